@@ -1,0 +1,217 @@
+//! One operation of the protocol: push, clear, poll, rotate.
+//!
+//! Operation k uses slot k mod 3 on every rank. In it, a rank
+//!
+//! 1. **pushes** its contribution, scrubbed, into its own region of every peer's slot, so that no two ranks ever write
+//!    the same word (but for the owner's clearing, below);
+//! 2. **clears**, while its peers' data is on the way, what operation k-1 left in its own slot (k-1) mod 3;
+//! 3. **polls** its own slot until every word of every peer has arrived;
+//! 4. **rotates** to the next slot.
+//!
+//! # Why three slots are enough, and which orderings that takes
+//!
+//! Two ranks write word w of rank A's slot: its peer B pushes into it, and A clears it. The push of B's operation k+2
+//! goes into slot (k+2) mod 3 = (k-1) mod 3, the slot that A clears in its operation k. It must come after that clear in
+//! the order of the stores to w, or the data is lost. It does:
+//!
+//! - A clears w in operation k, then calls `release` at the start of operation k+1, then pushes (program order);
+//! - B's polls of operation k+1 return only when they have seen A's push of k+1, and B calls `acquire` after them;
+//! - so A's clear happens before everything B does in operation k+2, its push of w included.
+//!
+//! With two slots the push of operation k+1 would share w with the clear of operation k, and nothing orders those.
+//!
+//! A reader never takes an old word for a new one: between operation k-1, whose words it read, and operation k+2, which
+//! reads the same words again, it cleared them itself, and a rank sees the words it wrote in order (coherence). A word
+//! that is not the sentinel is therefore the pushed one, whole, and needs no further ordering: the data is its own flag.
+//!
+//! The block's first fill with the sentinel must be complete before any peer can reach the block. That is the
+//! workspace's part: fill, synchronise, and only then exchange handles.
+
+use std::ops::Range;
+
+use crate::geometry::Geometry;
+use crate::memory::SlotMemory;
+use crate::rank_set::RankSet;
+use crate::sentinel::{EMPTY, VECTOR_BYTES, Vector, has_arrived, scrub};
+use crate::table::Control;
+
+/// A rank in its group.
+#[derive(Clone, Copy, Debug)]
+pub struct Member {
+    /// The rank.
+    pub rank: usize,
+    /// The group's memory.
+    pub geometry: Geometry,
+}
+
+impl Member {
+    fn ranks(&self) -> Range<usize> {
+        0..self.geometry.world_size()
+    }
+
+    /// The peers, each rank starting with its successor, so that not all push to rank 0 at once.
+    fn peers(&self) -> impl Iterator<Item = usize> + use<> {
+        let (rank, world_size) = (self.rank, self.geometry.world_size());
+        (1..world_size).map(move |distance| (rank + distance) % world_size)
+    }
+}
+
+/// What an operation sends and what it does with what arrives. Vectors are numbered from 0 within a region.
+pub trait Collective {
+    /// The rank's own vector `at`, not yet scrubbed.
+    fn contribution(&mut self, at: usize) -> Vector;
+
+    /// Takes vector `at` of `rank`. Within a chunk, ranks come in ascending order, the own one among them, which makes
+    /// every rank's result the same bits.
+    fn receive(&mut self, rank: usize, at: usize, vector: Vector);
+
+    /// All ranks' vectors of `chunk` have been received.
+    fn complete(&mut self, chunk: Range<usize>);
+}
+
+/// How to wait for words that have not arrived.
+pub trait Wait {
+    /// Why waiting ended.
+    type Error;
+
+    /// Called between two looks at the same words. `missing` says which ranks' data is not complete; it looks at all
+    /// of the slot, so it is for the error's text. An error ends the operation and leaves the group unusable.
+    fn pause(&mut self, missing: impl FnOnce() -> RankSet) -> Result<(), Self::Error>;
+
+    /// Called when words arrived after a pause.
+    fn resume(&mut self);
+}
+
+/// An operation's size, and how it is cut.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// Bytes per region, from [`Geometry::region_bytes`].
+    pub region_bytes: usize,
+    /// Vectors that are pushed, and later reduced, together: small enough for the reader's cache.
+    pub chunk_vectors: usize,
+    /// Chunks pushed before the first is polled: long enough that a peer's push has arrived by then.
+    pub lead_chunks: usize,
+}
+
+/// Runs one operation and rotates `control`.
+///
+/// On an error nothing is rotated, and the group's slots hold parts of the operation: no further one may run.
+#[inline(always)]
+pub fn exchange<M: SlotMemory, C: Collective, W: Wait>(
+    member: Member,
+    memory: &M,
+    control: &mut Control,
+    extent: Extent,
+    collective: &mut C,
+    wait: &mut W,
+) -> Result<(), W::Error> {
+    let operation = Operation { member, memory, slot: control.slot, region_bytes: extent.region_bytes };
+    let vectors = extent.region_bytes / VECTOR_BYTES;
+    let chunks = vectors.div_ceil(extent.chunk_vectors);
+    let chunk = |index: usize| index * extent.chunk_vectors..vectors.min((index + 1) * extent.chunk_vectors);
+
+    // Orders the clears of the operation before this one ahead of this one's pushes: see the module's argument.
+    memory.release();
+    for index in 0..chunks.min(extent.lead_chunks) {
+        operation.push(chunk(index), collective);
+    }
+    operation.clear(control.previous_slot(), control.previous_region_bytes);
+    for index in 0..chunks {
+        if index + extent.lead_chunks < chunks {
+            operation.push(chunk(index + extent.lead_chunks), collective);
+        }
+        operation.poll(chunk(index), collective, wait)?;
+        collective.complete(chunk(index));
+    }
+    // Orders the polls of this operation ahead of the next one's pushes: see the module's argument.
+    memory.acquire();
+    *control = control.rotated(extent.region_bytes);
+    Ok(())
+}
+
+struct Operation<'a, M> {
+    member: Member,
+    memory: &'a M,
+    slot: usize,
+    region_bytes: usize,
+}
+
+impl<M: SlotMemory> Operation<'_, M> {
+    #[inline(always)]
+    fn offset(&self, rank: usize, at: usize) -> usize {
+        self.member.geometry.slot_offset(self.slot) + rank * self.region_bytes + at * VECTOR_BYTES
+    }
+
+    #[inline(always)]
+    fn push(&self, chunk: Range<usize>, collective: &mut impl Collective) {
+        for peer in self.member.peers() {
+            for at in chunk.clone() {
+                let vector = scrub(collective.contribution(at));
+                self.memory.store(peer, self.offset(self.member.rank, at), vector);
+            }
+        }
+    }
+
+    /// Puts the sentinel back over the peers' regions of the own slot `slot`. The own region was never written.
+    #[inline(always)]
+    fn clear(&self, slot: usize, region_bytes: usize) {
+        let Member { rank, geometry } = self.member;
+        for peer in self.member.peers() {
+            let region = geometry.slot_offset(slot) + peer * region_bytes;
+            for offset in (region..region + region_bytes).step_by(VECTOR_BYTES) {
+                self.memory.store(rank, offset, EMPTY);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn poll<C: Collective, W: Wait>(
+        &self,
+        chunk: Range<usize>,
+        collective: &mut C,
+        wait: &mut W,
+    ) -> Result<(), W::Error> {
+        for source in self.member.ranks() {
+            if source == self.member.rank {
+                for at in chunk.clone() {
+                    let own = scrub(collective.contribution(at));
+                    collective.receive(source, at, own);
+                }
+                continue;
+            }
+            for at in chunk.clone() {
+                let mut vector = self.memory.load(self.member.rank, self.offset(source, at));
+                if !has_arrived(vector) {
+                    vector = self.wait_for(source, at, wait)?;
+                }
+                collective.receive(source, at, vector);
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_for<W: Wait>(&self, source: usize, at: usize, wait: &mut W) -> Result<Vector, W::Error> {
+        loop {
+            wait.pause(|| self.missing())?;
+            let vector = self.memory.load(self.member.rank, self.offset(source, at));
+            if has_arrived(vector) {
+                wait.resume();
+                return Ok(vector);
+            }
+        }
+    }
+
+    /// The ranks of whose data some word has not arrived.
+    fn missing(&self) -> RankSet {
+        let mut missing = RankSet::default();
+        for peer in self.member.peers() {
+            let mut vectors = (0..self.region_bytes / VECTOR_BYTES).map(|at| self.offset(peer, at));
+            if vectors.any(|offset| !has_arrived(self.memory.load(self.member.rank, offset))) {
+                missing.insert(peer);
+            }
+        }
+        missing
+    }
+}

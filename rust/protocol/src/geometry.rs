@@ -1,0 +1,182 @@
+//! Slots, regions, limits, and how large a slot must be for a given job.
+//!
+//! ```text
+//! block of one rank   | slot 0 | slot 1 | slot 2 | verification |     each slot is comm_size bytes
+//! slot, N ranks       | region 0 | region 1 | … | region N-1 | unused |
+//! ```
+//!
+//! Region r holds what rank r pushed. Its size is the operation's, not the workspace's: regions lie side by side from
+//! the slot's start, so that what an operation used is one extent, `world_size × region_bytes`. A rank's own region
+//! stays empty: it keeps its contribution in registers.
+
+use thiserror::Error;
+
+use crate::sentinel::VECTOR_BYTES;
+
+/// Slots per rank. The argument for three is in [`crate::exchange`].
+pub const SLOTS: usize = 3;
+/// The smallest group there is something to exchange in.
+pub const MIN_WORLD_SIZE: usize = 2;
+/// The largest group: one NVLink domain of today's hosts.
+pub const MAX_WORLD_SIZE: usize = 16;
+/// Device allocations are handed out, and exported, in blocks of this many bytes (2 MiB).
+pub const ALLOCATION_GRANULARITY: usize = 2 << 20;
+/// Tokens that share one vector of the fused Q+K layout.
+const TOKENS_PER_VECTOR: usize = 4;
+const FLOAT_BYTES: usize = 4;
+
+/// Why a shape is no geometry. Each says what would be one.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum GeometryError {
+    /// A group that is too small or too large.
+    #[error("world_size is {0}, but must be between {MIN_WORLD_SIZE} and {MAX_WORLD_SIZE}")]
+    WorldSize(i64),
+    /// A rank outside its group.
+    #[error("rank is {rank}, but must be between 0 and {} (world_size is {world_size})", world_size - 1)]
+    Rank {
+        /// The rank asked for.
+        rank: i64,
+        /// The group's size.
+        world_size: i64,
+    },
+    /// A slot that cannot be divided into vectors.
+    #[error("comm_size is {0} bytes, but must be a positive multiple of {VECTOR_BYTES}")]
+    CommSize(i64),
+    /// A slot so large that three of them exceed the address space.
+    #[error("comm_size is {0} bytes, which is more than this machine can address")]
+    TooLarge(i64),
+    /// A job without tokens or bytes.
+    #[error("{what} is {value}, but must be positive")]
+    NotPositive {
+        /// The argument's name.
+        what: &'static str,
+        /// Its value.
+        value: i64,
+    },
+    /// A message that does not fit into a slot.
+    #[error(
+        "the operation needs {needed} bytes per slot, but comm_size is {comm_size}; \
+         create the workspace with comm_size={needed} or more"
+    )]
+    MessageTooLarge {
+        /// Bytes per slot that would do.
+        needed: usize,
+        /// Bytes per slot that there are.
+        comm_size: usize,
+    },
+}
+
+/// The shape of one group's memory: the same on every rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    world_size: usize,
+    comm_size: usize,
+}
+
+impl Geometry {
+    /// Checks `world_size` (ranks) and `comm_size` (bytes per slot).
+    pub fn new(world_size: i64, comm_size: i64) -> Result<Self, GeometryError> {
+        let world_size = check_world_size(world_size)?;
+        if comm_size <= 0 || comm_size % VECTOR_BYTES as i64 != 0 {
+            return Err(GeometryError::CommSize(comm_size));
+        }
+        // A quarter of the address space for the three slots leaves every sum below free of overflow.
+        if comm_size > i64::MAX / 16 {
+            return Err(GeometryError::TooLarge(comm_size));
+        }
+        Ok(Self { world_size, comm_size: comm_size as usize })
+    }
+
+    /// Checks that `rank` belongs to the group.
+    pub fn check_rank(&self, rank: i64) -> Result<usize, GeometryError> {
+        let world_size = self.world_size as i64;
+        if (0..world_size).contains(&rank) { Ok(rank as usize) } else { Err(GeometryError::Rank { rank, world_size }) }
+    }
+
+    /// Ranks in the group.
+    pub fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    /// Bytes per slot.
+    pub fn comm_size(&self) -> usize {
+        self.comm_size
+    }
+
+    /// Bytes of a region that carries `message_bytes`: rounded up to whole vectors. An error if the group's regions do
+    /// not fit into a slot.
+    pub fn region_bytes(&self, message_bytes: usize) -> Result<usize, GeometryError> {
+        let comm_size = self.comm_size;
+        let too_large = |needed| GeometryError::MessageTooLarge { needed, comm_size };
+        let region = message_bytes.checked_next_multiple_of(VECTOR_BYTES).ok_or(too_large(usize::MAX))?;
+        let needed = region.checked_mul(self.world_size).ok_or(too_large(usize::MAX))?;
+        if needed <= comm_size { Ok(region) } else { Err(too_large(needed)) }
+    }
+
+    /// Bytes from the block's start to slot `slot`.
+    #[inline(always)]
+    pub fn slot_offset(&self, slot: usize) -> usize {
+        slot * self.comm_size
+    }
+
+    /// Bytes from the block's start to the vector that rank `rank` pushes to verify its mapping.
+    pub fn verification_offset(&self, rank: usize) -> usize {
+        SLOTS * self.comm_size + rank * VECTOR_BYTES
+    }
+
+    /// Bytes that carry the protocol's words: the slots and the verification vectors. All are filled with the sentinel
+    /// before any peer can reach them.
+    pub fn used_bytes(&self) -> usize {
+        self.verification_offset(self.world_size)
+    }
+
+    /// Bytes to allocate per rank: [`Geometry::used_bytes`], rounded up to 2 MiB, so that no stranger's allocation
+    /// shares a block with ours and is exported with it.
+    pub fn block_bytes(&self) -> usize {
+        self.used_bytes().next_multiple_of(ALLOCATION_GRANULARITY)
+    }
+}
+
+/// Checks a group's size on its own.
+pub fn check_world_size(world_size: i64) -> Result<usize, GeometryError> {
+    if (MIN_WORLD_SIZE as i64..=MAX_WORLD_SIZE as i64).contains(&world_size) {
+        Ok(world_size as usize)
+    } else {
+        Err(GeometryError::WorldSize(world_size))
+    }
+}
+
+/// Bytes per slot for the MiniMax operations: the ranks exchange one float32 sum of squares per token and matrix.
+///
+/// One matrix needs `world_size × max_tokens × 4` bytes, fused Q+K `world_size × 2 × ceil(max_tokens / 4) × 16`; the
+/// result is rounded up to 2 MiB (formula of vLLM's `lamport_workspace`).
+pub fn minimax_comm_size(max_tokens: i64, world_size: i64, fused_qk: bool) -> Result<usize, GeometryError> {
+    let ranks = check_world_size(world_size)?;
+    let tokens = check_positive("max_tokens", max_tokens)?;
+    let per_rank = if fused_qk {
+        tokens.div_ceil(TOKENS_PER_VECTOR).checked_mul(2 * VECTOR_BYTES)
+    } else {
+        tokens.checked_mul(FLOAT_BYTES)
+    };
+    round_up_slot(per_rank, ranks, max_tokens)
+}
+
+/// Bytes per slot for an all-reduce of up to `max_bytes` bytes: `world_size` regions of whole vectors, rounded up to
+/// 2 MiB.
+pub fn all_reduce_comm_size(max_bytes: i64, world_size: i64) -> Result<usize, GeometryError> {
+    let ranks = check_world_size(world_size)?;
+    let region = check_positive("max_bytes", max_bytes)?.checked_next_multiple_of(VECTOR_BYTES);
+    round_up_slot(region, ranks, max_bytes)
+}
+
+fn check_positive(what: &'static str, value: i64) -> Result<usize, GeometryError> {
+    if value > 0 { Ok(value as usize) } else { Err(GeometryError::NotPositive { what, value }) }
+}
+
+fn round_up_slot(per_rank: Option<usize>, ranks: usize, asked: i64) -> Result<usize, GeometryError> {
+    per_rank
+        .and_then(|bytes| bytes.checked_mul(ranks))
+        .and_then(|bytes| bytes.checked_next_multiple_of(ALLOCATION_GRANULARITY))
+        .filter(|&bytes| bytes as u64 <= (i64::MAX / 16) as u64)
+        .ok_or(GeometryError::TooLarge(asked))
+}

@@ -1,0 +1,25 @@
+//! The Lamport protocol, free of Python, of CUDA and of any operating system.
+//!
+//! Every rank owns a block of memory that its peers can write. A block has three *slots*, used in turn, and a slot has
+//! one *region* per rank. A sender stores its data straight into its own region of each peer's slot; a reader polls its
+//! own slot until no word is the [sentinel](sentinel). The data is its own flag, so there is no barrier.
+//!
+//! | module | concept |
+//! | --- | --- |
+//! | [`sentinel`] | the word that means "nothing has arrived here yet", and the rewriting of payloads equal to it |
+//! | [`geometry`] | slots, regions, limits, and how large a slot must be for a given job |
+//! | [`table`] | the pointer table and the control words that kernels read: an ABI |
+//! | [`memory`] | what the protocol asks of the memory under it: word-sized relaxed loads and stores, two fences |
+//! | [`exchange`] | one operation: push, clear, poll, rotate, with the memory-order argument |
+//!
+//! The same [`exchange::exchange`] runs over shared memory between processes and under the model checkers of
+//! `tests/`; the CUDA kernels restate it over `relaxed.sys` accesses.
+
+#![forbid(unsafe_code)]
+
+pub mod exchange;
+pub mod geometry;
+pub mod memory;
+pub mod rank_set;
+pub mod sentinel;
+pub mod table;
