@@ -50,7 +50,7 @@ impl Member {
     }
 
     /// The peers, each rank starting with its successor, so that not all push to rank 0 at once.
-    fn peers(&self) -> impl Iterator<Item = usize> + use<> {
+    pub(crate) fn peers(&self) -> impl Iterator<Item = usize> + use<> {
         let (rank, world_size) = (self.rank, self.geometry.world_size());
         (1..world_size).map(move |distance| (rank + distance) % world_size)
     }

@@ -11,6 +11,7 @@
 //! | [`table`] | the pointer table and the control words that kernels read: an ABI |
 //! | [`memory`] | what the protocol asks of the memory under it: word-sized relaxed loads and stores, two fences |
 //! | [`exchange`] | one operation: push, clear, poll, rotate, with the memory-order argument |
+//! | [`verification`] | the proof, before first use, that every rank's stores reach every peer |
 //!
 //! The same [`exchange::exchange`] runs over shared memory between processes and under the model checkers of
 //! `tests/`; the CUDA kernels restate it over `relaxed.sys` accesses.
@@ -23,3 +24,4 @@ pub mod memory;
 pub mod rank_set;
 pub mod sentinel;
 pub mod table;
+pub mod verification;

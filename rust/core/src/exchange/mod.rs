@@ -1,0 +1,107 @@
+//! Exchange of handles, and agreement: every step that can fail on one rank ends in one, so that all ranks raise the
+//! same error and none is left waiting.
+//!
+//! Messages are plain bytes of one fixed size, never pickles. Whatever carries them only has to bring every rank's
+//! message to every rank, in rank order.
+
+mod message;
+
+pub use message::{MESSAGE_BYTES, Payload, Reader, Writer};
+
+use message::{Body, Message};
+
+use crate::error::{Error, Result};
+
+/// What carries the messages: an all-gather of bytes.
+pub trait AllGather {
+    /// Returns the messages of all ranks in rank order, this rank's among them.
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String>;
+}
+
+/// One rank's end of the exchange.
+pub struct Exchange<'a> {
+    transport: &'a mut dyn AllGather,
+    rank: i64,
+    world_size: i64,
+    step: u32,
+}
+
+impl<'a> Exchange<'a> {
+    /// Starts an exchange as `rank` of `world_size`; both are checked against what the transport brings.
+    pub fn new(transport: &'a mut dyn AllGather, rank: i64, world_size: i64) -> Self {
+        Self { transport, rank, world_size, step: 0 }
+    }
+
+    /// Sends what this rank did, and returns what every rank did, in rank order, if all succeeded.
+    ///
+    /// If any rank failed, every rank gets the same error, which names the ranks and their reasons.
+    pub fn agree<P: Payload>(&mut self, local: Result<P>) -> Result<Vec<P>> {
+        let step = self.step;
+        self.step += 1;
+        let body = match &local {
+            Ok(payload) => Body::Payload(payload.encode()),
+            Err(error) => Body::Failure(error.to_string()),
+        };
+        let message = Message { rank: self.rank, step, body }.encode();
+        let gathered = match (self.transport.all_gather(&message), local) {
+            (Ok(gathered), _) => gathered,
+            // This rank's own failure says more than that it could not tell the others.
+            (Err(_), Err(own)) => return Err(own),
+            (Err(reason), Ok(_)) => return Err(Error::Transport(reason)),
+        };
+        let messages = gathered.iter().map(|bytes| Message::decode(bytes)).collect::<Vec<_>>();
+        self.check(&messages, step)?;
+        messages
+            .into_iter()
+            .enumerate()
+            .map(|(rank, message)| match message.map(|message| message.body) {
+                Ok(Body::Payload(bytes)) => P::decode(&bytes)
+                    .ok_or_else(|| Error::Agreement(format!("rank {rank} sent a payload that cannot be read"))),
+                _ => unreachable!("check() lets only payloads pass"),
+            })
+            .collect()
+    }
+
+    /// All ranks see the same messages, so all come to the same verdict.
+    fn check(&self, messages: &[std::result::Result<Message, String>], step: u32) -> Result<()> {
+        let mut failures = Vec::new();
+        for (rank, message) in messages.iter().enumerate() {
+            match message {
+                Err(reason) => failures.push((rank, reason.clone())),
+                Ok(Message { body: Body::Failure(reason), .. }) => failures.push((rank, reason.clone())),
+                Ok(message) if message.rank != rank as i64 => {
+                    failures
+                        .push((rank, format!("it is rank {rank} of the group, but was told rank={}", message.rank)));
+                }
+                Ok(message) if message.step != step => {
+                    failures.push((rank, format!("it is at step {} of the exchange, not {step}", message.step)));
+                }
+                Ok(_) => {}
+            }
+        }
+        if !failures.is_empty() {
+            return Err(Error::Agreement(describe(&failures, messages.len())));
+        }
+        if messages.len() as i64 != self.world_size {
+            return Err(Error::Agreement(format!(
+                "world_size is {}, but the group has {} ranks; pass the group whose size is world_size",
+                self.world_size,
+                messages.len()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The failures, in one text: once if all ranks have the same.
+fn describe(failures: &[(usize, String)], ranks: usize) -> String {
+    let (_, first) = &failures[0];
+    if failures.len() == ranks && failures.iter().all(|(_, reason)| reason == first) {
+        return first.clone();
+    }
+    let each: Vec<String> = failures.iter().map(|(rank, reason)| format!("rank {rank}: {reason}")).collect();
+    each.join("; ")
+}
+
+#[cfg(test)]
+mod tests;

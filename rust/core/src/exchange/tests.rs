@@ -1,0 +1,94 @@
+use super::*;
+
+/// Ranks as threads: everybody's message, once all have come.
+struct Threads {
+    rank: usize,
+    messages: std::sync::Arc<(std::sync::Barrier, std::sync::Mutex<Vec<Vec<u8>>>)>,
+}
+
+impl AllGather for Threads {
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+        let (barrier, messages) = &*self.messages;
+        messages.lock().unwrap()[self.rank] = message.to_vec();
+        barrier.wait();
+        let all = messages.lock().unwrap().clone();
+        barrier.wait();
+        Ok(all)
+    }
+}
+
+fn agree(ranks: usize, run: impl Fn(usize, &mut dyn AllGather) -> Result<Vec<()>> + Sync) -> Vec<String> {
+    let shared = std::sync::Arc::new((std::sync::Barrier::new(ranks), std::sync::Mutex::new(vec![vec![]; ranks])));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..ranks)
+            .map(|rank| {
+                let (run, messages) = (&run, shared.clone());
+                scope.spawn(move || run(rank, &mut Threads { rank, messages }))
+            })
+            .collect();
+        threads.into_iter().map(|thread| format!("{:?}", thread.join().unwrap().map_err(|e| e.to_string()))).collect()
+    })
+}
+
+#[test]
+fn one_ranks_failure_is_the_same_error_on_every_rank() {
+    let verdicts = agree(3, |rank, transport| {
+        let local = if rank == 1 { Err(Error::system("cuMemAlloc", "out of memory")) } else { Ok(()) };
+        Exchange::new(transport, rank as i64, 3).agree(local)
+    });
+    assert_eq!(verdicts, vec![r#"Err("rank 1: cuMemAlloc failed: out of memory")"#; 3]);
+}
+
+#[test]
+fn the_same_failure_on_every_rank_is_said_once() {
+    let verdicts = agree(2, |rank, transport| {
+        Exchange::new(transport, rank as i64, 2).agree::<()>(Err(Error::Argument("bad".into())))
+    });
+    assert_eq!(verdicts, vec![r#"Err("bad")"#; 2]);
+}
+
+#[test]
+fn a_rank_that_was_told_another_rank_is_named() {
+    let verdicts = agree(2, |_, transport| Exchange::new(transport, 0, 2).agree(Ok(())));
+    assert_eq!(verdicts[0], verdicts[1]);
+    assert!(verdicts[0].contains("rank 1: it is rank 1 of the group, but was told rank=0"), "{}", verdicts[0]);
+}
+
+#[test]
+fn a_group_of_another_size_is_an_error() {
+    let verdicts = agree(2, |rank, transport| Exchange::new(transport, rank as i64, 4).agree(Ok(())));
+    assert!(verdicts.iter().all(|verdict| verdict.contains("world_size is 4, but the group has 2 ranks")));
+}
+
+#[test]
+fn a_foreign_message_is_an_error_that_names_its_sender() {
+    struct Foreign;
+    impl AllGather for Foreign {
+        fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+            Ok(vec![message.to_vec(), vec![7; MESSAGE_BYTES]])
+        }
+    }
+    let error = Exchange::new(&mut Foreign, 0, 2).agree(Ok(())).unwrap_err().to_string();
+    assert!(error.starts_with("rank 1: its message is not one of lamport-rs"), "{error}");
+}
+
+#[test]
+fn a_long_failure_is_cut_at_a_character() {
+    let message = Message { rank: 3, step: 1, body: Body::Failure("é".repeat(1000)) };
+    let decoded = Message::decode(&message.encode()).unwrap();
+    let Body::Failure(reason) = decoded.body else { panic!("not a failure") };
+    assert_eq!(reason, "é".repeat(240));
+}
+
+#[test]
+fn no_message_makes_the_decoder_panic() {
+    let good = Message { rank: 0, step: 0, body: Body::Payload(vec![1, 2, 3]) }.encode();
+    for at in 0..MESSAGE_BYTES {
+        for value in [0, 1, 0x7f, 0x80, 0xff] {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            let _ = Message::decode(&bytes);
+            let _ = Message::decode(&bytes[..at]);
+        }
+    }
+}

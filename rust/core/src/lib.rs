@@ -1,0 +1,14 @@
+//! Lamport workspaces, free of Python.
+//!
+//! Layers, each using only those to its right: [`operations`] → [`workspace`] → [`memory`], [`exchange`] →
+//! `lamport_rs_protocol`.
+
+pub mod error;
+pub mod exchange;
+pub mod memory;
+pub mod operations;
+pub mod tensor;
+pub mod wait;
+pub mod workspace;
+
+pub use error::{Error, Result};

@@ -1,0 +1,135 @@
+//! Blocks of shared memory that ranks of one host map.
+//!
+//! A block is an anonymous file in memory (`memfd_create`): it never has a name, so nothing can be left behind in
+//! `/dev/shm`, whenever and however its ranks die, and nobody can guess it. A peer opens it through the owner's
+//! `/proc/<pid>/fd/<fd>`, which the kernel allows to processes of the same user only. Its size is sealed, so that no
+//! peer can shrink it under another's feet.
+
+use std::fs::OpenOptions;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::ptr::NonNull;
+
+use rustix::fs::{MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, fstat, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::error::{Error, Result};
+
+/// One mapping of one block, writable by every process that has it.
+#[derive(Debug)]
+pub struct Mapping {
+    pointer: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping is an address range that stays valid until it is dropped, whichever thread holds it. What is read
+// and written through the pointer is the business of those who do so.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; no method changes the mapping itself.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(file: &impl std::os::fd::AsFd, bytes: usize) -> Result<Self> {
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::POPULATE);
+        // SAFETY: a fresh mapping at an address of the kernel's choosing aliases nothing of this process.
+        let pointer = unsafe { mmap(std::ptr::null_mut(), bytes, protection, flags, file, 0) }
+            .map_err(|error| Error::system(format!("mapping {bytes} bytes of shared memory"), error))?;
+        let pointer = NonNull::new(pointer.cast()).expect("mmap does not return the null page");
+        Ok(Self { pointer, bytes })
+    }
+
+    /// Where the block is in this process.
+    pub fn pointer(&self) -> NonNull<u8> {
+        self.pointer
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is this mapping's own, and whoever used the pointer had to keep the mapping.
+        let unmapped = unsafe { munmap(self.pointer.as_ptr().cast(), self.bytes) };
+        debug_assert!(unmapped.is_ok(), "{unmapped:?}");
+    }
+}
+
+/// What a peer needs to map a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handle {
+    /// The owner.
+    pub process: u32,
+    /// The owner's descriptor of the block.
+    pub descriptor: i32,
+    /// The file's identity, so that a recycled process or descriptor number is noticed.
+    pub device: u64,
+    /// Likewise.
+    pub inode: u64,
+    /// The block's size in bytes.
+    pub bytes: u64,
+}
+
+/// A block that this process owns.
+#[derive(Debug)]
+pub struct Block {
+    file: OwnedFd,
+    mapping: Mapping,
+    handle: Handle,
+}
+
+impl Block {
+    /// Allocates `bytes` bytes and writes `word` over all of them.
+    pub fn allocate(bytes: usize, word: u32) -> Result<Self> {
+        let bytes = bytes.next_multiple_of(rustix::param::page_size());
+        let file = memfd_create("lamport-rs", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+            .map_err(|error| Error::system("memfd_create", error))?;
+        fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(|error| Error::system("fchmod", error))?;
+        ftruncate(&file, bytes as u64)
+            .map_err(|error| Error::system(format!("allocating {bytes} bytes of shared memory"), error))?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+            .map_err(|error| Error::system("sealing shared memory", error))?;
+        let mapping = Mapping::new(&file, bytes)?;
+        // SAFETY: the mapping is page-aligned, `bytes` long, and no other process can know of it yet.
+        unsafe { std::slice::from_raw_parts_mut(mapping.pointer().as_ptr().cast::<u32>(), bytes / 4) }.fill(word);
+        let status = fstat(&file).map_err(|error| Error::system("fstat", error))?;
+        let handle = Handle {
+            process: std::process::id(),
+            descriptor: file.as_raw_fd(),
+            device: status.st_dev,
+            inode: status.st_ino,
+            bytes: bytes as u64,
+        };
+        Ok(Self { file, mapping, handle })
+    }
+
+    /// What peers need to map this block.
+    pub fn handle(&self) -> Handle {
+        self.handle
+    }
+
+    /// Gives up the descriptor, once all peers have mapped the block, and keeps the mapping.
+    pub fn into_mapping(self) -> Mapping {
+        drop(self.file);
+        self.mapping
+    }
+}
+
+/// Maps a peer's block.
+pub fn open(handle: &Handle) -> Result<Mapping> {
+    let path = format!("/proc/{}/fd/{}", handle.process, handle.descriptor);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(rustix::fs::OFlags::CLOEXEC.bits() as i32)
+        .open(&path)
+        .map_err(|error| {
+            let advice = "the ranks must run as the same user and see the same processes (one PID namespace)";
+            Error::system(format!("opening a peer's shared memory ({path})"), format!("{error}; {advice}"))
+        })?;
+    let status = fstat(&file).map_err(|error| Error::system("fstat", error))?;
+    if (status.st_dev, status.st_ino, status.st_size as u64) != (handle.device, handle.inode, handle.bytes) {
+        return Err(Error::system(
+            format!("opening a peer's shared memory ({path})"),
+            "it is another file than the peer exported; the ranks must see the same processes (one PID namespace)",
+        ));
+    }
+    Mapping::new(&file, handle.bytes as usize)
+}

@@ -1,0 +1,199 @@
+//! Each operation's operands and their checks, the same for every backend. A failed check has changed nothing.
+
+use crate::error::{Error, Result};
+use crate::tensor::{Device, Dtype, Named, Tensor};
+
+const DTYPES: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::BFloat16];
+/// Widths of the normalised rows are multiples of this many elements: a vector of 16-bit values.
+const COLUMN_MULTIPLE: usize = 8;
+
+/// `output = sum over ranks of input`.
+#[derive(Clone, Copy, Debug)]
+pub struct AllReduce {
+    /// What this rank contributes.
+    pub input: Tensor,
+    /// The sum; may be `input`.
+    pub output: Tensor,
+}
+
+impl AllReduce {
+    /// Checks the operands for a workspace on `device`.
+    pub fn check(&self, device: Device) -> Result<()> {
+        let (input, output) = (named("input", &self.input), named("out", &self.output));
+        input.check_dtype(&DTYPES)?;
+        output.check_dtype(&[self.input.dtype])?;
+        output.check_shape(self.input.shape.as_slice())?;
+        for operand in [input, output] {
+            operand.check_place(device)?;
+            operand.check_contiguous()?;
+        }
+        output.check_overlap(input)
+    }
+}
+
+/// `residual_output = sum over ranks of input + residual`, `output = rms_norm(residual_output) × weight`.
+#[derive(Clone, Copy, Debug)]
+pub struct AllReduceRmsNorm {
+    /// What this rank contributes, `[…, hidden]`.
+    pub input: Tensor,
+    /// Added to the sum, `[…, hidden]`, the same on every rank.
+    pub residual: Tensor,
+    /// `[hidden]`, of the input's dtype or float32.
+    pub weight: Tensor,
+    /// Added to the mean of squares.
+    pub epsilon: f32,
+    /// The normalised sum; may be `input`.
+    pub output: Tensor,
+    /// The sum; may be `residual`.
+    pub residual_output: Tensor,
+}
+
+impl AllReduceRmsNorm {
+    /// Checks the operands for a workspace on `device`.
+    pub fn check(&self, device: Device) -> Result<()> {
+        let input = named("input", &self.input);
+        let (residual, weight) = (named("residual", &self.residual), named("weight", &self.weight));
+        let (output, residual_output) = (named("out", &self.output), named("residual_out", &self.residual_output));
+        input.check_dtype(&DTYPES)?;
+        input.check_columns(COLUMN_MULTIPLE)?;
+        for operand in [residual, output, residual_output] {
+            operand.check_dtype(&[self.input.dtype])?;
+            operand.check_shape(self.input.shape.as_slice())?;
+        }
+        check_weight(weight, &self.input, self.input.columns())?;
+        check_epsilon(self.epsilon)?;
+        for operand in [input, residual, weight, output, residual_output] {
+            operand.check_place(device)?;
+            operand.check_contiguous()?;
+        }
+        for (written, read) in
+            [(output, input), (output, residual), (residual_output, residual), (residual_output, input)]
+        {
+            written.check_overlap(read)?;
+        }
+        output.check_separate(residual_output)?;
+        output.check_separate(weight)?;
+        residual_output.check_separate(weight)
+    }
+}
+
+/// One matrix whose rows are spread over the ranks, normalised by the root mean square of the whole row.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm {
+    /// This rank's part, `[…, width]`; rows may lie apart.
+    pub input: Tensor,
+    /// This rank's part of the weight, `[width]`, of the input's dtype or float32.
+    pub weight: Tensor,
+    /// `[…, width]`, contiguous.
+    pub output: Tensor,
+}
+
+/// The MiniMax operation: [`Norm`] of one matrix, or of two (Q and K) at once.
+#[derive(Clone, Copy, Debug)]
+pub struct MinimaxRms {
+    /// The matrices: `[Some(input), None]` or `[Some(q), Some(k)]`, with as many rows each.
+    pub norms: [Option<Norm>; 2],
+    /// Added to the mean of squares.
+    pub epsilon: f32,
+}
+
+impl MinimaxRms {
+    /// One matrix.
+    pub fn one(norm: Norm, epsilon: f32) -> Self {
+        Self { norms: [Some(norm), None], epsilon }
+    }
+
+    /// Q and K out of the rows `[q | k | …]` of a packed `qkv`, `[…, ≥ q_size + kv_size]`.
+    pub fn packed(
+        qkv: Tensor,
+        sizes: [i64; 2],
+        weights: [Tensor; 2],
+        outputs: [Tensor; 2],
+        epsilon: f32,
+    ) -> Result<Self> {
+        let [q_size, kv_size] = sizes;
+        for (name, size) in [("q_size", q_size), ("kv_size", kv_size)] {
+            if size <= 0 || size % COLUMN_MULTIPLE as i64 != 0 {
+                return Err(Error::Argument(format!(
+                    "{name} is {size} elements, but must be a positive multiple of {COLUMN_MULTIPLE}"
+                )));
+            }
+        }
+        let (q_size, kv_size) = (q_size as usize, kv_size as usize);
+        if qkv.shape.as_slice().is_empty() || qkv.columns().checked_sub(q_size).is_none_or(|rest| rest < kv_size) {
+            return Err(Error::Argument(format!(
+                "qkv has shape {:?}, but its last dimension must hold q_size + kv_size = {q_size} + {kv_size} elements",
+                qkv.shape
+            )));
+        }
+        named("qkv", &qkv).check_rows()?;
+        let part = |offset: usize, columns: usize| Tensor {
+            pointer: qkv.pointer.wrapping_add(offset * qkv.dtype.size()),
+            shape: qkv.shape.with_columns(columns),
+            ..qkv
+        };
+        let norm = |input, index: usize| Some(Norm { input, weight: weights[index], output: outputs[index] });
+        Ok(Self { norms: [norm(part(0, q_size), 0), norm(part(q_size, kv_size), 1)], epsilon })
+    }
+
+    /// Rows of each matrix.
+    pub fn tokens(&self) -> usize {
+        self.norms[0].map_or(0, |norm| norm.input.rows())
+    }
+
+    /// Number of matrices.
+    pub fn matrices(&self) -> usize {
+        self.norms.iter().flatten().count()
+    }
+
+    /// Checks the operands for a workspace on `device`.
+    pub fn check(&self, device: Device) -> Result<()> {
+        check_epsilon(self.epsilon)?;
+        let names: [[&str; 3]; 2] = match self.norms[1] {
+            None => [["input", "norm_weight", "out"]; 2],
+            Some(_) => [["qkv", "norm_weight_q", "q_out"], ["qkv", "norm_weight_k", "k_out"]],
+        };
+        for (norm, [input, weight, output]) in self.norms.iter().flatten().zip(names) {
+            let (input, weight) = (named(input, &norm.input), named(weight, &norm.weight));
+            let output = named(output, &norm.output);
+            input.check_dtype(&DTYPES)?;
+            input.check_columns(COLUMN_MULTIPLE)?;
+            output.check_dtype(&[norm.input.dtype])?;
+            output.check_shape(norm.input.shape.as_slice())?;
+            check_weight(weight, &norm.input, norm.input.columns())?;
+            for operand in [input, weight, output] {
+                operand.check_place(device)?;
+            }
+            input.check_rows()?;
+            weight.check_contiguous()?;
+            output.check_contiguous()?;
+            output.check_overlap(input)?;
+            output.check_separate(weight)?;
+        }
+        if let [Some(q), Some(k)] = &self.norms {
+            let outputs = [named("q_out", &q.output), named("k_out", &k.output)];
+            outputs[0].check_separate(outputs[1])?;
+        }
+        Ok(())
+    }
+}
+
+fn named<'a>(name: &'a str, tensor: &'a Tensor) -> Named<'a> {
+    Named { name, tensor }
+}
+
+fn check_weight(weight: Named<'_>, input: &Tensor, columns: usize) -> Result<()> {
+    weight.check_shape(&[columns])?;
+    if input.dtype == Dtype::Float32 {
+        weight.check_dtype(&[Dtype::Float32])
+    } else {
+        weight.check_dtype(&[input.dtype, Dtype::Float32])
+    }
+}
+
+fn check_epsilon(epsilon: f32) -> Result<()> {
+    if epsilon.is_finite() && epsilon >= 0.0 {
+        return Ok(());
+    }
+    Err(Error::Argument(format!("eps is {epsilon}, but must be finite and not negative")))
+}

@@ -1,0 +1,98 @@
+//! The sum over ranks: float32, in rank order, the same bits on every rank.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use lamport_rs_protocol::exchange::Collective;
+use lamport_rs_protocol::sentinel::Vector;
+
+use super::element::{Element, Lanes, with_element};
+use super::operand::Operand;
+use super::processor::{Job, Processor, dispatch};
+use super::{CHUNK_VECTORS, extent};
+use crate::error::Result;
+use crate::operations::arguments::AllReduce;
+use crate::tensor::Device;
+use crate::wait::Interrupted;
+use crate::workspace::host::{HostWorkspace, Turn};
+
+/// Runs the operation. A collective call: all ranks pass tensors of the same size and dtype.
+///
+/// # Safety
+/// The tensors' pointers are valid for their shapes and strides until this returns; nothing else writes them.
+pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
+    operands.check(Device::Cpu)?;
+    let region_bytes = workspace.member().geometry.region_bytes(operands.input.bytes())?;
+    let mut turn = workspace.take_turn("all_reduce", interrupted)?;
+    if operands.input.elements() == 0 {
+        return Ok(());
+    }
+    // SAFETY: the caller's promise.
+    let (input, output) = unsafe { (Operand::contiguous(&operands.input), Operand::contiguous(&operands.output)) };
+    let mut scratch = turn.take_scratch();
+    scratch.resize(scratch.len().max(CHUNK_VECTORS * 8), 0.0);
+    let outcome = with_element!(operands.input.dtype, E => {
+        let sums = <E as Element>::Lanes::cast(&mut scratch);
+        dispatch(Sum::<E> { workspace, turn: &mut turn, region_bytes, input, output, sums })
+    });
+    turn.return_scratch(scratch);
+    outcome
+}
+
+struct Sum<'a, 't, E: Element> {
+    workspace: &'a HostWorkspace,
+    turn: &'a mut Turn<'t>,
+    region_bytes: usize,
+    input: Operand,
+    output: Operand,
+    sums: &'a mut [E::Lanes],
+}
+
+impl<E: Element> Job for Sum<'_, '_, E> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn run<P: Processor>(self) -> Result<()> {
+        let memory = self.turn.blocks.accessed::<P::Access>();
+        let extent = extent(self.region_bytes, CHUNK_VECTORS);
+        let mut reduction = Reduction::<E, P> {
+            input: self.input,
+            output: self.output,
+            start: 0,
+            sums: &mut self.sums[..CHUNK_VECTORS],
+            processor: PhantomData,
+        };
+        self.workspace.run(self.turn, &memory, extent, &mut reduction)
+    }
+}
+
+struct Reduction<'a, E: Element, P> {
+    input: Operand,
+    output: Operand,
+    /// First vector of the chunk being received.
+    start: usize,
+    sums: &'a mut [E::Lanes],
+    processor: PhantomData<P>,
+}
+
+impl<E: Element, P: Processor> Collective for Reduction<'_, E, P> {
+    #[inline(always)]
+    fn contribution(&mut self, at: usize) -> Vector {
+        self.input.read(at)
+    }
+
+    #[inline(always)]
+    fn receive(&mut self, rank: usize, at: usize, vector: Vector) {
+        let values = E::widen::<P>(vector);
+        let sum = &mut self.sums[at - self.start];
+        *sum = if rank == 0 { values } else { sum.add(values) };
+    }
+
+    #[inline(always)]
+    fn complete(&mut self, chunk: Range<usize>) {
+        for (sum, at) in self.sums.iter().zip(chunk.clone()) {
+            self.output.write(at, E::narrow::<P>(*sum));
+        }
+        self.start = chunk.end;
+    }
+}

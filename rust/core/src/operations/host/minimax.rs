@@ -1,0 +1,167 @@
+//! The norm of rows that are spread over the ranks, as MiniMax's attention has it for Q and K.
+//!
+//! Rank r has `width` of a row's `world_size × width` columns. Per row,
+//! `out = input / sqrt(sum over ranks and columns of input² / (world_size × width) + eps) × weight`
+//! (`MiniMaxText01RMSNormTP` of vLLM). Only the sums of squares travel: one float32 per token and matrix, token by
+//! token.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use lamport_rs_protocol::exchange::Collective;
+use lamport_rs_protocol::sentinel::{VECTOR_WORDS, Vector};
+
+use super::element::{Element, Lanes, with_element};
+use super::operand::{Operand, Weight};
+use super::processor::{Job, Processor, dispatch};
+use super::{CHUNK_VECTORS, extent};
+use crate::error::Result;
+use crate::operations::arguments::{MinimaxRms, Norm};
+use crate::tensor::Device;
+use crate::wait::Interrupted;
+use crate::workspace::host::{HostWorkspace, Turn};
+
+/// Runs the operation. A collective call: all ranks pass as many tokens.
+///
+/// # Safety
+/// As for [`super::all_reduce`].
+pub unsafe fn minimax_rms(
+    workspace: &HostWorkspace,
+    operands: &MinimaxRms,
+    interrupted: Interrupted<'_>,
+) -> Result<()> {
+    operands.check(Device::Cpu)?;
+    let words = operands.tokens() * operands.matrices();
+    let region_bytes = workspace.member().geometry.region_bytes(words * size_of::<f32>())?;
+    let mut turn = workspace.take_turn("minimax_allreduce_rms", interrupted)?;
+    if words == 0 {
+        return Ok(());
+    }
+    // The own sums, then the group's, in whole vectors.
+    let padded = words.next_multiple_of(VECTOR_WORDS);
+    let mut scratch = turn.take_scratch();
+    scratch.resize(scratch.len().max(2 * padded), 0.0);
+    let (own, totals) = scratch[..2 * padded].split_at_mut(padded);
+    own[words..].fill(0.0);
+
+    let matrices = operands.matrices();
+    for (index, norm) in operands.norms.iter().flatten().enumerate() {
+        let sums = &mut own[index..words];
+        with_element!(norm.input.dtype, E => dispatch(Squares { norm, matrices, sums, element: PhantomData::<E> }));
+    }
+    let mut run = Totals { workspace, turn: &mut turn, region_bytes, own, totals };
+    let outcome = dispatch(&mut run);
+    if outcome.is_ok() {
+        let world_size = workspace.member().geometry.world_size();
+        for (index, norm) in operands.norms.iter().flatten().enumerate() {
+            let columns = (norm.input.columns() * world_size) as f32;
+            let totals = &totals[index..words];
+            let scale = |total: f32| 1.0 / (total / columns + operands.epsilon).sqrt();
+            with_element!(norm.input.dtype, E => {
+                dispatch(Scaling { norm, matrices, totals, scale, element: PhantomData::<E> })
+            });
+        }
+    }
+    turn.return_scratch(scratch);
+    outcome
+}
+
+/// The own sum of squares of each row, `matrices` words apart.
+struct Squares<'a, E> {
+    norm: &'a Norm,
+    matrices: usize,
+    sums: &'a mut [f32],
+    element: PhantomData<E>,
+}
+
+impl<E: Element> Job for Squares<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<P: Processor>(self) {
+        for (row, sum) in self.sums.iter_mut().step_by(self.matrices).enumerate() {
+            // SAFETY: the promise of `minimax_rms`'s caller.
+            let input = unsafe { Operand::row(&self.norm.input, row) };
+            let mut squares = E::Lanes::ZERO;
+            for at in 0..input.vectors() {
+                let values = E::widen::<P>(input.read(at));
+                squares = squares.add(values.multiply(values));
+            }
+            *sum = squares.sum();
+        }
+    }
+}
+
+/// The exchange of the sums.
+struct Totals<'a, 't> {
+    workspace: &'a HostWorkspace,
+    turn: &'a mut Turn<'t>,
+    region_bytes: usize,
+    own: &'a [f32],
+    totals: &'a mut [f32],
+}
+
+impl Job for &mut Totals<'_, '_> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn run<P: Processor>(self) -> Result<()> {
+        let memory = self.turn.blocks.accessed::<P::Access>();
+        let extent = extent(self.region_bytes, CHUNK_VECTORS);
+        let mut sum = RankSum { own: self.own, totals: self.totals };
+        self.workspace.run(self.turn, &memory, extent, &mut sum)
+    }
+}
+
+struct RankSum<'a> {
+    own: &'a [f32],
+    totals: &'a mut [f32],
+}
+
+impl Collective for RankSum<'_> {
+    #[inline(always)]
+    fn contribution(&mut self, at: usize) -> Vector {
+        std::array::from_fn(|word| self.own[at * VECTOR_WORDS + word].to_bits())
+    }
+
+    #[inline(always)]
+    fn receive(&mut self, rank: usize, at: usize, vector: Vector) {
+        for (word, bits) in vector.into_iter().enumerate() {
+            let total = &mut self.totals[at * VECTOR_WORDS + word];
+            let value = f32::from_bits(bits);
+            *total = if rank == 0 { value } else { *total + value };
+        }
+    }
+
+    #[inline(always)]
+    fn complete(&mut self, _chunk: Range<usize>) {}
+}
+
+/// Each row times the scale of its total, times the weight.
+struct Scaling<'a, E, F> {
+    norm: &'a Norm,
+    matrices: usize,
+    totals: &'a [f32],
+    scale: F,
+    element: PhantomData<E>,
+}
+
+impl<E: Element, F: Fn(f32) -> f32> Job for Scaling<'_, E, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<P: Processor>(self) {
+        // SAFETY: the promise of `minimax_rms`'s caller.
+        let weight = unsafe { Weight::new(&self.norm.weight) };
+        for (row, total) in self.totals.iter().step_by(self.matrices).enumerate() {
+            // SAFETY: as above.
+            let (input, output) =
+                unsafe { (Operand::row(&self.norm.input, row), Operand::row(&self.norm.output, row)) };
+            let scale = (self.scale)(*total);
+            for at in 0..input.vectors() {
+                let values = E::widen::<P>(input.read(at)).scale(scale);
+                output.write(at, E::narrow::<P>(values.multiply(weight.lanes::<E, P>(at))));
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The sum over ranks, plus a residual, and the norm of its rows.
+//!
+//! `residual_out = input summed over ranks + residual`, and per row
+//! `out = residual_out / sqrt(mean(residual_out²) + eps) × weight` (RMSNorm: Zhang and Sennrich, 2019,
+//! arXiv:1910.07467). All in float32: the norm uses the sum before it is rounded to the dtype.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use lamport_rs_protocol::exchange::Collective;
+use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
+
+use super::element::{Element, Lanes, with_element};
+use super::operand::{Operand, Weight};
+use super::processor::{Job, Processor, dispatch};
+use super::{CHUNK_VECTORS, extent};
+use crate::error::Result;
+use crate::operations::arguments::AllReduceRmsNorm;
+use crate::tensor::Device;
+use crate::wait::Interrupted;
+use crate::workspace::host::{HostWorkspace, Turn};
+
+/// Runs the operation. A collective call: all ranks pass tensors of the same size and dtype.
+///
+/// # Safety
+/// As for [`super::all_reduce`].
+pub unsafe fn all_reduce_rms_norm(
+    workspace: &HostWorkspace,
+    operands: &AllReduceRmsNorm,
+    interrupted: Interrupted<'_>,
+) -> Result<()> {
+    operands.check(Device::Cpu)?;
+    let region_bytes = workspace.member().geometry.region_bytes(operands.input.bytes())?;
+    let mut turn = workspace.take_turn("all_reduce_rms_norm", interrupted)?;
+    if operands.input.elements() == 0 {
+        return Ok(());
+    }
+    let row_vectors = operands.input.columns() * operands.input.dtype.size() / VECTOR_BYTES;
+    // Whole rows per chunk: a row is normalised when its chunk is complete.
+    let chunk_vectors = (CHUNK_VECTORS / row_vectors).max(1) * row_vectors;
+    let mut scratch = turn.take_scratch();
+    scratch.resize(scratch.len().max(chunk_vectors * 8), 0.0);
+    let layout = Layout { region_bytes, row_vectors, chunk_vectors };
+    let outcome = with_element!(operands.input.dtype, E => {
+        let sums = <E as Element>::Lanes::cast(&mut scratch);
+        dispatch(Run::<E> { workspace, turn: &mut turn, operands, layout, sums })
+    });
+    turn.return_scratch(scratch);
+    outcome
+}
+
+#[derive(Clone, Copy)]
+struct Layout {
+    region_bytes: usize,
+    row_vectors: usize,
+    chunk_vectors: usize,
+}
+
+struct Run<'a, 't, E: Element> {
+    workspace: &'a HostWorkspace,
+    turn: &'a mut Turn<'t>,
+    operands: &'a AllReduceRmsNorm,
+    layout: Layout,
+    sums: &'a mut [E::Lanes],
+}
+
+impl<E: Element> Job for Run<'_, '_, E> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn run<P: Processor>(self) -> Result<()> {
+        let memory = self.turn.blocks.accessed::<P::Access>();
+        let operands = self.operands;
+        // SAFETY: the promise of `all_reduce_rms_norm`'s caller.
+        let mut norm = unsafe {
+            NormalisedSum::<E, P> {
+                input: Operand::contiguous(&operands.input),
+                residual: Operand::contiguous(&operands.residual),
+                weight: Weight::new(&operands.weight),
+                output: Operand::contiguous(&operands.output),
+                residual_output: Operand::contiguous(&operands.residual_output),
+                epsilon: operands.epsilon,
+                columns: operands.input.columns(),
+                row_vectors: self.layout.row_vectors,
+                start: 0,
+                sums: self.sums,
+                processor: PhantomData,
+            }
+        };
+        let extent = extent(self.layout.region_bytes, self.layout.chunk_vectors);
+        self.workspace.run(self.turn, &memory, extent, &mut norm)
+    }
+}
+
+struct NormalisedSum<'a, E: Element, P> {
+    input: Operand,
+    residual: Operand,
+    weight: Weight,
+    output: Operand,
+    residual_output: Operand,
+    epsilon: f32,
+    columns: usize,
+    row_vectors: usize,
+    /// First vector of the chunk being received.
+    start: usize,
+    sums: &'a mut [E::Lanes],
+    processor: PhantomData<P>,
+}
+
+impl<E: Element, P: Processor> Collective for NormalisedSum<'_, E, P> {
+    #[inline(always)]
+    fn contribution(&mut self, at: usize) -> Vector {
+        self.input.read(at)
+    }
+
+    #[inline(always)]
+    fn receive(&mut self, rank: usize, at: usize, vector: Vector) {
+        let values = E::widen::<P>(vector);
+        let sum = &mut self.sums[at - self.start];
+        *sum = if rank == 0 { values } else { sum.add(values) };
+    }
+
+    #[inline(always)]
+    fn complete(&mut self, chunk: Range<usize>) {
+        for row in chunk.clone().step_by(self.row_vectors) {
+            let mut squares = E::Lanes::ZERO;
+            for at in row..row + self.row_vectors {
+                let sum = &mut self.sums[at - self.start];
+                *sum = sum.add(E::widen::<P>(self.residual.read(at)));
+                squares = squares.add(sum.multiply(*sum));
+                self.residual_output.write(at, E::narrow::<P>(*sum));
+            }
+            let scale = 1.0 / (squares.sum() / self.columns as f32 + self.epsilon).sqrt();
+            for at in row..row + self.row_vectors {
+                let weight = self.weight.lanes::<E, P>(at - row);
+                self.output.write(at, E::narrow::<P>(self.sums[at - self.start].scale(scale).multiply(weight)));
+            }
+        }
+        self.start = chunk.end;
+    }
+}

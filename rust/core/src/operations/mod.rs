@@ -1,0 +1,9 @@
+//! The collectives: what each takes, checks and computes.
+//!
+//! | module | concept |
+//! | --- | --- |
+//! | [`arguments`] | each operation's operands and their checks, the same for every backend |
+//! | [`host`] | the operations over shared memory |
+
+pub mod arguments;
+pub mod host;

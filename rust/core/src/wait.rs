@@ -1,0 +1,104 @@
+//! Waiting without a barrier: spin briefly, then yield, then sleep.
+
+use std::time::{Duration, Instant};
+
+use lamport_rs_protocol::exchange::Wait;
+use lamport_rs_protocol::rank_set::RankSet;
+
+use crate::error::Error;
+
+/// Looks at the words before the processor is first offered to another rank, where each rank has a core.
+const SPINS: u32 = 4_000;
+/// Likewise where it has not: the peer that is waited for may need this very core.
+const SPINS_OVERSUBSCRIBED: u32 = 50;
+/// Yields before the first sleep.
+const YIELDS: u32 = 200;
+/// The first sleep, and the longest.
+const SLEEP: Range = Range { first: Duration::from_micros(20), longest: Duration::from_millis(1) };
+/// How often a sleeping rank asks whether it should stop.
+const INTERRUPT_INTERVAL: Duration = Duration::from_millis(50);
+
+struct Range {
+    first: Duration,
+    longest: Duration,
+}
+
+/// Asked while a rank sleeps: whether to give up (a signal has come).
+pub type Interrupted<'a> = &'a mut dyn FnMut() -> bool;
+
+/// The bounded wait of one operation.
+pub struct BoundedWait<'a> {
+    operation: &'static str,
+    timeout: Option<Duration>,
+    interrupted: Interrupted<'a>,
+    spins: u32,
+    attempts: u32,
+    started: Option<Instant>,
+    asked: Duration,
+    sleep: Duration,
+}
+
+impl<'a> BoundedWait<'a> {
+    /// Waits up to `timeout` (`None`: for ever) for each word of `operation`, in a group of `world_size` ranks.
+    pub fn new(
+        operation: &'static str,
+        world_size: usize,
+        timeout: Option<Duration>,
+        interrupted: Interrupted<'a>,
+    ) -> Self {
+        let spins = if world_size <= cores() { SPINS } else { SPINS_OVERSUBSCRIBED };
+        Self {
+            operation,
+            timeout,
+            interrupted,
+            spins,
+            attempts: 0,
+            started: None,
+            asked: Duration::ZERO,
+            sleep: SLEEP.first,
+        }
+    }
+}
+
+impl Wait for BoundedWait<'_> {
+    type Error = Error;
+
+    fn pause(&mut self, missing: impl FnOnce() -> RankSet) -> Result<(), Error> {
+        self.attempts += 1;
+        if self.attempts <= self.spins {
+            std::hint::spin_loop();
+            return Ok(());
+        }
+        let waited = self.started.get_or_insert_with(Instant::now).elapsed();
+        if self.timeout.is_some_and(|timeout| waited >= timeout) {
+            return Err(Error::Timeout { operation: self.operation, waited, missing: missing() });
+        }
+        if self.attempts - self.spins <= YIELDS {
+            std::thread::yield_now();
+            return Ok(());
+        }
+        if waited - self.asked >= INTERRUPT_INTERVAL {
+            self.asked = waited;
+            if (self.interrupted)() {
+                return Err(Error::Interrupted { operation: self.operation, missing: missing() });
+            }
+        }
+        let left = self.timeout.map_or(SLEEP.longest, |timeout| timeout - waited);
+        std::thread::sleep(self.sleep.min(left));
+        self.sleep = (self.sleep * 2).min(SLEEP.longest);
+        Ok(())
+    }
+
+    fn resume(&mut self) {
+        self.attempts = 0;
+        self.started = None;
+        self.asked = Duration::ZERO;
+        self.sleep = SLEEP.first;
+    }
+}
+
+/// Cores this process may run on.
+fn cores() -> usize {
+    static CORES: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}

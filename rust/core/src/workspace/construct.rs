@@ -1,0 +1,99 @@
+//! The order of construction: allocate → fill → synchronise → exchange handles → map the peers → agree.
+//!
+//! The fill comes before the exchange: a peer that starts early must never have its data overwritten by a late fill.
+
+use std::fmt::Debug;
+
+use lamport_rs_protocol::sentinel::Vector;
+
+use crate::error::{Error, Result};
+use crate::exchange::Exchange;
+use crate::workspace::hello::{self, Hello};
+
+/// A kind of memory that crosses processes.
+pub trait Backend {
+    /// Its name in the API.
+    const NAME: &'static str;
+    /// A block that this rank owns.
+    type Block: Debug;
+    /// A mapping of a peer's block.
+    type Peer: Debug;
+
+    /// The device, in words.
+    fn device(&self) -> String;
+    /// Allocates `bytes` bytes, writes `word` over all of them, and waits until that is done.
+    fn allocate(&self, bytes: usize, word: u32) -> Result<Self::Block>;
+    /// What a peer needs to map `block`.
+    fn export(&self, block: &Self::Block) -> Result<Vec<u8>>;
+    /// Maps the block that a peer exported.
+    fn open(&self, handle: &[u8]) -> Result<Self::Peer>;
+}
+
+/// The blocks of all ranks, as this rank has them.
+#[derive(Debug)]
+pub struct Group<B: Backend> {
+    /// This rank's own.
+    pub own: B::Block,
+    /// The peers', in rank order; `None` at this rank's own place.
+    pub peers: Vec<Option<B::Peer>>,
+    /// What each rank pushes to verify its mappings.
+    pub nonces: Vec<Vector>,
+}
+
+/// What to allocate: bytes and the word to fill them with, and the size that all ranks must agree on.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// This rank.
+    pub rank: usize,
+    /// Ranks in the group.
+    pub world_size: usize,
+    /// Bytes per block.
+    pub bytes: usize,
+    /// What fills it.
+    pub word: u32,
+    /// The size in the caller's terms.
+    pub comm_size: usize,
+}
+
+/// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
+pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: Result<Request>) -> Result<Group<B>> {
+    let allocated = request.and_then(|request| {
+        let block = backend.allocate(request.bytes, request.word)?;
+        let hello = Hello {
+            version: hello::VERSION.to_owned(),
+            host: hello::host_identity(),
+            backend: B::NAME.to_owned(),
+            world_size: request.world_size as u64,
+            comm_size: request.comm_size as u64,
+            device: backend.device(),
+            nonce: hello::nonce()?,
+            handle: backend.export(&block)?,
+        };
+        Ok((request, block, hello))
+    });
+    let (own, hello) = match allocated {
+        Ok((request, block, hello)) => (Ok((request, block)), Ok(hello)),
+        Err(error) => (Err(error.clone()), Err(error)),
+    };
+    let hellos = exchange.agree(hello)?;
+    hello::check_agreement(&hellos)?;
+    let (request, own) = own?;
+    let peers = hellos
+        .iter()
+        .enumerate()
+        .map(|(peer, hello)| {
+            if peer == request.rank {
+                return Ok(None);
+            }
+            backend.open(&hello.handle).map(Some).map_err(|error| {
+                Error::Argument(format!("cannot map the memory of rank {peer} ({}): {error}", hello.device))
+            })
+        })
+        .collect::<Result<Vec<_>>>();
+    let (peers, mapped) = match peers {
+        Ok(peers) => (peers, Ok(())),
+        Err(error) => (vec![], Err(error)),
+    };
+    exchange.agree(mapped)?;
+    Ok(Group { own, peers, nonces: hellos.iter().map(|hello| hello.nonce).collect() })
+}

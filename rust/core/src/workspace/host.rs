@@ -1,0 +1,261 @@
+//! The workspace over shared memory.
+
+use std::cell::UnsafeCell;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lamport_rs_protocol::exchange::{Collective, Extent, Member, exchange};
+use lamport_rs_protocol::geometry::Geometry;
+use lamport_rs_protocol::memory::SlotMemory;
+use lamport_rs_protocol::sentinel::SENTINEL;
+use lamport_rs_protocol::table::{self, Control};
+use lamport_rs_protocol::verification::verify;
+
+use crate::error::{Error, Result};
+use crate::exchange::{AllGather, Exchange, Reader, Writer};
+use crate::memory::host::{self, Block, Handle, Mapping};
+use crate::memory::host_slots::Blocks;
+use crate::memory::vector_access::Portable;
+use crate::wait::{BoundedWait, Interrupted};
+use crate::workspace::Settings;
+use crate::workspace::construct::{Backend, Group, Request, construct};
+
+/// Longest wait for the verification, whose data is on its way when it starts.
+const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Shared memory of one host.
+pub struct HostBackend;
+
+impl Backend for HostBackend {
+    const NAME: &'static str = "host";
+    type Block = Block;
+    type Peer = Mapping;
+
+    fn device(&self) -> String {
+        format!("cpu, process {}", std::process::id())
+    }
+
+    fn allocate(&self, bytes: usize, word: u32) -> Result<Block> {
+        Block::allocate(bytes, word)
+    }
+
+    fn export(&self, block: &Block) -> Result<Vec<u8>> {
+        let Handle { process, descriptor, device, inode, bytes } = block.handle();
+        Ok(Writer::default().u32(process).u32(descriptor as u32).u64(device).u64(inode).u64(bytes).finish())
+    }
+
+    fn open(&self, handle: &[u8]) -> Result<Mapping> {
+        let mut reader = Reader::new(handle);
+        let mut decode = || {
+            Some(Handle {
+                process: reader.u32()?,
+                descriptor: reader.u32()? as i32,
+                device: reader.u64()?,
+                inode: reader.u64()?,
+                bytes: reader.u64()?,
+            })
+        };
+        let handle = decode().ok_or_else(|| Error::Argument("its handle cannot be read".into()))?;
+        host::open(&handle)
+    }
+}
+
+/// The control words, where the table points to.
+#[derive(Debug)]
+struct ControlWords {
+    counters: UnsafeCell<[i32; table::COUNTERS]>,
+    extents: UnsafeCell<[i64; table::EXTENTS]>,
+}
+
+/// What one operation at a time may touch.
+#[derive(Debug, Default)]
+struct State {
+    failure: Option<String>,
+    cleaned_up: bool,
+    /// Working memory of operations, kept to spare its allocation.
+    scratch: Vec<f32>,
+}
+
+/// One rank's workspace. Its memory lives until the last reference to it is gone, the table's included.
+#[derive(Debug)]
+pub struct HostWorkspace {
+    member: Member,
+    timeout: Option<Duration>,
+    blocks: Blocks,
+    control: Box<ControlWords>,
+    table: Vec<i64>,
+    state: Mutex<State>,
+    /// Keeps `blocks` valid.
+    _mappings: Vec<Arc<Mapping>>,
+}
+
+// SAFETY: the pointers in `blocks` and `table` belong to `_mappings` and `control`, which live as long; the control
+// words are accessed by the holder of `state`'s lock only, and the slots through `VectorAccess`.
+unsafe impl Send for HostWorkspace {}
+// SAFETY: as above.
+unsafe impl Sync for HostWorkspace {}
+
+impl HostWorkspace {
+    /// Creates this rank's part. Collective: all ranks call it, and all return or raise together.
+    pub fn create(settings: &Settings, transport: &mut dyn AllGather, interrupted: Interrupted<'_>) -> Result<Self> {
+        let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
+        let geometry = Geometry::new(settings.world_size, settings.comm_size).map_err(Error::from);
+        let request = geometry.and_then(|geometry| {
+            Ok(Request {
+                rank: geometry.check_rank(settings.rank)?,
+                world_size: geometry.world_size(),
+                bytes: geometry.used_bytes(),
+                word: SENTINEL,
+                comm_size: geometry.comm_size(),
+            })
+        });
+        let Group { own, peers, nonces } = construct(&HostBackend, &mut exchange, request)?;
+        let geometry = Geometry::new(settings.world_size, settings.comm_size)?;
+        let member = Member { rank: geometry.check_rank(settings.rank)?, geometry };
+        let mut own = Some(own.into_mapping());
+        let mappings = peers.into_iter().filter_map(|peer| peer.or_else(|| own.take())).map(Arc::new).collect();
+        let workspace = Self::over(member, settings.timeout, mappings);
+
+        let timeout = Some(settings.timeout.map_or(VERIFICATION_TIMEOUT, |timeout| timeout.min(VERIFICATION_TIMEOUT)));
+        let mut wait = BoundedWait::new("verification", geometry.world_size(), timeout, interrupted);
+        let verified = verify(member, &workspace.blocks.accessed::<Portable>(), &nonces, &mut wait).and_then(|wrong| {
+            if wrong.is_empty() {
+                return Ok(());
+            }
+            Err(Error::Argument(format!(
+                "what arrived from {wrong} is not what was sent; the memory is mapped wrongly"
+            )))
+        });
+        exchange.agree(verified)?;
+        Ok(workspace)
+    }
+
+    /// The workspaces of a whole group whose ranks are threads of this process, over one mapping of each block: a race
+    /// detector sees that the ranks access the same memory.
+    pub fn in_process(world_size: i64, comm_size: i64, timeout: Option<Duration>) -> Result<Vec<Self>> {
+        let geometry = Geometry::new(world_size, comm_size)?;
+        let mappings = (0..world_size)
+            .map(|_| Ok(Arc::new(Block::allocate(geometry.used_bytes(), SENTINEL)?.into_mapping())))
+            .collect::<Result<Vec<_>>>()?;
+        let member = |rank| Member { rank, geometry };
+        Ok((0..geometry.world_size()).map(|rank| Self::over(member(rank), timeout, mappings.clone())).collect())
+    }
+
+    /// A workspace over blocks that are mapped and filled.
+    fn over(member: Member, timeout: Option<Duration>, mappings: Vec<Arc<Mapping>>) -> Self {
+        let geometry = member.geometry;
+        let bases: Vec<NonNull<u8>> = mappings.iter().map(|mapping| mapping.pointer()).collect();
+        // SAFETY: each mapping is page-aligned, at least `used_bytes` long, and kept in `_mappings`.
+        let blocks = unsafe { Blocks::new(&bases, geometry.used_bytes()) };
+        let control = Box::new(ControlWords {
+            counters: UnsafeCell::new([0; table::COUNTERS]),
+            extents: UnsafeCell::new([0, geometry.comm_size() as i64]),
+        });
+        let pointers: Vec<u64> = bases.iter().map(|base| base.as_ptr() as u64).collect();
+        let table = table::table(&pointers, control.counters.get() as u64, control.extents.get() as u64);
+        Self { member, timeout, blocks, control, table, state: Mutex::default(), _mappings: mappings }
+    }
+
+    /// Rank and geometry.
+    pub fn member(&self) -> Member {
+        self.member
+    }
+
+    /// The pointer table: [`table::table_len`] entries.
+    pub fn table(&self) -> &[i64] {
+        &self.table
+    }
+
+    /// Refuses all further operations. The memory goes when the last reference does.
+    pub fn clean_up(&self) {
+        self.lock().cleaned_up = true;
+    }
+
+    /// Whether an operation may run.
+    pub fn check_usable(&self) -> Result<()> {
+        self.lock().check_usable()
+    }
+
+    /// Runs one operation: `extent` of it over slots accessed as `memory` does.
+    pub fn run<M: SlotMemory, C: Collective>(
+        &self,
+        turn: &mut Turn<'_>,
+        memory: &M,
+        extent: Extent,
+        collective: &mut C,
+    ) -> Result<()> {
+        let mut control = self.read_control(turn);
+        let mut wait =
+            BoundedWait::new(turn.operation, self.member.geometry.world_size(), self.timeout, turn.interrupted);
+        let outcome = exchange(self.member, memory, &mut control, extent, collective, &mut wait);
+        match &outcome {
+            Ok(()) => self.write_control(turn, control),
+            Err(error) => turn.state.failure = Some(error.to_string()),
+        }
+        outcome
+    }
+
+    /// Takes the workspace for one operation, after any other that is using it.
+    pub fn take_turn<'a>(&'a self, operation: &'static str, interrupted: Interrupted<'a>) -> Result<Turn<'a>> {
+        let state = self.lock();
+        state.check_usable()?;
+        Ok(Turn { blocks: self.blocks, operation, interrupted, state })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // A panic inside an operation leaves the group out of step, like an error.
+        self.state.lock().unwrap_or_else(|poisoned| {
+            let mut state = poisoned.into_inner();
+            state.failure.get_or_insert_with(|| "an operation panicked".to_owned());
+            state
+        })
+    }
+
+    fn read_control(&self, _turn: &Turn<'_>) -> Control {
+        // SAFETY: `_turn` holds the lock, and only its holder accesses the control words.
+        let (counters, extents) = unsafe { (*self.control.counters.get(), *self.control.extents.get()) };
+        Control {
+            slot: counters[table::SLOT_INDEX] as usize,
+            previous_region_bytes: extents[table::CLEAR_EXTENT] as usize / self.member.geometry.world_size(),
+        }
+    }
+
+    fn write_control(&self, _turn: &Turn<'_>, control: Control) {
+        // SAFETY: as in `read_control`.
+        let (counters, extents) = unsafe { (&mut *self.control.counters.get(), &mut *self.control.extents.get()) };
+        counters[table::SLOT_INDEX] = control.slot as i32;
+        extents[table::CLEAR_EXTENT] = (control.previous_region_bytes * self.member.geometry.world_size()) as i64;
+    }
+}
+
+impl State {
+    fn check_usable(&self) -> Result<()> {
+        match &self.failure {
+            _ if self.cleaned_up => Err(Error::CleanedUp),
+            Some(failure) => Err(Error::Failed(failure.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One operation's hold on a workspace.
+pub struct Turn<'a> {
+    /// The group's blocks.
+    pub blocks: Blocks,
+    operation: &'static str,
+    interrupted: Interrupted<'a>,
+    state: std::sync::MutexGuard<'a, State>,
+}
+
+impl Turn<'_> {
+    /// The workspace's working memory; give it back with [`Turn::return_scratch`].
+    pub fn take_scratch(&mut self) -> Vec<f32> {
+        std::mem::take(&mut self.state.scratch)
+    }
+
+    /// Keeps working memory for the next operation.
+    pub fn return_scratch(&mut self, scratch: Vec<f32>) {
+        self.state.scratch = scratch;
+    }
+}
