@@ -1,0 +1,42 @@
+// What every kernel is told about its group. The host fills it in; the layout is checked against it below.
+#pragma once
+
+#include "constants.cuh"
+#include "types.cuh"
+
+namespace lamport {
+
+// In pinned host memory, so that the host can read it while kernels run.
+struct FaultRecord {
+    // Bit r: rank r's data had not arrived when the time was up. Kernels set bits and never clear them.
+    uint32 missing_ranks;
+    // Not 0: the host wants kernels to stop waiting. Kernels only read it.
+    uint32 abort;
+};
+
+// A kernel parameter, and as such in constant memory: no load from device memory precedes the first push.
+struct Group {
+    // The own block.
+    Address own;
+    // The peers' blocks, rotated: peers[i] is rank (rank + 1 + i) % world_size. So indices are constants in the code (a
+    // computed index would send the struct to local memory), and not all ranks push to rank 0 first.
+    Address peers[MAX_WORLD_SIZE - 1];
+    // Bytes per slot.
+    uint64 comm_size;
+    // int32[3]: arrival counter, unused, slot index.
+    Address counters;
+    // int64[2]: extent to clear, comm_size.
+    Address extents;
+    // FaultRecord.
+    Address fault;
+    // How long to wait for a peer. 0: for ever.
+    uint64 timeout_nanoseconds;
+    uint32 rank;
+    uint32 world_size;
+};
+
+// The host's layout of both, from constants.cuh.
+ASSERT_LAYOUT_OF_FaultRecord(FaultRecord);
+ASSERT_LAYOUT_OF_Group(Group);
+
+}  // namespace lamport

@@ -1,0 +1,51 @@
+// MiniMax normalisation of rows of any width: each is read twice, the second time from the cache.
+#pragma once
+
+#include "minimax.cuh"
+
+namespace lamport {
+
+// One row a block.
+template <uint32 matrices, class Value, class Weight>
+__device__ __forceinline__ void minimax_wide(const MinimaxParameters<matrices>& parameters) {
+    __shared__ MinimaxShared<matrices, 1> shared;
+    ptx::launch_dependents();
+    const MinimaxPlace place(parameters);
+    const MinimaxMatrix& matrix = place.matrix;
+    const uint32 token = blockIdx.x;
+    const uint32 end = place.has_matrix ? matrix.vectors : 0;
+    shared.pad(parameters);
+    ptx::wait_for_prior_grids();
+
+    Control control;
+    if (in_last_warp()) {
+        control = read_control(parameters.group);
+    }
+    const Address input = matrix.input + token * matrix.input_row_bytes;
+    float sums[1] = {0.0f};
+#pragma unroll 4
+    for (uint32 vector = place.thread; vector < end; vector += place.threads()) {
+        sums[0] += sum_of_squares<Value>(ptx::load_input(input + uint64{vector} * VECTOR_BYTES));
+    }
+    if (threadIdx.x == blockDim.x - 1) {
+        shared.control = control;
+    }
+    const float sum = warp_sums(sums);
+    if (place.has_matrix && threadIdx.x % WARP_THREADS == 0) {
+        shared.partials[place.index].values[place.warp] = sum;
+    }
+
+    exchange_sums(parameters, token, shared);
+
+    const Address output = matrix.output + token * matrix.output_row_bytes;
+    const float scale = shared.scales[place.index];
+#pragma unroll 2
+    for (uint32 vector = place.thread; vector < end; vector += place.threads()) {
+        VectorWeights<Value, Weight> weights;
+        weights.load(matrix.weight + uint64{vector} * weights.BYTES);
+        const Vector row = ptx::load_input(input + uint64{vector} * VECTOR_BYTES);
+        ptx::store_output(output + uint64{vector} * VECTOR_BYTES, weights.apply(row, scale));
+    }
+}
+
+}  // namespace lamport

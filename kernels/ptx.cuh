@@ -1,0 +1,162 @@
+// What C++ cannot say. Every `asm` of the project is in this file.
+//
+// `volatile` with a "memory" clobber keeps the compiler from moving an access across the accesses and barriers around
+// it; what the hardware may reorder is said at each function.
+#pragma once
+
+#include "sentinel.cuh"
+#include "types.cuh"
+
+namespace lamport::ptx {
+
+// ---- Slots: relaxed, system scope ------------------------------------------------------------------------------------
+// The only accesses to slots and to the fault record. Each 32-bit word is indivisible and coherent between GPUs and the
+// host; a vector is four such words in no order. Nothing else is ordered: the data is its own flag. Weak accesses would
+// be a data race, `volatile` does not promise system scope.
+
+__device__ __forceinline__ void store_system(Address address, uint32 word) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(address), "r"(word) : "memory");
+}
+
+__device__ __forceinline__ void store_system(Address address, const Vector& vector) {
+    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(vector.words[0]),
+                 "r"(vector.words[1]), "r"(vector.words[2]), "r"(vector.words[3])
+                 : "memory");
+}
+
+__device__ __forceinline__ uint32 load_system(Address address) {
+    uint32 word;
+    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
+    return word;
+}
+
+__device__ __forceinline__ Vector load_system_vector(Address address) {
+    Vector vector;
+    asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(vector.words[0]), "=r"(vector.words[1]), "=r"(vector.words[2]), "=r"(vector.words[3])
+                 : "l"(address)
+                 : "memory");
+    return vector;
+}
+
+// Sets bits of a word that other blocks set bits of at the same time.
+__device__ __forceinline__ void set_bits_system(Address address, uint32 bits) {
+    asm volatile("red.relaxed.sys.global.or.b32 [%0], %1;" ::"l"(address), "r"(bits) : "memory");
+}
+
+// ---- Control words: relaxed, device scope ----------------------------------------------------------------------------
+// Read by every block and written by the last to arrive, within one kernel, so neither may be a weak access. From one
+// kernel to the next, the grid-dependency wait orders them.
+
+__device__ __forceinline__ uint32 load_device(Address address) {
+    uint32 word;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
+    return word;
+}
+
+__device__ __forceinline__ uint64 load_device_long(Address address) {
+    uint64 value;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void store_device(Address address, uint32 word) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(word) : "memory");
+}
+
+__device__ __forceinline__ void store_device_long(Address address, uint64 value) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
+}
+
+// Returns the value before.
+__device__ __forceinline__ uint32 add_device(Address address, uint32 addend) {
+    uint32 before;
+    asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(address), "r"(addend)
+                 : "memory");
+    return before;
+}
+
+// ---- Inputs, weights, outputs: weak ----------------------------------------------------------------------------------
+// Never `.nc`: with programmatic dependent launch the kernel before may write an input while this one already runs.
+
+// A vector that is read once, so that it is not worth a line of the first-level cache.
+__device__ __forceinline__ Vector load_input(Address address) {
+    Vector vector;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(vector.words[0]), "=r"(vector.words[1]), "=r"(vector.words[2]), "=r"(vector.words[3])
+                 : "l"(address)
+                 : "memory");
+    return vector;
+}
+
+// A vector that other blocks on the same multiprocessor read too.
+__device__ __forceinline__ Vector load_weight(Address address) {
+    Vector vector;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(vector.words[0]), "=r"(vector.words[1]), "=r"(vector.words[2]), "=r"(vector.words[3])
+                 : "l"(address)
+                 : "memory");
+    return vector;
+}
+
+__device__ __forceinline__ void store_output(Address address, const Vector& vector) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(vector.words[0]),
+                 "r"(vector.words[1]), "r"(vector.words[2]), "r"(vector.words[3])
+                 : "memory");
+}
+
+// ---- Programmatic dependent launch -----------------------------------------------------------------------------------
+// Both do nothing where the hardware lacks it (before compute capability 9.0) or the launch did not ask for it.
+
+// Returns when every grid before this one in the stream is complete and its writes are visible here. Every kernel calls
+// it on every path: the grid after this one relies on it for the grids before this one.
+__device__ __forceinline__ void wait_for_prior_grids() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next grid start once all blocks of this one have called it or ended. Calling it first thing is safe, because
+// the next grid's wait lasts until this one is complete and flushed.
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// ---- Time ------------------------------------------------------------------------------------------------------------
+
+// Nanoseconds, the same clock for every block of a device.
+__device__ __forceinline__ uint64 nanoseconds() {
+    uint64 now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now)::"memory");
+    return now;
+}
+
+// ---- Conversions, two 16-bit values a word, the first in the low half ------------------------------------------------
+// To 16 bits they round to nearest even.
+
+__device__ __forceinline__ uint32 pack_bfloat16(float low, float high) {
+    uint32 word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+
+__device__ __forceinline__ uint32 pack_float16(float low, float high) {
+    uint32 word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+
+__device__ __forceinline__ void unpack_float16(uint32 word, float& low, float& high) {
+    asm("{.reg .b16 l, h;\n"
+        " mov.b32 {l, h}, %2;\n"
+        " cvt.f32.f16 %0, l;\n"
+        " cvt.f32.f16 %1, h;}"
+        : "=f"(low), "=f"(high)
+        : "r"(word));
+}
+
+}  // namespace lamport::ptx

@@ -1,0 +1,67 @@
+// Sums over a warp and over a block. The order of additions is fixed by the launch, so a result is the same every run.
+#pragma once
+
+#include "types.cuh"
+
+namespace lamport {
+
+inline constexpr uint32 WARP_THREADS = 32;
+inline constexpr uint32 MAX_WARPS = 32;
+
+// Lanes that end up with the same sum after `warp_sums<count>`.
+template <uint32 count>
+inline constexpr uint32 LANES_PER_SUM = WARP_THREADS / count;
+
+// Sums `count` values (a power of two) over a warp at once: lane i returns the sum of values[i / LANES_PER_SUM<count>].
+//
+// Each step folds the lanes in halves and gives each half of the lanes one half of the values still in play, so 8 sums
+// take 9 shuffles where one butterfly each would take 40.
+template <uint32 count>
+__device__ __forceinline__ float warp_sums(float (&values)[count]) {
+    static_assert(count >= 1 && count <= WARP_THREADS && (count & (count - 1)) == 0, "count must be a power of two");
+    const uint32 lane = threadIdx.x % WARP_THREADS;
+    uint32 mask = WARP_THREADS / 2;
+#pragma unroll
+    for (uint32 half = count / 2; half > 0; half /= 2) {
+        const bool upper = (lane & mask) != 0;
+#pragma unroll
+        for (uint32 i = 0; i < half; ++i) {
+            const float kept = upper ? values[i + half] : values[i];
+            const float sent = upper ? values[i] : values[i + half];
+            values[i] = kept + __shfl_xor_sync(0xffffffffu, sent, mask);
+        }
+        mask /= 2;
+    }
+    float sum = values[0];
+#pragma unroll
+    for (uint32 rest = LANES_PER_SUM<count> / 2; rest > 0; rest /= 2) {
+        sum += __shfl_xor_sync(0xffffffffu, sum, rest);
+    }
+    return sum;
+}
+
+// One value per warp, in shared memory, for one sum over the block. The stride of 36 words puts rows that are read at
+// the same time into different banks, in vectors of four.
+struct alignas(16) WarpPartials {
+    float values[MAX_WARPS + 4];
+
+    // One thread sums what `warps` warps left; entries from `warps` on must be 0. Half a row is read at once and
+    // whatever its length, which is quicker than a loop.
+    __device__ __forceinline__ float sum(uint32 warps) const {
+        float total = sum_half(0);
+        if (warps > MAX_WARPS / 2) {
+            total += sum_half(MAX_WARPS / 2);
+        }
+        return total;
+    }
+
+private:
+    __device__ __forceinline__ float sum_half(uint32 begin) const {
+        const float4* const quads = reinterpret_cast<const float4*>(values + begin);
+        const float4 a = quads[0], b = quads[1], c = quads[2], d = quads[3];
+        return (((a.x + a.y) + (a.z + a.w)) + ((b.x + b.y) + (b.z + b.w))) +
+               (((c.x + c.y) + (c.z + c.w)) + ((d.x + d.y) + (d.z + d.w)));
+    }
+};
+
+}  // namespace lamport

@@ -1,0 +1,90 @@
+//! The header that carries the protocol's constants, and the layout of parameters, from Rust to CUDA.
+
+use std::fmt::{Display, Write as _};
+use std::mem::{offset_of, size_of};
+
+use lamport_rs_protocol::geometry::{MAX_WORLD_SIZE, SLOTS};
+use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, VECTOR_WORDS};
+use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, SLOT_INDEX};
+
+use crate::parameters::{FaultRecord, FillParameters, Group, MinimaxMatrix, MinimaxParameters, VerifyParameters};
+use crate::variants::{FILL_THREADS, MINIMAX_VARIANTS, MINIMAX_WIDE_THREADS};
+
+/// A macro `ASSERT_LAYOUT_OF_<name>(type)` that asserts that a CUDA struct has the size of a Rust struct and the named
+/// fields at the same offsets.
+macro_rules! layout {
+    ($name:literal, $struct:ty, [$($field:ident),+]) => {{
+        let mut text = format!(
+            "#define ASSERT_LAYOUT_OF_{0}(...) static_assert(sizeof(__VA_ARGS__) == {1}, \"{0} differs from the host's\")",
+            $name,
+            size_of::<$struct>()
+        );
+        $(write!(
+            text,
+            "; static_assert(FIELD_OFFSET(__VA_ARGS__, {0}) == {1}, \"{2}.{0} differs from the host's\")",
+            stringify!($field),
+            offset_of!($struct, $field),
+            $name
+        )
+        .expect("a String can be written to");)+
+        text.push('\n');
+        text
+    }};
+}
+
+/// The text of `constants.cuh`.
+pub fn header() -> String {
+    format!("// Generated.\n#pragma once\n\n{}\n{}\n{}", constants(), layouts(), variants())
+}
+
+fn constants() -> String {
+    let mut text = String::from("namespace lamport {\n\n");
+    let mut constant = |name: &str, value: &dyn Display| {
+        writeln!(text, "inline constexpr unsigned int {name} = {value}u;").expect("a String can be written to");
+    };
+    constant("SENTINEL", &SENTINEL);
+    constant("VECTOR_WORDS", &VECTOR_WORDS);
+    constant("VECTOR_BYTES", &VECTOR_BYTES);
+    constant("SLOTS", &SLOTS);
+    constant("MAX_WORLD_SIZE", &MAX_WORLD_SIZE);
+    constant("ARRIVAL_COUNTER", &ARRIVAL_COUNTER);
+    constant("SLOT_INDEX", &SLOT_INDEX);
+    constant("CLEAR_EXTENT", &CLEAR_EXTENT);
+    constant("FILL_THREADS", &FILL_THREADS);
+    constant("MINIMAX_WIDE_THREADS", &MINIMAX_WIDE_THREADS);
+    text.push_str("\n}  // namespace lamport\n");
+    text
+}
+
+fn layouts() -> String {
+    [
+        layout!("FaultRecord", FaultRecord, [missing_ranks, abort]),
+        layout!(
+            "Group",
+            Group,
+            [own, peers, comm_size, counters, extents, fault, timeout_nanoseconds, rank, world_size]
+        ),
+        layout!("FillParameters", FillParameters, [begin, words]),
+        layout!("VerifyParameters", VerifyParameters, [group, nonces, result]),
+        layout!(
+            "MinimaxMatrix",
+            MinimaxMatrix,
+            [input, weight, output, input_row_bytes, output_row_bytes, vectors, warps, inverse_count]
+        ),
+        layout!("MinimaxParameters_1", MinimaxParameters<1>, [group, matrix, region_bytes, tokens, epsilon]),
+        layout!("MinimaxParameters_2", MinimaxParameters<2>, [group, matrix, region_bytes, tokens, epsilon]),
+    ]
+    .concat()
+}
+
+/// A list for the preprocessor: a kernel's name, which these numbers are part of, must be a literal.
+fn variants() -> String {
+    let mut text = String::from("#define MINIMAX_VARIANTS(KERNEL)");
+    for variant in MINIMAX_VARIANTS {
+        let (tokens, vectors) = (variant.tokens, variant.vectors);
+        write!(text, " KERNEL({tokens}, {vectors}, {}, {})", variant.max_threads, variant.min_blocks)
+            .expect("a String can be written to");
+    }
+    text.push('\n');
+    text
+}

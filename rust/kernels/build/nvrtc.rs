@@ -1,0 +1,185 @@
+//! NVRTC: CUDA C++ to PTX, in memory.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::{env, ptr};
+
+use libloading::{Library, Symbol};
+
+use crate::python;
+
+/// Names the library, if it is not to be looked for.
+const LIBRARY_VARIABLE: &str = "LAMPORT_RS_NVRTC";
+const INSTALL: &str = "pip install nvidia-cuda-nvrtc-cu12==12.2.140";
+/// The newest PTX that a driver of the 535 series, the oldest one supported, can load.
+const NEWEST_PTX: (u32, u32) = (8, 2);
+
+/// A file, in memory.
+pub struct Source {
+    /// As `#include` names it.
+    pub name: String,
+    /// Its content.
+    pub text: String,
+}
+
+/// The loaded library.
+pub struct Nvrtc {
+    library: Library,
+    path: PathBuf,
+}
+
+type Program = *mut c_void;
+type Code = c_int;
+
+impl Nvrtc {
+    /// Loads the library that `LAMPORT_RS_NVRTC` names, or else the one installed beside the Python that the package
+    /// is built for.
+    pub fn find() -> Result<Self, String> {
+        for variable in [LIBRARY_VARIABLE, "PYO3_PYTHON", "VIRTUAL_ENV"] {
+            println!("cargo::rerun-if-env-changed={variable}");
+        }
+        let path = match env::var_os(LIBRARY_VARIABLE).filter(|value| !value.is_empty()) {
+            Some(path) => PathBuf::from(path),
+            None => python::package_folder("nvidia.cuda_nvrtc").map_err(missing)?.join("lib/libnvrtc.so.12"),
+        };
+        // SAFETY: loading runs the library's initialisers, those of NVRTC, which have no requirements. The symbols
+        // taken from it below are NVRTC's, with the types of its manual.
+        let library = unsafe { Library::new(&path) }.map_err(|error| missing(error.to_string()))?;
+        Ok(Self { library, path })
+    }
+
+    /// Compiles `source` to PTX for virtual architecture `architecture`, with a NUL at the end.
+    pub fn compile(
+        &self,
+        source: &Source,
+        headers: &[Source],
+        definitions: &[(&str, &str)],
+        architecture: u32,
+    ) -> Result<Vec<u8>, String> {
+        let mut options = vec![format!("--gpu-architecture=compute_{architecture}"), "-std=c++17".to_owned()];
+        options.extend(definitions.iter().map(|(name, value)| format!("-D{name}={value}")));
+        let program = self.create(source, headers)?;
+        let result = self.compile_program(program, &options).map_err(|log| {
+            format!("{} does not compile with {}:\n{log}", source.name, options.join(" "))
+        });
+        let ptx = result.and_then(|()| self.output(c"nvrtcGetPTXSize", c"nvrtcGetPTX", program));
+        self.destroy(program)?;
+        let ptx = ptx?;
+        check_version(&ptx, &self.path)?;
+        Ok(ptx)
+    }
+
+    fn create(&self, source: &Source, headers: &[Source]) -> Result<Program, String> {
+        type Create = unsafe extern "C" fn(
+            *mut Program,
+            *const c_char,
+            *const c_char,
+            c_int,
+            *const *const c_char,
+            *const *const c_char,
+        ) -> Code;
+        let text = c_string(&source.text)?;
+        let name = c_string(&source.name)?;
+        let texts = headers.iter().map(|header| c_string(&header.text)).collect::<Result<Vec<_>, _>>()?;
+        let names = headers.iter().map(|header| c_string(&header.name)).collect::<Result<Vec<_>, _>>()?;
+        let text_pointers: Vec<_> = texts.iter().map(|text| text.as_ptr()).collect();
+        let name_pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
+        let create: Symbol<Create> = self.symbol(c"nvrtcCreateProgram")?;
+        let mut program = ptr::null_mut();
+        // SAFETY: all strings end in NUL and outlive the call, which copies them; both arrays have `headers.len()`
+        // entries.
+        let code = unsafe {
+            create(
+                &mut program,
+                text.as_ptr(),
+                name.as_ptr(),
+                headers.len() as c_int,
+                text_pointers.as_ptr(),
+                name_pointers.as_ptr(),
+            )
+        };
+        self.check("nvrtcCreateProgram", code)?;
+        Ok(program)
+    }
+
+    /// The error is the compiler's log.
+    fn compile_program(&self, program: Program, options: &[String]) -> Result<(), String> {
+        type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> Code;
+        let options = options.iter().map(|option| c_string(option)).collect::<Result<Vec<_>, _>>()?;
+        let pointers: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
+        let compile: Symbol<Compile> = self.symbol(c"nvrtcCompileProgram")?;
+        // SAFETY: `program` is alive, used by this thread only; `pointers` has as many strings as said.
+        let code = unsafe { compile(program, pointers.len() as c_int, pointers.as_ptr()) };
+        self.check("nvrtcCompileProgram", code).map_err(|error| {
+            let log = self.output(c"nvrtcGetProgramLogSize", c"nvrtcGetProgramLog", program);
+            let log = log.map(|text| String::from_utf8_lossy(&text).trim_end_matches('\0').to_owned());
+            format!("{error}\n{}", log.unwrap_or_else(|error| error))
+        })
+    }
+
+    /// What a pair of functions, one for the size and one for the bytes, has to say about a program.
+    fn output(&self, size_name: &CStr, bytes_name: &CStr, program: Program) -> Result<Vec<u8>, String> {
+        type Size = unsafe extern "C" fn(Program, *mut usize) -> Code;
+        type Bytes = unsafe extern "C" fn(Program, *mut c_char) -> Code;
+        let (get_size, get_bytes): (Symbol<Size>, Symbol<Bytes>) = (self.symbol(size_name)?, self.symbol(bytes_name)?);
+        let mut size = 0;
+        // SAFETY: `program` is alive and `size` is writable.
+        let code = unsafe { get_size(program, &mut size) };
+        self.check(&size_name.to_string_lossy(), code)?;
+        let mut bytes = vec![0_u8; size];
+        // SAFETY: `bytes` has the size just asked for.
+        let code = unsafe { get_bytes(program, bytes.as_mut_ptr().cast()) };
+        self.check(&bytes_name.to_string_lossy(), code)?;
+        Ok(bytes)
+    }
+
+    fn destroy(&self, mut program: Program) -> Result<(), String> {
+        let destroy: Symbol<unsafe extern "C" fn(*mut Program) -> Code> = self.symbol(c"nvrtcDestroyProgram")?;
+        // SAFETY: `program` is alive, and no one uses it after this.
+        let code = unsafe { destroy(&mut program) };
+        self.check("nvrtcDestroyProgram", code)
+    }
+
+    fn check(&self, call: &str, code: Code) -> Result<(), String> {
+        if code == 0 {
+            return Ok(());
+        }
+        let text: Symbol<unsafe extern "C" fn(Code) -> *const c_char> = self.symbol(c"nvrtcGetErrorString")?;
+        // SAFETY: the function takes any code and returns a string that lives as long as the library.
+        let text = unsafe { CStr::from_ptr(text(code)) };
+        Err(format!("{call}: {} ({})", text.to_string_lossy(), self.path.display()))
+    }
+
+    fn symbol<T>(&self, name: &CStr) -> Result<Symbol<'_, T>, String> {
+        // SAFETY: each caller gives the type that NVRTC's manual gives for the name.
+        unsafe { self.library.get(name.to_bytes_with_nul()) }
+            .map_err(|error| format!("{} is not NVRTC: {error}", self.path.display()))
+    }
+}
+
+fn c_string(text: &str) -> Result<CString, String> {
+    CString::new(text).map_err(|error| format!("a source contains a NUL: {error}"))
+}
+
+fn missing(why: String) -> String {
+    format!(
+        "NVRTC, which compiles the CUDA kernels, was not found: {why}. \
+         Install it with `{INSTALL}`, or set {LIBRARY_VARIABLE} to the path of libnvrtc.so.12"
+    )
+}
+
+/// Newer compilers write PTX that older drivers refuse, and they would only do so on a user's machine.
+fn check_version(ptx: &[u8], library: &Path) -> Result<(), String> {
+    let text = String::from_utf8_lossy(ptx);
+    let version = text.lines().find_map(|line| line.strip_prefix(".version ")).unwrap_or_default().trim();
+    let parsed = version.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    if parsed.is_some_and(|version: (u32, u32)| version <= NEWEST_PTX) {
+        return Ok(());
+    }
+    let (major, minor) = NEWEST_PTX;
+    Err(format!(
+        "{} writes PTX version {version:?}, but the kernels must be {major}.{minor} or older to load on supported \
+         drivers. Use NVRTC 12.2: `{INSTALL}`",
+        library.display()
+    ))
+}

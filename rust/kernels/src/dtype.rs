@@ -1,0 +1,40 @@
+//! Element types.
+
+/// The element type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE 754 binary32.
+    Float32,
+    /// IEEE 754 binary16.
+    Float16,
+    /// The upper half of a binary32.
+    BFloat16,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::Float32 => 4,
+            Self::Float16 | Self::BFloat16 => 2,
+        }
+    }
+
+    /// The name that PyTorch gives it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Float16 => "float16",
+            Self::BFloat16 => "bfloat16",
+        }
+    }
+
+    /// The type of `numeric.cuh` that stands for it.
+    pub(crate) const fn cuda_name(self) -> &'static str {
+        match self {
+            Self::Float32 => "Float32",
+            Self::Float16 => "Float16",
+            Self::BFloat16 => "BFloat16",
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The structs that kernels take by value, laid out as in `kernels/`.
+//!
+//! The build script hands sizes and offsets of these to the CUDA sources, which assert that theirs are the same. Every
+//! `u64` that is not said to be something else is a device address.
+
+use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
+use lamport_rs_protocol::sentinel::Vector;
+
+/// In pinned host memory that the device can reach: how kernels and the host tell each other that waiting is over.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FaultRecord {
+    /// Bit r: rank r's data had not arrived when the time was up. Kernels set bits; only the host clears them.
+    pub missing_ranks: u32,
+    /// Set to other than 0 by the host: kernels that wait stop soon, with results that mean nothing.
+    pub abort: u32,
+}
+
+/// What every kernel is told about its group.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// The own block.
+    pub own: u64,
+    /// The peers' blocks, rotated: `peers[i]` is rank `(rank + 1 + i) % world_size`.
+    pub peers: [u64; MAX_WORLD_SIZE - 1],
+    /// Bytes per slot.
+    pub comm_size: u64,
+    /// `int32[3]` of the table.
+    pub counters: u64,
+    /// `int64[2]` of the table.
+    pub extents: u64,
+    /// A [`FaultRecord`].
+    pub fault: u64,
+    /// How long to wait for a peer, in nanoseconds. 0: for ever.
+    pub timeout_nanoseconds: u64,
+    /// The rank.
+    pub rank: u32,
+    /// The group's size.
+    pub world_size: u32,
+}
+
+/// Parameters of `fill`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FillParameters {
+    /// A multiple of 4.
+    pub begin: u64,
+    /// How many 32-bit words.
+    pub words: u64,
+}
+
+/// Parameters of `verify`.
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifyParameters {
+    /// The group. Its control words and its fault record are not used.
+    pub group: Group,
+    /// Each rank's vector, by rank; the same on every rank. No word may be the sentinel.
+    pub nonces: [Vector; MAX_WORLD_SIZE],
+    /// A 32-bit word that the host can read: gets a bit for each rank whose vector was wrong or did not arrive.
+    pub result: u64,
+    /// 0.
+    pub reserved: u64,
+}
+
+/// One matrix of a MiniMax operation. Rows begin at multiples of 16 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MinimaxMatrix {
+    /// The first row's first own column.
+    pub input: u64,
+    /// The own columns' weights: a multiple of 16.
+    pub weight: u64,
+    /// The result's first row. May be `input`, if the strides are equal.
+    pub output: u64,
+    /// Bytes from a row of the input to the next.
+    pub input_row_bytes: u64,
+    /// Bytes from a row of the output to the next.
+    pub output_row_bytes: u64,
+    /// 16-byte vectors of a row on this rank.
+    pub vectors: u32,
+    /// Warps of a block that work on the matrix: from the plan.
+    pub warps: u32,
+    /// `1 / (width × world_size)`, with the own columns as width.
+    pub inverse_count: f32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// Parameters of a MiniMax operation on one or two matrices.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MinimaxParameters<const MATRICES: usize> {
+    /// The group.
+    pub group: Group,
+    /// The matrices; with two, queries first.
+    pub matrix: [MinimaxMatrix; MATRICES],
+    /// Bytes of the operation's regions: [`Geometry::region_bytes`] of `tokens × MATRICES × 4` bytes.
+    ///
+    /// [`Geometry::region_bytes`]: lamport_rs_protocol::geometry::Geometry::region_bytes
+    pub region_bytes: u64,
+    /// Rows.
+    pub tokens: u32,
+    /// Added to the variance.
+    pub epsilon: f32,
+}
