@@ -113,6 +113,8 @@ pub struct Tensor {
 
 // SAFETY: a tensor is a description; dereferencing its pointer is unsafe and the business of those who do it.
 unsafe impl Send for Tensor {}
+// SAFETY: as above.
+unsafe impl Sync for Tensor {}
 
 impl Tensor {
     /// Number of elements.

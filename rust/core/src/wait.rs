@@ -1,5 +1,6 @@
 //! Waiting without a barrier: spin briefly, then yield, then sleep.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lamport_rs_protocol::exchange::Wait;
@@ -97,8 +98,15 @@ impl Wait for BoundedWait<'_> {
     }
 }
 
-/// Cores this process may run on.
+/// Cores this process may run on, asked for once.
 fn cores() -> usize {
-    static CORES: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+    static CORES: AtomicUsize = AtomicUsize::new(0);
+    match CORES.load(Ordering::Relaxed) {
+        0 => {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            CORES.store(cores, Ordering::Relaxed);
+            cores
+        }
+        cores => cores,
+    }
 }

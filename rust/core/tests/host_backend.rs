@@ -262,3 +262,20 @@ fn one_matrix_with_rows_apart_is_read_where_it_lies() {
         (0..48).for_each(|at| assert_eq!(output.get(at), expected));
     });
 }
+
+/// For `tests/race_detector.sh`: proof that the detector sees what it should. Never run otherwise.
+#[test]
+#[ignore = "contains a deliberate data race, which the race detector has to report"]
+fn deliberate_race() {
+    struct Shared(std::cell::UnsafeCell<u64>);
+    // SAFETY: none; that is the point.
+    unsafe impl Sync for Shared {}
+    let shared = Shared(std::cell::UnsafeCell::new(0));
+    let shared = &shared;
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            // SAFETY: none; that is the point.
+            scope.spawn(move || (0..1000).for_each(|_| unsafe { *shared.0.get() += 1 }));
+        }
+    });
+}

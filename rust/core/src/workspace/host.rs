@@ -100,25 +100,22 @@ impl HostWorkspace {
     /// Creates this rank's part. Collective: all ranks call it, and all return or raise together.
     pub fn create(settings: &Settings, transport: &mut dyn AllGather, interrupted: Interrupted<'_>) -> Result<Self> {
         let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
-        let geometry = Geometry::new(settings.world_size, settings.comm_size).map_err(Error::from);
-        let request = geometry.and_then(|geometry| {
-            Ok(Request {
-                rank: geometry.check_rank(settings.rank)?,
-                world_size: geometry.world_size(),
-                bytes: geometry.used_bytes(),
-                word: SENTINEL,
-                comm_size: geometry.comm_size(),
-            })
+        let checked = settings.check();
+        let request = checked.clone().map(|(Member { rank, geometry }, _)| Request {
+            rank,
+            world_size: geometry.world_size(),
+            bytes: geometry.used_bytes(),
+            word: SENTINEL,
+            comm_size: geometry.comm_size(),
         });
         let Group { own, peers, nonces } = construct(&HostBackend, &mut exchange, request)?;
-        let geometry = Geometry::new(settings.world_size, settings.comm_size)?;
-        let member = Member { rank: geometry.check_rank(settings.rank)?, geometry };
+        let (member, timeout) = checked?;
         let mut own = Some(own.into_mapping());
         let mappings = peers.into_iter().filter_map(|peer| peer.or_else(|| own.take())).map(Arc::new).collect();
-        let workspace = Self::over(member, settings.timeout, mappings);
+        let workspace = Self::over(member, timeout, mappings);
 
-        let timeout = Some(settings.timeout.map_or(VERIFICATION_TIMEOUT, |timeout| timeout.min(VERIFICATION_TIMEOUT)));
-        let mut wait = BoundedWait::new("verification", geometry.world_size(), timeout, interrupted);
+        let timeout = Some(timeout.map_or(VERIFICATION_TIMEOUT, |timeout| timeout.min(VERIFICATION_TIMEOUT)));
+        let mut wait = BoundedWait::new("verification", member.geometry.world_size(), timeout, interrupted);
         let verified = verify(member, &workspace.blocks.accessed::<Portable>(), &nonces, &mut wait).and_then(|wrong| {
             if wrong.is_empty() {
                 return Ok(());

@@ -1,0 +1,72 @@
+"""Types of the Rust core."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__version__: str
+
+class LamportError(RuntimeError):
+    """What lamport_rs raises: bad arguments, disagreement between ranks, and faults."""
+
+class LamportTimeoutError(LamportError):
+    """Peers did not come within the timeout."""
+
+    missing_ranks: tuple[int, ...]
+
+class Workspace:
+    """One rank's workspace over shared memory."""
+
+    def __new__(
+        cls, rank: int, world_size: int, comm_size: int, timeout: float, all_gather: Callable[[bytes], list[bytes]]
+    ) -> Workspace: ...
+    def table(self) -> Table: ...
+    def clean_up(self) -> None: ...
+
+class Table:
+    """A workspace's pointer table, for torch.from_dlpack."""
+
+    def __dlpack__(self, **options: Any) -> object: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+class Buffer:
+    """Plain memory that crosses processes."""
+
+    def __new__(cls, rank: int, world_size: int, size: int, all_gather: Callable[[bytes], list[bytes]]) -> Buffer: ...
+    def pointers(self) -> list[int]: ...
+
+def minimax_comm_size(max_tokens: int, world_size: int, fused_qk: bool) -> int: ...
+def all_reduce_comm_size(max_bytes: int, world_size: int) -> int: ...
+def all_reduce(workspace: Workspace | torch.Tensor, input: torch.Tensor, out: torch.Tensor) -> None: ...
+def all_reduce_rms_norm(
+    workspace: Workspace | torch.Tensor,
+    input: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
+    residual_out: torch.Tensor,
+) -> None: ...
+def minimax_rms(
+    workspace: Workspace | torch.Tensor,
+    rank: int,
+    world_size: int,
+    input: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
+) -> None: ...
+def minimax_rms_qk(
+    workspace: Workspace | torch.Tensor,
+    rank: int,
+    world_size: int,
+    qkv: torch.Tensor,
+    q_size: int,
+    kv_size: int,
+    norm_weight_q: torch.Tensor,
+    norm_weight_k: torch.Tensor,
+    eps: float,
+    q_out: torch.Tensor,
+    k_out: torch.Tensor,
+) -> None: ...

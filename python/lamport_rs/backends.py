@@ -1,0 +1,41 @@
+"""Which memory a workspace lives in."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+
+from lamport_rs._core import LamportError
+
+Backend: TypeAlias = Literal["auto", "host", "cuda"]
+"""`"host"`: shared memory of one host, for CPU tensors. `"cuda"`: device memory. `"auto"`: whichever fits the device."""
+
+
+def resolve_backend(backend: Backend, device: torch.device | str | int | None) -> tuple[str, torch.device]:
+    """Return the backend's name and the device, or raise `LamportError` saying what would do.
+
+    Without a device, `"auto"` takes the current CUDA device if there is one, else the CPU.
+    """
+    if backend not in ("auto", "host", "cuda"):
+        raise LamportError(f'backend is {backend!r}, but must be "auto", "host" or "cuda"')
+    resolved = _resolve_device(backend, device)
+    name = {"auto": {"cpu": "host", "cuda": "cuda"}.get(resolved.type, "none")}.get(backend, backend)
+    if (name, resolved.type) not in (("host", "cpu"), ("cuda", "cuda")):
+        raise LamportError(f'backend={backend!r} cannot serve device {resolved}; pass a "cpu" or "cuda" device')
+    if name == "cuda":
+        raise LamportError(
+            "the CUDA backend is not part of this version; "
+            'pass device="cpu" (or backend="host") to work over shared memory'
+        )
+    return name, resolved
+
+
+def _resolve_device(backend: Backend, device: torch.device | str | int | None) -> torch.device:
+    if device is None:
+        wants_cuda = backend == "cuda" or (backend == "auto" and torch.cuda.is_available())
+        return torch.device("cuda", torch.cuda.current_device()) if wants_cuda else torch.device("cpu")
+    resolved = torch.device(device)
+    if resolved.type == "cuda" and resolved.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return resolved

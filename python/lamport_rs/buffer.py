@@ -1,0 +1,61 @@
+"""Plain memory that every rank of a group can reach."""
+
+from __future__ import annotations
+
+import torch
+
+from lamport_rs import _core
+from lamport_rs._core import LamportError
+from lamport_rs.backends import Backend, resolve_backend
+from lamport_rs.exchange import Group, all_gather_over
+
+
+class IpcBuffer:
+    """One zero-filled buffer per rank, mapped by all ranks of the group. Creating one is collective.
+
+    Args:
+        rank: This rank, 0 to `world_size - 1`.
+        world_size: Ranks in the group, 2 to 16.
+        size: Bytes per buffer, the same on every rank.
+        process_group: As for `LamportWorkspace`.
+        device: As for `LamportWorkspace`.
+        backend: As for `LamportWorkspace`.
+
+    Raises:
+        LamportError: On every rank, as for `LamportWorkspace`.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        size: int,
+        process_group: Group = None,
+        *,
+        device: torch.device | str | int | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        self._core: _core.Buffer | None = None
+        resolve_backend(backend, device)
+        self._rank = rank
+        self._core = _core.Buffer(rank, world_size, size, all_gather_over(process_group))
+
+    @property
+    def local_ptr(self) -> int:
+        """Address of this rank's buffer."""
+        return self.peer_ptrs[self._rank]
+
+    @property
+    def peer_ptrs(self) -> list[int]:
+        """Addresses of all ranks' buffers, in rank order, valid in this process; this rank's own is among them."""
+        if self._core is None:
+            raise LamportError("this buffer was cleaned up; create a new one on every rank")
+        return self._core.pointers()
+
+    def serialize(self) -> list[int]:
+        """Return the addresses of all ranks' buffers as int64 values, one per rank."""
+        return self.peer_ptrs
+
+    def cleanup(self) -> None:
+        """Unmap all buffers: their addresses are no longer valid. Not collective, and safe to call twice."""
+        self._core = None

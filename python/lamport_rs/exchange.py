@@ -1,0 +1,60 @@
+"""What carries the exchange of handles: a torch process group, or any all-gather of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+import torch.distributed as dist
+
+from lamport_rs._core import LamportError
+
+AllGather: TypeAlias = Callable[[bytes], list[bytes]]
+"""Takes this rank's message and returns all ranks' messages in rank order, this rank's among them."""
+
+Group: TypeAlias = "dist.ProcessGroup | AllGather | None"
+"""A torch process group of any backend, an `AllGather`, or None for torch's default group."""
+
+
+def resolve_group(group: Group) -> dist.ProcessGroup | AllGather | None:
+    """Return the group itself: torch's default group in None's place, if there is one."""
+    if group is None and dist.is_available() and dist.is_initialized():
+        return dist.group.WORLD
+    return group
+
+
+def all_gather_over(group: Group) -> AllGather:
+    """Return the all-gather of bytes over `group`.
+
+    Messages travel as fixed-size uint8 tensors, on the CPU or, where the group's backend takes only CUDA tensors, on
+    the current CUDA device.
+    """
+    resolved = resolve_group(group)
+    if resolved is None:
+
+        def unavailable(_message: bytes) -> list[bytes]:
+            raise LamportError(
+                "there is no process group: call torch.distributed.init_process_group() first, "
+                "or pass process_group=<group or all_gather callable>"
+            )
+
+        return unavailable
+    if isinstance(resolved, dist.ProcessGroup):
+        process_group = resolved
+        return lambda message: _all_gather_tensors(message, process_group)
+    if callable(resolved):
+        return resolved
+    raise LamportError(
+        "process_group must be a torch process group, an all_gather(bytes) -> list[bytes] callable, or None, "
+        f"not {type(group).__name__}"
+    )
+
+
+def _all_gather_tensors(message: bytes, group: dist.ProcessGroup) -> list[bytes]:
+    takes_cpu_tensors = any(device.type == "cpu" for device in group._device_types)
+    device = torch.device("cpu") if takes_cpu_tensors else torch.device("cuda", torch.cuda.current_device())
+    sent = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(device)
+    received = [torch.empty_like(sent) for _ in range(group.size())]
+    dist.all_gather(received, sent, group=group)
+    return [bytes(tensor.cpu().numpy().tobytes()) for tensor in received]

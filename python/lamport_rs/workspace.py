@@ -1,0 +1,144 @@
+"""The workspace of one tensor-parallel group."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+
+from lamport_rs import _core
+from lamport_rs._core import LamportError
+from lamport_rs.backends import Backend, resolve_backend
+from lamport_rs.exchange import Group, all_gather_over
+
+DEFAULT_TIMEOUT = 30.0
+"""Seconds that an operation waits for its peers."""
+_CLEANED_UP = "this workspace was cleaned up; create a new one on every rank"
+
+
+class LamportWorkspace:
+    """Memory through which the ranks of one group exchange small tensors, and the state of that exchange.
+
+    Creating one is collective: all ranks of the group do it, and all get a workspace or all raise the same error. It
+    serves one operation at a time, on all ranks in the same order.
+
+    Args:
+        rank: This rank, 0 to `world_size - 1`, as in `process_group`.
+        world_size: Ranks in the group, 2 to 16.
+        comm_size: Bytes per slot, a positive multiple of 16. Each rank allocates three slots. An operation needs
+            `world_size` times its message per slot; `compute_comm_size_for_minimax` and
+            `compute_comm_size_for_all_reduce` tell.
+        process_group: What the handles are exchanged over: a torch process group of any backend, an
+            `all_gather(bytes) -> list[bytes]` callable, or None for torch's default group.
+        device: The device of the tensors to come. None: the current CUDA device if there is one, else the CPU.
+        backend: `"host"`, `"cuda"`, or `"auto"` for the one that fits the device.
+        timeout: Seconds an operation waits for its peers before it raises `LamportTimeoutError`; 0 for no limit.
+
+    Raises:
+        LamportError: On every rank, if the arguments of any rank are wrong, or differ where they must not, or its
+            memory cannot be allocated or mapped.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        comm_size: int,
+        process_group: Group = None,
+        *,
+        device: torch.device | str | int | None = None,
+        backend: Backend = "auto",
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        self._core: _core.Workspace | None = None
+        self._table: torch.Tensor | None = None
+        self._backend, self._device = resolve_backend(backend, device)
+        self._rank, self._world_size, self._comm_size = rank, world_size, comm_size
+        self._core = _core.Workspace(rank, world_size, comm_size, timeout, all_gather_over(process_group))
+        self._table = torch.from_dlpack(self._core.table())
+
+    @property
+    def workspace(self) -> torch.Tensor:
+        """The pointer table, to pass to a kernel as `void**`: int64, shape `[3 * world_size + 2]`, on `device`.
+
+        It shares the workspace's memory and keeps it alive, also after this object is gone. Entries `2N` to `3N - 1`
+        (N is `world_size`) point to the ranks' slots, entry `3N` to `int32[3]` (arrival counter, unused, slot index),
+        entry `3N + 1` to `int64[2]` (extent to clear, `comm_size`, both in bytes); the others are 0.
+        """
+        if self._table is None:
+            raise LamportError(_CLEANED_UP)
+        return self._table
+
+    @property
+    def comm_size(self) -> int:
+        """Bytes per slot."""
+        return self._comm_size
+
+    @property
+    def rank(self) -> int:
+        """This rank."""
+        return self._rank
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in the group."""
+        return self._world_size
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the tensors that operations take."""
+        return self._device
+
+    @property
+    def backend(self) -> str:
+        """`"host"` or `"cuda"`."""
+        return self._backend
+
+    def cleanup(self) -> None:
+        """Give the workspace up: further operations raise. Its memory goes when its tables have gone too.
+
+        Not collective, and safe to call twice. Call it when no operation is running on any rank.
+        """
+        core, self._core, self._table = self._core, None, None
+        if core is not None:
+            core.clean_up()
+
+    close = cleanup
+
+    @staticmethod
+    def compute_comm_size_for_minimax(max_tokens: int, world_size: int, fused_qk: bool = True) -> int:
+        """Return the `comm_size` in bytes that serves the MiniMax operations for up to `max_tokens` tokens.
+
+        The ranks exchange a float32 sum of squares per token and matrix. One matrix takes
+        `world_size * max_tokens * 4` bytes per slot, fused Q+K `world_size * 2 * ceil(max_tokens / 4) * 16`; the
+        result is rounded up to 2 MiB (formulas of vLLM's `lamport_workspace`).
+        """
+        return _core.minimax_comm_size(max_tokens, world_size, fused_qk)
+
+    @staticmethod
+    def compute_comm_size_for_all_reduce(max_bytes: int, world_size: int) -> int:
+        """Return the `comm_size` in bytes that serves an all-reduce of tensors of up to `max_bytes` bytes.
+
+        That is `world_size` times `max_bytes`, rounded up to 2 MiB.
+        """
+        return _core.all_reduce_comm_size(max_bytes, world_size)
+
+    def _usable_core(self) -> _core.Workspace:
+        if self._core is None:
+            raise LamportError(_CLEANED_UP)
+        return self._core
+
+    def __enter__(self) -> LamportWorkspace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cleanup()
+
+    def __repr__(self) -> str:
+        state = "" if self._core is not None else ", cleaned up"
+        return (
+            f"LamportWorkspace(rank={self._rank}, world_size={self._world_size}, comm_size={self._comm_size}, "
+            f'device="{self._device}", backend="{self._backend}"{state})'
+        )

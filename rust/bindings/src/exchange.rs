@@ -1,0 +1,40 @@
+//! A Python callable as the exchange's transport.
+
+use lamport_rs_core::exchange::AllGather;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+/// `all_gather(bytes) -> list[bytes]`.
+pub struct Callable {
+    callable: Py<PyAny>,
+    /// What the callable raised, so that it reaches the caller as the cause.
+    pub raised: Option<PyErr>,
+}
+
+impl Callable {
+    /// Wraps the callable.
+    pub fn new(callable: Py<PyAny>) -> Self {
+        Self { callable, raised: None }
+    }
+
+    /// `error`, with what the callable raised as its cause.
+    pub fn explain(self, py: Python<'_>, error: PyErr) -> PyErr {
+        if let Some(raised) = self.raised {
+            error.set_cause(py, Some(raised));
+        }
+        error
+    }
+}
+
+impl AllGather for Callable {
+    fn all_gather(&mut self, message: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+        Python::attach(|py| {
+            let gathered = self.callable.call1(py, (PyBytes::new(py, message),));
+            gathered.and_then(|gathered| gathered.extract::<Vec<Vec<u8>>>(py)).map_err(|error| {
+                let text = error.to_string();
+                self.raised = Some(error);
+                text
+            })
+        })
+    }
+}

@@ -1,0 +1,35 @@
+//! Python bindings: they convert, and nothing else. Arguments become the core's types, errors exceptions.
+
+mod buffer;
+mod dlpack;
+mod errors;
+mod exchange;
+mod operations;
+mod registry;
+mod sizing;
+mod tensor;
+mod workspace;
+
+use pyo3::prelude::*;
+
+/// The Rust core of lamport_rs. Use the package, not this module.
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::buffer::Buffer;
+    #[pymodule_export]
+    use super::errors::{LamportError, LamportTimeoutError};
+    #[pymodule_export]
+    use super::operations::{all_reduce, all_reduce_rms_norm, minimax_rms, minimax_rms_qk};
+    #[pymodule_export]
+    use super::sizing::{all_reduce_comm_size, minimax_comm_size};
+    #[pymodule_export]
+    use super::workspace::{Table, Workspace};
+
+    use super::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", lamport_rs_core::workspace::hello::VERSION)
+    }
+}

@@ -1,0 +1,127 @@
+//! The operations: tensors in, nothing out. Outputs are passed in, allocated by the package.
+
+use std::sync::Arc;
+
+use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
+use lamport_rs_core::operations::host;
+use lamport_rs_core::workspace::host::HostWorkspace;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use crate::errors::{LamportError, interruptible, to_python};
+use crate::registry;
+use crate::tensor::extract;
+use crate::workspace::Workspace;
+
+/// `out = sum over ranks of input`.
+#[pyfunction]
+pub fn all_reduce(workspace: &Bound<'_, PyAny>, input: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<()> {
+    let host_workspace = find_workspace(workspace)?;
+    let operands = AllReduce { input: extract(input, "input")?, output: extract(out, "out")? };
+    // SAFETY: the arguments hold references to the tensors until this function returns.
+    interruptible(workspace.py(), |interrupted| unsafe { host::all_reduce(&host_workspace, &operands, interrupted) })
+}
+
+/// `residual_out = sum over ranks of input + residual`, `out = rms_norm(residual_out) * weight`.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "the operator's signature")]
+pub fn all_reduce_rms_norm(
+    workspace: &Bound<'_, PyAny>,
+    input: &Bound<'_, PyAny>,
+    residual: &Bound<'_, PyAny>,
+    weight: &Bound<'_, PyAny>,
+    eps: f32,
+    out: &Bound<'_, PyAny>,
+    residual_out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let host_workspace = find_workspace(workspace)?;
+    let operands = AllReduceRmsNorm {
+        input: extract(input, "input")?,
+        residual: extract(residual, "residual")?,
+        weight: extract(weight, "weight")?,
+        epsilon: eps,
+        output: extract(out, "out")?,
+        residual_output: extract(residual_out, "residual_out")?,
+    };
+    interruptible(workspace.py(), |interrupted| {
+        // SAFETY: the arguments hold references to the tensors until this function returns.
+        unsafe { host::all_reduce_rms_norm(&host_workspace, &operands, interrupted) }
+    })
+}
+
+/// The norm of rows that are spread over the ranks. `rank` and `world_size` are checked against the workspace.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "the operator's signature")]
+pub fn minimax_rms(
+    workspace: &Bound<'_, PyAny>,
+    rank: i64,
+    world_size: i64,
+    input: &Bound<'_, PyAny>,
+    norm_weight: &Bound<'_, PyAny>,
+    eps: f32,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let host_workspace = find_workspace(workspace)?;
+    check_member(&host_workspace, rank, world_size)?;
+    let norm = Norm {
+        input: extract(input, "input")?,
+        weight: extract(norm_weight, "norm_weight")?,
+        output: extract(out, "out")?,
+    };
+    run_minimax(workspace.py(), &host_workspace, &MinimaxRms::one(norm, eps))
+}
+
+/// Likewise for Q and K out of a packed qkv.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "the operator's signature")]
+pub fn minimax_rms_qk(
+    workspace: &Bound<'_, PyAny>,
+    rank: i64,
+    world_size: i64,
+    qkv: &Bound<'_, PyAny>,
+    q_size: i64,
+    kv_size: i64,
+    norm_weight_q: &Bound<'_, PyAny>,
+    norm_weight_k: &Bound<'_, PyAny>,
+    eps: f32,
+    q_out: &Bound<'_, PyAny>,
+    k_out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let host_workspace = find_workspace(workspace)?;
+    check_member(&host_workspace, rank, world_size)?;
+    let weights = [extract(norm_weight_q, "norm_weight_q")?, extract(norm_weight_k, "norm_weight_k")?];
+    let outputs = [extract(q_out, "q_out")?, extract(k_out, "k_out")?];
+    let operands = MinimaxRms::packed(extract(qkv, "qkv")?, [q_size, kv_size], weights, outputs, eps)
+        .map_err(|error| to_python(workspace.py(), error))?;
+    run_minimax(workspace.py(), &host_workspace, &operands)
+}
+
+fn run_minimax(py: Python<'_>, workspace: &HostWorkspace, operands: &MinimaxRms) -> PyResult<()> {
+    // SAFETY: the callers' arguments hold references to the tensors until they return.
+    interruptible(py, |interrupted| unsafe { host::minimax_rms(workspace, operands, interrupted) })
+}
+
+fn find_workspace(workspace: &Bound<'_, PyAny>) -> PyResult<Arc<HostWorkspace>> {
+    if let Ok(workspace) = workspace.cast::<Workspace>() {
+        return Ok(workspace.get().workspace.clone());
+    }
+    let pointer = workspace.call_method0(intern!(workspace.py(), "data_ptr")).and_then(|pointer| pointer.extract());
+    pointer.ok().and_then(registry::find).ok_or_else(|| {
+        LamportError::new_err(
+            "workspace must be a LamportWorkspace, or the tensor that its `workspace` property or \
+             get_allreduce_workspace() returned, not a copy of it",
+        )
+    })
+}
+
+fn check_member(workspace: &HostWorkspace, rank: i64, world_size: i64) -> PyResult<()> {
+    let member = workspace.member();
+    let expected = (member.rank as i64, member.geometry.world_size() as i64);
+    if (rank, world_size) == expected {
+        return Ok(());
+    }
+    let (own_rank, own_size) = expected;
+    Err(LamportError::new_err(format!(
+        "rank {rank} of {world_size} was asked for, but the workspace is that of rank {own_rank} of {own_size}"
+    )))
+}

@@ -1,0 +1,58 @@
+//! torch tensors as the core's tensors. torch is not linked: its attributes are read.
+
+use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use crate::errors::LamportError;
+
+/// The operand `name`. The caller keeps `tensor` alive for as long as the result is used.
+pub fn extract(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
+    let py = tensor.py();
+    let Ok(dtype) = tensor.getattr(intern!(py, "dtype")) else {
+        let kind = tensor.get_type().name()?;
+        return Err(LamportError::new_err(format!("{name} must be a torch.Tensor, not {kind}")));
+    };
+    let dimensions = |values: Vec<usize>| {
+        Dimensions::new(values).ok_or_else(|| LamportError::new_err(format!("{name} has more than 8 dimensions")))
+    };
+    let pointer: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
+    Ok(Tensor {
+        pointer: std::ptr::with_exposed_provenance_mut(pointer),
+        dtype: extract_dtype(&dtype, name)?,
+        device: extract_device(tensor, name)?,
+        shape: dimensions(tensor.getattr(intern!(py, "shape"))?.extract()?)?,
+        strides: dimensions(tensor.call_method0(intern!(py, "stride"))?.extract()?)?,
+    })
+}
+
+fn extract_dtype(dtype: &Bound<'_, PyAny>, name: &str) -> PyResult<Dtype> {
+    static DTYPES: PyOnceLock<[(Py<PyAny>, Dtype); 3]> = PyOnceLock::new();
+    let py = dtype.py();
+    let dtypes = DTYPES.get_or_try_init(py, || {
+        let torch = py.import("torch")?;
+        let dtype = |name: &str, dtype| PyResult::Ok((torch.getattr(name)?.unbind(), dtype));
+        PyResult::Ok([
+            dtype("bfloat16", Dtype::BFloat16)?,
+            dtype("float16", Dtype::Float16)?,
+            dtype("float32", Dtype::Float32)?,
+        ])
+    })?;
+    let known = dtypes.iter().find(|(known, _)| known.is(dtype)).map(|(_, dtype)| *dtype);
+    known.ok_or_else(|| {
+        LamportError::new_err(format!("{name} is {dtype}, but must be torch.float32, torch.float16 or torch.bfloat16"))
+    })
+}
+
+fn extract_device(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Device> {
+    let py = tensor.py();
+    if tensor.getattr(intern!(py, "is_cpu"))?.is_truthy()? {
+        return Ok(Device::Cpu);
+    }
+    if tensor.getattr(intern!(py, "is_cuda"))?.is_truthy()? {
+        return Ok(Device::Cuda(tensor.call_method0(intern!(py, "get_device"))?.extract()?));
+    }
+    let device = tensor.getattr(intern!(py, "device"))?;
+    Err(LamportError::new_err(format!("{name} is on {device}, but must be on the workspace's device (cpu or cuda)")))
+}
