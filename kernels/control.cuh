@@ -55,10 +55,10 @@ __device__ __forceinline__ bool arrive(const Group& group) {
 }
 
 // The last block's arriving thread moves on to the next slot. `region_bytes` is this operation's.
-__device__ __forceinline__ void rotate(const Group& group, const Control& control, uint64 region_bytes) {
+__device__ __forceinline__ void rotate(const Group& group, const Control& control, uint32 region_bytes) {
     const uint32 next = control.slot == SLOTS - 1 ? 0 : control.slot + 1;
     ptx::store_device(group.counters + SLOT_INDEX * sizeof(uint32), next);
-    ptx::store_device_long(group.extents + CLEAR_EXTENT * sizeof(uint64), group.world_size * region_bytes);
+    ptx::store_device_long(group.extents + CLEAR_EXTENT * sizeof(uint64), uint64{group.world_size} * region_bytes);
     ptx::store_device(group.counters + ARRIVAL_COUNTER * sizeof(uint32), 0);
 }
 

@@ -9,8 +9,8 @@
 // for each travels side by side: word (token * matrices + matrix) of the rank's region.
 //
 // This file has what the variants share: the parameters, who does what in a block, and the exchange between the two
-// passes over the row. A block has T tokens. Its warps belong to one matrix each; warp 0 also exchanges, the others
-// also clear, and the last thread also reads the control words and arrives.
+// passes over the row. A block has T tokens. Its warps belong to one matrix each. The first warps also exchange, one
+// thread per word and peer; the others also clear, and the last thread also reads the control words and arrives.
 #pragma once
 
 #include "control.cuh"
@@ -27,8 +27,8 @@ struct MinimaxMatrix {
     Address input;
     Address weight;
     Address output;
-    uint64 input_row_bytes;
-    uint64 output_row_bytes;
+    uint32 input_row_bytes;
+    uint32 output_row_bytes;
     // Of a row on this rank.
     uint32 vectors;
     // Warps of each block that work on this matrix.
@@ -43,14 +43,15 @@ struct MinimaxParameters {
     Group group;
     MinimaxMatrix matrix[matrices];
     // Bytes of the operation's regions.
-    uint64 region_bytes;
+    uint32 region_bytes;
     uint32 tokens;
     float epsilon;
+    uint32 reserved;
 };
 
 ASSERT_LAYOUT_OF_MinimaxMatrix(MinimaxMatrix);
-ASSERT_LAYOUT_OF_MinimaxParameters_1(MinimaxParameters<1>);
-ASSERT_LAYOUT_OF_MinimaxParameters_2(MinimaxParameters<2>);
+ASSERT_LAYOUT_OF_MinimaxRms(MinimaxParameters<1>);
+ASSERT_LAYOUT_OF_MinimaxRmsQk(MinimaxParameters<2>);
 
 // A thread's place: its matrix, and its number among the threads that work on it.
 struct MinimaxPlace {
@@ -88,26 +89,32 @@ struct MinimaxPlace {
     __device__ __forceinline__ uint32 threads() const { return matrix.warps * WARP_THREADS; }
 };
 
-// What a block's threads tell each other. Row (token * matrices + matrix) of `partials` and of `scales`.
+// What a block's threads tell each other. Rows are numbered like the words: token * matrices + matrix.
 template <uint32 matrices, uint32 tokens>
 struct MinimaxShared {
     static constexpr uint32 ROWS = matrices * tokens;
-    static_assert(ROWS <= WARP_THREADS, "one lane of warp 0 exchanges each word");
 
+    // Own sums of squares, one per warp.
     WarpPartials partials[ROWS];
-    float scales[ROWS];
+    // The ranks' sums.
+    RankValues sums[ROWS];
     Control control;
 
-    // Makes the entries of warps that do not exist 0, as WarpPartials::sum wants it. Each warp takes whole rows.
+    // Makes the entries of warps and ranks that do not exist 0, as the sums want it. Each warp takes whole rows.
     __device__ __forceinline__ void pad(const MinimaxParameters<matrices>& parameters) {
         const uint32 lane = threadIdx.x % WARP_THREADS;
         for (uint32 row = threadIdx.x / WARP_THREADS; row < ROWS; row += blockDim.x / WARP_THREADS) {
-            const uint32 warps =
-                matrices == 2 && row % matrices == 1 ? parameters.matrix[matrices - 1].warps : parameters.matrix[0].warps;
-            if (lane >= warps) {
+            if (lane >= warps_of_row(parameters, row)) {
                 partials[row].values[lane] = 0.0f;
             }
+            if (lane >= parameters.group.world_size && lane < MAX_WORLD_SIZE) {
+                sums[row].values[lane] = 0.0f;
+            }
         }
+    }
+
+    static __device__ __forceinline__ uint32 warps_of_row(const MinimaxParameters<matrices>& parameters, uint32 row) {
+        return row % matrices == 0 ? parameters.matrix[0].warps : parameters.matrix[matrices - 1].warps;
     }
 };
 
@@ -167,41 +174,57 @@ struct VectorWeights {
     }
 };
 
-// From the warps' partial sums of squares to the scales, over all ranks. Every thread of the block calls it. Before
-// the first barrier each warp has written its partials, and the last thread the control words; after the second the
-// scales are there.
+// From the warps' sums of squares to those of all ranks. Every thread of the block calls it. Before the first barrier
+// each warp has written its sums, and the last thread the control words; after the second all ranks' sums are there.
 template <uint32 matrices, uint32 tokens>
 __device__ __forceinline__ void exchange_sums(const MinimaxParameters<matrices>& parameters, uint32 first_token,
                                               MinimaxShared<matrices, tokens>& shared) {
+    constexpr uint32 rows = MinimaxShared<matrices, tokens>::ROWS;
     const Group& group = parameters.group;
+    const uint32 exchanging = rows * (group.world_size - 1);
+    // Whole warps, so that those which clear do not wait for those which poll. The launch has one warp more at least.
+    const uint32 reserved = (exchanging + WARP_THREADS - 1) / WARP_THREADS * WARP_THREADS;
     __syncthreads();
-    if (threadIdx.x < WARP_THREADS) {
-        const uint32 row = threadIdx.x;
-        if (row < shared.ROWS && first_token + row / matrices < parameters.tokens) {
-            const bool is_second = matrices == 2 && row % matrices == 1;
-            const MinimaxMatrix& first = parameters.matrix[0];
-            const MinimaxMatrix& last = parameters.matrix[matrices - 1];
-            const float own = shared.partials[row].sum(is_second ? last.warps : first.warps);
-            const uint64 offset = uint64{first_token * matrices + row} * sizeof(float);
-            const float total =
-                sum_over_ranks(group, shared.control.slot_offset, parameters.region_bytes, offset, own);
-            const float inverse_count = is_second ? last.inverse_count : first.inverse_count;
-            shared.scales[row] = rsqrtf(fmaf(total, inverse_count, parameters.epsilon));
+    if (threadIdx.x < reserved) {
+        const uint32 row = threadIdx.x % rows;
+        const uint32 peer = threadIdx.x / rows;
+        if (threadIdx.x < exchanging && first_token + row / matrices < parameters.tokens) {
+            const float sum = shared.partials[row].sum(shared.warps_of_row(parameters, row));
+            const uint32 own = scrub(__float_as_uint(sum));
+            const uint32 offset = (first_token * matrices + row) * sizeof(float);
+            const uint32 word =
+                exchange_word(group, shared.control.slot_offset, parameters.region_bytes, offset, peer, own);
+            shared.sums[row].values[rank_of_peer(group, peer)] = __uint_as_float(word);
+            if (peer == 0) {
+                shared.sums[row].values[group.rank] = __uint_as_float(own);
+            }
         }
-        // Lanes leave the polling at different times.
-        __syncwarp();
     } else {
+        const bool is_last = threadIdx.x == blockDim.x - 1 && arrive(group);
         const Control control = shared.control;
-        const bool arrives = threadIdx.x == blockDim.x - 1;
-        const bool is_last = arrives && arrive(group);
-        const uint32 clearing = blockDim.x - WARP_THREADS;
-        clear_previous_slot(group, control, blockIdx.x * clearing + threadIdx.x - WARP_THREADS, gridDim.x * clearing);
+        const uint32 clearing = blockDim.x - reserved;
+        clear_previous_slot(group, control, blockIdx.x * clearing + threadIdx.x - reserved, gridDim.x * clearing);
         if (is_last) {
             rotate(group, control, parameters.region_bytes);
         }
-        __syncwarp();
     }
+    // Lanes leave the polling at different times.
+    __syncwarp();
     __syncthreads();
+}
+
+// The scales of one matrix's tokens, after exchange_sums. Lanes share the work: lane i computes that of token i modulo
+// `tokens`, and all get all.
+template <uint32 matrices, uint32 tokens>
+__device__ __forceinline__ void read_scales(const MinimaxParameters<matrices>& parameters, const MinimaxPlace& place,
+                                            const MinimaxShared<matrices, tokens>& shared, float (&scales)[tokens]) {
+    const uint32 token = threadIdx.x % tokens;
+    const float total = shared.sums[token * matrices + place.index].sum(parameters.group.world_size);
+    const float scale = rsqrtf(fmaf(total, place.matrix.inverse_count, parameters.epsilon));
+#pragma unroll
+    for (uint32 t = 0; t < tokens; ++t) {
+        scales[t] = tokens == 1 ? scale : __shfl_sync(0xffffffffu, scale, t);
+    }
 }
 
 // The last warp reads the control words, all lanes alike, and its last thread publishes them. Two calls, so that the

@@ -39,7 +39,7 @@ __device__ __forceinline__ void minimax_in_registers(const MinimaxParameters<mat
 #pragma unroll
     for (uint32 t = 0; t < tokens; ++t) {
         const uint32 token = min(first_token + t, parameters.tokens - 1);
-        const Address row = matrix.input + token * matrix.input_row_bytes;
+        const Address row = matrix.input + uint64{token} * matrix.input_row_bytes;
 #pragma unroll
         for (uint32 v = 0; v < vectors; ++v) {
             rows[t][v] = ptx::load_input(row + column_bytes[v]);
@@ -67,14 +67,15 @@ __device__ __forceinline__ void minimax_in_registers(const MinimaxParameters<mat
 
     exchange_sums(parameters, first_token, shared);
 
+    float scales[tokens];
+    read_scales(parameters, place, shared, scales);
 #pragma unroll
     for (uint32 t = 0; t < tokens; ++t) {
         const uint32 token = first_token + t;
-        const float scale = shared.scales[t * matrices + place.index];
-        const Address row = matrix.output + token * matrix.output_row_bytes;
+        const Address row = matrix.output + uint64{token} * matrix.output_row_bytes;
 #pragma unroll
         for (uint32 v = 0; v < vectors; ++v) {
-            const Vector result = weights[v].apply(rows[t][v], scale);
+            const Vector result = weights[v].apply(rows[t][v], scales[t]);
             if (inside[v] && token < parameters.tokens) {
                 ptx::store_output(row + column_bytes[v], result);
             }

@@ -1,16 +1,17 @@
-// MiniMax normalisation of two matrices, queries and keys, that usually lie in one packed row. VALUE and WEIGHT are
-// element types of numeric.cuh, set when compiling.
-#include "minimax_registers.cuh"
+// MiniMax normalisation of two matrices, queries and keys, that usually lie in one packed row. The macros choose one of the variants.
+#if LAMPORT_VECTORS == 0
 #include "minimax_wide.cuh"
+#else
+#include "minimax_registers.cuh"
+#endif
 
-#define MINIMAX_KERNEL(tokens, vectors, threads, blocks)                                                              \
-    extern "C" __global__ void __launch_bounds__(threads, blocks) minimax_rms_qk_t##tokens##_v##vectors(              \
-        const __grid_constant__ lamport::MinimaxParameters<2> parameters) {                                           \
-        lamport::minimax_in_registers<2, tokens, vectors, lamport::VALUE, lamport::WEIGHT>(parameters);               \
-    }
-MINIMAX_VARIANTS(MINIMAX_KERNEL)
-
-extern "C" __global__ void __launch_bounds__(lamport::MINIMAX_WIDE_THREADS)
-    minimax_rms_qk_wide(const __grid_constant__ lamport::MinimaxParameters<2> parameters) {
-    lamport::minimax_wide<2, lamport::VALUE, lamport::WEIGHT>(parameters);
+extern "C" __global__ void __launch_bounds__(LAMPORT_MAX_THREADS, LAMPORT_MIN_BLOCKS)
+    minimax_rms_qk(const __grid_constant__ lamport::MinimaxParameters<2> parameters) {
+    using Value = lamport::LAMPORT_VALUE;
+    using Weight = lamport::LAMPORT_WEIGHT;
+#if LAMPORT_VECTORS == 0
+    lamport::minimax_wide<2, Value, Weight>(parameters);
+#else
+    lamport::minimax_in_registers<2, LAMPORT_TOKENS, LAMPORT_VECTORS, Value, Weight>(parameters);
+#endif
 }

@@ -21,7 +21,7 @@ __device__ __forceinline__ void minimax_wide(const MinimaxParameters<matrices>& 
     if (in_last_warp()) {
         control = read_control(parameters.group);
     }
-    const Address input = matrix.input + token * matrix.input_row_bytes;
+    const Address input = matrix.input + uint64{token} * matrix.input_row_bytes;
     float sums[1] = {0.0f};
 #pragma unroll 4
     for (uint32 vector = place.thread; vector < end; vector += place.threads()) {
@@ -37,14 +37,15 @@ __device__ __forceinline__ void minimax_wide(const MinimaxParameters<matrices>& 
 
     exchange_sums(parameters, token, shared);
 
-    const Address output = matrix.output + token * matrix.output_row_bytes;
-    const float scale = shared.scales[place.index];
+    const Address output = matrix.output + uint64{token} * matrix.output_row_bytes;
+    float scales[1];
+    read_scales(parameters, place, shared, scales);
 #pragma unroll 2
     for (uint32 vector = place.thread; vector < end; vector += place.threads()) {
         VectorWeights<Value, Weight> weights;
         weights.load(matrix.weight + uint64{vector} * weights.BYTES);
         const Vector row = ptx::load_input(input + uint64{vector} * VECTOR_BYTES);
-        ptx::store_output(output + uint64{vector} * VECTOR_BYTES, weights.apply(row, scale));
+        ptx::store_output(output + uint64{vector} * VECTOR_BYTES, weights.apply(row, scales[0]));
     }
 }
 

@@ -1,6 +1,7 @@
 // Sums over a warp and over a block. The order of additions is fixed by the launch, so a result is the same every run.
 #pragma once
 
+#include "constants.cuh"
 #include "types.cuh"
 
 namespace lamport {
@@ -61,6 +62,24 @@ private:
         const float4 a = quads[0], b = quads[1], c = quads[2], d = quads[3];
         return (((a.x + a.y) + (a.z + a.w)) + ((b.x + b.y) + (b.z + b.w))) +
                (((c.x + c.y) + (c.z + c.w)) + ((d.x + d.y) + (d.z + d.w)));
+    }
+};
+
+// One value per rank, in shared memory. The stride of 20 words is again for the banks.
+struct alignas(16) RankValues {
+    float values[MAX_WORLD_SIZE + 4];
+
+    // Sums in rank order, as every rank must; entries from `world_size` on must be 0.
+    __device__ __forceinline__ float sum(uint32 world_size) const {
+        float total = 0.0f;
+#pragma unroll
+        for (uint32 first = 0; first < MAX_WORLD_SIZE; first += 4) {
+            if (first < world_size) {
+                const float4 quad = *reinterpret_cast<const float4*>(values + first);
+                total = (((total + quad.x) + quad.y) + quad.z) + quad.w;
+            }
+        }
+        return total;
     }
 };
 

@@ -1,4 +1,4 @@
-// An exchange of single words: every lane has one, and wants the sum of all ranks' words at its place.
+// An exchange of single words: a thread has a word for one peer and awaits that peer's.
 #pragma once
 
 #include "group.cuh"
@@ -8,87 +8,32 @@
 
 namespace lamport {
 
-// Ranks whose words a lane polls at the same time where the world size is not known when compiling.
-inline constexpr uint32 RANKS_AT_ONCE = 8;
-
-// Pushes the float32 `own` to every peer and returns the sum over all ranks, in rank order, so that every rank gets the
-// same bits. `slot_offset` is the operation's slot, `offset` the word's place in a region. The own word never leaves
-// its register. Lanes may call it in any number, diverged; reconverge before the next warp-wide operation.
-//
-// `static_world_size` is the group's, or 0 for any.
-template <uint32 static_world_size>
-__device__ __forceinline__ float sum_over_ranks(const Group& group, uint64 slot_offset, uint64 region_bytes,
-                                                uint64 offset, float own) {
-    constexpr bool is_static = static_world_size != 0;
-    constexpr uint32 most_ranks = is_static ? static_world_size : MAX_WORLD_SIZE;
-    constexpr uint32 at_once = is_static ? static_world_size : RANKS_AT_ONCE;
-    const uint32 world_size = is_static ? static_world_size : group.world_size;
-
-    const uint32 own_word = scrub(__float_as_uint(own));
-    const uint64 push_offset = slot_offset + group.rank * region_bytes + offset;
-#pragma unroll
-    for (uint32 peer = 0; peer < most_ranks - 1; ++peer) {
-        if (is_static || peer < world_size - 1) {
-            ptx::store_system(group.peers[peer] + push_offset, own_word);
-        }
-    }
-
-    BoundedWait wait(group);
-    float total = 0.0f;
-    for (uint32 first = 0; first < most_ranks; first += at_once) {
-        const Address regions = group.own + slot_offset + offset + first * region_bytes;
-        uint32 words[at_once];
-#pragma unroll
-        for (uint32 i = 0; i < at_once; ++i) {
-            const bool awaited = first + i != group.rank && (is_static || first + i < world_size);
-            words[i] = awaited ? SENTINEL : first + i == group.rank ? own_word : 0u;
-        }
-        bool complete = false;
-        while (!complete) {
-            // All loads of a round are in flight together, and only for words that have not arrived.
-#pragma unroll
-            for (uint32 i = 0; i < at_once; ++i) {
-                if (!has_arrived(words[i])) {
-                    words[i] = ptx::load_system(regions + i * region_bytes);
-                }
-            }
-            complete = true;
-#pragma unroll
-            for (uint32 i = 0; i < at_once; ++i) {
-                complete &= has_arrived(words[i]);
-            }
-            if (!complete && wait.gives_up([&] {
-                    uint32 missing = 0;
-#pragma unroll
-                    for (uint32 i = 0; i < at_once; ++i) {
-                        missing |= has_arrived(words[i]) ? 0u : 1u << (first + i);
-                    }
-                    return missing;
-                })) {
-                break;
-            }
-        }
-#pragma unroll
-        for (uint32 i = 0; i < at_once; ++i) {
-            total += __uint_as_float(words[i]);
-        }
-        if (!is_static && first + at_once >= world_size) {
-            break;
-        }
-    }
-    return total;
+// The rank of peers[peer].
+__device__ __forceinline__ uint32 rank_of_peer(const Group& group, uint32 peer) {
+    const uint32 rank = group.rank + 1 + peer;
+    return rank < group.world_size ? rank : rank - group.world_size;
 }
 
-// The same, for the group's world size. The usual sizes have code of their own: a branch that all threads take alike
-// costs less than the loads and additions of ranks that do not exist.
-__device__ __forceinline__ float sum_over_ranks(const Group& group, uint64 slot_offset, uint64 region_bytes,
-                                                uint64 offset, float own) {
-    switch (group.world_size) {
-        case 2: return sum_over_ranks<2>(group, slot_offset, region_bytes, offset, own);
-        case 4: return sum_over_ranks<4>(group, slot_offset, region_bytes, offset, own);
-        case 8: return sum_over_ranks<8>(group, slot_offset, region_bytes, offset, own);
-        default: return sum_over_ranks<0>(group, slot_offset, region_bytes, offset, own);
+// Pushes `own`, already scrubbed, into the own region of peers[peer], and returns the word at the same place of that
+// peer's region here. `slot_offset` is the operation's slot, `offset` the place in a region, both in bytes. If the peer
+// does not come, returns the sentinel (and the fault is recorded).
+//
+// Lanes may call it in any number and return at different times: reconverge before the next warp-wide operation.
+__device__ __forceinline__ uint32 exchange_word(const Group& group, uint64 slot_offset, uint32 region_bytes,
+                                                uint32 offset, uint32 peer, uint32 own) {
+    // The index is computed, but the parameters stay in constant memory: nothing ever writes to them.
+    ptx::store_system(group.peers[peer] + slot_offset + uint64{group.rank} * region_bytes + offset, own);
+    const uint32 source = rank_of_peer(group, peer);
+    const Address address = group.own + slot_offset + uint64{source} * region_bytes + offset;
+    BoundedWait wait(group);
+    uint32 word = ptx::load_system(address);
+    while (!has_arrived(word)) {
+        if (wait.gives_up([=] { return 1u << source; })) {
+            break;
+        }
+        word = ptx::load_system(address);
     }
+    return word;
 }
 
 }  // namespace lamport

@@ -8,7 +8,7 @@ use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, VECTOR_WORDS};
 use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, SLOT_INDEX};
 
 use crate::parameters::{FaultRecord, FillParameters, Group, MinimaxMatrix, MinimaxParameters, VerifyParameters};
-use crate::variants::{FILL_THREADS, MINIMAX_VARIANTS, MINIMAX_WIDE_THREADS};
+use crate::variants::FILL_THREADS;
 
 /// A macro `ASSERT_LAYOUT_OF_<name>(type)` that asserts that a CUDA struct has the size of a Rust struct and the named
 /// fields at the same offsets.
@@ -34,7 +34,7 @@ macro_rules! layout {
 
 /// The text of `constants.cuh`.
 pub fn header() -> String {
-    format!("// Generated.\n#pragma once\n\n{}\n{}\n{}", constants(), layouts(), variants())
+    format!("// Generated.\n#pragma once\n\n{}\n{}", constants(), layouts())
 }
 
 fn constants() -> String {
@@ -51,7 +51,6 @@ fn constants() -> String {
     constant("SLOT_INDEX", &SLOT_INDEX);
     constant("CLEAR_EXTENT", &CLEAR_EXTENT);
     constant("FILL_THREADS", &FILL_THREADS);
-    constant("MINIMAX_WIDE_THREADS", &MINIMAX_WIDE_THREADS);
     text.push_str("\n}  // namespace lamport\n");
     text
 }
@@ -71,20 +70,8 @@ fn layouts() -> String {
             MinimaxMatrix,
             [input, weight, output, input_row_bytes, output_row_bytes, vectors, warps, inverse_count]
         ),
-        layout!("MinimaxParameters_1", MinimaxParameters<1>, [group, matrix, region_bytes, tokens, epsilon]),
-        layout!("MinimaxParameters_2", MinimaxParameters<2>, [group, matrix, region_bytes, tokens, epsilon]),
+        layout!("MinimaxRms", MinimaxParameters<1>, [group, matrix, region_bytes, tokens, epsilon]),
+        layout!("MinimaxRmsQk", MinimaxParameters<2>, [group, matrix, region_bytes, tokens, epsilon]),
     ]
     .concat()
-}
-
-/// A list for the preprocessor: a kernel's name, which these numbers are part of, must be a literal.
-fn variants() -> String {
-    let mut text = String::from("#define MINIMAX_VARIANTS(KERNEL)");
-    for variant in MINIMAX_VARIANTS {
-        let (tokens, vectors) = (variant.tokens, variant.vectors);
-        write!(text, " KERNEL({tokens}, {vectors}, {}, {})", variant.max_threads, variant.min_blocks)
-            .expect("a String can be written to");
-    }
-    text.push('\n');
-    text
 }

@@ -29,6 +29,8 @@ use nvrtc::{Nvrtc, Source};
 
 /// Compilations at the same time.
 const THREADS: usize = 2;
+/// PTX is long-winded: what would be 5 MB comes to a tenth.
+const COMPRESSION_LEVEL: u8 = 9;
 
 fn main() {
     if let Err(message) = build() {
@@ -54,11 +56,12 @@ fn build() -> Result<(), String> {
     let next = AtomicUsize::new(0);
     let compile_all = || -> Result<(), String> {
         while let Some(&(key, architecture)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let name = format!("{}.cu", key.operation());
+            let name = format!("{}.cu", key.function().to_string_lossy());
             let source = Source { text: read(&kernels.join(&name))?, name };
             let ptx = nvrtc.compile(&source, &headers, &key.definitions(), architecture)?;
+            let compressed = miniz_oxide::deflate::compress_to_vec_zlib(ptx.as_bytes(), COMPRESSION_LEVEL);
             let file = out.join(file_name(key, architecture));
-            fs::write(&file, ptx).map_err(|error| format!("{}: {error}", file.display()))?;
+            fs::write(&file, compressed).map_err(|error| format!("{}: {error}", file.display()))?;
         }
         Ok(())
     };
@@ -83,7 +86,7 @@ fn write_index(out: &Path) -> Result<(), String> {
 }
 
 fn file_name(key: ModuleKey, architecture: u32) -> String {
-    format!("{}.compute_{architecture}.ptx", key.name())
+    format!("{}.compute_{architecture}.ptx.zlib", key.name())
 }
 
 fn read_headers(kernels: &Path) -> Result<Vec<Source>, String> {

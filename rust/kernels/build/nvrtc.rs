@@ -48,20 +48,20 @@ impl Nvrtc {
         Ok(Self { library, path })
     }
 
-    /// Compiles `source` to PTX for virtual architecture `architecture`, with a NUL at the end.
+    /// Compiles `source` to PTX for virtual architecture `architecture`.
     pub fn compile(
         &self,
         source: &Source,
         headers: &[Source],
-        definitions: &[(&str, &str)],
+        definitions: &[(&str, String)],
         architecture: u32,
-    ) -> Result<Vec<u8>, String> {
+    ) -> Result<String, String> {
         let mut options = vec![format!("--gpu-architecture=compute_{architecture}"), "-std=c++17".to_owned()];
         options.extend(definitions.iter().map(|(name, value)| format!("-D{name}={value}")));
         let program = self.create(source, headers)?;
-        let result = self.compile_program(program, &options).map_err(|log| {
-            format!("{} does not compile with {}:\n{log}", source.name, options.join(" "))
-        });
+        let result = self
+            .compile_program(program, &options)
+            .map_err(|log| format!("{} does not compile with {}:\n{log}", source.name, options.join(" ")));
         let ptx = result.and_then(|()| self.output(c"nvrtcGetPTXSize", c"nvrtcGetPTX", program));
         self.destroy(program)?;
         let ptx = ptx?;
@@ -112,13 +112,12 @@ impl Nvrtc {
         let code = unsafe { compile(program, pointers.len() as c_int, pointers.as_ptr()) };
         self.check("nvrtcCompileProgram", code).map_err(|error| {
             let log = self.output(c"nvrtcGetProgramLogSize", c"nvrtcGetProgramLog", program);
-            let log = log.map(|text| String::from_utf8_lossy(&text).trim_end_matches('\0').to_owned());
             format!("{error}\n{}", log.unwrap_or_else(|error| error))
         })
     }
 
-    /// What a pair of functions, one for the size and one for the bytes, has to say about a program.
-    fn output(&self, size_name: &CStr, bytes_name: &CStr, program: Program) -> Result<Vec<u8>, String> {
+    /// What a pair of functions, one for the size and one for the text, has to say about a program.
+    fn output(&self, size_name: &CStr, bytes_name: &CStr, program: Program) -> Result<String, String> {
         type Size = unsafe extern "C" fn(Program, *mut usize) -> Code;
         type Bytes = unsafe extern "C" fn(Program, *mut c_char) -> Code;
         let (get_size, get_bytes): (Symbol<Size>, Symbol<Bytes>) = (self.symbol(size_name)?, self.symbol(bytes_name)?);
@@ -130,7 +129,8 @@ impl Nvrtc {
         // SAFETY: `bytes` has the size just asked for.
         let code = unsafe { get_bytes(program, bytes.as_mut_ptr().cast()) };
         self.check(&bytes_name.to_string_lossy(), code)?;
-        Ok(bytes)
+        // A NUL ends the text.
+        Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
     }
 
     fn destroy(&self, mut program: Program) -> Result<(), String> {
@@ -169,9 +169,8 @@ fn missing(why: String) -> String {
 }
 
 /// Newer compilers write PTX that older drivers refuse, and they would only do so on a user's machine.
-fn check_version(ptx: &[u8], library: &Path) -> Result<(), String> {
-    let text = String::from_utf8_lossy(ptx);
-    let version = text.lines().find_map(|line| line.strip_prefix(".version ")).unwrap_or_default().trim();
+fn check_version(ptx: &str, library: &Path) -> Result<(), String> {
+    let version = ptx.lines().find_map(|line| line.strip_prefix(".version ")).unwrap_or_default().trim();
     let parsed = version.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
     if parsed.is_some_and(|version: (u32, u32)| version <= NEWEST_PTX) {
         return Ok(());

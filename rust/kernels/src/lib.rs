@@ -1,5 +1,25 @@
-//! The protocol's CUDA kernels, as PTX that the driver compiles on first use, and how to launch them.
+//! The protocol's CUDA kernels, as PTX that the driver compiles on first use, and how to launch them. No CUDA library is
+//! needed here: whoever launches brings the driver.
+//!
+//! | module | concept |
+//! | --- | --- |
+//! | [`catalogue`] | which modules there are |
+//! | [`modules`] | their PTX |
+//! | [`parameters`] | the structs that kernels take, laid out as in CUDA |
+//! | [`plan`] | grid, block and module of a launch, from the operation's shape and the device |
+//! | [`variants`] | what the plans choose from |
+//!
+//! Every kernel takes one struct of [`parameters`] by value.
+
+#![forbid(unsafe_code)]
+
 pub mod catalogue;
 pub mod dtype;
+pub mod modules;
 pub mod parameters;
+pub mod plan;
 pub mod variants;
+
+pub use catalogue::ModuleKey;
+pub use dtype::Dtype;
+pub use modules::module;

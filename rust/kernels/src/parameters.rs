@@ -75,9 +75,9 @@ pub struct MinimaxMatrix {
     /// The result's first row. May be `input`, if the strides are equal.
     pub output: u64,
     /// Bytes from a row of the input to the next.
-    pub input_row_bytes: u64,
+    pub input_row_bytes: u32,
     /// Bytes from a row of the output to the next.
-    pub output_row_bytes: u64,
+    pub output_row_bytes: u32,
     /// 16-byte vectors of a row on this rank.
     pub vectors: u32,
     /// Warps of a block that work on the matrix: from the plan.
@@ -99,9 +99,11 @@ pub struct MinimaxParameters<const MATRICES: usize> {
     /// Bytes of the operation's regions: [`Geometry::region_bytes`] of `tokens × MATRICES × 4` bytes.
     ///
     /// [`Geometry::region_bytes`]: lamport_rs_protocol::geometry::Geometry::region_bytes
-    pub region_bytes: u64,
+    pub region_bytes: u32,
     /// Rows.
     pub tokens: u32,
     /// Added to the variance.
     pub epsilon: f32,
+    /// 0.
+    pub reserved: u32,
 }

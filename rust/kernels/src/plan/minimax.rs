@@ -1,0 +1,134 @@
+//! Plans for the MiniMax normalisation.
+//!
+//! Few tokens: one per block, one vector per thread, so that nothing but the exchange takes time. Many tokens: several
+//! per block, so that the whole grid runs at once and the way over NVLink is paid for once, not once per wave.
+
+use crate::catalogue::{MinimaxKernel, ModuleKey};
+use crate::dtype::Dtype;
+use crate::plan::{Device, LaunchPlan, PlanError};
+use crate::variants::{MINIMAX_VARIANTS, MINIMAX_WIDE, MinimaxVariant, WARP_THREADS};
+
+const VECTOR_BYTES: usize = lamport_rs_protocol::sentinel::VECTOR_BYTES;
+
+/// A MiniMax operation on `MATRICES` matrices: 1, or 2 for queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MinimaxShape<const MATRICES: usize> {
+    /// Rows.
+    pub tokens: u32,
+    /// Columns of each matrix on this rank.
+    pub widths: [u32; MATRICES],
+    /// Of inputs and outputs.
+    pub dtype: Dtype,
+    /// Of the weights.
+    pub weight: Dtype,
+    /// The group's size.
+    pub world_size: u32,
+}
+
+/// A launch, and how its blocks are divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MinimaxPlan<const MATRICES: usize> {
+    /// The launch.
+    pub launch: LaunchPlan,
+    /// Tokens of a block.
+    pub tokens_per_block: u32,
+    /// For [`MinimaxMatrix::vectors`](crate::parameters::MinimaxMatrix::vectors) of each matrix.
+    pub vectors: [u32; MATRICES],
+    /// For [`MinimaxMatrix::warps`](crate::parameters::MinimaxMatrix::warps) of each matrix.
+    pub warps: [u32; MATRICES],
+}
+
+impl<const MATRICES: usize> MinimaxShape<MATRICES> {
+    /// Plans the launch. `tokens_per_block` overrides the choice that this module makes.
+    pub fn plan(&self, device: Device, tokens_per_block: Option<u32>) -> Result<MinimaxPlan<MATRICES>, PlanError> {
+        const { assert!(MATRICES == 1 || MATRICES == 2, "kernels take one matrix or two") };
+        if self.tokens == 0 {
+            return Err(PlanError::NoTokens);
+        }
+        if self.weight != self.dtype && self.weight != Dtype::Float32 {
+            return Err(PlanError::Weight { dtype: self.dtype.name(), weight: self.weight.name() });
+        }
+        let vectors = self.vectors()?;
+        let candidates: Vec<Division<MATRICES>> = self.divisions(vectors);
+        let division = match tokens_per_block {
+            None => choose(&candidates, self.tokens, device),
+            Some(tokens) => *candidates.iter().find(|division| division.variant.tokens == tokens).ok_or_else(|| {
+                let possible = candidates.iter().map(|division| division.variant.tokens).collect();
+                PlanError::TokensPerBlock { tokens, possible }
+            })?,
+        };
+
+        let kernel = MinimaxKernel { dtype: self.dtype, weight: self.weight, variant: division.variant };
+        let module = if MATRICES == 1 { ModuleKey::MinimaxRms(kernel) } else { ModuleKey::MinimaxRmsQk(kernel) };
+        let tokens_per_block = division.variant.tokens;
+        let grid = self.tokens.div_ceil(tokens_per_block);
+        let launch =
+            LaunchPlan { module, grid, block: division.threads, dependent_launch: device.has_dependent_launch() };
+        Ok(MinimaxPlan { launch, tokens_per_block, vectors, warps: division.warps })
+    }
+
+    fn vectors(&self) -> Result<[u32; MATRICES], PlanError> {
+        for width in self.widths {
+            let bytes = width as usize * self.dtype.size();
+            if bytes == 0 || bytes % VECTOR_BYTES != 0 {
+                return Err(PlanError::Width { width, dtype: self.dtype.name() });
+            }
+        }
+        Ok(self.widths.map(|width| (width as usize * self.dtype.size() / VECTOR_BYTES) as u32))
+    }
+
+    /// What the width allows, in ascending order of tokens per block; never empty. Of the variants that differ only in
+    /// vectors per thread, the one with the most threads.
+    fn divisions(&self, vectors: [u32; MATRICES]) -> Vec<Division<MATRICES>> {
+        let mut divisions: Vec<Division<MATRICES>> = Vec::new();
+        for variant in MINIMAX_VARIANTS {
+            let is_new = divisions.iter().all(|division| division.variant.tokens != variant.tokens);
+            let division = self.divide(variant, vectors);
+            if is_new && division.threads <= variant.max_threads {
+                divisions.push(division);
+            }
+        }
+        divisions.sort_by_key(|division| division.variant.tokens);
+        divisions
+    }
+
+    fn divide(&self, variant: MinimaxVariant, vectors: [u32; MATRICES]) -> Division<MATRICES> {
+        let warps = if variant == MINIMAX_WIDE {
+            share(variant.max_threads / WARP_THREADS, vectors)
+        } else {
+            vectors.map(|count| count.div_ceil(WARP_THREADS * variant.vectors))
+        };
+        // One thread exchanges one word with one peer. Those warps also work on rows, but at least one other is needed,
+        // to clear and to arrive while they poll.
+        let exchanging = (variant.tokens * MATRICES as u32 * (self.world_size - 1)).div_ceil(WARP_THREADS);
+        let block_warps = warps.iter().sum::<u32>().max(exchanging + 1);
+        Division { variant, warps, threads: WARP_THREADS * block_warps }
+    }
+}
+
+/// A block of a variant: which of its warps work on which matrix.
+#[derive(Clone, Copy)]
+struct Division<const MATRICES: usize> {
+    variant: MinimaxVariant,
+    warps: [u32; MATRICES],
+    threads: u32,
+}
+
+/// Divides `warps` between one or two matrices, roughly in proportion to their vectors.
+fn share<const MATRICES: usize>(warps: u32, vectors: [u32; MATRICES]) -> [u32; MATRICES] {
+    let total: u64 = vectors.iter().map(|&count| u64::from(count)).sum();
+    let mut shares = [warps; MATRICES];
+    if let [first, second] = shares.as_mut_slice() {
+        let proportion = (u64::from(warps) * u64::from(vectors[0]) + total / 2) / total;
+        *first = proportion.clamp(1, u64::from(warps) - 1) as u32;
+        *second = warps - *first;
+    }
+    shares
+}
+
+/// The fewest tokens per block with which the grid is one wave of one block per multiprocessor; the most there are, if
+/// none does it.
+fn choose<const MATRICES: usize>(divisions: &[Division<MATRICES>], tokens: u32, device: Device) -> Division<MATRICES> {
+    let one_wave = |division: &&Division<MATRICES>| tokens.div_ceil(division.variant.tokens) <= device.multiprocessors;
+    *divisions.iter().find(one_wave).or(divisions.last()).expect("rows of any width have a variant")
+}

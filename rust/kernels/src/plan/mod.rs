@@ -1,0 +1,83 @@
+//! Launch plans: pure functions from an operation's shape and the device to grid, block and module.
+
+pub mod minimax;
+
+use thiserror::Error;
+
+use crate::catalogue::ModuleKey;
+use crate::variants::{FILL_THREADS, WARP_THREADS};
+
+/// What a plan needs to know of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Major and minor.
+    pub compute_capability: (u32, u32),
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+}
+
+impl Device {
+    /// Whether launches may ask for programmatic dependent launch. Every kernel is safe with it.
+    pub const fn has_dependent_launch(&self) -> bool {
+        self.compute_capability.0 >= 9
+    }
+}
+
+/// How to launch a kernel. Grid and block are one-dimensional; no kernel takes dynamic shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchPlan {
+    /// The module, and with it the function.
+    pub module: ModuleKey,
+    /// Blocks.
+    pub grid: u32,
+    /// Threads of a block.
+    pub block: u32,
+    /// Whether to set the attribute of programmatic stream serialisation.
+    pub dependent_launch: bool,
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// Nothing to do.
+    #[error("the operation has no tokens")]
+    NoTokens,
+    /// Rows that are not whole vectors.
+    #[error("a row of {width} elements of {dtype} is not a positive multiple of 16 bytes")]
+    Width {
+        /// Elements of a row.
+        width: u32,
+        /// Their type.
+        dtype: &'static str,
+    },
+    /// A choice of tokens per block that the width does not allow, or that no variant has.
+    #[error("{tokens} tokens per block are not possible for rows of this width; choose one of {possible:?}")]
+    TokensPerBlock {
+        /// What was asked for.
+        tokens: u32,
+        /// What there is.
+        possible: Vec<u32>,
+    },
+    /// A weight dtype that the dtype does not come with.
+    #[error("a {dtype} operation takes weights of {dtype} or float32, not {weight}")]
+    Weight {
+        /// Of inputs and outputs.
+        dtype: &'static str,
+        /// Of the weights.
+        weight: &'static str,
+    },
+}
+
+/// Fills `words` words with the sentinel.
+pub fn fill(words: u64, device: Device) -> LaunchPlan {
+    // A thread writes a vector at a time; four blocks a multiprocessor keep its store path busy.
+    let blocks = words.div_ceil(4 * u64::from(FILL_THREADS));
+    let grid = blocks.clamp(1, 4 * u64::from(device.multiprocessors)) as u32;
+    LaunchPlan { module: ModuleKey::Fill, grid, block: FILL_THREADS, dependent_launch: device.has_dependent_launch() }
+}
+
+/// Verifies the mapping of all peers' memory: one lane per peer.
+pub fn verify(device: Device) -> LaunchPlan {
+    let dependent_launch = device.has_dependent_launch();
+    LaunchPlan { module: ModuleKey::Verify, grid: 1, block: WARP_THREADS, dependent_launch }
+}
