@@ -24,15 +24,28 @@ struct Control {
     uint32 slot;
 };
 
-// Call after wait_for_prior_grids: the operation before writes what this reads.
-__device__ __forceinline__ Control read_control(const Group& group) {
-    const uint32 slot = ptx::load_device(group.counters + SLOT_INDEX * sizeof(uint32));
-    const uint64 extent = ptx::load_device_long(group.extents + CLEAR_EXTENT * sizeof(uint64));
-    const uint32 previous = slot == 0 ? SLOTS - 1 : slot - 1;
-    const uint64 bounded = extent < group.comm_size ? extent : group.comm_size;
-    return Control{slot * group.comm_size, previous * group.comm_size, static_cast<uint32>(bounded / VECTOR_BYTES),
-                   slot};
-}
+// Reads the control words. Made before the grid-dependency wait, so that only the loads are left to do after it.
+class ControlReader {
+public:
+    __device__ __forceinline__ explicit ControlReader(const Group& group)
+        : slot_index_(group.counters + SLOT_INDEX * sizeof(uint32)),
+          extent_(group.extents + CLEAR_EXTENT * sizeof(uint64)),
+          comm_size_(group.comm_size) {}
+
+    // After the wait: the operation before writes what this reads.
+    __device__ __forceinline__ Control read() const {
+        const uint32 slot = ptx::load_device(slot_index_);
+        const uint64 extent = ptx::load_device_long(extent_);
+        const uint32 previous = slot == 0 ? SLOTS - 1 : slot - 1;
+        const uint64 bounded = extent < comm_size_ ? extent : comm_size_;
+        return Control{slot * comm_size_, previous * comm_size_, static_cast<uint32>(bounded / VECTOR_BYTES), slot};
+    }
+
+private:
+    Address slot_index_;
+    Address extent_;
+    uint64 comm_size_;
+};
 
 // Puts the sentinel back over the peers' regions of the slot before. The own region was never written. `thread` counts
 // the `threads` of the whole grid that share the work. To be called after the push: its place is while data travels.
@@ -49,9 +62,10 @@ __device__ __forceinline__ void clear_previous_slot(const Group& group, const Co
 }
 
 // One thread per block calls it, after the barrier that published the control words. Returns whether its block is the
-// last. The counter's answer takes as long as any load, so do other work before using it.
+// last; if so, the counter is 0 again. The answer takes as long as any load, so do other work before using it.
 __device__ __forceinline__ bool arrive(const Group& group) {
-    return ptx::add_device(group.counters + ARRIVAL_COUNTER * sizeof(uint32), 1) == gridDim.x - 1;
+    const uint32 last = gridDim.x - 1;
+    return ptx::count_device(group.counters + ARRIVAL_COUNTER * sizeof(uint32), last) == last;
 }
 
 // The last block's arriving thread moves on to the next slot. `region_bytes` is this operation's.
@@ -59,7 +73,6 @@ __device__ __forceinline__ void rotate(const Group& group, const Control& contro
     const uint32 next = control.slot == SLOTS - 1 ? 0 : control.slot + 1;
     ptx::store_device(group.counters + SLOT_INDEX * sizeof(uint32), next);
     ptx::store_device_long(group.extents + CLEAR_EXTENT * sizeof(uint64), uint64{group.world_size} * region_bytes);
-    ptx::store_device(group.counters + ARRIVAL_COUNTER * sizeof(uint32), 0);
 }
 
 }  // namespace lamport

@@ -174,58 +174,87 @@ struct VectorWeights {
     }
 };
 
-// From the warps' sums of squares to those of all ranks. Every thread of the block calls it. Before the first barrier
-// each warp has written its sums, and the last thread the control words; after the second all ranks' sums are there.
+// From the warps' sums of squares to the scales, over all ranks. Made by every thread before the grid-dependency wait,
+// which is then as good as over when the sums are there.
 template <uint32 matrices, uint32 tokens>
-__device__ __forceinline__ void exchange_sums(const MinimaxParameters<matrices>& parameters, uint32 first_token,
-                                              MinimaxShared<matrices, tokens>& shared) {
-    constexpr uint32 rows = MinimaxShared<matrices, tokens>::ROWS;
-    const Group& group = parameters.group;
-    const uint32 exchanging = rows * (group.world_size - 1);
-    // Whole warps, so that those which clear do not wait for those which poll. The launch has one warp more at least.
-    const uint32 reserved = (exchanging + WARP_THREADS - 1) / WARP_THREADS * WARP_THREADS;
-    __syncthreads();
-    if (threadIdx.x < reserved) {
-        const uint32 row = threadIdx.x % rows;
-        const uint32 peer = threadIdx.x / rows;
-        if (threadIdx.x < exchanging && first_token + row / matrices < parameters.tokens) {
-            const float sum = shared.partials[row].sum(shared.warps_of_row(parameters, row));
-            const uint32 own = scrub(__float_as_uint(sum));
-            const uint32 offset = (first_token * matrices + row) * sizeof(float);
-            const uint32 word =
-                exchange_word(group, shared.control.slot_offset, parameters.region_bytes, offset, peer, own);
-            shared.sums[row].values[rank_of_peer(group, peer)] = __uint_as_float(word);
-            if (peer == 0) {
-                shared.sums[row].values[group.rank] = __uint_as_float(own);
-            }
-        }
-    } else {
-        const bool is_last = threadIdx.x == blockDim.x - 1 && arrive(group);
-        const Control control = shared.control;
-        const uint32 clearing = blockDim.x - reserved;
-        clear_previous_slot(group, control, blockIdx.x * clearing + threadIdx.x - reserved, gridDim.x * clearing);
-        if (is_last) {
-            rotate(group, control, parameters.region_bytes);
-        }
-    }
-    // Lanes leave the polling at different times.
-    __syncwarp();
-    __syncthreads();
-}
+class MinimaxExchange {
+public:
+    using Shared = MinimaxShared<matrices, tokens>;
 
-// The scales of one matrix's tokens, after exchange_sums. Lanes share the work: lane i computes that of token i modulo
-// `tokens`, and all get all.
-template <uint32 matrices, uint32 tokens>
-__device__ __forceinline__ void read_scales(const MinimaxParameters<matrices>& parameters, const MinimaxPlace& place,
-                                            const MinimaxShared<matrices, tokens>& shared, float (&scales)[tokens]) {
-    const uint32 token = threadIdx.x % tokens;
-    const float total = shared.sums[token * matrices + place.index].sum(parameters.group.world_size);
-    const float scale = rsqrtf(fmaf(total, place.matrix.inverse_count, parameters.epsilon));
+    __device__ __forceinline__ MinimaxExchange(const MinimaxParameters<matrices>& parameters, const MinimaxPlace& place,
+                                               uint32 first_token)
+        : parameters_(parameters),
+          world_size_(parameters.group.world_size),
+          epsilon_(parameters.epsilon),
+          row_(threadIdx.x % Shared::ROWS),
+          row_warps_(Shared::warps_of_row(parameters, row_)),
+          peer_(min(threadIdx.x / Shared::ROWS, world_size_ - 2)),
+          polls_(threadIdx.x < Shared::ROWS * (world_size_ - 1) &&
+                 first_token + row_ / matrices < parameters.tokens),
+          // Whole warps, so that those which clear do not wait for those which poll. A block has one more at least.
+          polling_threads_((Shared::ROWS * (world_size_ - 1) + WARP_THREADS - 1) / WARP_THREADS * WARP_THREADS),
+          scale_row_(threadIdx.x % tokens * matrices + place.index),
+          inverse_count_(place.matrix.inverse_count),
+          route_(parameters.group, parameters.region_bytes, (first_token * matrices + row_) * sizeof(float), peer_) {}
+
+    // Every thread of the block calls it, its warp's sums and the last thread's control words being in `shared`.
+    __device__ __forceinline__ void run(Shared& shared, float (&scales)[tokens]) const {
+        __syncthreads();
+        if (threadIdx.x < polling_threads_) {
+            if (polls_) {
+                exchange(shared);
+            }
+        } else {
+            clear_and_arrive(shared.control);
+        }
+        // Lanes leave the polling at different times.
+        __syncwarp();
+        __syncthreads();
+
+        // Lanes share the work: lane i computes the scale of token i modulo `tokens`, and all get all.
+        const float total = shared.sums[scale_row_].sum(world_size_);
+        const float scale = rsqrtf(fmaf(total, inverse_count_, epsilon_));
 #pragma unroll
-    for (uint32 t = 0; t < tokens; ++t) {
-        scales[t] = tokens == 1 ? scale : __shfl_sync(0xffffffffu, scale, t);
+        for (uint32 t = 0; t < tokens; ++t) {
+            scales[t] = tokens == 1 ? scale : __shfl_sync(0xffffffffu, scale, t);
+        }
     }
-}
+
+private:
+    __device__ __forceinline__ void exchange(Shared& shared) const {
+        const uint32 own = scrub(__float_as_uint(shared.partials[row_].sum(row_warps_)));
+        RankValues& sums = shared.sums[row_];
+        if (peer_ == 0) {
+            sums.values[parameters_.group.rank] = __uint_as_float(own);
+        }
+        const uint32 word = route_.exchange(parameters_.group, shared.control.slot_offset, own);
+        sums.values[route_.source()] = __uint_as_float(word);
+    }
+
+    __device__ __forceinline__ void clear_and_arrive(const Control control) const {
+        const Group& group = parameters_.group;
+        const bool is_last = threadIdx.x == blockDim.x - 1 && arrive(group);
+        const uint32 threads = blockDim.x - polling_threads_;
+        clear_previous_slot(group, control, blockIdx.x * threads + threadIdx.x - polling_threads_, gridDim.x * threads);
+        if (is_last) {
+            rotate(group, control, parameters_.region_bytes);
+        }
+    }
+
+    const MinimaxParameters<matrices>& parameters_;
+    uint32 world_size_;
+    float epsilon_;
+    // The word this thread exchanges, and with whom.
+    uint32 row_;
+    uint32 row_warps_;
+    uint32 peer_;
+    bool polls_;
+    uint32 polling_threads_;
+    // The scale this thread computes.
+    uint32 scale_row_;
+    float inverse_count_;
+    WordRoute route_;
+};
 
 // The last warp reads the control words, all lanes alike, and its last thread publishes them. Two calls, so that the
 // loads are in flight together with the row's.

@@ -29,16 +29,20 @@ __device__ __forceinline__ void minimax_in_registers(const MinimaxParameters<mat
         column_bytes[v] = inside[v] ? uint64{vector} * VECTOR_BYTES : 0;
         weights[v].load(matrix.weight + column_bytes[v] * VectorWeights<Value, Weight>::VECTORS);
     }
+    const MinimaxExchange<matrices, tokens> exchange(parameters, place, first_token);
+    const ControlReader control_reader(parameters.group);
+    const uint32 count = parameters.tokens;
+    const Address output = matrix.output + uint64{first_token} * matrix.output_row_bytes;
     ptx::wait_for_prior_grids();
 
     Control control;
     if (in_last_warp()) {
-        control = read_control(parameters.group);
+        control = control_reader.read();
     }
     Vector rows[tokens][vectors];
 #pragma unroll
     for (uint32 t = 0; t < tokens; ++t) {
-        const uint32 token = min(first_token + t, parameters.tokens - 1);
+        const uint32 token = min(first_token + t, count - 1);
         const Address row = matrix.input + uint64{token} * matrix.input_row_bytes;
 #pragma unroll
         for (uint32 v = 0; v < vectors; ++v) {
@@ -65,18 +69,15 @@ __device__ __forceinline__ void minimax_in_registers(const MinimaxParameters<mat
         shared.partials[token * matrices + place.index].values[place.warp] = sum;
     }
 
-    exchange_sums(parameters, first_token, shared);
-
     float scales[tokens];
-    read_scales(parameters, place, shared, scales);
+    exchange.run(shared, scales);
 #pragma unroll
     for (uint32 t = 0; t < tokens; ++t) {
-        const uint32 token = first_token + t;
-        const Address row = matrix.output + uint64{token} * matrix.output_row_bytes;
+        const Address row = output + t * matrix.output_row_bytes;
 #pragma unroll
         for (uint32 v = 0; v < vectors; ++v) {
             const Vector result = weights[v].apply(rows[t][v], scales[t]);
-            if (inside[v] && token < parameters.tokens) {
+            if (inside[v] && first_token + t < count) {
                 ptx::store_output(row + column_bytes[v], result);
             }
         }

@@ -15,11 +15,13 @@ __device__ __forceinline__ void minimax_wide(const MinimaxParameters<matrices>& 
     const uint32 token = blockIdx.x;
     const uint32 end = place.has_matrix ? matrix.vectors : 0;
     shared.pad(parameters);
+    const MinimaxExchange<matrices, 1> exchange(parameters, place, token);
+    const ControlReader control_reader(parameters.group);
     ptx::wait_for_prior_grids();
 
     Control control;
     if (in_last_warp()) {
-        control = read_control(parameters.group);
+        control = control_reader.read();
     }
     const Address input = matrix.input + uint64{token} * matrix.input_row_bytes;
     float sums[1] = {0.0f};
@@ -35,11 +37,10 @@ __device__ __forceinline__ void minimax_wide(const MinimaxParameters<matrices>& 
         shared.partials[place.index].values[place.warp] = sum;
     }
 
-    exchange_sums(parameters, token, shared);
+    float scales[1];
+    exchange.run(shared, scales);
 
     const Address output = matrix.output + uint64{token} * matrix.output_row_bytes;
-    float scales[1];
-    read_scales(parameters, place, shared, scales);
 #pragma unroll 2
     for (uint32 vector = place.thread; vector < end; vector += place.threads()) {
         VectorWeights<Value, Weight> weights;

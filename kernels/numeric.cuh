@@ -46,6 +46,6 @@ struct BFloat16 {
 
 // Values in a 16-byte vector.
 template <class Element>
-inline constexpr uint32 PER_VECTOR = VECTOR_WORDS * Element::PER_WORD;
+constexpr uint32 PER_VECTOR = VECTOR_WORDS * Element::PER_WORD;
 
 }  // namespace lamport

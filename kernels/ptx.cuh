@@ -68,12 +68,12 @@ __device__ __forceinline__ void store_device_long(Address address, uint64 value)
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
 }
 
-// Returns the value before.
-__device__ __forceinline__ uint32 add_device(Address address, uint32 addend) {
+// Adds 1, or sets the word to 0 if it is `last`. Returns the value before.
+__device__ __forceinline__ uint32 count_device(Address address, uint32 last) {
     uint32 before;
-    asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;"
+    asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], %2;"
                  : "=r"(before)
-                 : "l"(address), "r"(addend)
+                 : "l"(address), "r"(last)
                  : "memory");
     return before;
 }

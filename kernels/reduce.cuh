@@ -6,12 +6,12 @@
 
 namespace lamport {
 
-inline constexpr uint32 WARP_THREADS = 32;
-inline constexpr uint32 MAX_WARPS = 32;
+constexpr uint32 WARP_THREADS = 32;
+constexpr uint32 MAX_WARPS = 32;
 
 // Lanes that end up with the same sum after `warp_sums<count>`.
 template <uint32 count>
-inline constexpr uint32 LANES_PER_SUM = WARP_THREADS / count;
+constexpr uint32 LANES_PER_SUM = WARP_THREADS / count;
 
 // Sums `count` values (a power of two) over a warp at once: lane i returns the sum of values[i / LANES_PER_SUM<count>].
 //
@@ -72,12 +72,11 @@ struct alignas(16) RankValues {
     // Sums in rank order, as every rank must; entries from `world_size` on must be 0.
     __device__ __forceinline__ float sum(uint32 world_size) const {
         float total = 0.0f;
-#pragma unroll
-        for (uint32 first = 0; first < MAX_WORLD_SIZE; first += 4) {
-            if (first < world_size) {
-                const float4 quad = *reinterpret_cast<const float4*>(values + first);
-                total = (((total + quad.x) + quad.y) + quad.z) + quad.w;
-            }
+        // Not unrolled: additions of ranks that do not exist would take their time even if predicated off.
+#pragma unroll 1
+        for (uint32 first = 0; first < world_size; first += 4) {
+            const float4 quad = *reinterpret_cast<const float4*>(values + first);
+            total = (((total + quad.x) + quad.y) + quad.z) + quad.w;
         }
         return total;
     }

@@ -40,7 +40,7 @@ pub fn header() -> String {
 fn constants() -> String {
     let mut text = String::from("namespace lamport {\n\n");
     let mut constant = |name: &str, value: &dyn Display| {
-        writeln!(text, "inline constexpr unsigned int {name} = {value}u;").expect("a String can be written to");
+        writeln!(text, "constexpr unsigned int {name} = {value}u;").expect("a String can be written to");
     };
     constant("SENTINEL", &SENTINEL);
     constant("VECTOR_WORDS", &VECTOR_WORDS);

@@ -51,6 +51,7 @@ fn build() -> Result<(), String> {
 
     let mut headers = read_headers(&kernels)?;
     headers.push(Source { name: "constants.cuh".to_owned(), text: constants::header() });
+    fs::write(out.join("constants.cuh"), &headers.last().expect("just pushed").text).map_err(|e| e.to_string())?;
     let nvrtc = Nvrtc::find()?;
     let jobs: Vec<_> = ModuleKey::all().flat_map(|key| ARCHITECTURES.map(|architecture| (key, architecture))).collect();
     let next = AtomicUsize::new(0);
