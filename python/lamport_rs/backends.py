@@ -11,6 +11,8 @@ from lamport_rs._core import LamportError
 Backend: TypeAlias = Literal["auto", "host", "cuda"]
 """`"host"`: shared memory of one host, for CPU tensors. `"cuda"`: device memory. `"auto"`: whichever fits the device."""
 
+_NO_CUDA = "the CUDA backend is not part of this version"
+
 
 def resolve_backend(backend: Backend, device: torch.device | str | int | None) -> tuple[str, torch.device]:
     """Return the backend's name and the device, or raise `LamportError` saying what would do.
@@ -24,11 +26,13 @@ def resolve_backend(backend: Backend, device: torch.device | str | int | None) -
     if (name, resolved.type) not in (("host", "cpu"), ("cuda", "cuda")):
         raise LamportError(f'backend={backend!r} cannot serve device {resolved}; pass a "cpu" or "cuda" device')
     if name == "cuda":
-        raise LamportError(
-            "the CUDA backend is not part of this version; "
-            'pass device="cpu" (or backend="host") to work over shared memory'
-        )
+        raise LamportError(f'{_NO_CUDA}; pass device="cpu" (or backend="host") to work over shared memory')
     return name, resolved
+
+
+def backend_status() -> dict[str, str]:
+    """Return, for each backend, whether it can be used here, in words."""
+    return {"host": "available: shared memory, for CPU tensors", "cuda": f"not available: {_NO_CUDA}"}
 
 
 def _resolve_device(backend: Backend, device: torch.device | str | int | None) -> torch.device:

@@ -1,0 +1,65 @@
+# Every target makes what it needs: the virtual environment in .venv, the wheel in dist, and the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell git ls-files rust kernels python Cargo.toml Cargo.lock pyproject.toml 2>/dev/null)
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+
+.PHONY: help build demo test test-rust test-python test-races bench lint format wheel clean
+
+help: ## Show the targets.
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+build: $(VENV)/.installed ## Build the wheel and install it in .venv.
+
+demo: build ## Run the collectives between processes, check them, and print a latency table.
+	$(BIN)/python -m lamport_rs demo
+
+test: test-rust test-races test-python ## Run all tests.
+
+test-rust: $(VENV)/.ready ## Rust unit tests, property tests and model checks.
+	cargo test --workspace
+
+test-races: $(VENV)/.ready ## The host backend under ThreadSanitizer.
+	tests/race_detector.sh
+
+test-python: build ## The package, with ranks as processes.
+	$(BIN)/python -m pytest
+
+bench: build ## Measure the host backend against gloo; records the run in benchmarks/results.
+	$(BIN)/python benchmarks/host.py
+
+lint: $(VENV)/.ready ## Formatting, lints and types.
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready ## Format all code.
+	cargo fmt --all
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.ready ## Build the wheel that is published: manylinux_2_28, CPython 3.10 and later.
+	$(BIN)/pip install --quiet 'ziglang>=0.13'
+	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" \
+	  maturin build --release --locked --zig --compatibility manylinux_2_28 --out dist/manylinux
+
+clean: ## Remove what was built, and the virtual environment.
+	rm -rf target dist $(VENV)
+
+$(VENV)/.ready: pyproject.toml scripts/check_prerequisites.sh
+	scripts/check_prerequisites.sh $(PYTHON)
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch and the development tools in $(VENV) (the first time, some gigabytes and minutes)"
+	$(BIN)/pip install --progress-bar off --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --progress-bar off --quiet --group dev
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.ready $(SOURCES)
+	rm -rf dist/*.whl
+	$(BIN)/maturin build --release --locked --interpreter $(BIN)/python --out dist
+	$(BIN)/pip install --quiet --force-reinstall --no-deps dist/*.whl
+	touch $@

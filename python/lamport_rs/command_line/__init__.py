@@ -1,0 +1,1 @@
+"""`python -m lamport_rs`: what is available here, and a demonstration."""
