@@ -1,0 +1,187 @@
+//! The protocol as shipped, and protocols broken in one point each.
+//!
+//! All of them run the real `exchange`. What is broken is broken by an adapter around the memory it is given, so that
+//! the production code needs no knobs for it.
+
+use std::cell::{Cell, RefCell};
+
+use lamport_rs_protocol::exchange::{Collective, Extent, Member, Wait, exchange};
+use lamport_rs_protocol::memory::SlotMemory;
+use lamport_rs_protocol::sentinel::{SENTINEL, Vector};
+use lamport_rs_protocol::table::Control;
+
+/// Stands in for a word that has not arrived where a broken reader must not notice it. No payload contains it.
+const UNNOTICED: u32 = 0xdead_dead;
+
+/// Which protocol runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// `exchange` and nothing else.
+    AsShipped,
+    /// Two slots in turn, cleared as three are.
+    TwoSlots,
+    /// Senders push sentinel words as they are.
+    UnscrubbedSentinels,
+    /// The clears of an operation are issued after the next operation's pushes.
+    ClearAfterNextPush,
+    /// The block is filled by stores that nothing orders with the peers' first pushes.
+    FillAfterExchange,
+    /// No release fence.
+    NoRelease,
+    /// A vector counts as arrived when its first word has.
+    FirstWordOnly,
+    /// Nothing is cleared.
+    NoClear,
+    /// The clears cover this operation's extent instead of the previous one's.
+    ClearsOwnExtent,
+}
+
+/// Stores a broken protocol holds back from one operation to the next.
+pub type Held = Vec<(usize, Vector)>;
+
+/// One operation as a rank starts it.
+pub struct Operation {
+    pub number: usize,
+    pub member: Member,
+    pub extent: Extent,
+}
+
+impl Protocol {
+    pub const ALL: [Self; 9] = [
+        Self::AsShipped,
+        Self::TwoSlots,
+        Self::UnscrubbedSentinels,
+        Self::ClearAfterNextPush,
+        Self::FillAfterExchange,
+        Self::NoRelease,
+        Self::FirstWordOnly,
+        Self::NoClear,
+        Self::ClearsOwnExtent,
+    ];
+
+    /// Runs one operation by the real code.
+    pub fn run<M: SlotMemory, C: Collective, W: Wait>(
+        self,
+        operation: &Operation,
+        memory: &M,
+        control: &mut Control,
+        held: &mut Held,
+        collective: &mut C,
+        wait: &mut W,
+    ) -> Result<(), W::Error> {
+        let Operation { member, extent, .. } = *operation;
+        if self == Protocol::AsShipped {
+            return exchange(member, memory, control, extent, collective, wait);
+        }
+        if self == Protocol::ClearsOwnExtent && control.previous_region_bytes != 0 {
+            control.previous_region_bytes = extent.region_bytes;
+        }
+        let latest = Cell::default();
+        let altered = AlteredMemory {
+            protocol: self,
+            operation,
+            memory,
+            latest: &latest,
+            held: RefCell::new(std::mem::take(held)),
+            cleared: Cell::new(false),
+        };
+        exchange(member, &altered, control, extent, &mut AlteredCollective { collective, latest: &latest }, wait)?;
+        *held = altered.held.into_inner();
+        Ok(())
+    }
+}
+
+/// The memory as a broken protocol uses it.
+struct AlteredMemory<'a, M> {
+    protocol: Protocol,
+    operation: &'a Operation,
+    memory: &'a M,
+    /// The latest contribution, before the real code scrubbed it.
+    latest: &'a Cell<Vector>,
+    held: RefCell<Held>,
+    /// Whether this operation has begun to clear: its first pushes are behind it then.
+    cleared: Cell<bool>,
+}
+
+impl<M: SlotMemory> AlteredMemory<'_, M> {
+    /// `offset`, moved to the slot that operation `number` has if there are two.
+    fn in_two_slots(&self, offset: usize, number: usize) -> usize {
+        let comm_size = self.operation.member.geometry.comm_size();
+        offset % comm_size + self.operation.member.geometry.slot_offset(number % 2)
+    }
+
+    fn clear(&self, offset: usize, vector: Vector) {
+        let Operation { number, member, .. } = *self.operation;
+        match self.protocol {
+            Protocol::NoClear => {}
+            Protocol::TwoSlots => self.memory.store(member.rank, self.in_two_slots(offset, number + 1), vector),
+            Protocol::ClearAfterNextPush => {
+                if !self.cleared.replace(true) {
+                    for (offset, vector) in self.held.take() {
+                        self.memory.store(member.rank, offset, vector);
+                    }
+                }
+                self.held.borrow_mut().push((offset, vector));
+            }
+            _ => self.memory.store(member.rank, offset, vector),
+        }
+    }
+}
+
+impl<M: SlotMemory> SlotMemory for AlteredMemory<'_, M> {
+    fn load(&self, rank: usize, offset: usize) -> Vector {
+        let number = self.operation.number;
+        match self.protocol {
+            Protocol::TwoSlots => self.memory.load(rank, self.in_two_slots(offset, number)),
+            Protocol::FirstWordOnly => {
+                let vector = self.memory.load(rank, offset);
+                let arrived = vector[0] != SENTINEL;
+                vector.map(|word| if word == SENTINEL && arrived { UNNOTICED } else { word })
+            }
+            _ => self.memory.load(rank, offset),
+        }
+    }
+
+    fn store(&self, rank: usize, offset: usize, vector: Vector) {
+        if rank == self.operation.member.rank {
+            return self.clear(offset, vector);
+        }
+        match self.protocol {
+            Protocol::TwoSlots => self.memory.store(rank, self.in_two_slots(offset, self.operation.number), vector),
+            Protocol::UnscrubbedSentinels => self.memory.store(rank, offset, self.latest.get()),
+            _ => self.memory.store(rank, offset, vector),
+        }
+    }
+
+    fn release(&self) {
+        if self.protocol != Protocol::NoRelease {
+            self.memory.release();
+        }
+    }
+
+    fn acquire(&self) {
+        self.memory.acquire();
+    }
+}
+
+/// The collective as a broken protocol uses it.
+struct AlteredCollective<'a, C> {
+    collective: &'a mut C,
+    latest: &'a Cell<Vector>,
+}
+
+impl<C: Collective> Collective for AlteredCollective<'_, C> {
+    fn contribution(&mut self, at: usize) -> Vector {
+        self.latest.set(self.collective.contribution(at));
+        self.latest.get()
+    }
+
+    fn receive(&mut self, rank: usize, at: usize, vector: Vector) {
+        let vector = vector.map(|word| if word == UNNOTICED { SENTINEL } else { word });
+        self.collective.receive(rank, at, vector);
+    }
+
+    fn complete(&mut self, chunk: std::ops::Range<usize>) {
+        self.collective.complete(chunk);
+    }
+}

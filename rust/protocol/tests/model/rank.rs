@@ -1,0 +1,237 @@
+//! One rank: the real code, run from load to load.
+//!
+//! What a rank does between two loads depends on nothing but where it is and what the loads of its current operation
+//! returned. So a rank is stopped ahead of each load, and moved on by re-execution: the operation runs again from its
+//! start, its loads answered from the log, and is unwound at the first load that the log does not answer.
+
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use lamport_rs_protocol::exchange::{Collective, Wait};
+use lamport_rs_protocol::memory::SlotMemory;
+use lamport_rs_protocol::rank_set::RankSet;
+use lamport_rs_protocol::sentinel::{EMPTY, SENTINEL, Vector};
+use lamport_rs_protocol::table::Control;
+
+use crate::job::{Job, PERIOD, contribution, describe_vector, expected};
+use crate::protocol::{Held, Operation, Protocol};
+use crate::report::Wrong;
+
+/// A rank, stopped ahead of a load.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Point {
+    /// The current operation, modulo [`PERIOD`].
+    pub operation: usize,
+    control: Control,
+    held: Held,
+    /// What the loads of this operation returned so far. Failed looks are not among them.
+    log: Vec<Vector>,
+}
+
+/// A store or fence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Store { rank: usize, offset: usize, vector: Vector },
+    Release,
+}
+
+/// What a rank does with the vector it loaded, up to its next load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Something has not arrived: it looks at the same vector again, and nothing else has changed.
+    Again,
+    /// It goes on.
+    Moved {
+        /// Stores and fences, in program order.
+        actions: Vec<Action>,
+        /// Whether an operation ended and the next began.
+        completed: bool,
+        /// Where it stops.
+        point: Point,
+        /// The offset, in its own block, of the vector that it loads next.
+        awaits: usize,
+    },
+    /// It received what it must not.
+    Wrong(Wrong),
+}
+
+/// The code of one rank.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    pub job: Job,
+    pub protocol: Protocol,
+    pub rank: usize,
+}
+
+impl Program {
+    /// From before the first operation to the first load.
+    pub fn start(&self) -> Step {
+        self.run(Point::default(), &[])
+    }
+
+    /// From the load at `point`, which returns `vector`, to the next.
+    ///
+    /// The first look at a vector and the looks after a pause are different lines of the real code. They must amount to
+    /// the same, which is checked here: states need not tell them apart, and the state graph is half as large.
+    pub fn step(&self, point: &Point, vector: Vector) -> Step {
+        let at_first_look = self.run(point.clone(), &[vector]);
+        let after_a_pause = self.run(point.clone(), &[EMPTY, vector]);
+        assert_eq!(at_first_look, after_a_pause, "a pause changed what the rank does with {}", describe_vector(vector));
+        at_first_look
+    }
+
+    fn run(&self, mut point: Point, looks: &[Vector]) -> Step {
+        let log = point.log.iter().chain(looks).copied().collect::<Vec<_>>();
+        let memory = ReplayedMemory::new(self.rank, &log);
+        if let Some(step) = self.until_load(&mut point, &memory) {
+            return step;
+        }
+        if let Some(awaits) = memory.awaits.get() {
+            point.log.extend(looks.last());
+            return Step::Moved { actions: memory.actions.take(), completed: false, point, awaits };
+        }
+        // The operation is over: on into the next.
+        point.operation = (point.operation + 1) % PERIOD;
+        point.log.clear();
+        let next = ReplayedMemory::new(self.rank, &[]);
+        assert_eq!(self.until_load(&mut point, &next), None, "an operation ended without a load");
+        let awaits = next.awaits.get().expect("an operation has a load");
+        let actions = [memory.actions.take(), next.actions.take()].concat();
+        Step::Moved { actions, completed: true, point, awaits }
+    }
+
+    /// Runs the operation at `point` until its end, which updates `point`, or until a load that is not in the log, which
+    /// `memory` then names. A step if it ends otherwise.
+    fn until_load(&self, point: &mut Point, memory: &ReplayedMemory) -> Option<Step> {
+        let Self { job, protocol, rank } = *self;
+        let number = point.operation;
+        let operation = Operation { number, member: job.member(rank), extent: job.extent(number) };
+        let (mut control, mut held) = (point.control, point.held.clone());
+        let mut checker = Checker { rank, operation: number, received: Vec::new(), completed: 0, wrong: None };
+        let run = AssertUnwindSafe(|| {
+            let wait = &mut Replay { memory };
+            protocol.run(&operation, memory, &mut control, &mut held, &mut checker, wait)
+        });
+        match catch_unwind(run) {
+            _ if checker.wrong.is_some() => checker.wrong.map(Step::Wrong),
+            Ok(Err(NothingLogged)) => Some(Step::Again),
+            Ok(Ok(())) => {
+                checker.check_complete(&job);
+                (point.control, point.held) = (control, held);
+                None
+            }
+            Err(payload) if payload.is::<BeyondTheLog>() => None,
+            Err(payload) => resume_unwind(payload),
+        }
+    }
+}
+
+/// Unwinds the real code where it must stop, without the noise of a panic.
+struct BeyondTheLog;
+
+/// Answers loads from the log and notes the actions that follow its last entry.
+struct ReplayedMemory<'a> {
+    rank: usize,
+    log: &'a [Vector],
+    loads: Cell<usize>,
+    actions: RefCell<Vec<Action>>,
+    awaits: Cell<Option<usize>>,
+}
+
+impl<'a> ReplayedMemory<'a> {
+    fn new(rank: usize, log: &'a [Vector]) -> Self {
+        Self { rank, log, loads: Cell::new(0), actions: RefCell::default(), awaits: Cell::new(None) }
+    }
+
+    fn act(&self, action: Action) {
+        // What precedes the last logged load was done in earlier steps.
+        if self.loads.get() == self.log.len() {
+            self.actions.borrow_mut().push(action);
+        }
+    }
+}
+
+impl SlotMemory for ReplayedMemory<'_> {
+    fn load(&self, rank: usize, offset: usize) -> Vector {
+        assert_eq!(rank, self.rank, "a rank polls its own slots only");
+        if let Some(&vector) = self.log.get(self.loads.get()) {
+            self.loads.set(self.loads.get() + 1);
+            return vector;
+        }
+        self.awaits.set(Some(offset));
+        resume_unwind(Box::new(BeyondTheLog))
+    }
+
+    fn store(&self, rank: usize, offset: usize, vector: Vector) {
+        self.act(Action::Store { rank, offset, vector });
+    }
+
+    fn release(&self) {
+        self.act(Action::Release);
+    }
+
+    // Loads happen in program order in this model, and no store ahead of them: `weak_memory` says so. There is nothing
+    // left for this fence to do.
+    fn acquire(&self) {}
+}
+
+/// The rank paused, and the log has no further look.
+#[derive(Debug)]
+struct NothingLogged;
+
+struct Replay<'a> {
+    memory: &'a ReplayedMemory<'a>,
+}
+
+impl Wait for Replay<'_> {
+    type Error = NothingLogged;
+
+    fn pause(&mut self, _missing: impl FnOnce() -> RankSet) -> Result<(), NothingLogged> {
+        if self.memory.loads.get() < self.memory.log.len() { Ok(()) } else { Err(NothingLogged) }
+    }
+
+    fn resume(&mut self) {}
+}
+
+/// Contributes the operation's payload and compares what arrives with what was sent.
+struct Checker {
+    rank: usize,
+    operation: usize,
+    received: Vec<(usize, usize)>,
+    completed: usize,
+    wrong: Option<Wrong>,
+}
+
+impl Checker {
+    /// Every vector of every rank was received once and belonged to a completed chunk.
+    fn check_complete(&mut self, job: &Job) {
+        let vectors = job.vectors(self.operation);
+        self.received.sort();
+        let all = (0..job.world_size).flat_map(|rank| (0..vectors).map(move |at| (rank, at)));
+        assert!(self.received.iter().copied().eq(all), "received {:?}", self.received);
+        assert_eq!(self.completed, vectors, "vectors in completed chunks");
+    }
+}
+
+impl Collective for Checker {
+    fn contribution(&mut self, at: usize) -> Vector {
+        contribution(self.rank, self.operation, at)
+    }
+
+    fn receive(&mut self, source: usize, at: usize, found: Vector) {
+        self.received.push((source, at));
+        let expected = expected(source, self.operation, at);
+        if found == expected {
+            return;
+        }
+        self.wrong = Some(Wrong { source, at, expected, found, torn: found.contains(&SENTINEL) });
+        // A rank with a wrong result has no further states worth looking at.
+        resume_unwind(Box::new(BeyondTheLog))
+    }
+
+    fn complete(&mut self, chunk: Range<usize>) {
+        assert_eq!(chunk.start, self.completed, "chunks complete in order");
+        self.completed = chunk.end;
+    }
+}
