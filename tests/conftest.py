@@ -1,0 +1,59 @@
+"""Fixtures: groups of ranks, as `ranks` describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from ranks import ProcessRanks, on_the_host, one_gpu_per_rank
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu(n=1): needs n CUDA GPUs, one per rank")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu(n)` where there are fewer than n GPUs."""
+    gpus = torch.cuda.device_count()
+    for item in items:
+        marker = item.get_closest_marker("gpu")
+        needed = marker.args[0] if marker and marker.args else 1
+        if marker and gpus < needed:
+            item.add_marker(pytest.mark.skip(reason=f"needs {needed} CUDA GPUs, and there are {gpus}"))
+
+
+@pytest.fixture(scope="session")
+def _pools() -> Iterator[dict[tuple[int, str], ProcessRanks]]:
+    pools: dict[tuple[int, str], ProcessRanks] = {}
+    yield pools
+    for pool in pools.values():
+        pool.kill()
+
+
+@pytest.fixture
+def ranks_of(_pools, request: pytest.FixtureRequest) -> Callable[[int], ProcessRanks]:
+    """`ranks_of(n)`: n rank processes that tests share, on GPUs in tests marked `gpu`."""
+    placement = one_gpu_per_rank if request.node.get_closest_marker("gpu") else on_the_host
+
+    def find(world_size: int) -> ProcessRanks:
+        key = (world_size, placement.__name__)
+        if key not in _pools or not _pools[key].alive:
+            _pools[key] = ProcessRanks(world_size, placement)
+        return _pools[key]
+
+    return find
+
+
+@pytest.fixture
+def new_ranks() -> Iterator[Callable[[int], ProcessRanks]]:
+    """`new_ranks(n)`: n rank processes for this test only, which may kill them."""
+    pools: list[ProcessRanks] = []
+
+    def create(world_size: int) -> ProcessRanks:
+        pools.append(ProcessRanks(world_size))
+        return pools[-1]
+
+    yield create
+    for pool in pools:
+        pool.kill()

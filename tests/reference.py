@@ -1,0 +1,92 @@
+"""What the operations must return, computed from all ranks' inputs; and inputs that every rank can make for itself."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SENTINEL = -(2**31)
+"""The word 0x80000000 as int32."""
+
+
+def random_tensor(shape: Sequence[int], dtype: torch.dtype, *seeds: int) -> torch.Tensor:
+    """Normal values times powers of two, so that sums depend on the order; the same for the same seeds."""
+    generator = torch.Generator().manual_seed(hash(seeds) & (2**63 - 1))
+    count = math.prod(shape)
+    exponents = torch.randint(-6, 6, (count,), generator=generator)
+    return (torch.randn(count, generator=generator) * 2.0**exponents).to(dtype).reshape(shape)
+
+
+def words_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as it travels: int32 words, the last one filled up with zeros."""
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+    padding = torch.zeros(-flat.numel() % 4, dtype=torch.uint8)
+    return torch.cat([flat, padding]).view(torch.int32)
+
+
+def scrubbed(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as it arrives: words that look like the sentinel are zero."""
+    words = words_of(tensor)
+    values = torch.where(words == SENTINEL, 0, words).to(torch.int32).view(tensor.dtype)
+    return values[: tensor.numel()].reshape(tensor.shape)
+
+
+def float32_sum(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum in float32, in rank order."""
+    total = scrubbed(inputs[0]).float()
+    for contribution in inputs[1:]:
+        total = total + scrubbed(contribution).float()
+    return total
+
+
+def rounded_sum(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What all_reduce returns: the float32 sum, rounded once."""
+    return float32_sum(inputs).to(inputs[0].dtype)
+
+
+def rms_norm(values: torch.Tensor, mean_of_squares: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`values / sqrt(mean_of_squares + eps) * weight` in float64."""
+    return values.double() / (mean_of_squares[..., None] + eps).sqrt() * weight.double()
+
+
+def mean_of_squares(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of whole rows, each part being some of their columns; in float64."""
+    return torch.cat([part.double() for part in parts], dim=-1).square().mean(dim=-1)
+
+
+def check_same_bits(found: torch.Tensor, expected: torch.Tensor, what: str = "") -> None:
+    """Equal bit by bit; where a NaN is expected, any NaN will do."""
+    assert found.dtype == expected.dtype, f"{what}: dtype {found.dtype} instead of {expected.dtype}"
+    assert found.shape == expected.shape, f"{what}: shape {found.shape} instead of {expected.shape}"
+    integers = torch.int32 if found.element_size() == 4 else torch.int16
+    same = found.contiguous().view(integers) == expected.contiguous().view(integers)
+    same |= found.isnan() & expected.isnan()
+    if not bool(same.all()):
+        at = int((~same.reshape(-1)).nonzero()[0])
+        values = (found.reshape(-1)[at].item(), expected.reshape(-1)[at].item())
+        raise AssertionError(f"{what}: {int((~same).sum())} elements differ; the first, {at}, is {values}")
+
+
+def check_rounding(found: torch.Tensor, exact: torch.Tensor, what: str = "") -> None:
+    """Within the rounding to the dtype, of a float32 result that is itself off by at most eight units in last place."""
+    assert found.shape == exact.shape, f"{what}: shape {found.shape} instead of {exact.shape}"
+    half_unit = 0.0 if found.dtype == torch.float32 else torch.finfo(found.dtype).eps / 2
+    single = torch.finfo(torch.float32).eps
+    tiny = torch.finfo(found.dtype).tiny * torch.finfo(found.dtype).eps
+    error = (found.double() - exact).abs()
+    bound = exact.abs() * (half_unit * (1 + 16 * single) + 8 * single) + tiny
+    if not bool((error <= bound).all()):  # also false for NaN
+        excess = float((error / bound).nan_to_num(nan=math.inf).max())
+        raise AssertionError(f"{what}: the error is up to {excess} times the bound")
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    """Of the bits, NaN payloads included: to compare results between ranks."""
+    hashed = hashlib.sha256()
+    for tensor in tensors:
+        hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()

@@ -1,0 +1,124 @@
+"""The MiniMax norms: rows that are spread over the ranks, alone or as Q and K of a packed qkv."""
+
+import pytest
+import torch
+from ranks import Rank
+from reference import DTYPES, check_rounding, check_same_bits, mean_of_squares, random_tensor, rms_norm
+
+import lamport_rs
+
+EPS = 1e-6
+TOKENS = [0, 1, 2, 3, 4, 5, 7, 8, 127, 1000]
+MOST_TOKENS = 16384
+WEIGHTS = [*((dtype, dtype) for dtype in DTYPES), *((dtype, torch.float32) for dtype in DTYPES[1:])]
+
+
+def minimax_workspace(me: Rank, tokens: int, fused_qk: bool) -> lamport_rs.LamportWorkspace:
+    return me.workspace(lamport_rs.LamportWorkspace.compute_comm_size_for_minimax(tokens, me.world_size, fused_qk))
+
+
+def expected_norm(parts: list[torch.Tensor], weights: list[torch.Tensor], rank: int) -> torch.Tensor:
+    return rms_norm(parts[rank], mean_of_squares(parts), weights[rank], EPS)
+
+
+def normalise_matrices(me: Rank, dtype, weight_dtype, tokens: list[int], width: int) -> None:
+    workspace = minimax_workspace(me, max(tokens), fused_qk=False)
+    for count in tokens:
+        parts = [random_tensor((count, width), dtype, count, rank) for rank in range(me.world_size)]
+        weights = [random_tensor((width,), weight_dtype, 7, rank) for rank in range(me.world_size)]
+        own, weight, what = parts[me.rank], weights[me.rank], f"{count} tokens of {dtype}, weight {weight_dtype}"
+        settings = (me.rank, me.world_size, EPS)
+        out = torch.full_like(own, torch.nan)
+        assert lamport_rs.minimax_allreduce_rms(own, weight, workspace, *settings, out=out) is out
+        check_rounding(out, expected_norm(parts, weights, me.rank), what)
+        allocated = lamport_rs.minimax_allreduce_rms(own, weight, workspace, *settings)
+        check_same_bits(allocated, out, f"{what}, allocated")
+        operator = torch.ops.lamport_rs.minimax_allreduce_rms(own, weight, workspace.workspace, *settings)
+        check_same_bits(operator, out, f"{what}, operator")
+        lamport_rs.minimax_allreduce_rms(own, weight, workspace, *settings, out=own)
+        check_same_bits(own, out, f"{what}, in place")
+
+
+@pytest.mark.parametrize(("dtype", "weight_dtype"), WEIGHTS)
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_spread_rows_are_normalised_within_the_dtypes_rounding(ranks_of, world_size, dtype, weight_dtype):
+    ranks_of(world_size).run(normalise_matrices, dtype, weight_dtype, TOKENS, 72)
+
+
+def test_wide_rows_are_normalised_within_the_same_bound(ranks_of):
+    ranks_of(4).run(normalise_matrices, torch.bfloat16, torch.bfloat16, [1, 6], 1536)
+
+
+def normalise_qkv(me: Rank, dtype, weight_dtype, tokens: list[int], sizes: tuple[int, int, int]) -> None:
+    """Out of a packed qkv that is itself some columns of a larger tensor, so that rows lie apart."""
+    q_size, kv_size, rest = sizes
+    workspace = minimax_workspace(me, max(tokens), fused_qk=True)
+    ranks = range(me.world_size)
+    weights = [random_tensor((q_size + kv_size,), weight_dtype, 8, rank).split([q_size, kv_size]) for rank in ranks]
+    for count in tokens:
+        larger = [random_tensor((count, q_size + kv_size + rest + 16), dtype, count, rank) for rank in ranks]
+        packed = [each[:, 8 : 8 + q_size + kv_size + rest] for each in larger]
+        before, own, what = larger[me.rank].clone(), packed[me.rank], f"{count} tokens of {dtype}"
+        arguments = (own, *weights[me.rank], workspace, q_size, kv_size, me.rank, me.world_size, EPS)
+        q = torch.full((count, q_size), torch.nan, dtype=dtype)
+        k = torch.full((count, kv_size), torch.nan, dtype=dtype)
+        lamport_rs.minimax_allreduce_rms_qk(*arguments, q_out=q, k_out=k)
+        q_parts = [each[:, :q_size] for each in packed]
+        k_parts = [each[:, q_size : q_size + kv_size] for each in packed]
+        check_rounding(q, expected_norm(q_parts, [weight[0] for weight in weights], me.rank), f"q, {what}")
+        check_rounding(k, expected_norm(k_parts, [weight[1] for weight in weights], me.rank), f"k, {what}")
+        check_same_bits(larger[me.rank], before, f"qkv, {what}")
+        arguments = (*arguments[:3], workspace.workspace, *arguments[4:])
+        for call in (lamport_rs.minimax_allreduce_rms_qk, torch.ops.lamport_rs.minimax_allreduce_rms_qk):
+            found = call(*arguments)
+            check_same_bits(found[0], q, f"q, {what}, allocated")
+            check_same_bits(found[1], k, f"k, {what}, allocated")
+
+
+@pytest.mark.parametrize(("dtype", "weight_dtype"), WEIGHTS)
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_q_and_k_of_a_strided_qkv_are_normalised_within_the_dtypes_rounding(ranks_of, world_size, dtype, weight_dtype):
+    ranks_of(world_size).run(normalise_qkv, dtype, weight_dtype, TOKENS, (48, 16, 16))
+
+
+def test_as_many_tokens_as_the_workspace_is_sized_for_fit(ranks_of):
+    ranks_of(2).run(normalise_qkv, torch.bfloat16, torch.float32, [MOST_TOKENS], (16, 8, 8))
+    ranks_of(2).run(normalise_matrices, torch.bfloat16, torch.float32, [MOST_TOKENS], 8)
+
+
+def normalise_dimensions(me: Rank) -> None:
+    """More dimensions than two, and none but the columns."""
+    workspace = minimax_workspace(me, 64, fused_qk=True)
+    for shape in [(2, 3, 5, 40), (40,), (1, 40)]:
+        parts = [random_tensor(shape, torch.float16, 5, rank) for rank in range(me.world_size)]
+        weights = [random_tensor((40,), torch.float16, 6, rank) for rank in range(me.world_size)]
+        arguments = (workspace, me.rank, me.world_size, EPS)
+        out = lamport_rs.minimax_allreduce_rms(parts[me.rank], weights[me.rank], *arguments)
+        check_rounding(out, expected_norm(parts, weights, me.rank), str(shape))
+        # All of the columns as Q and K: each is normalised by itself.
+        weight_q, weight_k = weights[me.rank].split([24, 16])
+        arguments = (workspace, 24, 16, me.rank, me.world_size, EPS)
+        q, k = lamport_rs.minimax_allreduce_rms_qk(parts[me.rank], weight_q, weight_k, *arguments)
+        check_rounding(q, expected_norm([p[..., :24] for p in parts], [w[:24] for w in weights], me.rank), "q")
+        check_rounding(k, expected_norm([p[..., 24:] for p in parts], [w[24:] for w in weights], me.rank), "k")
+
+
+def test_leading_dimensions_are_rows(ranks_of):
+    ranks_of(3).run(normalise_dimensions)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "world_size", "fused_qk", "expected"),
+    [
+        (16384, 4, True, 2 << 20),
+        (16384, 4, False, 2 << 20),
+        (16384, 16, True, 2 << 20),
+        (16385, 16, True, 4 << 20),
+        (1 << 20, 8, False, 32 << 20),
+        (1 << 20, 8, True, 64 << 20),
+        ((1 << 20) + 1, 8, True, 66 << 20),
+        (1, 2, True, 2 << 20),
+    ],
+)
+def test_comm_size_is_the_formula_rounded_up_to_2_mib(tokens, world_size, fused_qk, expected):
+    assert lamport_rs.LamportWorkspace.compute_comm_size_for_minimax(tokens, world_size, fused_qk) == expected

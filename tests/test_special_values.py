@@ -1,0 +1,134 @@
+"""Values that look like the sentinel, or that compare oddly: bits decide, never floats."""
+
+import numpy as np
+import pytest
+import torch
+from ranks import Rank
+from reference import DTYPES, check_same_bits, digest, random_tensor, rounded_sum, scrubbed
+
+import lamport_rs
+
+# Bit patterns of one 32-bit word. As float32, and as two 16-bit values, lower half first.
+WORDS = {
+    "sentinel: -0.0, or the pair (+0, -0)": 0x80000000,
+    "+0.0": 0x00000000,
+    "the pair (-0, +0)": 0x00008000,
+    "the pair (-0, -0)": 0x80008000,
+    "smallest subnormal": 0x00000001,
+    "smallest negative subnormal": 0x80000001,
+    "the pair of negative subnormals": 0x80018001,
+    "largest negative subnormal": 0x807FFFFF,
+    "smallest negative normal": 0x80800000,
+    "float32 infinity": 0x7F800000,
+    "float32 -infinity": 0xFF800000,
+    "float16 infinities": 0xFC007C00,
+    "bfloat16 infinities": 0xFF807F80,
+    "quiet NaN": 0x7FC00000,
+    "quiet NaN with payload": 0x7FC12345,
+    "negative quiet NaN with payload": 0xFFD54321,
+    "signalling NaN": 0x7F800001,
+    "float16 NaNs": 0xFE017E55,
+    "all bits set": 0xFFFFFFFF,
+    "largest": 0x7F7FFFFF,
+}
+
+
+def words(values: list[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_numpy(np.array(values, np.uint32).view(np.int32)).view(dtype)
+
+
+def contributions_of(pattern: int, dtype: torch.dtype, world_size: int) -> list[list[torch.Tensor]]:
+    """The pattern from one rank, from all, in one word of a vector, and everywhere in a long tensor."""
+    special, plain = words([pattern], dtype), random_tensor((4 // dtype.itemsize,), dtype, 5)
+    everywhere = special.repeat(5000)
+    among_others = torch.cat([plain, plain, special, plain, special])
+    alone = [[special if rank == owner else plain for rank in range(world_size)] for owner in range(world_size)]
+    return [*alone, [special] * world_size, [everywhere] * world_size, [among_others] * world_size]
+
+
+def exchange_pattern(me: Rank, dtype: torch.dtype, pattern: int) -> list[str]:
+    workspace = me.workspace()
+    digests = []
+    for inputs in contributions_of(pattern, dtype, me.world_size):
+        # Four times, so that every slot is used and cleared.
+        for _ in range(4):
+            total = lamport_rs.all_reduce(inputs[me.rank], workspace)
+            check_same_bits(total, rounded_sum(inputs), f"{pattern:#x}")
+        digests.append(digest(total))
+    return digests
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("pattern", WORDS.values(), ids=WORDS.keys())
+def test_every_bit_pattern_arrives_and_is_reduced_alike_on_all_ranks(ranks_of, pattern, dtype):
+    digests = ranks_of(3).run(exchange_pattern, dtype, pattern)
+    assert all(each == digests[0] for each in digests)
+
+
+def exchange_all_16_bit_pairs(me: Rank, dtype: torch.dtype) -> str:
+    """Every 16-bit value beside each zero, from rank 0; sentinel words from the others."""
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    zero, minus_zero = torch.zeros_like(every), torch.full_like(every, -(2**15))
+    pairs = torch.stack([every, zero, every, minus_zero, zero, every, minus_zero, every], dim=1).reshape(-1)
+    inputs = [pairs.view(dtype)]
+    inputs += [words([0x80000000], dtype).repeat(pairs.numel() // 2)] * (me.world_size - 1)
+    total = lamport_rs.all_reduce(inputs[me.rank], me.workspace(pairs.numel() * 2 * me.world_size))
+    check_same_bits(total, rounded_sum(inputs))
+    return digest(total)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_16_bit_value_arrives_in_either_half_of_a_word(ranks_of, dtype):
+    digests = ranks_of(2).run(exchange_all_16_bit_pairs, dtype)
+    assert digests[0] == digests[1]
+
+
+def add_different_nans(me: Rank) -> list[str]:
+    """Which of two NaNs a sum keeps is the processor's choice: every rank must make the same one."""
+    digests = []
+    workspace = me.workspace()
+    for dtype in DTYPES:
+        for count in (1, 4, 1023, 9000):
+            own = words([0x7FC17FC1 + me.rank * 0x00020002], dtype).repeat(count)
+            total = lamport_rs.all_reduce(own, workspace)
+            assert total.isnan().any(), "the NaNs were lost"
+            digests.append(digest(total))
+    return digests
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_agree_on_the_bits_of_a_sum_of_different_nans(ranks_of, world_size):
+    digests = ranks_of(world_size).run(add_different_nans)
+    assert all(each == digests[0] for each in digests)
+
+
+def send_nan_payloads(me: Rank) -> None:
+    """Payloads of quiet NaNs from one rank, zeros from the others."""
+    payloads = [0x7FC00000 + payload for payload in (1, 0x1234, 0x3FFFFF)] + [0xFFC00000, 0xFFFFFFFF]
+    own = words(payloads if me.rank == 0 else [0] * len(payloads), torch.float32)
+    total = lamport_rs.all_reduce(own, me.workspace())
+    assert total.view(torch.int32).tolist() == words(payloads, torch.int32).tolist()
+
+
+def test_the_payload_of_a_nan_survives(ranks_of):
+    ranks_of(3).run(send_nan_payloads)
+
+
+def send_sentinels(me: Rank, dtype: torch.dtype) -> None:
+    """Not one word is stored as it is, yet all arrive: as +0."""
+    workspace = me.workspace(3 << 20)
+    for count in (1, 7, 16, 5000, 200_000):
+        sentinels = words([0x80000000], dtype).repeat(count)
+        total = lamport_rs.all_reduce(sentinels, workspace)
+        assert not total.view(torch.int32).any(), "a contribution of sentinels is not +0.0"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sentinel_words_arrive_as_positive_zeros(ranks_of, dtype):
+    ranks_of(2).run(send_sentinels, dtype)
+
+
+def test_the_reference_scrubs_words_and_not_values():
+    assert not scrubbed(words([0x80000000], torch.float32)).view(torch.int32).any()
+    pairs = torch.tensor([0.0, -0.0, -0.0, 0.0, -0.0], dtype=torch.bfloat16)
+    assert scrubbed(pairs).signbit().tolist() == [False, False, True, False, True]
