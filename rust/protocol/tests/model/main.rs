@@ -123,16 +123,14 @@ fn clearing_the_extent_of_the_wrong_operation_delivers_old_data() {
 }
 
 /// The searches of more than two ranks rest on `weak_memory::needed_commits`. Its argument is in its comment; here it is
-/// compared with the search that makes every commit, on every protocol but the late fill, whose stores alone become
-/// visible in more orders than can be explored one by one.
+/// compared with the search that makes every commit, on all protocols but two: where stores pile up that nothing orders,
+/// the orders of their commits are too many to go through one by one.
 #[test]
 fn leaving_out_commits_that_do_not_matter_changes_no_verdict() {
     let job = Job { one_size: true, ..Job::of(2) };
     let kind = |protocol, commits| search(job, protocol, commits).err().map(|found| found.kind);
-    for protocol in Protocol::ALL.into_iter().filter(|&protocol| protocol != Protocol::FillAfterExchange) {
-        let start = std::time::Instant::now();
-        let (every, needed) = (kind(protocol, Commits::Every), kind(protocol, Commits::Needed));
-        println!("{protocol:?}: {every:?} {:?}", start.elapsed());
-        assert_eq!(every, needed, "{protocol:?}");
+    let piles_up = |protocol| matches!(protocol, Protocol::FillAfterExchange | Protocol::NoRelease);
+    for protocol in Protocol::ALL.into_iter().filter(|&protocol| !piles_up(protocol)) {
+        assert_eq!(kind(protocol, Commits::Every), kind(protocol, Commits::Needed), "{protocol:?}");
     }
 }
