@@ -202,17 +202,18 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, place
 class ThreadRanks:
     """One thread per rank, and an all-gather between them."""
 
-    def __init__(self, world_size: int) -> None:
-        self.world_size = world_size
+    def __init__(self, world_size: int, patience: float = CALL_TIMEOUT) -> None:
+        """Ranks whose all-gather fails after `patience` seconds, rather than wait for a rank that does not take part."""
+        self.world_size, self._patience = world_size, patience
         self._barrier = threading.Barrier(world_size)
         self._messages: list[bytes] = [b""] * world_size
 
     def all_gather(self, rank: int, message: bytes) -> list[bytes]:
         """Every rank's message."""
         self._messages[rank] = message
-        self._barrier.wait(CALL_TIMEOUT)
+        self._barrier.wait(self._patience)
         gathered = list(self._messages)
-        self._barrier.wait(CALL_TIMEOUT)
+        self._barrier.wait(self._patience)
         return gathered
 
     def member(self, rank: int) -> Rank:
@@ -225,6 +226,7 @@ class ThreadRanks:
 
     def try_run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Likewise, but return a `Failure` for each rank that raised."""
+        self._barrier.reset()
         with ThreadPoolExecutor(self.world_size) as executor:
             members = [self.member(rank) for rank in range(self.world_size)]
             calls = [executor.submit(_attempt, function, member, *arguments) for member in members]

@@ -1,0 +1,231 @@
+"""Operands that an operation cannot take: a LamportError that says why, and nothing has changed."""
+
+import gc
+import re
+
+import pytest
+import torch
+from ranks import Rank, ThreadRanks
+from reference import check_same_bits, random_tensor, rounded_sum
+
+import lamport_rs
+from lamport_rs import (
+    LamportError,
+    LamportWorkspace,
+    all_reduce,
+    all_reduce_rms_norm,
+    minimax_allreduce_rms,
+    minimax_allreduce_rms_qk,
+)
+
+COMM_SIZE = 4096
+COLUMNS = 16
+X = torch.ones(2, COLUMNS)
+W = torch.ones(COLUMNS)
+INTEGERS = X.int()
+META = torch.ones(2, COLUMNS, device="meta")
+SHIFTED = torch.ones(2 * COLUMNS + 1)[1:].view(2, COLUMNS)
+TRANSPOSED = torch.ones(COLUMNS, 2).T
+NARROW = torch.ones(2, 12)
+MEMORY = torch.ones(8, COLUMNS)
+TOO_LARGE = torch.ones(COMM_SIZE // 4 // 2 + 1)
+
+
+def reduce_with(**changes):
+    operands = {"input": X, "out": torch.empty_like(X), **changes}
+    return lambda workspace: all_reduce(operands["input"], workspace, out=operands["out"])
+
+
+def norm_with(**changes):
+    fresh = {"out": torch.empty_like(X), "residual_out": torch.empty_like(X)}
+    operands = {"input": X, "residual": X, "weight": W, **fresh, **changes}
+    return lambda workspace: all_reduce_rms_norm(workspace=workspace, **operands)
+
+
+def minimax_with(**changes):
+    operands = {"input": X, "norm_weight": W, "rank": None, "nranks": 2, "eps": 1e-6, **changes}
+    return lambda workspace: minimax_allreduce_rms(workspace=workspace, **with_rank(operands, workspace))
+
+
+def qk_with(**changes):
+    weights = {"norm_weight_q": W[:8], "norm_weight_k": W[8:]}
+    operands = {"qkv": X, **weights, "q_size": 8, "kv_size": 8, "rank": None, "nranks": 2, "eps": 1e-6, **changes}
+    return lambda workspace: minimax_allreduce_rms_qk(workspace=workspace, **with_rank(operands, workspace))
+
+
+def with_rank(operands, workspace):
+    return {**operands, "rank": workspace.rank if operands["rank"] is None else operands["rank"]}
+
+
+CASES = {
+    # name: (call, what the error says)
+    "an integer input": (reduce_with(input=INTEGERS, out=INTEGERS), "input is torch.int32, but must be torch.float32"),
+    "a float64 input": (reduce_with(input=X.double(), out=X.double()), "input is torch.float64"),
+    "an out of another dtype": (reduce_with(out=X.half()), "out is float16, but must be float32"),
+    "an out of another shape": (reduce_with(out=torch.ones(2, 8)), r"out has shape \[2, 8\], but must have \[2, 16\]"),
+    "an out of one more dimension": (reduce_with(out=X[None].clone()), "out has shape"),
+    "an input without memory": (reduce_with(input=META), "input is on meta"),
+    "an out without memory": (reduce_with(out=META), "out is on meta"),
+    "a misaligned input": (reduce_with(input=SHIFTED), r"input is not aligned to 16 bytes; pass input.clone\(\)"),
+    "a misaligned out": (reduce_with(out=SHIFTED), "out is not aligned to 16 bytes"),
+    "an input that is not contiguous": (reduce_with(input=TRANSPOSED), r"not contiguous; pass input.contiguous\(\)"),
+    "an out that is not contiguous": (reduce_with(out=TRANSPOSED), "out is not contiguous"),
+    "an expanded out": (reduce_with(out=torch.ones(COLUMNS).expand(2, -1)), "out is not contiguous"),
+    "an out that overlaps in part": (reduce_with(input=MEMORY[:2], out=MEMORY[1:3]), "out overlaps input in part"),
+    "a list as input": (reduce_with(input=[1.0]), "input must be a torch.Tensor, not list"),
+    "a number as out": (reduce_with(out=1.0), "out must be a torch.Tensor, not float"),
+    "a sparse input": (reduce_with(input=X.to_sparse()), "input"),
+    "nine dimensions": (reduce_with(input=X.view(*[1] * 7, 2, 16), out=X.view(*[1] * 7, 2, 16)), "more than 8 dim"),
+    "a tensor too large for the slot": (reduce_with(input=TOO_LARGE, out=TOO_LARGE), "comm_size=4128 or more"),
+    "a residual of another shape": (norm_with(residual=torch.ones(3, COLUMNS)), "residual has shape"),
+    "a residual of another dtype": (norm_with(residual=X.bfloat16()), "residual is bfloat16, but must be float32"),
+    "a weight of another width": (norm_with(weight=torch.ones(8)), r"weight has shape \[8\], but must have \[16\]"),
+    "a weight of two dimensions": (norm_with(weight=W[None]), "weight has shape"),
+    "a 16-bit weight for float32": (norm_with(weight=W.half()), "weight is float16, but must be float32"),
+    "a weight that is not contiguous": (norm_with(weight=torch.ones(32)[::2]), "weight is not contiguous"),
+    "a width that is no multiple of 8": (
+        norm_with(input=NARROW, residual=NARROW, weight=torch.ones(12), out=NARROW, residual_out=NARROW),
+        "last dimension must be a positive multiple of 8",
+    ),
+    "a negative eps": (norm_with(eps=-1e-6), "eps is -.*, but must be finite and not negative"),
+    "an eps that is no number": (norm_with(eps=float("nan")), "eps is NaN"),
+    "an infinite eps": (norm_with(eps=float("inf")), "eps is inf"),
+    "the same tensor for both outputs": (norm_with(out=MEMORY[:2], residual_out=MEMORY[:2]), "out overlaps residual_out"),
+    "an out over the weight": (norm_with(weight=MEMORY[0], out=MEMORY[:2]), "out overlaps weight"),
+    "a residual_out over part of the input": (norm_with(input=MEMORY[:2], residual_out=MEMORY[1:3]), "overlaps input"),
+    "a norm of a scalar": (
+        norm_with(input=torch.tensor(1.0), residual=torch.tensor(1.0), weight=torch.ones(1)),
+        "last dimension must be",
+    ),
+    "minimax with another rank": (minimax_with(rank=5), "rank 5 of 2 was asked for, but the workspace is that of rank"),
+    "minimax with another group size": (minimax_with(nranks=3), "of 3 was asked for"),
+    "minimax with a negative eps": (minimax_with(eps=-1.0), "eps is -1"),
+    "minimax with an integer input": (minimax_with(input=INTEGERS), "input is torch.int32"),
+    "minimax with a weight of another width": (minimax_with(norm_weight=W[:8]), "norm_weight has shape"),
+    "minimax with strided columns": (minimax_with(input=torch.ones(2, 32)[:, ::2]), "rows that are not contiguous"),
+    "minimax with misaligned rows": (minimax_with(input=torch.ones(2, 18)[:, :16]), "must start at a multiple of 16"),
+    "minimax with an out that is not contiguous": (
+        minimax_with(out=torch.ones(2, 32)[:, :16]),
+        "out is not contiguous",
+    ),
+    "minimax with too many tokens": (
+        minimax_with(input=torch.ones(513, 8), norm_weight=torch.ones(8)),
+        "comm_size=4128 or more",
+    ),
+    "qk with sizes beyond the row": (qk_with(q_size=16), r"must hold q_size \+ kv_size = 16 \+ 8"),
+    "qk with a size of no vectors": (qk_with(q_size=4), "q_size is 4 elements, but must be a positive multiple of 8"),
+    "qk with a negative size": (qk_with(kv_size=-8), "kv_size is -8 elements"),
+    "qk with no size": (qk_with(q_size=0), "q_size is 0 elements"),
+    "qk with another rank": (qk_with(rank=-1), "rank -1 of 2 was asked for"),
+    "qk with the same tensor for both outputs": (
+        qk_with(q_out=MEMORY[0].view(2, 8), k_out=MEMORY[0].view(2, 8)),
+        "q_out overlaps k_out",
+    ),
+    "qk with a weight of another dtype": (qk_with(norm_weight_k=W[:8].half()), "norm_weight_k is float16"),
+    "qk with a scalar": (qk_with(qkv=torch.tensor(1.0)), "qkv has shape"),
+}
+
+
+def refuse_and_carry_on(me: Rank, call, text: str) -> None:
+    """The bad call comes between good ones, on every rank or on one of them only."""
+    workspace = me.workspace(COMM_SIZE, timeout=10)
+    inputs = [random_tensor((100,), torch.float16, rank) for rank in range(me.world_size)]
+    for offenders in ([0, 1], [1], [0]):
+        if me.rank in offenders:
+            with pytest.raises(LamportError, match=text):
+                call(workspace)
+        check_same_bits(all_reduce(inputs[me.rank], workspace), rounded_sum(inputs), "the next sum")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_operation_refuses_and_changes_nothing(name):
+    ThreadRanks(2).run(refuse_and_carry_on, *CASES[name])
+
+
+def use_the_advised_size(me: Rank) -> None:
+    with me.workspace(COMM_SIZE) as workspace, pytest.raises(LamportError) as caught:
+        all_reduce(TOO_LARGE, workspace)
+    advised = int(re.search(r"comm_size=(\d+) or more", str(caught.value))[1])
+    with me.workspace(advised, timeout=10) as workspace:
+        check_same_bits(all_reduce(TOO_LARGE, workspace), TOO_LARGE * me.world_size)
+    with me.workspace(advised - 16) as workspace, pytest.raises(LamportError, match=f"{advised}"):
+        all_reduce(TOO_LARGE, workspace)
+
+
+def test_the_size_that_the_error_advises_is_the_smallest_that_works():
+    ThreadRanks(2).run(use_the_advised_size)
+
+
+def pass_foreign_tables(me: Rank) -> None:
+    workspace = me.workspace(COMM_SIZE, timeout=10)
+    table = workspace.workspace
+    foreign = [table.clone(), table[1:], torch.zeros_like(table), torch.empty(0, dtype=torch.int64), None, "table", 5]
+    for each in foreign:
+        with pytest.raises(LamportError, match="workspace must be a LamportWorkspace, or the tensor"):
+            all_reduce(X, each)
+    check_same_bits(all_reduce(X, table), X * me.world_size)
+
+
+def test_only_the_table_itself_stands_for_its_workspace():
+    ThreadRanks(2).run(pass_foreign_tables)
+
+
+def use_after_cleanup(me: Rank) -> None:
+    workspace = me.workspace(COMM_SIZE)
+    table = workspace.workspace
+    workspace.cleanup()
+    workspace.cleanup()
+    calls = [
+        lambda: workspace.workspace,
+        lambda: all_reduce(X, workspace),
+        lambda: all_reduce(X, table),
+        lambda: all_reduce(torch.empty(0), table),
+        lambda: torch.ops.lamport_rs.all_reduce(X, table),
+        lambda: all_reduce_rms_norm(X, X, W, table),
+        lambda: minimax_allreduce_rms(X, W, table, me.rank, me.world_size, 1e-6),
+        lambda: minimax_allreduce_rms_qk(X, W[:8], W[8:], table, 8, 8, me.rank, me.world_size, 1e-6),
+    ]
+    for call in calls:
+        with pytest.raises(LamportError, match="was cleaned up; create a new one on every rank"):
+            call()
+    assert "cleaned up" in repr(workspace)
+    with me.workspace(COMM_SIZE) as other:
+        pass
+    with pytest.raises(LamportError, match="cleaned up"):
+        all_reduce(X, other)
+
+
+def test_a_cleaned_up_workspace_refuses_all_use():
+    ThreadRanks(2).run(use_after_cleanup)
+
+
+def keep_the_address_of_a_table(me: Rank) -> None:
+    table = me.workspace(COMM_SIZE).workspace
+    address = table.data_ptr()
+    del table
+    gc.collect()
+    with pytest.raises(LamportError):
+        lamport_rs._core.all_reduce(type("Table", (), {"data_ptr": lambda _: address})(), X, X)
+
+
+
+def test_a_table_that_is_gone_is_not_found_by_its_old_address():
+    ThreadRanks(2).run(keep_the_address_of_a_table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((0, 4), "max_tokens is 0, but must be positive"),
+        ((-1, 4), "max_tokens is -1"),
+        ((16384, 1), "world_size is 1, but must be between 2 and 16"),
+        ((16384, 17), "world_size is 17"),
+        ((2**62, 16), "more than this machine can address"),
+    ],
+)
+def test_sizes_are_computed_for_possible_groups_only(arguments, text):
+    with pytest.raises(LamportError, match=text):
+        LamportWorkspace.compute_comm_size_for_minimax(*arguments)
+    if "max_tokens" not in text:
+        with pytest.raises(LamportError, match=text):
+            LamportWorkspace.compute_comm_size_for_all_reduce(*arguments)
