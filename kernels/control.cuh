@@ -61,12 +61,14 @@ __device__ __forceinline__ void clear_previous_slot(const Group& group, const Co
     }
 }
 
-// One thread per block calls it, after the barrier that published the control words. Returns whether its block is the
-// last; if so, the counter is 0 again. The answer takes as long as any load, so do other work before using it.
-__device__ __forceinline__ bool arrive(const Group& group) {
-    const uint32 last = gridDim.x - 1;
-    return ptx::count_device(group.counters + ARRIVAL_COUNTER * sizeof(uint32), last) == last;
+// One thread per block calls it, after the barrier that published the control words; the result is for `is_last`. It takes
+// as long as any load, so do other work before using it.
+__device__ __forceinline__ uint32 arrive(const Group& group) {
+    return ptx::count_device(group.counters + ARRIVAL_COUNTER * sizeof(uint32), gridDim.x - 1);
 }
+
+// Whether all other blocks had arrived before. The counter is 0 again then.
+__device__ __forceinline__ bool is_last(uint32 arrival) { return arrival == gridDim.x - 1; }
 
 // The last block's arriving thread moves on to the next slot. `region_bytes` is this operation's.
 __device__ __forceinline__ void rotate(const Group& group, const Control& control, uint32 region_bytes) {

@@ -8,17 +8,13 @@
 // in float32, rounded once. There are one or two matrices; with two (queries and keys of one packed row, say), a word
 // for each travels side by side: word (token * matrices + matrix) of the rank's region.
 //
-// This file has what the variants share: the parameters, who does what in a block, and the exchange between the two
-// passes over the row. A block has T tokens. Its warps belong to one matrix each. The first warps also exchange, one
-// thread per word and peer; the others also clear, and the last thread also reads the control words and arrives.
+// This file has the parameters, the division of a block between the matrices, and the arithmetic on one vector.
 #pragma once
 
-#include "control.cuh"
 #include "group.cuh"
 #include "numeric.cuh"
 #include "ptx.cuh"
 #include "reduce.cuh"
-#include "word_exchange.cuh"
 
 namespace lamport {
 
@@ -89,35 +85,6 @@ struct MinimaxPlace {
     __device__ __forceinline__ uint32 threads() const { return matrix.warps * WARP_THREADS; }
 };
 
-// What a block's threads tell each other. Rows are numbered like the words: token * matrices + matrix.
-template <uint32 matrices, uint32 tokens>
-struct MinimaxShared {
-    static constexpr uint32 ROWS = matrices * tokens;
-
-    // Own sums of squares, one per warp.
-    WarpPartials partials[ROWS];
-    // The ranks' sums.
-    RankValues sums[ROWS];
-    Control control;
-
-    // Makes the entries of warps and ranks that do not exist 0, as the sums want it. Each warp takes whole rows.
-    __device__ __forceinline__ void pad(const MinimaxParameters<matrices>& parameters) {
-        const uint32 lane = threadIdx.x % WARP_THREADS;
-        for (uint32 row = threadIdx.x / WARP_THREADS; row < ROWS; row += blockDim.x / WARP_THREADS) {
-            if (lane >= warps_of_row(parameters, row)) {
-                partials[row].values[lane] = 0.0f;
-            }
-            if (lane >= parameters.group.world_size && lane < MAX_WORLD_SIZE) {
-                sums[row].values[lane] = 0.0f;
-            }
-        }
-    }
-
-    static __device__ __forceinline__ uint32 warps_of_row(const MinimaxParameters<matrices>& parameters, uint32 row) {
-        return row % matrices == 0 ? parameters.matrix[0].warps : parameters.matrix[matrices - 1].warps;
-    }
-};
-
 // Squares of a vector's values, summed. Two chains of additions, since one would be as long as the vector.
 template <class Value>
 __device__ __forceinline__ float sum_of_squares(const Vector& vector) {
@@ -173,91 +140,5 @@ struct VectorWeights {
         return result;
     }
 };
-
-// From the warps' sums of squares to the scales, over all ranks. Made by every thread before the grid-dependency wait,
-// which is then as good as over when the sums are there.
-template <uint32 matrices, uint32 tokens>
-class MinimaxExchange {
-public:
-    using Shared = MinimaxShared<matrices, tokens>;
-
-    __device__ __forceinline__ MinimaxExchange(const MinimaxParameters<matrices>& parameters, const MinimaxPlace& place,
-                                               uint32 first_token)
-        : parameters_(parameters),
-          world_size_(parameters.group.world_size),
-          epsilon_(parameters.epsilon),
-          row_(threadIdx.x % Shared::ROWS),
-          row_warps_(Shared::warps_of_row(parameters, row_)),
-          peer_(min(threadIdx.x / Shared::ROWS, world_size_ - 2)),
-          polls_(threadIdx.x < Shared::ROWS * (world_size_ - 1) &&
-                 first_token + row_ / matrices < parameters.tokens),
-          // Whole warps, so that those which clear do not wait for those which poll. A block has one more at least.
-          polling_threads_((Shared::ROWS * (world_size_ - 1) + WARP_THREADS - 1) / WARP_THREADS * WARP_THREADS),
-          scale_row_(threadIdx.x % tokens * matrices + place.index),
-          inverse_count_(place.matrix.inverse_count),
-          route_(parameters.group, parameters.region_bytes, (first_token * matrices + row_) * sizeof(float), peer_) {}
-
-    // Every thread of the block calls it, its warp's sums and the last thread's control words being in `shared`.
-    __device__ __forceinline__ void run(Shared& shared, float (&scales)[tokens]) const {
-        __syncthreads();
-        if (threadIdx.x < polling_threads_) {
-            if (polls_) {
-                exchange(shared);
-            }
-        } else {
-            clear_and_arrive(shared.control);
-        }
-        // Lanes leave the polling at different times.
-        __syncwarp();
-        __syncthreads();
-
-        // Lanes share the work: lane i computes the scale of token i modulo `tokens`, and all get all.
-        const float total = shared.sums[scale_row_].sum(world_size_);
-        const float scale = rsqrtf(fmaf(total, inverse_count_, epsilon_));
-#pragma unroll
-        for (uint32 t = 0; t < tokens; ++t) {
-            scales[t] = tokens == 1 ? scale : __shfl_sync(0xffffffffu, scale, t);
-        }
-    }
-
-private:
-    __device__ __forceinline__ void exchange(Shared& shared) const {
-        const uint32 own = scrub(__float_as_uint(shared.partials[row_].sum(row_warps_)));
-        RankValues& sums = shared.sums[row_];
-        if (peer_ == 0) {
-            sums.values[parameters_.group.rank] = __uint_as_float(own);
-        }
-        const uint32 word = route_.exchange(parameters_.group, shared.control.slot_offset, own);
-        sums.values[route_.source()] = __uint_as_float(word);
-    }
-
-    __device__ __forceinline__ void clear_and_arrive(const Control control) const {
-        const Group& group = parameters_.group;
-        const bool is_last = threadIdx.x == blockDim.x - 1 && arrive(group);
-        const uint32 threads = blockDim.x - polling_threads_;
-        clear_previous_slot(group, control, blockIdx.x * threads + threadIdx.x - polling_threads_, gridDim.x * threads);
-        if (is_last) {
-            rotate(group, control, parameters_.region_bytes);
-        }
-    }
-
-    const MinimaxParameters<matrices>& parameters_;
-    uint32 world_size_;
-    float epsilon_;
-    // The word this thread exchanges, and with whom.
-    uint32 row_;
-    uint32 row_warps_;
-    uint32 peer_;
-    bool polls_;
-    uint32 polling_threads_;
-    // The scale this thread computes.
-    uint32 scale_row_;
-    float inverse_count_;
-    WordRoute route_;
-};
-
-// The last warp reads the control words, all lanes alike, and its last thread publishes them. Two calls, so that the
-// loads are in flight together with the row's.
-__device__ __forceinline__ bool in_last_warp() { return threadIdx.x / WARP_THREADS == blockDim.x / WARP_THREADS - 1; }
 
 }  // namespace lamport

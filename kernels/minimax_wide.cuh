@@ -1,7 +1,7 @@
 // MiniMax normalisation of rows of any width: each is read twice, the second time from the cache.
 #pragma once
 
-#include "minimax.cuh"
+#include "minimax_exchange.cuh"
 
 namespace lamport {
 
@@ -14,32 +14,30 @@ __device__ __forceinline__ void minimax_wide(const MinimaxParameters<matrices>& 
     const MinimaxMatrix& matrix = place.matrix;
     const uint32 token = blockIdx.x;
     const uint32 end = place.has_matrix ? matrix.vectors : 0;
-    shared.pad(parameters);
-    const MinimaxExchange<matrices, 1> exchange(parameters, place, token);
-    const ControlReader control_reader(parameters.group);
+    MinimaxExchange<matrices, 1> exchange(parameters, shared, token);
     ptx::wait_for_prior_grids();
 
-    Control control;
-    if (in_last_warp()) {
-        control = control_reader.read();
-    }
     const Address input = matrix.input + uint64{token} * matrix.input_row_bytes;
-    float sums[1] = {0.0f};
+    if (exchange.in_service_warp()) {
+        exchange.read_control();
+    } else {
+        float sums[1] = {0.0f};
 #pragma unroll 4
-    for (uint32 vector = place.thread; vector < end; vector += place.threads()) {
-        sums[0] += sum_of_squares<Value>(ptx::load_input(input + uint64{vector} * VECTOR_BYTES));
+        for (uint32 vector = place.thread; vector < end; vector += place.threads()) {
+            sums[0] += sum_of_squares<Value>(ptx::load_input(input + uint64{vector} * VECTOR_BYTES));
+        }
+        const float sum = warp_sums(sums);
+        if (place.has_matrix && threadIdx.x % WARP_THREADS == 0) {
+            shared.partials[place.index].values[place.warp] = sum;
+        }
     }
-    if (threadIdx.x == blockDim.x - 1) {
-        shared.control = control;
-    }
-    const float sum = warp_sums(sums);
-    if (place.has_matrix && threadIdx.x % WARP_THREADS == 0) {
-        shared.partials[place.index].values[place.warp] = sum;
+    exchange.run();
+    if (exchange.in_service_warp()) {
+        return;
     }
 
     float scales[1];
-    exchange.run(shared, scales);
-
+    exchange.scales(place, scales);
     const Address output = matrix.output + uint64{token} * matrix.output_row_bytes;
 #pragma unroll 2
     for (uint32 vector = place.thread; vector < end; vector += place.threads()) {

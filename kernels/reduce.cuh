@@ -49,10 +49,14 @@ struct alignas(16) WarpPartials {
     // One thread sums what `warps` warps left; entries from `warps` on must be 0. Half a row is read at once and
     // whatever its length, which is quicker than a loop.
     __device__ __forceinline__ float sum(uint32 warps) const {
-        float total = sum_half(0);
-        if (warps > MAX_WARPS / 2) {
-            total += sum_half(MAX_WARPS / 2);
-        }
+        float total = 0.0f;
+        uint32 begin = 0;
+        // Not unrolled: the second half would take its time and its registers even where it is empty.
+#pragma unroll 1
+        do {
+            total += sum_half(begin);
+            begin += MAX_WARPS / 2;
+        } while (begin < warps);
         return total;
     }
 
@@ -72,12 +76,14 @@ struct alignas(16) RankValues {
     // Sums in rank order, as every rank must; entries from `world_size` on must be 0.
     __device__ __forceinline__ float sum(uint32 world_size) const {
         float total = 0.0f;
+        uint32 first = 0;
         // Not unrolled: additions of ranks that do not exist would take their time even if predicated off.
 #pragma unroll 1
-        for (uint32 first = 0; first < world_size; first += 4) {
+        do {
             const float4 quad = *reinterpret_cast<const float4*>(values + first);
             total = (((total + quad.x) + quad.y) + quad.z) + quad.w;
-        }
+            first += 4;
+        } while (first < world_size);
         return total;
     }
 };

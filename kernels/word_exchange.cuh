@@ -14,41 +14,37 @@ __device__ __forceinline__ uint32 rank_of_peer(const Group& group, uint32 peer) 
     return rank < group.world_size ? rank : rank - group.world_size;
 }
 
-// The way of one word to one peer, and of the peer's word back. Made before the grid-dependency wait, so that only the
-// slot is to be added when the word is ready.
-class WordRoute {
-public:
-    // `offset` is the word's place in every region, in bytes; `peer` an index of Group::peers.
-    __device__ __forceinline__ WordRoute(const Group& group, uint32 region_bytes, uint32 offset, uint32 peer)
-        : source_(rank_of_peer(group, peer)),
-          // A computed index, but into parameters that nothing writes to: they stay in constant memory.
-          push_(group.peers[peer] + uint64{group.rank} * region_bytes + offset),
-          poll_(group.own + uint64{source_} * region_bytes + offset) {}
-
-    // The peer's rank.
-    __device__ __forceinline__ uint32 source() const { return source_; }
-
-    // Pushes `own`, already scrubbed, and returns the peer's word. If the peer does not come, returns the sentinel, and
-    // the fault is recorded. Lanes may call it in any number and return at different times: reconverge before the next
-    // warp-wide operation.
-    __device__ __forceinline__ uint32 exchange(const Group& group, uint64 slot_offset, uint32 own) const {
-        ptx::store_system(push_ + slot_offset, own);
-        const Address address = poll_ + slot_offset;
-        BoundedWait wait(group);
-        uint32 word = ptx::load_system(address);
-        while (!has_arrived(word)) {
-            if (wait.gives_up([this] { return 1u << source_; })) {
-                break;
-            }
-            word = ptx::load_system(address);
-        }
-        return word;
-    }
-
-private:
-    uint32 source_;
-    Address push_;
-    Address poll_;
+// The way of one word to one peer, and of the peer's word back. To be computed before the grid-dependency wait and kept
+// in shared memory: then only the slot is to be added when the word is ready, and no register is taken meanwhile.
+struct alignas(16) WordRoute {
+    // Where the own word goes in the peer's block, and where the peer's word arrives in the own one, both as if in slot 0.
+    Address push;
+    Address poll;
 };
+
+// `offset` is the word's place in every region, in bytes; `peer` an index of Group::peers.
+__device__ __forceinline__ WordRoute word_route(const Group& group, uint32 region_bytes, uint32 offset, uint32 peer) {
+    // A computed index, but into parameters that nothing writes to: they stay in constant memory.
+    return WordRoute{group.peers[peer] + uint64{group.rank} * region_bytes + offset,
+                     group.own + uint64{rank_of_peer(group, peer)} * region_bytes + offset};
+}
+
+// Pushes `own`, already scrubbed, and returns the word of rank `source`. If it does not come, returns the sentinel, and
+// the fault is recorded. Lanes may call it in any number and return at different times: reconverge before the next
+// warp-wide operation.
+__device__ __forceinline__ uint32 exchange_word(const Group& group, const WordRoute& route, uint64 slot_offset,
+                                                uint32 own, uint32 source) {
+    ptx::store_system(route.push + slot_offset, own);
+    const Address address = route.poll + slot_offset;
+    BoundedWait wait(group);
+    uint32 word = ptx::load_system(address);
+    while (!has_arrived(word)) {
+        if (wait.gives_up([=] { return 1u << source; })) {
+            break;
+        }
+        word = ptx::load_system(address);
+    }
+    return word;
+}
 
 }  // namespace lamport

@@ -10,6 +10,9 @@ use crate::variants::{MINIMAX_VARIANTS, MINIMAX_WIDE, MinimaxVariant, WARP_THREA
 
 const VECTOR_BYTES: usize = lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
+/// Warps of a block that have no rows: one, which reads the control words, arrives and rotates.
+const SERVICE_WARPS: u32 = 1;
+
 /// A MiniMax operation on `MATRICES` matrices: 1, or 2 for queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MinimaxShape<const MATRICES: usize> {
@@ -94,14 +97,14 @@ impl<const MATRICES: usize> MinimaxShape<MATRICES> {
 
     fn divide(&self, variant: MinimaxVariant, vectors: [u32; MATRICES]) -> Division<MATRICES> {
         let warps = if variant == MINIMAX_WIDE {
-            share(variant.max_threads / WARP_THREADS, vectors)
+            share(variant.max_threads / WARP_THREADS - SERVICE_WARPS, vectors)
         } else {
             vectors.map(|count| count.div_ceil(WARP_THREADS * variant.vectors))
         };
-        // One thread exchanges one word with one peer. Those warps also work on rows, but at least one other is needed,
-        // to clear and to arrive while they poll.
+        // One thread exchanges one word with one peer. These are the block's first warps, whether they have rows or not;
+        // its last, the service warp, must not be among them.
         let exchanging = (variant.tokens * MATRICES as u32 * (self.world_size - 1)).div_ceil(WARP_THREADS);
-        let block_warps = warps.iter().sum::<u32>().max(exchanging + 1);
+        let block_warps = warps.iter().sum::<u32>().max(exchanging) + SERVICE_WARPS;
         Division { variant, warps, threads: WARP_THREADS * block_warps }
     }
 }
