@@ -1,0 +1,102 @@
+"""Under torch.compile the functions become operators: one graph, and the same results."""
+
+import pytest
+import torch
+from ranks import Rank
+from reference import check_same_bits, random_tensor
+
+import lamport_rs
+
+EPS = 1e-6
+
+
+def calls_of(me: Rank, workspace: lamport_rs.LamportWorkspace):
+    """Functions of one tensor, each with an operation in the middle."""
+    weight, settings = torch.ones(32) * 0.5, (me.rank, me.world_size, EPS)
+
+    def reduce(x):
+        return lamport_rs.all_reduce(x * 2, workspace) + 1
+
+    def reduce_into(x):
+        out = torch.empty_like(x)
+        lamport_rs.all_reduce(x, workspace, out=out)
+        return out * 3
+
+    def norm(x):
+        out, residual = lamport_rs.all_reduce_rms_norm(x + 1, x, weight, workspace, EPS)
+        return out - residual
+
+    def norm_into(x):
+        out, residual = torch.empty_like(x), x.clone()
+        lamport_rs.all_reduce_rms_norm(x, residual, weight, workspace, EPS, out=out, residual_out=residual)
+        return out, residual
+
+    def minimax(x):
+        return lamport_rs.minimax_allreduce_rms(x * 0.5, weight, workspace, *settings) + x
+
+    def minimax_qk(x):
+        q, k = lamport_rs.minimax_allreduce_rms_qk(x, weight[:16], weight[:8], workspace, 16, 8, *settings)
+        return q.sum(-1) + k.sum(-1)
+
+    def operators(x):
+        table = workspace.workspace
+        total = torch.ops.lamport_rs.all_reduce(x, table)
+        return torch.ops.lamport_rs.minimax_allreduce_rms(total, weight, table, *settings)
+
+    return [reduce, reduce_into, norm, norm_into, minimax, minimax_qk, operators]
+
+
+def compare_with_eager(me: Rank, backend: str) -> int:
+    workspace = me.workspace()
+    functions = calls_of(me, workspace)
+    x = random_tensor((6, 32), torch.float32, me.rank)
+    for function in functions:
+        before, expected = x.clone(), function(x)
+        compiled = torch.compile(function, fullgraph=True, backend=backend)
+        for _ in range(2):
+            found = compiled(x)
+            pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+            for one, other in pairs:
+                check_same_bits(one, other, f"{function.__name__} under {backend}")
+        check_same_bits(x, before, f"the input of {function.__name__}")
+    return len(functions)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_every_operation_compiles_into_one_graph_with_the_same_results(ranks_of, backend):
+    assert ranks_of(2).run(compare_with_eager, backend, timeout=120) == [7, 7]
+
+
+def change_shapes(me: Rank) -> None:
+    workspace = me.workspace()
+    compiled = torch.compile(
+        lambda x: lamport_rs.all_reduce(x, workspace), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for tokens in (3, 5, 17):
+        x = random_tensor((tokens, 8), torch.bfloat16, me.rank, tokens)
+        check_same_bits(compiled(x), lamport_rs.all_reduce(x, workspace), f"{tokens} tokens")
+
+
+def test_shapes_may_be_dynamic(ranks_of):
+    ranks_of(2).run(change_shapes)
+
+
+@pytest.mark.parametrize("columns", [32, 40])
+def test_shapes_are_known_without_running(columns):
+    """On tensors without memory, where tracers look."""
+    meta = {"device": "meta", "dtype": torch.bfloat16}
+    x, weight, table = torch.empty(6, columns, **meta), torch.empty(columns, **meta), torch.empty(8, **meta).long()
+    operators = torch.ops.lamport_rs
+    strided = torch.empty(6, 2 * columns, **meta)[:, :columns]
+    outputs = [
+        (operators.all_reduce(x, table), x.shape),
+        (operators.all_reduce_rms_norm(x, x, weight, table)[0], x.shape),
+        (operators.all_reduce_rms_norm(x, x, weight, table)[1], x.shape),
+        (operators.minimax_allreduce_rms(strided, weight, table, 0, 2, EPS), x.shape),
+        (operators.minimax_allreduce_rms_qk(x, weight[:16], weight[:8], table, 16, 8, 0, 2, EPS)[0], (6, 16)),
+        (operators.minimax_allreduce_rms_qk(x, weight[:16], weight[:8], table, 16, 8, 0, 2, EPS)[1], (6, 8)),
+    ]
+    for output, shape in outputs:
+        assert output.shape == shape
+        assert output.dtype == torch.bfloat16
+        assert output.is_contiguous()

@@ -1,0 +1,251 @@
+"""The exchange of handles: over any group, several at once, and what happens when ranks disagree."""
+
+import struct
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import Rank, ThreadRanks, errors_of
+from reference import check_same_bits, random_tensor, rounded_sum
+
+import lamport_rs
+from lamport_rs import LamportError, LamportWorkspace
+
+PROMPTLY = 5.0
+MESSAGE_BYTES = 512
+VERSION_OFFSET = 32
+
+
+def check_sum(workspace: LamportWorkspace, seed: int, elements: int = 100) -> None:
+    """A sum over the workspace's ranks, of numbers that depend on the seed."""
+    inputs = [random_tensor((elements,), torch.float32, seed, rank) for rank in range(workspace.world_size)]
+    total = lamport_rs.all_reduce(inputs[workspace.rank], workspace)
+    check_same_bits(total, rounded_sum(inputs), f"seed {seed}")
+
+
+def use_default_group(me: Rank) -> None:
+    for group in (None, dist.group.WORLD):
+        with LamportWorkspace(me.rank, me.world_size, 8192, group, device=me.device) as workspace:
+            check_sum(workspace, 1)
+
+
+def test_the_default_group_and_the_group_itself_carry_the_exchange(ranks_of):
+    ranks_of(3).run(use_default_group)
+
+
+def use_crossing_groups(me: Rank) -> None:
+    """Tensor-parallel pairs, pipeline-like pairs across them, and all ranks: three workspaces, used in turn."""
+    rows = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    columns = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    row, column = me.rank // 2, me.rank % 2
+    across = LamportWorkspace(column, 2, 8192, rows[row], device=me.device)
+    along = LamportWorkspace(row, 2, 16384, columns[column], device=me.device)
+    everywhere = me.workspace(1 << 16)
+    for round_ in range(100):
+        check_sum(across, 1000 * row + round_, 1 + round_)
+        if round_ % 3:
+            check_sum(along, 2000 + 1000 * column + round_, 200 - round_)
+        check_sum(everywhere, round_, 50 * (round_ % 5))
+    across.cleanup()
+    check_sum(along, 1)
+    check_sum(everywhere, 2)
+
+
+def test_groups_that_cross_each_other_work_side_by_side(ranks_of):
+    ranks_of(4).run(use_crossing_groups)
+
+
+def use_upper_ranks(me: Rank) -> None:
+    """Ranks 1 and 2 of the world are ranks 0 and 1 of their group."""
+    group = dist.new_group([1, 2])
+    if me.rank:
+        check_sum(LamportWorkspace(dist.get_rank(group), 2, 8192, group, device=me.device), 1)
+
+
+def test_ranks_are_those_of_the_group_and_not_of_the_world(ranks_of):
+    ranks_of(3).run(use_upper_ranks)
+
+
+def use_callable_between_processes(me: Rank) -> None:
+    store = dist.PrefixStore("callable", dist.distributed_c10d._get_default_store())
+    steps = iter(range(100))
+
+    def all_gather(message: bytes) -> list[bytes]:
+        step = next(steps)
+        store.set(f"{step}/{me.rank}", message)
+        return [bytes(store.get(f"{step}/{rank}")) for rank in range(me.world_size)]
+
+    assert_works(me, all_gather)
+
+
+def assert_works(me: Rank, group) -> None:
+    workspace = LamportWorkspace(me.rank, me.world_size, 8192, group, device="cpu")
+    for seed in range(20):
+        check_sum(workspace, seed)
+
+
+def test_a_callable_carries_the_exchange_between_processes(ranks_of):
+    ranks_of(3).run(use_callable_between_processes)
+
+
+@pytest.mark.parametrize("world_size", [2, 5, 9])
+def test_threads_of_one_process_can_be_ranks(world_size):
+    ThreadRanks(world_size).run(lambda me: assert_works(me, me.group))
+
+
+def alternate_workspaces(me: Rank) -> None:
+    workspaces = [me.workspace(4096 * (1 + index)) for index in range(5)]
+    for round_ in range(50):
+        check_sum(workspaces[round_ * 7 % 5], round_)
+
+
+def test_several_workspaces_of_one_group_do_not_touch_each_other(ranks_of):
+    ranks_of(2).run(alternate_workspaces)
+
+
+# What ranks may disagree in.
+
+
+def raise_alike(world_size: int, function) -> str:
+    """Every rank raises the same error in a few seconds; returns its text."""
+    ranks, started = ThreadRanks(world_size, patience=PROMPTLY), time.monotonic()
+    errors = errors_of(ranks.try_run(function))
+    assert time.monotonic() - started < PROMPTLY
+    assert all(isinstance(error, LamportError) for error in errors), errors
+    assert len({str(error) for error in errors}) == 1, [str(error) for error in errors]
+    assert ranks.run(lambda me: me.workspace(4096).comm_size) == [4096] * world_size
+    return str(errors[0])
+
+
+def test_a_difference_in_comm_size_names_what_each_rank_has():
+    text = raise_alike(3, lambda me: me.workspace(4096 if me.rank < 2 else 8192))
+    assert "comm_size: rank 0 has 4096, rank 1 has 4096, rank 2 has 8192; pass the same comm_size" in text
+
+
+def test_a_difference_in_world_size_names_what_each_rank_has():
+    text = raise_alike(2, lambda me: LamportWorkspace(me.rank, 2 + me.rank, 4096, me.group, device="cpu"))
+    assert "2" in text
+    assert "3" in text
+
+
+def test_a_world_size_that_is_not_the_groups_is_refused():
+    text = raise_alike(2, lambda me: LamportWorkspace(me.rank, 4, 4096, me.group, device="cpu"))
+    assert "world_size is 4, but the group has 2 ranks" in text
+
+
+@pytest.mark.parametrize("told", [[1, 0, 2], [0, 0, 2], [2, 2, 2]], ids=["swapped", "given twice", "the same on all"])
+def test_ranks_that_are_not_those_of_the_group_are_named(told):
+    text = raise_alike(3, lambda me: LamportWorkspace(told[me.rank], 3, 4096, me.group, device="cpu"))
+    for rank, wrong in enumerate(told):
+        assert (f"rank {rank}: it is rank {rank} of the group, but was told rank={wrong}" in text) == (rank != wrong)
+
+
+def with_message(change):
+    """A rank function whose rank 1 sends other bytes than it should, in the first message."""
+
+    def create(me: Rank) -> LamportWorkspace:
+        steps = iter(range(100))
+
+        def all_gather(message: bytes) -> list[bytes]:
+            return me.group(change(message) if me.rank == 1 and next(steps) == 0 else message)
+
+        return LamportWorkspace(me.rank, me.world_size, 4096, all_gather, device="cpu")
+
+    return create
+
+
+def replace_text(old: bytes, new: bytes):
+    def change(message: bytes) -> bytes:
+        assert old in message
+        return message.replace(old, new, 1)
+
+    return change
+
+
+def test_another_version_is_named():
+    length = len(lamport_rs.__version__)
+    other = ("9" * length).encode()
+    text = raise_alike(2, with_message(replace_text(lamport_rs.__version__.encode(), other)))
+    assert f"rank 0 has {lamport_rs.__version__}, rank 1 has {other.decode()}; install the same version" in text
+
+
+def test_another_backend_is_named():
+    text = raise_alike(2, with_message(replace_text(b"\x04host", b"\x04cuda")))
+    assert "backend: rank 0 has host, rank 1 has cuda" in text
+
+
+def test_another_host_is_named():
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        boot = file.read().strip().encode()
+    text = raise_alike(2, with_message(replace_text(boot, b"0" * len(boot))))
+    assert "host: rank 0 has" in text
+    assert "must run on one host" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda message: b"", "rank 1: its message has 0 bytes instead of 512"),
+        (lambda message: message[:-1], "rank 1: its message has 511 bytes"),
+        (lambda message: message * 2, "rank 1: its message has 1024 bytes"),
+        (lambda message: bytes(MESSAGE_BYTES), "rank 1: its message is not one of lamport-rs"),
+        (lambda message: b"\xff" * MESSAGE_BYTES, "rank 1: its message is not one of lamport-rs"),
+        (lambda message: message[:8] + struct.pack("<I", 77) + message[12:], "rank 1: .*message format 77"),
+        (lambda message: message[:12] + struct.pack("<I", 5) + message[16:], "rank 1: it is at step 5 of"),
+        (lambda message: message[:28] + struct.pack("<I", 2**32 - 1) + message[32:], "rank 1: its message is not"),
+        (lambda message: message[:28] + struct.pack("<I", 3) + message[32:], "rank 1 sent a payload that cannot be"),
+        (lambda message: message[:VERSION_OFFSET] + b"\xff" * (MESSAGE_BYTES - VERSION_OFFSET), "rank 1 sent a payload"),
+    ],
+)
+def test_bytes_that_are_no_message_are_refused_on_every_rank(change, text):
+    with pytest.raises(LamportError, match=text):
+        raise LamportError(raise_alike(2, with_message(change)))
+
+
+def test_a_handle_of_a_file_that_is_not_there_is_refused_on_every_rank():
+    """The owner's descriptor number, changed: what is opened there, if anything, is not the peer's block."""
+
+    def change(message: bytes) -> bytes:
+        handle = message.index(struct.pack("<I", 32), VERSION_OFFSET) + 4
+        return message[: handle + 4] + struct.pack("<i", 2) + message[handle + 8 :]
+
+    text = raise_alike(2, with_message(change))
+    assert "rank 0: cannot map the memory of rank 1" in text
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        (None, "exchanging handles failed"),
+        ([], "the group has 0 ranks"),
+        ([b""], "its message has 0 bytes"),
+        (["text", "text"], "exchanging handles failed"),
+        (5, "exchanging handles failed"),
+    ],
+    ids=repr,
+)
+def test_a_callable_that_returns_nonsense_is_an_error(reply, text):
+    with pytest.raises(LamportError, match=text):
+        LamportWorkspace(0, 2, 4096, lambda message: reply, device="cpu")
+
+
+@pytest.mark.parametrize("failing_call", [0, 1, 2])
+def test_what_a_callable_raises_is_the_cause_of_the_error(failing_call):
+    def create(me: Rank) -> LamportWorkspace:
+        steps = iter(range(100))
+
+        def all_gather(message: bytes) -> list[bytes]:
+            gathered = me.group(message)
+            if next(steps) == failing_call:
+                raise ConnectionError("the wire is cut")
+            return gathered
+
+        try:
+            return LamportWorkspace(me.rank, me.world_size, 4096, all_gather, device="cpu")
+        except LamportError as error:
+            assert isinstance(error.__cause__, ConnectionError)
+            raise
+
+    text = raise_alike(2, create)
+    assert "exchanging handles failed on this rank: ConnectionError: the wire is cut" in text

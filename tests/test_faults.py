@@ -1,0 +1,171 @@
+"""Dead and late ranks, and signals: an error in bounded time, never a hang."""
+
+import os
+import pickle
+import signal
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import Failure, Rank, ThreadRanks
+from reference import check_same_bits
+
+import lamport_rs
+from lamport_rs import LamportError, LamportTimeoutError
+
+TIMEOUT = 0.5
+SLACK = 2.0
+"""Seconds that a busy machine may take longer."""
+OPERATIONS = {
+    "all_reduce": lambda me, workspace: lamport_rs.all_reduce(torch.ones(8), workspace),
+    "all_reduce_rms_norm": lambda me, workspace: lamport_rs.all_reduce_rms_norm(
+        torch.ones(2, 8), torch.ones(2, 8), torch.ones(8), workspace
+    ),
+    "minimax_allreduce_rms": lambda me, workspace: lamport_rs.minimax_allreduce_rms(
+        torch.ones(2, 8), torch.ones(8), workspace, me.rank, me.world_size, 1e-6
+    ),
+}
+
+
+def wait_in_vain(me: Rank, absent: list[int], operation: str) -> tuple[float, LamportTimeoutError] | None:
+    """Good rounds, then one to which some ranks do not come."""
+    workspace = me.workspace(4096, timeout=TIMEOUT)
+    for _ in range(5):
+        lamport_rs.all_reduce(torch.ones(8), workspace)
+    me.group(b"")
+    if me.rank in absent:
+        return None
+    started = time.monotonic()
+    with pytest.raises(LamportTimeoutError) as caught:
+        OPERATIONS[operation](me, workspace)
+    waited = time.monotonic() - started
+    for call in OPERATIONS.values():
+        with pytest.raises(LamportError, match=r"failed earlier and can no longer be used \(.*waited") as refused:
+            call(me, workspace)
+        assert not isinstance(refused.value, LamportTimeoutError)
+        assert time.monotonic() - started < waited + TIMEOUT / 2, "a refusal waits"
+    return waited, caught.value
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("absent", [[1], [0, 2], [0, 1, 3]], ids=str)
+def test_missing_ranks_are_named_after_the_timeout(absent, operation):
+    outcomes = ThreadRanks(4).run(wait_in_vain, absent, operation)
+    for rank in set(range(4)) - set(absent):
+        waited, error = outcomes[rank]
+        assert TIMEOUT <= waited < TIMEOUT + SLACK
+        assert error.missing_ranks == tuple(absent)
+        named = f"rank {absent[0]}" if len(absent) == 1 else "ranks " + ", ".join(map(str, absent))
+        assert str(error).startswith("all_reduce" if operation.startswith("all") else "minimax_allreduce_rms")
+        assert f"for {named};" in str(error)
+        assert "create a new one" in str(error)
+
+
+def test_a_timeout_error_survives_pickling():
+    """Stacks hand exceptions from worker processes to the one that reports them."""
+    outcomes = ThreadRanks(2).run(wait_in_vain, [1], "all_reduce")
+    copy = pickle.loads(pickle.dumps(outcomes[0][1]))
+    assert type(copy) is LamportTimeoutError
+    assert copy.missing_ranks == (1,)
+    assert str(copy) == str(outcomes[0][1])
+
+
+def come_late(me: Rank, timeout: float) -> None:
+    """Later than a sleep lasts, and earlier than the timeout."""
+    workspace = me.workspace(4096, timeout=timeout)
+    for late in range(me.world_size):
+        if me.rank == late:
+            time.sleep(0.3)
+        check_same_bits(lamport_rs.all_reduce(torch.ones(4), workspace), torch.full((4,), float(me.world_size)))
+
+
+@pytest.mark.parametrize("timeout", [0, 10])
+def test_a_late_rank_is_waited_for(timeout):
+    ThreadRanks(3).run(come_late, timeout)
+
+
+def start_anew_after_a_fault(me: Rank) -> None:
+    wait_in_vain(me, [0], "all_reduce")
+    workspace = me.workspace(4096)
+    check_same_bits(lamport_rs.all_reduce(torch.ones(4), workspace), torch.full((4,), float(me.world_size)))
+
+
+def test_a_new_workspace_works_after_a_fault():
+    ThreadRanks(3).run(start_anew_after_a_fault)
+
+
+def reduce_until_an_error(me: Rank) -> None:
+    workspace = me.workspace(1 << 20, timeout=TIMEOUT)
+    dist.barrier()
+    while True:
+        lamport_rs.all_reduce(torch.ones(10_000), workspace)
+
+
+def test_a_rank_killed_in_the_middle_of_a_loop_is_named(new_ranks):
+    ranks = new_ranks(3)
+    ranks.run(signal_is_handled)
+    ranks.start(reduce_until_an_error)
+    time.sleep(0.5)
+    ranks.signal(2, signal.SIGKILL)
+    killed = time.monotonic()
+    outcomes = ranks.finish(20)
+    assert time.monotonic() - killed < 2 * TIMEOUT + SLACK
+    errors = [outcome.error for outcome in outcomes[:2] if isinstance(outcome, Failure)]
+    assert [type(error) for error in errors] == [LamportTimeoutError] * 2, errors
+    # Whoever the killed rank still served waits for it alone; one may in turn have waited for the other.
+    assert any(error.missing_ranks == (2,) for error in errors)
+
+
+def signal_is_handled(me: Rank) -> bool:
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def wait_for_ever(me: Rank, waiting: int, ready_file: str) -> str:
+    """One rank waits without a limit until a signal comes; then its workspace is of no use."""
+    workspace = me.workspace(4096, timeout=0)
+    if me.rank != waiting:
+        return ""
+    try:
+        with open(ready_file, "w"):
+            pass
+        lamport_rs.all_reduce(torch.ones(4), workspace)
+    except KeyboardInterrupt:
+        with pytest.raises(LamportError, match="interrupted while waiting for rank 1") as refused:
+            lamport_rs.all_reduce(torch.ones(4), workspace)
+        return str(refused.value)
+    return "no KeyboardInterrupt"
+
+
+def test_a_keyboard_interrupt_ends_a_wait_promptly(new_ranks, tmp_path):
+    ranks, ready = new_ranks(2), tmp_path / "ready"
+    ranks.start(wait_for_ever, 0, str(ready))
+    deadline = time.monotonic() + 20
+    while not ready.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.3)
+    interrupted = time.monotonic()
+    ranks.signal(0, signal.SIGINT)
+    outcomes = ranks.finish(10)
+    assert time.monotonic() - interrupted < 1.0
+    assert "can no longer be used" in str(outcomes[0])
+
+
+def be_stopped(me: Rank) -> float:
+    workspace = me.workspace(4096, timeout=30)
+    dist.barrier()
+    started = time.monotonic()
+    if me.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    lamport_rs.all_reduce(torch.ones(4), workspace)
+    return time.monotonic() - started
+
+
+def test_a_rank_that_was_stopped_for_a_while_is_waited_for(new_ranks):
+    ranks = new_ranks(2)
+    ranks.run(signal_is_handled)
+    ranks.start(be_stopped)
+    time.sleep(1.5)
+    ranks.signal(1, signal.SIGCONT)
+    assert ranks.finish(20)[0] > 0.5

@@ -1,0 +1,138 @@
+"""Nothing stays behind: no descriptor, no mapping, no file, whether it worked, failed or was killed."""
+
+import gc
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import Failure, Rank, ThreadRanks
+
+import lamport_rs
+from lamport_rs import LamportError, LamportTimeoutError
+
+REPETITIONS = 200
+WARM_UP = 3
+
+
+def resources() -> tuple[int, int]:
+    """Open descriptors, and mappings of the package's memory."""
+    gc.collect()
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return len(os.listdir("/proc/self/fd")), sum("memfd:lamport-rs" in line for line in maps)
+
+
+def use_and_clean_up(me: Rank) -> None:
+    with me.workspace(4096) as workspace:
+        lamport_rs.all_reduce(torch.ones(8), workspace)
+    workspace = me.workspace(4096)
+    table = workspace.workspace
+    del workspace
+    lamport_rs.all_reduce(torch.ones(8), table)
+    lamport_rs.IpcBuffer(me.rank, me.world_size, 4096, me.group, device="cpu")
+
+
+def disagree(me: Rank) -> None:
+    with pytest.raises(LamportError, match="the ranks differ in comm_size"):
+        me.workspace(4096 * (1 + me.rank))
+
+
+def refuse_on_one_rank(me: Rank) -> None:
+    with pytest.raises(LamportError, match="timeout"):
+        me.workspace(4096, timeout=-float(me.rank))
+
+
+def lose_the_transport(me: Rank) -> None:
+    steps = iter(range(100))
+
+    def all_gather(message: bytes) -> list[bytes]:
+        gathered = me.group(message)
+        if next(steps) == 1:
+            raise ConnectionError
+        return gathered
+
+    with pytest.raises(LamportError, match="exchanging handles failed"):
+        me.workspace(4096, process_group=all_gather)
+
+
+def miss_a_rank(me: Rank) -> None:
+    workspace = me.workspace(4096, timeout=0.002)
+    if me.rank == 0:
+        with pytest.raises(LamportTimeoutError):
+            lamport_rs.all_reduce(torch.ones(8), workspace)
+
+
+def call_badly(me: Rank) -> None:
+    with me.workspace(4096) as workspace, pytest.raises(LamportError):
+        lamport_rs.all_reduce(torch.ones(8, dtype=torch.int32), workspace)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [use_and_clean_up, disagree, refuse_on_one_rank, lose_the_transport, miss_a_rank, call_badly],
+    ids=lambda function: function.__name__,
+)
+def test_neither_descriptors_nor_mappings_are_leaked(function):
+    ranks = ThreadRanks(2)
+
+    def repeat(me: Rank, times: int) -> None:
+        for _ in range(times):
+            function(me)
+
+    ranks.run(repeat, WARM_UP)
+    before = resources()
+    assert before[1] == 0, "mappings of earlier tests are still there"
+    ranks.run(repeat, REPETITIONS)
+    assert resources() == before
+
+
+def test_the_count_of_mappings_counts_the_packages_memory():
+    """A leak would be seen: two ranks map two blocks each, and close their descriptors once all have mapped them."""
+    gc.collect()
+    before = resources()
+    workspaces = ThreadRanks(2).run(lambda me: me.workspace(4096))
+    assert resources() == (before[0], before[1] + 4)
+    del workspaces
+    assert resources() == before
+
+
+def create_and_reduce_for_ever(me: Rank, close: bool) -> None:
+    while True:
+        workspace = me.workspace(1 << 20, timeout=5)
+        for _ in range(20):
+            lamport_rs.all_reduce(torch.ones(1000), workspace)
+        if close:
+            workspace.cleanup()
+
+
+@pytest.mark.parametrize("round_", range(6))
+def test_ranks_killed_at_any_moment_leave_no_shared_memory(new_ranks, round_):
+    before = sorted(os.listdir("/dev/shm"))
+    ranks = new_ranks(3)
+    ranks.run(take_part)
+    ranks.start(create_and_reduce_for_ever, round_ % 2 == 0)
+    time.sleep(random.Random(round_).uniform(0, 0.1))
+    ranks.kill()
+    assert sorted(os.listdir("/dev/shm")) == before
+
+
+def take_part(me: Rank) -> int:
+    return me.rank
+
+
+def test_a_killed_rank_is_an_error_on_the_others_while_they_create(new_ranks):
+    """In the exchange it is the transport that notices, in an operation the timeout."""
+    ranks = new_ranks(3)
+    ranks.run(take_part)
+    ranks.start(create_and_reduce_for_ever, True)
+    time.sleep(0.3)
+    ranks.signal(1, signal.SIGKILL)
+    outcomes = ranks.finish(30)
+    assert isinstance(outcomes[1], Failure)
+    assert isinstance(outcomes[1].error, ChildProcessError)
+    for outcome in (outcomes[0], outcomes[2]):
+        assert isinstance(outcome, Failure)
+        assert isinstance(outcome.error, LamportError), str(outcome)

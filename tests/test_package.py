@@ -1,0 +1,101 @@
+"""The package as it is installed: quick to import, documented, typed."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from importlib.resources import files
+
+import pytest
+
+import lamport_rs
+from lamport_rs import _core
+
+MOST_SECONDS = 0.05
+ATTEMPTS = 5
+IMPORT = """
+import time
+import torch, torch.distributed
+started = time.perf_counter()
+import lamport_rs
+print(time.perf_counter() - started)
+"""
+
+
+def test_importing_the_package_takes_little_beyond_torch():
+    best = 1.0
+    for _ in range(ATTEMPTS):
+        best = min(best, float(subprocess.check_output([sys.executable, "-c", IMPORT], text=True)))
+        if best < MOST_SECONDS:
+            break
+    assert best < MOST_SECONDS
+
+
+def test_importing_the_package_starts_neither_cuda_nor_the_compiler():
+    code = """
+import sys, torch
+import lamport_rs
+assert not torch.cuda.is_initialized()
+print([name for name in sys.modules if name.startswith(("torch._inductor", "triton"))])
+import torch
+"""
+    without = subprocess.check_output([sys.executable, "-c", code.replace("import lamport_rs", "")], text=True)
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == without
+
+
+@pytest.mark.parametrize("name", [name for name in lamport_rs.__all__ if name != "__version__"])
+def test_public_names_are_documented(name):
+    public = getattr(lamport_rs, name)
+    assert inspect.getdoc(public), f"{name} has no docstring"
+    if inspect.isclass(public) and not issubclass(public, BaseException):
+        for member, value in inspect.getmembers(public):
+            if not member.startswith("_"):
+                assert inspect.getdoc(value), f"{name}.{member} has no docstring"
+
+
+def test_the_seeds_names_are_there():
+    names = ["IpcBuffer", "LamportWorkspace", "get_allreduce_workspace", "lamport_fill_neg_zero"]
+    assert [name for name in names if not hasattr(lamport_rs, name)] == []
+
+
+def test_all_names_that_are_exported_exist():
+    assert sorted(lamport_rs.__all__) == sorted(set(lamport_rs.__all__))
+    assert all(hasattr(lamport_rs, name) for name in lamport_rs.__all__)
+    assert lamport_rs.__version__ == _core.__version__
+
+
+def test_errors_are_runtime_errors():
+    assert issubclass(lamport_rs.LamportError, RuntimeError)
+    assert issubclass(lamport_rs.LamportTimeoutError, lamport_rs.LamportError)
+
+
+def stubs() -> dict[str, ast.stmt]:
+    """The names in the core's stub file."""
+    names = {}
+    for node in ast.parse((files("lamport_rs") / "_core.pyi").read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names[node.name] = node
+        elif isinstance(node, ast.AnnAssign):
+            names[node.target.id] = node
+    return names
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (files("lamport_rs") / "py.typed").is_file()
+
+
+def test_the_stubs_name_what_the_core_has_and_nothing_else():
+    public = {name for name in dir(_core) if not name.startswith("__") or name == "__version__"}
+    assert set(stubs()) == public
+
+
+@pytest.mark.parametrize("name", [name for name, node in stubs().items() if not isinstance(node, ast.AnnAssign)])
+def test_the_stubs_have_the_cores_parameters(name):
+    node, found = stubs()[name], getattr(_core, name)
+    if isinstance(node, ast.FunctionDef):
+        assert [argument.arg for argument in node.args.args] == list(inspect.signature(found).parameters)
+        return
+    inherited = set(dir(RuntimeError)) if issubclass(found, BaseException) else set(dir(object))
+    members = {member for member in vars(found) if member not in inherited and member not in ("__module__",)}
+    described = {each.name for each in node.body if isinstance(each, ast.FunctionDef)} - {"__new__"}
+    assert described == {member for member in members if callable(getattr(found, member))}
