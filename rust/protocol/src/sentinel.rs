@@ -4,6 +4,8 @@
 //! comparisons are on bits: compared as floats, `-0.0` would equal `+0.0`, and with flush-to-zero every negative
 //! subnormal too, and a poll would never end.
 
+use wide::u32x4;
+
 /// "Nothing has arrived here yet": the bits of `-0.0f32`.
 pub const SENTINEL: u32 = 0x8000_0000;
 
@@ -31,13 +33,13 @@ pub const fn scrub_word(word: u32) -> u32 {
 
 /// [`scrub_word`] on each word of a vector.
 #[inline(always)]
-pub const fn scrub(vector: Vector) -> Vector {
-    [scrub_word(vector[0]), scrub_word(vector[1]), scrub_word(vector[2]), scrub_word(vector[3])]
+pub fn scrub(vector: Vector) -> Vector {
+    let words = u32x4::from(vector);
+    (words & !words.simd_eq(u32x4::from(EMPTY))).into()
 }
 
 /// Whether all four words have arrived. They do so in no order, so each of them is compared.
 #[inline(always)]
-pub const fn has_arrived(vector: Vector) -> bool {
-    // `|` and not `||`: one vector comparison instead of four branches.
-    !((vector[0] == SENTINEL) | (vector[1] == SENTINEL) | (vector[2] == SENTINEL) | (vector[3] == SENTINEL))
+pub fn has_arrived(vector: Vector) -> bool {
+    !u32x4::from(vector).simd_eq(u32x4::from(EMPTY)).any()
 }

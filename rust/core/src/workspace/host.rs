@@ -174,7 +174,8 @@ impl HostWorkspace {
         self.lock().check_usable()
     }
 
-    /// Runs one operation: `extent` of it over slots accessed as `memory` does.
+    /// Runs one operation of the protocol: `extent` of it over slots accessed as `memory` does.
+    #[inline(always)]
     pub fn run<M: SlotMemory, C: Collective>(
         &self,
         turn: &mut Turn<'_>,

@@ -6,10 +6,11 @@ use std::ops::Range;
 use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::sentinel::Vector;
 
+use super::CHUNK_VECTORS;
 use super::element::{Element, Lanes, with_element};
 use super::operand::Operand;
+use super::pieces::run;
 use super::processor::{Job, Processor, dispatch};
-use super::{CHUNK_VECTORS, extent};
 use crate::error::Result;
 use crate::operations::arguments::AllReduce;
 use crate::tensor::Device;
@@ -54,7 +55,6 @@ impl<E: Element> Job for Sum<'_, '_, E> {
     #[inline(always)]
     fn run<P: Processor>(self) -> Result<()> {
         let memory = self.turn.blocks.accessed::<P::Access>();
-        let extent = extent(self.region_bytes, CHUNK_VECTORS);
         let mut reduction = Reduction::<E, P> {
             input: self.input,
             output: self.output,
@@ -62,7 +62,7 @@ impl<E: Element> Job for Sum<'_, '_, E> {
             sums: &mut self.sums[..CHUNK_VECTORS],
             processor: PhantomData,
         };
-        self.workspace.run(self.turn, &memory, extent, &mut reduction)
+        run(self.workspace, self.turn, &memory, self.region_bytes, CHUNK_VECTORS, &mut reduction)
     }
 }
 

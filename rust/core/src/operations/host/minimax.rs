@@ -11,10 +11,11 @@ use std::ops::Range;
 use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::sentinel::{VECTOR_WORDS, Vector};
 
+use super::CHUNK_VECTORS;
 use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
+use super::pieces::run;
 use super::processor::{Job, Processor, dispatch};
-use super::{CHUNK_VECTORS, extent};
 use crate::error::Result;
 use crate::operations::arguments::{MinimaxRms, Norm};
 use crate::tensor::Device;
@@ -107,9 +108,8 @@ impl Job for &mut Totals<'_, '_> {
     #[inline(always)]
     fn run<P: Processor>(self) -> Result<()> {
         let memory = self.turn.blocks.accessed::<P::Access>();
-        let extent = extent(self.region_bytes, CHUNK_VECTORS);
         let mut sum = RankSum { own: self.own, totals: self.totals };
-        self.workspace.run(self.turn, &memory, extent, &mut sum)
+        run(self.workspace, self.turn, &memory, self.region_bytes, CHUNK_VECTORS, &mut sum)
     }
 }
 

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`processor`] | instruction sets, chosen when an operation runs |
 //! | [`element`] | dtypes as lanes of float32 |
+//! | [`pieces`] | long messages as several operations of the protocol |
 //! | [`operand`] | reading and writing operands vector by vector |
 //! | [`all_reduce`] | the sum |
 //! | [`rms_norm`] | the sum, a residual and the norm of whole rows |
@@ -13,6 +14,7 @@ pub mod all_reduce;
 pub mod element;
 pub mod minimax;
 pub mod operand;
+pub mod pieces;
 pub mod processor;
 pub mod rms_norm;
 
@@ -20,14 +22,6 @@ pub use all_reduce::all_reduce;
 pub use minimax::minimax_rms;
 pub use rms_norm::all_reduce_rms_norm;
 
-use lamport_rs_protocol::exchange::Extent;
-
 /// Vectors that are pushed, and later reduced, together: 16 KiB, so that a chunk and its sums stay in the first-level
 /// cache.
 const CHUNK_VECTORS: usize = 1024;
-/// Chunks pushed ahead of the one that is polled.
-const LEAD_CHUNKS: usize = 8;
-
-fn extent(region_bytes: usize, chunk_vectors: usize) -> Extent {
-    Extent { region_bytes, chunk_vectors, lead_chunks: LEAD_CHUNKS }
-}

@@ -10,10 +10,11 @@ use std::ops::Range;
 use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 
+use super::CHUNK_VECTORS;
 use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
+use super::pieces::run;
 use super::processor::{Job, Processor, dispatch};
-use super::{CHUNK_VECTORS, extent};
 use crate::error::Result;
 use crate::operations::arguments::AllReduceRmsNorm;
 use crate::tensor::Device;
@@ -87,8 +88,7 @@ impl<E: Element> Job for Run<'_, '_, E> {
                 processor: PhantomData,
             }
         };
-        let extent = extent(self.layout.region_bytes, self.layout.chunk_vectors);
-        self.workspace.run(self.turn, &memory, extent, &mut norm)
+        run(self.workspace, self.turn, &memory, self.layout.region_bytes, self.layout.chunk_vectors, &mut norm)
     }
 }
 
