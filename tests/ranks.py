@@ -76,9 +76,12 @@ class Failure:
 
 def results_of(outcomes: list[Any]) -> list[Any]:
     """The outcomes, if none is a failure."""
-    failures = [f"rank {rank}: {each}" for rank, each in enumerate(outcomes) if isinstance(each, Failure)]
+    failures: dict[str, list[int]] = {}
+    for rank, outcome in enumerate(outcomes):
+        if isinstance(outcome, Failure):
+            failures.setdefault(str(outcome), []).append(rank)
     if failures:
-        raise AssertionError("\n".join(failures))
+        raise AssertionError("\n".join(f"ranks {ranks}: {failure}" for failure, ranks in failures.items()))
     return outcomes
 
 

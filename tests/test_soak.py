@@ -26,7 +26,7 @@ EPS = 1e-6
 
 
 def reduce_once(me: Rank, workspace, dice, dtype: torch.dtype, seed: int) -> torch.Tensor:
-    most = COMM_SIZE // me.world_size // dtype.itemsize
+    most = COMM_SIZE // me.world_size // 16 * 16 // dtype.itemsize
     elements = int(dice.choice([0, 1, dice.integers(1, 64), dice.integers(1, 4096), dice.integers(1, most + 1), most]))
     inputs = [random_tensor((elements,), dtype, seed, rank) for rank in range(me.world_size)]
     if dice.integers(4) == 0 and elements * dtype.itemsize % 4 == 0:
