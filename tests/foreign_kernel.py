@@ -1,7 +1,7 @@
 """A kernel that is not the package's: an all-reduce that knows nothing but the pointer table, in numpy.
 
-It reads the table as the documentation describes it, and as the MiniMax kernels of vLLM and TensorRT-LLM do: slots, slot index
-and clear extent. Unlike the package's operations, it also pushes to itself, as those kernels do.
+It reads the table as the documentation describes it, and as the MiniMax kernels of vLLM and TensorRT-LLM do: slots,
+slot index and clear extent. Unlike the package's operations, it also pushes to itself, as those kernels do.
 """
 
 from __future__ import annotations

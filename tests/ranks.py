@@ -26,10 +26,9 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeAlias
 
+import lamport_rs
 import torch
 import torch.distributed as dist
-
-import lamport_rs
 
 CALL_TIMEOUT = 60.0
 """Seconds that a call of all ranks may take."""
@@ -95,7 +94,7 @@ def errors_of(outcomes: list[Any]) -> list[BaseException]:
 def _attempt(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)
-    except BaseException as error:  # noqa: BLE001  (a KeyboardInterrupt is an outcome too)
+    except BaseException as error:
         trace = traceback.format_exc()
         # Its frames hold the function's workspaces, which have to go.
         return Failure(error.with_traceback(None), trace)
@@ -197,7 +196,7 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, place
         outcome = _attempt(function, me, *arguments)
         try:
             reply = pickle.dumps(outcome)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             reply = pickle.dumps(Failure(TypeError(f"{outcome!r} cannot be sent: {error!r}")))
         connection.send_bytes(reply)
 
@@ -206,7 +205,7 @@ class ThreadRanks:
     """One thread per rank, and an all-gather between them."""
 
     def __init__(self, world_size: int, patience: float = CALL_TIMEOUT) -> None:
-        """Ranks whose all-gather fails after `patience` seconds, rather than wait for a rank that does not take part."""
+        """Ranks whose all-gather fails after `patience` seconds, rather than wait for one that does not take part."""
         self.world_size, self._patience = world_size, patience
         self._barrier = threading.Barrier(world_size)
         self._messages: list[bytes] = [b""] * world_size
@@ -234,4 +233,3 @@ class ThreadRanks:
             members = [self.member(rank) for rank in range(self.world_size)]
             calls = [executor.submit(_attempt, function, member, *arguments) for member in members]
             return [call.result(2 * CALL_TIMEOUT) for call in calls]
-

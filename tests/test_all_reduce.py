@@ -1,11 +1,10 @@
 """all_reduce: the float32 sum in rank order, rounded once, the same bits on every rank."""
 
+import lamport_rs
 import pytest
 import torch
 from ranks import Rank
 from reference import DTYPES, check_same_bits, digest, float32_sum, random_tensor, rounded_sum
-
-import lamport_rs
 
 SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 100, 1023, 1024, 1025, 4095, 4096, 4097, 16385, 70001]
 SHAPES = [(), (0, 7), (3, 5, 7), (2, 1, 4, 9), (1,) * 8, *[(size,) for size in SIZES]]

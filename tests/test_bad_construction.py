@@ -2,12 +2,11 @@
 
 import time
 
+import lamport_rs
 import pytest
 import torch
-from ranks import Rank, ThreadRanks, errors_of
-
-import lamport_rs
 from lamport_rs import LamportError
+from ranks import Rank, ThreadRanks, errors_of
 
 PROMPTLY = 5.0
 
@@ -78,7 +77,7 @@ def test_a_process_group_of_a_wrong_type_is_refused(group):
 
 
 def test_without_any_process_group_the_error_says_what_to_call():
-    with pytest.raises(LamportError, match="torch.distributed.init_process_group"):
+    with pytest.raises(LamportError, match=r"torch\.distributed\.init_process_group"):
         lamport_rs.LamportWorkspace(0, 2, 4096, device="cpu")
-    with pytest.raises(LamportError, match="torch.distributed.init_process_group"):
+    with pytest.raises(LamportError, match=r"torch\.distributed\.init_process_group"):
         lamport_rs.get_allreduce_workspace(0, 2)

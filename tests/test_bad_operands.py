@@ -3,12 +3,9 @@
 import gc
 import re
 
+import lamport_rs
 import pytest
 import torch
-from ranks import Rank, ThreadRanks
-from reference import check_same_bits, random_tensor, rounded_sum
-
-import lamport_rs
 from lamport_rs import (
     LamportError,
     LamportWorkspace,
@@ -17,6 +14,8 @@ from lamport_rs import (
     minimax_allreduce_rms,
     minimax_allreduce_rms_qk,
 )
+from ranks import Rank, ThreadRanks
+from reference import check_same_bits, random_tensor, rounded_sum
 
 COMM_SIZE = 4096
 COLUMNS = 16
@@ -90,7 +89,10 @@ CASES = {
     "a negative eps": (norm_with(eps=-1e-6), "eps is -.*, but must be finite and not negative"),
     "an eps that is no number": (norm_with(eps=float("nan")), "eps is NaN"),
     "an infinite eps": (norm_with(eps=float("inf")), "eps is inf"),
-    "the same tensor for both outputs": (norm_with(out=MEMORY[:2], residual_out=MEMORY[:2]), "out overlaps residual_out"),
+    "the same tensor for both outputs": (
+        norm_with(out=MEMORY[:2], residual_out=MEMORY[:2]),
+        "out overlaps residual_out",
+    ),
     "an out over the weight": (norm_with(weight=MEMORY[0], out=MEMORY[:2]), "out overlaps weight"),
     "a residual_out over part of the input": (norm_with(input=MEMORY[:2], residual_out=MEMORY[1:3]), "overlaps input"),
     "a norm of a scalar": (
@@ -206,7 +208,6 @@ def keep_the_address_of_a_table(me: Rank) -> None:
     gc.collect()
     with pytest.raises(LamportError):
         lamport_rs._core.all_reduce(type("Table", (), {"data_ptr": lambda _: address})(), X, X)
-
 
 
 def test_a_table_that_is_gone_is_not_found_by_its_old_address():

@@ -5,14 +5,13 @@ import gc
 import threading
 import weakref
 
+import lamport_rs
 import pytest
 import torch
 import torch.distributed as dist
+from lamport_rs import LamportError, LamportWorkspace, clear_workspace_cache, get_allreduce_workspace
 from ranks import Rank, ThreadRanks
 from reference import check_same_bits
-
-import lamport_rs
-from lamport_rs import LamportError, LamportWorkspace, clear_workspace_cache, get_allreduce_workspace
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,10 @@
 """Under torch.compile the functions become operators: one graph, and the same results."""
 
+import lamport_rs
 import pytest
 import torch
 from ranks import Rank
 from reference import check_same_bits, random_tensor
-
-import lamport_rs
 
 EPS = 1e-6
 

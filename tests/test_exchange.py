@@ -3,14 +3,13 @@
 import struct
 import time
 
+import lamport_rs
 import pytest
 import torch
 import torch.distributed as dist
+from lamport_rs import LamportError, LamportWorkspace
 from ranks import Rank, ThreadRanks, errors_of
 from reference import check_same_bits, random_tensor, rounded_sum
-
-import lamport_rs
-from lamport_rs import LamportError, LamportWorkspace
 
 PROMPTLY = 5.0
 MESSAGE_BYTES = 512
@@ -195,7 +194,10 @@ def test_another_host_is_named():
         (lambda message: message[:12] + struct.pack("<I", 5) + message[16:], "rank 1: it is at step 5 of"),
         (lambda message: message[:28] + struct.pack("<I", 2**32 - 1) + message[32:], "rank 1: its message is not"),
         (lambda message: message[:28] + struct.pack("<I", 3) + message[32:], "rank 1 sent a payload that cannot be"),
-        (lambda message: message[:VERSION_OFFSET] + b"\xff" * (MESSAGE_BYTES - VERSION_OFFSET), "rank 1 sent a payload"),
+        (
+            lambda message: message[:VERSION_OFFSET] + b"\xff" * (MESSAGE_BYTES - VERSION_OFFSET),
+            "rank 1 sent a payload",
+        ),
     ],
 )
 def test_bytes_that_are_no_message_are_refused_on_every_rank(change, text):
@@ -241,11 +243,10 @@ def test_what_a_callable_raises_is_the_cause_of_the_error(failing_call):
                 raise ConnectionError("the wire is cut")
             return gathered
 
-        try:
-            return LamportWorkspace(me.rank, me.world_size, 4096, all_gather, device="cpu")
-        except LamportError as error:
-            assert isinstance(error.__cause__, ConnectionError)
-            raise
+        with pytest.raises(LamportError) as caught:
+            LamportWorkspace(me.rank, me.world_size, 4096, all_gather, device="cpu")
+        assert isinstance(caught.value.__cause__, ConnectionError)
+        raise caught.value
 
     text = raise_alike(2, create)
     assert "exchanging handles failed on this rank: ConnectionError: the wire is cut" in text

@@ -5,14 +5,13 @@ import pickle
 import signal
 import time
 
+import lamport_rs
 import pytest
 import torch
 import torch.distributed as dist
+from lamport_rs import LamportError, LamportTimeoutError
 from ranks import Failure, Rank, ThreadRanks
 from reference import check_same_bits
-
-import lamport_rs
-from lamport_rs import LamportError, LamportTimeoutError
 
 TIMEOUT = 0.5
 SLACK = 2.0

@@ -7,12 +7,11 @@ import signal
 import time
 from pathlib import Path
 
+import lamport_rs
 import pytest
 import torch
-from ranks import Failure, Rank, ThreadRanks
-
-import lamport_rs
 from lamport_rs import LamportError, LamportTimeoutError
+from ranks import Failure, Rank, ThreadRanks
 
 REPETITIONS = 200
 WARM_UP = 3

@@ -1,11 +1,10 @@
 """The MiniMax norms: rows that are spread over the ranks, alone or as Q and K of a packed qkv."""
 
+import lamport_rs
 import pytest
 import torch
 from ranks import Rank
 from reference import DTYPES, check_rounding, check_same_bits, mean_of_squares, random_tensor, rms_norm
-
-import lamport_rs
 
 EPS = 1e-6
 TOKENS = [0, 1, 2, 3, 4, 5, 7, 8, 127, 1000]

@@ -6,9 +6,8 @@ import subprocess
 import sys
 from importlib.resources import files
 
-import pytest
-
 import lamport_rs
+import pytest
 from lamport_rs import _core
 
 MOST_SECONDS = 0.05

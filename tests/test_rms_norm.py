@@ -1,11 +1,19 @@
 """all_reduce_rms_norm: the exact sum with the residual, and its norm within the rounding of the dtype."""
 
+import lamport_rs
 import pytest
 import torch
 from ranks import Rank
-from reference import DTYPES, check_rounding, check_same_bits, digest, float32_sum, mean_of_squares, random_tensor, rms_norm
-
-import lamport_rs
+from reference import (
+    DTYPES,
+    check_rounding,
+    check_same_bits,
+    digest,
+    float32_sum,
+    mean_of_squares,
+    random_tensor,
+    rms_norm,
+)
 
 EPS = 1e-5
 SHAPES = [(1, 8), (1, 1536), (5, 64), (3, 7, 40), (64, 1024), (16,), (0, 8), (2, 3, 4, 24), (3, 18432)]
@@ -50,7 +58,8 @@ def normalise_shapes(me: Rank, dtype: torch.dtype, weight_dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize(
-    ("dtype", "weight_dtype"), [*((dtype, dtype) for dtype in DTYPES), *((dtype, torch.float32) for dtype in DTYPES[1:])]
+    ("dtype", "weight_dtype"),
+    [*((dtype, dtype) for dtype in DTYPES), *((dtype, torch.float32) for dtype in DTYPES[1:])],
 )
 @pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_sum_is_exact_and_norm_is_within_the_dtypes_rounding(ranks_of, world_size, dtype, weight_dtype):

@@ -2,6 +2,7 @@
 
 import time
 
+import lamport_rs
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,6 @@ from reference import (
     rms_norm,
     rounded_sum,
 )
-
-import lamport_rs
 
 COMM_SIZE = 1 << 18
 EPS = 1e-6

@@ -1,12 +1,11 @@
 """Values that look like the sentinel, or that compare oddly: bits decide, never floats."""
 
+import lamport_rs
 import numpy as np
 import pytest
 import torch
 from ranks import Rank
 from reference import DTYPES, check_same_bits, digest, random_tensor, rounded_sum, scrubbed
-
-import lamport_rs
 
 # Bit patterns of one 32-bit word. As float32, and as two 16-bit values, lower half first.
 WORDS = {

@@ -2,6 +2,7 @@
 
 import gc
 
+import lamport_rs
 import numpy as np
 import pytest
 import torch
@@ -9,8 +10,6 @@ import torch.distributed as dist
 from foreign_kernel import SENTINEL, SLOTS, Table, lamport_all_reduce, memory_at
 from ranks import Rank, ThreadRanks
 from reference import check_same_bits, float32_sum, random_tensor
-
-import lamport_rs
 
 COMM_SIZE = 8192
 
