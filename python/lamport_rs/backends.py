@@ -6,7 +6,9 @@ from typing import Literal, TypeAlias
 
 import torch
 
+from lamport_rs import _core
 from lamport_rs._core import LamportError
+from lamport_rs.exchange import AllGather
 
 Backend: TypeAlias = Literal["auto", "host", "cuda"]
 """`"host"`: shared memory of one host, for CPU tensors. `"cuda"`: device memory. `"auto"`: whichever fits the device."""
@@ -21,13 +23,26 @@ def resolve_backend(backend: Backend, device: torch.device | str | int | None) -
     """
     if backend not in ("auto", "host", "cuda"):
         raise LamportError(f'backend is {backend!r}, but must be "auto", "host" or "cuda"')
-    resolved = _resolve_device(backend, device)
+    try:
+        resolved = _resolve_device(backend, device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises where there is no such device
+        raise LamportError(f"backend={backend!r} cannot serve device={device!r}: {error}") from error
     name = {"auto": {"cpu": "host", "cuda": "cuda"}.get(resolved.type, "none")}.get(backend, backend)
     if (name, resolved.type) not in (("host", "cpu"), ("cuda", "cuda")):
         raise LamportError(f'backend={backend!r} cannot serve device {resolved}; pass a "cpu" or "cuda" device')
     if name == "cuda":
         raise LamportError(f'{_NO_CUDA}; pass device="cpu" (or backend="host") to work over shared memory')
     return name, resolved
+
+
+def agree_on_backend(
+    rank: int, world_size: int, backend: Backend, device: torch.device | str | int | None, all_gather: AllGather
+) -> tuple[str, torch.device]:
+    """`resolve_backend` as part of a collective call: what it raises reaches all ranks, which would wait otherwise."""
+    try:
+        return resolve_backend(backend, device)
+    except LamportError as error:
+        _core.refuse(rank, world_size, str(error), all_gather)
 
 
 def backend_status() -> dict[str, str]:

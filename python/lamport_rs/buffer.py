@@ -6,7 +6,7 @@ import torch
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError
-from lamport_rs.backends import Backend, resolve_backend
+from lamport_rs.backends import Backend, agree_on_backend
 from lamport_rs.exchange import Group, all_gather_over
 
 
@@ -36,9 +36,10 @@ class IpcBuffer:
         backend: Backend = "auto",
     ) -> None:
         self._core: _core.Buffer | None = None
-        resolve_backend(backend, device)
+        all_gather = all_gather_over(process_group)
+        agree_on_backend(rank, world_size, backend, device, all_gather)
         self._rank = rank
-        self._core = _core.Buffer(rank, world_size, size, all_gather_over(process_group))
+        self._core = _core.Buffer(rank, world_size, size, all_gather)
 
     @property
     def local_ptr(self) -> int:

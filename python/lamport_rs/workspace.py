@@ -8,7 +8,7 @@ import torch
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError
-from lamport_rs.backends import Backend, resolve_backend
+from lamport_rs.backends import Backend, agree_on_backend
 from lamport_rs.exchange import Group, all_gather_over
 
 DEFAULT_TIMEOUT = 30.0
@@ -52,9 +52,10 @@ class LamportWorkspace:
     ) -> None:
         self._core: _core.Workspace | None = None
         self._table: torch.Tensor | None = None
-        self._backend, self._device = resolve_backend(backend, device)
+        all_gather = all_gather_over(process_group)
+        self._backend, self._device = agree_on_backend(rank, world_size, backend, device, all_gather)
         self._rank, self._world_size, self._comm_size = rank, world_size, comm_size
-        self._core = _core.Workspace(rank, world_size, comm_size, timeout, all_gather_over(process_group))
+        self._core = _core.Workspace(rank, world_size, comm_size, timeout, all_gather)
         self._table = torch.from_dlpack(self._core.table())
 
     @property

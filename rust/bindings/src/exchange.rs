@@ -1,8 +1,11 @@
 //! A Python callable as the exchange's transport.
 
-use lamport_rs_core::exchange::AllGather;
+use lamport_rs_core::Error;
+use lamport_rs_core::exchange::{AllGather, Exchange};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+
+use crate::errors::interruptible;
 
 /// `all_gather(bytes) -> list[bytes]`.
 pub struct Callable {
@@ -37,4 +40,14 @@ impl AllGather for Callable {
             })
         })
     }
+}
+
+/// Takes part in an exchange only to say why this rank cannot: all ranks raise the same error, and none is left waiting.
+#[pyfunction]
+pub fn refuse(py: Python<'_>, rank: i64, world_size: i64, reason: &str, all_gather: Py<PyAny>) -> PyResult<()> {
+    let mut transport = Callable::new(all_gather);
+    let refused = interruptible(py, |_| {
+        Exchange::new(&mut transport, rank, world_size).agree::<()>(Err(Error::Argument(reason.to_owned())))
+    });
+    refused.map(|_| ()).map_err(|error| transport.explain(py, error))
 }

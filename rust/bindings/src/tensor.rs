@@ -17,11 +17,15 @@ pub fn extract(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
     let dimensions = |values: Vec<usize>| {
         Dimensions::new(values).ok_or_else(|| LamportError::new_err(format!("{name} has more than 8 dimensions")))
     };
-    let pointer: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
+    let device = extract_device(tensor, name)?;
+    let pointer = tensor.call_method0(intern!(py, "data_ptr")).map_err(|error| {
+        LamportError::new_err(format!("{name} has no memory of its own, as dense tensors have it: {}", error.value(py)))
+    })?;
+    let pointer: usize = pointer.extract()?;
     Ok(Tensor {
         pointer: std::ptr::with_exposed_provenance_mut(pointer),
         dtype: extract_dtype(&dtype, name)?,
-        device: extract_device(tensor, name)?,
+        device,
         shape: dimensions(tensor.getattr(intern!(py, "shape"))?.extract()?)?,
         strides: dimensions(tensor.call_method0(intern!(py, "stride"))?.extract()?)?,
     })

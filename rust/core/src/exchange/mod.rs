@@ -27,7 +27,8 @@ pub struct Exchange<'a> {
 }
 
 impl<'a> Exchange<'a> {
-    /// Starts an exchange as `rank` of `world_size`; both are checked against what the transport brings.
+    /// Starts an exchange as `rank` of `world_size`; `agree` checks the one against what the transport brings,
+    /// `check_size` the other.
     pub fn new(transport: &'a mut dyn AllGather, rank: i64, world_size: i64) -> Self {
         Self { transport, rank, world_size, step: 0 }
     }
@@ -82,14 +83,19 @@ impl<'a> Exchange<'a> {
         if !failures.is_empty() {
             return Err(Error::Agreement(describe(&failures, messages.len())));
         }
-        if messages.len() as i64 != self.world_size {
-            return Err(Error::Agreement(format!(
-                "world_size is {}, but the group has {} ranks; pass the group whose size is world_size",
-                self.world_size,
-                messages.len()
-            )));
-        }
         Ok(())
+    }
+
+    /// Checks that `ranks`, as many as the transport brought, are as many as this rank was told. To be called once the
+    /// ranks know that all were told the same, so that all come to the same verdict here too.
+    pub fn check_size(&self, ranks: usize) -> Result<()> {
+        if ranks as i64 == self.world_size {
+            return Ok(());
+        }
+        Err(Error::Agreement(format!(
+            "world_size is {}, but the group has {ranks} ranks; pass the group whose size is world_size",
+            self.world_size
+        )))
     }
 }
 

@@ -56,7 +56,11 @@ fn a_rank_that_was_told_another_rank_is_named() {
 
 #[test]
 fn a_group_of_another_size_is_an_error() {
-    let verdicts = agree(2, |rank, transport| Exchange::new(transport, rank as i64, 4).agree(Ok(())));
+    let verdicts = agree(2, |rank, transport| {
+        let mut exchange = Exchange::new(transport, rank as i64, 4);
+        let all = exchange.agree(Ok(()))?;
+        exchange.check_size(all.len()).map(|()| all)
+    });
     assert!(verdicts.iter().all(|verdict| verdict.contains("world_size is 4, but the group has 2 ranks")));
 }
 

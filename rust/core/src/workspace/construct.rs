@@ -77,6 +77,7 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
     };
     let hellos = exchange.agree(hello)?;
     hello::check_agreement(&hellos)?;
+    exchange.check_size(hellos.len())?;
     let (request, own) = own?;
     let peers = hellos
         .iter()
