@@ -61,8 +61,8 @@ __device__ __forceinline__ void clear_previous_slot(const Group& group, const Co
     }
 }
 
-// One thread per block calls it, after the barrier that published the control words; the result is for `is_last`. It takes
-// as long as any load, so do other work before using it.
+// One thread per block calls it, after the barrier that published the control words; the result is for `is_last`. It
+// takes as long as any load, so do other work before using it.
 __device__ __forceinline__ uint32 arrive(const Group& group) {
     return ptx::count_device(group.counters + ARRIVAL_COUNTER * sizeof(uint32), gridDim.x - 1);
 }

@@ -1,10 +1,10 @@
-// What happens between the two passes over a MiniMax row: the sums of squares of a block's warps become one per token and
-// matrix, all ranks', and then the factor to scale the row by.
+// What happens between the two passes over a MiniMax row: the sums of squares of a block's warps become one per token
+// and matrix, all ranks', and then the factor to scale the row by.
 //
 // A block has T tokens, warps that work on rows, and one service warp, the last. The first warps also exchange, one
 // thread per word and peer; all others clear what the operation before left. The service warp also reads the control
-// words, arrives and rotates. It has no rows so that the assembler, which knows nothing of how long a load takes, cannot
-// put off reading the control words until the rows are there, and so that no row waits for them.
+// words, arrives and rotates. It has no rows so that the assembler, which knows nothing of how long a load takes,
+// cannot put off reading the control words until the rows are there, and so that no row waits for them.
 #pragma once
 
 #include "control.cuh"

@@ -9,7 +9,7 @@
 
 namespace lamport::ptx {
 
-// ---- Slots: relaxed, system scope ------------------------------------------------------------------------------------
+// ---- Slots: relaxed, system scope -----------------------------------------------------------------------------------
 // The only accesses to slots and to the fault record. Each 32-bit word is indivisible and coherent between GPUs and the
 // host; a vector is four such words in no order. Nothing else is ordered: the data is its own flag. Weak accesses would
 // be a data race, `volatile` does not promise system scope.
@@ -44,7 +44,7 @@ __device__ __forceinline__ void set_bits_system(Address address, uint32 bits) {
     asm volatile("red.relaxed.sys.global.or.b32 [%0], %1;" ::"l"(address), "r"(bits) : "memory");
 }
 
-// ---- Control words: relaxed, device scope ----------------------------------------------------------------------------
+// ---- Control words: relaxed, device scope ---------------------------------------------------------------------------
 // Read by every block and written by the last to arrive, within one kernel, so neither may be a weak access. From one
 // kernel to the next, the grid-dependency wait orders them.
 
@@ -78,7 +78,7 @@ __device__ __forceinline__ uint32 count_device(Address address, uint32 last) {
     return before;
 }
 
-// ---- Inputs, weights, outputs: weak ----------------------------------------------------------------------------------
+// ---- Inputs, weights, outputs: weak ---------------------------------------------------------------------------------
 // Never `.nc`: with programmatic dependent launch the kernel before may write an input while this one already runs.
 
 // A vector that is read once, so that it is not worth a line of the first-level cache.
@@ -107,7 +107,7 @@ __device__ __forceinline__ void store_output(Address address, const Vector& vect
                  : "memory");
 }
 
-// ---- Programmatic dependent launch -----------------------------------------------------------------------------------
+// ---- Programmatic dependent launch ----------------------------------------------------------------------------------
 // Both do nothing where the hardware lacks it (before compute capability 9.0) or the launch did not ask for it.
 
 // Returns when every grid before this one in the stream is complete and its writes are visible here. Every kernel calls
@@ -126,7 +126,7 @@ __device__ __forceinline__ void launch_dependents() {
 #endif
 }
 
-// ---- Time ------------------------------------------------------------------------------------------------------------
+// ---- Time -----------------------------------------------------------------------------------------------------------
 
 // Nanoseconds, the same clock for every block of a device.
 __device__ __forceinline__ uint64 nanoseconds() {
@@ -135,7 +135,7 @@ __device__ __forceinline__ uint64 nanoseconds() {
     return now;
 }
 
-// ---- Conversions, two 16-bit values a word, the first in the low half ------------------------------------------------
+// ---- Conversions, two 16-bit values a word, the first in the low half -----------------------------------------------
 // To 16 bits they round to nearest even.
 
 __device__ __forceinline__ uint32 pack_bfloat16(float low, float high) {

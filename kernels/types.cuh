@@ -1,4 +1,4 @@
-// The integer types of the protocol. No CUDA header is included anywhere, so that compiling needs NVRTC and nothing else.
+// The integer types of the protocol. No CUDA header is included anywhere: compiling needs NVRTC and nothing else.
 #pragma once
 
 namespace lamport {

@@ -14,9 +14,9 @@ public:
 
     // Called after a poll that found words missing; `missing_ranks` computes whose, as a bit mask. True: stop polling.
     //
-    // A block that gives up records the ranks it missed. One that finds a record by another block, or the host's wish to
-    // abort, gives up without adding to it: its own peers may only be late. So the blocks of a grid that do not run at
-    // the same time do not each wait for the whole timeout.
+    // A block that gives up records the ranks it missed. One that finds a record by another block, or the host's wish
+    // to abort, gives up without adding to it: its own peers may only be late. So the blocks of a grid that do not run
+    // at the same time do not each wait for the whole timeout.
     template <class MissingRanks>
     __device__ __forceinline__ bool gives_up(MissingRanks missing_ranks) {
         if (++polls_ % POLLS_PER_LOOK != 0) {

@@ -17,7 +17,8 @@ __device__ __forceinline__ uint32 rank_of_peer(const Group& group, uint32 peer) 
 // The way of one word to one peer, and of the peer's word back. To be computed before the grid-dependency wait and kept
 // in shared memory: then only the slot is to be added when the word is ready, and no register is taken meanwhile.
 struct alignas(16) WordRoute {
-    // Where the own word goes in the peer's block, and where the peer's word arrives in the own one, both as if in slot 0.
+    // Where the own word goes in the peer's block, and where the peer's word arrives in the own one, both as if in slot
+    // 0.
     Address push;
     Address poll;
 };

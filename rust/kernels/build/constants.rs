@@ -15,7 +15,8 @@ use crate::variants::FILL_THREADS;
 macro_rules! layout {
     ($name:literal, $struct:ty, [$($field:ident),+]) => {{
         let mut text = format!(
-            "#define ASSERT_LAYOUT_OF_{0}(...) static_assert(sizeof(__VA_ARGS__) == {1}, \"{0} differs from the host's\")",
+            "#define ASSERT_LAYOUT_OF_{0}(...) \
+             static_assert(sizeof(__VA_ARGS__) == {1}, \"{0} differs from the host's\")",
             $name,
             size_of::<$struct>()
         );

@@ -7,33 +7,37 @@ mod nvrtc;
 mod python;
 
 #[path = "../src/catalogue.rs"]
-#[allow(dead_code, missing_docs)]
+#[allow(dead_code)]
 mod catalogue;
 #[path = "../src/dtype.rs"]
-#[allow(dead_code, missing_docs)]
+#[allow(dead_code)]
 mod dtype;
 #[path = "../src/parameters.rs"]
-#[allow(dead_code, missing_docs)]
+#[allow(dead_code)]
 mod parameters;
 #[path = "../src/variants.rs"]
-#[allow(dead_code, missing_docs)]
+#[allow(dead_code)]
 mod variants;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::process::Command;
 use std::{env, fs, thread};
 
 use catalogue::{ARCHITECTURES, ModuleKey};
 use nvrtc::{Nvrtc, Source};
 
-/// Compilations at the same time.
-const THREADS: usize = 2;
-/// PTX is long-winded: what would be 5 MB comes to a tenth.
-const COMPRESSION_LEVEL: u8 = 9;
+/// Set for the processes that share the work, because NVRTC compiles one program at a time: `<part>/<parts>`.
+const PART_VARIABLE: &str = "LAMPORT_RS_COMPILE_PART";
+/// PTX is long-winded: 5 MB come to a fifth.
+const COMPRESSION_LEVEL: u8 = 6;
 
 fn main() {
-    if let Err(message) = build() {
+    let done = match env::var(PART_VARIABLE) {
+        Ok(part) => compile(&part),
+        Err(_) => build(),
+    };
+    if let Err(message) = done {
         // One message, without the backtrace of a panic.
         for line in message.lines() {
             println!("cargo::error={line}");
@@ -43,34 +47,48 @@ fn main() {
 }
 
 fn build() -> Result<(), String> {
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
-    println!("cargo::rerun-if-changed={}", kernels.display());
-    println!("cargo::rerun-if-changed=build");
-    println!("cargo::rerun-if-changed=src");
-    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: this is a build script")?);
+    println!("cargo::rerun-if-changed={}", kernels().display());
+    for path in ["build", "src/catalogue.rs", "src/dtype.rs", "src/parameters.rs", "src/variants.rs"] {
+        println!("cargo::rerun-if-changed={path}");
+    }
+    for variable in nvrtc::VARIABLES {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    // Once here, so that what is missing is said once.
+    Nvrtc::find()?;
+    let parts = thread::available_parallelism().map_or(1, usize::from);
+    let this = env::current_exe().map_err(|error| format!("the build script cannot find itself: {error}"))?;
+    let spawn = |part| Command::new(&this).env(PART_VARIABLE, format!("{part}/{parts}")).spawn();
+    let children = (0..parts).map(spawn).collect::<Result<Vec<_>, _>>();
+    let children = children.map_err(|error| format!("running {} failed: {error}", this.display()))?;
+    let mut failed = false;
+    for mut child in children {
+        failed |= !child.wait().is_ok_and(|status| status.success());
+    }
+    if failed {
+        return Err("the CUDA kernels do not compile".to_owned());
+    }
+    write_index(&out_folder()?)
+}
 
+/// Compiles every `parts`-th module.
+fn compile(part: &str) -> Result<(), String> {
+    let (part, parts) = part.split_once('/').ok_or("the part is not a fraction")?;
+    let (part, parts): (usize, usize) = (number(part)?, number(parts)?);
+    let (kernels, out) = (kernels(), out_folder()?);
     let mut headers = read_headers(&kernels)?;
     headers.push(Source { name: "constants.cuh".to_owned(), text: constants::header() });
-    fs::write(out.join("constants.cuh"), &headers.last().expect("just pushed").text).map_err(|e| e.to_string())?;
     let nvrtc = Nvrtc::find()?;
-    let jobs: Vec<_> = ModuleKey::all().flat_map(|key| ARCHITECTURES.map(|architecture| (key, architecture))).collect();
-    let next = AtomicUsize::new(0);
-    let compile_all = || -> Result<(), String> {
-        while let Some(&(key, architecture)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let name = format!("{}.cu", key.function().to_string_lossy());
-            let source = Source { text: read(&kernels.join(&name))?, name };
-            let ptx = nvrtc.compile(&source, &headers, &key.definitions(), architecture)?;
-            let compressed = miniz_oxide::deflate::compress_to_vec_zlib(ptx.as_bytes(), COMPRESSION_LEVEL);
-            let file = out.join(file_name(key, architecture));
-            fs::write(&file, compressed).map_err(|error| format!("{}: {error}", file.display()))?;
-        }
-        Ok(())
-    };
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(compile_all)).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a compiling thread panicked")?)
-    })?;
-    write_index(&out)
+    let jobs = ModuleKey::all().flat_map(|key| ARCHITECTURES.map(|architecture| (key, architecture)));
+    for (key, architecture) in jobs.skip(part).step_by(parts) {
+        let name = format!("{}.cu", key.function().to_string_lossy());
+        let source = Source { text: read(&kernels.join(&name))?, name };
+        let ptx = nvrtc.compile(&source, &headers, &key.definitions(), architecture)?;
+        let compressed = miniz_oxide::deflate::compress_to_vec_zlib(ptx.as_bytes(), COMPRESSION_LEVEL);
+        let file = out.join(file_name(key, architecture));
+        fs::write(&file, compressed).map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    Ok(())
 }
 
 /// Writes an array with a row per module and a column per architecture, in the catalogue's order.
@@ -90,6 +108,14 @@ fn file_name(key: ModuleKey, architecture: u32) -> String {
     format!("{}.compute_{architecture}.ptx.zlib", key.name())
 }
 
+fn kernels() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels")
+}
+
+fn out_folder() -> Result<PathBuf, String> {
+    Ok(PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: this is a build script")?))
+}
+
 fn read_headers(kernels: &Path) -> Result<Vec<Source>, String> {
     let mut headers = Vec::new();
     for entry in fs::read_dir(kernels).map_err(|error| format!("{}: {error}", kernels.display()))? {
@@ -104,4 +130,8 @@ fn read_headers(kernels: &Path) -> Result<Vec<Source>, String> {
 
 fn read(path: &Path) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn number(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|error| format!("{text}: {error}"))
 }

@@ -10,6 +10,8 @@ use crate::python;
 
 /// Names the library, if it is not to be looked for.
 const LIBRARY_VARIABLE: &str = "LAMPORT_RS_NVRTC";
+/// What decides which library is found.
+pub const VARIABLES: [&str; 3] = [LIBRARY_VARIABLE, python::INTERPRETER_VARIABLE, python::ENVIRONMENT_VARIABLE];
 const INSTALL: &str = "pip install nvidia-cuda-nvrtc-cu12==12.2.140";
 /// The newest PTX that a driver of the 535 series, the oldest one supported, can load.
 const NEWEST_PTX: (u32, u32) = (8, 2);
@@ -35,9 +37,6 @@ impl Nvrtc {
     /// Loads the library that `LAMPORT_RS_NVRTC` names, or else the one installed beside the Python that the package
     /// is built for.
     pub fn find() -> Result<Self, String> {
-        for variable in [LIBRARY_VARIABLE, "PYO3_PYTHON", "VIRTUAL_ENV"] {
-            println!("cargo::rerun-if-env-changed={variable}");
-        }
         let path = match env::var_os(LIBRARY_VARIABLE).filter(|value| !value.is_empty()) {
             Some(path) => PathBuf::from(path),
             None => python::package_folder("nvidia.cuda_nvrtc").map_err(missing)?.join("lib/libnvrtc.so.12"),

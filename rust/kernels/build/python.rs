@@ -4,7 +4,12 @@ use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// The folder of Python package `package` in the first interpreter of: `PYO3_PYTHON`, the one of `VIRTUAL_ENV`,
+/// Names the interpreter, as for PyO3.
+pub const INTERPRETER_VARIABLE: &str = "PYO3_PYTHON";
+/// Names the virtual environment, as its activation script does.
+pub const ENVIRONMENT_VARIABLE: &str = "VIRTUAL_ENV";
+
+/// The folder of Python package `package`, of the first interpreter there is of: the one named, the environment's,
 /// `python3`. On failure, says which interpreter was asked.
 pub fn package_folder(package: &str) -> Result<PathBuf, String> {
     let interpreter = interpreter();
@@ -21,10 +26,10 @@ pub fn package_folder(package: &str) -> Result<PathBuf, String> {
 }
 
 fn interpreter() -> PathBuf {
-    if let Some(python) = env::var_os("PYO3_PYTHON").filter(|value| !value.is_empty()) {
+    if let Some(python) = env::var_os(INTERPRETER_VARIABLE).filter(|value| !value.is_empty()) {
         return PathBuf::from(python);
     }
-    match env::var_os("VIRTUAL_ENV").filter(|value| !value.is_empty()) {
+    match env::var_os(ENVIRONMENT_VARIABLE).filter(|value| !value.is_empty()) {
         Some(environment) => PathBuf::from(environment).join("bin/python"),
         None => PathBuf::from("python3"),
     }

@@ -1,7 +1,7 @@
 //! The modules there are. The build script compiles this list, the library looks modules up in it.
 //!
-//! A module holds one function, for one choice of dtypes and one variant: the driver compiles all of a module when it is
-//! loaded, and the first operation waits for that.
+//! A module holds one function, for one choice of dtypes and one variant: the driver compiles all of a module when it
+//! is loaded, and the first operation waits for that.
 
 use std::ffi::CStr;
 

@@ -1,10 +1,11 @@
-//! The protocol's CUDA kernels, as PTX that the driver compiles on first use, and how to launch them. No CUDA library is
-//! needed here: whoever launches brings the driver.
+//! The protocol's CUDA kernels, as PTX that the driver compiles on first use, and how to launch them. No CUDA library
+//! is needed here: whoever launches brings the driver.
 //!
 //! | module | concept |
 //! | --- | --- |
 //! | [`catalogue`] | which modules there are |
 //! | [`modules`] | their PTX |
+//! | [`group`] | what every kernel is told about its group |
 //! | [`parameters`] | the structs that kernels take, laid out as in CUDA |
 //! | [`plan`] | grid, block and module of a launch, from the operation's shape and the device |
 //! | [`variants`] | what the plans choose from |
@@ -15,6 +16,7 @@
 
 pub mod catalogue;
 pub mod dtype;
+pub mod group;
 pub mod modules;
 pub mod parameters;
 pub mod plan;

@@ -1,5 +1,5 @@
-//! The variants of a kernel, and how large a launch of each may be. The build script passes these numbers on to the CUDA
-//! sources.
+//! The variants of a kernel, and how large a launch of each may be. The build script passes these numbers on to the
+//! CUDA sources.
 
 /// Threads of a warp.
 pub const WARP_THREADS: u32 = 32;
@@ -18,6 +18,14 @@ pub struct MinimaxVariant {
     pub max_threads: u32,
     /// Blocks of `max_threads` that a multiprocessor must be able to hold, which bounds the registers of a thread.
     pub min_blocks: u32,
+}
+
+impl MinimaxVariant {
+    /// Registers of a thread that leave room for `min_blocks` blocks of `max_threads`, of the 65536 of a
+    /// multiprocessor. They are dealt out in eights.
+    pub const fn max_registers(&self) -> u32 {
+        65536 / (self.max_threads * self.min_blocks) / 8 * 8
+    }
 }
 
 /// Rows of any width.

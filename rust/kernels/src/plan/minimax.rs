@@ -3,13 +3,17 @@
 //! Few tokens: one per block, one vector per thread, so that nothing but the exchange takes time. Many tokens: several
 //! per block, so that the whole grid runs at once and the way over NVLink is paid for once, not once per wave.
 
+use lamport_rs_protocol::geometry::{Geometry, GeometryError};
+use lamport_rs_protocol::sentinel::VECTOR_BYTES;
+
 use crate::catalogue::{MinimaxKernel, ModuleKey};
 use crate::dtype::Dtype;
+use crate::parameters::{Group, MinimaxMatrix, MinimaxParameters};
 use crate::plan::{Device, LaunchPlan, PlanError};
 use crate::variants::{MINIMAX_VARIANTS, MINIMAX_WIDE, MinimaxVariant, WARP_THREADS};
 
-const VECTOR_BYTES: usize = lamport_rs_protocol::sentinel::VECTOR_BYTES;
-
+/// More would overflow the kernels' 32-bit offsets within a region.
+const MAX_TOKENS: u32 = 1 << 24;
 /// Warps of a block that have no rows: one, which reads the control words, arrives and rotates.
 const SERVICE_WARPS: u32 = 1;
 
@@ -28,25 +32,70 @@ pub struct MinimaxShape<const MATRICES: usize> {
     pub world_size: u32,
 }
 
-/// A launch, and how its blocks are divided.
+/// Where one matrix's tensors are on the device. All rows begin at multiples of 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MinimaxTensors {
+    /// The input's first row, at the first own column.
+    pub input: u64,
+    /// Bytes from a row of the input to the next.
+    pub input_row_bytes: u32,
+    /// One weight per own column.
+    pub weight: u64,
+    /// The output's first row. May be the input.
+    pub output: u64,
+    /// Bytes from a row of the output to the next.
+    pub output_row_bytes: u32,
+}
+
+/// A launch, and how its blocks are divided.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MinimaxPlan<const MATRICES: usize> {
     /// The launch.
     pub launch: LaunchPlan,
     /// Tokens of a block.
     pub tokens_per_block: u32,
-    /// For [`MinimaxMatrix::vectors`](crate::parameters::MinimaxMatrix::vectors) of each matrix.
-    pub vectors: [u32; MATRICES],
-    /// For [`MinimaxMatrix::warps`](crate::parameters::MinimaxMatrix::warps) of each matrix.
-    pub warps: [u32; MATRICES],
+    tokens: u32,
+    vectors: [u32; MATRICES],
+    warps: [u32; MATRICES],
+    inverse_counts: [f32; MATRICES],
+}
+
+impl<const MATRICES: usize> MinimaxPlan<MATRICES> {
+    /// The kernel's parameters. An error if the group's slots are too small.
+    pub fn parameters(
+        &self,
+        geometry: &Geometry,
+        group: Group,
+        tensors: [MinimaxTensors; MATRICES],
+        epsilon: f32,
+    ) -> Result<MinimaxParameters<MATRICES>, GeometryError> {
+        let region_bytes = geometry.region_bytes(self.tokens as usize * MATRICES * size_of::<f32>())? as u32;
+        let matrix = std::array::from_fn(|index| {
+            let MinimaxTensors { input, input_row_bytes, weight, output, output_row_bytes } = tensors[index];
+            let (vectors, warps) = (self.vectors[index], self.warps[index]);
+            let inverse_count = self.inverse_counts[index];
+            MinimaxMatrix {
+                input,
+                weight,
+                output,
+                input_row_bytes,
+                output_row_bytes,
+                vectors,
+                warps,
+                inverse_count,
+                reserved: 0,
+            }
+        });
+        Ok(MinimaxParameters { group, matrix, region_bytes, tokens: self.tokens, epsilon, reserved: 0 })
+    }
 }
 
 impl<const MATRICES: usize> MinimaxShape<MATRICES> {
     /// Plans the launch. `tokens_per_block` overrides the choice that this module makes.
     pub fn plan(&self, device: Device, tokens_per_block: Option<u32>) -> Result<MinimaxPlan<MATRICES>, PlanError> {
         const { assert!(MATRICES == 1 || MATRICES == 2, "kernels take one matrix or two") };
-        if self.tokens == 0 {
-            return Err(PlanError::NoTokens);
+        if self.tokens == 0 || self.tokens > MAX_TOKENS {
+            return Err(PlanError::Tokens { tokens: self.tokens, most: MAX_TOKENS });
         }
         if self.weight != self.dtype && self.weight != Dtype::Float32 {
             return Err(PlanError::Weight { dtype: self.dtype.name(), weight: self.weight.name() });
@@ -67,13 +116,15 @@ impl<const MATRICES: usize> MinimaxShape<MATRICES> {
         let grid = self.tokens.div_ceil(tokens_per_block);
         let launch =
             LaunchPlan { module, grid, block: division.threads, dependent_launch: device.has_dependent_launch() };
-        Ok(MinimaxPlan { launch, tokens_per_block, vectors, warps: division.warps })
+        let inverse_counts = self.widths.map(|width| (1.0 / (f64::from(width) * f64::from(self.world_size))) as f32);
+        let Division { warps, .. } = division;
+        Ok(MinimaxPlan { launch, tokens_per_block, tokens: self.tokens, vectors, warps, inverse_counts })
     }
 
     fn vectors(&self) -> Result<[u32; MATRICES], PlanError> {
         for width in self.widths {
             let bytes = width as usize * self.dtype.size();
-            if bytes == 0 || bytes % VECTOR_BYTES != 0 {
+            if bytes == 0 || !bytes.is_multiple_of(VECTOR_BYTES) {
                 return Err(PlanError::Width { width, dtype: self.dtype.name() });
             }
         }
@@ -101,8 +152,8 @@ impl<const MATRICES: usize> MinimaxShape<MATRICES> {
         } else {
             vectors.map(|count| count.div_ceil(WARP_THREADS * variant.vectors))
         };
-        // One thread exchanges one word with one peer. These are the block's first warps, whether they have rows or not;
-        // its last, the service warp, must not be among them.
+        // One thread exchanges one word with one peer. These are the block's first warps, whether they have rows or
+        // not; its last, the service warp, must not be among them.
         let exchanging = (variant.tokens * MATRICES as u32 * (self.world_size - 1)).div_ceil(WARP_THREADS);
         let block_warps = warps.iter().sum::<u32>().max(exchanging) + SERVICE_WARPS;
         Division { variant, warps, threads: WARP_THREADS * block_warps }

@@ -39,9 +39,14 @@ pub struct LaunchPlan {
 /// Why there is no plan.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum PlanError {
-    /// Nothing to do.
-    #[error("the operation has no tokens")]
-    NoTokens,
+    /// Nothing to do, or more than the kernels can count.
+    #[error("the operation has {tokens} tokens, but must have between 1 and {most}")]
+    Tokens {
+        /// How many there are.
+        tokens: u32,
+        /// How many there may be.
+        most: u32,
+    },
     /// Rows that are not whole vectors.
     #[error("a row of {width} elements of {dtype} is not a positive multiple of 16 bytes")]
     Width {

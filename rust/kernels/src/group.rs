@@ -1,0 +1,54 @@
+//! Making the group parameters of a rank.
+
+use std::time::Duration;
+
+use lamport_rs_protocol::geometry::{Geometry, MAX_WORLD_SIZE};
+
+use crate::parameters::Group;
+
+/// Device addresses that a group's kernels need beside the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlAddresses {
+    /// `int32[3]` of the table.
+    pub counters: u64,
+    /// `int64[2]` of the table.
+    pub extents: u64,
+    /// A [`FaultRecord`](crate::parameters::FaultRecord) in pinned host memory.
+    pub fault: u64,
+}
+
+impl Group {
+    /// `blocks[i]` is where rank i's block is in this process. `timeout` is how long a kernel waits for a peer; `None`:
+    /// for ever.
+    ///
+    /// # Panics
+    /// If there is not one block per rank, or `rank` is not a rank.
+    pub fn new(
+        geometry: &Geometry,
+        rank: usize,
+        blocks: &[u64],
+        control: ControlAddresses,
+        timeout: Option<Duration>,
+    ) -> Self {
+        let world_size = geometry.world_size();
+        assert_eq!(blocks.len(), world_size, "one block per rank");
+        assert!(rank < world_size, "rank {rank} of {world_size}");
+        let mut peers = [0; MAX_WORLD_SIZE - 1];
+        for (distance, peer) in (1..world_size).zip(&mut peers) {
+            *peer = blocks[(rank + distance) % world_size];
+        }
+        // 0 stands for no timeout, and is no time to wait for anyone.
+        let nanoseconds = |timeout: Duration| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1);
+        Self {
+            own: blocks[rank],
+            peers,
+            comm_size: geometry.comm_size() as u64,
+            counters: control.counters,
+            extents: control.extents,
+            fault: control.fault,
+            timeout_nanoseconds: timeout.map_or(0, nanoseconds),
+            rank: rank as u32,
+            world_size: world_size as u32,
+        }
+    }
+}

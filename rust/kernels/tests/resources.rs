@@ -1,0 +1,105 @@
+//! What the assembler makes of every module: no local memory, and as few registers as the launch bounds promise.
+//!
+//! Needs `ptxas`, from `LAMPORT_RS_PTXAS` or from the Python package `nvidia-cuda-nvcc-cu12`. Without it the test
+//! fails. Prints a table: `cargo test --test resources -- --nocapture`.
+
+#[path = "../build/python.rs"]
+#[allow(dead_code)]
+mod python;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs, thread};
+
+use lamport_rs_kernels::{ModuleKey, module};
+
+const ASSEMBLER_VARIABLE: &str = "LAMPORT_RS_PTXAS";
+/// Registers of a thread of the kernels without variants.
+const SMALL_KERNEL_REGISTERS: u32 = 40;
+
+/// What `ptxas -v` says of a kernel.
+#[derive(Debug)]
+struct Resources {
+    registers: u32,
+    stack_bytes: u32,
+    spill_bytes: u32,
+    shared_bytes: u32,
+}
+
+#[test]
+fn kernels_use_no_local_memory_and_few_registers() {
+    let assembler = assembler();
+    let folder = env::temp_dir().join(format!("lamport-rs-resources-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("the temporary folder is writable");
+    let jobs: Vec<_> = ModuleKey::all().flat_map(|key| [(key, (8, 0)), (key, (9, 0))]).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut rows = Vec::new();
+        while let Some(&(key, capability)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            rows.push((key, capability, assemble(&assembler, &folder, key, capability)));
+        }
+        rows
+    };
+    let mut rows: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("a thread assembles")).collect()
+    });
+    fs::remove_dir_all(&folder).expect("the temporary folder is writable");
+    rows.sort_by_key(|(key, capability, _)| (key.name(), *capability));
+
+    println!("{:<48} {:>5} {:>9} {:>6} {:>6}", "module", "sm", "registers", "limit", "shared");
+    for (key, capability, resources) in &rows {
+        let (name, limit) = (key.name(), register_limit(*key));
+        let Resources { registers, shared_bytes, .. } = resources;
+        println!("{name:<48} {:>5} {registers:>9} {limit:>6} {shared_bytes:>6}", 10 * capability.0 + capability.1);
+    }
+    for (key, capability, resources) in &rows {
+        let what = format!("{} for {capability:?}: {resources:?}", key.name());
+        assert_eq!((resources.stack_bytes, resources.spill_bytes), (0, 0), "{what}");
+        assert!(resources.registers <= register_limit(*key), "{what}");
+    }
+}
+
+fn register_limit(key: ModuleKey) -> u32 {
+    match key {
+        ModuleKey::Fill | ModuleKey::Verify => SMALL_KERNEL_REGISTERS,
+        ModuleKey::MinimaxRms(kernel) | ModuleKey::MinimaxRmsQk(kernel) => kernel.variant.max_registers(),
+    }
+}
+
+fn assembler() -> PathBuf {
+    if let Some(path) = env::var_os(ASSEMBLER_VARIABLE).filter(|value| !value.is_empty()) {
+        return PathBuf::from(path);
+    }
+    let help = format!("install it with `pip install nvidia-cuda-nvcc-cu12`, or set {ASSEMBLER_VARIABLE} to its path");
+    let folder = python::package_folder("nvidia.cuda_nvcc").unwrap_or_else(|why| panic!("no ptxas: {why}; {help}"));
+    let path = folder.join("bin/ptxas");
+    assert!(path.exists(), "{} does not exist; {help}", path.display());
+    path
+}
+
+fn assemble(assembler: &Path, folder: &Path, key: ModuleKey, capability: (u32, u32)) -> Resources {
+    let architecture = 10 * capability.0 + capability.1;
+    let source = folder.join(format!("{}.{architecture}.ptx", key.name()));
+    let ptx = module(key, capability).expect("the catalogue's modules exist");
+    fs::write(&source, ptx.as_bytes()).expect("the temporary folder is writable");
+    let output = Command::new(assembler)
+        .args(["-v", &format!("-arch=sm_{architecture}"), "-o"])
+        .args([&source.with_extension("cubin"), &source])
+        .output()
+        .unwrap_or_else(|error| panic!("running {} failed: {error}", assembler.display()));
+    let report = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{} does not assemble:\n{report}", key.name());
+    Resources {
+        registers: number_before(&report, " registers").expect("every kernel has registers"),
+        stack_bytes: number_before(&report, " bytes stack frame").expect("the report has a line on the stack"),
+        spill_bytes: number_before(&report, " bytes spill stores").expect("the report has a line on spills"),
+        shared_bytes: number_before(&report, " bytes smem").unwrap_or(0),
+    }
+}
+
+fn number_before(report: &str, what: &str) -> Option<u32> {
+    let before = &report[..report.find(what)?];
+    before.rsplit(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
+}
