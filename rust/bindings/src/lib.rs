@@ -1,6 +1,5 @@
 //! Python bindings: they convert, and nothing else. Arguments become the core's types, errors exceptions.
 
-mod backend;
 mod buffer;
 mod dlpack;
 mod errors;
@@ -8,7 +7,6 @@ mod exchange;
 mod operations;
 mod registry;
 mod sizing;
-mod stream;
 mod tensor;
 mod workspace;
 
@@ -24,11 +22,11 @@ mod _core {
     #[pymodule_export]
     use super::exchange::refuse;
     #[pymodule_export]
-    use super::operations::{all_reduce, all_reduce_rms_norm, fill_sentinel, minimax_rms, minimax_rms_qk};
+    use super::operations::{all_reduce, all_reduce_rms_norm, minimax_rms, minimax_rms_qk};
     #[pymodule_export]
     use super::sizing::{all_reduce_comm_size, minimax_comm_size};
     #[pymodule_export]
-    use super::workspace::{Table, Workspace, cuda_obstacle};
+    use super::workspace::{Table, Workspace};
 
     use super::*;
 
