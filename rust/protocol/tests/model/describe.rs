@@ -1,12 +1,38 @@
-//! States and events of a system in words, for counterexamples.
+//! What states and events of a system amount to, and how to put them in words.
 
 use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
 use crate::job::describe;
-use crate::system::{Event, State, System};
+use crate::system::{Effect, Event, State, System, Transition};
 use crate::weak_memory::{Commit, Entry, Location, Value};
 
 impl System {
+    /// Whether nothing is left but looks in vain, given the transitions from `state`: a deadlock.
+    pub fn all_wait(&mut self, state: State, transitions: &[Transition]) -> bool {
+        if transitions.iter().any(|transition| matches!(transition.event, Event::Commit(_))) {
+            return false;
+        }
+        (0..self.job.world_size).all(|rank| {
+            let mut place = *self.place(state, rank);
+            // Amid a look, not all commits are needed that will be at the next.
+            let between_looks = place.parts.iter().all(Option::is_none);
+            for part in 0..self.job.parts {
+                place.parts[part] = Some(self.seen(state, rank, place.awaits + part as Location));
+            }
+            between_looks && matches!(*self.step(rank, place), Effect::Again)
+        })
+    }
+
+    /// Whether a store to another rank's block becomes visible in `state` ahead of one that its owner has pending there.
+    pub fn overtakes(&self, state: State, event: Event) -> bool {
+        let Event::Commit(Commit { rank, group, location }) = event else { return false };
+        let committed = self.pending(state, rank).clone().commit(group, location);
+        committed.into_iter().any(|Entry { location, .. }| {
+            let (owner, _) = self.split(location);
+            owner != rank && self.pending(state, owner).newest(location).is_some()
+        })
+    }
+
     /// The event that leads on from `state`.
     pub fn describe(&self, state: State, event: Event) -> String {
         match event {
@@ -18,7 +44,8 @@ impl System {
                 let committed = self.pending(state, rank).clone().commit(group, location);
                 let parts: Vec<String> =
                     committed.iter().map(|&Entry { location, value }| self.describe_part(location, value)).collect();
-                format!("rank {rank}'s stores become visible: {}", parts.join("; "))
+                let lost = if self.overtakes(state, event) { " AHEAD OF A STORE THAT OVERWRITES IT" } else { "" };
+                format!("rank {rank}'s stores become visible{lost}: {}", parts.join("; "))
             }
         }
     }

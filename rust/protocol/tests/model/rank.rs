@@ -67,7 +67,7 @@ pub struct Program {
 impl Program {
     /// From before the first operation to the first load.
     pub fn start(&self) -> Step {
-        self.run(Point::default(), &[])
+        self.run(Point::default(), &[]).0
     }
 
     /// From the load at `point`, which returns `vector`, to the next.
@@ -78,15 +78,21 @@ impl Program {
         let at_first_look = self.run(point.clone(), &[vector]);
         let after_a_pause = self.run(point.clone(), &[EMPTY, vector]);
         assert_eq!(at_first_look, after_a_pause, "a pause changed what the rank does with {}", describe_vector(vector));
-        at_first_look
+        at_first_look.0
     }
 
-    fn run(&self, mut point: Point, looks: &[Vector]) -> Step {
+    /// What the rank does after `looks` at the vector it loads at `point`, and the offset of the last of them.
+    fn run(&self, mut point: Point, looks: &[Vector]) -> (Step, Option<usize>) {
         let log = point.log.iter().chain(looks).copied().collect::<Vec<_>>();
         let memory = ReplayedMemory::new(self.rank, &log);
-        if let Some(step) = self.until_load(&mut point, &memory) {
-            return step;
-        }
+        let step = match self.until_load(&mut point, &memory) {
+            Some(step) => step,
+            None => self.go_on(point, looks, &memory),
+        };
+        (step, memory.looked_at.get())
+    }
+
+    fn go_on(&self, mut point: Point, looks: &[Vector], memory: &ReplayedMemory) -> Step {
         if let Some(awaits) = memory.awaits.get() {
             point.log.extend(looks.last());
             return Step::Moved { actions: memory.actions.take(), completed: false, point, awaits };
@@ -135,13 +141,22 @@ struct ReplayedMemory<'a> {
     rank: usize,
     log: &'a [Vector],
     loads: Cell<usize>,
+    /// The offset of the latest load that was answered.
+    looked_at: Cell<Option<usize>>,
     actions: RefCell<Vec<Action>>,
     awaits: Cell<Option<usize>>,
 }
 
 impl<'a> ReplayedMemory<'a> {
     fn new(rank: usize, log: &'a [Vector]) -> Self {
-        Self { rank, log, loads: Cell::new(0), actions: RefCell::default(), awaits: Cell::new(None) }
+        Self {
+            rank,
+            log,
+            loads: Cell::new(0),
+            looked_at: Cell::new(None),
+            actions: RefCell::default(),
+            awaits: Cell::new(None),
+        }
     }
 
     fn act(&self, action: Action) {
@@ -157,6 +172,7 @@ impl SlotMemory for ReplayedMemory<'_> {
         assert_eq!(rank, self.rank, "a rank polls its own slots only");
         if let Some(&vector) = self.log.get(self.loads.get()) {
             self.loads.set(self.loads.get() + 1);
+            self.looked_at.set(Some(offset));
             return vector;
         }
         self.awaits.set(Some(offset));

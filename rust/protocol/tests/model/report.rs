@@ -32,8 +32,8 @@ pub enum Kind {
     Torn,
     /// A vector was received with words of another operation.
     Stale,
-    /// Some rank will never complete another operation, because a push became visible ahead of a store that its receiver
-    /// had still pending, and which overwrites it.
+    /// Some rank will never complete another operation, and a push became visible ahead of a store that its receiver had
+    /// still pending, and which overwrites it.
     Lost,
     /// Some rank will never complete another operation for another reason.
     Stuck,

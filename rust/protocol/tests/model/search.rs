@@ -6,6 +6,9 @@ use crate::protocol::Protocol;
 use crate::report::{Counterexample, Kind, Proof};
 use crate::system::{Commits, Event, State, System, Transition};
 
+/// More states than any of the proofs has. A broken protocol may have many more before its failure is found.
+const MAX_STATES: usize = 8_000_000;
+
 /// Explores all states of a group that runs `protocol`, and proves of them
 ///
 /// - that no rank receives a vector that is not what its source sent in the operation at hand;
@@ -40,6 +43,9 @@ impl Graph {
         while (next as usize) < self.states.len() {
             let state = *self.states.get(next);
             self.system.transitions(state, &mut transitions);
+            if self.system.all_wait(state, &transitions) {
+                return Err(self.stuck(next, "all ranks wait, and nothing that they wait for is pending:".into()));
+            }
             for Transition { event, to, completed, wrong } in transitions.drain(..) {
                 if let Some(wrong) = wrong {
                     let mut trace = self.trace(next);
@@ -59,6 +65,7 @@ impl Graph {
                 }
             }
             next += 1;
+            assert!(self.states.len() <= MAX_STATES, "more than {MAX_STATES} states, and no failure in those visited");
         }
         Ok(())
     }
@@ -67,11 +74,15 @@ impl Graph {
         let predecessors = Predecessors::of(&self.edges, self.states.len());
         let stuck = (0..world_size).filter_map(|rank| Some((self.first_stuck(rank, &predecessors)?, rank)));
         let Some((state, rank)) = stuck.min() else { return Ok(()) };
-        let lost = self.way(state).last().is_some_and(|&(from, event)| self.system.overtakes(from, event));
+        Err(self.stuck(state, format!("from here on, rank {rank} completes no operation:")))
+    }
+
+    fn stuck(&mut self, state: u32, why: String) -> Counterexample {
+        let lost = self.way(state).iter().any(|&(from, event)| self.system.overtakes(from, event));
         let mut trace = self.trace(state);
-        trace.push(format!("from here on, rank {rank} completes no operation:"));
+        trace.push(why);
         trace.extend(self.system.describe_waits(*self.states.get(state)));
-        Err(Counterexample { kind: if lost { Kind::Lost } else { Kind::Stuck }, trace })
+        Counterexample { kind: if lost { Kind::Lost } else { Kind::Stuck }, trace }
     }
 
     /// The first state found from which `rank` never completes another operation.

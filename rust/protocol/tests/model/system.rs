@@ -41,7 +41,7 @@ pub struct Place {
     pub point: u32,
     /// The vector's first part.
     pub awaits: Location,
-    parts: [Option<Value>; MAX_PARTS],
+    pub parts: [Option<Value>; MAX_PARTS],
 }
 
 /// What happens between two states.
@@ -62,7 +62,7 @@ pub struct Transition {
 }
 
 /// A [`Step`] in terms of the model's memory.
-enum Effect {
+pub enum Effect {
     Again,
     /// `None` among the stores is a release fence.
     Moved {
@@ -193,18 +193,8 @@ impl System {
         to
     }
 
-    /// Whether a store to another rank's block becomes visible in `state` ahead of one that its owner has pending there.
-    pub fn overtakes(&self, state: State, event: Event) -> bool {
-        let Event::Commit(Commit { rank, group, location }) = event else { return false };
-        let committed = self.pending(state, rank).clone().commit(group, location);
-        committed.into_iter().any(|Entry { location, .. }| {
-            let (owner, _) = self.split(location);
-            owner != rank && self.pending(state, owner).newest(location).is_some()
-        })
-    }
-
     /// What the code does with the vector that has been loaded at `place`.
-    fn step(&mut self, rank: usize, place: Place) -> Rc<Effect> {
+    pub fn step(&mut self, rank: usize, place: Place) -> Rc<Effect> {
         let mut vector = [0; VECTOR_WORDS];
         for part in 0..self.job.parts {
             let value = place.parts[part].expect("all parts are loaded");
