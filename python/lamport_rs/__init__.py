@@ -10,7 +10,7 @@ memory, and a reader spins until the sentinel is gone (the Lamport protocol).
 
 from lamport_rs import torch_operators as _torch_operators  # noqa: F401  (registers torch.ops.lamport_rs)
 from lamport_rs._core import LamportError, LamportTimeoutError, __version__
-from lamport_rs.buffer import IpcBuffer
+from lamport_rs.buffer import IpcBuffer, lamport_fill_neg_zero
 from lamport_rs.cache import clear_workspace_cache, get_allreduce_workspace
 from lamport_rs.operations import all_reduce, all_reduce_rms_norm, minimax_allreduce_rms, minimax_allreduce_rms_qk
 from lamport_rs.workspace import LamportWorkspace
@@ -25,6 +25,7 @@ __all__ = [
     "all_reduce_rms_norm",
     "clear_workspace_cache",
     "get_allreduce_workspace",
+    "lamport_fill_neg_zero",
     "minimax_allreduce_rms",
     "minimax_allreduce_rms_qk",
 ]

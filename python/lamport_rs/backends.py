@@ -11,9 +11,7 @@ from lamport_rs._core import LamportError
 from lamport_rs.exchange import AllGather
 
 Backend: TypeAlias = Literal["auto", "host", "cuda"]
-"""`"host"`: shared memory of one host, for CPU tensors. `"cuda"`: device memory. `"auto"`: whichever fits the device."""
-
-_NO_CUDA = "the CUDA backend is not part of this version"
+"""`"host"`: shared memory of one host, for CPU tensors; `"cuda"`: device memory; `"auto"`: what fits the device."""
 
 
 def resolve_backend(backend: Backend, device: torch.device | str | int | None) -> tuple[str, torch.device]:
@@ -25,20 +23,20 @@ def resolve_backend(backend: Backend, device: torch.device | str | int | None) -
         raise LamportError(f'backend is {backend!r}, but must be "auto", "host" or "cuda"')
     try:
         resolved = _resolve_device(backend, device)
-    except (RuntimeError, AssertionError) as error:  # what torch raises where there is no such device
+    except (RuntimeError, AssertionError, TypeError) as error:  # what torch raises where there is no such device
         raise LamportError(f"backend={backend!r} cannot serve device={device!r}: {error}") from error
     name = {"auto": {"cpu": "host", "cuda": "cuda"}.get(resolved.type, "none")}.get(backend, backend)
     if (name, resolved.type) not in (("host", "cpu"), ("cuda", "cuda")):
         raise LamportError(f'backend={backend!r} cannot serve device {resolved}; pass a "cpu" or "cuda" device')
-    if name == "cuda":
-        raise LamportError(f'{_NO_CUDA}; pass device="cpu" (or backend="host") to work over shared memory')
+    if name == "cuda" and (obstacle := _core.cuda_obstacle()) is not None:
+        raise LamportError(f'{obstacle}; pass device="cpu" (or backend="host") to work over shared memory')
     return name, resolved
 
 
 def agree_on_backend(
     rank: int, world_size: int, backend: Backend, device: torch.device | str | int | None, all_gather: AllGather
 ) -> tuple[str, torch.device]:
-    """`resolve_backend` as part of a collective call: what it raises reaches all ranks, which would wait otherwise."""
+    """Do `resolve_backend` as part of a collective call: what it raises reaches all ranks, which would wait else."""
     try:
         return resolve_backend(backend, device)
     except LamportError as error:
@@ -47,7 +45,9 @@ def agree_on_backend(
 
 def backend_status() -> dict[str, str]:
     """Return, for each backend, whether it can be used here, in words."""
-    return {"host": "available: shared memory, for CPU tensors", "cuda": f"not available: {_NO_CUDA}"}
+    obstacle = _core.cuda_obstacle()
+    cuda = f"available: {torch.cuda.device_count()} devices" if obstacle is None else f"not available: {obstacle}"
+    return {"host": "available: shared memory, for CPU tensors", "cuda": cuda}
 
 
 def _resolve_device(backend: Backend, device: torch.device | str | int | None) -> torch.device:

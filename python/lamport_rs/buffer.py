@@ -6,7 +6,7 @@ import torch
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError
-from lamport_rs.backends import Backend, agree_on_backend
+from lamport_rs.backends import Backend, agree_on_backend, resolve_backend
 from lamport_rs.exchange import Group, all_gather_over
 
 
@@ -37,9 +37,9 @@ class IpcBuffer:
     ) -> None:
         self._core: _core.Buffer | None = None
         all_gather = all_gather_over(process_group)
-        agree_on_backend(rank, world_size, backend, device, all_gather)
+        name, resolved = agree_on_backend(rank, world_size, backend, device, all_gather)
         self._rank = rank
-        self._core = _core.Buffer(rank, world_size, size, all_gather)
+        self._core = _core.Buffer(rank, world_size, size, resolved.index if name == "cuda" else None, all_gather)
 
     @property
     def local_ptr(self) -> int:
@@ -60,3 +60,18 @@ class IpcBuffer:
     def cleanup(self) -> None:
         """Unmap all buffers: their addresses are no longer valid. Not collective, and safe to call twice."""
         self._core = None
+
+
+def lamport_fill_neg_zero(device_ptr: int, size_bytes: int) -> None:
+    """Fill device memory with the sentinel, the word of `-0.0`, and wait until that is done.
+
+    Args:
+        device_ptr: Address of memory of the current CUDA device, a multiple of 4.
+        size_bytes: Bytes to fill, a multiple of 4.
+
+    Raises:
+        LamportError: If the arguments are wrong, there is no CUDA, or the driver reports an error: with the call, the
+            driver's name for the error and its text.
+    """
+    _, device = resolve_backend("cuda", None)
+    _core.fill_sentinel(device_ptr, size_bytes, device.index)

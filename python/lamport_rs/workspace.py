@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError
@@ -32,7 +33,8 @@ class LamportWorkspace:
             `all_gather(bytes) -> list[bytes]` callable, or None for torch's default group.
         device: The device of the tensors to come. None: the current CUDA device if there is one, else the CPU.
         backend: `"host"`, `"cuda"`, or `"auto"` for the one that fits the device.
-        timeout: Seconds an operation waits for its peers before it raises `LamportTimeoutError`; 0 for no limit.
+        timeout: Seconds an operation waits without hearing of a peer before it raises `LamportTimeoutError`, naming the
+            missing ranks; 0 for no limit.
 
     Raises:
         LamportError: On every rank, if the arguments of any rank are wrong, or differ where they must not, or its
@@ -55,8 +57,9 @@ class LamportWorkspace:
         all_gather = all_gather_over(process_group)
         self._backend, self._device = agree_on_backend(rank, world_size, backend, device, all_gather)
         self._rank, self._world_size, self._comm_size = rank, world_size, comm_size
-        self._core = _core.Workspace(rank, world_size, comm_size, timeout, all_gather)
-        self._table = torch.from_dlpack(self._core.table())
+        cuda_index = self._device.index if self._backend == "cuda" else None
+        self._core = _core.Workspace(rank, world_size, comm_size, timeout, cuda_index, all_gather)
+        self._table = from_dlpack(self._core.table())
 
     @property
     def workspace(self) -> torch.Tensor:
@@ -94,6 +97,14 @@ class LamportWorkspace:
     def backend(self) -> str:
         """`"host"` or `"cuda"`."""
         return self._backend
+
+    def synchronize(self) -> None:
+        """Wait until the last operation has ended, and raise `LamportTimeoutError` if its peers did not come.
+
+        On a GPU, operations run after the call that launched them has returned, and the kernel that missed a peer
+        ends: the error comes with the next call, or with this one.
+        """
+        self._usable_core().synchronize()
 
     def cleanup(self) -> None:
         """Give the workspace up: further operations raise. Its memory goes when its tables have gone too.

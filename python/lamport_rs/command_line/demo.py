@@ -68,12 +68,12 @@ def _check_minimax(workspace: lamport_rs.LamportWorkspace, device: torch.device)
     q_size, kv_size = (size // world_size // 8 * 8 for size in (_Q_SIZE, _KV_SIZE))
     for tokens in (1, 7, 128):
         qkv = torch.randn(tokens, q_size + 2 * kv_size, device=device).bfloat16()
-        weights = [torch.randn(size, device=device).bfloat16() for size in (q_size, kv_size)]
+        q_weight, k_weight = (torch.randn(size, device=device).bfloat16() for size in (q_size, kv_size))
         outputs = lamport_rs.minimax_allreduce_rms_qk(
-            qkv, *weights, workspace.workspace, q_size, kv_size, rank, world_size, 1e-6
+            qkv, q_weight, k_weight, workspace, q_size, kv_size, rank, world_size, 1e-6
         )
         parts = qkv[:, :q_size], qkv[:, q_size : q_size + kv_size]
-        for output, part, weight in zip(outputs, parts, weights, strict=True):
+        for output, part, weight in zip(outputs, parts, (q_weight, k_weight), strict=True):
             squares = _rank_sum(part.float().square().sum(-1, keepdim=True))
             expected = _normalise(part, squares / (world_size * part.shape[-1]), weight)
             torch.testing.assert_close(output, expected.bfloat16())

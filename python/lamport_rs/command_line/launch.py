@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 TIMEOUT = timedelta(seconds=300)
 
@@ -22,7 +22,7 @@ def launch(job: Callable[..., None], world_size: int, backend: str, *arguments: 
     """
     with tempfile.TemporaryDirectory() as folder:
         store = os.path.join(folder, "store")
-        multiprocessing.spawn(_run_rank, args=(job, world_size, backend, store, arguments), nprocs=world_size)
+        spawn(_run_rank, args=(job, world_size, backend, store, arguments), nprocs=world_size)
 
 
 def _run_rank(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -53,4 +54,4 @@ def _times_on_gpu(operation: Callable[[], object], repetitions: int) -> list[flo
         operation()
         event.record()
     torch.cuda.synchronize()
-    return [start.elapsed_time(stop) * 1e3 for start, stop in zip(events, events[1:], strict=False)]
+    return [start.elapsed_time(stop) * 1e3 for start, stop in itertools.pairwise(events)]

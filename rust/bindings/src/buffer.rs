@@ -1,28 +1,54 @@
 //! Plain memory that crosses processes.
 
-use lamport_rs_core::workspace::buffer::HostBuffer;
+use lamport_rs_core::cuda::device::Device;
+use lamport_rs_core::workspace::buffer::Buffer as CoreBuffer;
+use lamport_rs_core::workspace::cuda::CudaBackend;
+use lamport_rs_core::workspace::host::HostBackend;
 use pyo3::prelude::*;
 
 use crate::errors::interruptible;
 use crate::exchange::Callable;
 
-/// One rank's buffer, and its mappings of the peers' buffers.
+/// One rank's buffer, and its mappings of the peers' buffers: memory of CUDA device `cuda_index`, or shared memory if
+/// that is None.
 #[pyclass(frozen)]
 pub struct Buffer {
-    buffer: HostBuffer,
+    buffer: AnyBuffer,
+}
+
+enum AnyBuffer {
+    Host(CoreBuffer<HostBackend>),
+    Cuda(CoreBuffer<CudaBackend>),
 }
 
 #[pymethods]
 impl Buffer {
     #[new]
-    fn new(py: Python<'_>, rank: i64, world_size: i64, size: i64, all_gather: Py<PyAny>) -> PyResult<Self> {
+    #[pyo3(signature = (rank, world_size, size, cuda_index, all_gather))]
+    fn new(
+        py: Python<'_>,
+        rank: i64,
+        world_size: i64,
+        size: i64,
+        cuda_index: Option<usize>,
+        all_gather: Py<PyAny>,
+    ) -> PyResult<Self> {
         let mut transport = Callable::new(all_gather);
-        let created = interruptible(py, |_| HostBuffer::create(rank, world_size, size, &mut transport));
+        let created = interruptible(py, |_| match cuda_index {
+            None => CoreBuffer::create(&HostBackend, rank, world_size, size, &mut transport).map(AnyBuffer::Host),
+            Some(index) => {
+                let backend = CudaBackend::new(Device::get(index)?);
+                CoreBuffer::create(&backend, rank, world_size, size, &mut transport).map(AnyBuffer::Cuda)
+            }
+        });
         Ok(Self { buffer: created.map_err(|error| transport.explain(py, error))? })
     }
 
     /// Where each rank's buffer is in this process.
     fn pointers(&self) -> Vec<u64> {
-        self.buffer.pointers()
+        match &self.buffer {
+            AnyBuffer::Host(buffer) => buffer.addresses(),
+            AnyBuffer::Cuda(buffer) => buffer.addresses(),
+        }
     }
 }

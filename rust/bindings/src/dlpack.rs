@@ -8,6 +8,8 @@ use pyo3::prelude::*;
 
 /// `kDLCPU` of DLPack's device types.
 pub const CPU: i32 = 1;
+/// `kDLCUDA` of DLPack's device types.
+pub const CUDA: i32 = 2;
 const INT: u8 = 0;
 const NAME: &CStr = c"dltensor";
 

@@ -1,5 +1,6 @@
 //! Python bindings: they convert, and nothing else. Arguments become the core's types, errors exceptions.
 
+mod backend;
 mod buffer;
 mod dlpack;
 mod errors;
@@ -7,6 +8,7 @@ mod exchange;
 mod operations;
 mod registry;
 mod sizing;
+mod stream;
 mod tensor;
 mod workspace;
 
@@ -22,11 +24,11 @@ mod _core {
     #[pymodule_export]
     use super::exchange::refuse;
     #[pymodule_export]
-    use super::operations::{all_reduce, all_reduce_rms_norm, minimax_rms, minimax_rms_qk};
+    use super::operations::{all_reduce, all_reduce_rms_norm, fill_sentinel, minimax_rms, minimax_rms_qk};
     #[pymodule_export]
     use super::sizing::{all_reduce_comm_size, minimax_comm_size};
     #[pymodule_export]
-    use super::workspace::{Table, Workspace};
+    use super::workspace::{Table, Workspace, cuda_obstacle};
 
     use super::*;
 

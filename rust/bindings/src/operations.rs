@@ -1,25 +1,28 @@
 //! The operations: tensors in, nothing out. Outputs are passed in, allocated by the package.
 
-use std::sync::Arc;
-
+use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
-use lamport_rs_core::operations::host;
+use lamport_rs_core::operations::{cuda, host};
+use lamport_rs_core::workspace::cuda::fill;
 use lamport_rs_core::workspace::host::HostWorkspace;
 use pyo3::intern;
 use pyo3::prelude::*;
 
+use crate::backend::AnyWorkspace;
 use crate::errors::{LamportError, interruptible, to_python};
 use crate::registry;
+use crate::stream;
 use crate::tensor::extract;
 use crate::workspace::Workspace;
 
 /// `out = sum over ranks of input`.
 #[pyfunction]
 pub fn all_reduce(workspace: &Bound<'_, PyAny>, input: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<()> {
-    let host_workspace = find_workspace(workspace)?;
+    let found = find_workspace(workspace)?;
+    let host_workspace = on_host(&found, "all_reduce")?;
     let operands = AllReduce { input: extract(input, "input")?, output: extract(out, "out")? };
     // SAFETY: the arguments hold references to the tensors until this function returns.
-    interruptible(workspace.py(), |interrupted| unsafe { host::all_reduce(&host_workspace, &operands, interrupted) })
+    interruptible(workspace.py(), |interrupted| unsafe { host::all_reduce(host_workspace, &operands, interrupted) })
 }
 
 /// `residual_out = sum over ranks of input + residual`, `out = rms_norm(residual_out) * weight`.
@@ -34,7 +37,8 @@ pub fn all_reduce_rms_norm(
     out: &Bound<'_, PyAny>,
     residual_out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let host_workspace = find_workspace(workspace)?;
+    let found = find_workspace(workspace)?;
+    let host_workspace = on_host(&found, "all_reduce_rms_norm")?;
     let operands = AllReduceRmsNorm {
         input: extract(input, "input")?,
         residual: extract(residual, "residual")?,
@@ -45,7 +49,7 @@ pub fn all_reduce_rms_norm(
     };
     interruptible(workspace.py(), |interrupted| {
         // SAFETY: the arguments hold references to the tensors until this function returns.
-        unsafe { host::all_reduce_rms_norm(&host_workspace, &operands, interrupted) }
+        unsafe { host::all_reduce_rms_norm(host_workspace, &operands, interrupted) }
     })
 }
 
@@ -61,14 +65,14 @@ pub fn minimax_rms(
     eps: f32,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let host_workspace = find_workspace(workspace)?;
-    check_member(&host_workspace, rank, world_size)?;
+    let found = find_workspace(workspace)?;
+    check_member(&found, rank, world_size)?;
     let norm = Norm {
         input: extract(input, "input")?,
         weight: extract(norm_weight, "norm_weight")?,
         output: extract(out, "out")?,
     };
-    run_minimax(workspace.py(), &host_workspace, &MinimaxRms::one(norm, eps))
+    run_minimax(workspace.py(), &found, &MinimaxRms::one(norm, eps))
 }
 
 /// Likewise for Q and K out of a packed qkv.
@@ -87,21 +91,63 @@ pub fn minimax_rms_qk(
     q_out: &Bound<'_, PyAny>,
     k_out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let host_workspace = find_workspace(workspace)?;
-    check_member(&host_workspace, rank, world_size)?;
+    let found = find_workspace(workspace)?;
+    check_member(&found, rank, world_size)?;
     let weights = [extract(norm_weight_q, "norm_weight_q")?, extract(norm_weight_k, "norm_weight_k")?];
     let outputs = [extract(q_out, "q_out")?, extract(k_out, "k_out")?];
     let operands = MinimaxRms::packed(extract(qkv, "qkv")?, [q_size, kv_size], weights, outputs, eps)
         .map_err(|error| to_python(workspace.py(), error))?;
-    run_minimax(workspace.py(), &host_workspace, &operands)
+    run_minimax(workspace.py(), &found, &operands)
 }
 
-fn run_minimax(py: Python<'_>, workspace: &HostWorkspace, operands: &MinimaxRms) -> PyResult<()> {
-    // SAFETY: the callers' arguments hold references to the tensors until they return.
-    interruptible(py, |interrupted| unsafe { host::minimax_rms(workspace, operands, interrupted) })
+fn run_minimax(py: Python<'_>, workspace: &AnyWorkspace, operands: &MinimaxRms) -> PyResult<()> {
+    match workspace {
+        AnyWorkspace::Host(workspace) => interruptible(py, |interrupted| {
+            // SAFETY: the callers' arguments hold references to the tensors until they return.
+            unsafe { host::minimax_rms(workspace, operands, interrupted) }
+        }),
+        AnyWorkspace::Cuda(workspace) => {
+            let stream = stream::current(py, workspace.device.index)?;
+            // SAFETY: torch frees tensors in the order of the stream they are used on, which is this one.
+            unsafe { cuda::minimax_rms(workspace, operands, stream) }.map_err(|error| to_python(py, error))
+        }
+    }
 }
 
-fn find_workspace(workspace: &Bound<'_, PyAny>) -> PyResult<Arc<HostWorkspace>> {
+/// Fills `size_bytes` bytes at `device_ptr`, memory of CUDA device `index`, with the sentinel, and waits for that.
+#[pyfunction]
+pub fn fill_sentinel(py: Python<'_>, device_ptr: u64, size_bytes: i64, index: usize) -> PyResult<()> {
+    if size_bytes < 0 || size_bytes % 4 != 0 || !device_ptr.is_multiple_of(4) {
+        return Err(LamportError::new_err(format!(
+            "device_ptr {device_ptr:#x} and size_bytes {size_bytes} must be multiples of 4, and not negative"
+        )));
+    }
+    let stream = stream::current(py, index)? as usize;
+    let outcome = py.detach(|| {
+        let stream = std::ptr::with_exposed_provenance_mut(stream);
+        let device = Device::get(index)?;
+        let _entered = device.enter()?;
+        // SAFETY: that the memory is there is the caller's promise, as it is for the driver's own functions.
+        unsafe {
+            if size_bytes > 0 {
+                fill(&device, device_ptr, size_bytes as u64, stream)?;
+            }
+            device.synchronise(stream)
+        }
+    });
+    outcome.map_err(|error| to_python(py, error))
+}
+
+fn on_host<'a>(workspace: &'a AnyWorkspace, operation: &str) -> PyResult<&'a HostWorkspace> {
+    match workspace {
+        AnyWorkspace::Host(workspace) => Ok(workspace),
+        AnyWorkspace::Cuda(_) => Err(LamportError::new_err(format!(
+            "{operation} has no CUDA kernel in this version; use torch.distributed for it, or a workspace on the CPU"
+        ))),
+    }
+}
+
+fn find_workspace(workspace: &Bound<'_, PyAny>) -> PyResult<AnyWorkspace> {
     if let Ok(workspace) = workspace.cast::<Workspace>() {
         return Ok(workspace.get().workspace.clone());
     }
@@ -114,7 +160,7 @@ fn find_workspace(workspace: &Bound<'_, PyAny>) -> PyResult<Arc<HostWorkspace>> 
     })
 }
 
-fn check_member(workspace: &HostWorkspace, rank: i64, world_size: i64) -> PyResult<()> {
+fn check_member(workspace: &AnyWorkspace, rank: i64, world_size: i64) -> PyResult<()> {
     let member = workspace.member();
     let expected = (member.rank as i64, member.geometry.world_size() as i64);
     if (rank, world_size) == expected {

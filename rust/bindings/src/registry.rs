@@ -1,22 +1,22 @@
 //! Workspaces by their table: operations take the table tensor too, as the operators of serving stacks do.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Mutex, PoisonError};
 
-use lamport_rs_core::workspace::host::HostWorkspace;
+use crate::backend::{AnyWorkspace, WeakWorkspace};
 
-static WORKSPACES: Mutex<Option<HashMap<usize, Weak<HostWorkspace>>>> = Mutex::new(None);
+static WORKSPACES: Mutex<Option<HashMap<u64, WeakWorkspace>>> = Mutex::new(None);
 
 /// Remembers `workspace` for as long as it lives.
-pub fn register(workspace: &Arc<HostWorkspace>) {
+pub fn register(workspace: &AnyWorkspace) {
     let mut workspaces = WORKSPACES.lock().unwrap_or_else(PoisonError::into_inner);
     let workspaces = workspaces.get_or_insert_default();
-    workspaces.retain(|_, workspace| workspace.strong_count() > 0);
-    workspaces.insert(workspace.table().as_ptr() as usize, Arc::downgrade(workspace));
+    workspaces.retain(|_, workspace| !workspace.is_gone());
+    workspaces.insert(workspace.table().0, workspace.downgrade());
 }
 
 /// The workspace whose table is at `pointer`.
-pub fn find(pointer: usize) -> Option<Arc<HostWorkspace>> {
+pub fn find(pointer: u64) -> Option<AnyWorkspace> {
     let workspaces = WORKSPACES.lock().unwrap_or_else(PoisonError::into_inner);
     workspaces.as_ref()?.get(&pointer)?.upgrade()
 }

@@ -2,37 +2,47 @@
 
 use std::sync::Arc;
 
+use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::workspace::Settings;
+use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::host::HostWorkspace;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::backend::AnyWorkspace;
 use crate::dlpack;
-use crate::errors::interruptible;
+use crate::errors::{interruptible, to_python};
 use crate::exchange::Callable;
 use crate::registry;
 
-/// One rank's workspace over shared memory.
+/// One rank's workspace: over the memory of CUDA device `cuda_index`, or over shared memory if that is None.
 #[pyclass(frozen)]
 pub struct Workspace {
-    pub(crate) workspace: Arc<HostWorkspace>,
+    pub(crate) workspace: AnyWorkspace,
 }
 
 #[pymethods]
 impl Workspace {
     #[new]
+    #[pyo3(signature = (rank, world_size, comm_size, timeout, cuda_index, all_gather))]
     fn new(
         py: Python<'_>,
         rank: i64,
         world_size: i64,
         comm_size: i64,
         timeout: f64,
+        cuda_index: Option<usize>,
         all_gather: Py<PyAny>,
     ) -> PyResult<Self> {
         let settings = Settings { rank, world_size, comm_size, timeout };
         let mut transport = Callable::new(all_gather);
-        let created = interruptible(py, |interrupted| HostWorkspace::create(&settings, &mut transport, interrupted));
-        let workspace = Arc::new(created.map_err(|error| transport.explain(py, error))?);
+        let created = interruptible(py, |interrupted| match cuda_index {
+            None => HostWorkspace::create(&settings, &mut transport, interrupted).map(Arc::new).map(AnyWorkspace::Host),
+            Some(index) => CudaWorkspace::create(&settings, Device::get(index), &mut transport)
+                .map(Arc::new)
+                .map(AnyWorkspace::Cuda),
+        });
+        let workspace = created.map_err(|error| transport.explain(py, error))?;
         registry::register(&workspace);
         Ok(Self { workspace })
     }
@@ -40,6 +50,15 @@ impl Workspace {
     /// The table, for `torch.from_dlpack`.
     fn table(&self) -> Table {
         Table { workspace: self.workspace.clone() }
+    }
+
+    /// Waits for the last operation, and raises what went wrong in it.
+    fn synchronize(&self, py: Python<'_>) -> PyResult<()> {
+        let outcome = py.detach(|| match &self.workspace {
+            AnyWorkspace::Host(workspace) => workspace.check_usable(),
+            AnyWorkspace::Cuda(workspace) => workspace.synchronise(),
+        });
+        outcome.map_err(|error| to_python(py, error))
     }
 
     /// Refuses all further operations.
@@ -51,19 +70,28 @@ impl Workspace {
 /// A workspace's pointer table: a one-dimensional int64 tensor that keeps the workspace's memory alive.
 #[pyclass(frozen)]
 pub struct Table {
-    workspace: Arc<HostWorkspace>,
+    workspace: AnyWorkspace,
 }
 
 #[pymethods]
 impl Table {
     #[pyo3(signature = (**_options))]
     fn __dlpack__<'py>(&self, py: Python<'py>, _options: Option<&Bound<'py, PyDict>>) -> PyResult<Bound<'py, PyAny>> {
-        let table = self.workspace.table();
-        let pointer = table.as_ptr().cast_mut().cast();
-        dlpack::capsule(py, pointer, table.len(), self.__dlpack_device__(), self.workspace.clone())
+        let (pointer, length) = self.workspace.table();
+        let pointer = std::ptr::with_exposed_provenance_mut(pointer as usize);
+        dlpack::capsule(py, pointer, length, self.__dlpack_device__(), self.workspace.owner())
     }
 
     fn __dlpack_device__(&self) -> (i32, i32) {
-        (dlpack::CPU, 0)
+        match &self.workspace {
+            AnyWorkspace::Host(_) => (dlpack::CPU, 0),
+            AnyWorkspace::Cuda(workspace) => (dlpack::CUDA, workspace.device.index as i32),
+        }
     }
+}
+
+/// Says why CUDA cannot be used here; None if it can.
+#[pyfunction]
+pub fn cuda_obstacle() -> Option<String> {
+    Device::get(0).err().map(|error| error.to_string())
 }

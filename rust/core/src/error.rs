@@ -26,6 +26,19 @@ pub enum Error {
         /// The system's text, and what to do about it.
         reason: String,
     },
+    /// A call of the CUDA driver that failed.
+    #[error("{call} failed: {name} ({text})")]
+    Driver {
+        /// The call.
+        call: String,
+        /// The driver's name for the error.
+        name: String,
+        /// The driver's text for it.
+        text: String,
+    },
+    /// There is no CUDA here.
+    #[error("CUDA is not available: {0}")]
+    NoCuda(String),
     /// The group could not agree: the same text on every rank.
     #[error("{0}")]
     Agreement(String),

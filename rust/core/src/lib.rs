@@ -1,8 +1,9 @@
 //! Lamport workspaces, free of Python.
 //!
-//! Layers, each using only those to its right: [`operations`] → [`workspace`] → [`memory`], [`exchange`] →
+//! Layers, each using only those to its right: [`operations`] → [`workspace`] → [`memory`], [`exchange`], [`cuda`] →
 //! `lamport_rs_protocol`.
 
+pub mod cuda;
 pub mod error;
 pub mod exchange;
 pub mod memory;

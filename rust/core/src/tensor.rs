@@ -2,42 +2,13 @@
 
 use std::fmt;
 
+pub use lamport_rs_kernels::Dtype;
+
 use crate::error::{Error, Result};
 
 /// Alignment that every operand has, in bytes: that of the vector accesses.
 pub const ALIGNMENT: usize = 16;
 const MAX_DIMENSIONS: usize = 8;
-
-/// Element types that operations take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    /// IEEE 754 binary32.
-    Float32,
-    /// IEEE 754 binary16.
-    Float16,
-    /// The upper half of a binary32.
-    BFloat16,
-}
-
-impl Dtype {
-    /// Bytes per element.
-    pub fn size(self) -> usize {
-        match self {
-            Self::Float32 => 4,
-            Self::Float16 | Self::BFloat16 => 2,
-        }
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Float32 => "float32",
-            Self::Float16 => "float16",
-            Self::BFloat16 => "bfloat16",
-        })
-    }
-}
 
 /// Where a tensor or a workspace lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -226,8 +197,8 @@ impl Named<'_> {
     /// Of this dtype.
     pub fn check_dtype(&self, expected: &[Dtype]) -> Result<()> {
         if !expected.contains(&self.tensor.dtype) {
-            let expected: Vec<String> = expected.iter().map(Dtype::to_string).collect();
-            return self.error(format_args!("is {}, but must be {}", self.tensor.dtype, expected.join(" or ")));
+            let expected: Vec<String> = expected.iter().map(|dtype| dtype.name().to_owned()).collect();
+            return self.error(format_args!("is {}, but must be {}", self.tensor.dtype.name(), expected.join(" or ")));
         }
         Ok(())
     }

@@ -70,7 +70,8 @@ pub struct Handle {
 /// A block that this process owns.
 #[derive(Debug)]
 pub struct Block {
-    file: OwnedFd,
+    /// Open until all peers have mapped the block.
+    file: Option<OwnedFd>,
     mapping: Mapping,
     handle: Handle,
 }
@@ -97,7 +98,7 @@ impl Block {
             inode: status.st_ino,
             bytes: bytes as u64,
         };
-        Ok(Self { file, mapping, handle })
+        Ok(Self { file: Some(file), mapping, handle })
     }
 
     /// What peers need to map this block.
@@ -105,9 +106,18 @@ impl Block {
         self.handle
     }
 
-    /// Gives up the descriptor, once all peers have mapped the block, and keeps the mapping.
+    /// Gives up the descriptor: no further peer can map the block.
+    pub fn close_descriptor(&mut self) {
+        self.file = None;
+    }
+
+    /// Where the block is in this process.
+    pub fn pointer(&self) -> NonNull<u8> {
+        self.mapping.pointer()
+    }
+
+    /// The mapping alone.
     pub fn into_mapping(self) -> Mapping {
-        drop(self.file);
         self.mapping
     }
 }

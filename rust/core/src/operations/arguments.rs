@@ -171,6 +171,7 @@ impl MinimaxRms {
             output.check_separate(weight)?;
         }
         if let [Some(q), Some(k)] = &self.norms {
+            named("norm_weight_k", &k.weight).check_dtype(&[q.weight.dtype])?;
             let outputs = [named("q_out", &q.output), named("k_out", &k.output)];
             outputs[0].check_separate(outputs[1])?;
         }

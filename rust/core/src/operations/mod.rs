@@ -4,6 +4,8 @@
 //! | --- | --- |
 //! | [`arguments`] | each operation's operands and their checks, the same for every backend |
 //! | [`host`] | the operations over shared memory |
+//! | [`cuda`] | the operations over device memory |
 
 pub mod arguments;
+pub mod cuda;
 pub mod host;

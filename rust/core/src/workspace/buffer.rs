@@ -1,46 +1,34 @@
 //! Plain memory that crosses processes, without the protocol: what `IpcBuffer` shows.
 
 use lamport_rs_protocol::geometry::{Geometry, check_world_size};
+use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
 use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange};
-use crate::memory::host::Mapping;
-use crate::workspace::construct::{Request, construct};
-use crate::workspace::host::HostBackend;
+use crate::workspace::construct::{Backend, Group, Request, construct};
 
 /// One zero-filled buffer per rank, mapped by all.
 #[derive(Debug)]
-pub struct HostBuffer {
-    mappings: Vec<Mapping>,
-    rank: usize,
+pub struct Buffer<B: Backend> {
+    group: Group<B>,
 }
 
-impl HostBuffer {
+impl<B: Backend> Buffer<B> {
     /// Allocates `size` bytes on this rank and maps the peers' buffers. Collective.
-    pub fn create(rank: i64, world_size: i64, size: i64, transport: &mut dyn AllGather) -> Result<Self> {
-        let backend = HostBackend;
+    pub fn create(backend: &B, rank: i64, world_size: i64, size: i64, transport: &mut dyn AllGather) -> Result<Self> {
         let mut exchange = Exchange::new(transport, rank, world_size);
-        let request = check(rank, world_size, size);
-        let group = construct(&backend, &mut exchange, request)?;
-        let mut own = Some(group.own.into_mapping());
-        let mappings = group.peers.into_iter().filter_map(|peer| peer.or_else(|| own.take())).collect();
-        Ok(Self { mappings, rank: rank as usize })
+        Ok(Self { group: construct(backend, &mut exchange, check(rank, world_size, size))? })
     }
 
     /// Where each rank's buffer is in this process.
-    pub fn pointers(&self) -> Vec<u64> {
-        self.mappings.iter().map(|mapping| mapping.pointer().as_ptr() as u64).collect()
-    }
-
-    /// Where the own buffer is.
-    pub fn local_pointer(&self) -> u64 {
-        self.pointers()[self.rank]
+    pub fn addresses(&self) -> Vec<u64> {
+        self.group.addresses()
     }
 }
 
 fn check(rank: i64, world_size: i64, size: i64) -> Result<Request> {
     // Any comm_size serves to check the rank.
-    let rank = Geometry::new(world_size, 16)?.check_rank(rank)?;
+    let rank = Geometry::new(world_size, VECTOR_BYTES as i64)?.check_rank(rank)?;
     if size <= 0 {
         return Err(Error::Argument(format!("size is {size} bytes, but must be positive")));
     }

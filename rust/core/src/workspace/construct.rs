@@ -27,6 +27,12 @@ pub trait Backend {
     fn export(&self, block: &Self::Block) -> Result<Vec<u8>>;
     /// Maps the block that a peer exported.
     fn open(&self, handle: &[u8]) -> Result<Self::Peer>;
+    /// Called when all peers have mapped `block`.
+    fn all_have_mapped(&self, _block: &mut Self::Block) {}
+    /// Where `block` is, for this process's processor or device.
+    fn own_address(block: &Self::Block) -> u64;
+    /// Where `peer` is, likewise.
+    fn peer_address(peer: &Self::Peer) -> u64;
 }
 
 /// The blocks of all ranks, as this rank has them.
@@ -38,6 +44,14 @@ pub struct Group<B: Backend> {
     pub peers: Vec<Option<B::Peer>>,
     /// What each rank pushes to verify its mappings.
     pub nonces: Vec<Vector>,
+}
+
+impl<B: Backend> Group<B> {
+    /// Where each rank's block is in this process, in rank order.
+    pub fn addresses(&self) -> Vec<u64> {
+        let own = B::own_address(&self.own);
+        self.peers.iter().map(|peer| peer.as_ref().map_or(own, B::peer_address)).collect()
+    }
 }
 
 /// What to allocate: bytes and the word to fill them with, and the size that all ranks must agree on.
@@ -78,7 +92,7 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
     let hellos = exchange.agree(hello)?;
     hello::check_agreement(&hellos)?;
     exchange.check_size(hellos.len())?;
-    let (request, own) = own?;
+    let (request, mut own) = own?;
     let peers = hellos
         .iter()
         .enumerate()
@@ -96,5 +110,6 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
         Err(error) => (vec![], Err(error)),
     };
     exchange.agree(mapped)?;
+    backend.all_have_mapped(&mut own);
     Ok(Group { own, peers, nonces: hellos.iter().map(|hello| hello.nonce).collect() })
 }

@@ -59,6 +59,18 @@ impl Backend for HostBackend {
         let handle = decode().ok_or_else(|| Error::Argument("its handle cannot be read".into()))?;
         host::open(&handle)
     }
+
+    fn all_have_mapped(&self, block: &mut Block) {
+        block.close_descriptor();
+    }
+
+    fn own_address(block: &Block) -> u64 {
+        block.pointer().as_ptr() as u64
+    }
+
+    fn peer_address(peer: &Mapping) -> u64 {
+        peer.pointer().as_ptr() as u64
+    }
 }
 
 /// The control words, where the table points to.

@@ -5,10 +5,12 @@
 //! | [`construct`] | allocate → fill → exchange → map → verify → agree |
 //! | [`hello`] | what ranks tell each other first, and the mismatches that are errors |
 //! | [`host`] | the workspace over shared memory |
+//! | [`cuda`] | the workspace over device memory |
 //! | [`buffer`] | plain memory that crosses processes, without the protocol |
 
 pub mod buffer;
 pub mod construct;
+pub mod cuda;
 pub mod hello;
 pub mod host;
 

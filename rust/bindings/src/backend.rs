@@ -1,0 +1,84 @@
+//! A workspace of whichever backend.
+
+use std::sync::Arc;
+
+use lamport_rs_core::workspace::cuda::CudaWorkspace;
+use lamport_rs_core::workspace::host::HostWorkspace;
+use lamport_rs_protocol::exchange::Member;
+
+/// One rank's workspace.
+#[derive(Clone)]
+pub enum AnyWorkspace {
+    /// Over shared memory.
+    Host(Arc<HostWorkspace>),
+    /// Over device memory.
+    Cuda(Arc<CudaWorkspace>),
+}
+
+impl AnyWorkspace {
+    /// Rank and geometry.
+    pub fn member(&self) -> Member {
+        match self {
+            Self::Host(workspace) => workspace.member(),
+            Self::Cuda(workspace) => workspace.member(),
+        }
+    }
+
+    /// Where the pointer table is, and its length.
+    pub fn table(&self) -> (u64, usize) {
+        match self {
+            Self::Host(workspace) => (workspace.table().as_ptr() as u64, workspace.table().len()),
+            Self::Cuda(workspace) => workspace.table(),
+        }
+    }
+
+    /// Refuses all further operations.
+    pub fn clean_up(&self) {
+        match self {
+            Self::Host(workspace) => workspace.clean_up(),
+            Self::Cuda(workspace) => workspace.clean_up(),
+        }
+    }
+
+    /// A reference that does not keep it.
+    pub fn downgrade(&self) -> WeakWorkspace {
+        match self {
+            Self::Host(workspace) => WeakWorkspace::Host(Arc::downgrade(workspace)),
+            Self::Cuda(workspace) => WeakWorkspace::Cuda(Arc::downgrade(workspace)),
+        }
+    }
+
+    /// The workspace's memory, kept alive.
+    pub fn owner(&self) -> Arc<dyn Send + Sync> {
+        match self {
+            Self::Host(workspace) => workspace.clone(),
+            Self::Cuda(workspace) => workspace.clone(),
+        }
+    }
+}
+
+/// A workspace that may be gone.
+pub enum WeakWorkspace {
+    /// Over shared memory.
+    Host(std::sync::Weak<HostWorkspace>),
+    /// Over device memory.
+    Cuda(std::sync::Weak<CudaWorkspace>),
+}
+
+impl WeakWorkspace {
+    /// The workspace, if it is still there.
+    pub fn upgrade(&self) -> Option<AnyWorkspace> {
+        match self {
+            Self::Host(workspace) => workspace.upgrade().map(AnyWorkspace::Host),
+            Self::Cuda(workspace) => workspace.upgrade().map(AnyWorkspace::Cuda),
+        }
+    }
+
+    /// Whether it is gone.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Host(workspace) => workspace.strong_count() == 0,
+            Self::Cuda(workspace) => workspace.strong_count() == 0,
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! A device's primary context: the one torch uses, so that memory and streams are shared with it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{result, sys};
+use lamport_rs_kernels::plan;
+
+use super::driver::{check, error_of, initialise};
+use super::launch::Modules;
+use crate::error::{Error, Result};
+
+/// A device of this process. There is one object per device, and it is never destroyed: the primary context outlives
+/// the interpreter's objects that use it.
+#[derive(Debug)]
+pub struct Device {
+    /// Its number in this process, as in torch.
+    pub index: usize,
+    /// Its UUID: the same in every process, whatever `CUDA_VISIBLE_DEVICES` is.
+    pub uuid: [u8; 16],
+    /// What the vendor calls it.
+    pub name: String,
+    /// What launch plans need to know.
+    pub plan: plan::Device,
+    /// Kernels loaded so far.
+    pub modules: Modules,
+    context: sys::CUcontext,
+}
+
+// SAFETY: a context handle may be used from any thread.
+unsafe impl Send for Device {}
+// SAFETY: as above.
+unsafe impl Sync for Device {}
+
+/// The calling thread's context, until dropped.
+#[derive(Debug)]
+pub struct Entered {
+    before: Option<sys::CUcontext>,
+}
+
+impl Device {
+    /// The device of number `index`.
+    pub fn get(index: usize) -> Result<Arc<Self>> {
+        static DEVICES: Mutex<Option<HashMap<usize, Arc<Device>>>> = Mutex::new(None);
+        initialise()?;
+        let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+        let devices = devices.get_or_insert_default();
+        if let Some(device) = devices.get(&index) {
+            return Ok(device.clone());
+        }
+        let device = Arc::new(Self::open(index)?);
+        devices.insert(index, device.clone());
+        Ok(device)
+    }
+
+    fn open(index: usize) -> Result<Self> {
+        let count = result::device::get_count().map_err(|error| error_of("cuDeviceGetCount", error))?;
+        if index >= count as usize {
+            return Err(Error::NoCuda(format!("there is no cuda:{index}; this process sees {count} devices")));
+        }
+        let handle = result::device::get(index as i32).map_err(|error| error_of("cuDeviceGet", error))?;
+        let attribute = |attribute| {
+            // SAFETY: `handle` is a device.
+            unsafe { result::device::get_attribute(handle, attribute) }
+                .map(|value| value as u32)
+                .map_err(|error| error_of("cuDeviceGetAttribute", error))
+        };
+        use sys::CUdevice_attribute as Attribute;
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let name = result::device::get_name(handle).map_err(|error| error_of("cuDeviceGetName", error))?;
+        if major < 8 {
+            return Err(Error::NoCuda(format!(
+                "cuda:{index} ({name}) has compute capability {major}.{minor}; 8.0 or later is needed"
+            )));
+        }
+        let uuid = result::device::get_uuid(handle).map_err(|error| error_of("cuDeviceGetUuid", error))?;
+        // SAFETY: `handle` is a device. The context is retained for ever.
+        let context = unsafe { result::primary_ctx::retain(handle) }
+            .map_err(|error| error_of("cuDevicePrimaryCtxRetain", error))?;
+        Ok(Self {
+            index,
+            uuid: uuid.bytes.map(|byte| byte as u8),
+            name,
+            plan: plan::Device { compute_capability: (major, minor), multiprocessors },
+            modules: Modules::default(),
+            context,
+        })
+    }
+
+    /// Makes the device's context the calling thread's, as every driver call needs.
+    #[inline]
+    pub fn enter(&self) -> Result<Entered> {
+        let current = result::ctx::get_current().map_err(|error| error_of("cuCtxGetCurrent", error))?;
+        if current == Some(self.context) {
+            return Ok(Entered { before: None });
+        }
+        // SAFETY: the context is retained for ever.
+        unsafe { result::ctx::set_current(self.context) }.map_err(|error| error_of("cuCtxSetCurrent", error))?;
+        Ok(Entered { before: Some(current.unwrap_or(std::ptr::null_mut())) })
+    }
+
+    /// The device in words.
+    pub fn describe(&self) -> String {
+        let hex: String = self.uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("cuda:{} of process {}, {}, UUID {hex}", self.index, std::process::id(), self.name)
+    }
+
+    /// Waits for all work on `stream`.
+    ///
+    /// # Safety
+    /// `stream` is one of the device's streams, or null for the default one.
+    pub unsafe fn synchronise(&self, stream: sys::CUstream) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream) })
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if let Some(context) = self.before {
+            // SAFETY: it was the thread's context before, or null.
+            let _ = unsafe { result::ctx::set_current(context) };
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Whether there is a driver, and what its errors say.
+
+use std::sync::OnceLock;
+
+use cudarc::driver::result::DriverError;
+use cudarc::driver::sys;
+
+use crate::error::{Error, Result};
+
+/// Initialises the driver, or says why there is none. Cheap after the first call.
+pub fn initialise() -> Result<()> {
+    static STATE: OnceLock<Result<()>> = OnceLock::new();
+    STATE
+        .get_or_init(|| {
+            // cudarc's loader panics where there is no library, so it is looked for first.
+            // SAFETY: loads a library and unloads it again.
+            if !unsafe { sys::is_culib_present() } {
+                return Err(Error::NoCuda("the driver's library, libcuda.so.1, is not on this machine".to_owned()));
+            }
+            cudarc::driver::result::init().map_err(|error| Error::NoCuda(error_of("cuInit", error).to_string()))
+        })
+        .clone()
+}
+
+/// The error of a call through cudarc's safe-ish wrappers.
+pub fn error_of(call: impl Into<String>, error: DriverError) -> Error {
+    let text = |text: std::result::Result<&std::ffi::CStr, DriverError>| {
+        text.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
+    };
+    Error::Driver { call: call.into(), name: text(error.error_name()), text: text(error.error_string()) }
+}
+
+/// The error, if any, of a plain call.
+pub fn check(call: &str, result: sys::CUresult) -> Result<()> {
+    result.result().map_err(|error| error_of(call, error))
+}

@@ -1,0 +1,102 @@
+//! Modules, loaded when an operation first needs them, and launches.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Mutex, PoisonError};
+
+use cudarc::driver::sys;
+use lamport_rs_kernels::plan::LaunchPlan;
+use lamport_rs_kernels::{ModuleKey, module};
+
+use super::device::Device;
+use super::driver::check;
+use crate::error::{Error, Result};
+
+/// The kernels of a device that were loaded. They stay loaded, as graphs refer to them.
+#[derive(Debug, Default)]
+pub struct Modules(Mutex<HashMap<ModuleKey, Function>>);
+
+/// A kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Function(sys::CUfunction);
+
+// SAFETY: a function handle may be used from any thread.
+unsafe impl Send for Function {}
+
+impl Modules {
+    /// The kernel of `key`, for `device`, whose modules these are and whose context is current.
+    pub fn function(&self, key: ModuleKey, device: &Device) -> Result<Function> {
+        let mut functions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(&key) {
+            return Ok(*function);
+        }
+        let function = load(key, device)?;
+        functions.insert(key, function);
+        Ok(function)
+    }
+}
+
+fn load(key: ModuleKey, device: &Device) -> Result<Function> {
+    let ptx = module(key, device.plan.compute_capability)
+        .ok_or_else(|| Error::NoCuda(format!("there is no kernel {} for {}", key.name(), device.name)))?;
+    let _relaxed = RelaxedCapture::begin()?;
+    let mut module = std::ptr::null_mut();
+    // SAFETY: the PTX is a NUL-terminated text, and the device's context is current.
+    check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, ptx.as_ptr().cast()) })?;
+    let mut function = std::ptr::null_mut();
+    // SAFETY: the module was loaded, and the name is NUL-terminated.
+    check("cuModuleGetFunction", unsafe { sys::cuModuleGetFunction(&mut function, module, key.function().as_ptr()) })?;
+    Ok(Function(function))
+}
+
+/// While it lives, this thread may make calls that a stream capture of its own would otherwise forbid: loading a module
+/// does not touch the captured stream.
+struct RelaxedCapture(sys::CUstreamCaptureMode);
+
+impl RelaxedCapture {
+    fn begin() -> Result<Self> {
+        let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: `mode` is read and written.
+        check("cuThreadExchangeStreamCaptureMode", unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) })?;
+        Ok(Self(mode))
+    }
+}
+
+impl Drop for RelaxedCapture {
+    fn drop(&mut self) {
+        // SAFETY: as in `begin`.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut self.0) };
+    }
+}
+
+impl Function {
+    /// Launches the kernel with its one parameter struct.
+    ///
+    /// # Safety
+    /// The device's context is current, `stream` belongs to it, `parameters` is the struct that the kernel takes, and
+    /// what it points to stays valid until the kernel has ended.
+    pub unsafe fn launch<P>(self, plan: &LaunchPlan, stream: sys::CUstream, parameters: &P) -> Result<()> {
+        let mut pointers = [std::ptr::from_ref(parameters).cast_mut().cast::<c_void>()];
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: plan.grid,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: plan.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: stream,
+            attrs: &mut attribute,
+            numAttrs: u32::from(plan.dependent_launch),
+        };
+        // SAFETY: the caller's promises; the driver copies the parameters before it returns.
+        check("cuLaunchKernelEx", unsafe {
+            sys::cuLaunchKernelEx(&config, self.0, pointers.as_mut_ptr(), std::ptr::null_mut())
+        })
+    }
+}

@@ -1,0 +1,182 @@
+//! Device memory, memory that crosses processes, and pinned host memory.
+//!
+//! Blocks come from the synchronous allocator: the driver refuses to export memory of the stream-ordered one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use cudarc::driver::sys;
+use lamport_rs_kernels::parameters::FaultRecord;
+
+use super::device::Device;
+use super::driver::check;
+use crate::error::{Error, Result};
+
+/// Bytes of an IPC handle.
+pub const HANDLE_BYTES: usize = 64;
+
+/// Device memory of this process.
+#[derive(Debug)]
+pub struct DeviceMemory {
+    device: Arc<Device>,
+    address: u64,
+}
+
+impl DeviceMemory {
+    /// Allocates `bytes` bytes.
+    pub fn allocate(device: &Arc<Device>, bytes: usize) -> Result<Self> {
+        let _entered = device.enter()?;
+        let mut address = 0;
+        // SAFETY: the context is current.
+        check(&format!("cuMemAlloc of {bytes} bytes on cuda:{}", device.index), unsafe {
+            sys::cuMemAlloc_v2(&mut address, bytes)
+        })?;
+        Ok(Self { device: device.clone(), address })
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Copies `values` to its start, and waits for that.
+    pub fn write<T: Copy>(&self, offset: usize, values: &[T]) -> Result<()> {
+        let _entered = self.device.enter()?;
+        let (to, bytes) = (self.address + offset as u64, size_of_val(values));
+        // SAFETY: the callers stay within what they allocated.
+        check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(to, values.as_ptr().cast(), bytes) })
+    }
+
+    /// What another process needs to map it.
+    pub fn export(&self) -> Result<[u8; HANDLE_BYTES]> {
+        let _entered = self.device.enter()?;
+        let mut handle = sys::CUipcMemHandle { reserved: [0; HANDLE_BYTES] };
+        // SAFETY: the address is that of a whole allocation of the synchronous allocator.
+        check("cuIpcGetMemHandle", unsafe { sys::cuIpcGetMemHandle(&mut handle, self.address) })?;
+        Ok(handle.reserved.map(|byte| byte as u8))
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        let Ok(_entered) = self.device.enter() else { return };
+        // SAFETY: allocated by `allocate`. The call waits for work that uses the memory.
+        let _ = unsafe { sys::cuMemFree_v2(self.address) };
+    }
+}
+
+/// A peer's memory.
+#[derive(Debug)]
+pub struct PeerMemory {
+    device: Arc<Device>,
+    address: u64,
+}
+
+impl PeerMemory {
+    /// Maps what a peer exported, for kernels of `device`.
+    pub fn open(device: &Arc<Device>, handle: [u8; HANDLE_BYTES]) -> Result<Self> {
+        let _entered = device.enter()?;
+        let handle = sys::CUipcMemHandle { reserved: handle.map(|byte| byte as i8) };
+        let flags = sys::CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
+        let mut address = 0;
+        // SAFETY: the context is current, and the handle comes from a peer's `export`.
+        check("cuIpcOpenMemHandle", unsafe { sys::cuIpcOpenMemHandle_v2(&mut address, handle, flags) })?;
+        Ok(Self { device: device.clone(), address })
+    }
+
+    /// Where it is in this process.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for PeerMemory {
+    fn drop(&mut self) {
+        let Ok(_entered) = self.device.enter() else { return };
+        // SAFETY: mapped by `open`.
+        let _ = unsafe { sys::cuIpcCloseMemHandle(self.address) };
+    }
+}
+
+/// Words that kernels and the host both reach: the fault record, and the verification's result.
+#[derive(Debug)]
+pub struct PinnedWords {
+    device: Arc<Device>,
+    pointer: *mut PinnedLayout,
+    address: u64,
+}
+
+#[repr(C)]
+struct PinnedLayout {
+    fault: FaultRecord,
+    result: u32,
+}
+
+/// What the verification's result is before the kernel has written it: no set of ranks.
+const NO_RESULT: u32 = u32::MAX;
+
+// SAFETY: the words are accessed as atomics only.
+unsafe impl Send for PinnedWords {}
+// SAFETY: as above.
+unsafe impl Sync for PinnedWords {}
+
+impl PinnedWords {
+    /// Allocates them.
+    pub fn allocate(device: &Arc<Device>) -> Result<Self> {
+        let _entered = device.enter()?;
+        let mut pointer = std::ptr::null_mut();
+        let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
+        // SAFETY: the context is current.
+        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut pointer, size_of::<PinnedLayout>(), flags) })?;
+        let pointer = pointer.cast::<PinnedLayout>();
+        // SAFETY: the allocation is that large, and nobody else knows it yet.
+        unsafe { pointer.write(PinnedLayout { fault: FaultRecord::default(), result: NO_RESULT }) };
+        let mut words = Self { device: device.clone(), pointer, address: 0 };
+        // SAFETY: the pointer is that of a mapped allocation.
+        check("cuMemHostGetDevicePointer", unsafe {
+            sys::cuMemHostGetDevicePointer_v2(&mut words.address, pointer.cast(), 0)
+        })?;
+        Ok(words)
+    }
+
+    /// The fault record's address for kernels.
+    pub fn fault_address(&self) -> u64 {
+        self.address + std::mem::offset_of!(PinnedLayout, fault) as u64
+    }
+
+    /// The result's address for the verification.
+    pub fn result_address(&self) -> u64 {
+        self.address + std::mem::offset_of!(PinnedLayout, result) as u64
+    }
+
+    /// Bit r: rank r did not come in time.
+    #[inline]
+    pub fn missing_ranks(&self) -> u32 {
+        // SAFETY: valid until dropped; kernels write it with system-scope atomics.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).fault.missing_ranks) }.load(Ordering::Relaxed)
+    }
+
+    /// Asks running kernels to stop waiting.
+    pub fn abort(&self) {
+        // SAFETY: as in `missing_ranks`.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).fault.abort) }.store(1, Ordering::Relaxed);
+    }
+
+    /// The verification's result, once its kernel has ended.
+    pub fn result(&self) -> Result<u32> {
+        // SAFETY: as in `missing_ranks`.
+        let result = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).result) }.load(Ordering::Relaxed);
+        if result == NO_RESULT {
+            return Err(Error::Argument("the verification's kernel left no result".to_owned()));
+        }
+        Ok(result)
+    }
+}
+
+impl Drop for PinnedWords {
+    fn drop(&mut self) {
+        let Ok(_entered) = self.device.enter() else { return };
+        // SAFETY: allocated by `allocate`.
+        let _ = unsafe { sys::cuMemFreeHost(self.pointer.cast()) };
+    }
+}

@@ -1,0 +1,20 @@
+//! What of the CUDA driver the workspace needs. Every call's error carries the call, the driver's name and its text.
+//!
+//! | module | concept |
+//! | --- | --- |
+//! | [`driver`] | whether there is one; errors |
+//! | [`device`] | a device's primary context, shared with torch |
+//! | [`launch`] | modules loaded on first use, and launches |
+//! | [`memory`] | allocations, IPC handles, pinned memory |
+//! | [`order`] | operations on different streams, one after the other |
+//! | [`plans`] | launch plans, made once per shape |
+
+pub mod device;
+pub mod driver;
+pub mod launch;
+pub mod memory;
+pub mod order;
+pub mod plans;
+
+/// A stream of the driver.
+pub type Stream = cudarc::driver::sys::CUstream;

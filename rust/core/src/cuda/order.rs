@@ -1,0 +1,92 @@
+//! Operations on different streams, one after the other.
+//!
+//! A workspace serves one operation at a time. Called on another stream than the last one, an operation first makes that
+//! stream wait for the other. Nothing is recorded as long as the stream stays the same: an event between two kernels
+//! would end the overlap of their launches.
+
+use std::sync::Arc;
+
+use cudarc::driver::{result, sys};
+
+use super::device::Device;
+use super::driver::{check, error_of};
+use crate::error::Result;
+
+/// Remembers the stream of the last operation.
+#[derive(Debug)]
+pub struct StreamOrder {
+    device: Arc<Device>,
+    last: Option<sys::CUstream>,
+    event: Option<sys::CUevent>,
+}
+
+// SAFETY: stream and event handles may be used from any thread.
+unsafe impl Send for StreamOrder {}
+
+impl StreamOrder {
+    /// For operations on `device`.
+    pub fn new(device: &Arc<Device>) -> Self {
+        Self { device: device.clone(), last: None, event: None }
+    }
+
+    /// The last operation's stream.
+    pub fn last(&self) -> Option<sys::CUstream> {
+        self.last
+    }
+
+    /// Makes `stream` wait for the last operation, if that was on another stream. The device's context is current.
+    ///
+    /// A capture and what runs outside of it are not ordered, as nothing says when the graph will be replayed: replays
+    /// follow the stream that they are launched on.
+    #[inline]
+    pub fn follow(&mut self, stream: sys::CUstream) -> Result<()> {
+        let last = self.last.replace(stream);
+        match last {
+            Some(last) if last != stream && capture(last)? == capture(stream)? => self.wait(last, stream),
+            _ => Ok(()),
+        }
+    }
+
+    #[cold]
+    fn wait(&mut self, last: sys::CUstream, stream: sys::CUstream) -> Result<()> {
+        let event = match self.event {
+            Some(event) => event,
+            None => {
+                let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+                *self.event.insert(result::event::create(flags).map_err(|error| error_of("cuEventCreate", error))?)
+            }
+        };
+        // SAFETY: the event is ours; `last` was a stream when the last operation was called on it, and torch's streams
+        // live as long as the process.
+        check("cuEventRecord", unsafe { sys::cuEventRecord(event, last) })?;
+        // SAFETY: as above; `stream` is the caller's.
+        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream, event, 0) })
+    }
+}
+
+impl Drop for StreamOrder {
+    fn drop(&mut self) {
+        if let (Some(event), Ok(_entered)) = (self.event, self.device.enter()) {
+            // SAFETY: the event is ours, and nobody records it any more.
+            let _ = unsafe { result::event::destroy(event) };
+        }
+    }
+}
+
+/// The number of the capture that `stream` is part of, if any.
+fn capture(stream: sys::CUstream) -> Result<Option<u64>> {
+    let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    let mut number = 0;
+    // SAFETY: the caller's stream; the outputs that are not wanted may be null.
+    check("cuStreamGetCaptureInfo", unsafe {
+        sys::cuStreamGetCaptureInfo_v2(
+            stream,
+            &mut status,
+            &mut number,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        )
+    })?;
+    Ok((status == sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE).then_some(number))
+}

@@ -1,0 +1,319 @@
+//! The workspace over device memory.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cudarc::driver::sys;
+use lamport_rs_kernels::ModuleKey;
+use lamport_rs_kernels::parameters::{FillParameters, Group as KernelGroup, VerifyParameters};
+use lamport_rs_kernels::plan;
+use lamport_rs_protocol::exchange::Member;
+use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
+use lamport_rs_protocol::rank_set::RankSet;
+use lamport_rs_protocol::sentinel::{SENTINEL, Vector};
+use lamport_rs_protocol::table;
+
+use crate::cuda::device::{Device, Entered};
+use crate::cuda::driver::check;
+use crate::cuda::memory::{DeviceMemory, HANDLE_BYTES, PeerMemory, PinnedWords};
+use crate::cuda::order::StreamOrder;
+use crate::cuda::plans::MinimaxPlans;
+use crate::error::{Error, Result};
+use crate::exchange::{AllGather, Exchange};
+use crate::workspace::Settings;
+use crate::workspace::construct::{Backend, Group, Request, construct};
+
+/// Longest wait of the verification's kernel, whose data is on its way when it starts.
+const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Device memory of one host's GPUs.
+pub struct CudaBackend {
+    device: Arc<Device>,
+}
+
+impl CudaBackend {
+    /// Memory of `device`.
+    pub fn new(device: Arc<Device>) -> Self {
+        Self { device }
+    }
+}
+
+impl Backend for CudaBackend {
+    const NAME: &'static str = "cuda";
+    type Block = DeviceMemory;
+    type Peer = PeerMemory;
+
+    fn device(&self) -> String {
+        self.device.describe()
+    }
+
+    fn allocate(&self, bytes: usize, word: u32) -> Result<DeviceMemory> {
+        // Smaller allocations share a block with strangers, and exporting one exports the block.
+        let bytes = bytes.next_multiple_of(lamport_rs_protocol::geometry::ALLOCATION_GRANULARITY);
+        let memory = DeviceMemory::allocate(&self.device, bytes)?;
+        let _entered = self.device.enter()?;
+        if word == SENTINEL {
+            // SAFETY: the words are the allocation's own.
+            unsafe { fill(&self.device, memory.address(), bytes as u64, std::ptr::null_mut()) }?;
+        } else {
+            // SAFETY: the words are the allocation's own.
+            check("cuMemsetD32", unsafe { sys::cuMemsetD32_v2(memory.address(), word, bytes / 4) })?;
+        }
+        // Complete before any peer can hear of the block: a late fill would wipe out its first push.
+        // SAFETY: the default stream.
+        unsafe { self.device.synchronise(std::ptr::null_mut()) }?;
+        Ok(memory)
+    }
+
+    fn export(&self, block: &DeviceMemory) -> Result<Vec<u8>> {
+        Ok([self.device.uuid.as_slice(), &block.export()?].concat())
+    }
+
+    fn open(&self, handle: &[u8]) -> Result<PeerMemory> {
+        let (uuid, handle) = handle.split_at_checked(self.device.uuid.len()).unwrap_or_default();
+        let handle: [u8; HANDLE_BYTES] =
+            handle.try_into().map_err(|_| Error::Argument("its handle cannot be read".to_owned()))?;
+        if uuid == self.device.uuid {
+            return Err(Error::Argument(format!(
+                "it is on the same GPU as this rank ({}); give every rank a GPU of its own",
+                self.device.describe()
+            )));
+        }
+        PeerMemory::open(&self.device, handle)
+    }
+
+    fn own_address(block: &DeviceMemory) -> u64 {
+        block.address()
+    }
+
+    fn peer_address(peer: &PeerMemory) -> u64 {
+        peer.address()
+    }
+}
+
+/// Fills `bytes` bytes (a multiple of 4) of device memory with the sentinel, in `stream`'s order.
+///
+/// # Safety
+/// The memory is the device's and aligned to 4, `stream` is one of its streams, and the device's context is current.
+pub unsafe fn fill(device: &Device, address: u64, bytes: u64, stream: sys::CUstream) -> Result<()> {
+    let parameters = FillParameters { begin: address, words: bytes / 4 };
+    let plan = plan::fill(parameters.words, device.plan);
+    let function = device.modules.function(ModuleKey::Fill, device)?;
+    // SAFETY: the caller's promises; these are the parameters of `fill`.
+    unsafe { function.launch(&plan, stream, &parameters) }
+}
+
+/// What one operation at a time may touch.
+#[derive(Debug)]
+struct State {
+    failure: Option<Error>,
+    order: StreamOrder,
+    plans: MinimaxPlans,
+}
+
+/// One rank's workspace. Its memory lives until the last reference to it is gone, the table's included.
+#[derive(Debug)]
+pub struct CudaWorkspace {
+    /// The device it is on.
+    pub device: Arc<Device>,
+    member: Member,
+    timeout: Option<Duration>,
+    group: KernelGroup,
+    state: Mutex<State>,
+    cleaned_up: AtomicBool,
+    pinned: PinnedWords,
+    /// Control words, then the table.
+    control: DeviceMemory,
+    _peers: Vec<PeerMemory>,
+    _own: DeviceMemory,
+}
+
+/// Where the control memory holds what: the table begins at a multiple of 16 behind the control words.
+const EXTENTS_OFFSET: usize = 16;
+const TABLE_OFFSET: usize = 32;
+
+impl CudaWorkspace {
+    /// Creates this rank's part on `device`. Collective: all ranks call it, and all return or raise together.
+    pub fn create(settings: &Settings, device: Result<Arc<Device>>, transport: &mut dyn AllGather) -> Result<Self> {
+        let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
+        let checked = settings.check().and_then(|(member, timeout)| Ok((member, timeout, device?)));
+        let request = checked.clone().map(|(Member { rank, geometry }, _, _)| Request {
+            rank,
+            world_size: geometry.world_size(),
+            bytes: geometry.used_bytes(),
+            word: SENTINEL,
+            comm_size: geometry.comm_size(),
+        });
+        // Where there is no device, `request` is an error, and the backend is never asked for anything.
+        let group = match &checked {
+            Ok((_, _, device)) => construct(&CudaBackend::new(device.clone()), &mut exchange, request),
+            Err(error) => return Err(exchange.agree::<()>(Err(error.clone())).err().unwrap_or(error.clone())),
+        }?;
+        let (member, timeout, device) = checked?;
+        let nonces = group.nonces.clone();
+        let created = Self::over(member, timeout, device, group);
+        let verified = created.as_ref().map_err(Error::clone).and_then(|workspace| workspace.verify(&nonces));
+        exchange.agree(verified)?;
+        created
+    }
+
+    fn over(member: Member, timeout: Option<Duration>, device: Arc<Device>, group: Group<CudaBackend>) -> Result<Self> {
+        let Member { rank, geometry } = member;
+        let world_size = geometry.world_size();
+        let table_bytes = table::table_len(world_size) * size_of::<i64>();
+        let control = DeviceMemory::allocate(&device, TABLE_OFFSET + table_bytes)?;
+        let pinned = PinnedWords::allocate(&device)?;
+        let (counters, extents) = (control.address(), control.address() + EXTENTS_OFFSET as u64);
+        let slots = group.addresses();
+        let entries = table::table(&slots, counters, extents);
+        control.write(0, &[0_i32; 4])?;
+        control.write(EXTENTS_OFFSET, &[0_i64, geometry.comm_size() as i64])?;
+        control.write(TABLE_OFFSET, &entries)?;
+
+        let mut peers = [0; MAX_WORLD_SIZE - 1];
+        for (distance, peer) in (1..world_size).enumerate() {
+            peers[distance] = slots[(rank + peer) % world_size];
+        }
+        let kernel_group = KernelGroup {
+            own: group.own.address(),
+            peers,
+            comm_size: geometry.comm_size() as u64,
+            counters,
+            extents,
+            fault: pinned.fault_address(),
+            timeout_nanoseconds: nanoseconds(timeout),
+            rank: rank as u32,
+            world_size: world_size as u32,
+        };
+        Ok(Self {
+            member,
+            timeout,
+            group: kernel_group,
+            state: Mutex::new(State {
+                failure: None,
+                order: StreamOrder::new(&device),
+                plans: MinimaxPlans::default(),
+            }),
+            cleaned_up: AtomicBool::new(false),
+            pinned,
+            control,
+            _peers: group.peers.into_iter().flatten().collect(),
+            _own: group.own,
+            device,
+        })
+    }
+
+    /// Proves that every peer's stores arrive, with the instructions of the operations.
+    fn verify(&self, nonces: &[Vector]) -> Result<()> {
+        let bound = self.timeout.map_or(VERIFICATION_TIMEOUT, |timeout| timeout.min(VERIFICATION_TIMEOUT));
+        let mut all = [[0; 4]; MAX_WORLD_SIZE];
+        all[..nonces.len()].copy_from_slice(nonces);
+        let parameters = VerifyParameters {
+            group: KernelGroup { timeout_nanoseconds: nanoseconds(Some(bound)), ..self.group },
+            nonces: all,
+            result: self.pinned.result_address(),
+            reserved: 0,
+        };
+        let _entered = self.device.enter()?;
+        let function = self.device.modules.function(ModuleKey::Verify, &self.device)?;
+        let stream = std::ptr::null_mut();
+        // SAFETY: the context is current; these are the parameters of `verify`, and the memory is kept by `self`.
+        unsafe { function.launch(&plan::verify(self.device.plan), stream, &parameters) }?;
+        // SAFETY: the default stream.
+        unsafe { self.device.synchronise(stream) }?;
+        let wrong = RankSet(self.pinned.result()? as u16);
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Argument(format!(
+            "stores of {wrong} do not arrive at {}, although the driver mapped the memory; use NVLink or a PCIe \
+             topology with working peer access, or fall back to the framework's own all-reduce",
+            self.device.describe()
+        )))
+    }
+
+    /// Rank and geometry.
+    pub fn member(&self) -> Member {
+        self.member
+    }
+
+    /// What kernels are told.
+    pub fn kernel_group(&self) -> &KernelGroup {
+        &self.group
+    }
+
+    /// Address and length of the pointer table, in device memory.
+    pub fn table(&self) -> (u64, usize) {
+        (self.control.address() + TABLE_OFFSET as u64, table::table_len(self.member.geometry.world_size()))
+    }
+
+    /// Refuses all further operations. The memory goes when the last reference does.
+    pub fn clean_up(&self) {
+        self.cleaned_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes the workspace for one operation on `stream`, after any other, and makes the stream wait for the last one.
+    #[inline]
+    pub fn take_turn(&self, stream: sys::CUstream) -> Result<Turn<'_>> {
+        let mut state = self.lock();
+        self.check_usable(&mut state)?;
+        let entered = self.device.enter()?;
+        state.order.follow(stream)?;
+        Ok(Turn { state, _entered: entered })
+    }
+
+    /// Waits for the last operation, and raises what went wrong in it or before.
+    pub fn synchronise(&self) -> Result<()> {
+        let last = self.lock().order.last();
+        if let Some(stream) = last {
+            // SAFETY: an operation was called on it; torch's streams live as long as the process.
+            unsafe { self.device.synchronise(stream) }?;
+        }
+        self.check_usable(&mut self.lock())
+    }
+
+    /// Ends the waiting of running kernels, whose results then mean nothing.
+    pub fn abort(&self) {
+        self.lock().failure.get_or_insert_with(|| Error::Failed("it was aborted".to_owned()));
+        self.pinned.abort();
+    }
+
+    fn check_usable(&self, state: &mut State) -> Result<()> {
+        if self.cleaned_up.load(Ordering::Relaxed) {
+            return Err(Error::CleanedUp);
+        }
+        if let Some(failure) = &state.failure {
+            return Err(Error::Failed(failure.to_string()));
+        }
+        let missing = RankSet(self.pinned.missing_ranks() as u16);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let waited = self.timeout.unwrap_or_default();
+        let error = Error::Timeout { operation: "an earlier operation", waited, missing };
+        state.failure = Some(error.clone());
+        Err(error)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One operation's hold on a workspace.
+pub struct Turn<'a> {
+    state: MutexGuard<'a, State>,
+    _entered: Entered,
+}
+
+impl Turn<'_> {
+    /// The launch plans made so far.
+    pub fn plans(&mut self) -> &mut MinimaxPlans {
+        &mut self.state.plans
+    }
+}
+
+fn nanoseconds(timeout: Option<Duration>) -> u64 {
+    timeout.map_or(0, |timeout| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
+}
