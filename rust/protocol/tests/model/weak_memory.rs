@@ -16,7 +16,7 @@
 //!
 //! What it does not cover: loads happen one after the other and no store happens ahead of an earlier load. So the
 //! acquire fence is not put to the test. The argument needs it for just that, and C11 without it would allow pushes
-//! ahead of the polls that they depend on; no hardware does that across a branch.
+//! ahead of the polls that they depend on; no hardware does that across a branch. The `loom` test covers both.
 
 /// A part of a vector in some rank's block: the unit that becomes visible at once.
 pub type Location = u16;
