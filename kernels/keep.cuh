@@ -13,6 +13,8 @@ __device__ __forceinline__ uint32 keep(uint32 value) { return __shfl_sync(0xffff
 
 __device__ __forceinline__ uint64 keep(uint64 value) { return __shfl_sync(0xffffffffu, value, threadIdx.x % 32); }
 
+__device__ __forceinline__ float keep(float value) { return __shfl_sync(0xffffffffu, value, threadIdx.x % 32); }
+
 // Keeps the address of an object in shared memory.
 template <class Object>
 __device__ __forceinline__ Object& keep_object(Object& object) {

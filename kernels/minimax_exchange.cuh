@@ -52,13 +52,14 @@ public:
     using Shared = MinimaxShared<matrices, tokens>;
 
     __device__ __forceinline__ MinimaxExchange(const MinimaxParameters<matrices>& parameters, Shared& shared,
-                                               uint32 first_token)
+                                               const MinimaxPlace& place, uint32 first_token)
         : parameters_(parameters),
           shared_(shared),
           world_size_(parameters.group.world_size),
           row_(threadIdx.x % Shared::ROWS),
-          peer_(threadIdx.x / Shared::ROWS),
-          exchanges_(peer_ < world_size_ - 1 && first_token + row_ / matrices < parameters.tokens),
+          peer_(peer_in_rank_order(parameters.group, threadIdx.x / Shared::ROWS)),
+          inverse_count_(keep(place.matrix.inverse_count)),
+          exchanges_(peer_ < world_size_ && first_token + row_ / matrices < parameters.tokens),
           control_reader_(parameters.group) {
         shared.pad(parameters);
         if (exchanges_) {
@@ -102,7 +103,7 @@ public:
         // Lanes share the work: lane i computes the scale of token i modulo `tokens`, and all get all.
         const uint32 row = threadIdx.x % tokens * matrices + place.index;
         const float total = shared_.sums[row].sum(world_size_);
-        const float scale = rsqrtf(fmaf(total, place.matrix.inverse_count, parameters_.epsilon));
+        const float scale = rsqrtf(fmaf(total, inverse_count_, parameters_.epsilon));
 #pragma unroll
         for (uint32 t = 0; t < tokens; ++t) {
             scales[t] = tokens == 1 ? scale : __shfl_sync(0xffffffffu, scale, t);
@@ -118,13 +119,13 @@ private:
         const WordRoute route = shared_.routes[threadIdx.x];
         const float sum = shared_.partials[row_].sum(Shared::warps_of_row(parameters_, row_));
         const uint32 own = scrub(__float_as_uint(sum));
-        const uint32 source = rank_of_peer(parameters_.group, peer_);
-        const uint32 word = exchange_word(parameters_.group, route, slot_offset, own, source);
+        push_word(route, slot_offset, own);
         RankValues& sums = shared_.sums[row_];
-        sums.values[source] = __uint_as_float(word);
-        if (peer_ == 0) {
+        if (threadIdx.x == row_) {
             sums.values[parameters_.group.rank] = __uint_as_float(own);
         }
+        const uint32 word = await_word(parameters_.group, route, slot_offset, peer_);
+        sums.values[peer_] = __uint_as_float(word);
     }
 
     __device__ __forceinline__ void clear_and_arrive(uint32 exchanging) {
@@ -147,6 +148,7 @@ private:
     // The word this thread exchanges, with which peer, and whether it does.
     uint32 row_;
     uint32 peer_;
+    float inverse_count_;
     bool exchanges_;
     ControlReader control_reader_;
 };

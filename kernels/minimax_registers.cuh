@@ -41,7 +41,7 @@ __device__ __forceinline__ void minimax_in_registers(const MinimaxParameters<mat
         row_begin[v] = keep(matrix.input + uint64{first_token} * row_bytes + column_bytes[v]);
     }
     // Last before the wait: its branches also keep the assembler from moving the above behind the wait.
-    MinimaxExchange<matrices, tokens> exchange(parameters, shared, first_token);
+    MinimaxExchange<matrices, tokens> exchange(parameters, shared, place, first_token);
     ptx::wait_for_prior_grids();
 
     Vector rows[tokens][vectors];
@@ -87,17 +87,23 @@ __device__ __forceinline__ void minimax_in_registers(const MinimaxParameters<mat
     float scales[tokens];
     exchange.scales(place, scales);
 
-    const Address output = matrix.output + uint64{first_token} * matrix.output_row_bytes;
+    Address row = matrix.output + uint64{first_token} * matrix.output_row_bytes + column_bytes[0];
+    uint32 row_distance = matrix.output_row_bytes;
+    if constexpr (tokens > 1) {
+        // Or the assembler computes the whole address anew for each token.
+        row = keep(row);
+        row_distance = keep(row_distance);
+    }
 #pragma unroll
     for (uint32 t = 0; t < tokens; ++t) {
-        const Address row = output + uint64{t} * matrix.output_row_bytes;
 #pragma unroll
         for (uint32 v = 0; v < vectors; ++v) {
             const Vector result = weights[v].apply(rows[t][v], scales[t]);
             if (inside[v] && t < own_tokens) {
-                ptx::store_output(row + column_bytes[v], result);
+                ptx::store_output(row + (column_bytes[v] - column_bytes[0]), result);
             }
         }
+        row += row_distance;
     }
 }
 

@@ -46,9 +46,8 @@ __device__ __forceinline__ void verify(const VerifyParameters& parameters) {
     const uint64 area = SLOTS * group.comm_size;
     uint32 wrong = 0;
     if (threadIdx.x < group.world_size - 1) {
-        const uint32 distance = threadIdx.x + 1;
-        const uint32 wrapped = group.rank + distance;
-        const uint32 peer = wrapped < group.world_size ? wrapped : wrapped - group.world_size;
+        const uint32 successor = group.rank + 1 + threadIdx.x;
+        const uint32 peer = successor < group.world_size ? successor : successor - group.world_size;
         // Computed indices into the parameters: they stay in constant memory, since the parameters are never written.
         ptx::store_system(group.peers[threadIdx.x] + area + group.rank * VECTOR_BYTES, parameters.nonces[group.rank]);
         const Address cell = group.own + area + peer * VECTOR_BYTES;

@@ -8,10 +8,9 @@
 
 namespace lamport {
 
-// The rank of peers[peer].
-__device__ __forceinline__ uint32 rank_of_peer(const Group& group, uint32 peer) {
-    const uint32 rank = group.rank + 1 + peer;
-    return rank < group.world_size ? rank : rank - group.world_size;
+// The rank of peer `index`, counting the peers in ascending order of rank.
+__device__ __forceinline__ uint32 peer_in_rank_order(const Group& group, uint32 index) {
+    return index < group.rank ? index : index + 1;
 }
 
 // The way of one word to one peer, and of the peer's word back. To be computed before the grid-dependency wait and kept
@@ -23,29 +22,24 @@ struct alignas(16) WordRoute {
     Address poll;
 };
 
-// `offset` is the word's place in every region, in bytes; `peer` an index of Group::peers.
+// `offset` is the word's place in every region, in bytes; `peer` a rank other than the own.
 __device__ __forceinline__ WordRoute word_route(const Group& group, uint32 region_bytes, uint32 offset, uint32 peer) {
+    const uint32 distance = peer > group.rank ? peer - group.rank : peer + group.world_size - group.rank;
     // A computed index, but into parameters that nothing writes to: they stay in constant memory.
-    return WordRoute{group.peers[peer] + uint64{group.rank} * region_bytes + offset,
-                     group.own + uint64{rank_of_peer(group, peer)} * region_bytes + offset};
+    return WordRoute{group.peers[distance - 1] + uint64{group.rank} * region_bytes + offset,
+                     group.own + uint64{peer} * region_bytes + offset};
 }
 
-// Pushes `own`, already scrubbed, and returns the word of rank `source`. If it does not come, returns the sentinel, and
-// the fault is recorded. Lanes may call it in any number and return at different times: reconverge before the next
-// warp-wide operation.
-__device__ __forceinline__ uint32 exchange_word(const Group& group, const WordRoute& route, uint64 slot_offset,
-                                                uint32 own, uint32 source) {
-    ptx::store_system(route.push + slot_offset, own);
+// Pushes `word`, already scrubbed.
+__device__ __forceinline__ void push_word(const WordRoute& route, uint64 slot_offset, uint32 word) {
+    ptx::store_system(route.push + slot_offset, word);
+}
+
+// Awaits the word of rank `peer`: see `poll`.
+__device__ __forceinline__ uint32 await_word(const Group& group, const WordRoute& route, uint64 slot_offset,
+                                             uint32 peer) {
     const Address address = route.poll + slot_offset;
-    BoundedWait wait(group);
-    uint32 word = ptx::load_system(address);
-    while (!has_arrived(word)) {
-        if (wait.gives_up([=] { return 1u << source; })) {
-            break;
-        }
-        word = ptx::load_system(address);
-    }
-    return word;
+    return poll(group, peer, [=] { return ptx::load_system(address); });
 }
 
 }  // namespace lamport
