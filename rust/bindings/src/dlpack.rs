@@ -10,21 +10,55 @@ use pyo3::prelude::*;
 pub const CPU: i32 = 1;
 /// `kDLCUDA` of DLPack's device types.
 pub const CUDA: i32 = 2;
+/// `kDLCUDAHost`: pinned host memory.
+pub const CUDA_HOST: i32 = 3;
 const INT: u8 = 0;
+/// `kDLFloat` of DLPack's element types.
+pub const FLOAT: u8 = 2;
+/// `kDLBfloat` of DLPack's element types.
+pub const BFLOAT: u8 = 4;
 const NAME: &CStr = c"dltensor";
 
+/// `DLTensor`.
 #[repr(C)]
-struct DlTensor {
-    data: *mut c_void,
-    device_type: i32,
-    device_id: i32,
-    dimensions: i32,
-    type_code: u8,
-    type_bits: u8,
-    type_lanes: u16,
-    shape: *mut i64,
-    strides: *mut i64,
-    byte_offset: u64,
+pub struct DlTensor {
+    /// The elements, before `byte_offset` is added.
+    pub data: *mut c_void,
+    /// One of the device types.
+    pub device_type: i32,
+    /// Which device of the type.
+    pub device_id: i32,
+    /// Number of dimensions.
+    pub dimensions: i32,
+    /// One of the element types.
+    pub type_code: u8,
+    /// Bits per element.
+    pub type_bits: u8,
+    /// Elements per element: 1.
+    pub type_lanes: u16,
+    /// Sizes.
+    pub shape: *mut i64,
+    /// Strides in elements, or null if the elements lie side by side.
+    pub strides: *mut i64,
+    /// Bytes from `data` to the first element.
+    pub byte_offset: u64,
+}
+
+impl Default for DlTensor {
+    fn default() -> Self {
+        Self {
+            data: std::ptr::null_mut(),
+            device_type: CPU,
+            device_id: 0,
+            dimensions: 0,
+            type_code: INT,
+            type_bits: 64,
+            type_lanes: 1,
+            shape: std::ptr::null_mut(),
+            strides: std::ptr::null_mut(),
+            byte_offset: 0,
+        }
+    }
 }
 
 #[repr(C)]
@@ -50,18 +84,7 @@ pub fn capsule(
     (device_type, device_id): (i32, i32),
     owner: Arc<dyn Send + Sync>,
 ) -> PyResult<Bound<'_, PyAny>> {
-    let tensor = DlTensor {
-        data: pointer,
-        device_type,
-        device_id,
-        dimensions: 1,
-        type_code: INT,
-        type_bits: 64,
-        type_lanes: 1,
-        shape: std::ptr::null_mut(),
-        strides: std::ptr::null_mut(),
-        byte_offset: 0,
-    };
+    let tensor = DlTensor { data: pointer, device_type, device_id, dimensions: 1, ..DlTensor::default() };
     let managed = DlManagedTensor { tensor, context: std::ptr::null_mut(), deleter: Some(delete) };
     let export = Box::into_raw(Box::new(Export { managed, shape: [length as i64], _owner: owner }));
     // SAFETY: `export` is a valid allocation that nobody else knows of yet; its fields are at stable addresses.

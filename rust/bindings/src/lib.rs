@@ -5,6 +5,7 @@ mod buffer;
 mod dlpack;
 mod errors;
 mod exchange;
+mod exchange_api;
 mod operations;
 mod registry;
 mod sizing;

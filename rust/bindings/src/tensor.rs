@@ -5,10 +5,49 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
+use crate::dlpack::{self, DlTensor};
 use crate::errors::LamportError;
+use crate::exchange_api::ExchangeApi;
 
 /// The operand `name`. The caller keeps `tensor` alive for as long as the result is used.
 pub fn extract(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
+    let described = ExchangeApi::of(tensor).and_then(|api| api.describe(tensor)).and_then(|tensor| convert(&tensor));
+    // What the fast way cannot describe is no operand, and the slow one says why.
+    described.map_or_else(|| extract_attributes(tensor, name), Ok)
+}
+
+fn convert(tensor: &DlTensor) -> Option<Tensor> {
+    let dtype = match (tensor.type_code, tensor.type_bits, tensor.type_lanes) {
+        (dlpack::FLOAT, 32, 1) => Dtype::Float32,
+        (dlpack::FLOAT, 16, 1) => Dtype::Float16,
+        (dlpack::BFLOAT, 16, 1) => Dtype::BFloat16,
+        _ => return None,
+    };
+    let device = match tensor.device_type {
+        dlpack::CPU | dlpack::CUDA_HOST => Device::Cpu,
+        dlpack::CUDA => Device::Cuda(usize::try_from(tensor.device_id).ok()?),
+        _ => return None,
+    };
+    let count = usize::try_from(tensor.dimensions).ok()?;
+    if count > 0 && (tensor.shape.is_null() || tensor.strides.is_null()) {
+        return None;
+    }
+    let dimensions = |values: *const i64| {
+        // SAFETY: DLPack's promise: `dimensions` values, which live as long as the tensor. None are read if there are
+        // none.
+        Dimensions::new((0..count).map(|index| unsafe { *values.add(index) } as usize))
+    };
+    Some(Tensor {
+        pointer: tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize),
+        dtype,
+        device,
+        shape: dimensions(tensor.shape)?,
+        strides: dimensions(tensor.strides)?,
+    })
+}
+
+/// Reads the attributes of whatever calls itself a tensor.
+fn extract_attributes(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
     let py = tensor.py();
     let Ok(dtype) = tensor.getattr(intern!(py, "dtype")) else {
         let kind = tensor.get_type().name()?;
