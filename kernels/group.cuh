@@ -18,8 +18,8 @@ struct FaultRecord {
 struct Group {
     // The own block.
     Address own;
-    // The peers' blocks, rotated: peers[i] is rank (rank + 1 + i) % world_size. So indices are constants in the code (a
-    // computed index would send the struct to local memory), and not all ranks push to rank 0 first.
+    // The peers' blocks, rotated: peers[i] is rank (rank + 1 + i) % world_size. So not all ranks push to rank 0 first,
+    // and a loop over the peers has constant indices.
     Address peers[MAX_WORLD_SIZE - 1];
     // Bytes per slot.
     uint64 comm_size;

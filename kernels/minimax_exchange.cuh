@@ -80,8 +80,18 @@ public:
         }
     }
 
-    // Every thread of the block calls it, the row warps having put their sums into `partials`, and the service warp
-    // having read the control words.
+    // The row warps call it: hands on a warp's sums of squares, one per token, of which each thread brings its part.
+    __device__ __forceinline__ void put_sums(const MinimaxPlace& place, float (&sums)[tokens]) {
+        const float sum = warp_sums(sums);
+        const uint32 lane = threadIdx.x % WARP_THREADS;
+        if (place.has_matrix && lane % LANES_PER_SUM<tokens> == 0) {
+            const uint32 token = lane / LANES_PER_SUM<tokens>;
+            shared_.partials[token * matrices + place.index].values[place.warp] = sum;
+        }
+    }
+
+    // Every thread of the block calls it, the row warps having put their sums, and the service warp having read the
+    // control words.
     __device__ __forceinline__ void run() {
         // Whole warps either exchange or clear, so that those which clear do not wait for those which poll. The host
         // sees to it that the service warp does not exchange.

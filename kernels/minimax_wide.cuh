@@ -39,10 +39,7 @@ __device__ __forceinline__ void minimax_wide(const MinimaxParameters<matrices>& 
                 sums[0] += first + v * stride < end ? squares : 0.0f;
             }
         }
-        const float sum = warp_sums(sums);
-        if (place.has_matrix && threadIdx.x % WARP_THREADS == 0) {
-            shared.partials[place.index].values[place.warp] = sum;
-        }
+        exchange.put_sums(place, sums);
     }
     exchange.run();
     if (exchange.in_service_warp()) {

@@ -6,7 +6,6 @@
 
 namespace lamport {
 
-constexpr uint32 WARP_THREADS = 32;
 constexpr uint32 MAX_WARPS = 32;
 
 // Lanes that end up with the same sum after `warp_sums<count>`.

@@ -14,7 +14,8 @@ public:
     // are on time pays neither for the clock nor for the way to the fault record, which is across the host's bus.
     static constexpr uint32 POLLS_PER_LOOK = 256;
 
-    // To be called after POLLS_PER_LOOK polls that found words of the ranks `missing` (a bit mask) missing. True: give up.
+    // To be called after POLLS_PER_LOOK polls that found words of the ranks `missing` (a bit mask) missing. True: give
+    // up.
     //
     // A block that gives up records the ranks it missed. One that finds a record by another block, or the host's wish
     // to abort, gives up without adding to it: its own peers may only be late. So the blocks of a grid that do not run
@@ -45,8 +46,8 @@ private:
 };
 
 // Polls with `load`, which returns a word or a vector of rank `source`, until no word is the sentinel. Returns what was
-// loaded last: if the rank did not come, that contains the sentinel, and the fault is recorded. Lanes may call it in any
-// number and return at different times: reconverge before the next warp-wide operation.
+// loaded last: if the rank did not come, that contains the sentinel, and the fault is recorded. Lanes may call it in
+// any number and return at different times: reconverge before the next warp-wide operation.
 template <class Load>
 __device__ __forceinline__ auto poll(const Group& group, uint32 source, Load load) {
     Patience patience;

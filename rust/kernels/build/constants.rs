@@ -8,7 +8,7 @@ use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, VECTOR_WORDS};
 use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, SLOT_INDEX};
 
 use crate::parameters::{FaultRecord, FillParameters, Group, MinimaxMatrix, MinimaxParameters, VerifyParameters};
-use crate::variants::FILL_THREADS;
+use crate::variants::{FILL_THREADS, WARP_THREADS};
 
 /// A macro `ASSERT_LAYOUT_OF_<name>(type)` that asserts that a CUDA struct has the size of a Rust struct and the named
 /// fields at the same offsets.
@@ -51,6 +51,7 @@ fn constants() -> String {
     constant("ARRIVAL_COUNTER", &ARRIVAL_COUNTER);
     constant("SLOT_INDEX", &SLOT_INDEX);
     constant("CLEAR_EXTENT", &CLEAR_EXTENT);
+    constant("WARP_THREADS", &WARP_THREADS);
     constant("FILL_THREADS", &FILL_THREADS);
     text.push_str("\n}  // namespace lamport\n");
     text
