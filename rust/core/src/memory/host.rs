@@ -15,6 +15,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::error::{Error, Result};
 
+/// Bytes written at once when a block is filled: small enough for the second-level cache.
+const FILL_BYTES: usize = 256 << 10;
+
 /// One mapping of one block, writable by every process that has it.
 #[derive(Debug)]
 pub struct Mapping {
@@ -87,9 +90,8 @@ impl Block {
             .map_err(|error| Error::system(format!("allocating {bytes} bytes of shared memory"), error))?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(|error| Error::system("sealing shared memory", error))?;
+        fill(&file, bytes, word)?;
         let mapping = Mapping::new(&file, bytes)?;
-        // SAFETY: the mapping is page-aligned, `bytes` long, and no other process can know of it yet.
-        unsafe { std::slice::from_raw_parts_mut(mapping.pointer().as_ptr().cast::<u32>(), bytes / 4) }.fill(word);
         let status = fstat(&file).map_err(|error| Error::system("fstat", error))?;
         let handle = Handle {
             process: std::process::id(),
@@ -120,6 +122,19 @@ impl Block {
     pub fn into_mapping(self) -> Mapping {
         self.mapping
     }
+}
+
+/// Writes `word` over the first `bytes` bytes of `file`. A write that covers whole pages spares the kernel clearing them
+/// first, which takes as long again as the filling.
+fn fill(file: &OwnedFd, bytes: usize, word: u32) -> Result<()> {
+    let pattern = word.to_ne_bytes().repeat(FILL_BYTES.min(bytes) / size_of::<u32>());
+    let mut done = 0;
+    while done < bytes {
+        let part = &pattern[..FILL_BYTES.min(bytes - done)];
+        done += rustix::io::pwrite(file, part, done as u64)
+            .map_err(|error| Error::system(format!("filling {bytes} bytes of shared memory"), error))?;
+    }
+    Ok(())
 }
 
 /// Maps a peer's block.
