@@ -156,7 +156,8 @@ pub fn minimax_comm_size(max_tokens: i64, world_size: i64, fused_qk: bool) -> Re
     let per_rank = if fused_qk {
         tokens.div_ceil(TOKENS_PER_VECTOR).checked_mul(2 * VECTOR_BYTES)
     } else {
-        tokens.checked_mul(FLOAT_BYTES)
+        // Regions are whole vectors, which only sizes just below a multiple of 2 MiB notice.
+        tokens.checked_mul(FLOAT_BYTES).and_then(|bytes| bytes.checked_next_multiple_of(VECTOR_BYTES))
     };
     round_up_slot(per_rank, ranks, max_tokens)
 }

@@ -41,8 +41,19 @@ proptest! {
     fn minimax_sizes_follow_the_published_formulas(world_size in world_sizes(), max_tokens in 1_usize..10_000_000) {
         let rounded = |bytes: usize| bytes.div_ceil(2 * MIB) * 2 * MIB;
         let size = |fused| minimax_comm_size(max_tokens as i64, world_size as i64, fused);
-        prop_assert_eq!(size(false), Ok(rounded(world_size * max_tokens * 4)));
+        // The published formula, with each rank's part in whole vectors, as regions are.
+        prop_assert_eq!(size(false), Ok(rounded(world_size * (max_tokens * 4).next_multiple_of(16))));
         prop_assert_eq!(size(true), Ok(rounded(world_size * 2 * max_tokens.div_ceil(4) * 16)));
+    }
+}
+
+#[test]
+fn minimax_sizes_serve_the_tokens_they_were_asked_for() {
+    // 4 bytes more than fit into whole allocation blocks if regions were not rounded to vectors.
+    for (max_tokens, world_size) in [(174_762, 3), (104_857, 5), (16_384, 2)] {
+        let comm_size = minimax_comm_size(max_tokens, world_size, false).unwrap();
+        let geometry = Geometry::new(world_size, comm_size as i64).unwrap();
+        assert!(geometry.region_bytes(max_tokens as usize * 4).is_ok(), "{max_tokens} tokens, {world_size} ranks");
     }
 }
 
