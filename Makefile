@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell git ls-files rust kernels python Cargo.toml Cargo.lock pyproject.toml 2>/dev/null)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help build demo test test-rust test-python test-races bench lint format wheel clean
+.PHONY: help build demo test test-rust test-python test-gpu test-races bench lint format wheel clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -26,6 +26,9 @@ test-races: $(VENV)/.ready ## The host backend under ThreadSanitizer.
 
 test-python: build ## The package, with ranks as processes.
 	$(BIN)/python -m pytest
+
+test-gpu: build ## The package on GPUs, one per rank; skipped where there are none.
+	$(BIN)/python -m pytest tests/gpu -m gpu
 
 bench: build ## Measure the host backend against gloo; records the run in benchmarks/results.
 	$(BIN)/python benchmarks/host.py

@@ -1,0 +1,156 @@
+"""CUDA graphs: captured operations, replayed in any order and between eager ones, give the bits of eager ones."""
+
+import random
+
+import pytest
+import torch
+from minimax_rows import Operation, workspace_for
+from ranks import Rank
+from worlds import WORLD_SIZES
+
+CAPTURED = [(tokens, widths) for tokens in (1, 7, 64, 300, 2048) for widths in ((1536,), (3072, 512))]
+
+
+def capture(operations, workspace, stream: torch.cuda.Stream | None = None) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for operation in operations:
+            operation(workspace)
+    return graph
+
+
+def replay_in_any_order(me: Rank, steps: int) -> None:
+    """Static inputs get other rows before each step. All ranks roll the same dice."""
+    workspace, side = workspace_for(me, 2048), torch.cuda.Stream()
+    operations = [Operation.random(me, *shape, seed=seed) for seed, shape in enumerate(CAPTURED)]
+    variants, expected = [], []
+    for operation in operations:  # Also what warms up.
+        own = operation.rows
+        variants.append([own.clone(), own.flip(0), own * 2])
+        expected.append([])
+        for rows in variants[-1]:
+            own.copy_(rows)
+            operation(workspace)
+            operation.check("eager")
+            expected[-1].append(operation.results())
+    graphs = [
+        capture([operation], workspace, side if index % 3 == 0 else None) for index, operation in enumerate(operations)
+    ]
+    dice, own_dice, differences = random.Random(0), random.Random(me.rank), []
+    for _ in range(steps):
+        which, variant, way = dice.randrange(len(operations)), dice.randrange(3), dice.randrange(4)
+        operation = operations[which]
+        operation.rows.copy_(variants[which][variant])
+        operation.poison()
+        if own_dice.random() < 0.02:
+            torch.cuda._sleep(1_000_000)
+        if way == 0:
+            operation(workspace)
+        elif way == 1:
+            graphs[which].replay()
+        else:
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                if way == 2:
+                    graphs[which].replay()
+                else:
+                    operation(workspace)
+            torch.cuda.current_stream().wait_stream(side)
+        differences.append(operation.differences(expected[which][variant]))
+    wrong = torch.stack(differences).nonzero().flatten().tolist()
+    assert not wrong, f"{len(wrong)} of {steps} steps gave other bits than eager; the first are {wrong[:10]}"
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_graphs_replayed_between_eager_calls_give_the_same_bits(ranks_of, world_size):
+    ranks_of(world_size).run(replay_in_any_order, 1500)
+
+
+def capture_unused_kernels(me: Rank) -> None:
+    """The process has never run an operation: what it needs is loaded while the stream is being captured."""
+    workspace = workspace_for(me, 1024)
+    operations = [
+        Operation.random(me, tokens, widths, dtype, seed=seed)
+        for seed, (tokens, widths, dtype) in enumerate(
+            [
+                (1, (1536,), torch.bfloat16),
+                (200, (1536,), torch.bfloat16),
+                (600, (128, 64), torch.float16),
+                (4, (3072, 512), torch.float32),
+                (2, (20_000,), torch.float16),
+                (300, (6144, 1024), torch.bfloat16),
+            ]
+        )
+    ]
+    graph = capture(operations, workspace)
+    for round_ in range(3):
+        for operation in operations:
+            operation.poison()
+        graph.replay()
+        torch.cuda.synchronize()
+        for operation in operations:
+            operation.check(f"replay {round_}")
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_kernel_may_be_used_for_the_first_time_inside_a_capture(new_gpu_ranks, world_size):
+    new_gpu_ranks(world_size).run(capture_unused_kernels)
+
+
+def replay_a_model(me: Rank) -> None:
+    """As many layers as a model has, in one graph, with kernels of torch between them."""
+    workspace, layers = workspace_for(me, 64), 60
+    state = Operation.random(me, 16, (3072, 512), torch.bfloat16).rows
+    weights = [Operation.random(me, 1, (3072, 512), torch.bfloat16, seed=layer).weights for layer in range(layers)]
+
+    def forward() -> torch.Tensor:
+        hidden = state
+        for weight in weights:
+            settings = (3072, 512, me.rank, me.world_size, 1e-6)
+            q, k = torch.ops.lamport_rs.minimax_allreduce_rms_qk(hidden, *weight, workspace.workspace, *settings)
+            hidden = torch.cat([q, k], dim=-1).tanh() + hidden
+        return hidden
+
+    original, expected = state.clone(), []
+    for factor in (1.0, 0.5, -3.0):
+        state.copy_(original * factor)
+        expected.append(forward())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = forward()
+    for index, factor in [(0, 1.0), (1, 0.5), (2, -3.0), (0, 1.0)] * 10:
+        state.copy_(original * factor)
+        graph.replay()
+        assert torch.equal(result, expected[index]), f"a replay with input {index} gave other bits"
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_graph_of_a_whole_model_gives_the_bits_of_the_eager_model(ranks_of, world_size):
+    ranks_of(world_size).run(replay_a_model)
+
+
+def fork_and_join(me: Rank) -> None:
+    """A capture that spans two streams: the library orders its operations there too."""
+    workspace, side = workspace_for(me, 1024), torch.cuda.Stream()
+    operations = [Operation.random(me, 3 + seed, (1536, 256), seed=seed) for seed in range(8)]
+    expected = [[result.clone() for result in operation(workspace)] for operation in operations]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        main = torch.cuda.current_stream()
+        side.wait_stream(main)
+        for index, operation in enumerate(operations):
+            with torch.cuda.stream(side if index % 2 else main):
+                operation(workspace)
+        main.wait_stream(side)
+    for round_ in range(30):
+        for operation in operations:
+            operation.poison()
+        graph.replay()
+        operations[0](workspace)
+        for operation, results in zip(operations, expected, strict=True):
+            operation.check_against(results, f"round {round_}")
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_capture_may_span_streams(ranks_of, world_size):
+    ranks_of(world_size).run(fork_and_join)
