@@ -38,7 +38,8 @@ fn few_tokens_get_a_block_each_and_a_thread_per_vector() {
 
 #[test]
 fn many_tokens_share_blocks_so_that_the_grid_is_one_wave() {
-    for (tokens, per_block) in [(132, 1), (133, 2), (512, 4), (1024, 8), (2048, 8), (16384, 8)] {
+    // Two blocks of this width run on a multiprocessor at once.
+    for (tokens, per_block) in [(264, 1), (265, 2), (528, 2), (529, 4), (1056, 4), (1057, 8), (16384, 8)] {
         let plan = minimax_qk(tokens, 2).plan(H200, None).unwrap();
         assert_eq!((tokens, plan.tokens_per_block), (tokens, per_block));
         assert_eq!(plan.launch.grid, tokens.div_ceil(per_block));
