@@ -6,8 +6,6 @@ Also `--tool racecheck`, `initcheck` and `synccheck`. Without a checker it takes
 float64, so that it fails too where a checker changes what kernels do.
 """
 
-# ruff: noqa: E402  (a script finds the tests' own modules only once their folder is in the path)
-
 from __future__ import annotations
 
 import multiprocessing
