@@ -1,6 +1,6 @@
 // The control words: which slot an operation uses, what the operation before left to clear, and moving on.
 //
-// Order within a kernel: one thread per block reads the control words and hands them to the block through shared memory
+// Order within a kernel: one warp per block reads the control words and hands them to the block through shared memory
 // and a barrier; after that barrier one thread arrives; the last block to arrive writes the next operation's control
 // words. A block's read is complete before it arrives, since the value read went through shared memory and the barrier
 // first, so no block can see the next operation's words. Every kernel counts its own grid and leaves the counter at 0,
@@ -48,7 +48,7 @@ private:
 };
 
 // Puts the sentinel back over the peers' regions of the slot before. The own region was never written. `thread` counts
-// the `threads` of the whole grid that share the work. To be called after the push: its place is while data travels.
+// the `threads` of the whole grid that share the work. Its place is while data travels: in warps that neither push nor poll.
 __device__ __forceinline__ void clear_previous_slot(const Group& group, const Control& control, uint32 thread,
                                                     uint32 threads) {
     const uint32 region = control.previous_vectors / group.world_size;

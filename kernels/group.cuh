@@ -6,14 +6,6 @@
 
 namespace lamport {
 
-// In pinned host memory, so that the host can read it while kernels run.
-struct FaultRecord {
-    // Bit r: rank r's data had not arrived when the time was up. Kernels set bits and never clear them.
-    uint32 missing_ranks;
-    // Not 0: the host wants kernels to stop waiting. Kernels only read it.
-    uint32 abort;
-};
-
 // A kernel parameter, and as such in constant memory: no load from device memory precedes the first push.
 struct Group {
     // The own block.
@@ -27,16 +19,20 @@ struct Group {
     Address counters;
     // int64[2]: extent to clear, comm_size.
     Address extents;
-    // FaultRecord.
+    // A word of device memory: not 0 once a kernel has given up waiting.
     Address fault;
+    // A word of pinned host memory: bit r says that rank r's data had not arrived when the time was up. Kernels set
+    // bits and never read it: many threads that read across the host's bus wait for each other.
+    Address report;
     // How long to wait for a peer. 0: for ever.
     uint64 timeout_nanoseconds;
     uint32 rank;
     uint32 world_size;
+    // 0: what follows a group in a struct begins at a multiple of 16.
+    uint64 reserved;
 };
 
-// The host's layout of both, from constants.cuh.
-ASSERT_LAYOUT_OF_FaultRecord(FaultRecord);
+// The host's layout, from constants.cuh.
 ASSERT_LAYOUT_OF_Group(Group);
 
 }  // namespace lamport

@@ -10,9 +10,9 @@
 namespace lamport::ptx {
 
 // ---- Slots: relaxed, system scope -----------------------------------------------------------------------------------
-// The only accesses to slots and to the fault record. Each 32-bit word is indivisible and coherent between GPUs and the
-// host; a vector is four such words in no order. Nothing else is ordered: the data is its own flag. Weak accesses would
-// be a data race, `volatile` does not promise system scope.
+// The only accesses to slots, to the verification's cells and to words that the host reads. Each 32-bit word is
+// indivisible and coherent between GPUs and the host; a vector is four such words in no order. Nothing else is ordered:
+// the data is its own flag. Weak accesses would be a data race.
 
 __device__ __forceinline__ void store_system(Address address, uint32 word) {
     asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(address), "r"(word) : "memory");

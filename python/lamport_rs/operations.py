@@ -9,6 +9,9 @@ missing ranks, when peers do not come; after that the workspace can no longer be
 
 Tensors are on the workspace's device, aligned to 16 bytes (as torch allocates them), float32, float16 or bfloat16. An
 output may be the very tensor it is computed from. None of the operations has a gradient.
+
+On a GPU the operations run in the order of torch's current stream and overlap the start of what comes before them:
+norm weights are read early, so they must not be written by the kernel just before the operation.
 """
 
 from __future__ import annotations

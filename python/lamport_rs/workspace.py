@@ -99,10 +99,10 @@ class LamportWorkspace:
         return self._backend
 
     def synchronize(self) -> None:
-        """Wait until the last operation has ended, and raise `LamportTimeoutError` if its peers did not come.
+        """Wait for the device, replayed graphs included, and raise `LamportTimeoutError` if an operation missed a peer.
 
-        On a GPU, operations run after the call that launched them has returned, and the kernel that missed a peer
-        ends: the error comes with the next call, or with this one.
+        On a GPU, operations run after the call that launched them has returned, and a kernel that missed a peer ends:
+        the error comes with the next call, or with this one.
         """
         self._usable_core().synchronize()
 

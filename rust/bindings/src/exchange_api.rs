@@ -2,7 +2,7 @@
 //! (<https://dmlc.github.io/dlpack/latest/c_api.html>), which torch has from 2.10 on.
 //!
 //! The type of a tensor carries a table of C functions. One of them describes a tensor in place, without an object or an
-//! allocation, another tells the current stream. Reading the same as attributes takes a microsecond per tensor.
+//! allocation. Reading the same as attributes takes a microsecond per tensor.
 
 use std::ffi::{CStr, c_int, c_void};
 
@@ -31,7 +31,7 @@ pub struct ExchangeApi {
     managed_tensor_from_object: *const c_void,
     managed_tensor_to_object: *const c_void,
     tensor_from_object: Option<unsafe extern "C" fn(*mut ffi::PyObject, *mut DlTensor) -> c_int>,
-    current_work_stream: Option<unsafe extern "C" fn(c_int, i32, *mut *mut c_void) -> c_int>,
+    current_work_stream: *const c_void,
 }
 
 impl ExchangeApi {

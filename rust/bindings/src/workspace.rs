@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lamport_rs_core::cuda::device::Device;
+use lamport_rs_core::cuda::device::{Device, device_count};
 use lamport_rs_core::workspace::Settings;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::host::HostWorkspace;
@@ -90,8 +90,8 @@ impl Table {
     }
 }
 
-/// Says why CUDA cannot be used here; None if it can.
+/// Says why CUDA cannot be used here; None if it can. Makes no context.
 #[pyfunction]
 pub fn cuda_obstacle() -> Option<String> {
-    Device::get(0).err().map(|error| error.to_string())
+    device_count().err().map(|error| error.to_string())
 }

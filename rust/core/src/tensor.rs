@@ -113,6 +113,10 @@ impl Tensor {
     pub fn row_stride(&self) -> Option<usize> {
         let (shape, strides) = (self.shape.as_slice(), self.strides.as_slice());
         let Some((&columns, outer)) = shape.split_last() else { return Some(1) };
+        if self.elements() == 0 {
+            // There is no element whose place a stride could tell.
+            return Some(columns);
+        }
         if columns > 1 && strides[outer.len()] != 1 {
             return None;
         }
@@ -130,7 +134,7 @@ impl Tensor {
 
     /// Whether the elements lie side by side in row-major order.
     pub fn is_contiguous(&self) -> bool {
-        self.elements() == 0 || self.row_stride() == Some(self.columns())
+        self.row_stride() == Some(self.columns())
     }
 
     /// The bytes from the first element to the last, for overlap checks.

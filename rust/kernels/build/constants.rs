@@ -7,7 +7,7 @@ use lamport_rs_protocol::geometry::{MAX_WORLD_SIZE, SLOTS};
 use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, VECTOR_WORDS};
 use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, SLOT_INDEX};
 
-use crate::parameters::{FaultRecord, FillParameters, Group, MinimaxMatrix, MinimaxParameters, VerifyParameters};
+use crate::parameters::{FillParameters, Group, MinimaxMatrix, MinimaxParameters, VerifyParameters};
 use crate::variants::{FILL_THREADS, WARP_THREADS};
 
 /// A macro `ASSERT_LAYOUT_OF_<name>(type)` that asserts that a CUDA struct has the size of a Rust struct and the named
@@ -59,11 +59,10 @@ fn constants() -> String {
 
 fn layouts() -> String {
     [
-        layout!("FaultRecord", FaultRecord, [missing_ranks, abort]),
         layout!(
             "Group",
             Group,
-            [own, peers, comm_size, counters, extents, fault, timeout_nanoseconds, rank, world_size]
+            [own, peers, comm_size, counters, extents, fault, report, timeout_nanoseconds, rank, world_size]
         ),
         layout!("FillParameters", FillParameters, [begin, words]),
         layout!("VerifyParameters", VerifyParameters, [group, nonces, result]),

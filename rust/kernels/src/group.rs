@@ -13,8 +13,10 @@ pub struct ControlAddresses {
     pub counters: u64,
     /// `int64[2]` of the table.
     pub extents: u64,
-    /// A [`FaultRecord`](crate::parameters::FaultRecord) in pinned host memory.
+    /// A 32-bit word of device memory, 0 at first.
     pub fault: u64,
+    /// A 32-bit word of pinned host memory, 0 at first.
+    pub report: u64,
 }
 
 impl Group {
@@ -46,9 +48,11 @@ impl Group {
             counters: control.counters,
             extents: control.extents,
             fault: control.fault,
+            report: control.report,
             timeout_nanoseconds: timeout.map_or(0, nanoseconds),
             rank: rank as u32,
             world_size: world_size as u32,
+            reserved: 0,
         }
     }
 }

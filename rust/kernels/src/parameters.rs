@@ -6,16 +6,6 @@
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::sentinel::Vector;
 
-/// In pinned host memory that the device can reach: how kernels and the host tell each other that waiting is over.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FaultRecord {
-    /// Bit r: rank r's data had not arrived when the time was up. Kernels set bits; only the host clears them.
-    pub missing_ranks: u32,
-    /// Set to other than 0 by the host: kernels that wait stop soon, with results that mean nothing.
-    pub abort: u32,
-}
-
 /// What every kernel is told about its group.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,14 +20,18 @@ pub struct Group {
     pub counters: u64,
     /// `int64[2]` of the table.
     pub extents: u64,
-    /// A [`FaultRecord`].
+    /// A 32-bit word of device memory: other than 0 once a kernel has given up waiting.
     pub fault: u64,
+    /// A 32-bit word of pinned host memory. Bit r: rank r's data had not arrived when the time was up.
+    pub report: u64,
     /// How long to wait for a peer, in nanoseconds. 0: for ever.
     pub timeout_nanoseconds: u64,
     /// The rank.
     pub rank: u32,
     /// The group's size.
     pub world_size: u32,
+    /// 0: what follows a group in a struct begins at a multiple of 16.
+    pub reserved: u64,
 }
 
 /// Parameters of `fill`.
@@ -54,7 +48,7 @@ pub struct FillParameters {
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerifyParameters {
-    /// The group. Its control words and its fault record are not used.
+    /// The group. Its control words, fault and report are not used.
     pub group: Group,
     /// Each rank's vector, by rank; the same on every rank. No word may be the sentinel.
     pub nonces: [Vector; MAX_WORLD_SIZE],

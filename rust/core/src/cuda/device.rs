@@ -32,6 +32,15 @@ unsafe impl Send for Device {}
 // SAFETY: as above.
 unsafe impl Sync for Device {}
 
+/// Devices that this process sees; an error if there are none.
+pub fn device_count() -> Result<usize> {
+    initialise()?;
+    match result::device::get_count().map_err(|error| error_of("cuDeviceGetCount", error))? {
+        0 => Err(Error::NoCuda("this process sees no device".to_owned())),
+        count => Ok(count as usize),
+    }
+}
+
 /// The calling thread's context, until dropped.
 #[derive(Debug)]
 pub struct Entered {
@@ -54,8 +63,8 @@ impl Device {
     }
 
     fn open(index: usize) -> Result<Self> {
-        let count = result::device::get_count().map_err(|error| error_of("cuDeviceGetCount", error))?;
-        if index >= count as usize {
+        let count = device_count()?;
+        if index >= count {
             return Err(Error::NoCuda(format!("there is no cuda:{index}; this process sees {count} devices")));
         }
         let handle = result::device::get(index as i32).map_err(|error| error_of("cuDeviceGet", error))?;
@@ -115,6 +124,12 @@ impl Device {
         let _entered = self.enter()?;
         // SAFETY: the caller's promise.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream) })
+    }
+
+    /// Waits for all work of this process on the device.
+    pub fn synchronise_all(&self) -> Result<()> {
+        let _entered = self.enter()?;
+        result::ctx::synchronize().map_err(|error| error_of("cuCtxSynchronize", error))
     }
 }
 

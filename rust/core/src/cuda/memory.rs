@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use cudarc::driver::sys;
-use lamport_rs_kernels::parameters::FaultRecord;
 
 use super::device::Device;
 use super::driver::check;
@@ -98,7 +97,7 @@ impl Drop for PeerMemory {
     }
 }
 
-/// Words that kernels and the host both reach: the fault record, and the verification's result.
+/// Words that kernels write and the host reads: the report of a timeout, and the verification's result.
 #[derive(Debug)]
 pub struct PinnedWords {
     device: Arc<Device>,
@@ -108,7 +107,7 @@ pub struct PinnedWords {
 
 #[repr(C)]
 struct PinnedLayout {
-    fault: FaultRecord,
+    missing_ranks: u32,
     result: u32,
 }
 
@@ -130,7 +129,7 @@ impl PinnedWords {
         check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut pointer, size_of::<PinnedLayout>(), flags) })?;
         let pointer = pointer.cast::<PinnedLayout>();
         // SAFETY: the allocation is that large, and nobody else knows it yet.
-        unsafe { pointer.write(PinnedLayout { fault: FaultRecord::default(), result: NO_RESULT }) };
+        unsafe { pointer.write(PinnedLayout { missing_ranks: 0, result: NO_RESULT }) };
         let mut words = Self { device: device.clone(), pointer, address: 0 };
         // SAFETY: the pointer is that of a mapped allocation.
         check("cuMemHostGetDevicePointer", unsafe {
@@ -139,9 +138,9 @@ impl PinnedWords {
         Ok(words)
     }
 
-    /// The fault record's address for kernels.
-    pub fn fault_address(&self) -> u64 {
-        self.address + std::mem::offset_of!(PinnedLayout, fault) as u64
+    /// The report's address for kernels.
+    pub fn report_address(&self) -> u64 {
+        self.address + std::mem::offset_of!(PinnedLayout, missing_ranks) as u64
     }
 
     /// The result's address for the verification.
@@ -153,13 +152,7 @@ impl PinnedWords {
     #[inline]
     pub fn missing_ranks(&self) -> u32 {
         // SAFETY: valid until dropped; kernels write it with system-scope atomics.
-        unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).fault.missing_ranks) }.load(Ordering::Relaxed)
-    }
-
-    /// Asks running kernels to stop waiting.
-    pub fn abort(&self) {
-        // SAFETY: as in `missing_ranks`.
-        unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).fault.abort) }.store(1, Ordering::Relaxed);
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).missing_ranks) }.load(Ordering::Relaxed)
     }
 
     /// The verification's result, once its kernel has ended.

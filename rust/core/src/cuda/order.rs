@@ -29,11 +29,6 @@ impl StreamOrder {
         Self { device: device.clone(), last: None, event: None }
     }
 
-    /// The last operation's stream.
-    pub fn last(&self) -> Option<sys::CUstream> {
-        self.last
-    }
-
     /// Makes `stream` wait for the last operation, if that was on another stream. The device's context is current.
     ///
     /// A capture and what runs outside of it are not ordered, as nothing says when the graph will be replayed: replays
@@ -78,7 +73,7 @@ fn capture(stream: sys::CUstream) -> Result<Option<u64>> {
     let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
     let mut number = 0;
     // SAFETY: the caller's stream; the outputs that are not wanted may be null.
-    check("cuStreamGetCaptureInfo", unsafe {
+    let asked = unsafe {
         sys::cuStreamGetCaptureInfo_v2(
             stream,
             &mut status,
@@ -87,6 +82,11 @@ fn capture(stream: sys::CUstream) -> Result<Option<u64>> {
             std::ptr::null_mut(),
             std::ptr::null_mut(),
         )
-    })?;
+    };
+    // The answer for the legacy stream while another stream captures, which is no error of this operation.
+    if asked == sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT {
+        return Ok(None);
+    }
+    check("cuStreamGetCaptureInfo", asked)?;
     Ok((status == sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE).then_some(number))
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cudarc::driver::sys;
 use lamport_rs_kernels::ModuleKey;
+use lamport_rs_kernels::group::ControlAddresses;
 use lamport_rs_kernels::parameters::{FillParameters, Group as KernelGroup, VerifyParameters};
 use lamport_rs_kernels::plan;
 use lamport_rs_protocol::exchange::Member;
@@ -25,7 +26,7 @@ use crate::workspace::Settings;
 use crate::workspace::construct::{Backend, Group, Request, construct};
 
 /// Longest wait of the verification's kernel, whose data is on its way when it starts.
-const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(5);
+const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Device memory of one host's GPUs.
 pub struct CudaBackend {
@@ -123,13 +124,14 @@ pub struct CudaWorkspace {
     state: Mutex<State>,
     cleaned_up: AtomicBool,
     pinned: PinnedWords,
-    /// Control words, then the table.
+    /// Control words, fault word and table.
     control: DeviceMemory,
     _peers: Vec<PeerMemory>,
     _own: DeviceMemory,
 }
 
-/// Where the control memory holds what: the table begins at a multiple of 16 behind the control words.
+/// Where the control memory holds what, in bytes: the three counters, the fault word, the two extents, the table.
+const FAULT_OFFSET: usize = table::COUNTERS * size_of::<i32>();
 const EXTENTS_OFFSET: usize = 16;
 const TABLE_OFFSET: usize = 32;
 
@@ -141,7 +143,7 @@ impl CudaWorkspace {
         let request = checked.clone().map(|(Member { rank, geometry }, _, _)| Request {
             rank,
             world_size: geometry.world_size(),
-            bytes: geometry.used_bytes(),
+            bytes: geometry.block_bytes(),
             word: SENTINEL,
             comm_size: geometry.comm_size(),
         });
@@ -167,25 +169,17 @@ impl CudaWorkspace {
         let (counters, extents) = (control.address(), control.address() + EXTENTS_OFFSET as u64);
         let slots = group.addresses();
         let entries = table::table(&slots, counters, extents);
-        control.write(0, &[0_i32; 4])?;
+        control.write(0, &[0_i32; EXTENTS_OFFSET / size_of::<i32>()])?;
         control.write(EXTENTS_OFFSET, &[0_i64, geometry.comm_size() as i64])?;
         control.write(TABLE_OFFSET, &entries)?;
 
-        let mut peers = [0; MAX_WORLD_SIZE - 1];
-        for (distance, peer) in (1..world_size).enumerate() {
-            peers[distance] = slots[(rank + peer) % world_size];
-        }
-        let kernel_group = KernelGroup {
-            own: group.own.address(),
-            peers,
-            comm_size: geometry.comm_size() as u64,
+        let addresses = ControlAddresses {
             counters,
             extents,
-            fault: pinned.fault_address(),
-            timeout_nanoseconds: nanoseconds(timeout),
-            rank: rank as u32,
-            world_size: world_size as u32,
+            fault: control.address() + FAULT_OFFSET as u64,
+            report: pinned.report_address(),
         };
+        let kernel_group = KernelGroup::new(&geometry, rank, &slots, addresses, timeout);
         Ok(Self {
             member,
             timeout,
@@ -206,11 +200,10 @@ impl CudaWorkspace {
 
     /// Proves that every peer's stores arrive, with the instructions of the operations.
     fn verify(&self, nonces: &[Vector]) -> Result<()> {
-        let bound = self.timeout.map_or(VERIFICATION_TIMEOUT, |timeout| timeout.min(VERIFICATION_TIMEOUT));
         let mut all = [[0; 4]; MAX_WORLD_SIZE];
         all[..nonces.len()].copy_from_slice(nonces);
         let parameters = VerifyParameters {
-            group: KernelGroup { timeout_nanoseconds: nanoseconds(Some(bound)), ..self.group },
+            group: KernelGroup { timeout_nanoseconds: VERIFICATION_TIMEOUT.as_nanos() as u64, ..self.group },
             nonces: all,
             result: self.pinned.result_address(),
             reserved: 0,
@@ -263,20 +256,10 @@ impl CudaWorkspace {
         Ok(Turn { state, _entered: entered })
     }
 
-    /// Waits for the last operation, and raises what went wrong in it or before.
+    /// Waits for all work on the device, replayed graphs included, and raises what went wrong in it.
     pub fn synchronise(&self) -> Result<()> {
-        let last = self.lock().order.last();
-        if let Some(stream) = last {
-            // SAFETY: an operation was called on it; torch's streams live as long as the process.
-            unsafe { self.device.synchronise(stream) }?;
-        }
+        self.device.synchronise_all()?;
         self.check_usable(&mut self.lock())
-    }
-
-    /// Ends the waiting of running kernels, whose results then mean nothing.
-    pub fn abort(&self) {
-        self.lock().failure.get_or_insert_with(|| Error::Failed("it was aborted".to_owned()));
-        self.pinned.abort();
     }
 
     fn check_usable(&self, state: &mut State) -> Result<()> {
@@ -312,8 +295,4 @@ impl Turn<'_> {
     pub fn plans(&mut self) -> &mut MinimaxPlans {
         &mut self.state.plans
     }
-}
-
-fn nanoseconds(timeout: Option<Duration>) -> u64 {
-    timeout.map_or(0, |timeout| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
 }

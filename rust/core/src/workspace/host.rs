@@ -126,8 +126,8 @@ impl HostWorkspace {
         let mappings = peers.into_iter().filter_map(|peer| peer.or_else(|| own.take())).map(Arc::new).collect();
         let workspace = Self::over(member, timeout, mappings);
 
-        let timeout = Some(timeout.map_or(VERIFICATION_TIMEOUT, |timeout| timeout.min(VERIFICATION_TIMEOUT)));
-        let mut wait = BoundedWait::new("verification", member.geometry.world_size(), timeout, interrupted);
+        let mut wait =
+            BoundedWait::new("verification", member.geometry.world_size(), Some(VERIFICATION_TIMEOUT), interrupted);
         let verified = verify(member, &workspace.blocks.accessed::<Portable>(), &nonces, &mut wait).and_then(|wrong| {
             if wrong.is_empty() {
                 return Ok(());

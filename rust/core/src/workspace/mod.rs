@@ -2,7 +2,7 @@
 //!
 //! | module | concept |
 //! | --- | --- |
-//! | [`construct`] | allocate → fill → exchange → map → verify → agree |
+//! | [`construct`] | allocate → fill → exchange → map → agree |
 //! | [`hello`] | what ranks tell each other first, and the mismatches that are errors |
 //! | [`host`] | the workspace over shared memory |
 //! | [`cuda`] | the workspace over device memory |
