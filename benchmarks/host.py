@@ -86,12 +86,14 @@ def _row(op: str, impl: str, world_size: int, dtype: torch.dtype, size: int, lat
 
 
 def _print(rows: list[Row]) -> None:
-    print(f"{'operation':18} {'dtype':9} {'bytes':>9} {'lamport_rs':>11} {'gloo':>9}   (median, microseconds)")
+    print(
+        f"{'operation':18} {'dtype':9} {'bytes':>9} {'lamport_rs':>11} {'gloo':>9} {'ratio':>7}   (median, microseconds)"
+    )
     other = {(row.op, row.dtype, row.bytes): row.median_us for row in rows if row.impl == "gloo"}
     for row in rows:
         if row.impl == "lamport_rs":
             gloo = other.get((row.op, row.dtype, row.bytes))
-            comparison = "" if gloo is None else f" {gloo:9.1f}   {gloo / row.median_us:.1f} times faster"
+            comparison = "" if gloo is None else f" {gloo:9.1f} {gloo / row.median_us:7.1f}"
             print(f"{row.op:18} {row.dtype:9} {row.bytes:9} {row.median_us:11.1f}{comparison}")
 
 

@@ -8,23 +8,20 @@ the GPU, and events around the graph time it. Medians are over replays, of the s
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import lamport_rs
 import torch
 import torch.distributed as dist
 from lamport_rs.command_line.launch import launch
+from lamport_rs.command_line.timing import GRAPH_OPERATIONS, Latency, measure_graph, slowest_rank
 from record import Row, record
 
 Q_SIZE, KV_SIZE = 6144, 1024
 EPSILON = 1e-6
-OPERATIONS = 100
 REPLAYS = 30
-DELAY_CYCLES = 120_000  # some 60 us: longer than it takes to enqueue a replay
 
 
 def main() -> None:
@@ -50,7 +47,8 @@ def _run_rank(rank: int, world_size: int, device: torch.device, token_counts: li
             size = f"{row.tokens} tokens" if row.tokens else ""
             print(f"{row.op:34} {row.impl:18} {size:12} {row.median_us:9.2f} [{row.min_us:.2f}, {row.max_us:.2f}]")
         if keep:
-            method = f"CUDA graphs of {OPERATIONS} operations, {REPLAYS} replays, slowest rank; host times by the clock"
+            graphs = f"CUDA graphs of {GRAPH_OPERATIONS} operations, {REPLAYS} replays"
+            method = f"{graphs}, slowest rank; host times by the clock"
             print(record(rows, method, gpus=world_size))
 
 
@@ -81,39 +79,13 @@ def _measure_tokens(workspace: lamport_rs.LamportWorkspace, tokens: int) -> list
         torch.testing.assert_close(output, expected)
     row = Row("minimax_allreduce_rms_qk", "", world_size, "bfloat16", 0, 0, 0, None, tokens, f"{Q_SIZE}+{KV_SIZE}")
     return [
-        replace(row, impl="lamport_rs", **_time_graph(own, own)),
-        replace(row, impl="torch_eager_nccl", **_time_graph(eager, own)),
+        replace(row, impl="lamport_rs", **_figures(measure_graph(own, own, device, REPLAYS))),
+        replace(row, impl="torch_eager_nccl", **_figures(measure_graph(eager, own, device, REPLAYS))),
     ]
 
 
-def _time_graph(operation: Callable[[], object], align: Callable[[], object]) -> dict[str, Any]:
-    for _ in range(3):
-        operation()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(OPERATIONS):
-            operation()
-    times = []
-    for _ in range(REPLAYS + 3):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        dist.barrier()
-        torch.cuda.synchronize()
-        torch.cuda._sleep(DELAY_CYCLES)
-        align()
-        start.record()
-        graph.replay()
-        stop.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(stop) * 1e3 / OPERATIONS)
-    return _slowest(times[3:])
-
-
-def _slowest(times: list[float]) -> dict[str, Any]:
-    own = torch.tensor([statistics.median(times), -min(times), max(times)], device="cuda")
-    dist.all_reduce(own, op=dist.ReduceOp.MAX)
-    median, negative_min, largest = own.tolist()
-    return {"median_us": round(median, 3), "min_us": round(-negative_min, 3), "max_us": round(largest, 3)}
+def _figures(latency: Latency) -> dict[str, Any]:
+    return {name: round(value, 3) for name, value in asdict(latency).items()}
 
 
 def _measure_host_time(workspace: lamport_rs.LamportWorkspace) -> list[Row]:
@@ -134,11 +106,18 @@ def _measure_host_time(workspace: lamport_rs.LamportWorkspace) -> list[Row]:
         for _ in range(20):
             torch.cuda.synchronize()
             start = time.perf_counter_ns()
-            for _ in range(OPERATIONS):
+            for _ in range(GRAPH_OPERATIONS):
                 operation()
-            times.append((time.perf_counter_ns() - start) / 1e3 / OPERATIONS)
+            times.append((time.perf_counter_ns() - start) / 1e3 / GRAPH_OPERATIONS)
         rows.append(
-            Row("minimax_allreduce_rms, host time", impl, world_size, "bfloat16", **_slowest(times[2:]), tokens=8)
+            Row(
+                "minimax_allreduce_rms, host time",
+                impl,
+                world_size,
+                "bfloat16",
+                **_figures(slowest_rank(times[2:], device)),
+                tokens=8,
+            )
         )
     return rows
 
@@ -153,7 +132,16 @@ def _measure_creation(rank: int, world_size: int, comm_size: int, device: torch.
         times.append((time.perf_counter_ns() - start) / 1e3)
         dist.barrier(group)
         workspace.cleanup()
-    return [Row("create_workspace", "lamport_rs", world_size, "uint8", **_slowest(times[2:]), bytes=comm_size)]
+    return [
+        Row(
+            "create_workspace",
+            "lamport_rs",
+            world_size,
+            "uint8",
+            **_figures(slowest_rank(times[2:], device)),
+            bytes=comm_size,
+        )
+    ]
 
 
 if __name__ == "__main__":

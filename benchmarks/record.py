@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
@@ -32,12 +33,15 @@ class Row:
 
 
 def record(rows: list[Row], method: str, gpus: int = 0) -> Path:
-    """Write a run to `results/<date>-<machine>-x<count>.json` and return the path."""
+    """Write a run to `results/<date>-<machine>-x<count>.json` and return the path.
+
+    `LAMPORT_RS_COMMIT` names the commit where the run is not made in a checkout.
+    """
     name = torch.cuda.get_device_name(0) if gpus else None
     run: dict[str, Any] = {
         "schema": 1,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _output("git", "rev-parse", "HEAD"),
+        "commit": os.environ.get("LAMPORT_RS_COMMIT") or _output("git", "rev-parse", "HEAD"),
         "gpu": name,
         "gpus": gpus,
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),

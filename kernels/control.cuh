@@ -48,7 +48,8 @@ private:
 };
 
 // Puts the sentinel back over the peers' regions of the slot before. The own region was never written. `thread` counts
-// the `threads` of the whole grid that share the work. Its place is while data travels: in warps that neither push nor poll.
+// the `threads` of the whole grid that share the work. Its place is while data travels, in warps that neither push nor
+// poll.
 __device__ __forceinline__ void clear_previous_slot(const Group& group, const Control& control, uint32 thread,
                                                     uint32 threads) {
     const uint32 region = control.previous_vectors / group.world_size;

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 import torch.distributed as dist
 
 import lamport_rs
 from lamport_rs.backends import Backend, resolve_backend
 from lamport_rs.command_line.launch import launch
-from lamport_rs.command_line.timing import Latency, measure
+from lamport_rs.command_line.timing import Latency, measure, measure_graph
 
 _SIZES = (512, 8 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20)
 _HIDDEN = 4096
-_TOKENS = 8
+_ROWS = 8
+_TOKENS = (1, 7, 32, 128, 1000)
 _Q_SIZE, _KV_SIZE = 6144, 1024
+_EPSILON = 1e-6
+
+_Operands: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Packed qkv, Q's weight, K's weight."""
 
 
 def run(ranks: int | None, backend: Backend) -> int:
@@ -32,11 +39,15 @@ def run(ranks: int | None, backend: Backend) -> int:
 def _run_rank(rank: int, world_size: int, device: torch.device) -> None:
     comm_size = lamport_rs.LamportWorkspace.compute_comm_size_for_all_reduce(max(_SIZES), world_size)
     with lamport_rs.LamportWorkspace(rank, world_size, comm_size, device=device) as workspace:
-        _check_minimax(workspace, device)
-        _check_rms_norm(workspace, device)
-        rows = [_compare_all_reduce(workspace, device, size) for size in _SIZES]
-        if rank == 0:
-            _print_table(rows)
+        for tokens in _TOKENS:
+            _check_minimax(workspace, device, tokens)
+        if device.type == "cuda":
+            rows = [_compare_minimax(workspace, device, tokens) for tokens in _TOKENS]
+            _print_table("minimax_allreduce_rms_qk of bfloat16, in a CUDA graph", "tokens", "torch + nccl", rows)
+        else:
+            _check_rms_norm(workspace, device)
+            rows = [_compare_all_reduce(workspace, device, size) for size in _SIZES]
+            _print_table("all_reduce of float32", "bytes", dist.get_backend(), rows)
 
 
 def _gather(tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -55,7 +66,7 @@ def _rank_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _normalise(rows: torch.Tensor, mean_square: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return rows.float() * torch.rsqrt(mean_square + 1e-6) * weight
+    return rows.float() * torch.rsqrt(mean_square + _EPSILON) * weight
 
 
 def _say(what: str) -> None:
@@ -63,34 +74,68 @@ def _say(what: str) -> None:
         print(f"  {what}: as the float32 reference, on every rank", flush=True)
 
 
-def _check_minimax(workspace: lamport_rs.LamportWorkspace, device: torch.device) -> None:
+def _minimax_operands(workspace: lamport_rs.LamportWorkspace, device: torch.device, tokens: int) -> _Operands:
+    q_size, kv_size = (size // workspace.world_size // 8 * 8 for size in (_Q_SIZE, _KV_SIZE))
+    qkv = torch.randn(tokens, q_size + 2 * kv_size, device=device).bfloat16()
+    q_weight, k_weight = (torch.randn(size, device=device).bfloat16() for size in (q_size, kv_size))
+    return qkv, q_weight, k_weight
+
+
+def _minimax(workspace: lamport_rs.LamportWorkspace, operands: _Operands) -> tuple[torch.Tensor, torch.Tensor]:
+    qkv, q_weight, k_weight = operands
+    sizes = len(q_weight), len(k_weight)
     rank, world_size = workspace.rank, workspace.world_size
-    q_size, kv_size = (size // world_size // 8 * 8 for size in (_Q_SIZE, _KV_SIZE))
-    for tokens in (1, 7, 128):
-        qkv = torch.randn(tokens, q_size + 2 * kv_size, device=device).bfloat16()
-        q_weight, k_weight = (torch.randn(size, device=device).bfloat16() for size in (q_size, kv_size))
-        outputs = lamport_rs.minimax_allreduce_rms_qk(
-            qkv, q_weight, k_weight, workspace, q_size, kv_size, rank, world_size, 1e-6
-        )
-        parts = qkv[:, :q_size], qkv[:, q_size : q_size + kv_size]
-        for output, part, weight in zip(outputs, parts, (q_weight, k_weight), strict=True):
-            squares = _rank_sum(part.float().square().sum(-1, keepdim=True))
-            expected = _normalise(part, squares / (world_size * part.shape[-1]), weight)
-            torch.testing.assert_close(output, expected.bfloat16())
-    _say(f"minimax_allreduce_rms_qk, bfloat16, {q_size} + {kv_size} columns per rank")
+    return lamport_rs.minimax_allreduce_rms_qk(
+        qkv, q_weight, k_weight, workspace, *sizes, rank=rank, nranks=world_size, eps=_EPSILON
+    )
+
+
+def _minimax_by_torch(operands: _Operands) -> list[torch.Tensor]:
+    """The same through the process group: all-reduce the sums of squares, then normalise in float32."""
+    qkv, *weights = operands
+    parts = [part.float() for part in qkv.split([*map(len, weights), len(weights[1])], dim=-1)[:2]]
+    squares = torch.cat([part.square().sum(-1, keepdim=True) for part in parts], dim=-1)
+    dist.all_reduce(squares)
+    columns = torch.tensor([len(weight) * dist.get_world_size() for weight in weights], device=qkv.device)
+    mean_squares = (squares / columns).split(1, dim=-1)
+    return [
+        _normalise(part, mean_square, weight).to(qkv.dtype)
+        for part, mean_square, weight in zip(parts, mean_squares, weights, strict=True)
+    ]
+
+
+def _check_minimax(workspace: lamport_rs.LamportWorkspace, device: torch.device, tokens: int) -> None:
+    operands = _minimax_operands(workspace, device, tokens)
+    for output, expected in zip(_minimax(workspace, operands), _minimax_by_torch(operands), strict=True):
+        torch.testing.assert_close(output, expected)
+    _say(f"minimax_allreduce_rms_qk, bfloat16, {tokens} tokens")
+
+
+def _compare_minimax(
+    workspace: lamport_rs.LamportWorkspace, device: torch.device, tokens: int
+) -> tuple[int, Latency, Latency]:
+    operands = _minimax_operands(workspace, device, tokens)
+
+    def own() -> tuple[torch.Tensor, torch.Tensor]:
+        return _minimax(workspace, operands)
+
+    def by_torch() -> list[torch.Tensor]:
+        return _minimax_by_torch(operands)
+
+    return tokens, measure_graph(own, own, device), measure_graph(by_torch, own, device)
 
 
 def _check_rms_norm(workspace: lamport_rs.LamportWorkspace, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
-    residual = torch.randn(_TOKENS, _HIDDEN, generator=generator).to(device).bfloat16()
+    residual = torch.randn(_ROWS, _HIDDEN, generator=generator).to(device).bfloat16()
     weight = torch.randn(_HIDDEN, generator=generator).to(device).bfloat16()
-    partial = torch.randn(_TOKENS, _HIDDEN, device=device).bfloat16()
-    output, residual_output = lamport_rs.all_reduce_rms_norm(partial, residual, weight, workspace, 1e-6)
+    partial = torch.randn(_ROWS, _HIDDEN, device=device).bfloat16()
+    output, residual_output = lamport_rs.all_reduce_rms_norm(partial, residual, weight, workspace, _EPSILON)
     total = _rank_sum(partial) + residual.float()
     torch.testing.assert_close(residual_output, total.bfloat16(), rtol=0, atol=0)
     expected = _normalise(total, total.square().mean(-1, keepdim=True), weight)
     torch.testing.assert_close(output, expected.bfloat16())
-    _say(f"all_reduce_rms_norm, bfloat16, {_TOKENS} x {_HIDDEN}")
+    _say(f"all_reduce_rms_norm, bfloat16, {_ROWS} x {_HIDDEN}")
 
 
 def _compare_all_reduce(
@@ -109,9 +154,10 @@ def _compare_all_reduce(
     return size, own, group
 
 
-def _print_table(rows: list[tuple[int, Latency, Latency]]) -> None:
-    group = dist.get_backend()
-    print(f"\nall_reduce of float32, median latency in microseconds\n\n{'bytes':>9} {'lamport_rs':>11} {group:>9}")
+def _print_table(title: str, unit: str, group: str, rows: list[tuple[int, Latency, Latency]]) -> None:
+    if dist.get_rank() != 0:
+        return
+    print(f"\n{title}, median latency in microseconds\n\n{unit:>9} {'lamport_rs':>11} {group:>13} {'ratio':>7}")
     for size, own, other in rows:
         factor = other.median_us / own.median_us
-        print(f"{size:9} {own.median_us:11.1f} {other.median_us:9.1f}   {factor:.1f} times faster")
+        print(f"{size:9} {own.median_us:11.1f} {other.median_us:13.1f} {factor:7.1f}")

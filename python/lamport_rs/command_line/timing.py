@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -11,7 +10,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+GRAPH_OPERATIONS = 100
+"""Operations per CUDA graph that is timed."""
 _WARM_UP = 5
+_DELAY_CYCLES = 120_000  # some 60 us: longer than it takes to enqueue a replay
 
 
 @dataclass(frozen=True)
@@ -24,34 +26,51 @@ class Latency:
 
 
 def measure(operation: Callable[[], object], repetitions: int, device: torch.device) -> Latency:
-    """Time `operation`, a collective call, `repetitions` times back to back. Collective.
-
-    On the CPU each call is timed by the clock. On a GPU the calls are timed by events around each.
-    """
+    """Time `operation`, a collective call on CPU tensors, `repetitions` times back to back. Collective."""
     for _ in range(_WARM_UP):
         operation()
     dist.barrier()
-    times = _times_on_gpu(operation, repetitions) if device.type == "cuda" else _times_on_cpu(operation, repetitions)
-    own = torch.tensor([statistics.median(times), -min(times), max(times)], dtype=torch.float64, device=device)
-    dist.all_reduce(own, op=dist.ReduceOp.MAX)
-    median, negative_min, largest = own.tolist()
-    return Latency(median, -negative_min, largest)
-
-
-def _times_on_cpu(operation: Callable[[], object], repetitions: int) -> list[float]:
     times = []
     for _ in range(repetitions):
         start = time.perf_counter_ns()
         operation()
         times.append((time.perf_counter_ns() - start) / 1e3)
-    return times
+    return slowest_rank(times, device)
 
 
-def _times_on_gpu(operation: Callable[[], object], repetitions: int) -> list[float]:
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(repetitions + 1)]
-    events[0].record()
-    for event in events[1:]:
+def measure_graph(
+    operation: Callable[[], object], align: Callable[[], object], device: torch.device, replays: int = 30
+) -> Latency:
+    """Time `operation`, a collective call on a GPU, in CUDA graphs of 100 operations back to back. Collective.
+
+    A delay kernel lets all ranks' work be enqueued before any of it starts; `align`, a collective call of at least two
+    ranks, then brings the ranks together on the GPU; events around the graph time it.
+    """
+    for _ in range(_WARM_UP):
         operation()
-        event.record()
-    torch.cuda.synchronize()
-    return [start.elapsed_time(stop) * 1e3 for start, stop in itertools.pairwise(events)]
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(GRAPH_OPERATIONS):
+            operation()
+    times = []
+    for _ in range(_WARM_UP + replays):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        dist.barrier()
+        torch.cuda.synchronize(device)
+        torch.cuda._sleep(_DELAY_CYCLES)
+        align()
+        start.record()
+        graph.replay()
+        stop.record()
+        torch.cuda.synchronize(device)
+        times.append(start.elapsed_time(stop) * 1e3 / GRAPH_OPERATIONS)
+    return slowest_rank(times[_WARM_UP:], device)
+
+
+def slowest_rank(times: list[float], device: torch.device) -> Latency:
+    """Return this group's figures out of each rank's microseconds per operation. Collective."""
+    own = torch.tensor([statistics.median(times), -min(times), max(times)], dtype=torch.float64, device=device)
+    dist.all_reduce(own, op=dist.ReduceOp.MAX)
+    median, negative_min, largest = own.tolist()
+    return Latency(median, -negative_min, largest)

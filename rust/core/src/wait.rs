@@ -8,10 +8,14 @@ use lamport_rs_protocol::rank_set::RankSet;
 
 use crate::error::Error;
 
-/// Looks at the words before the processor is first offered to another rank, where each rank has a core.
+/// Pauses (some 50 ns each) before the processor is first offered to another rank, where each rank has a core.
 const SPINS: u32 = 4_000;
 /// Likewise where it has not: the peer that is waited for may need this very core.
 const SPINS_OVERSUBSCRIBED: u32 = 50;
+/// Most pauses between two looks. A look takes the line away from the peer that is writing it: a rank that looks all the
+/// time slows down the very peer it waits for, and stays on its heels. Looks therefore become rarer, up to the time that
+/// a chunk takes.
+const MAX_PAUSES: u32 = 64;
 /// Yields before the first sleep.
 const YIELDS: u32 = 200;
 /// The first sleep, and the longest.
@@ -33,7 +37,9 @@ pub struct BoundedWait<'a> {
     timeout: Option<Duration>,
     interrupted: Interrupted<'a>,
     spins: u32,
-    attempts: u32,
+    spun: u32,
+    pauses: u32,
+    yields: u32,
     started: Option<Instant>,
     asked: Duration,
     sleep: Duration,
@@ -53,7 +59,9 @@ impl<'a> BoundedWait<'a> {
             timeout,
             interrupted,
             spins,
-            attempts: 0,
+            spun: 0,
+            pauses: 1,
+            yields: 0,
             started: None,
             asked: Duration::ZERO,
             sleep: SLEEP.first,
@@ -65,16 +73,18 @@ impl Wait for BoundedWait<'_> {
     type Error = Error;
 
     fn pause(&mut self, missing: impl FnOnce() -> RankSet) -> Result<(), Error> {
-        self.attempts += 1;
-        if self.attempts <= self.spins {
-            std::hint::spin_loop();
+        if self.spun < self.spins {
+            (0..self.pauses).for_each(|_| std::hint::spin_loop());
+            self.spun += self.pauses;
+            self.pauses = (2 * self.pauses).min(MAX_PAUSES);
             return Ok(());
         }
         let waited = self.started.get_or_insert_with(Instant::now).elapsed();
         if self.timeout.is_some_and(|timeout| waited >= timeout) {
             return Err(Error::Timeout { operation: self.operation, waited, missing: missing() });
         }
-        if self.attempts - self.spins <= YIELDS {
+        if self.yields < YIELDS {
+            self.yields += 1;
             std::thread::yield_now();
             return Ok(());
         }
@@ -91,7 +101,9 @@ impl Wait for BoundedWait<'_> {
     }
 
     fn resume(&mut self) {
-        self.attempts = 0;
+        self.spun = 0;
+        self.pauses = 1;
+        self.yields = 0;
         self.started = None;
         self.asked = Duration::ZERO;
         self.sleep = SLEEP.first;

@@ -61,12 +61,12 @@ pub trait Collective {
     /// The rank's own vector `at`, not yet scrubbed.
     fn contribution(&mut self, at: usize) -> Vector;
 
-    /// Takes vector `at` of `rank`. Within a chunk, ranks come in ascending order, the own one among them, which makes
-    /// every rank's result the same bits.
+    /// Takes vector `at` of `rank`. Vectors come in ascending order, and for each the ranks, the own one among them:
+    /// that order makes every rank's result the same bits.
     fn receive(&mut self, rank: usize, at: usize, vector: Vector);
 
-    /// All ranks' vectors of `chunk` have been received.
-    fn complete(&mut self, chunk: Range<usize>);
+    /// All ranks' vectors `at` have been received.
+    fn complete(&mut self, at: usize);
 }
 
 /// How to wait for words that have not arrived.
@@ -87,7 +87,7 @@ pub trait Wait {
 pub struct Extent {
     /// Bytes per region, from [`Geometry::region_bytes`].
     pub region_bytes: usize,
-    /// Vectors that are pushed, and later reduced, together: small enough for the reader's cache.
+    /// Vectors that are pushed, and later polled, together: small enough for the caches.
     pub chunk_vectors: usize,
     /// Chunks pushed before the first is polled: long enough that a peer's push has arrived by then.
     pub lead_chunks: usize,
@@ -121,7 +121,6 @@ pub fn exchange<M: SlotMemory, C: Collective, W: Wait>(
             operation.push(chunk(index + extent.lead_chunks), collective);
         }
         operation.poll(chunk(index), collective, wait)?;
-        collective.complete(chunk(index));
     }
     // Orders the polls of this operation ahead of the next one's pushes: see the module's argument.
     memory.acquire();
@@ -171,21 +170,21 @@ impl<M: SlotMemory> Operation<'_, M> {
         collective: &mut C,
         wait: &mut W,
     ) -> Result<(), W::Error> {
-        for source in self.member.ranks() {
-            if source == self.member.rank {
-                for at in chunk.clone() {
+        let Member { rank, .. } = self.member;
+        for at in chunk {
+            for source in self.member.ranks() {
+                if source == rank {
                     let own = scrub(collective.contribution(at));
                     collective.receive(source, at, own);
+                    continue;
                 }
-                continue;
-            }
-            for at in chunk.clone() {
-                let mut vector = self.memory.load(self.member.rank, self.offset(source, at));
+                let mut vector = self.memory.load(rank, self.offset(source, at));
                 if !has_arrived(vector) {
                     vector = self.wait_for(source, at, wait)?;
                 }
                 collective.receive(source, at, vector);
             }
+            collective.complete(at);
         }
         Ok(())
     }

@@ -9,8 +9,6 @@
 //! Loom decides the order of the stores to a word as late as their loads force it to. A push that may be ordered before
 //! a clear shows as a rank that waits although its peers have done all they can.
 
-use std::ops::Range;
-
 use lamport_rs_protocol::exchange::{Collective, Extent, Member, Wait, exchange};
 use lamport_rs_protocol::geometry::{Geometry, SLOTS};
 use lamport_rs_protocol::memory::SlotMemory;
@@ -107,7 +105,7 @@ impl Collective for Checker {
         assert_eq!(vector, expected, "rank {} received data of another operation", self.rank);
     }
 
-    fn complete(&mut self, _chunk: Range<usize>) {}
+    fn complete(&mut self, _at: usize) {}
 }
 
 #[derive(Default)]

@@ -60,6 +60,11 @@ mod x86_64 {
 
     use super::{Avx, Sse2, Vector, VectorAccess};
 
+    const CACHE_LINE: usize = 64;
+    /// Slots are written in ascending order, to lines that another processor has: asking for them this many bytes early
+    /// made large all-reduces a tenth faster.
+    const AHEAD: usize = 1024;
+
     macro_rules! vector_access {
         ($access:ty, $move:literal) => {
             impl VectorAccess for $access {
@@ -77,6 +82,13 @@ mod x86_64 {
 
                 #[inline(always)]
                 unsafe fn store(pointer: *mut u8, vector: Vector) {
+                    if (pointer as usize).is_multiple_of(CACHE_LINE) {
+                        // SAFETY: a prefetch has no effect on memory, and none at all where nothing is mapped.
+                        unsafe {
+                            asm!("prefetchw [{pointer} + {AHEAD}]", pointer = in(reg) pointer, AHEAD = const AHEAD,
+                                 options(nostack, preserves_flags));
+                        }
+                    }
                     // SAFETY: both types are 16 bytes without invalid patterns.
                     let vector = unsafe { std::mem::transmute::<Vector, __m128i>(vector) };
                     // SAFETY: the caller's promise of 16 valid, aligned bytes.

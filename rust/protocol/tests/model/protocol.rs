@@ -181,7 +181,7 @@ impl<C: Collective> Collective for AlteredCollective<'_, C> {
         self.collective.receive(rank, at, vector);
     }
 
-    fn complete(&mut self, chunk: std::ops::Range<usize>) {
-        self.collective.complete(chunk);
+    fn complete(&mut self, at: usize) {
+        self.collective.complete(at);
     }
 }

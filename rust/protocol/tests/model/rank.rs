@@ -5,7 +5,6 @@
 //! start, its loads answered from the log, and is unwound at the first load that the log does not answer.
 
 use std::cell::{Cell, RefCell};
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use lamport_rs_protocol::exchange::{Collective, Wait};
@@ -220,13 +219,13 @@ struct Checker {
 }
 
 impl Checker {
-    /// Every vector of every rank was received once and belonged to a completed chunk.
+    /// Every vector of every rank was received once and was completed.
     fn check_complete(&mut self, job: &Job) {
         let vectors = job.vectors(self.operation);
         self.received.sort();
         let all = (0..job.world_size).flat_map(|rank| (0..vectors).map(move |at| (rank, at)));
         assert!(self.received.iter().copied().eq(all), "received {:?}", self.received);
-        assert_eq!(self.completed, vectors, "vectors in completed chunks");
+        assert_eq!(self.completed, vectors, "completed vectors");
     }
 }
 
@@ -246,8 +245,8 @@ impl Collective for Checker {
         resume_unwind(Box::new(BeyondTheLog))
     }
 
-    fn complete(&mut self, chunk: Range<usize>) {
-        assert_eq!(chunk.start, self.completed, "chunks complete in order");
-        self.completed = chunk.end;
+    fn complete(&mut self, at: usize) {
+        assert_eq!(at, self.completed, "vectors complete in order");
+        self.completed = at + 1;
     }
 }

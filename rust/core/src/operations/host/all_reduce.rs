@@ -1,7 +1,6 @@
 //! The sum over ranks: float32, in rank order, the same bits on every rank.
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
 use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::sentinel::Vector;
@@ -30,23 +29,19 @@ pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interr
     }
     // SAFETY: the caller's promise.
     let (input, output) = unsafe { (Operand::contiguous(&operands.input), Operand::contiguous(&operands.output)) };
-    let mut scratch = turn.take_scratch();
-    scratch.resize(scratch.len().max(CHUNK_VECTORS * 8), 0.0);
-    let outcome = with_element!(operands.input.dtype, E => {
-        let sums = <E as Element>::Lanes::cast(&mut scratch);
-        dispatch(Sum::<E> { workspace, turn: &mut turn, region_bytes, input, output, sums })
-    });
-    turn.return_scratch(scratch);
-    outcome
+    let turn = &mut turn;
+    with_element!(operands.input.dtype, E => {
+        dispatch(Sum { workspace, turn, region_bytes, input, output, element: PhantomData::<E> })
+    })
 }
 
-struct Sum<'a, 't, E: Element> {
+struct Sum<'a, 't, E> {
     workspace: &'a HostWorkspace,
     turn: &'a mut Turn<'t>,
     region_bytes: usize,
     input: Operand,
     output: Operand,
-    sums: &'a mut [E::Lanes],
+    element: PhantomData<E>,
 }
 
 impl<E: Element> Job for Sum<'_, '_, E> {
@@ -55,44 +50,34 @@ impl<E: Element> Job for Sum<'_, '_, E> {
     #[inline(always)]
     fn run<P: Processor>(self) -> Result<()> {
         let memory = self.turn.blocks.accessed::<P::Access>();
-        let mut reduction = Reduction::<E, P> {
-            input: self.input,
-            output: self.output,
-            start: 0,
-            sums: &mut self.sums[..CHUNK_VECTORS],
-            processor: PhantomData,
-        };
+        let mut reduction =
+            Reduction::<E, P> { input: self.input, output: self.output, sum: E::Lanes::ZERO, processor: PhantomData };
         run(self.workspace, self.turn, &memory, self.region_bytes, CHUNK_VECTORS, &mut reduction)
     }
 }
 
-struct Reduction<'a, E: Element, P> {
+struct Reduction<E: Element, P> {
     input: Operand,
     output: Operand,
-    /// First vector of the chunk being received.
-    start: usize,
-    sums: &'a mut [E::Lanes],
+    /// Of the vector being received.
+    sum: E::Lanes,
     processor: PhantomData<P>,
 }
 
-impl<E: Element, P: Processor> Collective for Reduction<'_, E, P> {
+impl<E: Element, P: Processor> Collective for Reduction<E, P> {
     #[inline(always)]
     fn contribution(&mut self, at: usize) -> Vector {
         self.input.read(at)
     }
 
     #[inline(always)]
-    fn receive(&mut self, rank: usize, at: usize, vector: Vector) {
+    fn receive(&mut self, rank: usize, _at: usize, vector: Vector) {
         let values = E::widen::<P>(vector);
-        let sum = &mut self.sums[at - self.start];
-        *sum = if rank == 0 { values } else { sum.add(values) };
+        self.sum = if rank == 0 { values } else { self.sum.add(values) };
     }
 
     #[inline(always)]
-    fn complete(&mut self, chunk: Range<usize>) {
-        for (sum, at) in self.sums.iter().zip(chunk.clone()) {
-            self.output.write(at, E::narrow::<P>(*sum));
-        }
-        self.start = chunk.end;
+    fn complete(&mut self, at: usize) {
+        self.output.write(at, E::narrow::<P>(self.sum));
     }
 }

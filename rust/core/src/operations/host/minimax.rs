@@ -6,7 +6,6 @@
 //! token.
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
 use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::sentinel::{VECTOR_WORDS, Vector};
@@ -134,7 +133,7 @@ impl Collective for RankSum<'_> {
     }
 
     #[inline(always)]
-    fn complete(&mut self, _chunk: Range<usize>) {}
+    fn complete(&mut self, _at: usize) {}
 }
 
 /// Each row times the scale of its total, times the weight.

@@ -22,6 +22,6 @@ pub use all_reduce::all_reduce;
 pub use minimax::minimax_rms;
 pub use rms_norm::all_reduce_rms_norm;
 
-/// Vectors that are pushed, and later reduced, together: 16 KiB, so that a chunk and its sums stay in the first-level
-/// cache.
+/// Vectors that are pushed, and later polled, together: 16 KiB, so that the own contribution is still in the first-level
+/// cache when it is added.
 const CHUNK_VECTORS: usize = 1024;

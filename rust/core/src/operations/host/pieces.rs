@@ -3,8 +3,6 @@
 //! The slots that one operation touches are then small enough to stay in the processors' own caches: a push goes into
 //! lines that the reader has just cleared, and nothing of the exchange reaches main memory.
 
-use std::ops::Range;
-
 use lamport_rs_protocol::exchange::{Collective, Extent};
 use lamport_rs_protocol::memory::SlotMemory;
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
@@ -56,7 +54,7 @@ impl<C: Collective> Collective for Piece<'_, C> {
     }
 
     #[inline(always)]
-    fn complete(&mut self, chunk: Range<usize>) {
-        self.collective.complete(self.first + chunk.start..self.first + chunk.end);
+    fn complete(&mut self, at: usize) {
+        self.collective.complete(self.first + at);
     }
 }

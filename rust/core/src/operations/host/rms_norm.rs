@@ -5,7 +5,6 @@
 //! arXiv:1910.07467). All in float32: the norm uses the sum before it is rounded to the dtype.
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
 use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
@@ -37,31 +36,24 @@ pub unsafe fn all_reduce_rms_norm(
         return Ok(());
     }
     let row_vectors = operands.input.columns() * operands.input.dtype.size() / VECTOR_BYTES;
-    // Whole rows per chunk: a row is normalised when its chunk is complete.
-    let chunk_vectors = (CHUNK_VECTORS / row_vectors).max(1) * row_vectors;
     let mut scratch = turn.take_scratch();
-    scratch.resize(scratch.len().max(chunk_vectors * 8), 0.0);
-    let layout = Layout { region_bytes, row_vectors, chunk_vectors };
+    scratch.resize(scratch.len().max(row_vectors * LANES), 0.0);
     let outcome = with_element!(operands.input.dtype, E => {
         let sums = <E as Element>::Lanes::cast(&mut scratch);
-        dispatch(Run::<E> { workspace, turn: &mut turn, operands, layout, sums })
+        dispatch(Run::<E> { workspace, turn: &mut turn, operands, region_bytes, sums: &mut sums[..row_vectors] })
     });
     turn.return_scratch(scratch);
     outcome
 }
 
-#[derive(Clone, Copy)]
-struct Layout {
-    region_bytes: usize,
-    row_vectors: usize,
-    chunk_vectors: usize,
-}
+/// Most lanes of a vector.
+const LANES: usize = 8;
 
 struct Run<'a, 't, E: Element> {
     workspace: &'a HostWorkspace,
     turn: &'a mut Turn<'t>,
     operands: &'a AllReduceRmsNorm,
-    layout: Layout,
+    region_bytes: usize,
     sums: &'a mut [E::Lanes],
 }
 
@@ -82,13 +74,12 @@ impl<E: Element> Job for Run<'_, '_, E> {
                 residual_output: Operand::contiguous(&operands.residual_output),
                 epsilon: operands.epsilon,
                 columns: operands.input.columns(),
-                row_vectors: self.layout.row_vectors,
-                start: 0,
+                row: 0,
                 sums: self.sums,
                 processor: PhantomData,
             }
         };
-        run(self.workspace, self.turn, &memory, self.layout.region_bytes, self.layout.chunk_vectors, &mut norm)
+        run(self.workspace, self.turn, &memory, self.region_bytes, CHUNK_VECTORS, &mut norm)
     }
 }
 
@@ -100,9 +91,9 @@ struct NormalisedSum<'a, E: Element, P> {
     residual_output: Operand,
     epsilon: f32,
     columns: usize,
-    row_vectors: usize,
-    /// First vector of the chunk being received.
-    start: usize,
+    /// First vector of the row being received.
+    row: usize,
+    /// Of that row.
     sums: &'a mut [E::Lanes],
     processor: PhantomData<P>,
 }
@@ -116,26 +107,32 @@ impl<E: Element, P: Processor> Collective for NormalisedSum<'_, E, P> {
     #[inline(always)]
     fn receive(&mut self, rank: usize, at: usize, vector: Vector) {
         let values = E::widen::<P>(vector);
-        let sum = &mut self.sums[at - self.start];
+        let sum = &mut self.sums[at - self.row];
         *sum = if rank == 0 { values } else { sum.add(values) };
     }
 
     #[inline(always)]
-    fn complete(&mut self, chunk: Range<usize>) {
-        for row in chunk.clone().step_by(self.row_vectors) {
-            let mut squares = E::Lanes::ZERO;
-            for at in row..row + self.row_vectors {
-                let sum = &mut self.sums[at - self.start];
-                *sum = sum.add(E::widen::<P>(self.residual.read(at)));
-                squares = squares.add(sum.multiply(*sum));
-                self.residual_output.write(at, E::narrow::<P>(*sum));
-            }
-            let scale = 1.0 / (squares.sum() / self.columns as f32 + self.epsilon).sqrt();
-            for at in row..row + self.row_vectors {
-                let weight = self.weight.lanes::<E, P>(at - row);
-                self.output.write(at, E::narrow::<P>(self.sums[at - self.start].scale(scale).multiply(weight)));
-            }
+    fn complete(&mut self, at: usize) {
+        if at + 1 - self.row == self.sums.len() {
+            self.normalise_row();
+            self.row = at + 1;
         }
-        self.start = chunk.end;
+    }
+}
+
+impl<E: Element, P: Processor> NormalisedSum<'_, E, P> {
+    #[inline(always)]
+    fn normalise_row(&mut self) {
+        let mut squares = E::Lanes::ZERO;
+        for (at, sum) in (self.row..).zip(self.sums.iter_mut()) {
+            *sum = sum.add(E::widen::<P>(self.residual.read(at)));
+            squares = squares.add(sum.multiply(*sum));
+            self.residual_output.write(at, E::narrow::<P>(*sum));
+        }
+        let scale = 1.0 / (squares.sum() / self.columns as f32 + self.epsilon).sqrt();
+        for (column, sum) in self.sums.iter().enumerate() {
+            let weight = self.weight.lanes::<E, P>(column);
+            self.output.write(self.row + column, E::narrow::<P>(sum.scale(scale).multiply(weight)));
+        }
     }
 }
