@@ -86,9 +86,7 @@ def _row(op: str, impl: str, world_size: int, dtype: torch.dtype, size: int, lat
 
 
 def _print(rows: list[Row]) -> None:
-    print(
-        f"{'operation':18} {'dtype':9} {'bytes':>9} {'lamport_rs':>11} {'gloo':>9} {'ratio':>7}   (median, microseconds)"
-    )
+    print(f"{'operation':18} {'dtype':9} {'bytes':>9} {'lamport_rs':>11} {'gloo':>9} {'ratio':>7}   (median, us)")
     other = {(row.op, row.dtype, row.bytes): row.median_us for row in rows if row.impl == "gloo"}
     for row in rows:
         if row.impl == "lamport_rs":
