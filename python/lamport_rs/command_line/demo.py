@@ -96,8 +96,9 @@ def _minimax_by_torch(operands: _Operands) -> list[torch.Tensor]:
     parts = [part.float() for part in qkv.split([*map(len, weights), len(weights[1])], dim=-1)[:2]]
     squares = torch.cat([part.square().sum(-1, keepdim=True) for part in parts], dim=-1)
     dist.all_reduce(squares)
-    columns = torch.tensor([len(weight) * dist.get_world_size() for weight in weights], device=qkv.device)
-    mean_squares = (squares / columns).split(1, dim=-1)
+    mean_squares = [
+        squares[:, index : index + 1] / (len(weight) * dist.get_world_size()) for index, weight in enumerate(weights)
+    ]
     return [
         _normalise(part, mean_square, weight).to(qkv.dtype)
         for part, mean_square, weight in zip(parts, mean_squares, weights, strict=True)
