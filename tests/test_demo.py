@@ -1,0 +1,32 @@
+"""The demonstration that the README begins with."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+
+def run_demo(*arguments: str) -> str:
+    command = [sys.executable, "-m", "lamport_rs", "demo", *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def test_the_demo_checks_every_collective_and_prints_a_row_per_size():
+    output = run_demo("--backend", "host")
+    for operation in ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk"):
+        assert re.search(rf"^  {operation}, .*: as the float32 reference, on every rank$", output, re.MULTILINE)
+    rows = re.findall(r"^ *(\d+) +([\d.]+) +([\d.]+) +([\d.]+)$", output, re.MULTILINE)
+    assert [int(size) for size, *_ in rows] == [512, 8192, 65536, 262144, 1048576, 8388608]
+    assert all(float(own) > 0 and float(group) > 0 for _, own, group, _ in rows)
+
+
+@pytest.mark.gpu(2)
+def test_the_demo_on_gpus_compares_the_minimax_operation_with_nccl():
+    output = run_demo("--backend", "cuda", "--ranks", "2")
+    assert "minimax_allreduce_rms_qk of bfloat16, in a CUDA graph" in output
+    assert len(re.findall(r"^ *(\d+) +([\d.]+) +([\d.]+) +([\d.]+)$", output, re.MULTILINE)) == 5
