@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell git ls-files rust kernels python Cargo.toml Cargo.lock pyproject.toml 2>/dev/null)
+SOURCES := $(shell find rust kernels python -type f -not -name '*.pyc') Cargo.toml Cargo.lock pyproject.toml \
+  README.md LICENSE
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .PHONY: help build demo test test-rust test-python test-gpu test-races bench lint format wheel clean

@@ -9,7 +9,12 @@ need() {
     missing=1
 }
 
-command -v cargo >/dev/null || need "cargo (Rust 1.91 or later): https://rustup.rs"
+rust=1.91
+if ! command -v cargo >/dev/null; then
+    need "cargo (Rust $rust or later): https://rustup.rs"
+elif found=$(rustc --version | cut -d' ' -f2) && [ "$(printf '%s\n' "$rust" "$found" | sort -V | head -n 1)" != "$rust" ]; then
+    need "Rust $rust or later: this is $found (rustup update)"
+fi
 command -v cc >/dev/null || need "cc, which Rust links with: install gcc or clang (Debian: apt-get install gcc libc6-dev)"
 if ! command -v "$python" >/dev/null; then
     need "$python (3.10 or later); another one can be named: make PYTHON=/path/to/python3"

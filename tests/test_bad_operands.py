@@ -27,6 +27,8 @@ SHIFTED = torch.ones(2 * COLUMNS + 1)[1:].view(2, COLUMNS)
 TRANSPOSED = torch.ones(COLUMNS, 2).T
 NARROW = torch.ones(2, 12)
 MEMORY = torch.ones(8, COLUMNS)
+FREED = torch.ones(2, COLUMNS)
+FREED.untyped_storage().resize_(0)  # as frameworks do with shards they gather again
 TOO_LARGE = torch.ones(COMM_SIZE // 4 // 2 + 1)
 
 
@@ -65,6 +67,9 @@ CASES = {
     "an out of one more dimension": (reduce_with(out=X[None].clone()), "out has shape"),
     "an input without memory": (reduce_with(input=META), "input is on meta"),
     "an out without memory": (reduce_with(out=META), "out is on meta"),
+    "an input whose memory is freed": (reduce_with(input=FREED), "input has no memory of its own"),
+    "an out whose memory is freed": (reduce_with(out=FREED), "out has no memory of its own"),
+    "an input that is no tensor": (lambda w: all_reduce([1.0], w), "input must be a torch.Tensor, not list"),
     "a misaligned input": (reduce_with(input=SHIFTED), r"input is not aligned to 16 bytes; pass input.clone\(\)"),
     "a misaligned out": (reduce_with(out=SHIFTED), "out is not aligned to 16 bytes"),
     "an input that is not contiguous": (reduce_with(input=TRANSPOSED), r"not contiguous; pass input.contiguous\(\)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from lamport_rs import LamportError
 from lamport_rs.command_line import demo, info
 
 
@@ -21,7 +22,11 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.command == "info":
         return info.run()
-    return demo.run(arguments.ranks, arguments.backend)
+    try:
+        return demo.run(arguments.ranks, arguments.backend)
+    except LamportError as error:
+        print(f"lamport_rs: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -34,13 +34,33 @@ def resolve_backend(backend: Backend, device: torch.device | str | int | None) -
 
 
 def agree_on_backend(
-    rank: int, world_size: int, backend: Backend, device: torch.device | str | int | None, all_gather: AllGather
+    rank: int,
+    world_size: int,
+    size: int,
+    backend: Backend,
+    device: torch.device | str | int | None,
+    all_gather: AllGather,
 ) -> tuple[str, torch.device]:
-    """Do `resolve_backend` as part of a collective call: what it raises reaches all ranks, which would wait else."""
+    """Do `resolve_backend` as part of a collective call: what it raises reaches all ranks, which would wait else.
+
+    Likewise for `rank`, `world_size` and `size` (bytes) that are no 64-bit integers.
+    """
     try:
+        for name, value in (("rank", rank), ("world_size", world_size), ("the size in bytes", size)):
+            _check_integer(name, value)
         return resolve_backend(backend, device)
     except LamportError as error:
-        _core.refuse(rank, world_size, str(error), all_gather)
+        known_rank, known_size = (value if _is_integer(value) else -1 for value in (rank, world_size))
+        _core.refuse(known_rank, known_size, str(error), all_gather)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and -(2**63) <= value < 2**63
+
+
+def _check_integer(name: str, value: object) -> None:
+    if not _is_integer(value):
+        raise LamportError(f"{name} is {value!r}, but must be an integer of at most 64 bits")
 
 
 def backend_status() -> dict[str, str]:

@@ -37,7 +37,7 @@ class IpcBuffer:
     ) -> None:
         self._core: _core.Buffer | None = None
         all_gather = all_gather_over(process_group)
-        name, resolved = agree_on_backend(rank, world_size, backend, device, all_gather)
+        name, resolved = agree_on_backend(rank, world_size, size, backend, device, all_gather)
         self._rank = rank
         self._core = _core.Buffer(rank, world_size, size, resolved.index if name == "cuda" else None, all_gather)
 

@@ -7,7 +7,9 @@ from collections.abc import Hashable
 
 import torch
 
-from lamport_rs.exchange import Group, resolve_group
+from lamport_rs import _core
+from lamport_rs._core import LamportError
+from lamport_rs.exchange import Group, all_gather_over, resolve_group
 from lamport_rs.workspace import LamportWorkspace
 
 _lock = threading.Lock()
@@ -32,7 +34,8 @@ def get_allreduce_workspace(
     """Return the pointer table of this process's workspace for the group, creating it on the first call.
 
     The first call is collective; further calls with the same arguments return at once. The cache holds the group
-    itself, so that another group can never be taken for it. Safe to call from several threads.
+    itself, so that another group can never be taken for it. Safe to call from several threads. A workspace that failed
+    stays in the cache until `clear_workspace_cache()` is called, on every rank.
 
     Args:
         rank: This rank.
@@ -49,7 +52,11 @@ def get_allreduce_workspace(
     """
     group = resolve_group(process_group)
     if comm_size is None:
-        comm_size = LamportWorkspace.compute_comm_size_for_minimax(max_tokens, world_size)
+        try:
+            comm_size = LamportWorkspace.compute_comm_size_for_minimax(max_tokens, world_size)
+        except LamportError as error:
+            # The peers may already be waiting in the exchange.
+            _core.refuse(rank, world_size, str(error), all_gather_over(group))
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
     key = (group, rank, world_size, comm_size, device)
     with _lock:

@@ -11,7 +11,9 @@ Tensors are on the workspace's device, aligned to 16 bytes (as torch allocates t
 output may be the very tensor it is computed from. None of the operations has a gradient.
 
 On a GPU the operations run in the order of torch's current stream and overlap the start of what comes before them:
-norm weights are read early, so they must not be written by the kernel just before the operation.
+norm weights are read early, so they must not be written by the kernel just before the operation. A CUDA graph that
+captured an operation needs the workspace for as long as it is replayed, and its replays are ordered by the stream they
+are launched on, not by the library.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import torch
 
 from lamport_rs import _core
+from lamport_rs._core import LamportError
 from lamport_rs.workspace import LamportWorkspace
 
 
@@ -41,6 +44,7 @@ def all_reduce(
     if torch.compiler.is_compiling():
         total: torch.Tensor = torch.ops.lamport_rs.all_reduce(input, _table_of(workspace))
         return total if out is None else out.copy_(total)
+    _check_tensor("input", input)
     if out is None:
         out = torch.empty_like(input)
     _core.all_reduce(_core_of(workspace), input, out)
@@ -78,6 +82,7 @@ def all_reduce_rms_norm(
     if torch.compiler.is_compiling():
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm(input, residual, weight, _table_of(workspace), eps)
         return _copy_all((out, residual_out), outputs)
+    _check_tensor("input", input)
     if out is None:
         out = torch.empty_like(input)
     if residual_out is None:
@@ -119,6 +124,7 @@ def minimax_allreduce_rms(
         table = _table_of(workspace)
         output: torch.Tensor = torch.ops.lamport_rs.minimax_allreduce_rms(input, norm_weight, table, rank, nranks, eps)
         return output if out is None else out.copy_(output)
+    _check_tensor("input", input)
     if out is None:
         out = torch.empty_like(input, memory_format=torch.contiguous_format)
     _core.minimax_rms(_core_of(workspace), rank, nranks, input, norm_weight, eps, out)
@@ -166,13 +172,21 @@ def minimax_allreduce_rms_qk(
             qkv, norm_weight_q, norm_weight_k, _table_of(workspace), q_size, kv_size, rank, nranks, eps
         )
         return _copy_all((q_out, k_out), outputs)
+    _check_tensor("qkv", qkv)
+    # Sizes that qkv does not hold are refused below; they must not be allocated before.
+    columns = qkv.shape[-1] if qkv.dim() > 0 else 0
     if q_out is None:
-        q_out = qkv.new_empty((*qkv.shape[:-1], max(q_size, 0)))
+        q_out = qkv.new_empty((*qkv.shape[:-1], min(max(q_size, 0), columns)))
     if k_out is None:
-        k_out = qkv.new_empty((*qkv.shape[:-1], max(kv_size, 0)))
+        k_out = qkv.new_empty((*qkv.shape[:-1], min(max(kv_size, 0), columns)))
     core = _core_of(workspace)
     _core.minimax_rms_qk(core, rank, nranks, qkv, q_size, kv_size, norm_weight_q, norm_weight_k, eps, q_out, k_out)
     return q_out, k_out
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise LamportError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
 
 
 def _core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | torch.Tensor:

@@ -55,7 +55,7 @@ class LamportWorkspace:
         self._core: _core.Workspace | None = None
         self._table: torch.Tensor | None = None
         all_gather = all_gather_over(process_group)
-        self._backend, self._device = agree_on_backend(rank, world_size, backend, device, all_gather)
+        self._backend, self._device = agree_on_backend(rank, world_size, comm_size, backend, device, all_gather)
         self._rank, self._world_size, self._comm_size = rank, world_size, comm_size
         cuda_index = self._device.index if self._backend == "cuda" else None
         self._core = _core.Workspace(rank, world_size, comm_size, timeout, cuda_index, all_gather)
@@ -109,7 +109,8 @@ class LamportWorkspace:
     def cleanup(self) -> None:
         """Give the workspace up: further operations raise. Its memory goes when its tables have gone too.
 
-        Not collective, and safe to call twice. Call it when no operation is running on any rank.
+        Not collective, and safe to call twice. Call it when no operation is running on any rank, and no CUDA graph that
+        captured one will be replayed: a graph does not keep the memory that its kernels use.
         """
         core, self._core, self._table = self._core, None, None
         if core is not None:

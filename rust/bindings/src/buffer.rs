@@ -1,6 +1,7 @@
 //! Plain memory that crosses processes.
 
 use lamport_rs_core::cuda::device::Device;
+use lamport_rs_core::exchange::Exchange;
 use lamport_rs_core::workspace::buffer::Buffer as CoreBuffer;
 use lamport_rs_core::workspace::cuda::CudaBackend;
 use lamport_rs_core::workspace::host::HostBackend;
@@ -36,10 +37,12 @@ impl Buffer {
         let mut transport = Callable::new(all_gather);
         let created = interruptible(py, |_| match cuda_index {
             None => CoreBuffer::create(&HostBackend, rank, world_size, size, &mut transport).map(AnyBuffer::Host),
-            Some(index) => {
-                let backend = CudaBackend::new(Device::get(index)?);
-                CoreBuffer::create(&backend, rank, world_size, size, &mut transport).map(AnyBuffer::Cuda)
-            }
+            Some(index) => match Device::get(index) {
+                Ok(device) => CoreBuffer::create(&CudaBackend::new(device), rank, world_size, size, &mut transport)
+                    .map(AnyBuffer::Cuda),
+                // The peers are already waiting in the exchange.
+                Err(error) => Err(Exchange::new(&mut transport, rank, world_size).refuse(error)),
+            },
         });
         Ok(Self { buffer: created.map_err(|error| transport.explain(py, error))? })
     }

@@ -2,6 +2,7 @@
 
 use lamport_rs_core::Error;
 use lamport_rs_core::exchange::{AllGather, Exchange};
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -23,6 +24,10 @@ impl Callable {
     /// `error`, with what the callable raised as its cause.
     pub fn explain(self, py: Python<'_>, error: PyErr) -> PyErr {
         if let Some(raised) = self.raised {
+            // An interrupt or an exit is no failure of the exchange, and not for those who handle such failures.
+            if !raised.is_instance_of::<PyException>(py) {
+                return raised;
+            }
             error.set_cause(py, Some(raised));
         }
         error

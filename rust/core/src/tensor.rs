@@ -170,6 +170,9 @@ impl Named<'_> {
         if self.tensor.device != device {
             return self.error(format_args!("is on {}, but the workspace is on {device}", self.tensor.device));
         }
+        if self.tensor.pointer.is_null() && self.tensor.elements() > 0 {
+            return self.error("has no memory of its own, as a materialised dense tensor has");
+        }
         if !(self.tensor.pointer as usize).is_multiple_of(ALIGNMENT) && self.tensor.elements() > 0 {
             return self.error(format_args!("is not aligned to {ALIGNMENT} bytes; pass {}.clone()", self.name));
         }

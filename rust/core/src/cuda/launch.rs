@@ -49,12 +49,12 @@ fn load(key: ModuleKey, device: &Device) -> Result<Function> {
     Ok(Function(function))
 }
 
-/// While it lives, this thread may make calls that a stream capture of its own would otherwise forbid: loading a module
-/// does not touch the captured stream.
-struct RelaxedCapture(sys::CUstreamCaptureMode);
+/// While it lives, this thread may make calls that a stream capture would otherwise forbid: neither loading a module nor
+/// allocating and freeing memory touches the captured stream.
+pub(super) struct RelaxedCapture(sys::CUstreamCaptureMode);
 
 impl RelaxedCapture {
-    fn begin() -> Result<Self> {
+    pub(super) fn begin() -> Result<Self> {
         let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: `mode` is read and written.
         check("cuThreadExchangeStreamCaptureMode", unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) })?;

@@ -9,6 +9,7 @@ use cudarc::driver::sys;
 
 use super::device::Device;
 use super::driver::check;
+use super::launch::RelaxedCapture;
 use crate::error::{Error, Result};
 
 /// Bytes of an IPC handle.
@@ -58,7 +59,7 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        let Ok(_entered) = self.device.enter() else { return };
+        let (Ok(_entered), Ok(_relaxed)) = (self.device.enter(), RelaxedCapture::begin()) else { return };
         // SAFETY: allocated by `allocate`. The call waits for work that uses the memory.
         let _ = unsafe { sys::cuMemFree_v2(self.address) };
     }
@@ -91,7 +92,7 @@ impl PeerMemory {
 
 impl Drop for PeerMemory {
     fn drop(&mut self) {
-        let Ok(_entered) = self.device.enter() else { return };
+        let (Ok(_entered), Ok(_relaxed)) = (self.device.enter(), RelaxedCapture::begin()) else { return };
         // SAFETY: mapped by `open`.
         let _ = unsafe { sys::cuIpcCloseMemHandle(self.address) };
     }
@@ -168,7 +169,7 @@ impl PinnedWords {
 
 impl Drop for PinnedWords {
     fn drop(&mut self) {
-        let Ok(_entered) = self.device.enter() else { return };
+        let (Ok(_entered), Ok(_relaxed)) = (self.device.enter(), RelaxedCapture::begin()) else { return };
         // SAFETY: allocated by `allocate`.
         let _ = unsafe { sys::cuMemFreeHost(self.pointer.cast()) };
     }

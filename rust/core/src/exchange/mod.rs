@@ -33,6 +33,11 @@ impl<'a> Exchange<'a> {
         Self { transport, rank, world_size, step: 0 }
     }
 
+    /// Takes part only to say why this rank cannot go on: the error that every rank gets.
+    pub fn refuse(&mut self, error: Error) -> Error {
+        self.agree::<()>(Err(error.clone())).err().unwrap_or(error)
+    }
+
     /// Sends what this rank did, and returns what every rank did, in rank order, if all succeeded.
     ///
     /// If any rank failed, every rank gets the same error, which names the ranks and their reasons.

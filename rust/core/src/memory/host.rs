@@ -83,6 +83,7 @@ impl Block {
     /// Allocates `bytes` bytes and writes `word` over all of them.
     pub fn allocate(bytes: usize, word: u32) -> Result<Self> {
         let bytes = bytes.next_multiple_of(rustix::param::page_size());
+        check_available(bytes)?;
         let file = memfd_create("lamport-rs", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(|error| Error::system("memfd_create", error))?;
         fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(|error| Error::system("fchmod", error))?;
@@ -121,6 +122,20 @@ impl Block {
     /// The mapping alone.
     pub fn into_mapping(self) -> Mapping {
         self.mapping
+    }
+}
+
+/// Refuses what the machine cannot hold. The kernel would hand it out, and end a process when it is written.
+fn check_available(bytes: usize) -> Result<()> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kibibytes = line.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<usize>().ok());
+    match kibibytes.map(|kibibytes| kibibytes.saturating_mul(1024)) {
+        Some(available) if bytes > available => Err(Error::system(
+            format!("allocating {bytes} bytes of shared memory"),
+            format!("the machine has {available} bytes available; pass a smaller comm_size"),
+        )),
+        _ => Ok(()),
     }
 }
 

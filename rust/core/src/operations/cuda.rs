@@ -38,10 +38,6 @@ where
     let rows = norms[0].input.rows();
     // Before the turn: an operation that does not fit changes nothing.
     geometry.region_bytes(rows * MATRICES * size_of::<f32>())?;
-    let mut turn = workspace.take_turn(stream)?;
-    if rows == 0 {
-        return Ok(());
-    }
     let shape = MinimaxShape {
         tokens: narrow(rows)?,
         widths: try_map(norms, |norm| narrow(norm.input.columns()))?,
@@ -49,11 +45,19 @@ where
         weight: norms[0].weight.dtype,
         world_size: geometry.world_size() as u32,
     };
-    let (plan, function) = turn.plans().get(&shape, &workspace.device)?;
     let tensors = try_map(norms, |norm| tensors(&norm))?;
-    let parameters = plan.parameters(&geometry, *workspace.kernel_group(), tensors, epsilon)?;
-    // SAFETY: the turn made the context current; these are the kernel's parameters, and the caller keeps the operands.
-    unsafe { function.launch(&plan.launch, stream, &parameters) }
+    let mut turn = workspace.take_turn(stream)?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let launched = turn.plans().get(&shape, &workspace.device).and_then(|(plan, function)| {
+        let parameters = plan.parameters(&geometry, *workspace.kernel_group(), tensors, epsilon)?;
+        // SAFETY: the turn made the context current; these are the kernel's parameters, and the caller keeps the
+        // operands.
+        unsafe { function.launch(&plan.launch, stream, &parameters) }
+    });
+    // The peers' operations go ahead: this rank would be one behind them for ever.
+    launched.inspect_err(|error| turn.fail(error))
 }
 
 fn tensors(norm: &Norm) -> Result<MinimaxTensors> {

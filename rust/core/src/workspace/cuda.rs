@@ -121,13 +121,34 @@ pub struct CudaWorkspace {
     member: Member,
     timeout: Option<Duration>,
     group: KernelGroup,
+    table: Vec<i64>,
     state: Mutex<State>,
     cleaned_up: AtomicBool,
-    pinned: PinnedWords,
+    // Dropped in this order: freeing device memory waits for the kernels that run, the later ones do not.
+    _own: DeviceMemory,
     /// Control words, fault word and table.
     control: DeviceMemory,
     _peers: Vec<PeerMemory>,
-    _own: DeviceMemory,
+    pinned: PinnedWords,
+}
+
+/// What this rank has beside the blocks.
+#[derive(Debug)]
+struct Private {
+    control: DeviceMemory,
+    pinned: PinnedWords,
+}
+
+impl Private {
+    /// Allocates it, and loads the kernel of the verification.
+    fn allocate(device: &Arc<Device>, world_size: usize) -> Result<Self> {
+        let table_bytes = table::table_len(world_size) * size_of::<i64>();
+        let control = DeviceMemory::allocate(device, TABLE_OFFSET + table_bytes)?;
+        let pinned = PinnedWords::allocate(device)?;
+        let _entered = device.enter()?;
+        device.modules.function(ModuleKey::Verify, device)?;
+        Ok(Self { control, pinned })
+    }
 }
 
 /// Where the control memory holds what, in bytes: the three counters, the fault word, the two extents, the table.
@@ -139,9 +160,14 @@ impl CudaWorkspace {
     /// Creates this rank's part on `device`. Collective: all ranks call it, and all return or raise together.
     pub fn create(settings: &Settings, device: Result<Arc<Device>>, transport: &mut dyn AllGather) -> Result<Self> {
         let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
-        let checked = settings.check().and_then(|(member, timeout)| Ok((member, timeout, device?)));
-        let request = checked.clone().map(|(Member { rank, geometry }, _, _)| Request {
-            rank,
+        // All that can fail on this rank alone comes before the handles: once peers have them, they store here.
+        let checked = settings.check().and_then(|(member, timeout)| {
+            let device = device?;
+            let private = Private::allocate(&device, member.geometry.world_size())?;
+            Ok((member, timeout, device, private))
+        });
+        let request = checked.as_ref().map_err(Error::clone).map(|(Member { rank, geometry }, ..)| Request {
+            rank: *rank,
             world_size: geometry.world_size(),
             bytes: geometry.block_bytes(),
             word: SENTINEL,
@@ -149,30 +175,28 @@ impl CudaWorkspace {
         });
         // Where there is no device, `request` is an error, and the backend is never asked for anything.
         let group = match &checked {
-            Ok((_, _, device)) => construct(&CudaBackend::new(device.clone()), &mut exchange, request),
-            Err(error) => return Err(exchange.agree::<()>(Err(error.clone())).err().unwrap_or(error.clone())),
+            Ok((_, _, device, _)) => construct(&CudaBackend::new(device.clone()), &mut exchange, request),
+            Err(error) => return Err(exchange.refuse(error.clone())),
         }?;
-        let (member, timeout, device) = checked?;
+        let (member, timeout, device, private) = checked?;
         let nonces = group.nonces.clone();
-        let created = Self::over(member, timeout, device, group);
-        let verified = created.as_ref().map_err(Error::clone).and_then(|workspace| workspace.verify(&nonces));
+        let workspace = Self::over(member, timeout, device, private, group);
+        let verified = workspace.write_control().and_then(|()| workspace.verify(&nonces));
         exchange.agree(verified)?;
-        created
+        Ok(workspace)
     }
 
-    fn over(member: Member, timeout: Option<Duration>, device: Arc<Device>, group: Group<CudaBackend>) -> Result<Self> {
+    fn over(
+        member: Member,
+        timeout: Option<Duration>,
+        device: Arc<Device>,
+        private: Private,
+        group: Group<CudaBackend>,
+    ) -> Self {
         let Member { rank, geometry } = member;
-        let world_size = geometry.world_size();
-        let table_bytes = table::table_len(world_size) * size_of::<i64>();
-        let control = DeviceMemory::allocate(&device, TABLE_OFFSET + table_bytes)?;
-        let pinned = PinnedWords::allocate(&device)?;
+        let Private { control, pinned } = private;
         let (counters, extents) = (control.address(), control.address() + EXTENTS_OFFSET as u64);
         let slots = group.addresses();
-        let entries = table::table(&slots, counters, extents);
-        control.write(0, &[0_i32; EXTENTS_OFFSET / size_of::<i32>()])?;
-        control.write(EXTENTS_OFFSET, &[0_i64, geometry.comm_size() as i64])?;
-        control.write(TABLE_OFFSET, &entries)?;
-
         let addresses = ControlAddresses {
             counters,
             extents,
@@ -180,9 +204,10 @@ impl CudaWorkspace {
             report: pinned.report_address(),
         };
         let kernel_group = KernelGroup::new(&geometry, rank, &slots, addresses, timeout);
-        Ok(Self {
+        Self {
             member,
             timeout,
+            table: table::table(&slots, counters, extents),
             group: kernel_group,
             state: Mutex::new(State {
                 failure: None,
@@ -195,7 +220,14 @@ impl CudaWorkspace {
             _peers: group.peers.into_iter().flatten().collect(),
             _own: group.own,
             device,
-        })
+        }
+    }
+
+    /// Control words and table, as they are at first.
+    fn write_control(&self) -> Result<()> {
+        self.control.write(0, &[0_i32; EXTENTS_OFFSET / size_of::<i32>()])?;
+        self.control.write(EXTENTS_OFFSET, &[0_i64, self.member.geometry.comm_size() as i64])?;
+        self.control.write(TABLE_OFFSET, &self.table)
     }
 
     /// Proves that every peer's stores arrive, with the instructions of the operations.
@@ -291,6 +323,11 @@ pub struct Turn<'a> {
 }
 
 impl Turn<'_> {
+    /// Notes that the operation failed: this rank is out of step with its peers, and the workspace refuses further work.
+    pub fn fail(&mut self, error: &Error) {
+        self.state.failure.get_or_insert_with(|| error.clone());
+    }
+
     /// The launch plans made so far.
     pub fn plans(&mut self) -> &mut MinimaxPlans {
         &mut self.state.plans
