@@ -69,6 +69,7 @@ CASES = {
     "an out without memory": (reduce_with(out=META), "out is on meta"),
     "an input whose memory is freed": (reduce_with(input=FREED), "input has no memory of its own"),
     "an out whose memory is freed": (reduce_with(out=FREED), "out has no memory of its own"),
+    "an input negated when read": (reduce_with(input=torch._neg_view(X)), r"pass input.resolve_neg\(\)"),
     "an input that is no tensor": (lambda w: all_reduce([1.0], w), "input must be a torch.Tensor, not list"),
     "a misaligned input": (reduce_with(input=SHIFTED), r"input is not aligned to 16 bytes; pass input.clone\(\)"),
     "a misaligned out": (reduce_with(out=SHIFTED), "out is not aligned to 16 bytes"),

@@ -187,6 +187,8 @@ def minimax_allreduce_rms_qk(
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, torch.Tensor):
         raise LamportError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+    if value.is_neg():
+        raise LamportError(f"{name} is a view that torch negates when it is read; pass {name}.resolve_neg()")
 
 
 def _core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | torch.Tensor:
