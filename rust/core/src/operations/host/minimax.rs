@@ -79,9 +79,9 @@ impl<E: Element> Job for Squares<'_, E> {
 
     #[inline(always)]
     fn run<P: Processor>(self) {
-        for (row, sum) in self.sums.iter_mut().step_by(self.matrices).enumerate() {
-            // SAFETY: the promise of `minimax_rms`'s caller.
-            let input = unsafe { Operand::row(&self.norm.input, row) };
+        // SAFETY: the promise of `minimax_rms`'s caller.
+        let inputs = unsafe { Operand::rows(&self.norm.input) };
+        for (sum, input) in self.sums.iter_mut().step_by(self.matrices).zip(inputs) {
             let mut squares = E::Lanes::ZERO;
             for at in 0..input.vectors() {
                 let values = E::widen::<P>(input.read(at));
@@ -152,10 +152,9 @@ impl<E: Element, F: Fn(f32) -> f32> Job for Scaling<'_, E, F> {
     fn run<P: Processor>(self) {
         // SAFETY: the promise of `minimax_rms`'s caller.
         let weight = unsafe { Weight::new(&self.norm.weight) };
-        for (row, total) in self.totals.iter().step_by(self.matrices).enumerate() {
-            // SAFETY: as above.
-            let (input, output) =
-                unsafe { (Operand::row(&self.norm.input, row), Operand::row(&self.norm.output, row)) };
+        // SAFETY: as above.
+        let rows = unsafe { Operand::rows(&self.norm.input).zip(Operand::rows(&self.norm.output)) };
+        for (total, (input, output)) in self.totals.iter().step_by(self.matrices).zip(rows) {
             let scale = (self.scale)(*total);
             for at in 0..input.vectors() {
                 let values = E::widen::<P>(input.read(at)).scale(scale);

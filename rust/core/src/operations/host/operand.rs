@@ -24,18 +24,14 @@ impl Operand {
         Self { pointer: tensor.pointer, bytes: tensor.bytes() }
     }
 
-    /// Row `row` of a tensor whose rows are evenly spaced.
+    /// The rows of a tensor whose rows are evenly spaced.
     ///
     /// # Safety
     /// As for [`Operand::contiguous`], for the rows.
-    pub unsafe fn row(tensor: &Tensor, row: usize) -> Self {
+    pub unsafe fn rows(tensor: &Tensor) -> impl Iterator<Item = Self> + use<> {
         let stride = tensor.row_stride().unwrap_or(0) * tensor.dtype.size();
-        Self { pointer: tensor.pointer.wrapping_add(row * stride), bytes: tensor.columns() * tensor.dtype.size() }
-    }
-
-    /// Bytes of it.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+        let (pointer, bytes) = (tensor.pointer, tensor.columns() * tensor.dtype.size());
+        (0..tensor.rows()).map(move |row| Self { pointer: pointer.wrapping_add(row * stride), bytes })
     }
 
     /// Vectors it takes; the last may be partial.
