@@ -1,17 +1,23 @@
 // The control words: which slot an operation uses, what the operation before left to clear, and moving on.
 //
-// Order within a kernel: one warp per block reads the control words and hands them to the block through shared memory
-// and a barrier; after that barrier one thread arrives; the last block to arrive writes the next operation's control
-// words. A block's read is complete before it arrives, since the value read went through shared memory and the barrier
-// first, so no block can see the next operation's words. Every kernel counts its own grid and leaves the counter at 0,
-// so kernels of any grid size follow each other on one workspace.
+// Every warp reads them first thing, and nothing can be pushed before. One word that a thousand warps read at once is a
+// queue: so there are copies, and each warp reads one of them. The table's words are kept too, for those who read them.
+//
+// Order within a kernel: all warps of a block read the control words; after a barrier one thread arrives; the last block
+// to arrive writes the next operation's. A warp has used what it read before it comes to the barrier, so no block can
+// see the next operation's words. Every kernel counts its own grid and leaves the counter at 0, so kernels of any grid
+// size follow each other on one workspace.
 #pragma once
 
 #include "group.cuh"
+#include "keep.cuh"
 #include "ptx.cuh"
 #include "sentinel.cuh"
 
 namespace lamport {
+
+// Of the barriers of a block; __syncthreads is number 0.
+constexpr uint32 SERVICE_BARRIER = 1;
 
 // The control words as an operation uses them.
 struct Control {
@@ -19,42 +25,40 @@ struct Control {
     uint64 slot_offset;
     // Bytes from the block's start to the slot of the operation before.
     uint64 previous_offset;
-    // Vectors that the operation before used there, all ranks' regions together.
-    uint32 previous_vectors;
+    // Vectors of one rank's region in it.
+    uint32 previous_region;
     uint32 slot;
 };
 
-// Reads the control words. Made before the grid-dependency wait, so that only the loads are left to do after it.
+// Reads the control words. Made before the grid-dependency wait, so that only the load is left to do after it. All lanes
+// of a warp make it, and read, together.
 class ControlReader {
 public:
-    __device__ __forceinline__ explicit ControlReader(const Group& group)
-        : slot_index_(group.counters + SLOT_INDEX * sizeof(uint32)),
-          extent_(group.extents + CLEAR_EXTENT * sizeof(uint64)),
-          comm_size_(group.comm_size) {}
+    __device__ __forceinline__ explicit ControlReader(const Group& group) : comm_size_(group.comm_size) {
+        const uint32 warp = (blockIdx.x * blockDim.x + threadIdx.x) / WARP_THREADS;
+        copy_ = keep(group.control_copies + warp % CONTROL_COPIES * CONTROL_COPY_BYTES);
+    }
 
     // After the wait: the operation before writes what this reads.
     __device__ __forceinline__ Control read() const {
-        const uint32 slot = ptx::load_device(slot_index_);
-        const uint64 extent = ptx::load_device_long(extent_);
+        uint32 slot, previous_region;
+        ptx::load_device(copy_, slot, previous_region);
         const uint32 previous = slot == 0 ? SLOTS - 1 : slot - 1;
-        const uint64 bounded = extent < comm_size_ ? extent : comm_size_;
-        return Control{slot * comm_size_, previous * comm_size_, static_cast<uint32>(bounded / VECTOR_BYTES), slot};
+        return Control{slot * comm_size_, previous * comm_size_, previous_region, slot};
     }
 
 private:
-    Address slot_index_;
-    Address extent_;
+    Address copy_;
     uint64 comm_size_;
 };
 
 // Puts the sentinel back over the peers' regions of the slot before. The own region was never written. `thread` counts
-// the `threads` of the whole grid that share the work. Its place is while data travels, in warps that neither push nor
-// poll.
+// the `threads` of the whole grid that share the work. Its place is while data travels.
 __device__ __forceinline__ void clear_previous_slot(const Group& group, const Control& control, uint32 thread,
                                                     uint32 threads) {
-    const uint32 region = control.previous_vectors / group.world_size;
+    const uint32 region = control.previous_region;
     const uint32 own_begin = group.rank * region;
-    const uint32 to_clear = control.previous_vectors - region;
+    const uint32 to_clear = (group.world_size - 1) * region;
     const Address slot = group.own + control.previous_offset;
     for (uint32 index = thread; index < to_clear; index += threads) {
         const uint32 vector = index < own_begin ? index : index + region;
@@ -62,8 +66,8 @@ __device__ __forceinline__ void clear_previous_slot(const Group& group, const Co
     }
 }
 
-// One thread per block calls it, after the barrier that published the control words; the result is for `is_last`. It
-// takes as long as any load, so do other work before using it.
+// One thread per block calls it, after the barrier that all warps came to with the control words; the result is for
+// `is_last`. It takes as long as any load, so do other work before using it.
 __device__ __forceinline__ uint32 arrive(const Group& group) {
     return ptx::count_device(group.counters + ARRIVAL_COUNTER * sizeof(uint32), gridDim.x - 1);
 }
@@ -71,11 +75,49 @@ __device__ __forceinline__ uint32 arrive(const Group& group) {
 // Whether all other blocks had arrived before. The counter is 0 again then.
 __device__ __forceinline__ bool is_last(uint32 arrival) { return arrival == gridDim.x - 1; }
 
-// The last block's arriving thread moves on to the next slot. `region_bytes` is this operation's.
+// A whole warp of the last block moves on to the next slot. `region_bytes` is this operation's.
 __device__ __forceinline__ void rotate(const Group& group, const Control& control, uint32 region_bytes) {
+    static_assert(CONTROL_COPIES == WARP_THREADS, "each lane writes a copy");
+    const uint32 lane = threadIdx.x % WARP_THREADS;
     const uint32 next = control.slot == SLOTS - 1 ? 0 : control.slot + 1;
-    ptx::store_device(group.counters + SLOT_INDEX * sizeof(uint32), next);
-    ptx::store_device_long(group.extents + CLEAR_EXTENT * sizeof(uint64), uint64{group.world_size} * region_bytes);
+    ptx::store_device(group.control_copies + lane * CONTROL_COPY_BYTES, next, region_bytes / VECTOR_BYTES);
+    if (lane == 0) {
+        ptx::store_device(group.counters + SLOT_INDEX * sizeof(uint32), next);
+        ptx::store_device_long(group.extents + CLEAR_EXTENT * sizeof(uint64), uint64{group.world_size} * region_bytes);
+    }
+}
+
+// What goes with every operation: clears, arrives and rotates. There are two ways to do it.
+
+// For kernels with a service warp, the block's last, which does it while the others wait for data. They call
+// `control_is_used` after their first push, and do not wait there.
+__device__ __forceinline__ void control_is_used() { ptx::arrive_at_barrier(SERVICE_BARRIER, blockDim.x); }
+
+__device__ __forceinline__ void serve(const Group& group, const Control& control, uint32 region_bytes) {
+    ptx::wait_at_barrier(SERVICE_BARRIER, blockDim.x);
+    const uint32 lane = threadIdx.x % WARP_THREADS;
+    uint32 arrival = 0;
+    if (lane == 0) {
+        arrival = arrive(group);
+    }
+    clear_previous_slot(group, control, blockIdx.x * WARP_THREADS + lane, gridDim.x * WARP_THREADS);
+    if (is_last(__shfl_sync(0xffffffffu, arrival, 0))) {
+        rotate(group, control, region_bytes);
+    }
+}
+
+// For kernels where all threads share it: they call this after their first push. It makes the first warp wait, but not
+// for longer than data travels.
+__device__ __forceinline__ void finish_control(const Group& group, const Control& control, uint32 region_bytes) {
+    __syncthreads();
+    uint32 arrival = 0;
+    if (threadIdx.x == 0) {
+        arrival = arrive(group);
+    }
+    clear_previous_slot(group, control, blockIdx.x * blockDim.x + threadIdx.x, gridDim.x * blockDim.x);
+    if (threadIdx.x / WARP_THREADS == 0 && is_last(__shfl_sync(0xffffffffu, arrival, 0))) {
+        rotate(group, control, region_bytes);
+    }
 }
 
 }  // namespace lamport

@@ -28,11 +28,17 @@ struct Group {
     uint64 timeout_nanoseconds;
     uint32 rank;
     uint32 world_size;
-    // 0: what follows a group in a struct begins at a multiple of 16.
-    uint64 reserved;
+    // CONTROL_COPIES copies of what an operation reads first, CONTROL_COPY_BYTES apart: see control.cuh.
+    Address control_copies;
 };
 
 // The host's layout, from constants.cuh.
 ASSERT_LAYOUT_OF_Group(Group);
+
+// The rank of group.peers[index].
+__device__ __forceinline__ uint32 successor(const Group& group, uint32 index) {
+    const uint32 rank = group.rank + 1 + index;
+    return rank < group.world_size ? rank : rank - group.world_size;
+}
 
 }  // namespace lamport

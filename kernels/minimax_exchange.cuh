@@ -147,7 +147,7 @@ private:
         }
         const uint32 threads = blockDim.x - exchanging;
         clear_previous_slot(group, control, blockIdx.x * threads + threadIdx.x - exchanging, gridDim.x * threads);
-        if (is_last_thread() && is_last(arrival)) {
+        if (in_service_warp() && is_last(__shfl_sync(0xffffffffu, arrival, WARP_THREADS - 1))) {
             rotate(group, control, parameters_.region_bytes);
         }
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ptx.cuh"
+#include "sentinel.cuh"
 #include "types.cuh"
 
 namespace lamport {
@@ -47,5 +48,25 @@ struct BFloat16 {
 // Values in a 16-byte vector.
 template <class Element>
 constexpr uint32 PER_VECTOR = VECTOR_WORDS * Element::PER_WORD;
+
+// Squares of a vector's values, summed. Two chains of additions, since one would be as long as the vector.
+template <class Value>
+__device__ __forceinline__ float sum_of_squares(const Vector& vector) {
+    float even = 0.0f, odd = 0.0f;
+#pragma unroll
+    for (uint32 word = 0; word < VECTOR_WORDS; ++word) {
+        float values[Value::PER_WORD];
+        Value::unpack(vector.words[word], values);
+        if constexpr (Value::PER_WORD == 2) {
+            even = fmaf(values[0], values[0], even);
+            odd = fmaf(values[1], values[1], odd);
+        } else if (word % 2 == 0) {
+            even = fmaf(values[0], values[0], even);
+        } else {
+            odd = fmaf(values[0], values[0], odd);
+        }
+    }
+    return even + odd;
+}
 
 }  // namespace lamport

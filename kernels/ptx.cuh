@@ -39,6 +39,16 @@ __device__ __forceinline__ Vector load_system_vector(Address address) {
     return vector;
 }
 
+// Loads if `condition`; otherwise `vector` stays as it is. A predicate and no branch.
+__device__ __forceinline__ void load_system_if(bool condition, Address address, Vector& vector) {
+    asm volatile("{.reg .pred p;\n"
+                 " setp.ne.u32 p, %5, 0;\n"
+                 " @p ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];}"
+                 : "+r"(vector.words[0]), "+r"(vector.words[1]), "+r"(vector.words[2]), "+r"(vector.words[3])
+                 : "l"(address), "r"(static_cast<uint32>(condition))
+                 : "memory");
+}
+
 // Sets bits of a word that other blocks set bits of at the same time.
 __device__ __forceinline__ void set_bits_system(Address address, uint32 bits) {
     asm volatile("red.relaxed.sys.global.or.b32 [%0], %1;" ::"l"(address), "r"(bits) : "memory");
@@ -54,10 +64,16 @@ __device__ __forceinline__ uint32 load_device(Address address) {
     return word;
 }
 
-__device__ __forceinline__ uint64 load_device_long(Address address) {
-    uint64 value;
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
-    return value;
+// Two words at once, at a multiple of 8.
+__device__ __forceinline__ void load_device(Address address, uint32& first, uint32& second) {
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(first), "=r"(second)
+                 : "l"(address)
+                 : "memory");
+}
+
+__device__ __forceinline__ void store_device(Address address, uint32 first, uint32 second) {
+    asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(first), "r"(second) : "memory");
 }
 
 __device__ __forceinline__ void store_device(Address address, uint32 word) {
@@ -91,6 +107,23 @@ __device__ __forceinline__ Vector load_input(Address address) {
     return vector;
 }
 
+// Likewise if `condition`; otherwise `vector` stays as it is. A predicate and no branch.
+__device__ __forceinline__ void load_input_if(bool condition, Address address, Vector& vector) {
+    asm volatile("{.reg .pred p;\n"
+                 " setp.ne.u32 p, %5, 0;\n"
+                 " @p ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
+                 : "+r"(vector.words[0]), "+r"(vector.words[1]), "+r"(vector.words[2]), "+r"(vector.words[3])
+                 : "l"(address), "r"(static_cast<uint32>(condition))
+                 : "memory");
+}
+
+// 16 bits of an input, in the low half.
+__device__ __forceinline__ uint32 load_input_half(Address address) {
+    unsigned short half;
+    asm volatile("ld.global.u16 %0, [%1];" : "=h"(half) : "l"(address) : "memory");
+    return half;
+}
+
 // A vector that other blocks on the same multiprocessor read too.
 __device__ __forceinline__ Vector load_weight(Address address) {
     Vector vector;
@@ -107,6 +140,22 @@ __device__ __forceinline__ void store_output(Address address, const Vector& vect
                  : "memory");
 }
 
+// The low half of `word`.
+__device__ __forceinline__ void store_output_half(Address address, uint32 word) {
+    asm volatile("st.global.u16 [%0], %1;" ::"l"(address), "h"(static_cast<unsigned short>(word)) : "memory");
+}
+
+// ---- Barriers of a block --------------------------------------------------------------------------------------------
+// Of `threads` threads, some of which only arrive and go on. What they read before is read before the others go on.
+
+__device__ __forceinline__ void arrive_at_barrier(uint32 barrier, uint32 threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void wait_at_barrier(uint32 barrier, uint32 threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // ---- Programmatic dependent launch ----------------------------------------------------------------------------------
 // Both do nothing where the hardware lacks it (before compute capability 9.0) or the launch did not ask for it.
 
@@ -118,8 +167,8 @@ __device__ __forceinline__ void wait_for_prior_grids() {
 #endif
 }
 
-// Lets the next grid start once all blocks of this one have called it or ended. Calling it first thing is safe, because
-// the next grid's wait lasts until this one is complete and flushed.
+// Lets the next grid start once all blocks of this one have called it or ended. Safe anywhere, because the next grid's
+// wait lasts until this one is complete and flushed. After the first push is best: the next grid's blocks would delay it.
 __device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -52,19 +52,22 @@ private:
     uint64 start_ = 0;
 };
 
-// Polls with `load`, which returns a word or a vector of rank `source`, until no word is the sentinel. Returns what was
-// loaded last: if the rank did not come, that contains the sentinel, and the fault is reported. Lanes may call it in
-// any number and return at different times: reconverge before the next warp-wide operation.
-template <class Load>
-__device__ __forceinline__ auto poll(const Group& group, uint32 source, Load load) {
+// Calls `round` until it returns 0: it looks at all that is awaited, and returns the ranks (a bit mask) of which
+// something is missing. Returns false if they did not come, and the fault is reported. Lanes may call it in any number
+// and return at different times: reconverge before the next warp-wide operation.
+template <class Round>
+__device__ __forceinline__ bool await(const Group& group, Round round) {
     Patience patience;
     while (true) {
-        auto loaded = load();
-        for (uint32 polls = 1; !has_arrived(loaded) && polls < patience.polls(); ++polls) {
-            loaded = load();
+        uint32 missing = round();
+        for (uint32 polls = 1; missing != 0 && polls < patience.polls(); ++polls) {
+            missing = round();
         }
-        if (has_arrived(loaded) || patience.is_over(group, 1u << source)) {
-            return loaded;
+        if (missing == 0) {
+            return true;
+        }
+        if (patience.is_over(group, missing)) {
+            return false;
         }
     }
 }

@@ -35,11 +35,16 @@ __device__ __forceinline__ void push_word(const WordRoute& route, uint64 slot_of
     ptx::store_system(route.push + slot_offset, word);
 }
 
-// Awaits the word of rank `peer`: see `poll`.
+// Awaits the word of rank `peer`. The sentinel if the rank did not come: see `await`.
 __device__ __forceinline__ uint32 await_word(const Group& group, const WordRoute& route, uint64 slot_offset,
                                              uint32 peer) {
     const Address address = route.poll + slot_offset;
-    return poll(group, peer, [=] { return ptx::load_system(address); });
+    uint32 word;
+    await(group, [&] {
+        word = ptx::load_system(address);
+        return has_arrived(word) ? 0 : 1u << peer;
+    });
+    return word;
 }
 
 }  // namespace lamport

@@ -15,6 +15,9 @@ class LamportTimeoutError(LamportError):
 
     missing_ranks: tuple[int, ...]
 
+class LamportSizeError(LamportError):
+    """A tensor that is too large for the workspace. Nothing was changed."""
+
 class Workspace:
     """One rank's workspace: over the memory of a CUDA device, or over shared memory."""
 
@@ -50,15 +53,19 @@ def cuda_obstacle() -> str | None: ...
 def fill_sentinel(device_ptr: int, size_bytes: int, index: int) -> None: ...
 def minimax_comm_size(max_tokens: int, world_size: int, fused_qk: bool) -> int: ...
 def all_reduce_comm_size(max_bytes: int, world_size: int) -> int: ...
-def all_reduce(workspace: Workspace | torch.Tensor, input: torch.Tensor, out: torch.Tensor) -> None: ...
+def all_reduce(
+    workspace: Workspace | torch.Tensor, input: torch.Tensor, out: torch.Tensor, algorithm: str
+) -> None: ...
 def all_reduce_rms_norm(
     workspace: Workspace | torch.Tensor,
     input: torch.Tensor,
     residual: torch.Tensor,
     weight: torch.Tensor,
     eps: float,
+    weight_bias: float,
     out: torch.Tensor,
     residual_out: torch.Tensor,
+    algorithm: str,
 ) -> None: ...
 def minimax_rms(
     workspace: Workspace | torch.Tensor,

@@ -10,44 +10,73 @@ missing ranks, when peers do not come; after that the workspace can no longer be
 Tensors are on the workspace's device, aligned to 16 bytes (as torch allocates them), float32, float16 or bfloat16. An
 output may be the very tensor it is computed from. None of the operations has a gradient.
 
-On a GPU the operations run in the order of torch's current stream and overlap the start of what comes before them:
-norm weights are read early, so they must not be written by the kernel just before the operation. A CUDA graph that
+On a GPU the operations run in the order of torch's current stream and overlap the start of what comes before them: the
+MiniMax norms' weights are read early, so they must not be written by the kernel just before the operation. A CUDA graph that
 captured an operation needs the workspace for as long as it is replayed, and its replays are ordered by the stream they
 are launched on, not by the library.
 """
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import torch
+import torch.distributed as dist
 
 from lamport_rs import _core
-from lamport_rs._core import LamportError
+from lamport_rs._core import LamportError, LamportSizeError
 from lamport_rs.workspace import LamportWorkspace
+
+
+Algorithm: TypeAlias = Literal["auto", "one_shot", "two_shot"]
+"""How a tensor is reduced.
+
+`"one_shot"`: every rank pushes all of its tensor to every peer, and each sums for itself. One way over the link.
+`"two_shot"`: every rank sums one shard and pushes the sums to every peer. Two ways, but each byte travels twice and not
+once per peer. GPUs only. `"auto"`: the faster one by measurement, or else the one that the workspace has room for.
+All give the same bits.
+"""
 
 
 def all_reduce(
     input: torch.Tensor,  # noqa: A002  (torch's name)
     workspace: LamportWorkspace | torch.Tensor,
-    *,
     out: torch.Tensor | None = None,
+    *,
+    algorithm: Algorithm = "auto",
+    fallback: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Sum `input` over the ranks.
 
     Args:
-        input: This rank's tensor, of any shape, contiguous; at most `comm_size / world_size` bytes.
+        input: This rank's tensor, of any shape, contiguous. One-shot takes `world_size` times its bytes of a slot,
+            two-shot twice its bytes; `compute_comm_size_for_all_reduce` gives a `comm_size` that does for both.
         workspace: The group's workspace, or its table.
-        out: Where the sum goes: shape and dtype of `input`, contiguous. None to allocate it.
+        out: Where the sum goes: shape and dtype of `input`, contiguous; may be `input`. None to allocate it.
+        algorithm: See `Algorithm`; the same on every rank.
+        fallback: A process group of the same ranks that sums tensors which are too large for the workspace. Its sums
+            are its own: in another order perhaps, and rounded at every step. None to raise instead.
 
     Returns:
-        `out`: the sum in float32, rounded once to `input`'s dtype; the same bits on every rank.
+        `out`: the sum in float32 and in rank order, rounded once to `input`'s dtype; the same bits on every rank.
+
+    Raises:
+        LamportSizeError: If the workspace is too small, and there is no fallback. The text gives the size that does.
     """
-    if torch.compiler.is_compiling():
-        total: torch.Tensor = torch.ops.lamport_rs.all_reduce(input, _table_of(workspace))
+    if fallback is None and torch.compiler.is_compiling():
+        total: torch.Tensor = torch.ops.lamport_rs.all_reduce(input, _table_of(workspace), algorithm)
         return total if out is None else out.copy_(total)
     _check_tensor("input", input)
     if out is None:
         out = torch.empty_like(input)
-    _core.all_reduce(_core_of(workspace), input, out)
+    try:
+        _core.all_reduce(_core_of(workspace), input, out, algorithm)
+    except LamportSizeError:
+        if fallback is None:
+            raise
+        if out is not input:
+            out.copy_(input)
+        dist.all_reduce(out, group=fallback)
     return out
 
 
@@ -57,15 +86,18 @@ def all_reduce_rms_norm(
     weight: torch.Tensor,
     workspace: LamportWorkspace | torch.Tensor,
     eps: float = 1e-6,
+    weight_bias: float = 0.0,
     *,
     out: torch.Tensor | None = None,
     residual_out: torch.Tensor | None = None,
+    algorithm: Algorithm = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum `input` over the ranks, add `residual`, and normalise the rows by their root mean square.
 
     `residual_out = sum over ranks of input + residual`, and per row
-    `out = residual_out / sqrt(mean(residual_out ** 2) + eps) * weight` (RMSNorm: Zhang and Sennrich, 2019,
-    arXiv:1910.07467). The norm uses the float32 sum, before it is rounded to the dtype.
+    `out = residual_out / sqrt(mean(residual_out ** 2) + eps) * (weight + weight_bias)` (RMSNorm: Zhang and Sennrich,
+    2019, arXiv:1910.07467). The sum is rounded to the dtype once, and the norm is of the rounded rows, as in a norm that
+    follows as an operation of its own.
 
     Args:
         input: This rank's tensor, `[..., hidden]`, contiguous, `hidden` a multiple of 8.
@@ -73,21 +105,30 @@ def all_reduce_rms_norm(
         weight: `[hidden]`, dtype of `input` or float32, the same on every rank.
         workspace: The group's workspace, or its table.
         eps: Added to the mean of squares.
-        out: Where the normalised rows go, like `input`. None to allocate it.
-        residual_out: Where the sum goes, like `input`. None to allocate it.
+        weight_bias: Added to each weight: 1.0 for models that keep weights as their distance from 1 (Gemma).
+        out: Where the normalised rows go, like `input`; may be `input`. None to allocate it.
+        residual_out: Where the sum goes, like `input`; may be `residual`. None to allocate it.
+        algorithm: See `Algorithm`; the same on every rank. With `"two_shot"` each rank sums whole rows, every
+            `world_size`-th.
 
     Returns:
         `(out, residual_out)`; the same bits on every rank.
+
+    Raises:
+        LamportSizeError: If the workspace is too small. The text gives the size that does.
     """
     if torch.compiler.is_compiling():
-        outputs = torch.ops.lamport_rs.all_reduce_rms_norm(input, residual, weight, _table_of(workspace), eps)
+        outputs = torch.ops.lamport_rs.all_reduce_rms_norm(
+            input, residual, weight, _table_of(workspace), eps, weight_bias, algorithm
+        )
         return _copy_all((out, residual_out), outputs)
     _check_tensor("input", input)
     if out is None:
         out = torch.empty_like(input)
     if residual_out is None:
         residual_out = torch.empty_like(input)
-    _core.all_reduce_rms_norm(_core_of(workspace), input, residual, weight, eps, out, residual_out)
+    core = _core_of(workspace)
+    _core.all_reduce_rms_norm(core, input, residual, weight, eps, weight_bias, out, residual_out, algorithm)
     return out, residual_out
 
 

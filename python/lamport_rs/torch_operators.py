@@ -11,10 +11,10 @@ import torch
 from lamport_rs import operations
 
 _library = torch.library.Library("lamport_rs", "DEF")
-_library.define("all_reduce(Tensor input, Tensor workspace) -> Tensor")
+_library.define('all_reduce(Tensor input, Tensor workspace, str algorithm="auto") -> Tensor')
 _library.define(
-    "all_reduce_rms_norm(Tensor input, Tensor residual, Tensor weight, Tensor workspace, float eps=1e-06)"
-    " -> (Tensor, Tensor)"
+    "all_reduce_rms_norm(Tensor input, Tensor residual, Tensor weight, Tensor workspace, float eps=1e-06,"
+    ' float weight_bias=0.0, str algorithm="auto") -> (Tensor, Tensor)'
 )
 _library.define(
     "minimax_allreduce_rms(Tensor input, Tensor norm_weight, Tensor workspace, int rank, int nranks, float eps)"
@@ -26,8 +26,32 @@ _library.define(
 )
 
 
-def _all_reduce_fake(input: torch.Tensor, workspace: torch.Tensor) -> torch.Tensor:  # noqa: A002
+def _all_reduce(
+    input: torch.Tensor,  # noqa: A002
+    workspace: torch.Tensor,
+    algorithm: operations.Algorithm = "auto",
+) -> torch.Tensor:
+    return operations.all_reduce(input, workspace, algorithm=algorithm)
+
+
+def _all_reduce_fake(
+    input: torch.Tensor,  # noqa: A002
+    workspace: torch.Tensor,
+    algorithm: str = "auto",
+) -> torch.Tensor:
     return torch.empty_like(input)
+
+
+def _all_reduce_rms_norm(
+    input: torch.Tensor,  # noqa: A002
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    workspace: torch.Tensor,
+    eps: float = 1e-6,
+    weight_bias: float = 0.0,
+    algorithm: operations.Algorithm = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return operations.all_reduce_rms_norm(input, residual, weight, workspace, eps, weight_bias, algorithm=algorithm)
 
 
 def _all_reduce_rms_norm_fake(
@@ -36,6 +60,8 @@ def _all_reduce_rms_norm_fake(
     weight: torch.Tensor,
     workspace: torch.Tensor,
     eps: float = 1e-6,
+    weight_bias: float = 0.0,
+    algorithm: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(input), torch.empty_like(input)
 
@@ -66,12 +92,12 @@ def _minimax_allreduce_rms_qk_fake(
     return qkv.new_empty((*rows, q_size)), qkv.new_empty((*rows, kv_size))
 
 
-for _name, _fake in (
-    ("all_reduce", _all_reduce_fake),
-    ("all_reduce_rms_norm", _all_reduce_rms_norm_fake),
-    ("minimax_allreduce_rms", _minimax_allreduce_rms_fake),
-    ("minimax_allreduce_rms_qk", _minimax_allreduce_rms_qk_fake),
+for _name, _operation, _fake in (
+    ("all_reduce", _all_reduce, _all_reduce_fake),
+    ("all_reduce_rms_norm", _all_reduce_rms_norm, _all_reduce_rms_norm_fake),
+    ("minimax_allreduce_rms", operations.minimax_allreduce_rms, _minimax_allreduce_rms_fake),
+    ("minimax_allreduce_rms_qk", operations.minimax_allreduce_rms_qk, _minimax_allreduce_rms_qk_fake),
 ):
     for _key in ("CPU", "CUDA"):
-        _library.impl(_name, getattr(operations, _name), _key)
+        _library.impl(_name, _operation, _key)
     torch.library.register_fake(f"lamport_rs::{_name}", _fake, lib=_library)

@@ -1,6 +1,7 @@
 //! The core's errors as exceptions.
 
 use lamport_rs_core::Error;
+use lamport_rs_protocol::geometry::GeometryError;
 use pyo3::create_exception;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -18,9 +19,20 @@ create_exception!(
     "Peers did not come within the timeout. `missing_ranks` is the tuple of their ranks."
 );
 
+create_exception!(
+    lamport_rs,
+    LamportSizeError,
+    LamportError,
+    "A tensor that is too large for the workspace. The text says what `comm_size` would do. Nothing was changed."
+);
+
 /// The exception for `error`.
 pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
-    let Error::Timeout { missing, .. } = &error else { return LamportError::new_err(error.to_string()) };
+    let missing = match &error {
+        Error::Timeout { missing, .. } => missing,
+        Error::Geometry(GeometryError::MessageTooLarge { .. }) => return LamportSizeError::new_err(error.to_string()),
+        _ => return LamportError::new_err(error.to_string()),
+    };
     let exception = LamportTimeoutError::new_err(error.to_string());
     let ranks: Vec<usize> = missing.iter().collect();
     let set =

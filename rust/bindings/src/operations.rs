@@ -1,10 +1,14 @@
 //! The operations: tensors in, nothing out. Outputs are passed in, allocated by the package.
 
+use lamport_rs_core::Result;
+use lamport_rs_core::cuda::Stream;
 use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
 use lamport_rs_core::operations::{cuda, host};
-use lamport_rs_core::workspace::cuda::fill;
+use lamport_rs_core::wait::Interrupted;
+use lamport_rs_core::workspace::cuda::{CudaWorkspace, fill};
 use lamport_rs_core::workspace::host::HostWorkspace;
+use lamport_rs_protocol::algorithm::Algorithm;
 use pyo3::intern;
 use pyo3::prelude::*;
 
@@ -15,17 +19,33 @@ use crate::stream;
 use crate::tensor::extract;
 use crate::workspace::Workspace;
 
+/// The name that leaves the choice of the algorithm to the library.
+const AUTO: &str = "auto";
+
 /// `out = sum over ranks of input`.
 #[pyfunction]
-pub fn all_reduce(workspace: &Bound<'_, PyAny>, input: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<()> {
+pub fn all_reduce(
+    workspace: &Bound<'_, PyAny>,
+    input: &Bound<'_, PyAny>,
+    out: &Bound<'_, PyAny>,
+    algorithm: &str,
+) -> PyResult<()> {
     let found = find_workspace(workspace)?;
-    let host_workspace = on_host(&found, "all_reduce")?;
-    let operands = AllReduce { input: extract(input, "input")?, output: extract(out, "out")? };
-    // SAFETY: the arguments hold references to the tensors until this function returns.
-    interruptible(workspace.py(), |interrupted| unsafe { host::all_reduce(host_workspace, &operands, interrupted) })
+    let algorithm = find_algorithm(algorithm)?;
+    let operands = AllReduce { input: extract(input, "input")?, output: extract(out, "out")?, algorithm };
+    // SAFETY: the arguments hold references to the tensors until this function returns, and torch frees tensors in the
+    // order of the stream they are used on.
+    unsafe {
+        run(
+            workspace.py(),
+            &found,
+            |workspace, interrupted| host::all_reduce(workspace, &operands, interrupted),
+            |workspace, stream| cuda::all_reduce(workspace, &operands, stream),
+        )
+    }
 }
 
-/// `residual_out = sum over ranks of input + residual`, `out = rms_norm(residual_out) * weight`.
+/// `residual_out = sum over ranks of input + residual`, `out = rms_norm(residual_out) * (weight + weight_bias)`.
 #[pyfunction]
 #[allow(clippy::too_many_arguments, reason = "the operator's signature")]
 pub fn all_reduce_rms_norm(
@@ -34,23 +54,31 @@ pub fn all_reduce_rms_norm(
     residual: &Bound<'_, PyAny>,
     weight: &Bound<'_, PyAny>,
     eps: f32,
+    weight_bias: f32,
     out: &Bound<'_, PyAny>,
     residual_out: &Bound<'_, PyAny>,
+    algorithm: &str,
 ) -> PyResult<()> {
     let found = find_workspace(workspace)?;
-    let host_workspace = on_host(&found, "all_reduce_rms_norm")?;
     let operands = AllReduceRmsNorm {
         input: extract(input, "input")?,
         residual: extract(residual, "residual")?,
         weight: extract(weight, "weight")?,
         epsilon: eps,
+        weight_bias,
+        algorithm: find_algorithm(algorithm)?,
         output: extract(out, "out")?,
         residual_output: extract(residual_out, "residual_out")?,
     };
-    interruptible(workspace.py(), |interrupted| {
-        // SAFETY: the arguments hold references to the tensors until this function returns.
-        unsafe { host::all_reduce_rms_norm(host_workspace, &operands, interrupted) }
-    })
+    // SAFETY: as in `all_reduce`.
+    unsafe {
+        run(
+            workspace.py(),
+            &found,
+            |workspace, interrupted| host::all_reduce_rms_norm(workspace, &operands, interrupted),
+            |workspace, stream| cuda::all_reduce_rms_norm(workspace, &operands, stream),
+        )
+    }
 }
 
 /// The norm of rows that are spread over the ranks. `rank` and `world_size` are checked against the workspace.
@@ -101,15 +129,32 @@ pub fn minimax_rms_qk(
 }
 
 fn run_minimax(py: Python<'_>, workspace: &AnyWorkspace, operands: &MinimaxRms) -> PyResult<()> {
+    // SAFETY: as in `all_reduce`.
+    unsafe {
+        run(
+            py,
+            workspace,
+            |workspace, interrupted| host::minimax_rms(workspace, operands, interrupted),
+            |workspace, stream| cuda::minimax_rms(workspace, operands, stream),
+        )
+    }
+}
+
+/// Runs an operation on the workspace's backend, on torch's current stream if it is a device.
+///
+/// # Safety
+/// The operands stay valid until this returns, and what is on a device until the stream has passed the operation.
+unsafe fn run(
+    py: Python<'_>,
+    workspace: &AnyWorkspace,
+    on_host: impl FnOnce(&HostWorkspace, Interrupted<'_>) -> Result<()> + Send,
+    on_device: impl FnOnce(&CudaWorkspace, Stream) -> Result<()>,
+) -> PyResult<()> {
     match workspace {
-        AnyWorkspace::Host(workspace) => interruptible(py, |interrupted| {
-            // SAFETY: the callers' arguments hold references to the tensors until they return.
-            unsafe { host::minimax_rms(workspace, operands, interrupted) }
-        }),
+        AnyWorkspace::Host(workspace) => interruptible(py, |interrupted| on_host(workspace, interrupted)),
         AnyWorkspace::Cuda(workspace) => {
             let stream = stream::current(py, workspace.device.index)?;
-            // SAFETY: torch frees tensors in the order of the stream they are used on, which is this one.
-            unsafe { cuda::minimax_rms(workspace, operands, stream) }.map_err(|error| to_python(py, error))
+            on_device(workspace, stream).map_err(|error| to_python(py, error))
         }
     }
 }
@@ -138,13 +183,15 @@ pub fn fill_sentinel(py: Python<'_>, device_ptr: u64, size_bytes: i64, index: us
     outcome.map_err(|error| to_python(py, error))
 }
 
-fn on_host<'a>(workspace: &'a AnyWorkspace, operation: &str) -> PyResult<&'a HostWorkspace> {
-    match workspace {
-        AnyWorkspace::Host(workspace) => Ok(workspace),
-        AnyWorkspace::Cuda(_) => Err(LamportError::new_err(format!(
-            "{operation} has no CUDA kernel in this version; use torch.distributed for it, or a workspace on the CPU"
-        ))),
+/// `None` for the fastest.
+fn find_algorithm(name: &str) -> PyResult<Option<Algorithm>> {
+    if name == AUTO {
+        return Ok(None);
     }
+    Algorithm::named(name).map(Some).ok_or_else(|| {
+        let names = Algorithm::ALL.map(|algorithm| format!("{:?}", algorithm.name())).join(", ");
+        LamportError::new_err(format!("algorithm is {name:?}, but must be {AUTO:?} or one of {names}"))
+    })
 }
 
 fn find_workspace(workspace: &Bound<'_, PyAny>) -> PyResult<AnyWorkspace> {

@@ -7,7 +7,10 @@ use lamport_rs_protocol::geometry::{MAX_WORLD_SIZE, SLOTS};
 use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, VECTOR_WORDS};
 use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, SLOT_INDEX};
 
-use crate::parameters::{FillParameters, Group, MinimaxMatrix, MinimaxParameters, VerifyParameters};
+use crate::parameters::{
+    AllReduceParameters, AllReduceRmsNormParameters, CONTROL_COPIES, CONTROL_COPY_BYTES, FillParameters, Group,
+    MinimaxMatrix, MinimaxParameters, RmsNorm, VerifyParameters,
+};
 use crate::variants::{FILL_THREADS, WARP_THREADS};
 
 /// A macro `ASSERT_LAYOUT_OF_<name>(type)` that asserts that a CUDA struct has the size of a Rust struct and the named
@@ -51,6 +54,8 @@ fn constants() -> String {
     constant("ARRIVAL_COUNTER", &ARRIVAL_COUNTER);
     constant("SLOT_INDEX", &SLOT_INDEX);
     constant("CLEAR_EXTENT", &CLEAR_EXTENT);
+    constant("CONTROL_COPIES", &CONTROL_COPIES);
+    constant("CONTROL_COPY_BYTES", &CONTROL_COPY_BYTES);
     constant("WARP_THREADS", &WARP_THREADS);
     constant("FILL_THREADS", &FILL_THREADS);
     text.push_str("\n}  // namespace lamport\n");
@@ -62,8 +67,15 @@ fn layouts() -> String {
         layout!(
             "Group",
             Group,
-            [own, peers, comm_size, counters, extents, fault, report, timeout_nanoseconds, rank, world_size]
+            [own, peers, comm_size, counters, extents, fault, report, timeout_nanoseconds, rank, world_size, control_copies]
         ),
+        layout!("AllReduce", AllReduceParameters, [group, input, output, bytes, region_bytes, vectors]),
+        layout!(
+            "AllReduceRmsNorm",
+            AllReduceRmsNormParameters,
+            [group, input, residual, output, residual_output, norm, region_bytes, tokens, row_vectors]
+        ),
+        layout!("RmsNorm", RmsNorm, [weight, inverse_count, epsilon, weight_bias, has_float32_weight]),
         layout!("FillParameters", FillParameters, [begin, words]),
         layout!("VerifyParameters", VerifyParameters, [group, nonces, result]),
         layout!(

@@ -5,8 +5,14 @@
 
 use std::ffi::CStr;
 
+use lamport_rs_protocol::algorithm::Algorithm;
+
 use crate::dtype::Dtype::{self, BFloat16, Float16, Float32};
-use crate::variants::{MINIMAX_VARIANTS, MinimaxVariant};
+use crate::variants::{
+    CAPACITIES, LaunchBounds, MINIMAX_VARIANTS, MinimaxVariant, all_reduce_bounds, rms_norm_bounds,
+};
+
+const DTYPES: [Dtype; 3] = [Float32, Float16, BFloat16];
 
 /// Names a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,10 +21,54 @@ pub enum ModuleKey {
     Fill,
     /// Verifies by transfer that peer writes arrive.
     Verify,
+    /// The sum over ranks.
+    AllReduce(AllReduceKernel),
+    /// The sum over ranks, a residual, and RMSNorm.
+    AllReduceRmsNorm(AllReduceRmsNormKernel),
     /// MiniMax normalisation of one matrix.
     MinimaxRms(MinimaxKernel),
     /// MiniMax normalisation of two: queries and keys.
     MinimaxRmsQk(MinimaxKernel),
+}
+
+/// An all-reduce kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AllReduceKernel {
+    /// How it reduces.
+    pub algorithm: Algorithm,
+    /// Of the tensor.
+    pub dtype: Dtype,
+    /// Largest group: one of [`CAPACITIES`].
+    pub capacity: u32,
+}
+
+impl AllReduceKernel {
+    fn all() -> impl Iterator<Item = Self> {
+        Algorithm::ALL.into_iter().flat_map(|algorithm| {
+            DTYPES.into_iter().flat_map(move |dtype| CAPACITIES.map(|capacity| Self { algorithm, dtype, capacity }))
+        })
+    }
+}
+
+/// An all-reduce kernel with RMSNorm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AllReduceRmsNormKernel {
+    /// How it reduces.
+    pub algorithm: Algorithm,
+    /// Of the rows.
+    pub dtype: Dtype,
+    /// Largest group: one of [`CAPACITIES`].
+    pub capacity: u32,
+    /// Whether a thread has one vector of a row and keeps it in registers. If not, rows may be of any width.
+    pub held: bool,
+}
+
+impl AllReduceRmsNormKernel {
+    fn all() -> impl Iterator<Item = Self> {
+        AllReduceKernel::all().flat_map(|AllReduceKernel { algorithm, dtype, capacity }| {
+            [true, false].map(|held| Self { algorithm, dtype, capacity, held })
+        })
+    }
 }
 
 /// A MiniMax kernel among those for as many matrices.
@@ -45,6 +95,8 @@ impl ModuleKey {
     pub fn all() -> impl Iterator<Item = Self> {
         [Self::Fill, Self::Verify]
             .into_iter()
+            .chain(AllReduceKernel::all().map(Self::AllReduce))
+            .chain(AllReduceRmsNormKernel::all().map(Self::AllReduceRmsNorm))
             .chain(MinimaxKernel::all().map(Self::MinimaxRms))
             .chain(MinimaxKernel::all().map(Self::MinimaxRmsQk))
     }
@@ -54,24 +106,54 @@ impl ModuleKey {
         match self {
             Self::Fill => c"fill",
             Self::Verify => c"verify",
+            Self::AllReduce(AllReduceKernel { algorithm: Algorithm::OneShot, .. }) => c"all_reduce_one_shot",
+            Self::AllReduce(AllReduceKernel { algorithm: Algorithm::TwoShot, .. }) => c"all_reduce_two_shot",
+            Self::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm: Algorithm::OneShot, .. }) => {
+                c"all_reduce_rms_norm_one_shot"
+            }
+            Self::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm: Algorithm::TwoShot, .. }) => {
+                c"all_reduce_rms_norm_two_shot"
+            }
             Self::MinimaxRms(_) => c"minimax_rms",
             Self::MinimaxRmsQk(_) => c"minimax_rms_qk",
         }
     }
 
+    /// The bounds of its launches, where the host may choose their size.
+    pub const fn bounds(self) -> Option<LaunchBounds> {
+        match self {
+            Self::Fill | Self::Verify => None,
+            Self::AllReduce(kernel) => Some(all_reduce_bounds(kernel.algorithm, kernel.capacity)),
+            Self::AllReduceRmsNorm(kernel) => Some(rms_norm_bounds(kernel.capacity)),
+            Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => Some(kernel.variant.bounds),
+        }
+    }
+
     /// Macros that the source is compiled with: name and value.
     pub fn definitions(self) -> Vec<(&'static str, String)> {
-        match self {
+        let mut definitions = match self {
             Self::Fill | Self::Verify => vec![],
+            Self::AllReduce(kernel) => vec![
+                ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
+                ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
+            ],
+            Self::AllReduceRmsNorm(kernel) => vec![
+                ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
+                ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
+                ("LAMPORT_HELD", kernel.held.to_string()),
+            ],
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => vec![
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
                 ("LAMPORT_WEIGHT", kernel.weight.cuda_name().to_owned()),
                 ("LAMPORT_TOKENS", kernel.variant.tokens.to_string()),
                 ("LAMPORT_VECTORS", kernel.variant.vectors.to_string()),
-                ("LAMPORT_MAX_THREADS", kernel.variant.max_threads.to_string()),
-                ("LAMPORT_MIN_BLOCKS", kernel.variant.min_blocks.to_string()),
             ],
+        };
+        if let Some(LaunchBounds { max_threads, min_blocks }) = self.bounds() {
+            definitions.push(("LAMPORT_MAX_THREADS", max_threads.to_string()));
+            definitions.push(("LAMPORT_MIN_BLOCKS", min_blocks.to_string()));
         }
+        definitions
     }
 
     /// A name that no other module has, for files and for messages.
@@ -79,6 +161,12 @@ impl ModuleKey {
         let function = self.function().to_str().expect("the names above are ASCII");
         match self {
             Self::Fill | Self::Verify => function.to_owned(),
+            Self::AllReduce(AllReduceKernel { dtype, capacity, .. }) => {
+                format!("{function}.{}.n{capacity}", dtype.name())
+            }
+            Self::AllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
+                format!("{function}.{}.n{capacity}.{}", dtype.name(), if held { "held" } else { "wide" })
+            }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => {
                 let MinimaxKernel { dtype, weight, variant } = kernel;
                 let (tokens, vectors) = (variant.tokens, variant.vectors);

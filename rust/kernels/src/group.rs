@@ -15,6 +15,8 @@ pub struct ControlAddresses {
     pub extents: u64,
     /// A 32-bit word of device memory, 0 at first.
     pub fault: u64,
+    /// Of [`Group::control_copies`].
+    pub copies: u64,
     /// A 32-bit word of pinned host memory, 0 at first.
     pub report: u64,
 }
@@ -52,7 +54,7 @@ impl Group {
             timeout_nanoseconds: timeout.map_or(0, nanoseconds),
             rank: rank as u32,
             world_size: world_size as u32,
-            reserved: 0,
+            control_copies: control.copies,
         }
     }
 }

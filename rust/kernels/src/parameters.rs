@@ -30,8 +30,73 @@ pub struct Group {
     pub rank: u32,
     /// The group's size.
     pub world_size: u32,
-    /// 0: what follows a group in a struct begins at a multiple of 16.
-    pub reserved: u64,
+    /// [`CONTROL_COPIES`] copies of what an operation reads first, [`CONTROL_COPY_BYTES`] apart; all 0 at first.
+    pub control_copies: u64,
+}
+
+/// Copies of the words that every warp reads first thing: one for many would be a queue. A warp's lanes write them.
+pub const CONTROL_COPIES: usize = 32;
+/// A line of the cache each.
+pub const CONTROL_COPY_BYTES: usize = 128;
+
+/// Parameters of an all-reduce.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllReduceParameters {
+    /// The group.
+    pub group: Group,
+    /// The tensor.
+    pub input: u64,
+    /// Where the sum goes. May be the input.
+    pub output: u64,
+    /// Bytes of the tensor, a multiple of 2.
+    pub bytes: u64,
+    /// Bytes of the operation's regions.
+    pub region_bytes: u32,
+    /// Vectors that each rank sums: all of them (one-shot), or those of a shard (two-shot).
+    pub vectors: u32,
+}
+
+/// Parameters of an all-reduce with a residual and RMSNorm.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AllReduceRmsNormParameters {
+    /// The group.
+    pub group: Group,
+    /// The rows to sum.
+    pub input: u64,
+    /// Added to the sum.
+    pub residual: u64,
+    /// Where the normalised rows go. May be the input.
+    pub output: u64,
+    /// Where the sum goes. May be the residual.
+    pub residual_output: u64,
+    /// How rows are normalised.
+    pub norm: RmsNorm,
+    /// Bytes of the operation's regions.
+    pub region_bytes: u32,
+    /// Rows.
+    pub tokens: u32,
+    /// 16-byte vectors of a row.
+    pub row_vectors: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// RMSNorm of a row.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RmsNorm {
+    /// One weight per column.
+    pub weight: u64,
+    /// `1 / columns`.
+    pub inverse_count: f32,
+    /// Added to the mean of squares.
+    pub epsilon: f32,
+    /// Added to each weight.
+    pub weight_bias: f32,
+    /// 1 if the weights are float32, 0 if they have the dtype of the rows.
+    pub has_float32_weight: u32,
 }
 
 /// Parameters of `fill`.

@@ -1,10 +1,71 @@
 //! The variants of a kernel, and how large a launch of each may be. The build script passes these numbers on to the
 //! CUDA sources.
 
+use lamport_rs_protocol::algorithm::Algorithm;
+
 /// Threads of a warp.
 pub const WARP_THREADS: u32 = 32;
 /// Threads of a block of `fill`.
 pub const FILL_THREADS: u32 = 256;
+
+/// Bounds of a launch, which in turn bound the registers of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LaunchBounds {
+    /// Most threads of a block.
+    pub max_threads: u32,
+    /// Blocks of `max_threads` that a multiprocessor must be able to hold.
+    pub min_blocks: u32,
+}
+
+impl LaunchBounds {
+    const fn new(max_threads: u32, min_blocks: u32) -> Self {
+        Self { max_threads, min_blocks }
+    }
+
+    /// Registers of a thread that leave room for `min_blocks` blocks of `max_threads`, of the 65536 of a
+    /// multiprocessor. They are dealt out in eights, 255 at most.
+    pub const fn max_registers(&self) -> u32 {
+        let registers = 65536 / (self.max_threads * self.min_blocks) / 8 * 8;
+        if registers > 255 { 255 } else { registers }
+    }
+
+    /// Threads that a multiprocessor holds at once.
+    pub const fn resident_threads(&self) -> u32 {
+        self.max_threads * self.min_blocks
+    }
+}
+
+/// Group sizes that the kernels which exchange vectors are compiled for. A thread keeps a vector of each rank in
+/// registers, so a kernel for many ranks is slow for few.
+pub const CAPACITIES: [u32; 4] = [2, 4, 8, 16];
+
+/// The smallest capacity that holds the group.
+pub const fn capacity(world_size: u32) -> u32 {
+    let power = world_size.next_power_of_two();
+    if power < CAPACITIES[0] { CAPACITIES[0] } else { power }
+}
+
+/// Bounds of the all-reduce kernels.
+pub const fn all_reduce_bounds(algorithm: Algorithm, capacity: u32) -> LaunchBounds {
+    match (algorithm, capacity) {
+        // Large tensors: all the threads that a multiprocessor holds.
+        (Algorithm::TwoShot, 2) => LaunchBounds::new(512, 4),
+        (Algorithm::OneShot, 2) => LaunchBounds::new(512, 3),
+        (_, 4) => LaunchBounds::new(512, 2),
+        (_, 8) => LaunchBounds::new(512, 1),
+        _ => LaunchBounds::new(256, 1),
+    }
+}
+
+/// Bounds of the all-reduce kernels with RMSNorm. A row whose vectors are more than `max_threads` is not held in
+/// registers.
+pub const fn rms_norm_bounds(capacity: u32) -> LaunchBounds {
+    match capacity {
+        2 | 4 => LaunchBounds::new(1024, 1),
+        8 => LaunchBounds::new(512, 1),
+        _ => LaunchBounds::new(256, 1),
+    }
+}
 
 /// How a MiniMax kernel deals its rows out to threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,18 +75,8 @@ pub struct MinimaxVariant {
     /// 16-byte vectors of each row that a thread keeps in registers; 0: none, the row is read twice and may be of any
     /// width.
     pub vectors: u32,
-    /// Most threads of a block.
-    pub max_threads: u32,
-    /// Blocks of `max_threads` that a multiprocessor must be able to hold, which bounds the registers of a thread.
-    pub min_blocks: u32,
-}
-
-impl MinimaxVariant {
-    /// Registers of a thread that leave room for `min_blocks` blocks of `max_threads`, of the 65536 of a
-    /// multiprocessor. They are dealt out in eights.
-    pub const fn max_registers(&self) -> u32 {
-        65536 / (self.max_threads * self.min_blocks) / 8 * 8
-    }
+    /// Bounds of the launch.
+    pub bounds: LaunchBounds,
 }
 
 /// Rows of any width.
@@ -43,5 +94,5 @@ pub const MINIMAX_VARIANTS: [MinimaxVariant; 7] = [
 ];
 
 const fn variant(tokens: u32, vectors: u32, max_threads: u32, min_blocks: u32) -> MinimaxVariant {
-    MinimaxVariant { tokens, vectors, max_threads, min_blocks }
+    MinimaxVariant { tokens, vectors, bounds: LaunchBounds::new(max_threads, min_blocks) }
 }

@@ -62,10 +62,7 @@ fn kernels_use_no_local_memory_and_few_registers() {
 }
 
 fn register_limit(key: ModuleKey) -> u32 {
-    match key {
-        ModuleKey::Fill | ModuleKey::Verify => SMALL_KERNEL_REGISTERS,
-        ModuleKey::MinimaxRms(kernel) | ModuleKey::MinimaxRmsQk(kernel) => kernel.variant.max_registers(),
-    }
+    key.bounds().map_or(SMALL_KERNEL_REGISTERS, |bounds| bounds.max_registers())
 }
 
 fn assembler() -> PathBuf {

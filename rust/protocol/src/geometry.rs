@@ -11,6 +11,7 @@
 
 use thiserror::Error;
 
+use crate::algorithm::Algorithm;
 use crate::sentinel::VECTOR_BYTES;
 
 /// Slots per rank. The argument for three is in [`crate::exchange`].
@@ -162,12 +163,13 @@ pub fn minimax_comm_size(max_tokens: i64, world_size: i64, fused_qk: bool) -> Re
     round_up_slot(per_rank, ranks, max_tokens)
 }
 
-/// Bytes per slot for an all-reduce of up to `max_bytes` bytes: `world_size` regions of whole vectors, rounded up to
-/// 2 MiB.
+/// Bytes per slot for an all-reduce of up to `max_bytes` bytes with any algorithm: the smallest number that does. No
+/// less than one-shot's `world_size` regions of whole vectors, and for all but the smallest tensors no more.
 pub fn all_reduce_comm_size(max_bytes: i64, world_size: i64) -> Result<usize, GeometryError> {
     let ranks = check_world_size(world_size)?;
-    let region = check_positive("max_bytes", max_bytes)?.checked_next_multiple_of(VECTOR_BYTES);
-    round_up_slot(region, ranks, max_bytes)
+    let bytes = check_positive("max_bytes", max_bytes)?;
+    let region = Algorithm::ALL.map(|algorithm| algorithm.tensor_message_bytes(bytes, ranks)).into_iter().max();
+    check_slot(region.and_then(|region| region.checked_mul(ranks)), max_bytes)
 }
 
 fn check_positive(what: &'static str, value: i64) -> Result<usize, GeometryError> {
@@ -175,9 +177,12 @@ fn check_positive(what: &'static str, value: i64) -> Result<usize, GeometryError
 }
 
 fn round_up_slot(per_rank: Option<usize>, ranks: usize, asked: i64) -> Result<usize, GeometryError> {
-    per_rank
-        .and_then(|bytes| bytes.checked_mul(ranks))
-        .and_then(|bytes| bytes.checked_next_multiple_of(ALLOCATION_GRANULARITY))
+    let slot = per_rank.and_then(|bytes| bytes.checked_mul(ranks));
+    check_slot(slot.and_then(|bytes| bytes.checked_next_multiple_of(ALLOCATION_GRANULARITY)), asked)
+}
+
+fn check_slot(bytes: Option<usize>, asked: i64) -> Result<usize, GeometryError> {
+    bytes
         .filter(|&bytes| bytes as u64 <= (i64::MAX / 16) as u64)
         .ok_or(GeometryError::TooLarge(asked))
 }

@@ -9,6 +9,7 @@
 //! | [`sentinel`] | the word that means "nothing has arrived here yet", and the rewriting of payloads equal to it |
 //! | [`geometry`] | slots, regions, limits, and how large a slot must be for a given job |
 //! | [`table`] | the pointer table and the control words that kernels read: an ABI |
+//! | [`algorithm`] | one-shot and two-shot reduction, and the room each takes |
 //! | [`memory`] | what the protocol asks of the memory under it: word-sized relaxed loads and stores, two fences |
 //! | [`exchange`] | one operation: push, clear, poll, rotate, with the memory-order argument |
 //! | [`verification`] | the proof, before first use, that every rank's stores reach every peer |
@@ -18,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod algorithm;
 pub mod exchange;
 pub mod geometry;
 pub mod memory;

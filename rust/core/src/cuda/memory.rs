@@ -40,11 +40,11 @@ impl DeviceMemory {
     }
 
     /// Copies `values` to its start, and waits for that.
-    pub fn write<T: Copy>(&self, offset: usize, values: &[T]) -> Result<()> {
+    pub fn write<T: Copy>(&self, values: &[T]) -> Result<()> {
         let _entered = self.device.enter()?;
-        let (to, bytes) = (self.address + offset as u64, size_of_val(values));
+        let bytes = size_of_val(values);
         // SAFETY: the callers stay within what they allocated.
-        check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(to, values.as_ptr().cast(), bytes) })
+        check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(self.address, values.as_ptr().cast(), bytes) })
     }
 
     /// What another process needs to map it.

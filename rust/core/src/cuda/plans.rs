@@ -1,51 +1,81 @@
-//! The launch plans of MiniMax operations, made once per shape.
+//! The launch plans of operations, made once per shape.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
+use lamport_rs_kernels::plan::all_reduce::{AllReducePlan, AllReduceShape};
 use lamport_rs_kernels::plan::minimax::{MinimaxPlan, MinimaxShape};
+use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormPlan, AllReduceRmsNormShape};
+use lamport_rs_kernels::plan::{LaunchPlan, PlanError};
 
 use super::device::Device;
 use super::launch::Function;
 use crate::error::{Error, Result};
 
-/// A plan and its kernel.
-pub type Planned<const MATRICES: usize> = (MinimaxPlan<MATRICES>, Function);
+/// Plans of one kind of operation, and their kernels.
+#[derive(Debug)]
+pub struct PlansOf<Shape: Planned>(HashMap<Shape, (Shape::Plan, Function)>);
 
-type Shape<const MATRICES: usize> = (u32, [u32; MATRICES], lamport_rs_kernels::Dtype, lamport_rs_kernels::Dtype);
-
-/// Plans by shape: for one matrix, and for two.
+/// The plans of all operations.
 #[derive(Debug, Default)]
-pub struct MinimaxPlans {
-    one: HashMap<Shape<1>, Planned<1>>,
-    two: HashMap<Shape<2>, Planned<2>>,
+pub struct Plans {
+    /// All-reduce.
+    pub all_reduce: PlansOf<AllReduceShape>,
+    /// All-reduce with a residual and RMSNorm.
+    pub all_reduce_rms_norm: PlansOf<AllReduceRmsNormShape>,
+    /// MiniMax normalisation of one matrix.
+    pub minimax_rms: PlansOf<MinimaxShape<1>>,
+    /// MiniMax normalisation of two.
+    pub minimax_rms_qk: PlansOf<MinimaxShape<2>>,
 }
 
-/// Plans for as many matrices.
-pub trait PlansFor<const MATRICES: usize> {
+/// A shape that a launch is planned for.
+pub trait Planned: Copy + Eq + Hash {
+    /// Its plan.
+    type Plan: Copy;
+
+    /// Plans the launch.
+    fn plan(&self, device: &Device) -> std::result::Result<Self::Plan, PlanError>;
+    /// The plan's launch.
+    fn launch(plan: &Self::Plan) -> LaunchPlan;
+}
+
+impl<Shape: Planned> Default for PlansOf<Shape> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<Shape: Planned> PlansOf<Shape> {
     /// The plan for `shape`, whose kernel is loaded.
-    fn get(&mut self, shape: &MinimaxShape<MATRICES>, device: &Device) -> Result<Planned<MATRICES>>;
+    pub fn get(&mut self, shape: Shape, device: &Device) -> Result<(Shape::Plan, Function)> {
+        if let Some(planned) = self.0.get(&shape) {
+            return Ok(*planned);
+        }
+        let plan = shape.plan(device).map_err(|error| Error::Argument(error.to_string()))?;
+        let planned = (plan, device.modules.function(Shape::launch(&plan).module, device)?);
+        self.0.insert(shape, planned);
+        Ok(planned)
+    }
 }
 
-macro_rules! plans_for {
-    ($matrices:literal, $field:ident) => {
-        impl PlansFor<$matrices> for MinimaxPlans {
-            fn get(&mut self, shape: &MinimaxShape<$matrices>, device: &Device) -> Result<Planned<$matrices>> {
-                let key = (shape.tokens, shape.widths, shape.dtype, shape.weight);
-                if let Some(planned) = self.$field.get(&key) {
-                    return Ok(*planned);
-                }
-                let planned = plan(shape, device)?;
-                self.$field.insert(key, planned);
-                Ok(planned)
+macro_rules! planned {
+    ($shape:ty, $plan:ty $(, $argument:expr)?) => {
+        impl Planned for $shape {
+            type Plan = $plan;
+
+            fn plan(&self, device: &Device) -> std::result::Result<$plan, PlanError> {
+                self.plan(device.plan $(, $argument)?)
+            }
+
+            fn launch(plan: &$plan) -> LaunchPlan {
+                plan.launch
             }
         }
     };
 }
 
-plans_for!(1, one);
-plans_for!(2, two);
-
-fn plan<const MATRICES: usize>(shape: &MinimaxShape<MATRICES>, device: &Device) -> Result<Planned<MATRICES>> {
-    let plan = shape.plan(device.plan, None).map_err(|error| Error::Argument(error.to_string()))?;
-    Ok((plan, device.modules.function(plan.launch.module, device)?))
-}
+planned!(AllReduceShape, AllReducePlan);
+planned!(AllReduceRmsNormShape, AllReduceRmsNormPlan);
+planned!(MinimaxShape<1>, MinimaxPlan<1>, None);
+planned!(MinimaxShape<2>, MinimaxPlan<2>, None);

@@ -1,5 +1,7 @@
 //! Each operation's operands and their checks, the same for every backend. A failed check has changed nothing.
 
+use lamport_rs_protocol::algorithm::Algorithm;
+
 use crate::error::{Error, Result};
 use crate::tensor::{Device, Dtype, Named, Tensor};
 
@@ -14,6 +16,8 @@ pub struct AllReduce {
     pub input: Tensor,
     /// The sum; may be `input`.
     pub output: Tensor,
+    /// How to reduce, the same on every rank; `None` for the fastest.
+    pub algorithm: Option<Algorithm>,
 }
 
 impl AllReduce {
@@ -42,6 +46,10 @@ pub struct AllReduceRmsNorm {
     pub weight: Tensor,
     /// Added to the mean of squares.
     pub epsilon: f32,
+    /// Added to each weight: 0, or 1 where weights are kept as their distance from 1.
+    pub weight_bias: f32,
+    /// How to reduce, the same on every rank; `None` for the fastest.
+    pub algorithm: Option<Algorithm>,
     /// The normalised sum; may be `input`.
     pub output: Tensor,
     /// The sum; may be `residual`.
@@ -62,6 +70,9 @@ impl AllReduceRmsNorm {
         }
         check_weight(weight, &self.input, self.input.columns())?;
         check_epsilon(self.epsilon)?;
+        if !self.weight_bias.is_finite() {
+            return Err(Error::Argument(format!("weight_bias is {}, but must be finite", self.weight_bias)));
+        }
         for operand in [input, residual, weight, output, residual_output] {
             operand.check_place(device)?;
             operand.check_contiguous()?;

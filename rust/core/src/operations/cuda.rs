@@ -1,38 +1,103 @@
 //! The operations over device memory.
 
 use cudarc::driver::sys;
+use lamport_rs_kernels::plan::all_reduce::{AllReduceShape, two_shot_from};
 use lamport_rs_kernels::plan::minimax::{MinimaxShape, MinimaxTensors};
+use lamport_rs_kernels::plan::rms_norm::{self, AllReduceRmsNormShape, AllReduceRmsNormTensors};
+use lamport_rs_protocol::algorithm::Algorithm;
+use lamport_rs_protocol::geometry::{Geometry, GeometryError};
 
-use crate::cuda::plans::{MinimaxPlans, PlansFor};
+use crate::cuda::launch::Function;
+use crate::cuda::plans::{Planned, Plans, PlansOf};
 use crate::error::{Error, Result};
-use crate::operations::arguments::{MinimaxRms, Norm};
+use crate::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
 use crate::tensor::Device;
 use crate::workspace::cuda::CudaWorkspace;
 
-/// Runs the operation in `stream`'s order. A collective call: all ranks pass as many tokens.
+/// Runs the operation in `stream`'s order. A collective call: all ranks pass as many bytes.
 ///
 /// # Safety
 /// The tensors' pointers are valid for their shapes and strides until the stream has passed the operation, and `stream`
 /// is a stream of the workspace's device.
+pub unsafe fn all_reduce(workspace: &CudaWorkspace, operands: &AllReduce, stream: sys::CUstream) -> Result<()> {
+    operands.check(Device::Cuda(workspace.device.index))?;
+    let geometry = workspace.member().geometry;
+    let world_size = geometry.world_size();
+    let bytes = operands.input.bytes();
+    let message = |algorithm: Algorithm| algorithm.tensor_message_bytes(bytes, world_size);
+    let algorithm = choose(operands.algorithm, bytes >= two_shot_from(world_size), &geometry, message)?;
+    let shape = AllReduceShape { bytes, dtype: operands.input.dtype, world_size, algorithm };
+    let parameters = |plan: <AllReduceShape as Planned>::Plan| {
+        let (input, output) = (operands.input.pointer as u64, operands.output.pointer as u64);
+        plan.parameters(&geometry, *workspace.kernel_group(), input, output)
+    };
+    let shape = (bytes > 0).then_some(shape);
+    // SAFETY: the caller's promises.
+    unsafe { launch(workspace, shape, |plans| &mut plans.all_reduce, parameters, stream) }
+}
+
+/// Runs the operation in `stream`'s order. A collective call: all ranks pass rows of the same shape.
+///
+/// # Safety
+/// As for [`all_reduce`].
+pub unsafe fn all_reduce_rms_norm(
+    workspace: &CudaWorkspace,
+    operands: &AllReduceRmsNorm,
+    stream: sys::CUstream,
+) -> Result<()> {
+    operands.check(Device::Cuda(workspace.device.index))?;
+    let geometry = workspace.member().geometry;
+    let world_size = geometry.world_size();
+    let input = operands.input;
+    let (tokens, hidden) = (input.rows(), input.columns());
+    let message = |algorithm: Algorithm| algorithm.message_bytes(tokens, hidden * input.dtype.size(), world_size);
+    let is_large = input.bytes() >= rms_norm::two_shot_from(world_size);
+    let algorithm = choose(operands.algorithm, is_large, &geometry, message)?;
+    let (dtype, weight) = (input.dtype, operands.weight.dtype);
+    let shape = AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm };
+    let tensors = AllReduceRmsNormTensors {
+        input: input.pointer as u64,
+        residual: operands.residual.pointer as u64,
+        weight: operands.weight.pointer as u64,
+        output: operands.output.pointer as u64,
+        residual_output: operands.residual_output.pointer as u64,
+    };
+    let parameters = |plan: <AllReduceRmsNormShape as Planned>::Plan| {
+        plan.parameters(&geometry, *workspace.kernel_group(), tensors, operands.epsilon, operands.weight_bias)
+    };
+    let shape = (input.elements() > 0).then_some(shape);
+    // SAFETY: the caller's promises.
+    unsafe { launch(workspace, shape, |plans| &mut plans.all_reduce_rms_norm, parameters, stream) }
+}
+
+/// Runs the operation in `stream`'s order. A collective call: all ranks pass as many tokens.
+///
+/// # Safety
+/// As for [`all_reduce`].
 pub unsafe fn minimax_rms(workspace: &CudaWorkspace, operands: &MinimaxRms, stream: sys::CUstream) -> Result<()> {
     operands.check(Device::Cuda(workspace.device.index))?;
     match operands.norms {
         // SAFETY: the caller's promises.
-        [Some(one), None] => unsafe { run(workspace, [one], operands.epsilon, stream) },
+        [Some(one), None] => unsafe {
+            run_minimax(workspace, [one], operands.epsilon, |plans| &mut plans.minimax_rms, stream)
+        },
         // SAFETY: as above.
-        [Some(q), Some(k)] => unsafe { run(workspace, [q, k], operands.epsilon, stream) },
+        [Some(q), Some(k)] => unsafe {
+            run_minimax(workspace, [q, k], operands.epsilon, |plans| &mut plans.minimax_rms_qk, stream)
+        },
         _ => unreachable!("the first matrix is always there"),
     }
 }
 
-unsafe fn run<const MATRICES: usize>(
+unsafe fn run_minimax<const MATRICES: usize>(
     workspace: &CudaWorkspace,
     norms: [Norm; MATRICES],
     epsilon: f32,
+    plans: impl FnOnce(&mut Plans) -> &mut PlansOf<MinimaxShape<MATRICES>>,
     stream: sys::CUstream,
 ) -> Result<()>
 where
-    MinimaxPlans: PlansFor<MATRICES>,
+    MinimaxShape<MATRICES>: Planned<Plan = lamport_rs_kernels::plan::minimax::MinimaxPlan<MATRICES>>,
 {
     let geometry = workspace.member().geometry;
     let rows = norms[0].input.rows();
@@ -46,15 +111,58 @@ where
         world_size: geometry.world_size() as u32,
     };
     let tensors = try_map(norms, |norm| tensors(&norm))?;
-    let mut turn = workspace.take_turn(stream)?;
-    if rows == 0 {
-        return Ok(());
+    let parameters = |plan: lamport_rs_kernels::plan::minimax::MinimaxPlan<MATRICES>| {
+        plan.parameters(&geometry, *workspace.kernel_group(), tensors, epsilon)
+    };
+    let shape = (rows > 0).then_some(shape);
+    // SAFETY: the caller's promises.
+    unsafe { launch(workspace, shape, plans, parameters, stream) }
+}
+
+/// The algorithm that the caller asked for, or else the faster one, or else the one that fits into the group's slots.
+/// `message` gives the bytes of a region. Before the turn: an operation that does not fit changes nothing.
+fn choose(
+    asked: Option<Algorithm>,
+    is_large: bool,
+    geometry: &Geometry,
+    message: impl Fn(Algorithm) -> usize,
+) -> Result<Algorithm> {
+    let fits = |algorithm: Algorithm| geometry.region_bytes(message(algorithm)).map(|_| algorithm);
+    if let Some(algorithm) = asked {
+        return Ok(fits(algorithm)?);
     }
-    let launched = turn.plans().get(&shape, &workspace.device).and_then(|(plan, function)| {
-        let parameters = plan.parameters(&geometry, *workspace.kernel_group(), tensors, epsilon)?;
+    let [faster, other] = match is_large {
+        true => [Algorithm::TwoShot, Algorithm::OneShot],
+        false => [Algorithm::OneShot, Algorithm::TwoShot],
+    };
+    Ok(fits(faster).or_else(|first| fits(other).map_err(|second| smaller(first, second)))?)
+}
+
+/// Of two complaints that a message is too large, the one that asks for less.
+fn smaller(first: GeometryError, second: GeometryError) -> GeometryError {
+    let needed = |error: &GeometryError| match error {
+        GeometryError::MessageTooLarge { needed, .. } => *needed,
+        _ => usize::MAX,
+    };
+    if needed(&second) < needed(&first) { second } else { first }
+}
+
+/// Takes a turn and launches the plan for `shape`; `None` if there is nothing to do but to take the turn.
+unsafe fn launch<Shape: Planned, P>(
+    workspace: &CudaWorkspace,
+    shape: Option<Shape>,
+    plans: impl FnOnce(&mut Plans) -> &mut PlansOf<Shape>,
+    parameters: impl FnOnce(Shape::Plan) -> std::result::Result<P, GeometryError>,
+    stream: sys::CUstream,
+) -> Result<()> {
+    let mut turn = workspace.take_turn(stream)?;
+    let Some(shape) = shape else { return Ok(()) };
+    let planned = plans(turn.plans()).get(shape, &workspace.device);
+    let launched = planned.and_then(|(plan, function): (Shape::Plan, Function)| {
+        let parameters = parameters(plan)?;
         // SAFETY: the turn made the context current; these are the kernel's parameters, and the caller keeps the
         // operands.
-        unsafe { function.launch(&plan.launch, stream, &parameters) }
+        unsafe { function.launch(&Shape::launch(&plan), stream, &parameters) }
     });
     // The peers' operations go ahead: this rank would be one behind them for ever.
     launched.inspect_err(|error| turn.fail(error))

@@ -7,7 +7,9 @@ use std::time::Duration;
 use cudarc::driver::sys;
 use lamport_rs_kernels::ModuleKey;
 use lamport_rs_kernels::group::ControlAddresses;
-use lamport_rs_kernels::parameters::{FillParameters, Group as KernelGroup, VerifyParameters};
+use lamport_rs_kernels::parameters::{
+    CONTROL_COPIES, CONTROL_COPY_BYTES, FillParameters, Group as KernelGroup, VerifyParameters,
+};
 use lamport_rs_kernels::plan;
 use lamport_rs_protocol::exchange::Member;
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
@@ -19,7 +21,7 @@ use crate::cuda::device::{Device, Entered};
 use crate::cuda::driver::check;
 use crate::cuda::memory::{DeviceMemory, HANDLE_BYTES, PeerMemory, PinnedWords};
 use crate::cuda::order::StreamOrder;
-use crate::cuda::plans::MinimaxPlans;
+use crate::cuda::plans::Plans;
 use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange};
 use crate::workspace::Settings;
@@ -110,7 +112,7 @@ pub unsafe fn fill(device: &Device, address: u64, bytes: u64, stream: sys::CUstr
 struct State {
     failure: Option<Error>,
     order: StreamOrder,
-    plans: MinimaxPlans,
+    plans: Plans,
 }
 
 /// One rank's workspace. Its memory lives until the last reference to it is gone, the table's included.
@@ -121,7 +123,6 @@ pub struct CudaWorkspace {
     member: Member,
     timeout: Option<Duration>,
     group: KernelGroup,
-    table: Vec<i64>,
     state: Mutex<State>,
     cleaned_up: AtomicBool,
     // Dropped in this order: freeing device memory waits for the kernels that run, the later ones do not.
@@ -151,10 +152,12 @@ impl Private {
     }
 }
 
-/// Where the control memory holds what, in bytes: the three counters, the fault word, the two extents, the table.
+/// Where the control memory holds what, in bytes: the three counters, the fault word, the two extents, the copies of what
+/// kernels read first, the table.
 const FAULT_OFFSET: usize = table::COUNTERS * size_of::<i32>();
 const EXTENTS_OFFSET: usize = 16;
-const TABLE_OFFSET: usize = 32;
+const COPIES_OFFSET: usize = CONTROL_COPY_BYTES;
+const TABLE_OFFSET: usize = COPIES_OFFSET + CONTROL_COPIES * CONTROL_COPY_BYTES;
 
 impl CudaWorkspace {
     /// Creates this rank's part on `device`. Collective: all ranks call it, and all return or raise together.
@@ -179,9 +182,9 @@ impl CudaWorkspace {
             Err(error) => return Err(exchange.refuse(error.clone())),
         }?;
         let (member, timeout, device, private) = checked?;
-        let nonces = group.nonces.clone();
+        let (nonces, slots) = (group.nonces.clone(), group.addresses());
         let workspace = Self::over(member, timeout, device, private, group);
-        let verified = workspace.write_control().and_then(|()| workspace.verify(&nonces));
+        let verified = workspace.write_control(&slots).and_then(|()| workspace.verify(&nonces));
         exchange.agree(verified)?;
         Ok(workspace)
     }
@@ -201,18 +204,18 @@ impl CudaWorkspace {
             counters,
             extents,
             fault: control.address() + FAULT_OFFSET as u64,
+            copies: control.address() + COPIES_OFFSET as u64,
             report: pinned.report_address(),
         };
         let kernel_group = KernelGroup::new(&geometry, rank, &slots, addresses, timeout);
         Self {
             member,
             timeout,
-            table: table::table(&slots, counters, extents),
             group: kernel_group,
             state: Mutex::new(State {
                 failure: None,
                 order: StreamOrder::new(&device),
-                plans: MinimaxPlans::default(),
+                plans: Plans::default(),
             }),
             cleaned_up: AtomicBool::new(false),
             pinned,
@@ -224,10 +227,12 @@ impl CudaWorkspace {
     }
 
     /// Control words and table, as they are at first.
-    fn write_control(&self) -> Result<()> {
-        self.control.write(0, &[0_i32; EXTENTS_OFFSET / size_of::<i32>()])?;
-        self.control.write(EXTENTS_OFFSET, &[0_i64, self.member.geometry.comm_size() as i64])?;
-        self.control.write(TABLE_OFFSET, &self.table)
+    fn write_control(&self, slots: &[u64]) -> Result<()> {
+        let KernelGroup { counters, extents, .. } = self.group;
+        let mut words = vec![0_i64; TABLE_OFFSET / size_of::<i64>()];
+        words[EXTENTS_OFFSET / size_of::<i64>() + table::COMM_SIZE] = self.member.geometry.comm_size() as i64;
+        words.extend(table::table(slots, counters, extents));
+        self.control.write(&words)
     }
 
     /// Proves that every peer's stores arrive, with the instructions of the operations.
@@ -329,7 +334,7 @@ impl Turn<'_> {
     }
 
     /// The launch plans made so far.
-    pub fn plans(&mut self) -> &mut MinimaxPlans {
+    pub fn plans(&mut self) -> &mut Plans {
         &mut self.state.plans
     }
 }

@@ -18,7 +18,7 @@ const MAX_TOKENS: u32 = 1 << 24;
 const SERVICE_WARPS: u32 = 1;
 
 /// A MiniMax operation on `MATRICES` matrices: 1, or 2 for queries and keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MinimaxShape<const MATRICES: usize> {
     /// Rows.
     pub tokens: u32,
@@ -138,7 +138,7 @@ impl<const MATRICES: usize> MinimaxShape<MATRICES> {
         for variant in MINIMAX_VARIANTS {
             let is_new = divisions.iter().all(|division| division.variant.tokens != variant.tokens);
             let division = self.divide(variant, vectors);
-            if is_new && division.threads <= variant.max_threads {
+            if is_new && division.threads <= variant.bounds.max_threads {
                 divisions.push(division);
             }
         }
@@ -148,7 +148,7 @@ impl<const MATRICES: usize> MinimaxShape<MATRICES> {
 
     fn divide(&self, variant: MinimaxVariant, vectors: [u32; MATRICES]) -> Division<MATRICES> {
         let warps = if variant == MINIMAX_WIDE {
-            share(variant.max_threads / WARP_THREADS - SERVICE_WARPS, vectors)
+            share(variant.bounds.max_threads / WARP_THREADS - SERVICE_WARPS, vectors)
         } else {
             vectors.map(|count| count.div_ceil(WARP_THREADS * variant.vectors))
         };
@@ -172,7 +172,7 @@ impl<const MATRICES: usize> Division<MATRICES> {
     /// Blocks that a multiprocessor holds at once. Registers decide, which the variant's bounds let a thread have so
     /// many of.
     fn blocks_per_multiprocessor(&self) -> u32 {
-        self.variant.max_threads * self.variant.min_blocks / self.threads
+        self.variant.bounds.resident_threads() / self.threads
     }
 }
 

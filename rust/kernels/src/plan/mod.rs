@@ -1,6 +1,8 @@
 //! Launch plans: pure functions from an operation's shape and the device to grid, block and module.
 
+pub mod all_reduce;
 pub mod minimax;
+pub mod rms_norm;
 
 use thiserror::Error;
 
@@ -46,6 +48,14 @@ pub enum PlanError {
         tokens: u32,
         /// How many there may be.
         most: u32,
+    },
+    /// Likewise, in bytes.
+    #[error("the tensor has {bytes} bytes, but must have between 1 and {most}")]
+    Bytes {
+        /// How many there are.
+        bytes: usize,
+        /// How many there may be.
+        most: usize,
     },
     /// Rows that are not whole vectors.
     #[error("a row of {width} elements of {dtype} is not a positive multiple of 16 bytes")]

@@ -3,9 +3,9 @@
 use std::marker::PhantomData;
 
 use lamport_rs_protocol::exchange::Collective;
-use lamport_rs_protocol::sentinel::Vector;
+use lamport_rs_protocol::sentinel::{Vector, scrub};
 
-use super::CHUNK_VECTORS;
+use super::{CHUNK_VECTORS, check_algorithm};
 use super::element::{Element, Lanes, with_element};
 use super::operand::Operand;
 use super::pieces::run;
@@ -22,6 +22,7 @@ use crate::workspace::host::{HostWorkspace, Turn};
 /// The tensors' pointers are valid for their shapes and strides until this returns; nothing else writes them.
 pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
     operands.check(Device::Cpu)?;
+    check_algorithm(operands.algorithm)?;
     let region_bytes = workspace.member().geometry.region_bytes(operands.input.bytes())?;
     let mut turn = workspace.take_turn("all_reduce", interrupted)?;
     if operands.input.elements() == 0 {
@@ -78,6 +79,7 @@ impl<E: Element, P: Processor> Collective for Reduction<E, P> {
 
     #[inline(always)]
     fn complete(&mut self, at: usize) {
-        self.output.write(at, E::narrow::<P>(self.sum));
+        // Scrubbed, because a sum that travels (two-shot, on GPUs) is: the same bits everywhere.
+        self.output.write(at, scrub(E::narrow::<P>(self.sum)));
     }
 }

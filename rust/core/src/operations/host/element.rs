@@ -11,6 +11,8 @@ pub trait Lanes: Copy {
     const COUNT: usize;
     /// All zeros.
     const ZERO: Self;
+    /// The same value in every lane.
+    fn splat(value: f32) -> Self;
     /// Lane by lane.
     fn add(self, other: Self) -> Self;
     /// Lane by lane.
@@ -26,6 +28,11 @@ pub trait Lanes: Copy {
 impl<const N: usize> Lanes for [f32; N] {
     const COUNT: usize = N;
     const ZERO: Self = [0.0; N];
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        [value; N]
+    }
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {

@@ -1,15 +1,16 @@
 //! The sum over ranks, plus a residual, and the norm of its rows.
 //!
 //! `residual_out = input summed over ranks + residual`, and per row
-//! `out = residual_out / sqrt(mean(residual_out²) + eps) × weight` (RMSNorm: Zhang and Sennrich, 2019,
-//! arXiv:1910.07467). All in float32: the norm uses the sum before it is rounded to the dtype.
+//! `out = residual_out / sqrt(mean(residual_out²) + eps) × (weight + weight_bias)` (RMSNorm: Zhang and Sennrich, 2019,
+//! arXiv:1910.07467). All in float32, with `residual_out` rounded to the dtype in between, as if the norm were an
+//! operation of its own.
 
 use std::marker::PhantomData;
 
 use lamport_rs_protocol::exchange::Collective;
-use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
+use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector, scrub};
 
-use super::CHUNK_VECTORS;
+use super::{CHUNK_VECTORS, check_algorithm};
 use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
 use super::pieces::run;
@@ -30,6 +31,7 @@ pub unsafe fn all_reduce_rms_norm(
     interrupted: Interrupted<'_>,
 ) -> Result<()> {
     operands.check(Device::Cpu)?;
+    check_algorithm(operands.algorithm)?;
     let region_bytes = workspace.member().geometry.region_bytes(operands.input.bytes())?;
     let mut turn = workspace.take_turn("all_reduce_rms_norm", interrupted)?;
     if operands.input.elements() == 0 {
@@ -73,6 +75,7 @@ impl<E: Element> Job for Run<'_, '_, E> {
                 output: Operand::contiguous(&operands.output),
                 residual_output: Operand::contiguous(&operands.residual_output),
                 epsilon: operands.epsilon,
+                weight_bias: operands.weight_bias,
                 columns: operands.input.columns(),
                 row: 0,
                 sums: self.sums,
@@ -90,6 +93,7 @@ struct NormalisedSum<'a, E: Element, P> {
     output: Operand,
     residual_output: Operand,
     epsilon: f32,
+    weight_bias: f32,
     columns: usize,
     /// First vector of the row being received.
     row: usize,
@@ -125,13 +129,14 @@ impl<E: Element, P: Processor> NormalisedSum<'_, E, P> {
     fn normalise_row(&mut self) {
         let mut squares = E::Lanes::ZERO;
         for (at, sum) in (self.row..).zip(self.sums.iter_mut()) {
-            *sum = sum.add(E::widen::<P>(self.residual.read(at)));
+            let rounded = scrub(E::narrow::<P>(sum.add(E::widen::<P>(self.residual.read(at)))));
+            self.residual_output.write(at, rounded);
+            *sum = E::widen::<P>(rounded);
             squares = squares.add(sum.multiply(*sum));
-            self.residual_output.write(at, E::narrow::<P>(*sum));
         }
         let scale = 1.0 / (squares.sum() / self.columns as f32 + self.epsilon).sqrt();
         for (column, sum) in self.sums.iter().enumerate() {
-            let weight = self.weight.lanes::<E, P>(column);
+            let weight = self.weight.lanes::<E, P>(column).add(E::Lanes::splat(self.weight_bias));
             self.output.write(self.row + column, E::narrow::<P>(sum.scale(scale).multiply(weight)));
         }
     }

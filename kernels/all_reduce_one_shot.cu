@@ -1,0 +1,67 @@
+// One-shot all-reduce: every rank pushes all of its tensor to every peer, and each sums for itself. One way over the
+// link; best for small tensors. The macros choose one of the variants.
+#include "all_reduce.cuh"
+#include "control.cuh"
+#include "tensor_vectors.cuh"
+#include "vector_exchange.cuh"
+
+namespace lamport {
+
+// A thread has one vector; large tensors take several rounds. The block's last warp has none: it is the service warp.
+template <class Value, uint32 capacity>
+__device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& parameters) {
+    const Group& group = parameters.group;
+    const TensorVectors input(parameters.input, parameters.bytes), output(parameters.output, parameters.bytes);
+    const uint32 workers = blockDim.x - WARP_THREADS;
+    const uint32 threads = gridDim.x * workers;
+    uint32 at = blockIdx.x * workers + threadIdx.x;
+    const uint64 place = uint64{at} * VECTOR_BYTES;
+    const Address input_address = keep(input.address(at));
+    const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes + place, place,
+                                        parameters.region_bytes);
+    const ControlReader control_reader(group);
+    // Nothing of the above is moved behind a branch, and so behind the wait.
+    if (threadIdx.x >= workers) {
+        ptx::wait_for_prior_grids();
+        ptx::launch_dependents();
+        serve(group, control_reader.read(), parameters.region_bytes);
+        return;
+    }
+    ptx::wait_for_prior_grids();
+
+    // Both loads before the first use of either.
+    Vector own = input.load_whole(at, input_address);
+    const Control control = control_reader.read();
+    input.add_tail(at, input_address, own);
+    uint64 offset = control.slot_offset;
+    bool first_round = true;
+    while (true) {
+        const bool active = at < parameters.vectors;
+        own = scrub(own);
+        if (active) {
+            routes.push_to_all(offset, own);
+        }
+        if (first_round) {
+            control_is_used();
+            ptx::launch_dependents();
+            first_round = false;
+        }
+        RankVectors<capacity> vectors;
+        routes.await_all(offset, own, active, vectors);
+        output.store(at, rounded_sum<Value>(vectors, group.world_size));
+        at += threads;
+        if (at - threadIdx.x >= parameters.vectors) {
+            break;
+        }
+        offset += uint64{threads} * VECTOR_BYTES;
+        own = input.load_whole(at, input.address(at));
+        input.add_tail(at, input.address(at), own);
+    }
+}
+
+}  // namespace lamport
+
+extern "C" __global__ void __launch_bounds__(LAMPORT_MAX_THREADS, LAMPORT_MIN_BLOCKS)
+    all_reduce_one_shot(const __grid_constant__ lamport::AllReduceParameters parameters) {
+    lamport::all_reduce_one_shot<lamport::LAMPORT_VALUE, LAMPORT_CAPACITY>(parameters);
+}

@@ -1,0 +1,148 @@
+// The sum over ranks, a residual added, and the RMSNorm of its rows:
+//
+//   residual_output = input summed over ranks + residual
+//   output          = rms_norm(residual_output)
+//
+// The sum and the residual are added in float32 and rounded once; the norm is of the rounded rows, as if it were an
+// operation of its own.
+//
+// A block has a row at a time. Where a row has no more vectors than the block threads, it is `held`: each thread keeps
+// its vector in registers. Otherwise a thread has several, and reads back what it stored.
+#pragma once
+
+#include "control.cuh"
+#include "group.cuh"
+#include "rms_norm.cuh"
+#include "vector_exchange.cuh"
+
+namespace lamport {
+
+struct AllReduceRmsNormParameters {
+    Group group;
+    Address input;
+    Address residual;
+    // May be the input.
+    Address output;
+    // May be the residual.
+    Address residual_output;
+    RmsNorm norm;
+    // Bytes of the operation's regions.
+    uint32 region_bytes;
+    uint32 tokens;
+    // 16-byte vectors of a row.
+    uint32 row_vectors;
+    uint32 reserved;
+};
+
+ASSERT_LAYOUT_OF_AllReduceRmsNorm(AllReduceRmsNormParameters);
+
+// A thread's way through the rows of its block.
+template <class Value, bool held>
+class RmsNormRows {
+public:
+    // All threads of the block call it. `partials` is theirs.
+    __device__ __forceinline__ RmsNormRows(const AllReduceRmsNormParameters& parameters, WarpPartials& partials)
+        : parameters_(parameters), partials_(partials), token_(blockIdx.x) {
+        pad(partials);
+    }
+
+    __device__ __forceinline__ uint32 token() const { return token_; }
+
+    // Moves to the block's next row. False if there is none.
+    __device__ __forceinline__ bool advance() {
+        token_ += gridDim.x;
+        return token_ < parameters_.tokens;
+    }
+
+    // Calls `work` with the numbers, within a row, of this thread's vectors. A thread of a held row is called with one,
+    // be it beyond the end: loads and stores mind that.
+    template <class Work>
+    __device__ __forceinline__ void for_each_column(Work work) const {
+        if constexpr (held) {
+            work(threadIdx.x);
+        } else {
+            for (uint32 column = threadIdx.x; column < parameters_.row_vectors; column += blockDim.x) {
+                work(column);
+            }
+        }
+    }
+
+    __device__ __forceinline__ bool has(uint32 column) const { return column < parameters_.row_vectors; }
+
+    // Vector `column` of the present row of a tensor.
+    __device__ __forceinline__ Vector load(Address tensor, uint32 column) const {
+        Vector vector{{0, 0, 0, 0}};
+        ptx::load_input_if(has(column), address(tensor, column), vector);
+        return vector;
+    }
+
+    __device__ __forceinline__ void store(Address tensor, uint32 column, const Vector& vector) const {
+        if (has(column)) {
+            ptx::store_output(address(tensor, column), vector);
+        }
+    }
+
+    // Loads early what is added and multiplied late.
+    __device__ __forceinline__ void prefetch(uint32 column) {
+        residual_ = load(parameters_.residual, column);
+        if constexpr (held) {
+            weights_.load(parameters_.norm, has(column) ? column : 0);
+        }
+    }
+
+    // The sum of all ranks and the residual, rounded and scrubbed.
+    template <uint32 capacity>
+    __device__ __forceinline__ Vector add_up(const RankVectors<capacity>& vectors) const {
+        float sum[PER_VECTOR<Value>];
+        sum_in_rank_order<Value>(vectors, parameters_.group.world_size, sum);
+#pragma unroll
+        for (uint32 word = 0; word < VECTOR_WORDS; ++word) {
+            float values[Value::PER_WORD];
+            Value::unpack(residual_.words[word], values);
+#pragma unroll
+            for (uint32 i = 0; i < Value::PER_WORD; ++i) {
+                sum[word * Value::PER_WORD + i] += values[i];
+            }
+        }
+        return round_and_scrub<Value>(sum);
+    }
+
+    // Stores what `add_up` returned, here or on the row's owner, and takes it into the row's sum of squares.
+    __device__ __forceinline__ void take(uint32 column, const Vector& vector) {
+        store(parameters_.residual_output, column, vector);
+        row_ = vector;
+        squares_ += has(column) ? sum_of_squares<Value>(vector) : 0.0f;
+    }
+
+    // Normalises the row, of which every vector was taken. All threads of the block call it.
+    __device__ __forceinline__ void normalise() {
+        // Lanes leave the polling at different times.
+        __syncwarp();
+        const float scale = row_scale(parameters_.norm, squares_, partials_);
+        squares_ = 0.0f;
+        for_each_column([&](uint32 column) {
+            if constexpr (!held) {
+                row_ = load(parameters_.residual_output, column);
+                weights_.load(parameters_.norm, column);
+            }
+            store(parameters_.output, column, weights_.apply(parameters_.norm, row_, scale));
+        });
+    }
+
+private:
+    __device__ __forceinline__ Address address(Address tensor, uint32 column) const {
+        return tensor + (uint64{token_} * parameters_.row_vectors + column) * VECTOR_BYTES;
+    }
+
+    const AllReduceRmsNormParameters& parameters_;
+    WarpPartials& partials_;
+    uint32 token_;
+    // Of what was taken of the present row.
+    float squares_ = 0.0f;
+    // The vector in hand.
+    Vector residual_;
+    Vector row_;
+    ColumnWeights<Value> weights_;
+};
+
+}  // namespace lamport

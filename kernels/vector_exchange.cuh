@@ -1,0 +1,141 @@
+// An exchange of vectors: a thread has a vector for every peer, and awaits one of each.
+//
+// `capacity` is the largest group that a kernel is compiled for. Arrays have as many entries and constant indices, so
+// they stay in registers; what belongs to ranks that do not exist is predicated off.
+#pragma once
+
+#include "group.cuh"
+#include "keep.cuh"
+#include "numeric.cuh"
+#include "ptx.cuh"
+#include "sentinel.cuh"
+#include "wait.cuh"
+
+namespace lamport {
+
+// One vector of each rank, by rank. The own one is the thread's own; it never travels.
+template <uint32 capacity>
+struct RankVectors {
+    Vector of[capacity];
+};
+
+// The way of a thread's vectors to the peers, and of theirs back, as if in slot 0. Made before the grid-dependency wait:
+// then only the slot's offset is to be added when the vector is ready.
+template <uint32 capacity>
+class VectorRoutes {
+public:
+    // `push` is where the vectors go in the peers' blocks, `arrival` where rank 0's arrives in the own block, and
+    // `region_bytes` what lies between that and the next rank's.
+    __device__ __forceinline__ VectorRoutes(const Group& group, uint64 push, uint64 arrival, uint32 region_bytes)
+        : group_(group), arrival_(keep(group.own + arrival)), region_bytes_(region_bytes) {
+#pragma unroll
+        for (uint32 i = 0; i < capacity - 1; ++i) {
+            push_[i] = keep(group.peers[i] + push);
+        }
+    }
+
+    // Pushes `vector`, already scrubbed, to peer `i`, counted as in `Group::peers`. `offset` is the slot's, and whatever
+    // else the vector is away from the routes' vector.
+    __device__ __forceinline__ void push(uint32 i, uint64 offset, const Vector& vector) const {
+        ptx::store_system(push_[i] + offset, vector);
+    }
+
+    __device__ __forceinline__ void push_to_rank(uint32 rank, uint64 offset, const Vector& vector) const {
+#pragma unroll
+        for (uint32 i = 0; i < capacity - 1; ++i) {
+            if (i + 1 < group_.world_size && successor(group_, i) == rank) {
+                push(i, offset, vector);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void push_to_all(uint64 offset, const Vector& vector) const {
+#pragma unroll
+        for (uint32 i = 0; i < capacity - 1; ++i) {
+            if (i + 1 < group_.world_size) {
+                push(i, offset, vector);
+            }
+        }
+    }
+
+    // Awaits a vector of each peer, if `active`. The own entry is `own`, entries of ranks that do not exist are 0.
+    // Returns false if a rank did not come: see `await`.
+    __device__ __forceinline__ bool await_all(uint64 offset, const Vector& own, bool active,
+                                              RankVectors<capacity>& vectors) const {
+#pragma unroll
+        for (uint32 rank = 0; rank < capacity; ++rank) {
+            vectors.of[rank] = rank == group_.rank ? own : Vector{{0, 0, 0, 0}};
+        }
+        const Address first = arrival_ + offset;
+        return await(group_, [&] {
+            // All loads before the first comparison, so that they are in flight together.
+#pragma unroll
+            for (uint32 rank = 0; rank < capacity; ++rank) {
+                const bool expected = active && rank != group_.rank && rank < group_.world_size;
+                ptx::load_system_if(expected, first + uint64{rank} * region_bytes_, vectors.of[rank]);
+            }
+            uint32 missing = 0;
+#pragma unroll
+            for (uint32 rank = 0; rank < capacity; ++rank) {
+                missing |= has_arrived(vectors.of[rank]) ? 0 : 1u << rank;
+            }
+            return missing;
+        });
+    }
+
+    // Awaits the vector of rank `source`.
+    __device__ __forceinline__ bool await_one(uint32 source, uint64 offset, Vector& vector) const {
+        const Address address = arrival_ + offset + uint64{source} * region_bytes_;
+        return await(group_, [&] {
+            vector = ptx::load_system_vector(address);
+            return has_arrived(vector) ? 0 : 1u << source;
+        });
+    }
+
+private:
+    const Group& group_;
+    Address push_[capacity - 1];
+    Address arrival_;
+    uint32 region_bytes_;
+};
+
+// The sum in float32 and in rank order: the same bits on every rank.
+template <class Value, uint32 capacity>
+__device__ __forceinline__ void sum_in_rank_order(const RankVectors<capacity>& vectors, uint32 world_size,
+                                                  float (&sum)[PER_VECTOR<Value>]) {
+#pragma unroll
+    for (uint32 word = 0; word < VECTOR_WORDS; ++word) {
+#pragma unroll
+        for (uint32 rank = 0; rank < capacity; ++rank) {
+            float values[Value::PER_WORD];
+            Value::unpack(vectors.of[rank].words[word], values);
+#pragma unroll
+            for (uint32 i = 0; i < Value::PER_WORD; ++i) {
+                float& total = sum[word * Value::PER_WORD + i];
+                if (rank == 0) {
+                    total = values[i];
+                } else {
+                    total = rank < world_size ? total + values[i] : total;
+                }
+            }
+        }
+    }
+}
+
+// Rounds once, and scrubs, so that a sum is the same whether it travels or not.
+template <class Value>
+__device__ __forceinline__ Vector round_and_scrub(const float (&sum)[PER_VECTOR<Value>]) {
+    Vector result;
+#pragma unroll
+    for (uint32 word = 0; word < VECTOR_WORDS; ++word) {
+        float values[Value::PER_WORD];
+#pragma unroll
+        for (uint32 i = 0; i < Value::PER_WORD; ++i) {
+            values[i] = sum[word * Value::PER_WORD + i];
+        }
+        result.words[word] = scrub(Value::pack(values));
+    }
+    return result;
+}
+
+}  // namespace lamport

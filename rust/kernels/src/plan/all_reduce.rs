@@ -1,0 +1,121 @@
+//! Plans for the all-reduce.
+
+use lamport_rs_protocol::algorithm::Algorithm;
+use lamport_rs_protocol::geometry::{Geometry, GeometryError};
+use lamport_rs_protocol::sentinel::VECTOR_BYTES;
+
+use crate::catalogue::{AllReduceKernel, ModuleKey};
+use crate::dtype::Dtype;
+use crate::parameters::{AllReduceParameters, Group};
+use crate::plan::{Device, LaunchPlan, PlanError};
+use crate::variants::{WARP_THREADS, all_reduce_bounds, capacity};
+
+/// More would overflow the kernels' 32-bit offsets within a region.
+const MAX_BYTES: usize = 1 << 31;
+
+/// Threads of a one-shot block beside the service warp.
+const ONE_SHOT_WORKERS: u32 = 128;
+/// Two-shot shards of up to so many vectors (1 MiB) are spread over small blocks.
+const TWO_SHOT_SMALL: u32 = 1 << 16;
+const TWO_SHOT_SMALL_BLOCK: u32 = 128;
+
+/// Bytes from which two-shot is faster than one-shot.
+///
+/// Two-shot has one more way over the link, and pushes `2 (N-1)/N` tensors where one-shot pushes `N-1`: it gains once
+/// the difference takes the link longer than a way. With two ranks there is no difference; what two-shot then gains for
+/// very large tensors is that each rank sums half of it.
+pub fn two_shot_from(world_size: usize) -> usize {
+    match world_size {
+        2 => TWO_RANKS_TWO_SHOT_FROM,
+        _ => WAY_BYTES * world_size / ((world_size - 1) * (world_size - 2)),
+    }
+}
+
+/// Measured on H200.
+const TWO_RANKS_TWO_SHOT_FROM: usize = 4 << 20;
+/// What the links of one GPU move while a word travels to a peer and is seen there: 0.8 us at 350 GB/s.
+const WAY_BYTES: usize = 280_000;
+
+/// An all-reduce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AllReduceShape {
+    /// Of the tensor.
+    pub bytes: usize,
+    /// Of its elements.
+    pub dtype: Dtype,
+    /// The group's size.
+    pub world_size: usize,
+    /// How to reduce.
+    pub algorithm: Algorithm,
+}
+
+/// A launch, and how the tensor is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllReducePlan {
+    /// The launch.
+    pub launch: LaunchPlan,
+    shape: AllReduceShape,
+}
+
+impl AllReduceShape {
+    /// Plans the launch.
+    pub fn plan(&self, device: Device) -> Result<AllReducePlan, PlanError> {
+        if self.bytes == 0 || self.bytes > MAX_BYTES {
+            return Err(PlanError::Bytes { bytes: self.bytes, most: MAX_BYTES });
+        }
+        let Self { dtype, algorithm, .. } = *self;
+        let capacity = capacity(self.world_size as u32);
+        let bounds = all_reduce_bounds(algorithm, capacity);
+        let vectors = self.vectors();
+        let (workers, block) = self.block(vectors, bounds.max_threads);
+        // All blocks run at once: none waits for a peer's block that waits for room.
+        let resident = device.multiprocessors * (bounds.resident_threads() / block);
+        let launch = LaunchPlan {
+            module: ModuleKey::AllReduce(AllReduceKernel { algorithm, dtype, capacity }),
+            grid: vectors.div_ceil(workers).min(resident),
+            block,
+            dependent_launch: device.has_dependent_launch(),
+        };
+        Ok(AllReducePlan { launch, shape: *self })
+    }
+
+    /// Vectors that a rank sums.
+    fn vectors(&self) -> u32 {
+        self.algorithm.share(self.bytes.div_ceil(VECTOR_BYTES), self.world_size) as u32
+    }
+
+    /// Threads of a block that have vectors, and all of them.
+    ///
+    /// Measured on H200: small blocks are best for small tensors, which they spread over many multiprocessors; two-shot
+    /// is for large ones, which want every thread there is.
+    fn block(&self, vectors: u32, most: u32) -> (u32, u32) {
+        let needed = vectors.next_multiple_of(WARP_THREADS);
+        match self.algorithm {
+            Algorithm::OneShot => {
+                let workers = ONE_SHOT_WORKERS.min(needed);
+                (workers, workers + WARP_THREADS)
+            }
+            Algorithm::TwoShot => {
+                let threads = if needed <= TWO_SHOT_SMALL { TWO_SHOT_SMALL_BLOCK } else { most };
+                let threads = threads.min(most).min(needed);
+                (threads, threads)
+            }
+        }
+    }
+}
+
+impl AllReducePlan {
+    /// The kernel's parameters. An error if the group's slots are too small.
+    pub fn parameters(
+        &self,
+        geometry: &Geometry,
+        group: Group,
+        input: u64,
+        output: u64,
+    ) -> Result<AllReduceParameters, GeometryError> {
+        let AllReduceShape { bytes, world_size, algorithm, .. } = self.shape;
+        let region_bytes = geometry.region_bytes(algorithm.tensor_message_bytes(bytes, world_size))? as u32;
+        let vectors = self.shape.vectors();
+        Ok(AllReduceParameters { group, input, output, bytes: bytes as u64, region_bytes, vectors })
+    }
+}

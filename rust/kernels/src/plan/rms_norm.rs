@@ -1,0 +1,134 @@
+//! Plans for the all-reduce with a residual and RMSNorm.
+
+use lamport_rs_protocol::algorithm::Algorithm;
+use lamport_rs_protocol::geometry::{Geometry, GeometryError};
+use lamport_rs_protocol::sentinel::VECTOR_BYTES;
+
+use crate::catalogue::{AllReduceRmsNormKernel, ModuleKey};
+use crate::dtype::Dtype;
+use crate::parameters::{AllReduceRmsNormParameters, Group, RmsNorm};
+use crate::plan::{Device, LaunchPlan, PlanError, all_reduce};
+use crate::variants::{WARP_THREADS, capacity, rms_norm_bounds};
+
+/// More would overflow the kernels' 32-bit offsets within a region.
+const MAX_BYTES: usize = 1 << 31;
+
+/// Bytes from which two-shot is faster than one-shot: as for the all-reduce, but never with two ranks, which would wait
+/// for each other row by row and gain nothing.
+pub fn two_shot_from(world_size: usize) -> usize {
+    if world_size == 2 { usize::MAX } else { all_reduce::two_shot_from(world_size) }
+}
+
+/// An all-reduce of rows with a residual and RMSNorm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AllReduceRmsNormShape {
+    /// Rows.
+    pub tokens: usize,
+    /// Columns.
+    pub hidden: usize,
+    /// Of inputs and outputs.
+    pub dtype: Dtype,
+    /// Of the weights.
+    pub weight: Dtype,
+    /// The group's size.
+    pub world_size: usize,
+    /// How to reduce.
+    pub algorithm: Algorithm,
+}
+
+/// Where the tensors are on the device. All are contiguous and begin at multiples of 16 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllReduceRmsNormTensors {
+    /// The rows to sum.
+    pub input: u64,
+    /// Added to the sum.
+    pub residual: u64,
+    /// One weight per column.
+    pub weight: u64,
+    /// Where the normalised rows go. May be the input.
+    pub output: u64,
+    /// Where the sum goes. May be the residual.
+    pub residual_output: u64,
+}
+
+/// A launch, and how the rows are divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllReduceRmsNormPlan {
+    /// The launch.
+    pub launch: LaunchPlan,
+    shape: AllReduceRmsNormShape,
+}
+
+impl AllReduceRmsNormShape {
+    /// Plans the launch.
+    pub fn plan(&self, device: Device) -> Result<AllReduceRmsNormPlan, PlanError> {
+        let Self { tokens, dtype, algorithm, .. } = *self;
+        let row_vectors = self.row_vectors()?;
+        let bytes = tokens.saturating_mul(self.row_bytes());
+        if bytes == 0 || bytes > MAX_BYTES {
+            return Err(PlanError::Bytes { bytes, most: MAX_BYTES });
+        }
+        if self.weight != dtype && self.weight != Dtype::Float32 {
+            return Err(PlanError::Weight { dtype: dtype.name(), weight: self.weight.name() });
+        }
+        let capacity = capacity(self.world_size as u32);
+        let bounds = rms_norm_bounds(capacity);
+        let needed = row_vectors.next_multiple_of(WARP_THREADS);
+        let block = needed.min(bounds.max_threads);
+        let held = needed <= bounds.max_threads;
+        let module = ModuleKey::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm, dtype, capacity, held });
+        // All blocks run at once: none waits for a peer's block that waits for room.
+        let resident = device.multiprocessors * (bounds.resident_threads() / block);
+        let grid = (tokens as u32).min(resident);
+        let launch = LaunchPlan { module, grid, block, dependent_launch: device.has_dependent_launch() };
+        Ok(AllReduceRmsNormPlan { launch, shape: *self })
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.hidden * self.dtype.size()
+    }
+
+    fn row_vectors(&self) -> Result<u32, PlanError> {
+        let bytes = self.row_bytes();
+        if bytes == 0 || !bytes.is_multiple_of(VECTOR_BYTES) {
+            return Err(PlanError::Width { width: self.hidden as u32, dtype: self.dtype.name() });
+        }
+        Ok((bytes / VECTOR_BYTES) as u32)
+    }
+}
+
+impl AllReduceRmsNormPlan {
+    /// The kernel's parameters. An error if the group's slots are too small.
+    pub fn parameters(
+        &self,
+        geometry: &Geometry,
+        group: Group,
+        tensors: AllReduceRmsNormTensors,
+        epsilon: f32,
+        weight_bias: f32,
+    ) -> Result<AllReduceRmsNormParameters, GeometryError> {
+        let AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm } = self.shape;
+        let row_bytes = self.shape.row_bytes();
+        let region_bytes = geometry.region_bytes(algorithm.message_bytes(tokens, row_bytes, world_size))? as u32;
+        let AllReduceRmsNormTensors { input, residual, weight: weight_address, output, residual_output } = tensors;
+        let norm = RmsNorm {
+            weight: weight_address,
+            inverse_count: 1.0 / hidden as f32,
+            epsilon,
+            weight_bias,
+            has_float32_weight: u32::from(weight != dtype),
+        };
+        Ok(AllReduceRmsNormParameters {
+            group,
+            input,
+            residual,
+            output,
+            residual_output,
+            norm,
+            region_bytes,
+            tokens: tokens as u32,
+            row_vectors: (row_bytes / VECTOR_BYTES) as u32,
+            reserved: 0,
+        })
+    }
+}
