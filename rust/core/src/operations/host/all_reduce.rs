@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use lamport_rs_protocol::exchange::Collective;
+use lamport_rs_protocol::memory::{LINE_BYTES, Line};
 use lamport_rs_protocol::sentinel::Vector;
 
 use super::CHUNK_VECTORS;
@@ -22,13 +23,16 @@ use crate::workspace::host::{HostWorkspace, Turn};
 /// The tensors' pointers are valid for their shapes and strides until this returns; nothing else writes them.
 pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
     operands.check(Device::Cpu)?;
-    let region_bytes = workspace.member().geometry.region_bytes(operands.input.bytes())?;
+    let (geometry, bytes) = (workspace.member().geometry, operands.input.bytes());
+    // In whole lines, if they fit: what is too much is sent as zeros.
+    let whole_lines = geometry.region_bytes(bytes.next_multiple_of(LINE_BYTES));
+    let region_bytes = whole_lines.or_else(|_| geometry.region_bytes(bytes))?;
     let mut turn = workspace.take_turn("all_reduce", interrupted)?;
     if operands.input.elements() == 0 {
         return Ok(());
     }
     // SAFETY: the caller's promise.
-    let (input, output) = unsafe { (Operand::contiguous(&operands.input), Operand::contiguous(&operands.output)) };
+    let (input, output) = unsafe { (Operand::contiguous(&operands.input), Operand::streamed(&operands.output)) };
     let turn = &mut turn;
     with_element!(operands.input.dtype, E => {
         dispatch(Sum { workspace, turn, region_bytes, input, output, element: PhantomData::<E> })
@@ -52,7 +56,9 @@ impl<E: Element> Job for Sum<'_, '_, E> {
         let memory = self.turn.blocks.accessed::<P::Access>();
         let mut reduction =
             Reduction::<E, P> { input: self.input, output: self.output, sum: E::Lanes::ZERO, processor: PhantomData };
-        run(self.workspace, self.turn, &memory, self.region_bytes, CHUNK_VECTORS, &mut reduction)
+        let outcome = run(self.workspace, self.turn, &memory, self.region_bytes, CHUNK_VECTORS, &mut reduction);
+        reduction.output.finish::<P>();
+        outcome
     }
 }
 
@@ -71,6 +77,11 @@ impl<E: Element, P: Processor> Collective for Reduction<E, P> {
     }
 
     #[inline(always)]
+    fn contribution_line(&mut self, at: usize) -> Line {
+        self.input.read_line(at)
+    }
+
+    #[inline(always)]
     fn receive(&mut self, rank: usize, _at: usize, vector: Vector) {
         let values = E::widen::<P>(vector);
         self.sum = if rank == 0 { values } else { self.sum.add(values) };
@@ -79,5 +90,18 @@ impl<E: Element, P: Processor> Collective for Reduction<E, P> {
     #[inline(always)]
     fn complete(&mut self, at: usize) {
         self.output.write(at, E::narrow::<P>(self.sum));
+    }
+
+    #[inline(always)]
+    fn receive_line(&mut self, at: usize, lines: &[Line]) {
+        let mut sums = lines[0];
+        for (vector, sum) in sums.iter_mut().enumerate() {
+            let mut lanes = E::widen::<P>(*sum);
+            for line in &lines[1..] {
+                lanes = lanes.add(E::widen::<P>(line[vector]));
+            }
+            *sum = E::narrow::<P>(lanes);
+        }
+        self.output.write_line::<P>(at, sums);
     }
 }

@@ -7,6 +7,7 @@
 use std::marker::PhantomData;
 
 use lamport_rs_protocol::exchange::Collective;
+use lamport_rs_protocol::memory::Line;
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 
 use super::CHUNK_VECTORS;
@@ -102,6 +103,11 @@ impl<E: Element, P: Processor> Collective for NormalisedSum<'_, E, P> {
     #[inline(always)]
     fn contribution(&mut self, at: usize) -> Vector {
         self.input.read(at)
+    }
+
+    #[inline(always)]
+    fn contribution_line(&mut self, at: usize) -> Line {
+        self.input.read_line(at)
     }
 
     #[inline(always)]
