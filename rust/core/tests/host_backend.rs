@@ -91,7 +91,7 @@ fn check_sums(world_size: usize, dtype: Dtype, sizes: &[usize]) {
         for (round, &elements) in sizes.iter().enumerate() {
             let mut input = Buffer::new(dtype, &[elements], |at| value(rank, round, at));
             let mut output = Buffer::new(dtype, &[elements], |_| f32::NAN);
-            let operands = AllReduce { input: input.tensor(), output: output.tensor() };
+            let operands = AllReduce { input: input.tensor(), output: output.tensor(), algorithm: None };
             // SAFETY: the buffers outlive the call and are this thread's own.
             unsafe { all_reduce(workspace, &operands, &mut never) }.unwrap();
             for at in 0..elements {
@@ -122,7 +122,7 @@ fn a_rank_that_never_comes_is_named_and_the_workspace_refuses_further_work() {
     let workspaces = HostWorkspace::in_process(3, 4096, Some(Duration::from_millis(100))).unwrap();
     let outcomes = ranks(&workspaces[..2], |_, workspace| {
         let mut input = Buffer::new(Dtype::Float32, &[8], |_| 1.0);
-        let operands = AllReduce { input: input.tensor(), output: input.tensor() };
+        let operands = AllReduce { input: input.tensor(), output: input.tensor(), algorithm: None };
         // SAFETY: the buffer outlives the calls and is this thread's own.
         let first = unsafe { all_reduce(workspace, &operands, &mut never) };
         // SAFETY: as above.
@@ -139,7 +139,7 @@ fn a_rank_that_never_comes_is_named_and_the_workspace_refuses_further_work() {
 fn an_interrupted_wait_ends_before_its_timeout() {
     let workspaces = HostWorkspace::in_process(2, 4096, None).unwrap();
     let mut input = Buffer::new(Dtype::Float32, &[8], |_| 1.0);
-    let operands = AllReduce { input: input.tensor(), output: input.tensor() };
+    let operands = AllReduce { input: input.tensor(), output: input.tensor(), algorithm: None };
     // SAFETY: the buffer outlives the call.
     let outcome = unsafe { all_reduce(&workspaces[0], &operands, &mut || true) };
     assert!(matches!(outcome, Err(Error::Interrupted { .. })), "{outcome:?}");
@@ -150,12 +150,12 @@ fn a_tensor_too_large_for_the_slot_is_refused_and_changes_nothing() {
     let workspaces = HostWorkspace::in_process(2, 4096, Some(Duration::from_secs(60))).unwrap();
     ranks(&workspaces, |_, workspace| {
         let mut large = Buffer::new(Dtype::Float32, &[513], |_| 1.0);
-        let operands = AllReduce { input: large.tensor(), output: large.tensor() };
+        let operands = AllReduce { input: large.tensor(), output: large.tensor(), algorithm: None };
         // SAFETY: the buffer outlives the call and is this thread's own.
         let error = unsafe { all_reduce(workspace, &operands, &mut never) }.unwrap_err();
         assert!(error.to_string().contains("needs 4128 bytes per slot, but comm_size is 4096"), "{error}");
         let mut fitting = Buffer::new(Dtype::Float32, &[512], |_| 1.0);
-        let operands = AllReduce { input: fitting.tensor(), output: fitting.tensor() };
+        let operands = AllReduce { input: fitting.tensor(), output: fitting.tensor(), algorithm: None };
         // SAFETY: as above.
         unsafe { all_reduce(workspace, &operands, &mut never) }.unwrap();
         assert_eq!(fitting.get(511), 2.0);
@@ -184,6 +184,8 @@ fn rms_norm_adds_the_residual_and_normalises_whole_rows() {
                 residual: residual.tensor(),
                 weight: weight.tensor(),
                 epsilon,
+                weight_bias: 1.0,
+                algorithm: None,
                 output: output.tensor(),
                 residual_output: residual_output.tensor(),
             };
@@ -195,7 +197,7 @@ fn rms_norm_adds_the_residual_and_normalises_whole_rows() {
                 let mean = columns_of_row.clone().map(|at| f64::from(sum(at)).powi(2)).sum::<f64>() / columns as f64;
                 for at in columns_of_row {
                     let scale = 1.0 / (mean + f64::from(epsilon)).sqrt();
-                    let expected = f64::from(sum(at)) * scale * f64::from((at % columns % 5) as f32 * 0.5);
+                    let expected = f64::from(sum(at)) * scale * f64::from((at % columns % 5) as f32 * 0.5 + 1.0);
                     assert_eq!(residual_output.get(at), sum(at));
                     let error = (f64::from(output.get(at)) - expected).abs();
                     assert!(error <= tolerance * expected.abs(), "{} instead of {expected}", output.get(at));

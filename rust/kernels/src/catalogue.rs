@@ -8,9 +8,7 @@ use std::ffi::CStr;
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use crate::dtype::Dtype::{self, BFloat16, Float16, Float32};
-use crate::variants::{
-    CAPACITIES, LaunchBounds, MINIMAX_VARIANTS, MinimaxVariant, all_reduce_bounds, rms_norm_bounds,
-};
+use crate::variants::{CAPACITIES, LaunchBounds, MINIMAX_VARIANTS, MinimaxVariant, all_reduce_bounds, rms_norm_bounds};
 
 const DTYPES: [Dtype; 3] = [Float32, Float16, BFloat16];
 

@@ -29,10 +29,10 @@
 
 use std::ops::Range;
 
-use crate::geometry::Geometry;
-use crate::memory::SlotMemory;
+use crate::geometry::{Geometry, MAX_WORLD_SIZE};
+use crate::memory::{LINE_BYTES, LINE_VECTORS, Line, SlotMemory};
 use crate::rank_set::RankSet;
-use crate::sentinel::{EMPTY, VECTOR_BYTES, Vector, has_arrived, scrub};
+use crate::sentinel::{EMPTY, VECTOR_BYTES, Vector, has_arrived, line_has_arrived, scrub};
 use crate::table::Control;
 
 /// A rank in its group.
@@ -61,12 +61,29 @@ pub trait Collective {
     /// The rank's own vector `at`, not yet scrubbed.
     fn contribution(&mut self, at: usize) -> Vector;
 
+    /// `contribution` for a line of vectors from `at` on.
+    #[inline(always)]
+    fn contribution_line(&mut self, at: usize) -> Line {
+        std::array::from_fn(|vector| self.contribution(at + vector))
+    }
+
     /// Takes vector `at` of `rank`. Vectors come in ascending order, and for each the ranks, the own one among them:
     /// that order makes every rank's result the same bits.
     fn receive(&mut self, rank: usize, at: usize, vector: Vector);
 
     /// All ranks' vectors `at` have been received.
     fn complete(&mut self, at: usize);
+
+    /// `receive` and `complete` for a line of vectors from `at` on: `lines` has one of each rank, in rank order.
+    #[inline(always)]
+    fn receive_line(&mut self, at: usize, lines: &[Line]) {
+        for vector in 0..LINE_VECTORS {
+            for (rank, line) in lines.iter().enumerate() {
+                self.receive(rank, at + vector, line[vector]);
+            }
+            self.complete(at + vector);
+        }
+    }
 }
 
 /// How to wait for words that have not arrived.
@@ -143,12 +160,24 @@ impl<M: SlotMemory> Operation<'_, M> {
 
     #[inline(always)]
     fn push(&self, chunk: Range<usize>, collective: &mut impl Collective) {
+        let rank = self.member.rank;
+        let lines = self.lines(&chunk);
         for peer in self.member.peers() {
-            for at in chunk.clone() {
-                let vector = scrub(collective.contribution(at));
-                self.memory.store(peer, self.offset(self.member.rank, at), vector);
+            for at in lines.clone().step_by(LINE_VECTORS) {
+                let line = collective.contribution_line(at).map(scrub);
+                self.memory.store_line(peer, self.offset(rank, at), line);
+            }
+            for at in lines.end..chunk.end {
+                self.memory.store(peer, self.offset(rank, at), scrub(collective.contribution(at)));
             }
         }
+    }
+
+    /// The part of `chunk` that is whole lines: from its start, if that is a line's in the regions of all ranks.
+    #[inline(always)]
+    fn lines(&self, chunk: &Range<usize>) -> Range<usize> {
+        let aligned = (self.offset(0, chunk.start) | self.region_bytes).is_multiple_of(LINE_BYTES);
+        chunk.start..chunk.start + if aligned { chunk.len() / LINE_VECTORS * LINE_VECTORS } else { 0 }
     }
 
     /// Puts the sentinel back over the peers' regions of the own slot `slot`. The own region was never written.
@@ -156,8 +185,13 @@ impl<M: SlotMemory> Operation<'_, M> {
     fn clear(&self, slot: usize, region_bytes: usize) {
         let Member { rank, geometry } = self.member;
         for peer in self.member.peers() {
-            let region = geometry.slot_offset(slot) + peer * region_bytes;
-            for offset in (region..region + region_bytes).step_by(VECTOR_BYTES) {
+            let start = geometry.slot_offset(slot) + peer * region_bytes;
+            let end = start + region_bytes;
+            let lines_end = if start.is_multiple_of(LINE_BYTES) { end / LINE_BYTES * LINE_BYTES } else { start };
+            for offset in (start..lines_end).step_by(LINE_BYTES) {
+                self.memory.store_line(rank, offset, [EMPTY; LINE_VECTORS]);
+            }
+            for offset in (lines_end..end).step_by(VECTOR_BYTES) {
                 self.memory.store(rank, offset, EMPTY);
             }
         }
@@ -171,7 +205,13 @@ impl<M: SlotMemory> Operation<'_, M> {
         wait: &mut W,
     ) -> Result<(), W::Error> {
         let Member { rank, .. } = self.member;
-        for at in chunk {
+        let lines = self.lines(&chunk);
+        if self.member.geometry.world_size() == 2 {
+            self.poll_lines::<2, C, W>(lines.clone(), collective, wait)?;
+        } else {
+            self.poll_lines::<MAX_WORLD_SIZE, C, W>(lines.clone(), collective, wait)?;
+        }
+        for at in lines.end..chunk.end {
             for source in self.member.ranks() {
                 if source == rank {
                     let own = scrub(collective.contribution(at));
@@ -187,6 +227,44 @@ impl<M: SlotMemory> Operation<'_, M> {
             collective.complete(at);
         }
         Ok(())
+    }
+
+    /// Like `poll`, for whole lines of at most `RANKS` ranks. A line of each rank is kept until all have arrived, so that
+    /// the collective still gets vector after vector; those of two ranks stay in registers.
+    #[inline(always)]
+    fn poll_lines<const RANKS: usize, C: Collective, W: Wait>(
+        &self,
+        lines: Range<usize>,
+        collective: &mut C,
+        wait: &mut W,
+    ) -> Result<(), W::Error> {
+        let ranks = if RANKS == 2 { 2 } else { self.member.geometry.world_size() };
+        let mut arrived = [[EMPTY; LINE_VECTORS]; RANKS];
+        for at in lines.step_by(LINE_VECTORS) {
+            for (source, line) in arrived[..ranks].iter_mut().enumerate() {
+                *line = if source == self.member.rank {
+                    collective.contribution_line(at).map(scrub)
+                } else {
+                    let loaded = self.memory.load_line(self.member.rank, self.offset(source, at));
+                    if line_has_arrived(loaded) { loaded } else { self.wait_for_line(source, at, wait)? }
+                };
+            }
+            collective.receive_line(at, &arrived[..ranks]);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_for_line<W: Wait>(&self, source: usize, at: usize, wait: &mut W) -> Result<Line, W::Error> {
+        let mut line = [EMPTY; LINE_VECTORS];
+        for (vector, at) in line.iter_mut().zip(at..) {
+            *vector = self.memory.load(self.member.rank, self.offset(source, at));
+            if !has_arrived(*vector) {
+                *vector = self.wait_for(source, at, wait)?;
+            }
+        }
+        Ok(line)
     }
 
     #[cold]

@@ -182,7 +182,5 @@ fn round_up_slot(per_rank: Option<usize>, ranks: usize, asked: i64) -> Result<us
 }
 
 fn check_slot(bytes: Option<usize>, asked: i64) -> Result<usize, GeometryError> {
-    bytes
-        .filter(|&bytes| bytes as u64 <= (i64::MAX / 16) as u64)
-        .ok_or(GeometryError::TooLarge(asked))
+    bytes.filter(|&bytes| bytes as u64 <= (i64::MAX / 16) as u64).ok_or(GeometryError::TooLarge(asked))
 }

@@ -1,6 +1,15 @@
 //! What the protocol asks of the memory under it.
 
-use crate::sentinel::Vector;
+use crate::sentinel::{VECTOR_BYTES, Vector};
+
+/// Vectors in a [`Line`].
+pub const LINE_VECTORS: usize = 4;
+
+/// Bytes in a [`Line`]: what processors move between their caches.
+pub const LINE_BYTES: usize = LINE_VECTORS * VECTOR_BYTES;
+
+/// Consecutive vectors, the first at a multiple of [`LINE_BYTES`].
+pub type Line = [Vector; LINE_VECTORS];
 
 /// The blocks of all ranks, as one rank sees them.
 ///
@@ -21,6 +30,20 @@ pub trait SlotMemory {
 
     /// Stores `vector` at `offset` in `rank`'s block.
     fn store(&self, rank: usize, offset: usize, vector: Vector);
+
+    /// Loads the line at `offset`, as loading its vectors in any order does.
+    #[inline(always)]
+    fn load_line(&self, rank: usize, offset: usize) -> Line {
+        std::array::from_fn(|vector| self.load(rank, offset + vector * VECTOR_BYTES))
+    }
+
+    /// Stores `line` at `offset`, as storing its vectors in any order does.
+    #[inline(always)]
+    fn store_line(&self, rank: usize, offset: usize, line: Line) {
+        for (index, vector) in line.into_iter().enumerate() {
+            self.store(rank, offset + index * VECTOR_BYTES, vector);
+        }
+    }
 
     /// Orders everything before it before every later store (a release fence).
     fn release(&self);

@@ -6,6 +6,8 @@
 
 use wide::u32x4;
 
+use crate::memory::Line;
+
 /// "Nothing has arrived here yet": the bits of `-0.0f32`.
 pub const SENTINEL: u32 = 0x8000_0000;
 
@@ -42,4 +44,11 @@ pub fn scrub(vector: Vector) -> Vector {
 #[inline(always)]
 pub fn has_arrived(vector: Vector) -> bool {
     !u32x4::from(vector).simd_eq(u32x4::from(EMPTY)).any()
+}
+
+/// Whether all words of a line have arrived.
+#[inline(always)]
+pub fn line_has_arrived(line: Line) -> bool {
+    let [a, b, c, d] = line.map(|vector| u32x4::from(vector).simd_eq(u32x4::from(EMPTY)));
+    !(a | b | c | d).any()
 }

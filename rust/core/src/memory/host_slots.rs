@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, fence};
 
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
-use lamport_rs_protocol::memory::SlotMemory;
+use lamport_rs_protocol::memory::{LINE_BYTES, Line, SlotMemory};
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 
 use crate::memory::vector_access::VectorAccess;
@@ -21,7 +21,7 @@ impl Blocks {
     /// The blocks at `bases`, one per rank.
     ///
     /// # Safety
-    /// Each is aligned to 16, `bytes` long, and valid for as long as the result or anything made of it is used. Those
+    /// Each is aligned to 64, `bytes` long, and valid for as long as the result or anything made of it is used. Those
     /// bytes are accessed through [`VectorAccess`] only, by whichever process.
     pub unsafe fn new(bases: &[NonNull<u8>], bytes: usize) -> Self {
         let mut all = [std::ptr::null_mut(); MAX_WORLD_SIZE];
@@ -63,6 +63,20 @@ impl<A: VectorAccess> SlotMemory for HostSlots<A> {
     fn store(&self, rank: usize, offset: usize, vector: Vector) {
         // SAFETY: as in `load`.
         unsafe { A::store(self.pointer(rank, offset), vector) }
+    }
+
+    #[inline(always)]
+    fn load_line(&self, rank: usize, offset: usize) -> Line {
+        debug_assert!(offset.is_multiple_of(LINE_BYTES));
+        // SAFETY: as in `load`; the protocol's lines start at multiples of 64 of the block, which is aligned likewise.
+        unsafe { A::load_line(self.pointer(rank, offset)) }
+    }
+
+    #[inline(always)]
+    fn store_line(&self, rank: usize, offset: usize, line: Line) {
+        debug_assert!(offset.is_multiple_of(LINE_BYTES));
+        // SAFETY: as in `load_line`.
+        unsafe { A::store_line(self.pointer(rank, offset), line) }
     }
 
     // On x86-64 neither fence is an instruction. They keep the compiler, and other processors, in order.

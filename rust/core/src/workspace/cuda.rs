@@ -212,11 +212,7 @@ impl CudaWorkspace {
             member,
             timeout,
             group: kernel_group,
-            state: Mutex::new(State {
-                failure: None,
-                order: StreamOrder::new(&device),
-                plans: Plans::default(),
-            }),
+            state: Mutex::new(State { failure: None, order: StreamOrder::new(&device), plans: Plans::default() }),
             cleaned_up: AtomicBool::new(false),
             pinned,
             control,

@@ -3,13 +3,14 @@
 use std::marker::PhantomData;
 
 use lamport_rs_protocol::exchange::Collective;
+use lamport_rs_protocol::memory::{LINE_BYTES, Line};
 use lamport_rs_protocol::sentinel::{Vector, scrub};
 
-use super::{CHUNK_VECTORS, check_algorithm};
 use super::element::{Element, Lanes, with_element};
 use super::operand::Operand;
 use super::pieces::run;
 use super::processor::{Job, Processor, dispatch};
+use super::{CHUNK_VECTORS, check_algorithm};
 use crate::error::Result;
 use crate::operations::arguments::AllReduce;
 use crate::tensor::Device;
@@ -23,13 +24,16 @@ use crate::workspace::host::{HostWorkspace, Turn};
 pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
     operands.check(Device::Cpu)?;
     check_algorithm(operands.algorithm)?;
-    let region_bytes = workspace.member().geometry.region_bytes(operands.input.bytes())?;
+    let (geometry, bytes) = (workspace.member().geometry, operands.input.bytes());
+    // In whole lines, if they fit: what is too much is sent as zeros.
+    let whole_lines = geometry.region_bytes(bytes.next_multiple_of(LINE_BYTES));
+    let region_bytes = whole_lines.or_else(|_| geometry.region_bytes(bytes))?;
     let mut turn = workspace.take_turn("all_reduce", interrupted)?;
     if operands.input.elements() == 0 {
         return Ok(());
     }
     // SAFETY: the caller's promise.
-    let (input, output) = unsafe { (Operand::contiguous(&operands.input), Operand::contiguous(&operands.output)) };
+    let (input, output) = unsafe { (Operand::contiguous(&operands.input), Operand::streamed(&operands.output)) };
     let turn = &mut turn;
     with_element!(operands.input.dtype, E => {
         dispatch(Sum { workspace, turn, region_bytes, input, output, element: PhantomData::<E> })
@@ -53,7 +57,9 @@ impl<E: Element> Job for Sum<'_, '_, E> {
         let memory = self.turn.blocks.accessed::<P::Access>();
         let mut reduction =
             Reduction::<E, P> { input: self.input, output: self.output, sum: E::Lanes::ZERO, processor: PhantomData };
-        run(self.workspace, self.turn, &memory, self.region_bytes, CHUNK_VECTORS, &mut reduction)
+        let outcome = run(self.workspace, self.turn, &memory, self.region_bytes, CHUNK_VECTORS, &mut reduction);
+        reduction.output.finish::<P>();
+        outcome
     }
 }
 
@@ -72,6 +78,11 @@ impl<E: Element, P: Processor> Collective for Reduction<E, P> {
     }
 
     #[inline(always)]
+    fn contribution_line(&mut self, at: usize) -> Line {
+        self.input.read_line(at)
+    }
+
+    #[inline(always)]
     fn receive(&mut self, rank: usize, _at: usize, vector: Vector) {
         let values = E::widen::<P>(vector);
         self.sum = if rank == 0 { values } else { self.sum.add(values) };
@@ -79,7 +90,25 @@ impl<E: Element, P: Processor> Collective for Reduction<E, P> {
 
     #[inline(always)]
     fn complete(&mut self, at: usize) {
-        // Scrubbed, because a sum that travels (two-shot, on GPUs) is: the same bits everywhere.
-        self.output.write(at, scrub(E::narrow::<P>(self.sum)));
+        self.output.write(at, round_and_scrub::<E, P>(self.sum));
     }
+
+    #[inline(always)]
+    fn receive_line(&mut self, at: usize, lines: &[Line]) {
+        let mut sums = lines[0];
+        for (vector, sum) in sums.iter_mut().enumerate() {
+            let mut lanes = E::widen::<P>(*sum);
+            for line in &lines[1..] {
+                lanes = lanes.add(E::widen::<P>(line[vector]));
+            }
+            *sum = round_and_scrub::<E, P>(lanes);
+        }
+        self.output.write_line::<P>(at, sums);
+    }
+}
+
+/// Scrubbed, because a sum that travels (two-shot, on GPUs) is: the same bits everywhere.
+#[inline(always)]
+pub(super) fn round_and_scrub<E: Element, P: Processor>(sum: E::Lanes) -> Vector {
+    scrub(E::narrow::<P>(sum))
 }

@@ -4,7 +4,7 @@
 //! lines that the reader has just cleared, and nothing of the exchange reaches main memory.
 
 use lamport_rs_protocol::exchange::{Collective, Extent};
-use lamport_rs_protocol::memory::SlotMemory;
+use lamport_rs_protocol::memory::{Line, SlotMemory};
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 
 use crate::error::Result;
@@ -49,6 +49,11 @@ impl<C: Collective> Collective for Piece<'_, C> {
     }
 
     #[inline(always)]
+    fn contribution_line(&mut self, at: usize) -> Line {
+        self.collective.contribution_line(self.first + at)
+    }
+
+    #[inline(always)]
     fn receive(&mut self, rank: usize, at: usize, vector: Vector) {
         self.collective.receive(rank, self.first + at, vector);
     }
@@ -56,5 +61,10 @@ impl<C: Collective> Collective for Piece<'_, C> {
     #[inline(always)]
     fn complete(&mut self, at: usize) {
         self.collective.complete(self.first + at);
+    }
+
+    #[inline(always)]
+    fn receive_line(&mut self, at: usize, lines: &[Line]) {
+        self.collective.receive_line(self.first + at, lines);
     }
 }

@@ -3,6 +3,7 @@
 //! The results are the same bits with each: only conversions that are defined exactly, and no fused multiply-add.
 
 use half::f16;
+use lamport_rs_protocol::memory::Line;
 use lamport_rs_protocol::sentinel::Vector;
 
 use crate::memory::vector_access::{Portable, VectorAccess};
@@ -16,6 +17,21 @@ pub trait Processor {
     fn widen_float16(vector: Vector) -> [f32; 8];
     /// The inverse, rounding to nearest even.
     fn narrow_float16(values: [f32; 8]) -> Vector;
+
+    /// Writes a line of an operand past the caches, where there is a way. Nobody may look at it, this thread included,
+    /// before [`Processor::finish_streaming`].
+    ///
+    /// # Safety
+    /// `pointer` is aligned to 64, and valid for writing 64 bytes.
+    #[inline(always)]
+    unsafe fn stream_line(pointer: *mut u8, line: Line) {
+        // SAFETY: the caller's promise.
+        unsafe { pointer.cast::<Line>().write(line) };
+    }
+
+    /// Makes what was streamed visible, to this thread and others.
+    #[inline(always)]
+    fn finish_streaming() {}
 }
 
 /// A computation that is compiled for each instruction set.
@@ -60,9 +76,12 @@ impl Processor for AnyProcessor {
 
 #[cfg(all(target_arch = "x86_64", not(feature = "portable")))]
 mod x86_64 {
-    use std::arch::x86_64::{__m128i, __m256, _MM_FROUND_TO_NEAREST_INT, _mm256_cvtph_ps, _mm256_cvtps_ph};
+    use std::arch::x86_64::{
+        __m128i, __m256, __m256i, _MM_FROUND_TO_NEAREST_INT, _mm_sfence, _mm_stream_si128, _mm256_cvtph_ps,
+        _mm256_cvtps_ph, _mm256_stream_si256,
+    };
 
-    use super::{AnyProcessor, Job, Processor, Vector};
+    use super::{AnyProcessor, Job, Line, Processor, Vector};
     use crate::memory::vector_access::{Avx, Sse2};
 
     /// What every x86-64 processor can do.
@@ -79,6 +98,23 @@ mod x86_64 {
         #[inline(always)]
         fn narrow_float16(values: [f32; 8]) -> Vector {
             AnyProcessor::narrow_float16(values)
+        }
+
+        #[inline(always)]
+        unsafe fn stream_line(pointer: *mut u8, line: Line) {
+            for (at, vector) in line.into_iter().enumerate() {
+                // SAFETY: the caller's promise; types of equal size without invalid patterns.
+                unsafe {
+                    let vector = std::mem::transmute::<Vector, __m128i>(vector);
+                    _mm_stream_si128(pointer.cast::<__m128i>().add(at), vector);
+                }
+            }
+        }
+
+        #[inline(always)]
+        fn finish_streaming() {
+            // SAFETY: every x86-64 processor has the instruction.
+            unsafe { _mm_sfence() };
         }
     }
 
@@ -103,6 +139,21 @@ mod x86_64 {
                 let values = std::mem::transmute::<[f32; 8], __m256>(values);
                 std::mem::transmute::<__m128i, Vector>(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values))
             }
+        }
+
+        #[inline(always)]
+        unsafe fn stream_line(pointer: *mut u8, line: Line) {
+            // SAFETY: the caller's promise; types of equal size without invalid patterns. AVX is there, as above.
+            unsafe {
+                let halves = std::mem::transmute::<Line, [__m256i; 2]>(line);
+                _mm256_stream_si256(pointer.cast::<__m256i>(), halves[0]);
+                _mm256_stream_si256(pointer.cast::<__m256i>().add(1), halves[1]);
+            }
+        }
+
+        #[inline(always)]
+        fn finish_streaming() {
+            Baseline::finish_streaming();
         }
     }
 

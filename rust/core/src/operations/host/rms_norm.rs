@@ -8,13 +8,15 @@
 use std::marker::PhantomData;
 
 use lamport_rs_protocol::exchange::Collective;
-use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector, scrub};
+use lamport_rs_protocol::memory::Line;
+use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 
-use super::{CHUNK_VECTORS, check_algorithm};
+use super::all_reduce::round_and_scrub;
 use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
 use super::pieces::run;
 use super::processor::{Job, Processor, dispatch};
+use super::{CHUNK_VECTORS, check_algorithm};
 use crate::error::Result;
 use crate::operations::arguments::AllReduceRmsNorm;
 use crate::tensor::Device;
@@ -109,6 +111,11 @@ impl<E: Element, P: Processor> Collective for NormalisedSum<'_, E, P> {
     }
 
     #[inline(always)]
+    fn contribution_line(&mut self, at: usize) -> Line {
+        self.input.read_line(at)
+    }
+
+    #[inline(always)]
     fn receive(&mut self, rank: usize, at: usize, vector: Vector) {
         let values = E::widen::<P>(vector);
         let sum = &mut self.sums[at - self.row];
@@ -129,7 +136,7 @@ impl<E: Element, P: Processor> NormalisedSum<'_, E, P> {
     fn normalise_row(&mut self) {
         let mut squares = E::Lanes::ZERO;
         for (at, sum) in (self.row..).zip(self.sums.iter_mut()) {
-            let rounded = scrub(E::narrow::<P>(sum.add(E::widen::<P>(self.residual.read(at)))));
+            let rounded = round_and_scrub::<E, P>(sum.add(E::widen::<P>(self.residual.read(at))));
             self.residual_output.write(at, rounded);
             *sum = E::widen::<P>(rounded);
             squares = squares.add(sum.multiply(*sum));
