@@ -16,17 +16,18 @@ import torch
 from lamport_rs import LamportError, __main__
 from lamport_rs.command_line.bench import run as command
 from lamport_rs.command_line.bench.cases import Case, all_reduce_case, parse_bytes, rms_norm_case
+from lamport_rs.command_line.bench.findings import Findings, Missing
 from lamport_rs.command_line.bench.implementations import IMPLEMENTATIONS, Call, implementations_of
 from lamport_rs.command_line.bench.implementations.by_torch import Gloo
 from lamport_rs.command_line.bench.implementations.own import Lamport
 from lamport_rs.command_line.bench.link import floor_us, sum_of_links
-from lamport_rs.command_line.bench.measure import Findings, WrongResultError, run_rank
+from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
 from lamport_rs.command_line.bench.options import Options
 from lamport_rs.command_line.bench.plot import draw, spread
 from lamport_rs.command_line.bench.problems import AllReduce, Expected
 from lamport_rs.command_line.bench.progress import Progress
 from lamport_rs.command_line.bench.record import Record, Row, read, write
-from lamport_rs.command_line.bench.report import ratio, tables
+from lamport_rs.command_line.bench.report import missing_text, ratio, tables
 from lamport_rs.command_line.launch import launch
 from ranks import Rank, errors_of
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -98,7 +99,7 @@ def test_on_gpus_every_implementation_is_measured_or_named_with_a_reason(tmp_pat
     for op in ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk"):
         measured = {row["impl"] for row in run["rows"] if row["op"] == op}
         for implementation in implementations_of(op, "cuda"):
-            named = f"{op} by {implementation.name}, 2 ranks: " in finished.stderr
+            named = f"{op} by {implementation.name}, " in finished.stderr
             assert (implementation.name in measured) != named, finished.stderr
 
 
@@ -137,9 +138,11 @@ def unavailable_on_rank_1(me: Rank, path: Path) -> None:
 
 def test_an_implementation_that_one_rank_lacks_is_left_out_on_all_with_the_reason(ranks_of, tmp_path):
     ranks_of(2).run(unavailable_on_rank_1, tmp_path / "findings")
-    found = Findings.read(tmp_path / "findings")
+    found = Findings()
+    found.take(tmp_path / "findings")
     assert {row.impl for row in found.rows} == {"lamport_rs"}
-    assert found.unavailable["all_reduce of float32, 512 by gloo"] == "rank 1: TypeError: no such argument"
+    # Once per dtype.
+    assert found.missing == 2 * [Missing("all_reduce by gloo", 2, "rank 1: TypeError: no such argument", "512")]
 
 
 def test_the_command_fails_when_a_rank_does(monkeypatch, capsys):
@@ -244,6 +247,16 @@ def test_a_table_leaves_out_nothing_where_an_implementation_is_missing():
     lines = tables(rows, "GPUs").splitlines()
     assert lines[0] == "all_reduce, bfloat16, 2 GPUs: median latency in microseconds"
     assert [line.split() for line in lines[3:]] == [["512", "6.00", "-", "-"], ["8", "Ki", "7.00", "2.00", "3.50"]]
+
+
+def test_sizes_that_share_a_reason_are_named_together():
+    missing = [Missing("all_reduce by a", 2, "too small", size) for size in ("512", "8 Ki")]
+    text = missing_text([*missing, Missing("all_reduce by b", 2, "not installed")])
+    assert text.splitlines() == [
+        "not measured:",
+        "  all_reduce by a, 2 ranks, at 512, 8 Ki: too small",
+        "  all_reduce by b, 2 ranks: not installed",
+    ]
 
 
 def test_a_record_reads_back_as_it_was_written_and_passes_over_notes(tmp_path):

@@ -33,8 +33,12 @@ class Case:
     hidden: int | str | None = None
 
     def __str__(self) -> str:
-        size = format_bytes(self.bytes) if self.bytes is not None else f"{self.tokens} tokens"
-        return f"{self.op} of {dtype_name(self.dtype)}, {size}"
+        return f"{self.op} of {dtype_name(self.dtype)}, {self.size}{'' if self.tokens is None else ' tokens'}"
+
+    @property
+    def size(self) -> str:
+        """The size as people write it."""
+        return format_bytes(self.bytes) if self.bytes is not None else str(self.tokens)
 
     def keys(self) -> dict[str, Any]:
         """Return what a record's row says about the case."""

@@ -9,13 +9,14 @@ import torch
 import torch.distributed as dist
 
 import lamport_rs
-from lamport_rs.command_line.bench.cases import HIDDEN, Q_SIZE, Case
+from lamport_rs.command_line.bench.cases import Q_SIZE, Case
 from lamport_rs.command_line.bench.member import Member
 from lamport_rs.command_line.bench.problems import EPSILON
 from lamport_rs.command_line.bench.record import Row
 from lamport_rs.command_line.timing import measure_calls, slowest_rank
 
 _CREATIONS = 20
+_BYTES = 8 << 10
 _TOKENS = 8
 
 
@@ -40,11 +41,11 @@ def host_time_calls(member: Member) -> list[tuple[Case, str, Callable[[], object
     workspace, rank, world_size = member.workspace, member.rank, member.world_size
     rows = torch.randn(_TOKENS, Q_SIZE // world_size // 8 * 8, device=member.device).bfloat16()
     weight, rows_out = rows[0].clone(), torch.empty_like(rows)
-    vector = torch.zeros(_TOKENS * HIDDEN // 2, device=member.device).bfloat16()
+    vector = torch.zeros(_BYTES // 2, device=member.device).bfloat16()
     vector_out = torch.empty_like(vector)
     arguments = rows, weight, workspace, rank, world_size, EPSILON
     norm = Case("minimax_allreduce_rms, host time", torch.bfloat16, tokens=_TOKENS, hidden=Q_SIZE)
-    total = Case("all_reduce, host time", torch.bfloat16, bytes=vector.nbytes)
+    total = Case("all_reduce, host time", torch.bfloat16, bytes=_BYTES)
     return [
         (total, "lamport_rs", lambda: lamport_rs.all_reduce(vector, workspace)),
         (total, "lamport_rs, out=", lambda: lamport_rs.all_reduce(vector, workspace, out=vector_out)),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +11,8 @@ import torch
 
 import lamport_rs
 from lamport_rs.command_line.bench import costs
-from lamport_rs.command_line.bench.cases import Case, message_bytes
+from lamport_rs.command_line.bench.cases import COLLECTIVES, Case, message_bytes
+from lamport_rs.command_line.bench.findings import Findings, Missing
 from lamport_rs.command_line.bench.implementations import Call, Implementation, Outputs, implementations_of
 from lamport_rs.command_line.bench.member import Member, UnavailableError, join
 from lamport_rs.command_line.bench.options import Options
@@ -29,24 +28,6 @@ class WrongResultError(Exception):
     """An implementation returned something else than the sum."""
 
 
-@dataclass
-class Findings:
-    """What a run found: rows, and what could not be measured, with the reasons."""
-
-    rows: list[Row] = field(default_factory=list)
-    unavailable: dict[str, str] = field(default_factory=dict)
-
-    def write(self, path: Path) -> None:
-        """Leave them for the process that launched the ranks."""
-        path.write_text(json.dumps(asdict(self)))
-
-    @classmethod
-    def read(cls, path: Path) -> Findings:
-        """Return what a rank left."""
-        found = json.loads(path.read_text())
-        return cls([Row(**row) for row in found["rows"]], found["unavailable"])
-
-
 def run_rank(rank: int, world_size: int, device: torch.device, options: Options, path: Path) -> None:
     """Measure what the options ask for; rank 0 leaves its findings at `path`. Collective."""
     cases = [case for op in options.collectives for case in options.cases_of(op)]
@@ -56,11 +37,8 @@ def run_rank(rank: int, world_size: int, device: torch.device, options: Options,
     with join(rank, world_size, device, largest, most_tokens) as member:
         progress = Progress(where, len(cases) + len(options.costs), speaks=rank == 0)
         bench = Bench(member, options, progress)
-        for measure, what in [
-            *((bench.measure_operation, op) for op in options.collectives),
-            *((bench.measure_cost, cost) for cost in options.costs),
-        ]:
-            measure(what)
+        for what in (*options.collectives, *options.costs):
+            bench.measure(what)
             if rank == 0:
                 bench.findings.write(path)  # Each time: a run that fails later has not been in vain.
         progress.close()
@@ -77,7 +55,14 @@ class Bench:
         out, arguments = torch.empty_like(row), (member.workspace, member.rank, member.world_size, EPSILON)
         self._align = lambda: lamport_rs.minimax_allreduce_rms(row, row[0], *arguments, out=out)
 
-    def measure_operation(self, op: str) -> None:
+    def measure(self, what: str) -> None:
+        """Measure one of `COLLECTIVES` or of `COSTS`."""
+        if what in COLLECTIVES:
+            self._measure_collective(what)
+        else:
+            self._measure_cost(what)
+
+    def _measure_collective(self, op: str) -> None:
         """Measure an operation at all sizes, by all implementations that were asked for."""
         cases = self._options.cases_of(op)
         present: list[Implementation] = []
@@ -88,32 +73,27 @@ class Bench:
                 if implementation is not None:
                     present.append(implementation)
         for case in cases:
-            present = self._measure_case(case, present)
+            self._measure_case(case, present)
         for implementation in present:
             self._attempt(f"closing {implementation.name}", implementation.close)
 
-    def _measure_case(self, case: Case, present: list[Implementation]) -> list[Implementation]:
-        """Measure a case; return the implementations that are worth trying with the next."""
+    def _measure_case(self, case: Case, present: Sequence[Implementation]) -> None:
         problem = pose(case, self._member)
-        remaining: list[Implementation] = []
         calls: list[tuple[Implementation, Call]] = []
         for implementation in present:
             self._progress.doing(f"{case}: checking {implementation.name}")
-            call = self._attempt(f"{case} by {implementation.name}", partial(implementation.prepare, problem))
-            if call is None:  # What cannot be prepared at one size may be at another.
-                remaining.append(implementation)
-                continue
-            outputs = self._attempt(f"{case.op} by {implementation.name}", call.run)
-            if outputs is not None:
+            what = f"{case.op} by {implementation.name}"
+            # All have to be prepared before any runs: the others would wait for a rank that is not.
+            call = self._attempt(what, partial(implementation.prepare, problem), case)
+            outputs = None if call is None else self._attempt(what, call.run, case)
+            if call is not None and outputs is not None:
                 self._verify(implementation, problem, outputs)
-                remaining.append(implementation)
                 calls.append((implementation, call))
         latencies = self._time(case, calls)
         for implementation, call in calls:
             if call.in_place is None and implementation.name in latencies:
                 self._verify(implementation, problem, call.run())
         self._report(case, latencies)
-        return remaining
 
     def _time(self, case: Case, calls: Sequence[tuple[Implementation, Call]]) -> dict[str, Latency]:
         device, samples = self._member.device, self._options.samples
@@ -127,8 +107,9 @@ class Bench:
         for implementation, call in calls:
             self._progress.doing(f"{case}: timing {implementation.name}")
             measured = self._attempt(
-                f"{case} by {implementation.name} in a CUDA graph",
+                f"{case.op} by {implementation.name}, in a CUDA graph",
                 partial(measure_graph, call.run, self._align, device, samples, implementation.capturing()),
+                case,
             )
             if measured is not None:
                 latencies[implementation.name] = measured
@@ -150,8 +131,7 @@ class Bench:
         figures = ", ".join(f"{name} {latency.median_us:.2f}" for name, latency in latencies.items())
         self._progress.done(f"{case}: {figures} us" if figures else f"{case}: nothing could be measured")
 
-    def measure_cost(self, cost: str) -> None:
-        """Measure one of `COSTS`."""
+    def _measure_cost(self, cost: str) -> None:
         self._progress.doing(cost)
         if cost == "create_workspace":
             found = [self._attempt(cost, partial(costs.create_workspace, self._member))]
@@ -167,10 +147,11 @@ class Bench:
             f"{cost}: " + ", ".join(f"{row.op} by {row.impl} {row.median_us:.2f}" for row in rows) + " us"
         )
 
-    def _attempt(self, what: str, action: Callable[[], T]) -> T | None:
+    def _attempt(self, what: str, action: Callable[[], T], case: Case | None = None) -> T | None:
         """What `action` does, or None, noting why, if it fails on any rank."""
         try:
             return self._member.attempt(action)
         except UnavailableError as error:
-            self.findings.unavailable[what] = str(error)
+            size = None if case is None else case.size
+            self.findings.missing.append(Missing(what, self._member.world_size, str(error), size))
             return None

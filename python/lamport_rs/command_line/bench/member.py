@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 import lamport_rs
+from lamport_rs.command_line.launch import TIMEOUT
 
 T = TypeVar("T")
 _LONGEST_REASON = 240
@@ -77,7 +78,7 @@ class Member:
 def join(rank: int, world_size: int, device: torch.device, largest: int, most_tokens: int) -> Iterator[Member]:
     """Enter the group with a workspace for sums of up to `largest` bytes and norms of `most_tokens`. Collective."""
     torch.seed()  # Ranks start with the same seed: their tensors would be equal, and errors could go unseen.
-    host_group = dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
+    host_group = dist.new_group(backend="gloo", timeout=TIMEOUT) if device.type == "cuda" else dist.group.WORLD
     assert host_group is not None
     comm_size = max(
         lamport_rs.LamportWorkspace.compute_comm_size_for_all_reduce(largest, world_size),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from lamport_rs.command_line.bench.cases import Case, format_bytes
+from lamport_rs.command_line.bench.cases import Case
+from lamport_rs.command_line.bench.findings import Missing
 from lamport_rs.command_line.bench.record import Row
 
 OWN = "lamport_rs"
@@ -39,10 +41,16 @@ def ratio(medians: Mapping[str, float]) -> float | None:
     return min(others) / medians[OWN] if others and OWN in medians else None
 
 
-def unavailable_text(unavailable: Mapping[str, str]) -> str:
-    """Return what could not be measured, and why."""
-    lines = [f"  {what}: {reason}" for what, reason in unavailable.items()]
-    return "\n".join(["not measured:", *lines]) if lines else ""
+def missing_text(missing: Sequence[Missing]) -> str:
+    """Return what could not be measured, and why: a line for all sizes that share a reason."""
+    sizes: dict[Missing, list[str]] = {}
+    for each in missing:
+        sizes.setdefault(replace(each, size=None), []).extend([each.size] if each.size else [])
+    lines = [
+        f"  {each.what}, {each.world_size} ranks{', at ' + ', '.join(at) if at else ''}: {each.reason}"
+        for each, at in sizes.items()
+    ]
+    return "\n".join(["not measured:", *lines])
 
 
 def _table(title: str, rows: Sequence[Row]) -> str:
@@ -55,8 +63,7 @@ def _table(title: str, rows: Sequence[Row]) -> str:
     body = []
     for case, medians in by_case.items():
         factor = ratio(medians)
-        size = format_bytes(case.bytes) if case.bytes is not None else str(case.tokens)
-        cells = [size, *(_format_us(medians.get(name)) for name in names)]
+        cells = [case.size, *(_format_us(medians.get(name)) for name in names)]
         body.append([*cells, *(["-" if factor is None else f"{factor:.2f}"] if compared else [])])
     widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *body]]

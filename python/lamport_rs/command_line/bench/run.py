@@ -6,16 +6,18 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch.multiprocessing.spawn import ProcessException
 
 from lamport_rs import LamportError, __version__
 from lamport_rs.command_line.bench import plot
-from lamport_rs.command_line.bench.measure import Findings, run_rank
+from lamport_rs.command_line.bench.findings import Findings
+from lamport_rs.command_line.bench.measure import run_rank
 from lamport_rs.command_line.bench.options import Options, options_from
-from lamport_rs.command_line.bench.record import Record, default_folder, describe_run, read, write
-from lamport_rs.command_line.bench.report import tables, unavailable_text
+from lamport_rs.command_line.bench.record import Record, Row, default_folder, describe_run, read, write
+from lamport_rs.command_line.bench.report import missing_text, tables
 from lamport_rs.command_line.launch import NO_MULTICAST, launch
 from lamport_rs.command_line.timing import GRAPH_OPERATIONS
 
@@ -24,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; return 0 if every result was right and something was measured."""
     if arguments.draw is not None:
         record = read(arguments.draw)
-        _print_tables(record)
+        _print_tables(record.rows, "GPUs" if record.gpu else "processes")
         _draw(record, arguments.draw.parent)
         return 0
     options = options_from(arguments, default_folder())
@@ -41,26 +43,21 @@ def _measure(options: Options) -> Findings:
             try:
                 launch(run_rank, world_size, options.backend, options, path, time_limit=options.time_limit)
             except (LamportError, ProcessException):
-                # Not recorded, but not kept back either.
-                if rows := together.rows + (Findings.read(path).rows if path.exists() else []):
-                    print(f"\n{tables(rows, options.ranks)}\n", flush=True)
+                together.take(path)
+                _print_tables(together.rows, options.ranks)  # Not recorded, but not kept back either.
                 raise
-            found = Findings.read(path)
-        together.rows += found.rows
-        together.unavailable.update(
-            {f"{what}, {world_size} ranks": reason for what, reason in found.unavailable.items()}
-        )
+            together.take(path)
     return together
 
 
 def _leave(findings: Findings, options: Options) -> int:
-    if findings.unavailable:
-        print(unavailable_text(findings.unavailable), file=sys.stderr)
+    if findings.missing:
+        print(missing_text(findings.missing), file=sys.stderr)
     if not findings.rows:
         print("lamport-rs bench: nothing could be measured", file=sys.stderr)
         return 1
     record = describe_run(findings.rows, describe_method(options), options.backend)
-    _print_tables(record)
+    _print_tables(record.rows, options.ranks)
     if options.folder is not None:
         print(f"\nrecord: {write(record, options.folder)}")
         if options.plot:
@@ -79,8 +76,8 @@ def describe_method(options: Options) -> str:
     )
 
 
-def _print_tables(record: Record) -> None:
-    print(f"\n{tables(record.rows, 'GPUs' if record.gpu else 'processes')}")
+def _print_tables(rows: Sequence[Row], ranks: str) -> None:
+    print(f"\n{tables(rows, ranks)}", flush=True)
 
 
 def _draw(record: Record, folder: Path) -> None:
