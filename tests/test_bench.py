@@ -100,7 +100,7 @@ def test_on_gpus_every_implementation_is_measured_or_named_with_a_reason(tmp_pat
         measured = {row["impl"] for row in run["rows"] if row["op"] == op}
         for implementation in implementations_of(op, "cuda"):
             named = f"{op} by {implementation.name}, " in finished.stderr
-            assert (implementation.name in measured) != named, finished.stderr
+            assert implementation.name in measured or named, finished.stderr
 
 
 def wrong_on_rank_1(me: Rank, path: Path) -> None:
