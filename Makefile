@@ -31,8 +31,8 @@ test-python: build ## The package, with ranks as processes.
 test-gpu: build ## The package on GPUs, one per rank; skipped where there are none.
 	$(BIN)/python -m pytest tests/gpu -m gpu
 
-bench: build ## Measure the host backend against gloo; records the run in benchmarks/results.
-	$(BIN)/python benchmarks/host.py
+bench: build ## Compare all implementations found here; records and draws the run in benchmarks/results.
+	$(BIN)/python -m lamport_rs bench
 
 lint: $(VENV)/.ready ## Formatting, lints and types.
 	cargo fmt --all --check

@@ -1,1 +1,1 @@
-"""`python -m lamport_rs`: what is available here, and a demonstration."""
+"""The command line: what is available here, a demonstration, and a benchmark."""

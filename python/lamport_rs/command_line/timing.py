@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -38,19 +39,51 @@ def measure(operation: Callable[[], object], repetitions: int, device: torch.dev
     return slowest_rank(times, device)
 
 
+def measure_in_turns(
+    operations: Sequence[Callable[[], object]], rounds: int, device: torch.device, seconds: float = 0.05
+) -> list[Latency]:
+    """Time collective calls on CPU tensors: each back to back for some `seconds`, in turns, `rounds` times. Collective.
+
+    In turns, so that whatever else the machine does falls on all alike.
+    """
+    repetitions = [_repetitions(operation, seconds, device) for operation in operations]
+    latencies: list[list[Latency]] = [[] for _ in operations]
+    for _ in range(rounds):
+        for operation, count, collected in zip(operations, repetitions, latencies, strict=True):
+            collected.append(measure(operation, count, device))
+    return [
+        Latency(
+            statistics.median(latency.median_us for latency in collected),
+            min(latency.min_us for latency in collected),
+            max(latency.max_us for latency in collected),
+        )
+        for collected in latencies
+    ]
+
+
+def _repetitions(operation: Callable[[], object], seconds: float, device: torch.device) -> int:
+    """How often to call for a sample of `seconds`, the same on all ranks."""
+    return int(min(500, max(5, seconds * 1e6 / max(measure(operation, 3, device).median_us, 1.0))))
+
+
 def measure_graph(
-    operation: Callable[[], object], align: Callable[[], object], device: torch.device, replays: int = 30
+    operation: Callable[[], object],
+    align: Callable[[], object],
+    device: torch.device,
+    replays: int = 30,
+    capturing: AbstractContextManager[object] | None = None,
 ) -> Latency:
     """Time `operation`, a collective call on a GPU, in CUDA graphs of 100 operations back to back. Collective.
 
     A delay kernel lets all ranks' work be enqueued before any of it starts; `align`, a collective call of at least two
-    ranks, then brings the ranks together on the GPU; events around the graph time it.
+    ranks, then brings the ranks together on the GPU; events around the graph time it. `capturing` is entered around the
+    capture.
     """
     for _ in range(_WARM_UP):
         operation()
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing or nullcontext(), torch.cuda.graph(graph):
         for _ in range(GRAPH_OPERATIONS):
             operation()
     times = []
@@ -65,6 +98,19 @@ def measure_graph(
         stop.record()
         torch.cuda.synchronize(device)
         times.append(start.elapsed_time(stop) * 1e3 / GRAPH_OPERATIONS)
+    return slowest_rank(times[_WARM_UP:], device)
+
+
+def measure_calls(operation: Callable[[], object], device: torch.device, samples: int = 20) -> Latency:
+    """Time what `operation`, a collective call on a GPU, costs the host, in samples of 100 calls. Collective."""
+    times = []
+    for _ in range(_WARM_UP + samples):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter_ns()
+        for _ in range(GRAPH_OPERATIONS):
+            operation()
+        times.append((time.perf_counter_ns() - start) / 1e3 / GRAPH_OPERATIONS)
+    torch.cuda.synchronize(device)
     return slowest_rank(times[_WARM_UP:], device)
 
 

@@ -1,0 +1,36 @@
+"""The implementations, in the order of the tables' columns."""
+
+from __future__ import annotations
+
+from lamport_rs.command_line.bench.implementations.base import Call, Implementation, Outputs
+from lamport_rs.command_line.bench.implementations.by_torch import (
+    EagerGloo,
+    EagerNccl,
+    Gloo,
+    Nccl,
+    SymmMemOneShot,
+    SymmMemTwoShot,
+)
+from lamport_rs.command_line.bench.implementations.others import FlashInferOneShot, VllmCustom
+from lamport_rs.command_line.bench.implementations.own import Lamport, LamportOneShot, LamportTwoShot
+
+__all__ = ["IMPLEMENTATIONS", "Call", "Implementation", "Outputs", "implementations_of"]
+
+IMPLEMENTATIONS: tuple[type[Implementation], ...] = (
+    Lamport,
+    LamportOneShot,
+    LamportTwoShot,
+    Nccl,
+    Gloo,
+    SymmMemOneShot,
+    SymmMemTwoShot,
+    FlashInferOneShot,
+    VllmCustom,
+    EagerNccl,
+    EagerGloo,
+)
+
+
+def implementations_of(operation: str, backend: str) -> list[type[Implementation]]:
+    """Return who serves the operation on the backend."""
+    return [each for each in IMPLEMENTATIONS if each.serves(operation, backend)]

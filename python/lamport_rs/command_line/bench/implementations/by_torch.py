@@ -1,0 +1,152 @@
+"""What torch has: the process group's all-reduce, the eager path around it, and symmetric memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from lamport_rs.command_line.bench.cases import Case
+from lamport_rs.command_line.bench.implementations.base import Call, Implementation, Outputs
+from lamport_rs.command_line.bench.member import Member
+from lamport_rs.command_line.bench.problems import (
+    EPSILON,
+    AllReduce,
+    AllReduceRmsNorm,
+    MinimaxRmsQk,
+    Problem,
+    normalise,
+)
+
+
+class Nccl(Implementation):
+    """The process group's all-reduce, in place."""
+
+    name = "nccl"
+    backend = "cuda"
+    operations = frozenset({"all_reduce"})
+
+    def prepare(self, problem: Problem) -> Call:
+        """Return the call on a copy of the input."""
+        assert isinstance(problem, AllReduce)
+        buffer = problem.input.clone()
+
+        def run() -> tuple[torch.Tensor]:
+            dist.all_reduce(buffer)
+            return (buffer,)
+
+        return Call(run, in_place=buffer)
+
+
+class Gloo(Nccl):
+    """The same between processes on the host."""
+
+    name = "gloo"
+    backend = "host"
+
+
+class EagerNccl(Implementation):
+    """The norms as torch's operators around the process group's all-reduce."""
+
+    name = "torch_eager_nccl"
+    backend = "cuda"
+    operations = frozenset({"all_reduce_rms_norm", "minimax_allreduce_rms_qk"})
+
+    def prepare(self, problem: Problem) -> Call:
+        """Return the call, which allocates its outputs."""
+        if isinstance(problem, AllReduceRmsNorm):
+            return self._rms_norm(problem)
+        assert isinstance(problem, MinimaxRmsQk)
+        return Call(lambda: self._minimax(problem))
+
+    def _rms_norm(self, problem: AllReduceRmsNorm) -> Call:
+        buffer, residual, weight = problem.input.clone(), problem.residual, problem.weight
+
+        def run() -> Outputs:
+            dist.all_reduce(buffer)
+            total = buffer + residual
+            return torch.nn.functional.rms_norm(total, weight.shape, weight, EPSILON), total
+
+        return Call(run, in_place=buffer)
+
+    def _minimax(self, problem: MinimaxRmsQk) -> Outputs:
+        """All-reduce the sums of squares, then normalise, in float32, as vLLM's model does without the fused kernel."""
+        weights = problem.q_weight, problem.k_weight
+        parts = [part.float() for part in problem.qkv.split([*map(len, weights), problem.kv_size], dim=-1)[:2]]
+        mean_squares = torch.cat([part.pow(2).mean(-1, keepdim=True) for part in parts], dim=-1)
+        dist.all_reduce(mean_squares)
+        means = (mean_squares / self.member.world_size).chunk(2, dim=-1)
+        return tuple(
+            normalise(part, mean, weight).to(problem.qkv.dtype)
+            for part, mean, weight in zip(parts, means, weights, strict=True)
+        )
+
+
+class EagerGloo(EagerNccl):
+    """The same between processes on the host."""
+
+    name = "torch_eager_gloo"
+    backend = "host"
+
+
+class SymmMem(Implementation):
+    """Symmetric memory, whose buffer holds the input from the start: no copy is timed.
+
+    Never its `multimem` operators: they use NVLink multicast.
+    """
+
+    backend = "cuda"
+    operations = frozenset({"all_reduce"})
+
+    def __init__(self, member: Member, cases: Sequence[Case]) -> None:
+        super().__init__(member, cases)
+        from torch.distributed import _symmetric_memory
+
+        group = dist.group.WORLD
+        assert group is not None
+        self._group_name = group.group_name
+        largest = max(case.bytes or 0 for case in cases)
+        self._memory = _symmetric_memory.empty(largest, dtype=torch.uint8, device=member.device)
+        self._handle = _symmetric_memory.rendezvous(self._memory, self._group_name)
+
+    def _buffer(self, problem: AllReduce) -> torch.Tensor:
+        buffer = self._memory[: problem.input.nbytes].view(problem.input.dtype)
+        # A peer may still be reading the buffer in an operation of the case before.
+        torch.cuda.synchronize(self.member.device)
+        dist.barrier(self.member.host_group)
+        return buffer.copy_(problem.input)
+
+
+class SymmMemOneShot(SymmMem):
+    """Every rank loads the peers' buffers and sums."""
+
+    name = "symm_mem_one_shot"
+
+    def prepare(self, problem: Problem) -> Call:
+        """Return the call, with the output allocated once."""
+        assert isinstance(problem, AllReduce)
+        buffer, out, name = self._buffer(problem), torch.empty_like(problem.input), self._group_name
+
+        def run() -> tuple[torch.Tensor]:
+            torch.ops.symm_mem.one_shot_all_reduce_out(buffer, "sum", name, out)
+            return (out,)
+
+        return Call(run)
+
+
+class SymmMemTwoShot(SymmMem):
+    """Every rank sums its part of the peers' buffers and stores it there, in place."""
+
+    name = "symm_mem_two_shot"
+
+    def prepare(self, problem: Problem) -> Call:
+        """Return the call on the symmetric buffer."""
+        assert isinstance(problem, AllReduce)
+        buffer, name = self._buffer(problem), self._group_name
+
+        def run() -> tuple[torch.Tensor]:
+            torch.ops.symm_mem.two_shot_all_reduce_(buffer, "sum", name)
+            return (buffer,)
+
+        return Call(run, in_place=buffer)

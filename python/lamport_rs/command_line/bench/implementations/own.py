@@ -1,0 +1,81 @@
+"""lamport_rs itself, with the algorithm that it chooses and with each one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+import lamport_rs
+from lamport_rs.command_line.bench.cases import COLLECTIVES
+from lamport_rs.command_line.bench.implementations.base import Call, Implementation
+from lamport_rs.command_line.bench.problems import EPSILON, AllReduce, AllReduceRmsNorm, MinimaxRmsQk, Problem
+
+
+class Lamport(Implementation):
+    """The library as it is called without asking for an algorithm."""
+
+    name = "lamport_rs"
+    backend = "any"
+    operations = frozenset(COLLECTIVES)
+    rounds_once = True
+    options: ClassVar[dict[str, Any]] = {}
+
+    def prepare(self, problem: Problem) -> Call:
+        """Return the call, with outputs allocated once."""
+        if isinstance(problem, AllReduce):
+            return self._all_reduce(problem)
+        if isinstance(problem, AllReduceRmsNorm):
+            return self._rms_norm(problem)
+        assert isinstance(problem, MinimaxRmsQk)
+        return self._minimax(problem)
+
+    def _all_reduce(self, problem: AllReduce) -> Call:
+        tensor, workspace, options, out = problem.input, self.member.workspace, self.options, _like(problem.input)
+
+        def run() -> tuple[torch.Tensor]:
+            return (lamport_rs.all_reduce(tensor, workspace, out=out, **options),)
+
+        return Call(run)
+
+    def _rms_norm(self, problem: AllReduceRmsNorm) -> Call:
+        operands = problem.input, problem.residual, problem.weight, self.member.workspace, EPSILON
+        out, residual_out, options = _like(problem.input), _like(problem.input), self.options
+
+        def run() -> tuple[torch.Tensor, torch.Tensor]:
+            return lamport_rs.all_reduce_rms_norm(*operands, out=out, residual_out=residual_out, **options)
+
+        return Call(run)
+
+    def _minimax(self, problem: MinimaxRmsQk) -> Call:
+        operands = problem.qkv, problem.q_weight, problem.k_weight, self.member.workspace
+        sizes = problem.q_size, problem.kv_size, self.member.rank, self.member.world_size
+        q_out, k_out = (_like(expected.values) for expected in problem.expected)
+
+        def run() -> tuple[torch.Tensor, torch.Tensor]:
+            return lamport_rs.minimax_allreduce_rms_qk(*operands, *sizes, EPSILON, q_out=q_out, k_out=k_out)
+
+        return Call(run)
+
+
+class LamportOneShot(Lamport):
+    """Every rank pushes its whole tensor to every other."""
+
+    name = "lamport_rs_one_shot"
+    backend = "cuda"
+    operations = frozenset({"all_reduce", "all_reduce_rms_norm"})
+    options: ClassVar[dict[str, Any]] = {"algorithm": "one_shot"}
+
+
+class LamportTwoShot(Lamport):
+    """Every rank sums its part, and pushes the sum to every other."""
+
+    name = "lamport_rs_two_shot"
+    backend = "cuda"
+    operations = frozenset({"all_reduce", "all_reduce_rms_norm"})
+    options: ClassVar[dict[str, Any]] = {"algorithm": "two_shot"}
+
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor for results, of NaNs: what is not written does not pass for right."""
+    return torch.full_like(tensor, float("nan"), memory_format=torch.contiguous_format)

@@ -1,0 +1,157 @@
+"""A rank's part of a run: every case, by every implementation that can do it, checked, then timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+import lamport_rs
+from lamport_rs.command_line.bench import costs
+from lamport_rs.command_line.bench.cases import COLLECTIVES, Case, message_bytes
+from lamport_rs.command_line.bench.findings import Findings, Missing
+from lamport_rs.command_line.bench.implementations import Call, Implementation, Outputs, implementations_of
+from lamport_rs.command_line.bench.member import Member, UnavailableError, join
+from lamport_rs.command_line.bench.options import Options
+from lamport_rs.command_line.bench.problems import EPSILON, Problem, pose
+from lamport_rs.command_line.bench.progress import Progress
+from lamport_rs.command_line.bench.record import Row
+from lamport_rs.command_line.timing import Latency, measure_graph, measure_in_turns
+
+T = TypeVar("T")
+
+
+class WrongResultError(Exception):
+    """An implementation returned something else than the sum."""
+
+
+def run_rank(rank: int, world_size: int, device: torch.device, options: Options, path: Path) -> None:
+    """Measure what the options ask for; rank 0 leaves its findings at `path`. Collective."""
+    cases = [case for op in options.collectives for case in options.cases_of(op)]
+    largest = max([message_bytes(case) or 0 for case in cases], default=0) or (1 << 20)
+    most_tokens = max([case.tokens or 0 for case in cases], default=0) or 1
+    where = f"{world_size} GPUs" if device.type == "cuda" else f"{world_size} processes"
+    with join(rank, world_size, device, largest, most_tokens) as member:
+        progress = Progress(where, len(cases) + len(options.costs), speaks=rank == 0)
+        bench = Bench(member, options, progress)
+        for what in (*options.collectives, *options.costs):
+            bench.measure(what)
+            if rank == 0:
+                bench.findings.write(path)  # Each time: a run that fails later has not been in vain.
+        progress.close()
+
+
+class Bench:
+    """A rank at work; every method is collective."""
+
+    def __init__(self, member: Member, options: Options, progress: Progress) -> None:
+        self.findings = Findings()
+        self._member, self._options, self._progress = member, options, progress
+        # The least that brings the ranks together on the GPU; it is there whatever else is not.
+        row = torch.ones(1, 8, device=member.device, dtype=torch.bfloat16)
+        out, arguments = torch.empty_like(row), (member.workspace, member.rank, member.world_size, EPSILON)
+        self._align = lambda: lamport_rs.minimax_allreduce_rms(row, row[0], *arguments, out=out)
+
+    def measure(self, what: str) -> None:
+        """Measure one of `COLLECTIVES` or of `COSTS`."""
+        if what in COLLECTIVES:
+            self._measure_collective(what)
+        else:
+            self._measure_cost(what)
+
+    def _measure_collective(self, op: str) -> None:
+        """Measure an operation at all sizes, by all implementations that were asked for."""
+        cases = self._options.cases_of(op)
+        present: list[Implementation] = []
+        for create in implementations_of(op, self._options.backend):
+            if self._options.wants(create.name):
+                self._progress.doing(f"{op}: setting up {create.name}")
+                implementation = self._attempt(f"{op} by {create.name}", partial(create, self._member, cases))
+                if implementation is not None:
+                    present.append(implementation)
+        for case in cases:
+            self._measure_case(case, present)
+        for implementation in present:
+            self._attempt(f"closing {implementation.name}", implementation.close)
+
+    def _measure_case(self, case: Case, present: Sequence[Implementation]) -> None:
+        problem = pose(case, self._member)
+        calls: list[tuple[Implementation, Call]] = []
+        for implementation in present:
+            self._progress.doing(f"{case}: checking {implementation.name}")
+            what = f"{case.op} by {implementation.name}"
+            # All have to be prepared before any runs: the others would wait for a rank that is not.
+            call = self._attempt(what, partial(implementation.prepare, problem), case)
+            outputs = None if call is None else self._attempt(what, call.run, case)
+            if call is not None and outputs is not None:
+                self._verify(implementation, problem, outputs)
+                calls.append((implementation, call))
+        latencies = self._time(case, calls)
+        for implementation, call in calls:
+            if call.in_place is None and implementation.name in latencies:
+                self._verify(implementation, problem, call.run())
+        self._report(case, latencies)
+
+    def _time(self, case: Case, calls: Sequence[tuple[Implementation, Call]]) -> dict[str, Latency]:
+        device, samples = self._member.device, self._options.samples
+        for _, call in calls:
+            if call.in_place is not None:
+                call.in_place.zero_()  # Sums of sums would overflow, and denormals and infinities may take longer.
+        if device.type != "cuda":
+            found = measure_in_turns([call.run for _, call in calls], samples, device)
+            return {implementation.name: latency for (implementation, _), latency in zip(calls, found, strict=True)}
+        latencies = {}
+        for implementation, call in calls:
+            self._progress.doing(f"{case}: timing {implementation.name}")
+            measured = self._attempt(
+                f"{case.op} by {implementation.name}, in a CUDA graph",
+                partial(measure_graph, call.run, self._align, device, samples, implementation.capturing()),
+                case,
+            )
+            if measured is not None:
+                latencies[implementation.name] = measured
+        return latencies
+
+    def _verify(self, implementation: Implementation, problem: Problem, outputs: Outputs) -> None:
+        reason = None
+        try:
+            self._member.synchronize()
+            problem.check(outputs, implementation.rounds_once)
+        except AssertionError as error:
+            reason = str(error)
+        if (agreed := self._member.agree(reason)) is not None:
+            raise WrongResultError(f"{problem.case} by {implementation.name} is wrong: {agreed}")
+
+    def _report(self, case: Case, latencies: dict[str, Latency]) -> None:
+        for name, latency in latencies.items():
+            self.findings.rows.append(Row.of(case, name, self._member.world_size, latency))
+        figures = ", ".join(f"{name} {latency.median_us:.2f}" for name, latency in latencies.items())
+        self._progress.done(f"{case}: {figures} us" if figures else f"{case}: nothing could be measured")
+
+    def _measure_cost(self, cost: str) -> None:
+        self._progress.doing(cost)
+        if cost == "create_workspace":
+            found = [self._attempt(cost, partial(costs.create_workspace, self._member))]
+        else:
+            found = [
+                self._attempt(f"{case.op} by {name}", partial(costs.measure_host_time, self._member, case, name, call))
+                for case, name, call in costs.host_time_calls(self._member)
+                if self._options.wants(name.partition(",")[0])
+            ]
+        rows = [row for row in found if row is not None]
+        self.findings.rows += rows
+        self._progress.done(
+            f"{cost}: " + ", ".join(f"{row.op} by {row.impl} {row.median_us:.2f}" for row in rows) + " us"
+        )
+
+    def _attempt(self, what: str, action: Callable[[], T], case: Case | None = None) -> T | None:
+        """What `action` does, or None, noting why, if it fails on any rank."""
+        try:
+            return self._member.attempt(action)
+        except UnavailableError as error:
+            size = None if case is None else case.size
+            self.findings.missing.append(Missing(what, self._member.world_size, str(error), size))
+            return None

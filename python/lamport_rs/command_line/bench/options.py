@@ -1,0 +1,152 @@
+"""The command's options."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamport_rs import LamportError
+from lamport_rs.command_line.bench.cases import COLLECTIVES, COSTS, SIZES, Case, cases_of, parse_bytes
+from lamport_rs.command_line.bench.implementations import IMPLEMENTATIONS
+from lamport_rs.command_line.launch import choose_backend
+
+TIME_LIMIT = 600.0
+_GPU_WORLD_SIZES = (2, 4)
+_HOST_WORLD_SIZES = (2,)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and what to leave."""
+
+    backend: str
+    """`"cuda"` or `"host"`."""
+    world_sizes: tuple[int, ...]
+    operations: tuple[str, ...] = COLLECTIVES + COSTS
+    implementations: tuple[str, ...] | None = None
+    """None for all."""
+    sizes: tuple[int, ...] = SIZES
+    tokens: tuple[int, ...] | None = None
+    """None for those that suit each operation."""
+    replays: int | None = None
+    time_limit: float = TIME_LIMIT
+    """Seconds for each world size; ranks that take longer are ended."""
+    folder: Path | None = None
+    """Where the record and the figures go; None to leave neither."""
+    plot: bool = True
+
+    @property
+    def collectives(self) -> list[str]:
+        """The operations that implementations are compared by."""
+        return [op for op in COLLECTIVES if op in self.operations]
+
+    @property
+    def costs(self) -> list[str]:
+        """What is measured around the kernels. On the host a call is the operation, and has no time of its own."""
+        return [cost for cost in COSTS if cost in self.operations and (self.backend, cost) != ("host", "host_time")]
+
+    @property
+    def ranks(self) -> str:
+        """What ranks are called."""
+        return "GPUs" if self.backend == "cuda" else "processes"
+
+    @property
+    def samples(self) -> int:
+        """Graph replays per figure, or rounds on the host."""
+        return self.replays or (30 if self.backend == "cuda" else 5)
+
+    def cases_of(self, op: str) -> list[Case]:
+        """Return the operation's cases."""
+        return cases_of(op, self.backend, self.sizes, self.tokens)
+
+    def wants(self, implementation: str) -> bool:
+        """Whether the implementation is to be measured."""
+        return self.implementations is None or implementation in self.implementations
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    names = [each.name for each in IMPLEMENTATIONS]
+    choice = parser.add_argument_group("what to measure")
+    choice.add_argument(
+        "--backend", choices=["auto", "host", "cuda"], default="auto", help="auto: GPUs if there are several"
+    )
+    choice.add_argument(
+        "--world-sizes", type=_positive, nargs="+", metavar="N", help="default: 2 and 4 as GPUs allow; 2 on the host"
+    )
+    choice.add_argument(
+        "--operations", nargs="+", choices=COLLECTIVES + COSTS, metavar="OP", help=_all_of(COLLECTIVES + COSTS)
+    )
+    choice.add_argument("--implementations", nargs="+", choices=names, metavar="IMPL", help=_all_of(names))
+    choice.add_argument(
+        "--sizes",
+        type=_size,
+        nargs="+",
+        metavar="BYTES",
+        help="of all_reduce, as 512, 8Ki or 1Mi (default: 512 to 8Mi)",
+    )
+    choice.add_argument(
+        "--tokens", type=_positive, nargs="+", metavar="T", help="of the norms (default: 1 to 128 or 2048)"
+    )
+    choice.add_argument(
+        "--replays",
+        type=_positive,
+        metavar="N",
+        help="samples per figure: graph replays (30), or rounds on the host (5)",
+    )
+    choice.add_argument(
+        "--time-limit",
+        type=_positive,
+        metavar="S",
+        default=TIME_LIMIT,
+        help="seconds for each world size, after which its ranks are ended (default: %(default)g)",
+    )
+    results = parser.add_argument_group("what to leave")
+    results.add_argument(
+        "--record", type=Path, metavar="DIR", help="where (default: benchmarks/results in a checkout, else here)"
+    )
+    results.add_argument("--no-record", action="store_true", help="print only; leave no files")
+    results.add_argument("--no-plot", action="store_true", help="draw no figures")
+    results.add_argument("--draw", type=Path, metavar="JSON", help="measure nothing: print and draw this record")
+
+
+def options_from(arguments: argparse.Namespace, default_folder: Path) -> Options:
+    """Return the options that the arguments mean here; raise `LamportError` if they cannot be met."""
+    backend, gpus = choose_backend(arguments.backend)
+    defaults = [n for n in _GPU_WORLD_SIZES if n <= gpus] if backend == "cuda" else _HOST_WORLD_SIZES
+    options = Options(
+        backend,
+        world_sizes=tuple(sorted(set(arguments.world_sizes or defaults))),
+        operations=tuple(arguments.operations or COLLECTIVES + COSTS),
+        implementations=tuple(arguments.implementations) if arguments.implementations else None,
+        sizes=tuple(sorted(set(arguments.sizes or SIZES))),
+        tokens=tuple(sorted(set(arguments.tokens))) if arguments.tokens else None,
+        replays=arguments.replays,
+        time_limit=arguments.time_limit,
+        folder=None if arguments.no_record else arguments.record or default_folder,
+        plot=not arguments.no_plot,
+    )
+    most = gpus if backend == "cuda" else 16
+    if not options.world_sizes or options.world_sizes[0] < 2 or options.world_sizes[-1] > most:
+        raise LamportError(f"--world-sizes {list(options.world_sizes)} cannot be had: 2 to {most} ranks can run here")
+    if not options.collectives and not options.costs:
+        raise LamportError("--operations host_time is measured on GPUs: on the host a call is the whole operation")
+    return options
+
+
+def _all_of(names: tuple[str, ...] | list[str]) -> str:
+    return f"some of {', '.join(names)} (default: all)"
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -1,0 +1,145 @@
+"""Operands with fresh random numbers, and what the result must be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from lamport_rs.command_line.bench.cases import KV_SIZE, Q_SIZE, Case
+from lamport_rs.command_line.bench.member import Member
+
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One output by the float32 reference, rounded to the dtype."""
+
+    values: torch.Tensor
+    exact: bool
+    """Whether it is nothing but a sum: whoever sums in float32, in rank order, and rounds once returns these values."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case with its operands on this rank."""
+
+    case: Case
+    world_size: int
+    expected: tuple[Expected, ...]
+
+    def check(self, outputs: Sequence[torch.Tensor], rounds_once: bool) -> None:
+        """Raise AssertionError unless the outputs are right.
+
+        An implementation that sums in float32, in rank order, and rounds once (`rounds_once`) must return a sum's very
+        values, and norms that are close. Others may round each partial sum to the dtype: they are given as many
+        roundings of partial sums of up to eight.
+        """
+        for found, expected in zip(outputs, self.expected, strict=True):
+            if not rounds_once:
+                relative = {torch.float32: 1.3e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2}[found.dtype]
+                absolute = 4 * self.world_size * torch.finfo(found.dtype).eps
+                torch.testing.assert_close(found, expected.values, rtol=relative, atol=absolute)
+            elif expected.exact:
+                torch.testing.assert_close(found, expected.values, rtol=0, atol=0)
+            else:
+                torch.testing.assert_close(found, expected.values)
+
+
+@dataclass(frozen=True)
+class AllReduce(Problem):
+    """Sum `input` over the ranks."""
+
+    input: torch.Tensor
+
+
+@dataclass(frozen=True)
+class AllReduceRmsNorm(Problem):
+    """Sum `input` over the ranks, add `residual`, and normalise. Outputs: the normalised rows, and the sum."""
+
+    input: torch.Tensor
+    residual: torch.Tensor
+    weight: torch.Tensor
+
+
+@dataclass(frozen=True)
+class MinimaxRmsQk(Problem):
+    """Normalise this rank's columns of Q and of K by the whole rows. Outputs: Q, K."""
+
+    qkv: torch.Tensor
+    q_weight: torch.Tensor
+    k_weight: torch.Tensor
+
+    @property
+    def q_size(self) -> int:
+        """This rank's columns of Q."""
+        return len(self.q_weight)
+
+    @property
+    def kv_size(self) -> int:
+        """This rank's columns of K."""
+        return len(self.k_weight)
+
+
+def pose(case: Case, member: Member) -> Problem:
+    """Return the case's problem. Collective."""
+    create = {
+        "all_reduce": _all_reduce,
+        "all_reduce_rms_norm": _rms_norm,
+        "minimax_allreduce_rms_qk": _minimax,
+    }
+    return create[case.op](case, member.device, member.world_size)
+
+
+def normalise(rows: torch.Tensor, mean_square: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return the rows over their root mean square, times the weight, in float32."""
+    return rows.float() * torch.rsqrt(mean_square + EPSILON) * weight
+
+
+def _all_reduce(case: Case, device: torch.device, world_size: int) -> Problem:
+    assert case.bytes is not None
+    tensor = torch.randn(case.bytes // case.dtype.itemsize, device=device).to(case.dtype)
+    return AllReduce(case, world_size, (Expected(_rank_sum(tensor).to(case.dtype), exact=True),), tensor)
+
+
+def _rms_norm(case: Case, device: torch.device, world_size: int) -> Problem:
+    assert case.tokens is not None
+    assert isinstance(case.hidden, int)
+    shape = (case.tokens, case.hidden)
+    tensor = torch.randn(shape, device=device).to(case.dtype)
+    residual = _shared(torch.randn(shape, device=device).to(case.dtype))
+    weight = _shared((1 + 0.1 * torch.randn(case.hidden, device=device)).to(case.dtype))
+    total = _rank_sum(tensor) + residual.float()
+    normalised = normalise(total, total.square().mean(-1, keepdim=True), weight)
+    expected = Expected(normalised.to(case.dtype), exact=False), Expected(total.to(case.dtype), exact=True)
+    return AllReduceRmsNorm(case, world_size, expected, tensor, residual, weight)
+
+
+def _minimax(case: Case, device: torch.device, world_size: int) -> Problem:
+    q_size, kv_size = (size // world_size // 8 * 8 for size in (Q_SIZE, KV_SIZE))
+    qkv = torch.randn(case.tokens or 0, q_size + 2 * kv_size, device=device).to(case.dtype)
+    weights = [torch.randn(size, device=device).to(case.dtype) for size in (q_size, kv_size)]
+    expected = []
+    for part, weight in zip(qkv.split([q_size, kv_size, kv_size], dim=-1), weights, strict=False):
+        mean_square = _rank_sum(part.float().square().sum(-1, keepdim=True)) / (len(weight) * world_size)
+        expected.append(Expected(normalise(part, mean_square, weight).to(case.dtype), exact=False))
+    return MinimaxRmsQk(case, world_size, tuple(expected), qkv, *weights)
+
+
+def _rank_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Every rank's tensor in float32, summed in rank order; gathered through the process group."""
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, tensor)
+    total = gathered[0].float()
+    for other in gathered[1:]:
+        total = total + other.float()
+    return total
+
+
+def _shared(tensor: torch.Tensor) -> torch.Tensor:
+    """Rank 0's tensor, on all ranks."""
+    dist.broadcast(tensor, 0)
+    return tensor

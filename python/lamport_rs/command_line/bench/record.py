@@ -1,0 +1,149 @@
+"""Recorded runs: what every claim of the documentation rests on."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lamport_rs import LamportError
+from lamport_rs.command_line.bench.cases import Case
+from lamport_rs.command_line.bench.link import link_bandwidth
+from lamport_rs.command_line.timing import Latency
+
+_CHECKOUT_RESULTS = Path("benchmarks", "results")
+_DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: microseconds per operation."""
+
+    op: str
+    impl: str
+    world_size: int
+    dtype: str
+    median_us: float
+    min_us: float
+    max_us: float
+    bytes: int | None = None
+    tokens: int | None = None
+    hidden: int | str | None = None
+
+    @classmethod
+    def of(cls, case: Case, impl: str, world_size: int, latency: Latency) -> Row:
+        """Return the row of an implementation's latency."""
+        figures = {name: round(value, _DIGITS) for name, value in asdict(latency).items()}
+        return cls(impl=impl, world_size=world_size, **case.keys(), **figures)
+
+    @property
+    def case(self) -> Case:
+        """What was measured."""
+        return Case(self.op, getattr(torch, self.dtype), self.bytes, self.tokens, self.hidden)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run, as its file has it; docs/measuring.md describes the keys."""
+
+    schema: int
+    date: str
+    commit: str | None
+    gpu: str | None
+    gpus: int
+    driver: str | None
+    torch: str
+    nccl: str | None
+    cpu: str
+    python: str
+    method: str
+    rows: tuple[Row, ...]
+    link_gb_per_s: float | None = None
+    """What NVLink moves out of one GPU, by its label."""
+
+    @property
+    def machine(self) -> str:
+        """The GPU's name, or the processor's."""
+        return self.gpu or self.cpu
+
+    @property
+    def stem(self) -> str:
+        """The names of the run's files, up to the suffix."""
+        count = self.gpus or max(row.world_size for row in self.rows)
+        machine = (self.gpu or "cpu").lower().replace("nvidia ", "").replace(" ", "-")
+        return f"{self.date[:10]}-{machine}-x{count}"
+
+
+def describe_run(rows: Sequence[Row], method: str, backend: str) -> Record:
+    """Return the record of a run made here, now.
+
+    `LAMPORT_RS_COMMIT` names the commit where the run is not made in a checkout.
+    """
+    on_gpus = backend == "cuda"
+    return Record(
+        schema=1,
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        commit=os.environ.get("LAMPORT_RS_COMMIT") or _commit(),
+        gpu=torch.cuda.get_device_name(0) if on_gpus else None,
+        gpus=max(row.world_size for row in rows) if on_gpus else 0,
+        driver=_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
+        torch=torch.__version__,
+        nccl=".".join(map(str, torch.cuda.nccl.version())) if on_gpus else None,
+        cpu=_cpu(),
+        python=platform.python_version(),
+        method=method,
+        rows=tuple(rows),
+        link_gb_per_s=link_bandwidth() if on_gpus else None,
+    )
+
+
+def default_folder() -> Path:
+    """Return `benchmarks/results` in a checkout, the current folder elsewhere."""
+    return _CHECKOUT_RESULTS if _CHECKOUT_RESULTS.is_dir() else Path()
+
+
+def write(record: Record, folder: Path) -> Path:
+    """Write `<date>-<machine>-x<count>.json` and return its path. A second run on the same day replaces the first."""
+    run: dict[str, Any] = asdict(record)
+    run["rows"] = [{key: value for key, value in row.items() if value is not None} for row in run.pop("rows")]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record.stem}.json"
+    path.write_text(json.dumps(run, indent=1) + "\n")
+    return path
+
+
+def read(path: Path) -> Record:
+    """Return the record that a file holds; keys that it does not know, as a note by hand, are passed over."""
+    try:
+        run = json.loads(path.read_text())
+        known = {each.name: run[each.name] for each in fields(Record) if each.name in run}
+        return Record(**{**known, "rows": tuple(Row(**row) for row in run["rows"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LamportError(f"{path} holds no record of a run: {error}") from error
+
+
+def _commit() -> str | None:
+    # Elsewhere the commit would be that of whatever repository the current folder is in.
+    return _output("git", "rev-parse", "HEAD") if _CHECKOUT_RESULTS.is_dir() else None
+
+
+def _output(*command: str) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, check=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()

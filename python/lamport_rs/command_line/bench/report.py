@@ -1,0 +1,77 @@
+"""The tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from lamport_rs.command_line.bench.cases import Case
+from lamport_rs.command_line.bench.findings import Missing
+from lamport_rs.command_line.bench.record import Row
+
+OWN = "lamport_rs"
+_RATIO = "best other / lamport_rs"
+
+
+def tables(rows: Sequence[Row], ranks: str) -> str:
+    """Return a table per operation, world size and dtype; `ranks` is what a rank is called: GPUs or processes."""
+    return "\n\n".join(
+        _table(f"{op}, {dtype}, {world_size} {ranks}: median latency in microseconds", group)
+        for (op, world_size, dtype), group in groups(rows)
+    )
+
+
+def groups(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, int, str], list[Row]]]:
+    """Yield the rows that belong together, an operation after the other: operation, world size and dtype, and rows."""
+    ops = list(dict.fromkeys(row.op for row in rows))
+    found: dict[tuple[str, int, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: ops.index(row.op)):
+        found.setdefault((row.op, row.world_size, row.dtype), []).append(row)
+    yield from found.items()
+
+
+def implementations_in(rows: Sequence[Row]) -> list[str]:
+    """Return who was measured, in the order of the rows."""
+    return list(dict.fromkeys(row.impl for row in rows))
+
+
+def ratio(medians: Mapping[str, float]) -> float | None:
+    """Return by how much lamport_rs is faster than the best of the others; None if either is missing."""
+    others = [median for name, median in medians.items() if not name.startswith(OWN)]
+    return min(others) / medians[OWN] if others and OWN in medians else None
+
+
+def missing_text(missing: Sequence[Missing]) -> str:
+    """Return what could not be measured, and why: a line for all sizes that share a reason."""
+    sizes: dict[Missing, list[str]] = {}
+    for each in missing:
+        sizes.setdefault(replace(each, size=None), []).extend([each.size] if each.size else [])
+    lines = [
+        f"  {each.what}, {each.world_size} ranks{', at ' + ', '.join(at) if at else ''}: {each.reason}"
+        for each, at in sizes.items()
+    ]
+    return "\n".join(["not measured:", *lines])
+
+
+def _table(title: str, rows: Sequence[Row]) -> str:
+    names = implementations_in(rows)
+    by_case: dict[Case, dict[str, float]] = {}
+    for row in rows:
+        by_case.setdefault(row.case, {})[row.impl] = row.median_us
+    compared = any(ratio(medians) is not None for medians in by_case.values())
+    header = ["bytes" if rows[0].bytes is not None else "tokens", *names, *([_RATIO] if compared else [])]
+    body = []
+    for case, medians in by_case.items():
+        factor = ratio(medians)
+        cells = [case.size, *(_format_us(medians.get(name)) for name in names)]
+        body.append([*cells, *(["-" if factor is None else f"{factor:.2f}"] if compared else [])])
+    widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *body]]
+    return "\n".join([title, "", *lines])
+
+
+def _format_us(median: float | None) -> str:
+    """Three or four figures, as many as a median is worth."""
+    if median is None:
+        return "-"
+    return f"{median:.2f}" if median < 100 else f"{median:.0f}"

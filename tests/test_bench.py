@@ -1,0 +1,335 @@
+"""The benchmark command: what it checks, prints, records and draws."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from lamport_rs import LamportError, __main__
+from lamport_rs.command_line.bench import run as command
+from lamport_rs.command_line.bench.cases import Case, all_reduce_case, parse_bytes, rms_norm_case
+from lamport_rs.command_line.bench.findings import Findings, Missing
+from lamport_rs.command_line.bench.implementations import IMPLEMENTATIONS, Call, implementations_of
+from lamport_rs.command_line.bench.implementations.by_torch import Gloo
+from lamport_rs.command_line.bench.implementations.own import Lamport
+from lamport_rs.command_line.bench.link import floor_us, sum_of_links
+from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
+from lamport_rs.command_line.bench.options import Options
+from lamport_rs.command_line.bench.plot import draw, spread
+from lamport_rs.command_line.bench.problems import AllReduce, Expected
+from lamport_rs.command_line.bench.progress import Progress
+from lamport_rs.command_line.bench.record import Record, Row, read, write
+from lamport_rs.command_line.bench.report import missing_text, ratio, tables
+from lamport_rs.command_line.launch import launch
+from ranks import Rank, errors_of
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+KEYS = ["schema", "date", "commit", "gpu", "gpus", "driver", "torch", "nccl", "cpu", "python", "method"]
+
+
+def run_bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "lamport_rs", "bench", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def host_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("bench")
+    sizes = ["--sizes", "512", "8Ki", "--tokens", "1", "8"]
+    finished = run_bench("--backend", "host", "--replays", "1", "--record", folder, *sizes)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return folder, finished
+
+
+def test_the_record_has_every_measurement_in_the_documented_form(host_run):
+    (path,) = host_run[0].glob("*-cpu-x2.json")
+    run = json.loads(path.read_text())
+    assert list(run) == [*KEYS, "link_gb_per_s", "rows"]
+    assert (run["schema"], run["gpu"], run["gpus"], run["nccl"]) == (1, None, 0, None)
+    found = {(row["op"], row["impl"], row["dtype"], row.get("bytes"), row.get("tokens")) for row in run["rows"]}
+    sums = {("all_reduce", impl, dtype, size, None) for impl in ("lamport_rs", "gloo")
+            for dtype in ("float32", "bfloat16") for size in (512, 8192)}  # fmt: skip
+    norms = {(op, impl, "bfloat16", None, tokens) for op in ("all_reduce_rms_norm", "minimax_allreduce_rms_qk")
+             for impl in ("lamport_rs", "torch_eager_gloo") for tokens in (1, 8)}  # fmt: skip
+    assert found == sums | norms | {("create_workspace", "lamport_rs", "uint8", 2 << 20, None)}
+    for row in run["rows"]:
+        assert row["world_size"] == 2
+        assert 0 < row["min_us"] <= row["median_us"] <= row["max_us"]
+
+
+def test_a_table_per_operation_and_dtype_is_printed_with_ratios(host_run):
+    output = host_run[1].stdout
+    for title in ("all_reduce, float32", "all_reduce, bfloat16", "all_reduce_rms_norm, bfloat16"):
+        assert f"{title}, 2 processes: median latency in microseconds" in output
+    assert output.count("best other / lamport_rs") == 4
+
+
+def test_progress_is_a_line_per_case_by_one_rank(host_run):
+    lines = [line for line in host_run[1].stderr.splitlines() if line.startswith("[2 processes, ")]
+    assert [line.split("]")[0] for line in lines] == [f"[2 processes, {step}/9" for step in range(1, 10)]
+
+
+def test_figures_are_drawn_where_matplotlib_is(host_run):
+    drawn = {path.name.partition("-x2-")[2] for path in host_run[0].iterdir() if path.suffix != ".json"}
+    if importlib.util.find_spec("matplotlib") is None:
+        assert not drawn
+        assert "no figures: matplotlib is not installed" in host_run[1].stdout
+    else:
+        operations = ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk")
+        assert drawn == {f"{op}.{suffix}" for op in operations for suffix in ("png", "svg")}
+
+
+@pytest.mark.gpu(2)
+def test_on_gpus_every_implementation_is_measured_or_named_with_a_reason(tmp_path):
+    arguments = ["--world-sizes", "2", "--sizes", "8Ki", "1Mi", "--tokens", "1", "8", "--replays", "3"]
+    finished = run_bench("--backend", "cuda", "--record", tmp_path, *arguments)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    (path,) = tmp_path.glob("*.json")
+    run = json.loads(path.read_text())
+    assert run["gpus"] == 2
+    assert "NCCL_NVLS_ENABLE=0" in run["method"]
+    for op in ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk"):
+        measured = {row["impl"] for row in run["rows"] if row["op"] == op}
+        for implementation in implementations_of(op, "cuda"):
+            named = f"{op} by {implementation.name}, " in finished.stderr
+            assert implementation.name in measured or named, finished.stderr
+
+
+def wrong_on_rank_1(me: Rank, path: Path) -> None:
+    prepare = Lamport.prepare
+
+    def with_an_error(self, problem):
+        call = prepare(self, problem)
+        return Call(lambda: tuple(output + (me.rank == 1) for output in call.run()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lamport, "prepare", with_an_error)
+        options = Options("host", (2,), operations=("all_reduce",), sizes=(512,), replays=1)
+        run_rank(me.rank, me.world_size, me.device, options, path)
+
+
+def test_a_wrong_result_on_one_rank_ends_the_run_on_all(ranks_of, tmp_path):
+    for error in errors_of(ranks_of(2).try_run(wrong_on_rank_1, tmp_path / "findings")):
+        assert isinstance(error, WrongResultError)
+        assert "all_reduce of float32, 512 by lamport_rs is wrong: rank 1: Tensor-likes are not equal" in str(error)
+
+
+def unavailable_on_rank_1(me: Rank, path: Path) -> None:
+    prepare = Gloo.prepare
+
+    def refuse(self, problem):
+        if me.rank == 1:
+            raise TypeError("no such argument")
+        return prepare(self, problem)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Gloo, "prepare", refuse)
+        options = Options("host", (2,), operations=("all_reduce",), sizes=(512,), replays=1)
+        run_rank(me.rank, me.world_size, me.device, options, path)
+
+
+def test_an_implementation_that_one_rank_lacks_is_left_out_on_all_with_the_reason(ranks_of, tmp_path):
+    ranks_of(2).run(unavailable_on_rank_1, tmp_path / "findings")
+    found = Findings()
+    found.take(tmp_path / "findings")
+    assert {row.impl for row in found.rows} == {"lamport_rs"}
+    # Once per dtype.
+    assert found.missing == 2 * [Missing("all_reduce by gloo", 2, "rank 1: TypeError: no such argument", "512")]
+
+
+def test_the_command_fails_when_a_rank_does(monkeypatch, capsys):
+    def fail(*_arguments, **_options):
+        raise ProcessRaisedException("all_reduce by nccl is wrong", error_index=0, error_pid=1)
+
+    monkeypatch.setattr(command, "launch", fail)
+    monkeypatch.setattr(sys, "argv", ["lamport-rs", "bench", "--backend", "host", "--no-record"])
+    assert __main__.main() == 1
+    assert "all_reduce by nccl is wrong" in capsys.readouterr().err
+
+
+def hang(rank: int, _world_size: int, _device: torch.device) -> None:
+    if rank == 1:
+        time.sleep(60)
+
+
+def test_ranks_that_hang_are_ended():
+    started = time.monotonic()
+    with pytest.raises(LamportError, match="2 ranks did not finish within 6 s"):
+        launch(hang, 2, "host", time_limit=6)
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--world-sizes", "1"], "cannot be had"),
+        (["--world-sizes", "17"], "cannot be had"),
+        (["--operations", "host_time"], "measured on GPUs"),
+        (["--draw", "/nowhere.json"], "holds no record"),
+    ],
+)
+def test_what_cannot_be_met_is_refused_before_anything_starts(monkeypatch, capsys, arguments, reason):
+    monkeypatch.setattr(sys, "argv", ["lamport-rs", "bench", "--backend", "host", *arguments])
+    assert __main__.main() == 1
+    assert reason in capsys.readouterr().err
+
+
+def problem_of(values: list[float], dtype: torch.dtype) -> AllReduce:
+    tensor = torch.tensor(values, dtype=dtype)
+    return AllReduce(all_reduce_case(tensor.nbytes, dtype), 2, (Expected(tensor, exact=True),), tensor)
+
+
+def test_a_sum_that_is_rounded_once_must_be_the_very_values():
+    problem = problem_of([1.0, 300.0], torch.bfloat16)
+    last_place = problem.input * (1 + torch.finfo(torch.bfloat16).eps)
+    problem.check((problem.input.clone(),), rounds_once=True)
+    problem.check((last_place,), rounds_once=False)
+    with pytest.raises(AssertionError):
+        problem.check((last_place,), rounds_once=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("wrong", [2.0, float("nan"), float("inf")])
+def test_no_tolerance_passes_a_wrong_sum(dtype, wrong):
+    with pytest.raises(AssertionError):
+        problem_of([1.0, 3.0], dtype).check((torch.tensor([1.0, wrong], dtype=dtype),), rounds_once=False)
+
+
+def test_names_of_implementations_are_distinct_and_each_serves_something():
+    assert len({each.name for each in IMPLEMENTATIONS}) == len(IMPLEMENTATIONS)
+    for each in IMPLEMENTATIONS:
+        assert any(each.serves(op, backend) for op in each.operations for backend in ("host", "cuda"))
+
+
+@pytest.mark.parametrize(("text", "size"), [("512", 512), ("8Ki", 8192), ("1 MiB", 1 << 20), ("2mi", 2 << 20)])
+def test_sizes_are_read_with_suffixes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-16", "8", "1.5Ki", "8K", "Ki"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="is no size"):
+        parse_bytes(text)
+
+
+def row_of(case: Case, impl: str, median: float, world_size: int = 2) -> Row:
+    return Row(impl=impl, world_size=world_size, median_us=median, min_us=median, max_us=median, **case.keys())
+
+
+def sample_record(**changes: object) -> Record:
+    medians = {"lamport_rs": 2.0, "lamport_rs_two_shot": 1.0, "nccl": 6.0, "symm_mem_one_shot": 5.0}
+    cases = [all_reduce_case(size, torch.bfloat16) for size in (512, 8192)] + [rms_norm_case(n) for n in (1, 8)]
+    rows = tuple(row_of(case, impl, us, n) for n in (2, 4) for case in cases for impl, us in medians.items())
+    record = Record(1, "2026-01-02T03:04:05+00:00", None, "NVIDIA H200", 4, None, "2", "2", "cpu", "3", "none", rows)
+    return replace(record, link_gb_per_s=478.1, **changes)
+
+
+def test_the_ratio_is_that_of_the_best_other_and_not_of_our_own_algorithms():
+    assert ratio({"lamport_rs": 2.0, "lamport_rs_two_shot": 1.0, "nccl": 6.0, "gloo": 5.0}) == 2.5
+    assert ratio({"lamport_rs": 2.0, "lamport_rs_two_shot": 1.0}) is None
+    assert ratio({"nccl": 2.0}) is None
+
+
+def test_a_table_leaves_out_nothing_where_an_implementation_is_missing():
+    rows = [
+        row_of(all_reduce_case(512, torch.bfloat16), "nccl", 6.0),
+        row_of(all_reduce_case(8192, torch.bfloat16), "nccl", 7.0),
+        row_of(all_reduce_case(8192, torch.bfloat16), "lamport_rs", 2.0),
+    ]
+    lines = tables(rows, "GPUs").splitlines()
+    assert lines[0] == "all_reduce, bfloat16, 2 GPUs: median latency in microseconds"
+    assert [line.split() for line in lines[3:]] == [["512", "6.00", "-", "-"], ["8", "Ki", "7.00", "2.00", "3.50"]]
+
+
+def test_sizes_that_share_a_reason_are_named_together():
+    missing = [Missing("all_reduce by a", 2, "too small", size) for size in ("512", "8 Ki")]
+    text = missing_text([*missing, Missing("all_reduce by b", 2, "not installed")])
+    assert text.splitlines() == [
+        "not measured:",
+        "  all_reduce by a, 2 ranks, at 512, 8 Ki: too small",
+        "  all_reduce by b, 2 ranks: not installed",
+    ]
+
+
+def test_a_record_reads_back_as_it_was_written_and_passes_over_notes(tmp_path):
+    record = sample_record()
+    path = write(record, tmp_path / "results")
+    assert path.name == "2026-01-02-h200-x4.json"
+    run = json.loads(path.read_text())
+    assert all(value is not None for row in run["rows"] for value in row.values())
+    path.write_text(json.dumps({**run, "note": "by hand"}))
+    assert read(path) == record
+
+
+def test_recorded_runs_of_the_project_can_be_read():
+    for path in Path(__file__).parent.parent.glob("benchmarks/results/*.json"):
+        assert read(path).rows
+
+
+def test_figures_show_every_implementation_and_the_links_limit(tmp_path):
+    pytest.importorskip("matplotlib")
+    paths = draw(sample_record(), tmp_path)
+    assert [path.name for path in paths] == [
+        f"2026-01-02-h200-x4-{op}.{suffix}" for op in ("all_reduce", "all_reduce_rms_norm") for suffix in ("png", "svg")
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[::2])
+    text = paths[1].read_text()
+    for expected in ("lamport_rs_two_shot", "symm_mem_one_shot", "link's limit, 478 GB/s", "link's limit, 319 GB/s"):
+        assert expected in text
+
+
+def test_figures_without_a_link_have_no_limit(tmp_path):
+    pytest.importorskip("matplotlib")
+    paths = draw(replace(sample_record(), link_gb_per_s=None), tmp_path)
+    assert "limit" not in paths[1].read_text()
+
+
+def test_a_missing_matplotlib_costs_the_figures_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    path = write(sample_record(), tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lamport-rs", "bench", "--draw", str(path)])
+    assert __main__.main() == 0
+    output = capsys.readouterr().out
+    assert "no figures: matplotlib is not installed" in output
+    assert "all_reduce, bfloat16, 4 GPUs" in output
+
+
+def test_labels_are_moved_apart_and_stay_inside():
+    moved = spread([0.95, 0.95, 0.5, 0.96, 0.51], 0.1)
+    in_order = sorted(moved)
+    assert all(above - below >= 0.1 - 1e-9 for below, above in pairwise(in_order))
+    assert in_order[-1] <= 1
+    assert moved[2] == 0.5
+
+
+def test_the_links_bandwidth_is_the_sum_of_its_lanes():
+    status = "GPU 0: NVIDIA H200 (UUID: GPU-0)\n" + "".join(f"\t Link {n}: 26.562 GB/s\n" for n in range(18))
+    assert sum_of_links(status) == pytest.approx(478.116)
+    assert sum_of_links("GPU 0: NVIDIA H200\n\t Link 0: <inactive>\n") is None
+
+
+def test_the_floor_is_that_of_the_better_algorithm():
+    assert floor_us(478e3, 2, 478.0) == pytest.approx(1.0)
+    assert floor_us(478e3, 4, 478.0) == pytest.approx(1.5)
+
+
+def test_only_one_rank_reports_progress(capsys):
+    for speaks in (True, False):
+        progress = Progress("2 GPUs", 3, speaks)
+        progress.doing("unseen where there is no terminal")
+        progress.done("first")
+        progress.close()
+    assert capsys.readouterr().err == "[2 GPUs, 1/3] first\n"
+
+
+def test_importing_the_package_imports_none_of_this():
+    code = "import sys, lamport_rs; print([name for name in sys.modules if 'command_line' in name])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
