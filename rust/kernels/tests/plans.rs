@@ -87,7 +87,7 @@ fn check<const MATRICES: usize>(shape: MinimaxShape<MATRICES>) {
         let plan = shape.plan(device, None).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
         let variant = variant_of(plan.launch.module);
         let what = format!("{shape:?}: {plan:?}");
-        assert!(plan.launch.block <= variant.max_threads && plan.launch.block.is_multiple_of(WARP_THREADS), "{what}");
+        assert!(plan.launch.block <= variant.bounds.max_threads && plan.launch.block.is_multiple_of(WARP_THREADS), "{what}");
         assert_eq!(plan.launch.grid, shape.tokens.div_ceil(variant.tokens), "{what}");
 
         let geometry =
@@ -114,7 +114,7 @@ fn comm_size(tokens: u32, world_size: u32, fused_qk: bool) -> i64 {
 
 fn group(geometry: &Geometry) -> Group {
     let blocks: Vec<u64> = (0..geometry.world_size() as u64).map(|rank| 0x1000 * (rank + 1)).collect();
-    let control = ControlAddresses { counters: 1, extents: 2, fault: 3, report: 4 };
+    let control = ControlAddresses { counters: 1, extents: 2, fault: 3, report: 4, copies: 5 };
     Group::new(geometry, 0, &blocks, control, None)
 }
 
@@ -171,7 +171,7 @@ fn fill_covers_all_words_without_flooding_the_device() {
 #[test]
 fn peers_are_rotated_so_that_each_rank_starts_with_its_successor() {
     let geometry = Geometry::new(4, 1 << 21).unwrap();
-    let control = ControlAddresses { counters: 1, extents: 2, fault: 3, report: 4 };
+    let control = ControlAddresses { counters: 1, extents: 2, fault: 3, report: 4, copies: 5 };
     let group = Group::new(&geometry, 2, &[10, 20, 30, 40], control, Some(Duration::from_millis(5)));
     assert_eq!((group.own, &group.peers[..4]), (30, [40, 10, 20, 0].as_slice()));
     assert_eq!((group.rank, group.world_size, group.comm_size), (2, 4, 1 << 21));
