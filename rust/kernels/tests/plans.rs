@@ -87,7 +87,10 @@ fn check<const MATRICES: usize>(shape: MinimaxShape<MATRICES>) {
         let plan = shape.plan(device, None).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
         let variant = variant_of(plan.launch.module);
         let what = format!("{shape:?}: {plan:?}");
-        assert!(plan.launch.block <= variant.bounds.max_threads && plan.launch.block.is_multiple_of(WARP_THREADS), "{what}");
+        assert!(
+            plan.launch.block <= variant.bounds.max_threads && plan.launch.block.is_multiple_of(WARP_THREADS),
+            "{what}"
+        );
         assert_eq!(plan.launch.grid, shape.tokens.div_ceil(variant.tokens), "{what}");
 
         let geometry =
