@@ -70,11 +70,6 @@ impl Drop for RelaxedCapture {
 }
 
 impl Function {
-    /// The driver's handle.
-    pub(super) fn handle(self) -> sys::CUfunction {
-        self.0
-    }
-
     /// Launches the kernel with its one parameter struct.
     ///
     /// # Safety

@@ -4,7 +4,6 @@
 //! | --- | --- |
 //! | [`driver`] | whether there is one; errors |
 //! | [`device`] | a device's primary context, shared with torch |
-//! | [`eager`] | launches that cost the host little |
 //! | [`launch`] | modules loaded on first use, and launches |
 //! | [`memory`] | allocations, IPC handles, pinned memory |
 //! | [`order`] | operations on different streams, one after the other |
@@ -12,7 +11,6 @@
 
 pub mod device;
 pub mod driver;
-pub mod eager;
 pub mod launch;
 pub mod memory;
 pub mod order;

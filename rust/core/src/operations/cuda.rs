@@ -157,13 +157,12 @@ unsafe fn launch<Shape: Planned, P>(
 ) -> Result<()> {
     let mut turn = workspace.take_turn(stream)?;
     let Some(shape) = shape else { return Ok(()) };
-    let (all_plans, launcher) = turn.plans();
-    let planned = plans(all_plans).get(shape, &workspace.device);
+    let planned = plans(turn.plans()).get(shape, &workspace.device);
     let launched = planned.and_then(|(plan, function): (Shape::Plan, Function)| {
         let parameters = parameters(plan)?;
         // SAFETY: the turn made the context current; these are the kernel's parameters, and the caller keeps the
         // operands.
-        unsafe { launcher.launch(function, &Shape::launch(&plan), stream, &parameters) }
+        unsafe { function.launch(&Shape::launch(&plan), stream, &parameters) }
     });
     // The peers' operations go ahead: this rank would be one behind them for ever.
     launched.inspect_err(|error| turn.fail(error))

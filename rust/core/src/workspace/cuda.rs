@@ -19,7 +19,6 @@ use lamport_rs_protocol::table;
 
 use crate::cuda::device::{Device, Entered};
 use crate::cuda::driver::check;
-use crate::cuda::eager::EagerLauncher;
 use crate::cuda::memory::{DeviceMemory, HANDLE_BYTES, PeerMemory, PinnedWords};
 use crate::cuda::order::StreamOrder;
 use crate::cuda::plans::Plans;
@@ -114,7 +113,6 @@ struct State {
     failure: Option<Error>,
     order: StreamOrder,
     plans: Plans,
-    launcher: EagerLauncher,
 }
 
 /// One rank's workspace. Its memory lives until the last reference to it is gone, the table's included.
@@ -214,12 +212,7 @@ impl CudaWorkspace {
             member,
             timeout,
             group: kernel_group,
-            state: Mutex::new(State {
-                failure: None,
-                order: StreamOrder::new(&device),
-                plans: Plans::default(),
-                launcher: EagerLauncher::new(&device),
-            }),
+            state: Mutex::new(State { failure: None, order: StreamOrder::new(&device), plans: Plans::default() }),
             cleaned_up: AtomicBool::new(false),
             pinned,
             control,
@@ -336,9 +329,8 @@ impl Turn<'_> {
         self.state.failure.get_or_insert_with(|| error.clone());
     }
 
-    /// The launch plans made so far, and what launches them.
-    pub fn plans(&mut self) -> (&mut Plans, &mut EagerLauncher) {
-        let State { plans, launcher, .. } = &mut *self.state;
-        (plans, launcher)
+    /// The launch plans made so far.
+    pub fn plans(&mut self) -> &mut Plans {
+        &mut self.state.plans
     }
 }
