@@ -125,6 +125,8 @@ def test_the_largest_group_is_predicted_from_the_smaller_ones():
 def test_rows_that_determine_nothing_are_refused():
     with pytest.raises(LamportError, match=r"0 rows .* do not determine the model"):
         model.fit([])
+    with pytest.raises(LamportError, match="do not determine the model"):
+        model.fit([point for point in points() if point.bytes == 512])
     with pytest.raises(LamportError, match="needs both algorithms"):
         model.fit([point for point in points() if point.algorithm == "one_shot"])
 
