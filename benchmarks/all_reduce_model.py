@@ -22,7 +22,7 @@ MULTIPROCESSORS = 132
 
 # What rust/kernels/src says; tests/test_cost_model.py compares.
 TWO_RANKS_TWO_SHOT_FROM = 4 << 20
-WAY_BYTES = 280_000
+WAY_BYTES = 400_000
 ONE_SHOT_WORKERS = 128
 RESIDENT_THREADS: dict[Algorithm, dict[int, int]] = {
     "one_shot": {2: 1536, 4: 1024, 8: 512, 16: 256},
