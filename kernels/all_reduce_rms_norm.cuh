@@ -82,9 +82,11 @@ public:
         }
     }
 
-    // Loads early what is added and multiplied late.
-    __device__ __forceinline__ void prefetch(uint32 column) {
-        residual_ = load(parameters_.residual, column);
+    // Loads what `add_up` adds: early, because it takes a while.
+    __device__ __forceinline__ void load_residual(uint32 column) { residual_ = load(parameters_.residual, column); }
+
+    // Loads what `normalise` multiplies a held row by: early too, if there are registers for it.
+    __device__ __forceinline__ void load_weights(uint32 column) {
         if constexpr (held) {
             weights_.load(parameters_.norm, has(column) ? column : 0);
         }

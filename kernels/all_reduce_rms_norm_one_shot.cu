@@ -44,7 +44,8 @@ __device__ __forceinline__ void all_reduce_rms_norm_one_shot(const AllReduceRmsN
             __syncthreads();
         }
         rows.for_each_column([&](uint32 column) {
-            rows.prefetch(column);
+            rows.load_residual(column);
+            rows.load_weights(column);
             if constexpr (!held) {
                 own = scrub(rows.load(parameters.input, column));
             }

@@ -48,11 +48,11 @@ __device__ __forceinline__ void all_reduce_rms_norm_two_shot(const AllReduceRmsN
             __syncthreads();
         }
         rows.for_each_column([&](uint32 column) {
-            rows.prefetch(column);
             const uint64 contribution = offset + column * VECTOR_BYTES;
             const uint64 result = contribution + to_results;
             Vector row{{0, 0, 0, 0}};
             if (is_owner) {
+                rows.load_residual(column);
                 if constexpr (!held) {
                     own = scrub(rows.load(parameters.input, column));
                 }
@@ -63,8 +63,12 @@ __device__ __forceinline__ void all_reduce_rms_norm_two_shot(const AllReduceRmsN
                 if (complete && rows.has(column)) {
                     routes.push_to_all(result, row);
                 }
-            } else if (rows.has(column)) {
-                routes.await_one(owner, result, row);
+                rows.load_weights(column);
+            } else {
+                rows.load_weights(column);
+                if (rows.has(column)) {
+                    routes.await_one(owner, result, row);
+                }
             }
             rows.take(column, row);
         });

@@ -139,6 +139,7 @@ private:
     }
 
     __device__ __forceinline__ void clear_and_arrive(uint32 exchanging) {
+        ptx::launch_dependents();
         const Group& group = parameters_.group;
         const Control control = shared_.control;
         uint32 arrival = 0;

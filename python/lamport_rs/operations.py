@@ -11,22 +11,22 @@ Tensors are on the workspace's device, aligned to 16 bytes (as torch allocates t
 output may be the very tensor it is computed from. None of the operations has a gradient.
 
 On a GPU the operations run in the order of torch's current stream and overlap the start of what comes before them: the
-MiniMax norms' weights are read early, so they must not be written by the kernel just before the operation. A CUDA graph that
-captured an operation needs the workspace for as long as it is replayed, and its replays are ordered by the stream they
-are launched on, not by the library.
+MiniMax norms' weights are read early, so they must not be written by the kernel just before the operation. A CUDA graph
+that captured an operation needs the workspace for as long as it is replayed, and its replays are ordered by the stream
+they are launched on, not by the library.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
+from torch.compiler import is_compiling
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError, LamportSizeError
 from lamport_rs.workspace import LamportWorkspace
-
 
 Algorithm: TypeAlias = Literal["auto", "one_shot", "two_shot"]
 """How a tensor is reduced.
@@ -63,12 +63,11 @@ def all_reduce(
     Raises:
         LamportSizeError: If the workspace is too small, and there is no fallback. The text gives the size that does.
     """
-    if fallback is None and torch.compiler.is_compiling():
+    if fallback is None and is_compiling():
         total: torch.Tensor = torch.ops.lamport_rs.all_reduce(input, _table_of(workspace), algorithm)
         return total if out is None else out.copy_(total)
-    _check_tensor("input", input)
     if out is None:
-        out = torch.empty_like(input)
+        out = _empty_like("input", input)
     try:
         _core.all_reduce(_core_of(workspace), input, out, algorithm)
     except LamportSizeError:
@@ -96,8 +95,8 @@ def all_reduce_rms_norm(
 
     `residual_out = sum over ranks of input + residual`, and per row
     `out = residual_out / sqrt(mean(residual_out ** 2) + eps) * (weight + weight_bias)` (RMSNorm: Zhang and Sennrich,
-    2019, arXiv:1910.07467). The sum is rounded to the dtype once, and the norm is of the rounded rows, as in a norm that
-    follows as an operation of its own.
+    2019, arXiv:1910.07467). The sum is rounded to the dtype once, and the norm is of the rounded rows, as if it were an
+    operation of its own.
 
     Args:
         input: This rank's tensor, `[..., hidden]`, contiguous, `hidden` a multiple of 8.
@@ -117,16 +116,15 @@ def all_reduce_rms_norm(
     Raises:
         LamportSizeError: If the workspace is too small. The text gives the size that does.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm(
             input, residual, weight, _table_of(workspace), eps, weight_bias, algorithm
         )
         return _copy_all((out, residual_out), outputs)
-    _check_tensor("input", input)
     if out is None:
-        out = torch.empty_like(input)
+        out = _empty_like("input", input)
     if residual_out is None:
-        residual_out = torch.empty_like(input)
+        residual_out = _empty_like("input", input)
     core = _core_of(workspace)
     _core.all_reduce_rms_norm(core, input, residual, weight, eps, weight_bias, out, residual_out, algorithm)
     return out, residual_out
@@ -161,13 +159,12 @@ def minimax_allreduce_rms(
     Returns:
         `out`.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         table = _table_of(workspace)
         output: torch.Tensor = torch.ops.lamport_rs.minimax_allreduce_rms(input, norm_weight, table, rank, nranks, eps)
         return output if out is None else out.copy_(output)
-    _check_tensor("input", input)
     if out is None:
-        out = torch.empty_like(input, memory_format=torch.contiguous_format)
+        out = _empty_like("input", input, memory_format=torch.contiguous_format)
     _core.minimax_rms(_core_of(workspace), rank, nranks, input, norm_weight, eps, out)
     return out
 
@@ -208,7 +205,7 @@ def minimax_allreduce_rms_qk(
     Returns:
         `(q_out, k_out)`.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         outputs = torch.ops.lamport_rs.minimax_allreduce_rms_qk(
             qkv, norm_weight_q, norm_weight_k, _table_of(workspace), q_size, kv_size, rank, nranks, eps
         )
@@ -228,11 +225,17 @@ def minimax_allreduce_rms_qk(
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, torch.Tensor):
         raise LamportError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
-    if value.is_neg():
-        raise LamportError(f"{name} is a view that torch negates when it is read; pass {name}.resolve_neg()")
+
+
+def _empty_like(name: str, value: torch.Tensor, **options: Any) -> torch.Tensor:
+    _check_tensor(name, value)
+    return torch.empty_like(value, **options)
 
 
 def _core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | torch.Tensor:
+    # No more calls than needed: this is part of every eager operation's latency.
+    if type(workspace) is LamportWorkspace and workspace._core is not None:
+        return workspace._core
     return workspace._usable_core() if isinstance(workspace, LamportWorkspace) else workspace
 
 

@@ -130,7 +130,7 @@ class LamportWorkspace:
 
     @staticmethod
     def compute_comm_size_for_all_reduce(max_bytes: int, world_size: int) -> int:
-        """Return the smallest `comm_size` in bytes that serves an all-reduce of up to `max_bytes` bytes, by any algorithm.
+        """Return the smallest `comm_size` in bytes for all-reduces of up to `max_bytes` bytes, by any algorithm.
 
         That is `world_size` times `max_bytes`, for one-shot, with `max_bytes` rounded up to 16. For two-shot alone
         twice `max_bytes` do, with a little more where shards are not even.

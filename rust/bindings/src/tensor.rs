@@ -46,6 +46,17 @@ fn convert(tensor: &DlTensor) -> Option<Tensor> {
     })
 }
 
+/// Likewise for an operand that is read. torch negates some views only when it reads them itself; they are refused.
+pub fn extract_input(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
+    let operand = extract(tensor, name)?;
+    if tensor.call_method0(intern!(tensor.py(), "is_neg"))?.is_truthy()? {
+        return Err(LamportError::new_err(format!(
+            "{name} is a view that torch negates when it is read; pass {name}.resolve_neg()"
+        )));
+    }
+    Ok(operand)
+}
+
 /// Reads the attributes of whatever calls itself a tensor.
 fn extract_attributes(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
     let py = tensor.py();

@@ -73,29 +73,56 @@ fn names_are_unique() {
     assert_eq!(names.len(), count);
 }
 
-/// The numbers of the lines that begin with one of `instructions`.
-fn lines_of(ptx: &str, instructions: &[&str]) -> Vec<usize> {
-    let is_one = |line: &str| instructions.iter().any(|instruction| line.trim_start().starts_with(instruction));
-    ptx.lines().enumerate().filter(|(_, line)| is_one(line)).map(|(number, _)| number).collect()
+/// Follows every path through a kernel up to its grid-dependency wait, and returns the lines that must not be on one:
+/// accesses to what earlier kernels write, and the kernel's end.
+fn lines_before_the_wait(ptx: &str) -> Vec<&str> {
+    // Inputs, control words, slots and outputs. Weights (a plain `ld.global.v4`) may come earlier.
+    const DEPENDENT: [&str; 8] =
+        ["ld.global.L1", "ld.relaxed", "st.relaxed", "atom.", "red.", "st.global", "ret;", "exit;"];
+    let lines: Vec<&str> = ptx.lines().map(str::trim).collect();
+    let line_of = |label: &str| lines.iter().position(|line| line.strip_suffix(':') == Some(label)).unwrap();
+    let (mut found, mut seen) = (vec![], vec![false; lines.len()]);
+    let mut paths = vec![lines.iter().position(|line| line.contains(".entry")).unwrap()];
+    while let Some(mut at) = paths.pop() {
+        while at < lines.len() && !std::mem::replace(&mut seen[at], true) {
+            // A predicated instruction is `@%p1 …`.
+            let instruction =
+                lines[at].split_once("@%p").map_or(lines[at], |(_, rest)| rest.split_once(' ').unwrap().1);
+            let is_conditional = lines[at].starts_with('@');
+            if instruction.starts_with("griddepcontrol.wait;") {
+                break;
+            }
+            if DEPENDENT.iter().any(|dependent| instruction.starts_with(dependent)) {
+                found.push(lines[at]);
+            }
+            if instruction.starts_with("bra") {
+                paths.push(line_of(instruction.split_whitespace().last().unwrap().trim_end_matches(';')));
+                if !is_conditional {
+                    break;
+                }
+            }
+            at += 1;
+        }
+    }
+    found
 }
 
 #[test]
-fn every_kernel_waits_for_prior_grids_before_it_touches_what_they_write() {
+fn every_kernel_waits_on_every_path_before_it_touches_what_prior_grids_write() {
     for key in ModuleKey::all() {
-        let (name, ptx) = (key.name(), ptx(key, HOPPER));
-        let waits = lines_of(&ptx, &["griddepcontrol.wait;"]);
-        assert_eq!(waits.len(), 1, "{name}");
-        assert_eq!(lines_of(&ptx, &["griddepcontrol.launch_dependents;"]).len(), 1, "{name}");
-        // Inputs, control words, slots and outputs. Weights (a plain `ld.global.v4`) may come earlier.
-        let dependent = ["ld.global.L1", "ld.relaxed", "st.relaxed", "atom.", "red.", "st.global"];
-        let first = lines_of(&ptx, &dependent)[0];
-        assert!(waits[0] < first, "{name} has line {first} before its wait");
-        // An end before the wait would be a path without one.
-        assert!(waits[0] < lines_of(&ptx, &["ret;", "exit;"])[0], "{name} may end before its wait");
+        let (name, hopper) = (key.name(), ptx(key, HOPPER));
+        assert!(hopper.contains("griddepcontrol.launch_dependents;"), "{name} keeps the next kernel waiting");
+        assert_eq!(lines_before_the_wait(&hopper), Vec::<&str>::new(), "{name}");
+        assert!(!ptx(key, AMPERE).contains("griddepcontrol"), "{name}");
     }
-    for key in ModuleKey::all() {
-        assert!(!ptx(key, AMPERE).contains("griddepcontrol"), "{}", key.name());
-    }
+}
+
+#[test]
+fn a_path_without_a_wait_would_be_found() {
+    let fill = ptx(ModuleKey::Fill, HOPPER);
+    assert!(!lines_before_the_wait(&fill.replace("griddepcontrol.wait;", "")).is_empty());
+    let kernel = ".entry k()\n@%p1 bra $L;\ngriddepcontrol.wait;\nret;\n$L:\nret;";
+    assert_eq!(lines_before_the_wait(kernel), ["ret;"]);
 }
 
 #[test]
