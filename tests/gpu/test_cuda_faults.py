@@ -88,8 +88,8 @@ def wait_in_vain(me: Rank, absent: int, make, size: int, way: str) -> tuple[floa
     ("make", "size"),
     [
         *[(minimax, tokens) for tokens in (1, 700, 16384)],
-        *[(make, elements) for make in (sum_in_one_shot, sum_in_two_shots) for elements in (3, 40_000, 3_000_000)],
-        *[(norm_in_one_shot, tokens) for tokens in (1, 60, 2500)],
+        *[(make, elements) for make in (sum_in_one_shot, sum_in_two_shots) for elements in (3, 3_000_000)],
+        *[(norm_in_one_shot, tokens) for tokens in (1, 2500)],
     ],
 )
 @pytest.mark.parametrize("world_size", GROUP_SIZES)
@@ -104,7 +104,7 @@ def test_a_missing_rank_is_named_after_the_timeout_and_a_new_workspace_works(ran
 
 
 @pytest.mark.parametrize("way", ["synchronize", "next call", "replay"])
-@pytest.mark.parametrize("tokens", [1, 60, 2500])
+@pytest.mark.parametrize("tokens", [1, 2500])
 @pytest.mark.parametrize("world_size", GROUP_SIZES)
 def test_a_missing_rank_is_named_by_the_owners_of_rows(ranks_of, world_size, tokens, way):
     """Who owns a row waits for the missing rank, and the others in turn for the owner, whom they may name instead."""
@@ -119,35 +119,34 @@ def test_a_missing_rank_is_named_by_the_owners_of_rows(ranks_of, world_size, tok
         assert outcomes[0][1] == (absent,), "rank 0 waits for nobody else"
 
 
-def come_late(me: Rank, make, sizes: tuple[int, ...], timeout: float) -> None:
+def come_late(me: Rank, make, size: int, timeout: float) -> None:
     """Later than a moment, and earlier than the timeout."""
     workspace = me.workspace(comm_size_for(me, MOST_BYTES), timeout=timeout)
     for late in range(me.world_size):
-        for size in sizes:
-            operation = make(me, size)
-            operation.poison()
-            torch.cuda.synchronize()
-            if me.rank == late:
-                time.sleep(0.4)
-            operation(workspace)
-            workspace.synchronize()
-            operation.check(f"rank {late} came late")
+        operation = make(me, size)
+        operation.poison()
+        torch.cuda.synchronize()
+        if me.rank == late:
+            time.sleep(0.4)
+        operation(workspace)
+        workspace.synchronize()
+        operation.check(f"rank {late} came late")
 
 
 @pytest.mark.parametrize("timeout", [0, 10])
 @pytest.mark.parametrize(
-    ("make", "sizes"),
+    ("make", "size"),
     [
-        (minimax, (300,)),
-        (sum_in_one_shot, (5, 600_000)),
-        (sum_in_two_shots, (5, 600_000)),
-        (norm_in_one_shot, (1, 200)),
-        (norm_in_two_shots, (1, 200)),
+        (minimax, 300),
+        (sum_in_one_shot, 600_000),
+        (sum_in_two_shots, 600_000),
+        (norm_in_one_shot, 200),
+        (norm_in_two_shots, 200),
     ],
 )
 @pytest.mark.parametrize("world_size", GROUP_SIZES)
-def test_a_late_rank_is_waited_for(ranks_of, world_size, make, sizes, timeout):
-    ranks_of(world_size).run(come_late, make, sizes, timeout)
+def test_a_late_rank_is_waited_for(ranks_of, world_size, make, size, timeout):
+    ranks_of(world_size).run(come_late, make, size, timeout)
 
 
 def operate_until_an_error(me: Rank) -> None:
