@@ -24,7 +24,7 @@ def random_tensor(shape: Sequence[int], dtype: torch.dtype, *seeds: int) -> torc
 def words_of(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor as it travels: int32 words, the last one filled up with zeros."""
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-    padding = torch.zeros(-flat.numel() % 4, dtype=torch.uint8)
+    padding = torch.zeros(-flat.numel() % 4, dtype=torch.uint8, device=flat.device)
     return torch.cat([flat, padding]).view(torch.int32)
 
 
@@ -44,13 +44,25 @@ def float32_sum(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def rounded_sum(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What all_reduce returns: the float32 sum, rounded once."""
-    return float32_sum(inputs).to(inputs[0].dtype)
+    """What all_reduce returns: the float32 sum, rounded once and scrubbed."""
+    return scrubbed(float32_sum(inputs).to(inputs[0].dtype))
 
 
-def rms_norm(values: torch.Tensor, mean_of_squares: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """`values / sqrt(mean_of_squares + eps) * weight` in float64."""
-    return values.double() / (mean_of_squares[..., None] + eps).sqrt() * weight.double()
+def rounded_sum_with(residual: torch.Tensor, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What all_reduce_rms_norm returns as `residual_out`: the residual is added in float32, after the contributions."""
+    return scrubbed((float32_sum(inputs) + residual.float()).to(residual.dtype))
+
+
+def rms_norm(
+    values: torch.Tensor, mean_of_squares: torch.Tensor, weight: torch.Tensor, eps: float, weight_bias: float = 0.0
+) -> torch.Tensor:
+    """`values / sqrt(mean_of_squares + eps) * (weight + weight_bias)` in float64."""
+    return values.double() / (mean_of_squares[..., None] + eps).sqrt() * (weight.double() + weight_bias)
+
+
+def rms_norm_of_rows(rows: torch.Tensor, weight: torch.Tensor, eps: float, weight_bias: float = 0.0) -> torch.Tensor:
+    """Likewise, of rows that are whole."""
+    return rms_norm(rows, mean_of_squares([rows]), weight, eps, weight_bias)
 
 
 def mean_of_squares(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -92,5 +104,5 @@ def digest(*tensors: torch.Tensor) -> str:
     """Of the bits, NaN payloads included: to compare results between ranks."""
     hashed = hashlib.sha256()
     for tensor in tensors:
-        hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
     return hashed.hexdigest()

@@ -25,6 +25,10 @@ def reduce_shapes(me: Rank, shapes, dtype: torch.dtype, seed: int) -> list[str]:
         check_same_bits(out, expected, f"{dtype} {shape}")
         check_same_bits(own, before, f"the input of {dtype} {shape}")
         check_same_bits(lamport_rs.all_reduce(own, workspace), expected, f"{dtype} {shape}, allocated")
+        for algorithm in ("auto", "one_shot"):
+            positional = torch.full_like(own, torch.nan)
+            assert lamport_rs.all_reduce(own, workspace, positional, algorithm=algorithm) is positional
+            check_same_bits(positional, expected, f"{dtype} {shape}, {algorithm}")
         lamport_rs.all_reduce(own, workspace, out=own)
         check_same_bits(own, expected, f"{dtype} {shape}, in place")
         digests.append(digest(out))
@@ -74,8 +78,9 @@ def sum_through_operator(me: Rank) -> None:
         inputs = [random_tensor((3, 40), dtype, rank) for rank in range(me.world_size)]
         for table in (workspace.workspace, workspace):
             check_same_bits(lamport_rs.all_reduce(inputs[me.rank], table), rounded_sum(inputs), "function")
-        operator = torch.ops.lamport_rs.all_reduce(inputs[me.rank], workspace.workspace)
-        check_same_bits(operator, rounded_sum(inputs), "operator")
+        for arguments in ((), ("auto",), ("one_shot",)):
+            operator = torch.ops.lamport_rs.all_reduce(inputs[me.rank], workspace.workspace, *arguments)
+            check_same_bits(operator, rounded_sum(inputs), f"operator with {arguments}")
 
 
 def test_table_and_operator_do_the_same_as_workspace_and_function(ranks_of):

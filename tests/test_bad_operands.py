@@ -82,6 +82,18 @@ CASES = {
     "a sparse input": (reduce_with(input=X.to_sparse()), "input"),
     "nine dimensions": (reduce_with(input=X.view(*[1] * 7, 2, 16), out=X.view(*[1] * 7, 2, 16)), "more than 8 dim"),
     "a tensor too large for the slot": (reduce_with(input=TOO_LARGE, out=TOO_LARGE), "comm_size=4128 or more"),
+    "an algorithm that there is not": (
+        lambda w: all_reduce(X, w, algorithm="three_shot"),
+        'algorithm is "three_shot", but must be "auto" or one of "one_shot", "two_shot"',
+    ),
+    "two-shot on the host": (
+        lambda w: all_reduce(X, w, algorithm="two_shot"),
+        'the host backend reduces in one shot only; pass algorithm="auto" or "one_shot"',
+    ),
+    "a norm by an algorithm that there is not": (norm_with(algorithm=""), 'algorithm is "", but must be "auto"'),
+    "a norm in two shots on the host": (norm_with(algorithm="two_shot"), "the host backend reduces in one shot only"),
+    "a weight_bias that is no number": (norm_with(weight_bias=float("nan")), "weight_bias is NaN, but must be finite"),
+    "an infinite weight_bias": (norm_with(weight_bias=float("-inf")), "weight_bias is -inf"),
     "a residual of another shape": (norm_with(residual=torch.ones(3, COLUMNS)), "residual has shape"),
     "a residual of another dtype": (norm_with(residual=X.bfloat16()), "residual is bfloat16, but must be float32"),
     "a weight of another width": (norm_with(weight=torch.ones(8)), r"weight has shape \[8\], but must have \[16\]"),
@@ -213,7 +225,7 @@ def keep_the_address_of_a_table(me: Rank) -> None:
     del table
     gc.collect()
     with pytest.raises(LamportError):
-        lamport_rs._core.all_reduce(type("Table", (), {"data_ptr": lambda _: address})(), X, X)
+        lamport_rs._core.all_reduce(type("Table", (), {"data_ptr": lambda _: address})(), X, X, "auto")
 
 
 def test_a_table_that_is_gone_is_not_found_by_its_old_address():

@@ -30,6 +30,13 @@ def calls_of(me: Rank, workspace: lamport_rs.LamportWorkspace):
         lamport_rs.all_reduce_rms_norm(x, residual, weight, workspace, EPS, out=out, residual_out=residual)
         return out, residual
 
+    def reduce_by(x):
+        return lamport_rs.all_reduce(x, workspace, algorithm="one_shot") * 2
+
+    def norm_by(x):
+        out, residual = lamport_rs.all_reduce_rms_norm(x, x, weight, workspace, EPS, 1.0, algorithm="one_shot")
+        return out + residual
+
     def minimax(x):
         return lamport_rs.minimax_allreduce_rms(x * 0.5, weight, workspace, *settings) + x
 
@@ -42,7 +49,7 @@ def calls_of(me: Rank, workspace: lamport_rs.LamportWorkspace):
         total = torch.ops.lamport_rs.all_reduce(x, table)
         return torch.ops.lamport_rs.minimax_allreduce_rms(total, weight, table, *settings)
 
-    return [reduce, reduce_into, norm, norm_into, minimax, minimax_qk, operators]
+    return [reduce, reduce_into, norm, norm_into, reduce_by, norm_by, minimax, minimax_qk, operators]
 
 
 def compare_with_eager(me: Rank, backend: str) -> int:
@@ -63,7 +70,7 @@ def compare_with_eager(me: Rank, backend: str) -> int:
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_every_operation_compiles_into_one_graph_with_the_same_results(ranks_of, backend):
-    assert ranks_of(2).run(compare_with_eager, backend, timeout=120) == [7, 7]
+    assert ranks_of(2).run(compare_with_eager, backend, timeout=120) == [9, 9]
 
 
 def change_shapes(me: Rank) -> None:
@@ -89,7 +96,9 @@ def test_shapes_are_known_without_running(columns):
     strided = torch.empty(6, 2 * columns, **meta)[:, :columns]
     outputs = [
         (operators.all_reduce(x, table), x.shape),
+        (operators.all_reduce(x, table, "two_shot"), x.shape),
         (operators.all_reduce_rms_norm(x, x, weight, table)[0], x.shape),
+        (operators.all_reduce_rms_norm(x, x, weight, table, EPS, 1.0, "two_shot")[0], x.shape),
         (operators.all_reduce_rms_norm(x, x, weight, table)[1], x.shape),
         (operators.minimax_allreduce_rms(strided, weight, table, 0, 2, EPS), x.shape),
         (operators.minimax_allreduce_rms_qk(x, weight[:16], weight[:8], table, 16, 8, 0, 2, EPS)[0], (6, 16)),

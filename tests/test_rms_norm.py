@@ -9,10 +9,9 @@ from reference import (
     check_rounding,
     check_same_bits,
     digest,
-    float32_sum,
-    mean_of_squares,
     random_tensor,
-    rms_norm,
+    rms_norm_of_rows,
+    rounded_sum_with,
 )
 
 EPS = 1e-5
@@ -26,12 +25,12 @@ def operands(shape, dtype, weight_dtype, world_size, seed):
     return inputs, residual, weight
 
 
-def check_norm(found, inputs, residual, weight, what) -> None:
-    """The sum is exact; the norm is that of the sum before its rounding."""
+def check_norm(found, inputs, residual, weight, what, weight_bias: float = 0.0) -> None:
+    """The sum is exact, and rounded once; the norm is that of the rounded rows."""
     out, residual_out = found
-    total = float32_sum(inputs) + residual.float()
-    check_same_bits(residual_out, total.to(residual.dtype), f"residual_out of {what}")
-    check_rounding(out, rms_norm(total, mean_of_squares([total]), weight, EPS), f"out of {what}")
+    rows = rounded_sum_with(residual, inputs)
+    check_same_bits(residual_out, rows, f"residual_out of {what}")
+    check_rounding(out, rms_norm_of_rows(rows, weight, EPS, weight_bias), f"out of {what}")
 
 
 def normalise_shapes(me: Rank, dtype: torch.dtype, weight_dtype: torch.dtype) -> list[str]:
@@ -67,6 +66,26 @@ def test_sum_is_exact_and_norm_is_within_the_dtypes_rounding(ranks_of, world_siz
     assert all(each == digests[0] for each in digests)
 
 
+def add_a_bias_to_the_weights(me: Rank, dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    workspace = me.workspace()
+    for seed, weight_bias in enumerate((0.0, 1.0, -0.75)):
+        inputs, residual, weight = operands((5, 200), dtype, weight_dtype, me.world_size, seed)
+        arguments = (inputs[me.rank], residual, weight, workspace, EPS, weight_bias)
+        found = lamport_rs.all_reduce_rms_norm(*arguments)
+        check_norm(found, inputs, residual, weight, f"weight_bias {weight_bias}", weight_bias)
+        for algorithm in ("auto", "one_shot"):
+            named = lamport_rs.all_reduce_rms_norm(*arguments, algorithm=algorithm)
+            table = (*arguments[:3], workspace.workspace, EPS, weight_bias, algorithm)
+            for other in (named, torch.ops.lamport_rs.all_reduce_rms_norm(*table)):
+                check_same_bits(other[0], found[0], f"out, {algorithm}")
+                check_same_bits(other[1], found[1], f"residual_out, {algorithm}")
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float16, torch.float32], ids=str)
+def test_weight_bias_is_added_to_each_weight(ranks_of, weight_dtype):
+    ranks_of(2).run(add_a_bias_to_the_weights, torch.float16, weight_dtype)
+
+
 def alias_outputs(me: Rank) -> None:
     """Either output in the place of either input."""
     workspace = me.workspace()
@@ -92,7 +111,7 @@ def normalise_zeros(me: Rank) -> None:
     assert not residual_out.any(), "the sum of zeros is not zero"
     default = lamport_rs.all_reduce_rms_norm(torch.full((1, 8), 1e-3), torch.zeros(1, 8), torch.ones(8), workspace)
     total = torch.full((1, 8), 1e-3) * me.world_size
-    check_rounding(default[0], rms_norm(total, mean_of_squares([total]), torch.ones(8), 1e-6), "default eps")
+    check_rounding(default[0], rms_norm_of_rows(total, torch.ones(8), 1e-6), "default eps")
 
 
 def test_rows_of_zeros_stay_zeros_and_eps_has_the_usual_default(ranks_of):

@@ -13,11 +13,12 @@ from reference import (
     check_rounding,
     check_same_bits,
     digest,
-    float32_sum,
     mean_of_squares,
     random_tensor,
     rms_norm,
+    rms_norm_of_rows,
     rounded_sum,
+    rounded_sum_with,
 )
 
 COMM_SIZE = 1 << 18
@@ -44,9 +45,9 @@ def normalise_once(me: Rank, workspace, dice, dtype: torch.dtype, seed: int) -> 
     inputs = [random_tensor(shape, dtype, seed, rank) for rank in range(me.world_size)]
     residual, weight = random_tensor(shape, dtype, seed, 20), random_tensor(shape[1:], dtype, seed, 21)
     out, residual_out = lamport_rs.all_reduce_rms_norm(inputs[me.rank], residual, weight, workspace, EPS)
-    total = float32_sum(inputs) + residual.float()
-    check_same_bits(residual_out, total.to(dtype), f"operation {seed}")
-    check_rounding(out, rms_norm(total, mean_of_squares([total]), weight, EPS), f"operation {seed}")
+    rows = rounded_sum_with(residual, inputs)
+    check_same_bits(residual_out, rows, f"operation {seed}")
+    check_rounding(out, rms_norm_of_rows(rows, weight, EPS), f"operation {seed}")
     return out
 
 

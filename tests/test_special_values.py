@@ -1,48 +1,11 @@
 """Values that look like the sentinel, or that compare oddly: bits decide, never floats."""
 
 import lamport_rs
-import numpy as np
 import pytest
 import torch
 from ranks import Rank
-from reference import DTYPES, check_same_bits, digest, random_tensor, rounded_sum, scrubbed
-
-# Bit patterns of one 32-bit word. As float32, and as two 16-bit values, lower half first.
-WORDS = {
-    "sentinel: -0.0, or the pair (+0, -0)": 0x80000000,
-    "+0.0": 0x00000000,
-    "the pair (-0, +0)": 0x00008000,
-    "the pair (-0, -0)": 0x80008000,
-    "smallest subnormal": 0x00000001,
-    "smallest negative subnormal": 0x80000001,
-    "the pair of negative subnormals": 0x80018001,
-    "largest negative subnormal": 0x807FFFFF,
-    "smallest negative normal": 0x80800000,
-    "float32 infinity": 0x7F800000,
-    "float32 -infinity": 0xFF800000,
-    "float16 infinities": 0xFC007C00,
-    "bfloat16 infinities": 0xFF807F80,
-    "quiet NaN": 0x7FC00000,
-    "quiet NaN with payload": 0x7FC12345,
-    "negative quiet NaN with payload": 0xFFD54321,
-    "signalling NaN": 0x7F800001,
-    "float16 NaNs": 0xFE017E55,
-    "all bits set": 0xFFFFFFFF,
-    "largest": 0x7F7FFFFF,
-}
-
-
-def words(values: list[int], dtype: torch.dtype) -> torch.Tensor:
-    return torch.from_numpy(np.array(values, np.uint32).view(np.int32)).view(dtype)
-
-
-def contributions_of(pattern: int, dtype: torch.dtype, world_size: int) -> list[list[torch.Tensor]]:
-    """The pattern from one rank, from all, in one word of a vector, and everywhere in a long tensor."""
-    special, plain = words([pattern], dtype), random_tensor((4 // dtype.itemsize,), dtype, 5)
-    everywhere = special.repeat(5000)
-    among_others = torch.cat([plain, plain, special, plain, special])
-    alone = [[special if rank == owner else plain for rank in range(world_size)] for owner in range(world_size)]
-    return [*alone, [special] * world_size, [everywhere] * world_size, [among_others] * world_size]
+from reference import DTYPES, check_same_bits, digest, rounded_sum, scrubbed
+from special_words import WORDS, contributions_of, contributions_to_the_sentinel, words
 
 
 def exchange_pattern(me: Rank, dtype: torch.dtype, pattern: int) -> list[str]:
@@ -125,6 +88,26 @@ def send_sentinels(me: Rank, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sentinel_words_arrive_as_positive_zeros(ranks_of, dtype):
     ranks_of(2).run(send_sentinels, dtype)
+
+
+def sum_to_sentinels(me: Rank, dtype: torch.dtype) -> None:
+    workspace = me.workspace()
+    inputs = contributions_to_the_sentinel(dtype, me.world_size)
+    for each in inputs:
+        check_same_bits(scrubbed(each), each, "a contribution is a sentinel itself")
+    total = lamport_rs.all_reduce(inputs[me.rank], workspace)
+    assert not total.view(torch.int32).any(), "a sum that is a sentinel is not +0.0"
+    rows, zeros = inputs[me.rank].view(-1, 8), torch.zeros(625, 8, dtype=dtype)
+    lower = torch.tensor([0.0, -0.0], dtype=dtype).repeat(4)
+    for residual in (zeros, lower.expand(625, 8).contiguous()):
+        _, residual_out = lamport_rs.all_reduce_rms_norm(rows, residual, torch.ones(8, dtype=dtype), workspace)
+        assert not residual_out.view(torch.int32).any(), "a sum with the residual that is a sentinel is not +0.0"
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_sums_that_are_sentinel_words_become_positive_zeros(ranks_of, world_size, dtype):
+    ranks_of(world_size).run(sum_to_sentinels, dtype)
 
 
 def test_the_reference_scrubs_words_and_not_values():

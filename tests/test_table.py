@@ -12,6 +12,8 @@ from ranks import Rank, ThreadRanks
 from reference import check_same_bits, float32_sum, random_tensor
 
 COMM_SIZE = 8192
+LINE_BYTES = 64
+"""The host's all-reduce sends whole lines where they fit into the slot."""
 
 
 def read_table(me: Rank) -> None:
@@ -63,7 +65,7 @@ def watch_the_control_words(me: Rank) -> None:
     for round_, elements in enumerate([4, 100, 1, 33, 8]):
         assert table.counters[2] == round_ % SLOTS
         lamport_rs.all_reduce(torch.ones(elements), workspace)
-        region_bytes = -(-elements * 4 // 16) * 16
+        region_bytes = -(-elements * 4 // LINE_BYTES) * LINE_BYTES
         assert table.extents.tolist() == [region_bytes * me.world_size, COMM_SIZE]
 
 

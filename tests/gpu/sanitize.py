@@ -3,7 +3,7 @@
     compute-sanitizer --tool memcheck --target-processes all python3 tests/gpu/sanitize.py
 
 Also `--tool racecheck`, `initcheck` and `synccheck`. Without a checker it takes some seconds. Results are compared with
-float64, so that it fails too where a checker changes what kernels do.
+references, so that it fails too where a checker changes what kernels do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import tempfile
+from collections.abc import Iterator
 from datetime import timedelta
+from itertools import chain, product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -19,14 +21,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import lamport_rs
 import torch
 import torch.distributed as dist
-from minimax_rows import WEIGHTS, Operation, workspace_for
+from minimax_rows import WEIGHTS, Operation
 from ranks import Rank
-from reference import SENTINEL
+from reductions import ALGORITHMS, NormedReduction, Reduction, comm_size_for
+from reference import DTYPES, SENTINEL
 
 WORLD_SIZE = 2
 PATIENCE = 120
+MOST_BYTES = 3 << 20
 # Tokens, and vectors of a row: for each division of rows between threads that there is, and rows of any width.
 DIVISIONS = [(2, 8), (140, 8), (270, 8), (540, 8), (2, 1025), (270, 768), (2, 2500)]
+# Of a sum: part of a vector, of a warp and of a block; more than all blocks sum in one round.
+SUM_BYTES = [2, 130, 5002, MOST_BYTES - 14]
+# Tokens, and vectors of a row: held in registers or not; more than blocks that run at once.
+ROWS = [(1, 8), (3, 200), (3, 1025), (140, 1000), (140, 1030)]
 
 
 def run_all(rank: int, store: str) -> None:
@@ -37,7 +45,20 @@ def run_all(rank: int, store: str) -> None:
     memory = torch.zeros(1001, dtype=torch.int32, device=me.device)
     lamport_rs.lamport_fill_neg_zero(memory.data_ptr() + 4, 3996)
     assert int((memory == SENTINEL).sum()) == 999
-    workspace = workspace_for(me, 1024, timeout=PATIENCE)
+    workspace = me.workspace(comm_size_for(me, MOST_BYTES), timeout=PATIENCE)
+    count = 0
+    for operation in chain(minimax_operations(me), sums(me), norms(me)):
+        operation(workspace)
+        workspace.synchronize()
+        operation.check(f"rank {rank}")
+        count += 1
+    dist.barrier()
+    workspace.cleanup()
+    print(f"rank {rank}: {count} operations are right", flush=True)
+    dist.destroy_process_group()
+
+
+def minimax_operations(me: Rank) -> Iterator[Operation]:
     for tokens, vectors in DIVISIONS:
         for dtype, weight_dtype in WEIGHTS:
             elements = 16 // dtype.itemsize
@@ -45,14 +66,18 @@ def run_all(rank: int, store: str) -> None:
             for widths in [(vectors * elements,), ((vectors - 1) * elements, 8)]:
                 if any(width % 8 for width in widths):
                     widths = tuple(-(-width // 8) * 8 for width in widths)
-                operation = Operation.random(me, tokens, widths, dtype, weight_dtype)
-                operation(workspace)
-                workspace.synchronize()
-                operation.check(f"rank {rank}")
-    dist.barrier()
-    workspace.cleanup()
-    print(f"rank {rank}: {2 * len(DIVISIONS) * len(WEIGHTS)} operations are right", flush=True)
-    dist.destroy_process_group()
+                yield Operation.random(me, tokens, widths, dtype, weight_dtype)
+
+
+def sums(me: Rank) -> Iterator[Reduction]:
+    for size, dtype, algorithm in product(SUM_BYTES, DTYPES, ALGORITHMS):
+        yield Reduction.random(me, -(-size // dtype.itemsize), algorithm, dtype)
+
+
+def norms(me: Rank) -> Iterator[NormedReduction]:
+    for (tokens, vectors), dtypes, algorithm in product(ROWS, WEIGHTS, ALGORITHMS):
+        hidden = -(-vectors * 16 // dtypes[0].itemsize // 8) * 8
+        yield NormedReduction.random(me, tokens, hidden, algorithm, *dtypes)
 
 
 def main() -> int:

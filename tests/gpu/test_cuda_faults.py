@@ -9,11 +9,33 @@ import torch.distributed as dist
 from lamport_rs import LamportError, LamportTimeoutError
 from minimax_rows import Operation, workspace_for
 from ranks import Failure, Rank
-from worlds import WORLD_SIZES
+from reductions import NormedReduction, Reduction, comm_size_for
+from worlds import GROUP_SIZES, WORLD_SIZES
 
 TIMEOUT = 0.5
 SLACK = 1.5
 """Seconds that a busy machine may take longer."""
+MOST_BYTES = 6 << 20
+
+
+def minimax(me: Rank, tokens: int) -> Operation:
+    return Operation.random(me, tokens, (256, 64))
+
+
+def sum_in_one_shot(me: Rank, elements: int) -> Reduction:
+    return Reduction.random(me, elements, "one_shot")
+
+
+def sum_in_two_shots(me: Rank, elements: int) -> Reduction:
+    return Reduction.random(me, elements, "two_shot")
+
+
+def norm_in_one_shot(me: Rank, tokens: int) -> NormedReduction:
+    return NormedReduction.random(me, tokens, 1024, "one_shot")
+
+
+def norm_in_two_shots(me: Rank, tokens: int) -> NormedReduction:
+    return NormedReduction.random(me, tokens, 1024, "two_shot")
 
 
 def start_anew(me: Rank) -> None:
@@ -23,10 +45,10 @@ def start_anew(me: Rank) -> None:
     operation.check("after a fault")
 
 
-def wait_in_vain(me: Rank, absent: int, tokens: int, way: str) -> tuple[float, tuple[int, ...]] | None:
+def wait_in_vain(me: Rank, absent: int, make, size: int, way: str) -> tuple[float, tuple[int, ...]] | None:
     """Good rounds, then one to which a rank does not come."""
-    workspace = workspace_for(me, tokens, timeout=TIMEOUT)
-    operation, graph = Operation.random(me, tokens, (256, 64)), torch.cuda.CUDAGraph()
+    workspace = me.workspace(comm_size_for(me, MOST_BYTES), timeout=TIMEOUT)
+    operation, graph = make(me, size), torch.cuda.CUDAGraph()
     for _ in range(5):
         operation(workspace)
     torch.cuda.synchronize()
@@ -62,11 +84,18 @@ def wait_in_vain(me: Rank, absent: int, tokens: int, way: str) -> tuple[float, t
 
 
 @pytest.mark.parametrize("way", ["synchronize", "next call", "replay"])
-@pytest.mark.parametrize("tokens", [1, 700, 16384])
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_a_missing_rank_is_named_after_the_timeout_and_a_new_workspace_works(ranks_of, world_size, tokens, way):
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        *[(minimax, tokens) for tokens in (1, 700, 16384)],
+        *[(make, elements) for make in (sum_in_one_shot, sum_in_two_shots) for elements in (3, 3_000_000)],
+        *[(norm_in_one_shot, tokens) for tokens in (1, 2500)],
+    ],
+)
+@pytest.mark.parametrize("world_size", GROUP_SIZES)
+def test_a_missing_rank_is_named_after_the_timeout_and_a_new_workspace_works(ranks_of, world_size, make, size, way):
     absent = world_size - 1
-    outcomes = ranks_of(world_size).run(wait_in_vain, absent, tokens, way)
+    outcomes = ranks_of(world_size).run(wait_in_vain, absent, make, size, way)
     assert outcomes[absent] is None
     for waited, missing in outcomes[:absent]:
         assert missing == (absent,)
@@ -74,11 +103,28 @@ def test_a_missing_rank_is_named_after_the_timeout_and_a_new_workspace_works(ran
         assert TIMEOUT <= waited < TIMEOUT + SLACK
 
 
-def come_late(me: Rank, timeout: float) -> None:
+@pytest.mark.parametrize("way", ["synchronize", "next call", "replay"])
+@pytest.mark.parametrize("tokens", [1, 2500])
+@pytest.mark.parametrize("world_size", GROUP_SIZES)
+def test_a_missing_rank_is_named_by_the_owners_of_rows(ranks_of, world_size, tokens, way):
+    """Who owns a row waits for the missing rank, and the others in turn for the owner, whom they may name instead."""
+    absent = world_size - 1
+    outcomes = ranks_of(world_size).run(wait_in_vain, absent, norm_in_two_shots, tokens, way)
+    assert outcomes[absent] is None
+    for rank, (waited, missing) in enumerate(outcomes[:absent]):
+        assert missing, "nobody is named"
+        assert rank not in missing
+        assert TIMEOUT <= waited < TIMEOUT + SLACK
+    if world_size == 2 or tokens == 1:
+        assert outcomes[0][1] == (absent,), "rank 0 waits for nobody else"
+
+
+def come_late(me: Rank, make, size: int, timeout: float) -> None:
     """Later than a moment, and earlier than the timeout."""
-    workspace = workspace_for(me, 512, timeout=timeout)
+    workspace = me.workspace(comm_size_for(me, MOST_BYTES), timeout=timeout)
     for late in range(me.world_size):
-        operation = Operation.random(me, 300, (256, 64), seed=late)
+        operation = make(me, size)
+        operation.poison()
         torch.cuda.synchronize()
         if me.rank == late:
             time.sleep(0.4)
@@ -88,9 +134,19 @@ def come_late(me: Rank, timeout: float) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, 10])
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_a_late_rank_is_waited_for(ranks_of, world_size, timeout):
-    ranks_of(world_size).run(come_late, timeout)
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (minimax, 300),
+        (sum_in_one_shot, 600_000),
+        (sum_in_two_shots, 600_000),
+        (norm_in_one_shot, 200),
+        (norm_in_two_shots, 200),
+    ],
+)
+@pytest.mark.parametrize("world_size", GROUP_SIZES)
+def test_a_late_rank_is_waited_for(ranks_of, world_size, make, size, timeout):
+    ranks_of(world_size).run(come_late, make, size, timeout)
 
 
 def operate_until_an_error(me: Rank) -> None:

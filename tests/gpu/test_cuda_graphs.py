@@ -2,13 +2,33 @@
 
 import random
 
+import lamport_rs
 import pytest
 import torch
 from minimax_rows import Operation, workspace_for
 from ranks import Rank
-from worlds import WORLD_SIZES
+from reductions import NormedReduction, Reduction, comm_size_for
+from worlds import GROUP_SIZES, WORLD_SIZES
 
 CAPTURED = [(tokens, widths) for tokens in (1, 7, 64, 300, 2048) for widths in ((1536,), (3072, 512))]
+REDUCED = [(8, "auto"), (3001, "one_shot"), (3001, "two_shot"), (260_000, "one_shot"), (524_288, "two_shot")]
+NORMALISED = [(1, 4096, "auto"), (5, 8200, "one_shot"), (5, 8200, "two_shot"), (64, 2048, "two_shot")]
+MOST_BYTES = 1 << 20
+
+
+def minimax_operations(me: Rank) -> list[Operation]:
+    return [Operation.random(me, *shape, seed=seed) for seed, shape in enumerate(CAPTURED)]
+
+
+def reductions(me: Rank) -> list[Reduction | NormedReduction]:
+    return [
+        *(Reduction.random(me, *shape, seed=seed) for seed, shape in enumerate(REDUCED)),
+        *(NormedReduction.random(me, *shape, seed=seed) for seed, shape in enumerate(NORMALISED)),
+    ]
+
+
+def all_operations(me: Rank) -> list[Operation | Reduction | NormedReduction]:
+    return minimax_operations(me)[::2] + reductions(me)
 
 
 def capture(operations, workspace, stream: torch.cuda.Stream | None = None) -> torch.cuda.CUDAGraph:
@@ -19,10 +39,10 @@ def capture(operations, workspace, stream: torch.cuda.Stream | None = None) -> t
     return graph
 
 
-def replay_in_any_order(me: Rank, steps: int) -> None:
+def replay_in_any_order(me: Rank, make_operations, steps: int) -> None:
     """Static inputs get other rows before each step. All ranks roll the same dice."""
-    workspace, side = workspace_for(me, 2048), torch.cuda.Stream()
-    operations = [Operation.random(me, *shape, seed=seed) for seed, shape in enumerate(CAPTURED)]
+    workspace, side = me.workspace(comm_size_for(me, MOST_BYTES)), torch.cuda.Stream()
+    operations = make_operations(me)
     variants, expected = [], []
     for operation in operations:  # Also what warms up.
         own = operation.rows
@@ -61,15 +81,16 @@ def replay_in_any_order(me: Rank, steps: int) -> None:
     assert not wrong, f"{len(wrong)} of {steps} steps gave other bits than eager; the first are {wrong[:10]}"
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_graphs_replayed_between_eager_calls_give_the_same_bits(ranks_of, world_size):
-    ranks_of(world_size).run(replay_in_any_order, 1500)
+@pytest.mark.parametrize("make_operations", [minimax_operations, reductions, all_operations])
+@pytest.mark.parametrize("world_size", GROUP_SIZES)
+def test_graphs_replayed_between_eager_calls_give_the_same_bits(ranks_of, world_size, make_operations):
+    ranks_of(world_size).run(replay_in_any_order, make_operations, 1500)
 
 
 def capture_unused_kernels(me: Rank) -> None:
     """The process has never run an operation: what it needs is loaded while the stream is being captured."""
-    workspace = workspace_for(me, 1024)
-    operations = [
+    workspace = me.workspace(comm_size_for(me, MOST_BYTES))
+    operations = reductions(me) + [
         Operation.random(me, tokens, widths, dtype, seed=seed)
         for seed, (tokens, widths, dtype) in enumerate(
             [
@@ -127,6 +148,39 @@ def replay_a_model(me: Rank) -> None:
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_a_graph_of_a_whole_model_gives_the_bits_of_the_eager_model(ranks_of, world_size):
     ranks_of(world_size).run(replay_a_model)
+
+
+def replay_layers(me: Rank, algorithm: str) -> None:
+    """The layers of a transformer: two sums each, with the norms that follow, in place, and matrices between them."""
+    workspace, layers, hidden = me.workspace(comm_size_for(me, MOST_BYTES)), 40, 2048
+    first = NormedReduction.random(me, 12, hidden, algorithm)
+    weights = [NormedReduction.random(me, 1, hidden, algorithm, seed=layer).weight for layer in range(layers)]
+    settings = {"eps": 1e-6, "weight_bias": 1.0, "algorithm": algorithm}
+
+    def forward() -> torch.Tensor:
+        x, residual = first.rows.clone(), first.residual.clone()
+        for weight in weights:
+            x = lamport_rs.all_reduce(x.tanh(), workspace, algorithm=algorithm) / 2
+            lamport_rs.all_reduce_rms_norm(x, residual, weight, workspace, **settings, out=x, residual_out=residual)
+        return torch.cat([x, residual])
+
+    original, expected = first.rows.clone(), []
+    for factor in (1.0, 0.5, -3.0):
+        first.rows.copy_(original * factor)
+        expected.append(forward())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = forward()
+    for index, factor in [(0, 1.0), (1, 0.5), (2, -3.0), (0, 1.0)] * 10:
+        first.rows.copy_(original * factor)
+        graph.replay()
+        assert torch.equal(result, expected[index]), f"a replay with input {index} gave other bits"
+
+
+@pytest.mark.parametrize("algorithm", ["one_shot", "two_shot"])
+@pytest.mark.parametrize("world_size", GROUP_SIZES)
+def test_a_graph_of_sums_and_norms_gives_the_bits_of_the_eager_layers(ranks_of, world_size, algorithm):
+    ranks_of(world_size).run(replay_layers, algorithm)
 
 
 def fork_and_join(me: Rank) -> None:

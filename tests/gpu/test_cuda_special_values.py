@@ -5,7 +5,9 @@ import torch
 import torch.distributed as dist
 from minimax_rows import WEIGHTS, Operation, workspace_for
 from ranks import Rank
-from worlds import WORLD_SIZES
+from reductions import ALGORITHMS, NormedReduction, comm_size_for_rows, gathered
+from reference import check_same_bits, rounded_sum_with
+from worlds import GROUP_SIZES, WORLD_SIZES
 
 WIDTHS = [(64,), (64, 64), (20_000,)]
 
@@ -78,3 +80,35 @@ def normalise_special_rows(me: Rank, dtype, weight_dtype, widths: tuple[int, ...
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_special_values_give_what_float32_gives(ranks_of, world_size, dtype, weight_dtype, widths):
     ranks_of(world_size).run(normalise_special_rows, dtype, weight_dtype, widths)
+
+
+def normalise_special_sums(me: Rank, dtype, weight_dtype, hidden: int) -> None:
+    """The special rows are summed over the ranks; a residual is added to the ordinary ones."""
+    workspace = me.workspace(comm_size_for_rows(me, 6 * 24, hidden * dtype.itemsize))
+    own = special_rows(me, dtype, hidden)
+    everybodys = gathered(me, own)
+    for algorithm in ALGORITHMS:
+        for eps in (0.0, 1e-6):
+            for repeats in (1, 6):
+                operation = NormedReduction.random(me, 24 * repeats, hidden, algorithm, dtype, weight_dtype, 4)
+                operation.rows, operation.eps = own.repeat(repeats, 1), eps
+                operation.weight = operation.weight.abs() + 0.5
+                operation.residual[1::2] = 0.0
+                operation.poison()
+                operation(workspace)
+                what = f"{operation.describe()}, eps {eps}"
+                rows = rounded_sum_with(operation.residual, [each.repeat(repeats, 1) for each in everybodys])
+                check_same_bits(operation.residual_out, rows, f"residual_out, {what}")
+                scale = torch.rsqrt(rows.float().square().mean(-1, keepdim=True) + eps)
+                expected = (rows.float() * scale * operation.weight.float()).to(dtype)
+                check_alike(operation.out, expected, f"out, {what}")
+        operation = NormedReduction.random(me, 100, hidden, algorithm, dtype, weight_dtype)
+        operation(workspace)
+        operation.check("after special values")
+
+
+@pytest.mark.parametrize("hidden", [64, 20_000])
+@pytest.mark.parametrize(("dtype", "weight_dtype"), WEIGHTS, ids=str)
+@pytest.mark.parametrize("world_size", GROUP_SIZES)
+def test_special_values_in_sums_give_what_float32_gives(ranks_of, world_size, dtype, weight_dtype, hidden):
+    ranks_of(world_size).run(normalise_special_sums, dtype, weight_dtype, hidden)

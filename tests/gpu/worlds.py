@@ -8,6 +8,9 @@ import torch
 WORLD_SIZES = [pytest.param(size, marks=pytest.mark.gpu(size)) for size in (2, 4)]
 """For `parametrize`: the group sizes that there are GPUs for; the others are skipped, with the reason."""
 
+GROUP_SIZES = [pytest.param(size, marks=pytest.mark.gpu(size)) for size in (2, 3, 4)]
+"""Likewise, with one that is no power of two: shards are uneven, and kernels have room for a rank that is not there."""
+
 
 def only_its_own_gpu(rank: int) -> torch.device:
     """Every rank sees one GPU, another one each, and calls it cuda:0."""

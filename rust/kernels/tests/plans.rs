@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use lamport_rs_kernels::group::ControlAddresses;
 use lamport_rs_kernels::parameters::Group;
+use lamport_rs_kernels::plan::all_reduce::{self, AllReduceShape};
 use lamport_rs_kernels::plan::minimax::{MinimaxShape, MinimaxTensors};
-use lamport_rs_kernels::plan::{self, Device, PlanError};
+use lamport_rs_kernels::plan::rms_norm::{self, AllReduceRmsNormShape, AllReduceRmsNormTensors};
+use lamport_rs_kernels::plan::{self, Device, LaunchPlan, PlanError};
 use lamport_rs_kernels::variants::{FILL_THREADS, MinimaxVariant, WARP_THREADS};
 use lamport_rs_kernels::{Dtype, ModuleKey, module};
-use lamport_rs_protocol::geometry::{Geometry, minimax_comm_size};
+use lamport_rs_protocol::algorithm::Algorithm;
+use lamport_rs_protocol::geometry::{Geometry, GeometryError, all_reduce_comm_size, minimax_comm_size};
 
 const H200: Device = Device { compute_capability: (9, 0), multiprocessors: 132 };
 const A100: Device = Device { compute_capability: (8, 0), multiprocessors: 108 };
@@ -183,4 +186,166 @@ fn peers_are_rotated_so_that_each_rank_starts_with_its_successor() {
     assert_eq!(forever.timeout_nanoseconds, 0);
     let at_once = Group::new(&geometry, 0, &[10, 20, 30, 40], control, Some(Duration::ZERO));
     assert_eq!(at_once.timeout_nanoseconds, 1);
+}
+
+const DTYPES: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::BFloat16];
+const NORM_TENSORS: AllReduceRmsNormTensors =
+    AllReduceRmsNormTensors { input: 16, residual: 32, weight: 48, output: 64, residual_output: 80 };
+
+/// Around every boundary of the plans, for any group.
+fn tensor_sizes(world_size: usize) -> Vec<usize> {
+    let around = [16, 512, 2048, 4096, 65_536, 1 << 20, 4 << 20, all_reduce::two_shot_from(world_size)];
+    let around = around.into_iter().flat_map(|bytes| [bytes, bytes * world_size]);
+    around.flat_map(|bytes| [bytes - 2, bytes, bytes + 2, bytes + 16]).chain([2, 100 << 20, 1 << 31]).collect()
+}
+
+/// What holds of every launch whose blocks wait for other ranks' blocks.
+fn check_exchange(launch: LaunchPlan, device: Device, what: &str) {
+    let bounds = launch.module.bounds().expect("the host chooses the size of the launch");
+    assert!(launch.grid >= 1 && launch.block <= bounds.max_threads, "{what}");
+    assert!(launch.block.is_multiple_of(WARP_THREADS), "{what}");
+    // Blocks that wait for a peer's must not wait for room, on either device.
+    let blocks_at_once = device.multiprocessors * (bounds.max_threads * bounds.min_blocks / launch.block);
+    assert!(launch.grid <= blocks_at_once, "{what}");
+    assert_eq!(launch.dependent_launch, device == H200, "{what}");
+    assert!(module(launch.module, device.compute_capability).is_some(), "{what}: no such module");
+}
+
+#[test]
+fn every_sum_has_a_launch_whose_blocks_run_at_once() {
+    for world_size in 2..=16 {
+        for bytes in tensor_sizes(world_size) {
+            let comm_size = all_reduce_comm_size(bytes as i64, world_size as i64).unwrap();
+            let geometry = Geometry::new(world_size as i64, comm_size as i64).unwrap();
+            for (algorithm, dtype) in Algorithm::ALL.into_iter().flat_map(|each| DTYPES.map(|dtype| (each, dtype))) {
+                let shape = AllReduceShape { bytes, dtype, world_size, algorithm };
+                for device in [H200, A100] {
+                    let plan = shape.plan(device).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
+                    let what = format!("{plan:?}");
+                    check_exchange(plan.launch, device, &what);
+                    let ModuleKey::AllReduce(kernel) = plan.launch.module else { panic!("{what}") };
+                    assert_eq!((kernel.algorithm, kernel.dtype), (algorithm, dtype), "{what}");
+                    assert!((world_size..2 * world_size).contains(&(kernel.capacity as usize)), "{what}");
+
+                    let parameters = plan.parameters(&geometry, group(&geometry), 16, 32).unwrap();
+                    assert_eq!((parameters.bytes, parameters.input, parameters.output), (bytes as u64, 16, 32));
+                    let vectors = u64::from(parameters.vectors);
+                    let sums = if algorithm == Algorithm::OneShot { 1 } else { world_size as u64 };
+                    assert!(vectors * sums * 16 >= bytes as u64, "{what}: nobody sums the end");
+                    assert!((vectors - 1) * sums * 16 < bytes as u64, "{what}: a rank sums more than its share");
+                    // No block has nothing to do.
+                    let service = if algorithm == Algorithm::OneShot { WARP_THREADS } else { 0 };
+                    let workers = u64::from(plan.launch.block - service);
+                    assert!(workers > 0 && (u64::from(plan.launch.grid) - 1) * workers < vectors, "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn small_sums_are_spread_over_blocks_with_a_service_warp_of_their_own() {
+    let launch = |algorithm, bytes| {
+        let shape = AllReduceShape { bytes, dtype: Dtype::BFloat16, world_size: 4, algorithm };
+        let launch = shape.plan(H200).unwrap().launch;
+        (launch.grid, launch.block)
+    };
+    // A vector and the service warp; a block of vectors; one more.
+    assert_eq!(launch(Algorithm::OneShot, 2), (1, 64));
+    assert_eq!(launch(Algorithm::OneShot, 128 * 16), (1, 160));
+    assert_eq!(launch(Algorithm::OneShot, 128 * 16 + 2), (2, 160));
+    // Two-shot has none: its threads share that work.
+    assert_eq!(launch(Algorithm::TwoShot, 2), (1, 32));
+    assert_eq!(launch(Algorithm::TwoShot, 4 * 128 * 16), (1, 128));
+    assert_eq!(launch(Algorithm::TwoShot, 4 * 128 * 16 + 2), (2, 128));
+}
+
+#[test]
+fn every_norm_has_a_launch_whose_blocks_run_at_once() {
+    for world_size in 2..=16 {
+        for (tokens, hidden) in [1, 2, 7, 132, 133, 1057, 5000]
+            .into_iter()
+            .flat_map(|tokens| [8, 16, 248, 1024, 4096, 4104, 8192, 8200, 16_384].map(|hidden| (tokens, hidden)))
+        {
+            for (algorithm, dtype) in Algorithm::ALL.into_iter().flat_map(|each| DTYPES.map(|dtype| (each, dtype))) {
+                for (weight, device) in [(dtype, H200), (Dtype::Float32, A100)] {
+                    check_norm(AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm }, device);
+                }
+            }
+        }
+    }
+}
+
+fn check_norm(shape: AllReduceRmsNormShape, device: Device) {
+    let AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm } = shape;
+    let plan = shape.plan(device).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
+    let what = format!("{plan:?}");
+    check_exchange(plan.launch, device, &what);
+    assert!(plan.launch.grid as usize <= tokens, "{what}: a block without a row");
+    let ModuleKey::AllReduceRmsNorm(kernel) = plan.launch.module else { panic!("{what}") };
+    assert_eq!((kernel.algorithm, kernel.dtype), (algorithm, dtype), "{what}");
+    assert!(kernel.capacity as usize >= world_size, "{what}");
+    // A thread of a held row has one vector; a row of more vectors than threads is not held.
+    let row_bytes = hidden * dtype.size();
+    assert_eq!(kernel.held, row_bytes / 16 <= plan.launch.block as usize, "{what}");
+
+    let message = algorithm.message_bytes(tokens, row_bytes, world_size);
+    let slots = |comm_size: usize| Geometry::new(world_size as i64, comm_size as i64).unwrap();
+    let parameters = |geometry: Geometry| plan.parameters(&geometry, group(&geometry), NORM_TENSORS, 1e-6, 1.0);
+    let found = parameters(slots(world_size * message)).unwrap();
+    assert_eq!((found.tokens as usize, found.row_vectors as usize * 16), (tokens, row_bytes), "{what}");
+    assert_eq!(found.region_bytes as usize, message, "{what}");
+    assert_eq!(found.norm.has_float32_weight, u32::from(dtype != weight), "{what}");
+    assert_eq!((found.norm.weight_bias, found.norm.inverse_count), (1.0, 1.0 / hidden as f32), "{what}");
+    let refused = parameters(slots(world_size * message - 16)).unwrap_err();
+    assert!(matches!(refused, GeometryError::MessageTooLarge { needed, .. } if needed == world_size * message));
+}
+
+#[test]
+fn sums_that_do_not_fit_into_the_slots_are_refused_with_the_size_that_does() {
+    for algorithm in Algorithm::ALL {
+        for (world_size, bytes) in [(2, 2), (2, 1 << 20), (3, 1000), (4, 4098), (16, 1 << 20)] {
+            let needed = world_size * algorithm.tensor_message_bytes(bytes, world_size);
+            let plan = AllReduceShape { bytes, dtype: Dtype::Float16, world_size, algorithm }.plan(H200).unwrap();
+            let geometry = |comm_size: usize| Geometry::new(world_size as i64, comm_size as i64).unwrap();
+            let exact = geometry(needed);
+            assert_eq!(
+                plan.parameters(&exact, group(&exact), 16, 32).unwrap().region_bytes as usize * world_size,
+                needed
+            );
+            let small = geometry(needed - 16);
+            let refused = plan.parameters(&small, group(&small), 16, 32).unwrap_err();
+            assert_eq!(refused, GeometryError::MessageTooLarge { needed, comm_size: needed - 16 });
+        }
+    }
+}
+
+#[test]
+fn sums_and_norms_without_a_launch_say_why() {
+    let shape = AllReduceShape { bytes: 0, dtype: Dtype::Float16, world_size: 2, algorithm: Algorithm::OneShot };
+    assert!(matches!(shape.plan(H200), Err(PlanError::Bytes { bytes: 0, .. })));
+    let shape = AllReduceShape { bytes: (1 << 31) + 2, ..shape };
+    assert!(matches!(shape.plan(H200), Err(PlanError::Bytes { .. })));
+
+    let (dtype, weight) = (Dtype::BFloat16, Dtype::BFloat16);
+    let shape =
+        AllReduceRmsNormShape { tokens: 1, hidden: 12, dtype, weight, world_size: 2, algorithm: Algorithm::TwoShot };
+    assert_eq!(shape.plan(H200).unwrap_err(), PlanError::Width { width: 12, dtype: "bfloat16" });
+    let shape = AllReduceRmsNormShape { hidden: 16, tokens: 0, ..shape };
+    assert!(matches!(shape.plan(H200), Err(PlanError::Bytes { bytes: 0, .. })));
+    let shape = AllReduceRmsNormShape { tokens: 1, weight: Dtype::Float16, ..shape };
+    assert!(matches!(shape.plan(H200), Err(PlanError::Weight { .. })));
+}
+
+#[test]
+fn the_more_ranks_the_earlier_two_shot_is_faster() {
+    for world_size in 3..16 {
+        assert!(
+            all_reduce::two_shot_from(world_size + 1) < all_reduce::two_shot_from(world_size),
+            "{world_size} ranks"
+        );
+        assert_eq!(rms_norm::two_shot_from(world_size), all_reduce::two_shot_from(world_size));
+    }
+    // Two ranks would wait for each other row by row, and push no less.
+    assert_eq!(rms_norm::two_shot_from(2), usize::MAX);
 }

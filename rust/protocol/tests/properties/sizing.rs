@@ -1,8 +1,10 @@
 //! How large a slot must be for a job.
 
+use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::geometry::{
     ALLOCATION_GRANULARITY, Geometry, GeometryError, all_reduce_comm_size, minimax_comm_size,
 };
+use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 use proptest::prelude::*;
 
 use crate::geometry::world_sizes;
@@ -17,14 +19,47 @@ fn is_smallest_for(comm_size: usize, world_size: usize, message: usize) -> bool 
     comm_size.is_multiple_of(ALLOCATION_GRANULARITY) && holds(comm_size) && !holds(comm_size - ALLOCATION_GRANULARITY)
 }
 
+/// Whether slots of `comm_size` bytes hold what `algorithm` sends of a tensor of `bytes` bytes.
+fn holds(comm_size: usize, world_size: usize, algorithm: Algorithm, bytes: usize) -> bool {
+    Geometry::new(world_size as i64, comm_size as i64)
+        .is_ok_and(|geometry| geometry.region_bytes(algorithm.tensor_message_bytes(bytes, world_size)).is_ok())
+}
+
+/// From one byte to many vectors.
+fn tensor_sizes() -> impl Strategy<Value = usize> {
+    prop_oneof![1_usize..1000, 1_usize..100_000_000]
+}
+
 proptest! {
     #[test]
-    fn an_all_reduce_workspace_is_the_smallest_that_holds_the_message(
+    fn an_all_reduce_workspace_is_the_smallest_that_holds_the_tensor_with_any_algorithm(
         world_size in world_sizes(),
-        max_bytes in prop_oneof![1_usize..100, 1_usize..100_000_000],
+        max_bytes in tensor_sizes(),
     ) {
         let comm_size = all_reduce_comm_size(max_bytes as i64, world_size as i64).unwrap();
-        prop_assert!(is_smallest_for(comm_size, world_size, max_bytes), "{}", comm_size);
+        let all_hold = |comm_size| Algorithm::ALL.iter().all(|&each| holds(comm_size, world_size, each, max_bytes));
+        prop_assert!(all_hold(comm_size), "{} does not do", comm_size);
+        prop_assert!(!all_hold(comm_size - VECTOR_BYTES), "less than {} does", comm_size);
+    }
+
+    #[test]
+    fn an_all_reduce_workspace_holds_smaller_tensors_too(
+        world_size in world_sizes(),
+        (max_bytes, bytes) in tensor_sizes().prop_flat_map(|most| (Just(most), 1..=most)),
+    ) {
+        let comm_size = all_reduce_comm_size(max_bytes as i64, world_size as i64).unwrap();
+        for algorithm in Algorithm::ALL {
+            prop_assert!(holds(comm_size, world_size, algorithm, bytes), "{:?} of {} bytes", algorithm, bytes);
+        }
+    }
+
+    #[test]
+    fn one_shot_takes_a_tensor_per_rank_and_two_shot_about_two(world_size in world_sizes(), bytes in tensor_sizes()) {
+        let slot = |algorithm: Algorithm| world_size * algorithm.tensor_message_bytes(bytes, world_size);
+        let tensor = bytes.next_multiple_of(VECTOR_BYTES);
+        prop_assert_eq!(slot(Algorithm::OneShot), world_size * tensor);
+        let uneven = slot(Algorithm::TwoShot).checked_sub(2 * tensor);
+        prop_assert!(uneven.is_some_and(|extra| extra <= 2 * (world_size - 1) * VECTOR_BYTES), "{:?}", uneven);
     }
 
     /// Q and K are whole vectors each: four tokens share one.
@@ -68,6 +103,29 @@ fn minimax_sizes_round_up_to_whole_allocation_blocks() {
     assert_eq!(fused(16_384, 16), Ok(2 * MIB));
     assert_eq!(fused(65_536, 16), Ok(8 * MIB));
     assert_eq!(fused(65_537, 16), Ok(10 * MIB));
+}
+
+#[test]
+fn an_all_reduce_workspace_holds_every_size_up_to_the_maximum() {
+    for world_size in 2..=16 {
+        for max_bytes in 1..=500 {
+            let comm_size = all_reduce_comm_size(max_bytes, world_size).unwrap();
+            for (bytes, algorithm) in
+                (1..=max_bytes as usize).flat_map(|bytes| Algorithm::ALL.map(|each| (bytes, each)))
+            {
+                assert!(holds(comm_size, world_size as usize, algorithm, bytes), "{algorithm:?} of {bytes} bytes");
+            }
+        }
+    }
+}
+
+#[test]
+fn all_reduce_sizes_are_those_of_one_shot_but_for_tiny_tensors() {
+    for (max_bytes, world_size, expected) in
+        [(1, 2, 64), (17, 2, 64), (33, 2, 128), (1, 4, 128), (32, 4, 128), (33, 4, 192), (1 << 20, 8, 8 << 20)]
+    {
+        assert_eq!(all_reduce_comm_size(max_bytes, world_size), Ok(expected), "{max_bytes} bytes, {world_size} ranks");
+    }
 }
 
 #[test]
