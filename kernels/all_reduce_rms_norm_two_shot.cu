@@ -67,7 +67,7 @@ __device__ __forceinline__ void all_reduce_rms_norm_two_shot(const AllReduceRmsN
             } else {
                 rows.load_weights(column);
                 if (rows.has(column)) {
-                    routes.await_one(owner, result, row);
+                    routes.await_result(owner, result, row);
                 }
             }
             rows.take(column, row);

@@ -8,6 +8,53 @@
 
 namespace lamport {
 
+// What a thread contributes in a round: vector `at` of every shard. Loading and pushing are two steps, so that what the
+// push needs beside can be loaded at the same time.
+template <uint32 capacity>
+class Contributions {
+public:
+    __device__ __forceinline__ Contributions(const AllReduceParameters& parameters, const TensorVectors& input)
+        : group_(parameters.group), input_(input), shard_(parameters.vectors) {}
+
+    // The place of vector `at` of a rank's shard in the tensor; that of no vector if it is beyond the shard.
+    __device__ __forceinline__ uint32 place(uint32 rank, uint32 at) const {
+        return at < shard_ ? rank * shard_ + at : ~0u;
+    }
+
+    __device__ __forceinline__ void load(uint32 at) {
+#pragma unroll
+        for (uint32 i = 0; i < capacity - 1; ++i) {
+            const uint32 index = i + 1 < group_.world_size ? place(successor(group_, i), at) : ~0u;
+            peers_[i] = input_.load_whole(index, input_.address(index));
+        }
+        const uint32 index = place(group_.rank, at);
+        own_ = input_.load_whole(index, input_.address(index));
+    }
+
+    // Pushes those to the peers' shards, and returns the one to the own.
+    __device__ __forceinline__ Vector push(uint32 at, uint64 offset, const VectorRoutes<capacity>& routes) {
+#pragma unroll
+        for (uint32 i = 0; i < capacity - 1; ++i) {
+            if (at < shard_ && i + 1 < group_.world_size) {
+                const uint32 index = place(successor(group_, i), at);
+                input_.add_tail(index, input_.address(index), peers_[i]);
+                routes.push(i, offset, scrub(peers_[i]));
+            }
+        }
+        const uint32 index = place(group_.rank, at);
+        input_.add_tail(index, input_.address(index), own_);
+        return scrub(own_);
+    }
+
+private:
+    const Group& group_;
+    const TensorVectors& input_;
+    uint32 shard_;
+    // In the order of Group::peers.
+    Vector peers_[capacity - 1];
+    Vector own_;
+};
+
 // A thread has vector `at` of every shard; large tensors take several rounds. Region r has two halves: rank r's
 // contributions to the own shard, and rank r's sums.
 template <class Value, uint32 capacity>
@@ -29,52 +76,29 @@ __device__ __forceinline__ void all_reduce_two_shot(const AllReduceParameters& p
     }
     ptx::wait_for_prior_grids();
 
-    uint64 offset = 0;
-    bool first_round = true;
-    Control control;
+    // All loads before the first use of any.
+    Contributions<capacity> contributions(parameters, input);
+    contributions.load(at);
+    const Control control = control_reader.read();
+    uint64 offset = control.slot_offset;
+    Vector own = contributions.push(at, offset, routes);
+    ptx::launch_dependents();
+    finish_control(group, control, parameters.region_bytes);
     while (true) {
         const bool active = at < shard;
-        // Of the peers' shards, in the order of Group::peers, and of the own one.
-        Vector contributions[capacity - 1];
-        uint32 indices[capacity - 1];
-#pragma unroll
-        for (uint32 i = 0; i < capacity - 1; ++i) {
-            const bool exists = active && i + 1 < group.world_size;
-            indices[i] = exists ? successor(group, i) * shard + at : ~0u;
-            contributions[i] = input.load_whole(indices[i], input.address(indices[i]));
-        }
-        const uint32 own_index = active ? group.rank * shard + at : ~0u;
-        Vector own = input.load_whole(own_index, input.address(own_index));
-        if (first_round) {
-            control = control_reader.read();
-            offset = control.slot_offset;
-        }
-#pragma unroll
-        for (uint32 i = 0; i < capacity - 1; ++i) {
-            input.add_tail(indices[i], input.address(indices[i]), contributions[i]);
-            if (active && i + 1 < group.world_size) {
-                routes.push(i, offset, scrub(contributions[i]));
-            }
-        }
-        input.add_tail(own_index, input.address(own_index), own);
-        if (first_round) {
-            ptx::launch_dependents();
-            finish_control(group, control, parameters.region_bytes);
-            first_round = false;
-        }
         RankVectors<capacity> vectors;
-        const bool complete = routes.await_all(offset, scrub(own), active, vectors);
+        const bool complete = routes.await_all(offset, own, active, vectors);
         const Vector sum = rounded_sum<Value>(vectors, group.world_size);
         // A sum of what did not come must not travel.
         if (active && complete) {
             routes.push_to_all(offset + to_sums, sum);
         }
-        output.store(own_index, sum);
+        output.store(contributions.place(group.rank, at), sum);
         routes.await_all(offset + to_sums, sum, active, vectors);
 #pragma unroll
         for (uint32 rank = 0; rank < capacity; ++rank) {
-            if (active && rank < group.world_size && rank != group.rank) {
-                output.store(rank * shard + at, vectors.of[rank]);
+            if (rank < group.world_size && rank != group.rank) {
+                output.store(contributions.place(rank, at), vectors.of[rank]);
             }
         }
         at += threads;
@@ -82,6 +106,8 @@ __device__ __forceinline__ void all_reduce_two_shot(const AllReduceParameters& p
             break;
         }
         offset += uint64{threads} * VECTOR_BYTES;
+        contributions.load(at);
+        own = contributions.push(at, offset, routes);
     }
 }
 

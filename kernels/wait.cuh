@@ -14,6 +14,9 @@ namespace lamport {
 // each operation was late for the next.)
 class Patience {
 public:
+    // `timeout_nanoseconds`: how long to wait in all; 0: for ever.
+    __device__ __forceinline__ explicit Patience(uint64 timeout_nanoseconds) : timeout_(timeout_nanoseconds) {}
+
     // Polls before the next look. A poll takes about 0.5 us, so the first look comes after some 0.5 ms: an operation
     // whose peers are on time never gets there.
     __device__ __forceinline__ uint32 polls() const { return polls_; }
@@ -28,7 +31,7 @@ public:
         if (ptx::load_device(group.fault) != 0) {
             return true;
         }
-        if (group.timeout_nanoseconds == 0) {
+        if (timeout_ == 0) {
             return false;
         }
         const uint64 now = ptx::nanoseconds();
@@ -36,7 +39,7 @@ public:
             // The wait began some 0.5 ms ago: part of the timeout's error. The other is the time between looks.
             start_ = now;
         }
-        if (now - start_ < group.timeout_nanoseconds) {
+        if (now - start_ < timeout_) {
             return false;
         }
         ptx::set_bits_system(group.report, missing);
@@ -48,6 +51,7 @@ private:
     // Some 20 ms.
     static constexpr uint32 MAX_POLLS = 1 << 15;
 
+    uint64 timeout_;
     uint32 polls_ = 1 << 10;
     uint64 start_ = 0;
 };
@@ -56,8 +60,8 @@ private:
 // something is missing. Returns false if they did not come, and the fault is reported. Lanes may call it in any number
 // and return at different times: reconverge before the next warp-wide operation.
 template <class Round>
-__device__ __forceinline__ bool await(const Group& group, Round round) {
-    Patience patience;
+__device__ __forceinline__ bool await(const Group& group, Round round, uint64 timeout_nanoseconds) {
+    Patience patience(timeout_nanoseconds);
     while (true) {
         uint32 missing = round();
         for (uint32 polls = 1; missing != 0 && polls < patience.polls(); ++polls) {
@@ -70,6 +74,18 @@ __device__ __forceinline__ bool await(const Group& group, Round round) {
             return false;
         }
     }
+}
+
+template <class Round>
+__device__ __forceinline__ bool await(const Group& group, Round round) {
+    return await(group, round, group.timeout_nanoseconds);
+}
+
+// For what a rank sends only once it has heard of others itself: half as long again, so that who waits for the absent
+// rank itself is the first to give up, and names it.
+template <class Round>
+__device__ __forceinline__ bool await_second_hand(const Group& group, Round round) {
+    return await(group, round, group.timeout_nanoseconds + group.timeout_nanoseconds / 2);
 }
 
 }  // namespace lamport
