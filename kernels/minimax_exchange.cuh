@@ -59,8 +59,7 @@ public:
           row_(threadIdx.x % Shared::ROWS),
           peer_(peer_in_rank_order(parameters.group, threadIdx.x / Shared::ROWS)),
           inverse_count_(keep(place.matrix.inverse_count)),
-          exchanges_(peer_ < world_size_ && first_token + row_ / matrices < parameters.tokens),
-          control_reader_(parameters.group) {
+          exchanges_(peer_ < world_size_ && first_token + row_ / matrices < parameters.tokens) {
         shared.pad(parameters);
         if (exchanges_) {
             const uint32 offset = (first_token * matrices + row_) * sizeof(float);
@@ -74,7 +73,8 @@ public:
 
     // The service warp calls it, after the wait. All lanes read alike, which takes no branch.
     __device__ __forceinline__ void read_control() {
-        const Control control = control_reader_.read();
+        // Not made before the wait: it would take registers from the rows, and the rows take longer.
+        const Control control = ControlReader(parameters_.group).read();
         if (is_last_thread()) {
             shared_.control = control;
         }
@@ -161,7 +161,6 @@ private:
     uint32 peer_;
     float inverse_count_;
     bool exchanges_;
-    ControlReader control_reader_;
 };
 
 }  // namespace lamport
