@@ -86,7 +86,7 @@ public:
     // Awaits the vector of rank `source`, which it sends once it has the others'.
     __device__ __forceinline__ bool await_result(uint32 source, uint64 offset, Vector& vector) const {
         const Address address = arrival_ + offset + uint64{source} * region_bytes_;
-        return await_second_hand(group_, [&] {
+        return await<Awaited::second_hand>(group_, [&] {
             vector = ptx::load_system_vector(address);
             return has_arrived(vector) ? 0 : 1u << source;
         });

@@ -7,16 +7,19 @@
 
 namespace lamport {
 
+// What is awaited: data that a rank sends in any case, or data that it sends once it has heard of the others itself.
+// Second-hand data is awaited half as long again, so that whoever waits for an absent rank itself is the first to give
+// up, and names it.
+enum class Awaited { first_hand, second_hand };
+
 // Decides when waiting has been long enough. One per thread that polls.
 //
 // Looks become rarer: whatever a look costs, threads that all wait long cannot spend their time on it, and then be late
 // themselves. (Looks every 0.1 ms at a word of host memory did that: once a group had waited that long for a late peer,
 // each operation was late for the next.)
+template <Awaited awaited>
 class Patience {
 public:
-    // `timeout_nanoseconds`: how long to wait in all; 0: for ever.
-    __device__ __forceinline__ explicit Patience(uint64 timeout_nanoseconds) : timeout_(timeout_nanoseconds) {}
-
     // Polls before the next look. A poll takes about 0.5 us, so the first look comes after some 0.5 ms: an operation
     // whose peers are on time never gets there.
     __device__ __forceinline__ uint32 polls() const { return polls_; }
@@ -31,7 +34,9 @@ public:
         if (ptx::load_device(group.fault) != 0) {
             return true;
         }
-        if (timeout_ == 0) {
+        // Computed here, not kept: threads that wait hold their rows in registers.
+        const uint64 timeout = group.timeout_nanoseconds;
+        if (timeout == 0) {
             return false;
         }
         const uint64 now = ptx::nanoseconds();
@@ -39,7 +44,7 @@ public:
             // The wait began some 0.5 ms ago: part of the timeout's error. The other is the time between looks.
             start_ = now;
         }
-        if (now - start_ < timeout_) {
+        if (now - start_ < (awaited == Awaited::first_hand ? timeout : timeout + timeout / 2)) {
             return false;
         }
         ptx::set_bits_system(group.report, missing);
@@ -51,7 +56,6 @@ private:
     // Some 20 ms.
     static constexpr uint32 MAX_POLLS = 1 << 15;
 
-    uint64 timeout_;
     uint32 polls_ = 1 << 10;
     uint64 start_ = 0;
 };
@@ -59,9 +63,9 @@ private:
 // Calls `round` until it returns 0: it looks at all that is awaited, and returns the ranks (a bit mask) of which
 // something is missing. Returns false if they did not come, and the fault is reported. Lanes may call it in any number
 // and return at different times: reconverge before the next warp-wide operation.
-template <class Round>
-__device__ __forceinline__ bool await(const Group& group, Round round, uint64 timeout_nanoseconds) {
-    Patience patience(timeout_nanoseconds);
+template <Awaited awaited = Awaited::first_hand, class Round>
+__device__ __forceinline__ bool await(const Group& group, Round round) {
+    Patience<awaited> patience;
     while (true) {
         uint32 missing = round();
         for (uint32 polls = 1; missing != 0 && polls < patience.polls(); ++polls) {
@@ -74,18 +78,6 @@ __device__ __forceinline__ bool await(const Group& group, Round round, uint64 ti
             return false;
         }
     }
-}
-
-template <class Round>
-__device__ __forceinline__ bool await(const Group& group, Round round) {
-    return await(group, round, group.timeout_nanoseconds);
-}
-
-// For what a rank sends only once it has heard of others itself: half as long again, so that who waits for the absent
-// rank itself is the first to give up, and names it.
-template <class Round>
-__device__ __forceinline__ bool await_second_hand(const Group& group, Round round) {
-    return await(group, round, group.timeout_nanoseconds + group.timeout_nanoseconds / 2);
 }
 
 }  // namespace lamport
