@@ -94,7 +94,7 @@ __device__ __forceinline__ void all_reduce_two_shot(const AllReduceParameters& p
             routes.push_to_all(offset + to_sums, sum);
         }
         output.store(contributions.place(group.rank, at), sum);
-        routes.await_all(offset + to_sums, sum, active, vectors);
+        routes.template await_all<Awaited::second_hand>(offset + to_sums, sum, active, vectors);
 #pragma unroll
         for (uint32 rank = 0; rank < capacity; ++rank) {
             if (rank < group.world_size && rank != group.rank) {

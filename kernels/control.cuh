@@ -75,16 +75,26 @@ __device__ __forceinline__ uint32 arrive(const Group& group) {
 // Whether all other blocks had arrived before. The counter is 0 again then.
 __device__ __forceinline__ bool is_last(uint32 arrival) { return arrival == gridDim.x - 1; }
 
-// A whole warp of the last block moves on to the next slot. `region_bytes` is this operation's.
-__device__ __forceinline__ void rotate(const Group& group, const Control& control, uint32 region_bytes) {
-    static_assert(CONTROL_COPIES == WARP_THREADS, "each lane writes a copy");
-    const uint32 lane = threadIdx.x % WARP_THREADS;
+// `threads` threads of the last block, of which this is number `thread`, move on to the next slot. `region_bytes` is this
+// operation's.
+__device__ __forceinline__ void rotate(const Group& group, const Control& control, uint32 region_bytes, uint32 thread,
+                                       uint32 threads) {
     const uint32 next = control.slot == SLOTS - 1 ? 0 : control.slot + 1;
-    ptx::store_device(group.control_copies + lane * CONTROL_COPY_BYTES, next, region_bytes / VECTOR_BYTES);
-    if (lane == 0) {
+#pragma unroll 1
+    for (uint32 copy = thread; copy < CONTROL_COPIES; copy += threads) {
+        ptx::store_device(group.control_copies + copy * CONTROL_COPY_BYTES, next, region_bytes / VECTOR_BYTES);
+    }
+    if (thread == 0) {
         ptx::store_device(group.counters + SLOT_INDEX * sizeof(uint32), next);
         ptx::store_device_long(group.extents + CLEAR_EXTENT * sizeof(uint64), uint64{group.world_size} * region_bytes);
     }
+}
+
+// Waits until the control words are in registers: a warp whose load is still on its way must not count as one that has
+// read. A warp that pushes has used them; others may not have.
+__device__ __forceinline__ void have_been_read(const Control& control) {
+    // Volatile, and so ahead of the barrier; what it does with the values does not matter, but that it needs them.
+    ptx::use(control.slot, control.previous_region);
 }
 
 // What goes with every operation: clears, arrives and rotates. There are two ways to do it.
@@ -94,6 +104,7 @@ __device__ __forceinline__ void rotate(const Group& group, const Control& contro
 __device__ __forceinline__ void control_is_used() { ptx::arrive_at_barrier(SERVICE_BARRIER, blockDim.x); }
 
 __device__ __forceinline__ void serve(const Group& group, const Control& control, uint32 region_bytes) {
+    have_been_read(control);
     ptx::wait_at_barrier(SERVICE_BARRIER, blockDim.x);
     const uint32 lane = threadIdx.x % WARP_THREADS;
     uint32 arrival = 0;
@@ -102,13 +113,14 @@ __device__ __forceinline__ void serve(const Group& group, const Control& control
     }
     clear_previous_slot(group, control, blockIdx.x * WARP_THREADS + lane, gridDim.x * WARP_THREADS);
     if (is_last(__shfl_sync(0xffffffffu, arrival, 0))) {
-        rotate(group, control, region_bytes);
+        rotate(group, control, region_bytes, lane, WARP_THREADS);
     }
 }
 
 // For kernels where all threads share it: they call this after their first push. It makes the first warp wait, but not
 // for longer than data travels.
 __device__ __forceinline__ void finish_control(const Group& group, const Control& control, uint32 region_bytes) {
+    have_been_read(control);
     __syncthreads();
     uint32 arrival = 0;
     if (threadIdx.x == 0) {
@@ -116,7 +128,7 @@ __device__ __forceinline__ void finish_control(const Group& group, const Control
     }
     clear_previous_slot(group, control, blockIdx.x * blockDim.x + threadIdx.x, gridDim.x * blockDim.x);
     if (threadIdx.x / WARP_THREADS == 0 && is_last(__shfl_sync(0xffffffffu, arrival, 0))) {
-        rotate(group, control, region_bytes);
+        rotate(group, control, region_bytes, threadIdx.x, WARP_THREADS);
     }
 }
 

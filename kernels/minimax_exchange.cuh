@@ -142,15 +142,16 @@ private:
         ptx::launch_dependents();
         const Group& group = parameters_.group;
         // Read where it is used: the rows have most registers.
-        const Control& control = shared_.control;
+        const Control control = shared_.control;
         uint32 arrival = 0;
         if (is_last_thread()) {
             arrival = arrive(group);
         }
         const uint32 threads = blockDim.x - exchanging;
         clear_previous_slot(group, control, blockIdx.x * threads + threadIdx.x - exchanging, gridDim.x * threads);
-        if (in_service_warp() && is_last(__shfl_sync(0xffffffffu, arrival, WARP_THREADS - 1))) {
-            rotate(group, control, parameters_.region_bytes);
+        // One thread, not its warp: the others, which hold rows, then need not remember the arrival.
+        if (is_last_thread() && is_last(arrival)) {
+            rotate(group, control, parameters_.region_bytes, 0, 1);
         }
     }
 

@@ -60,6 +60,7 @@ public:
 
     // Awaits a vector of each peer, if `active`. The own entry is `own`, entries of ranks that do not exist are 0.
     // Returns false if a rank did not come: see `await`.
+    template <Awaited awaited = Awaited::first_hand>
     __device__ __forceinline__ bool await_all(uint64 offset, const Vector& own, bool active,
                                               RankVectors<capacity>& vectors) const {
 #pragma unroll
@@ -67,7 +68,7 @@ public:
             vectors.of[rank] = rank == group_.rank ? own : Vector{{0, 0, 0, 0}};
         }
         const Address first = arrival_ + offset;
-        return await(group_, [&] {
+        return await<awaited>(group_, [&] {
             // All loads before the first comparison, so that they are in flight together.
 #pragma unroll
             for (uint32 rank = 0; rank < capacity; ++rank) {

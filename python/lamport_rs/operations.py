@@ -55,7 +55,8 @@ def all_reduce(
         out: Where the sum goes: shape and dtype of `input`, contiguous; may be `input`. None to allocate it.
         algorithm: See `Algorithm`; the same on every rank.
         fallback: A process group of the same ranks that sums tensors which are too large for the workspace. Its sums
-            are its own: in another order perhaps, and rounded at every step. None to raise instead.
+            are its own: in another order perhaps, and rounded at every step. None to raise instead. With a fallback
+            torch.compile breaks its graph here, whichever sums.
 
     Returns:
         `out`: the sum in float32 and in rank order, rounded once to `input`'s dtype; the same bits on every rank.
@@ -108,7 +109,7 @@ def all_reduce_rms_norm(
         out: Where the normalised rows go, like `input`; may be `input`. None to allocate it.
         residual_out: Where the sum goes, like `input`; may be `residual`. None to allocate it.
         algorithm: See `Algorithm`; the same on every rank. With `"two_shot"` each rank sums whole rows, every
-            `world_size`-th.
+            `world_size`-th, and a slot must hold `2 * world_size` rows for every `world_size` of them or less.
 
     Returns:
         `(out, residual_out)`; the same bits on every rank.

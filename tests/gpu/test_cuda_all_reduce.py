@@ -19,7 +19,7 @@ MULTIPROCESSORS = 132
 def boundaries(world_size: int) -> list[int]:
     """Bytes at which the plans of `rust/kernels/src/plan/all_reduce.rs` change."""
     warp, block = 32 * VECTOR_BYTES, 128 * VECTOR_BYTES
-    two_shot_from = 4 * MIB if world_size == 2 else 280_000 * world_size // ((world_size - 1) * (world_size - 2))
+    two_shot_from = 4 * MIB if world_size == 2 else 400_000 * world_size // ((world_size - 1) * (world_size - 2))
     # Of two-shot, small blocks become large ones.
     larger_blocks = world_size * MIB
     # What all blocks that run at once sum in one round.

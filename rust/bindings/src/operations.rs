@@ -16,7 +16,7 @@ use crate::backend::AnyWorkspace;
 use crate::errors::{LamportError, interruptible, to_python};
 use crate::registry;
 use crate::stream;
-use crate::tensor::{extract, extract_input};
+use crate::tensor::extract;
 use crate::workspace::Workspace;
 
 /// The name that leaves the choice of the algorithm to the library.
@@ -32,7 +32,7 @@ pub fn all_reduce(
 ) -> PyResult<()> {
     let found = find_workspace(workspace)?;
     let algorithm = find_algorithm(algorithm)?;
-    let operands = AllReduce { input: extract_input(input, "input")?, output: extract(out, "out")?, algorithm };
+    let operands = AllReduce { input: extract(input, "input")?, output: extract(out, "out")?, algorithm };
     // SAFETY: the arguments hold references to the tensors until this function returns, and torch frees tensors in the
     // order of the stream they are used on.
     unsafe {
@@ -61,9 +61,9 @@ pub fn all_reduce_rms_norm(
 ) -> PyResult<()> {
     let found = find_workspace(workspace)?;
     let operands = AllReduceRmsNorm {
-        input: extract_input(input, "input")?,
-        residual: extract_input(residual, "residual")?,
-        weight: extract_input(weight, "weight")?,
+        input: extract(input, "input")?,
+        residual: extract(residual, "residual")?,
+        weight: extract(weight, "weight")?,
         epsilon: eps,
         weight_bias,
         algorithm: find_algorithm(algorithm)?,
@@ -96,8 +96,8 @@ pub fn minimax_rms(
     let found = find_workspace(workspace)?;
     check_member(&found, rank, world_size)?;
     let norm = Norm {
-        input: extract_input(input, "input")?,
-        weight: extract_input(norm_weight, "norm_weight")?,
+        input: extract(input, "input")?,
+        weight: extract(norm_weight, "norm_weight")?,
         output: extract(out, "out")?,
     };
     run_minimax(workspace.py(), &found, &MinimaxRms::one(norm, eps))
@@ -121,9 +121,9 @@ pub fn minimax_rms_qk(
 ) -> PyResult<()> {
     let found = find_workspace(workspace)?;
     check_member(&found, rank, world_size)?;
-    let weights = [extract_input(norm_weight_q, "norm_weight_q")?, extract_input(norm_weight_k, "norm_weight_k")?];
+    let weights = [extract(norm_weight_q, "norm_weight_q")?, extract(norm_weight_k, "norm_weight_k")?];
     let outputs = [extract(q_out, "q_out")?, extract(k_out, "k_out")?];
-    let operands = MinimaxRms::packed(extract_input(qkv, "qkv")?, [q_size, kv_size], weights, outputs, eps)
+    let operands = MinimaxRms::packed(extract(qkv, "qkv")?, [q_size, kv_size], weights, outputs, eps)
         .map_err(|error| to_python(workspace.py(), error))?;
     run_minimax(workspace.py(), &found, &operands)
 }

@@ -13,7 +13,14 @@ use crate::exchange_api::ExchangeApi;
 pub fn extract(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
     let described = ExchangeApi::of(tensor).and_then(|api| api.describe(tensor)).and_then(|tensor| convert(&tensor));
     // What the fast way cannot describe is no operand, and the slow one says why.
-    described.map_or_else(|| extract_attributes(tensor, name), Ok)
+    let operand = described.map_or_else(|| extract_attributes(tensor, name), Ok)?;
+    // Some views are negated when torch reads them, and only then.
+    if tensor.call_method0(intern!(tensor.py(), "is_neg"))?.is_truthy()? {
+        return Err(LamportError::new_err(format!(
+            "{name} is a view that torch negates when it is read; pass {name}.resolve_neg()"
+        )));
+    }
+    Ok(operand)
 }
 
 fn convert(tensor: &DlTensor) -> Option<Tensor> {
@@ -44,17 +51,6 @@ fn convert(tensor: &DlTensor) -> Option<Tensor> {
         shape: dimensions(tensor.shape)?,
         strides: dimensions(tensor.strides)?,
     })
-}
-
-/// Likewise for an operand that is read. torch negates some views only when it reads them itself; they are refused.
-pub fn extract_input(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
-    let operand = extract(tensor, name)?;
-    if tensor.call_method0(intern!(tensor.py(), "is_neg"))?.is_truthy()? {
-        return Err(LamportError::new_err(format!(
-            "{name} is a view that torch negates when it is read; pass {name}.resolve_neg()"
-        )));
-    }
-    Ok(operand)
 }
 
 /// Reads the attributes of whatever calls itself a tensor.

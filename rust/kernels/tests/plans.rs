@@ -13,8 +13,18 @@ use lamport_rs_kernels::{Dtype, ModuleKey, module};
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::geometry::{Geometry, GeometryError, all_reduce_comm_size, minimax_comm_size};
 
-const H200: Device = Device { compute_capability: (9, 0), multiprocessors: 132 };
-const A100: Device = Device { compute_capability: (8, 0), multiprocessors: 108 };
+const H200: Device = Device {
+    compute_capability: (9, 0),
+    multiprocessors: 132,
+    threads_per_multiprocessor: 2048,
+    blocks_per_multiprocessor: 32,
+};
+const A100: Device = Device {
+    compute_capability: (8, 0),
+    multiprocessors: 108,
+    threads_per_multiprocessor: 2048,
+    blocks_per_multiprocessor: 32,
+};
 
 fn minimax_qk(tokens: u32, world_size: u32) -> MinimaxShape<2> {
     let widths = [6144 / world_size, 1024 / world_size];
@@ -196,7 +206,7 @@ const NORM_TENSORS: AllReduceRmsNormTensors =
 fn tensor_sizes(world_size: usize) -> Vec<usize> {
     let around = [16, 512, 2048, 4096, 65_536, 1 << 20, 4 << 20, all_reduce::two_shot_from(world_size)];
     let around = around.into_iter().flat_map(|bytes| [bytes, bytes * world_size]);
-    around.flat_map(|bytes| [bytes - 2, bytes, bytes + 2, bytes + 16]).chain([2, 100 << 20, 1 << 31]).collect()
+    around.flat_map(|bytes| [bytes - 2, bytes, bytes + 2, bytes + 16]).chain([2, 100 << 20, 1 << 30]).collect()
 }
 
 /// What holds of every launch whose blocks wait for other ranks' blocks.
@@ -324,7 +334,7 @@ fn sums_that_do_not_fit_into_the_slots_are_refused_with_the_size_that_does() {
 fn sums_and_norms_without_a_launch_say_why() {
     let shape = AllReduceShape { bytes: 0, dtype: Dtype::Float16, world_size: 2, algorithm: Algorithm::OneShot };
     assert!(matches!(shape.plan(H200), Err(PlanError::Bytes { bytes: 0, .. })));
-    let shape = AllReduceShape { bytes: (1 << 31) + 2, ..shape };
+    let shape = AllReduceShape { bytes: (1 << 30) + 2, ..shape };
     assert!(matches!(shape.plan(H200), Err(PlanError::Bytes { .. })));
 
     let (dtype, weight) = (Dtype::BFloat16, Dtype::BFloat16);

@@ -92,7 +92,12 @@ impl Device {
             index,
             uuid: uuid.bytes.map(|byte| byte as u8),
             name,
-            plan: plan::Device { compute_capability: (major, minor), multiprocessors },
+            plan: plan::Device {
+                compute_capability: (major, minor),
+                multiprocessors,
+                threads_per_multiprocessor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?,
+                blocks_per_multiprocessor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR)?,
+            },
             modules: Modules::default(),
             context,
         })

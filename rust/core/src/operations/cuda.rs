@@ -155,6 +155,10 @@ unsafe fn launch<Shape: Planned, P>(
     parameters: impl FnOnce(Shape::Plan) -> std::result::Result<P, GeometryError>,
     stream: sys::CUstream,
 ) -> Result<()> {
+    // Before the turn: a shape that has no plan changes nothing.
+    if let Some(shape) = &shape {
+        shape.plan(&workspace.device).map_err(|error| Error::Argument(error.to_string()))?;
+    }
     let mut turn = workspace.take_turn(stream)?;
     let Some(shape) = shape else { return Ok(()) };
     let planned = plans(turn.plans()).get(shape, &workspace.device);

@@ -11,7 +11,7 @@ use crate::plan::{Device, LaunchPlan, PlanError};
 use crate::variants::{WARP_THREADS, all_reduce_bounds, capacity};
 
 /// More would overflow the kernels' 32-bit offsets within a region.
-const MAX_BYTES: usize = 1 << 31;
+const MAX_BYTES: usize = 1 << 30;
 
 /// Threads of a one-shot block beside the service warp.
 const ONE_SHOT_WORKERS: u32 = 128;
@@ -70,7 +70,7 @@ impl AllReduceShape {
         let vectors = self.vectors();
         let (workers, block) = self.block(vectors, bounds.max_threads);
         // All blocks run at once: none waits for a peer's block that waits for room.
-        let resident = device.multiprocessors * (bounds.resident_threads() / block);
+        let resident = device.resident_blocks(bounds, block);
         let launch = LaunchPlan {
             module: ModuleKey::AllReduce(AllReduceKernel { algorithm, dtype, capacity }),
             grid: vectors.div_ceil(workers).min(resident),

@@ -7,7 +7,7 @@ pub mod rms_norm;
 use thiserror::Error;
 
 use crate::catalogue::ModuleKey;
-use crate::variants::{FILL_THREADS, WARP_THREADS};
+use crate::variants::{FILL_THREADS, LaunchBounds, WARP_THREADS};
 
 /// What a plan needs to know of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,9 +16,19 @@ pub struct Device {
     pub compute_capability: (u32, u32),
     /// Multiprocessors.
     pub multiprocessors: u32,
+    /// Threads that a multiprocessor holds.
+    pub threads_per_multiprocessor: u32,
+    /// Blocks that a multiprocessor holds.
+    pub blocks_per_multiprocessor: u32,
 }
 
 impl Device {
+    /// Blocks of `threads` threads that the device holds at once, of a kernel that was compiled for `bounds`.
+    pub fn resident_blocks(&self, bounds: LaunchBounds, threads: u32) -> u32 {
+        let most_threads = bounds.resident_threads().min(self.threads_per_multiprocessor);
+        self.multiprocessors * (most_threads / threads).clamp(1, self.blocks_per_multiprocessor)
+    }
+
     /// Whether launches may ask for programmatic dependent launch. Every kernel is safe with it.
     pub const fn has_dependent_launch(&self) -> bool {
         self.compute_capability.0 >= 9

@@ -11,7 +11,7 @@ use crate::plan::{Device, LaunchPlan, PlanError, all_reduce};
 use crate::variants::{WARP_THREADS, capacity, rms_norm_bounds};
 
 /// More would overflow the kernels' 32-bit offsets within a region.
-const MAX_BYTES: usize = 1 << 31;
+const MAX_BYTES: usize = 1 << 30;
 
 /// Bytes from which two-shot is faster than one-shot: as for the all-reduce, but never with two ranks, which would wait
 /// for each other row by row and gain nothing.
@@ -78,7 +78,7 @@ impl AllReduceRmsNormShape {
         let held = needed <= bounds.max_threads;
         let module = ModuleKey::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm, dtype, capacity, held });
         // All blocks run at once: none waits for a peer's block that waits for room.
-        let resident = device.multiprocessors * (bounds.resident_threads() / block);
+        let resident = device.resident_blocks(bounds, block);
         let grid = (tokens as u32).min(resident);
         let launch = LaunchPlan { module, grid, block, dependent_launch: device.has_dependent_launch() };
         Ok(AllReduceRmsNormPlan { launch, shape: *self })
