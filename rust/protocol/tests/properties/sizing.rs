@@ -1,8 +1,10 @@
 //! How large a slot must be for a job.
 
+use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::geometry::{
     ALLOCATION_GRANULARITY, Geometry, GeometryError, all_reduce_comm_size, minimax_comm_size,
 };
+use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 use proptest::prelude::*;
 
 use crate::geometry::world_sizes;
@@ -19,12 +21,18 @@ fn is_smallest_for(comm_size: usize, world_size: usize, message: usize) -> bool 
 
 proptest! {
     #[test]
-    fn an_all_reduce_workspace_is_the_smallest_that_holds_the_message(
+    fn an_all_reduce_workspace_is_the_smallest_that_holds_the_message_of_each_algorithm(
         world_size in world_sizes(),
         max_bytes in prop_oneof![1_usize..100, 1_usize..100_000_000],
     ) {
         let comm_size = all_reduce_comm_size(max_bytes as i64, world_size as i64).unwrap();
-        prop_assert!(is_smallest_for(comm_size, world_size, max_bytes), "{}", comm_size);
+        let holds = |comm_size: usize| {
+            let geometry = Geometry::new(world_size as i64, comm_size as i64);
+            let messages = Algorithm::ALL.map(|algorithm| algorithm.tensor_message_bytes(max_bytes, world_size));
+            geometry.is_ok_and(|geometry| messages.into_iter().all(|message| geometry.region_bytes(message).is_ok()))
+        };
+        prop_assert!(holds(comm_size), "{}", comm_size);
+        prop_assert!(!holds(comm_size - VECTOR_BYTES), "{}", comm_size);
     }
 
     /// Q and K are whole vectors each: four tokens share one.
