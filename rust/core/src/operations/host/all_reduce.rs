@@ -26,7 +26,7 @@ use crate::workspace::host::{HostWorkspace, Turn};
 /// The tensors' pointers are valid for their shapes and strides until this returns; nothing else writes them.
 pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
     operands.check(Device::Cpu)?;
-    // Measured: with all ranks on one host, the second way costs more than the additions it spares.
+    // Up to four ranks it is the faster one, as measured on two cores; eight gain from two-shot, at 64 KiB and more.
     let algorithm = operands.algorithm.unwrap_or(Algorithm::OneShot);
     let region_bytes = region_bytes(algorithm, workspace.member().geometry, operands.input.bytes())?;
     let mut turn = workspace.take_turn("all_reduce", interrupted)?;
