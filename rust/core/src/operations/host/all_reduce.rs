@@ -37,7 +37,11 @@ pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interr
     let (input, output) = unsafe { (Operand::contiguous(&operands.input), Operand::streamed(&operands.output)) };
     let turn = &mut turn;
     with_element!(operands.input.dtype, E => {
-        dispatch(Sum { workspace, turn, algorithm, region_bytes, input, output, element: PhantomData::<E> })
+        let sum = Sum { workspace, turn, region_bytes, input, output, element: PhantomData::<E> };
+        match algorithm {
+            Algorithm::OneShot => dispatch(sum),
+            Algorithm::TwoShot => dispatch(TwoShotSum(sum)),
+        }
     })
 }
 
@@ -51,7 +55,6 @@ fn region_bytes(algorithm: Algorithm, geometry: Geometry, bytes: usize) -> Resul
 struct Sum<'a, 't, E> {
     workspace: &'a HostWorkspace,
     turn: &'a mut Turn<'t>,
-    algorithm: Algorithm,
     region_bytes: usize,
     input: Operand,
     output: Operand,
@@ -63,18 +66,35 @@ impl<E: Element> Job for Sum<'_, '_, E> {
 
     #[inline(always)]
     fn run<P: Processor>(self) -> Result<()> {
-        let Self { workspace, turn, region_bytes, input, output, .. } = self;
-        let memory = turn.blocks.accessed::<P::Access>();
-        let mut reduction = Reduction::<E, P> { input, output, sum: E::Lanes::ZERO, processor: PhantomData };
-        let outcome = match self.algorithm {
-            Algorithm::OneShot => run(workspace, turn, &memory, region_bytes, CHUNK_VECTORS, &mut reduction),
-            Algorithm::TwoShot => {
-                let (rank, shard) = (workspace.member().rank, region_bytes / 2 / VECTOR_BYTES);
-                let mut sharded = Sharded { reduction: &mut reduction, rank, shard };
-                run_two_shot(workspace, turn, &memory, region_bytes, CHUNK_VECTORS, &mut sharded)
-            }
-        };
+        let memory = self.turn.blocks.accessed::<P::Access>();
+        let mut reduction = self.reduction::<P>();
+        let outcome = run(self.workspace, self.turn, &memory, self.region_bytes, CHUNK_VECTORS, &mut reduction);
         reduction.output.finish::<P>();
+        outcome
+    }
+}
+
+impl<E: Element> Sum<'_, '_, E> {
+    #[inline(always)]
+    fn reduction<P: Processor>(&self) -> Reduction<E, P> {
+        Reduction { input: self.input, output: self.output, sum: E::Lanes::ZERO, processor: PhantomData }
+    }
+}
+
+/// The sum in two shots: a job of its own, so that it costs the other's loops no registers.
+struct TwoShotSum<'a, 't, E>(Sum<'a, 't, E>);
+
+impl<E: Element> Job for TwoShotSum<'_, '_, E> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn run<P: Processor>(self) -> Result<()> {
+        let Self(sum) = self;
+        let memory = sum.turn.blocks.accessed::<P::Access>();
+        let (rank, shard) = (sum.workspace.member().rank, sum.region_bytes / 2 / VECTOR_BYTES);
+        let mut sharded = Sharded { reduction: sum.reduction::<P>(), rank, shard };
+        let outcome = run_two_shot(sum.workspace, sum.turn, &memory, sum.region_bytes, CHUNK_VECTORS, &mut sharded);
+        sharded.reduction.output.finish::<P>();
         outcome
     }
 }
@@ -124,14 +144,14 @@ impl<E: Element, P: Processor> Collective for Reduction<E, P> {
 }
 
 /// The reduction in two shots.
-struct Sharded<'a, E: Element, P> {
-    reduction: &'a mut Reduction<E, P>,
+struct Sharded<E: Element, P> {
+    reduction: Reduction<E, P>,
     rank: usize,
     /// Vectors per shard.
     shard: usize,
 }
 
-impl<E: Element, P: Processor> ShardedCollective for Sharded<'_, E, P> {
+impl<E: Element, P: Processor> ShardedCollective for Sharded<E, P> {
     #[inline(always)]
     fn contribution(&mut self, shard: usize, at: usize) -> Vector {
         self.reduction.input.read(shard * self.shard + at)
