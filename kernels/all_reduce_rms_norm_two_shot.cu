@@ -1,5 +1,5 @@
-// Two-shot all-reduce + residual + RMSNorm. Rank `token % world_size` owns a row: it sums the row, adds the residual and
-// pushes the result; every rank normalises it for itself. The macros choose one of the variants.
+// Two-shot all-reduce + residual + RMSNorm. Rank `token % world_size` owns a row: it sums the row, adds the residual
+// and pushes the result; every rank normalises it for itself. The macros choose one of the variants.
 #include "all_reduce_rms_norm.cuh"
 
 namespace lamport {

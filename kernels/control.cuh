@@ -3,10 +3,10 @@
 // Every warp reads them first thing, and nothing can be pushed before. One word that a thousand warps read at once is a
 // queue: so there are copies, and each warp reads one of them. The table's words are kept too, for those who read them.
 //
-// Order within a kernel: all warps of a block read the control words; after a barrier one thread arrives; the last block
-// to arrive writes the next operation's. A warp has used what it read before it comes to the barrier, so no block can
-// see the next operation's words. Every kernel counts its own grid and leaves the counter at 0, so kernels of any grid
-// size follow each other on one workspace.
+// Order within a kernel: all warps of a block read the control words; after a barrier one thread arrives; the last
+// block to arrive writes the next operation's. A warp has used what it read before it comes to the barrier, so no
+// block can see the next operation's words. Every kernel counts its own grid and leaves the counter at 0, so kernels
+// of any grid size follow each other on one workspace.
 #pragma once
 
 #include "group.cuh"
@@ -30,8 +30,8 @@ struct Control {
     uint32 slot;
 };
 
-// Reads the control words. Made before the grid-dependency wait, so that only the load is left to do after it. All lanes
-// of a warp make it, and read, together.
+// Reads the control words. Made before the grid-dependency wait, so that only the load is left to do after it. All
+// lanes of a warp make it, and read, together.
 class ControlReader {
 public:
     __device__ __forceinline__ explicit ControlReader(const Group& group) : comm_size_(group.comm_size) {
@@ -75,8 +75,8 @@ __device__ __forceinline__ uint32 arrive(const Group& group) {
 // Whether all other blocks had arrived before. The counter is 0 again then.
 __device__ __forceinline__ bool is_last(uint32 arrival) { return arrival == gridDim.x - 1; }
 
-// `threads` threads of the last block, of which this is number `thread`, move on to the next slot. `region_bytes` is this
-// operation's.
+// `threads` threads of the last block, of which this is number `thread`, move on to the next slot. `region_bytes` is
+// this operation's.
 __device__ __forceinline__ void rotate(const Group& group, const Control& control, uint32 region_bytes, uint32 thread,
                                        uint32 threads) {
     const uint32 next = control.slot == SLOTS - 1 ? 0 : control.slot + 1;

@@ -145,7 +145,7 @@ __device__ __forceinline__ void store_output_half(Address address, uint32 word) 
     asm volatile("st.global.u16 [%0], %1;" ::"l"(address), "h"(static_cast<unsigned short>(word)) : "memory");
 }
 
-// ---- Values -----------------------------------------------------------------------------------------------------------
+// ---- Values --------------------------------------------------------------------------------------------------------
 
 // An instruction that needs both values, and so waits for the loads that they come from. All lanes of the warp call it.
 __device__ __forceinline__ void use(uint32 first, uint32 second) {
@@ -181,7 +181,8 @@ __device__ __forceinline__ void wait_for_prior_grids() {
 }
 
 // Lets the next grid start once all blocks of this one have called it or ended. Safe anywhere, because the next grid's
-// wait lasts until this one is complete and flushed. After the first push is best: the next grid's blocks would delay it.
+// wait lasts until this one is complete and flushed. After the first push is best: the next grid's blocks would delay
+// it.
 __device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

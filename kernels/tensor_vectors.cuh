@@ -18,8 +18,8 @@ public:
 
     __device__ __forceinline__ Address address(uint32 index) const { return begin_ + uint64{index} * VECTOR_BYTES; }
 
-    // Loads vector `index`, which is at `address`, if it is whole; otherwise it is 0. There is no branch: the loads of a
-    // thread that makes several are in flight together.
+    // Loads vector `index`, which is at `address`, if it is whole; otherwise it is 0. There is no branch: the loads of
+    // a thread that makes several are in flight together.
     __device__ __forceinline__ Vector load_whole(uint32 index, Address address) const {
         Vector vector{{0, 0, 0, 0}};
         ptx::load_input_if(index < whole_, address, vector);

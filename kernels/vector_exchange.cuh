@@ -19,8 +19,8 @@ struct RankVectors {
     Vector of[capacity];
 };
 
-// The way of a thread's vectors to the peers, and of theirs back, as if in slot 0. Made before the grid-dependency wait:
-// then only the slot's offset is to be added when the vector is ready.
+// The way of a thread's vectors to the peers, and of theirs back, as if in slot 0. Made before the grid-dependency
+// wait: then only the slot's offset is to be added when the vector is ready.
 template <uint32 capacity>
 class VectorRoutes {
 public:
@@ -34,8 +34,8 @@ public:
         }
     }
 
-    // Pushes `vector`, already scrubbed, to peer `i`, counted as in `Group::peers`. `offset` is the slot's, and whatever
-    // else the vector is away from the routes' vector.
+    // Pushes `vector`, already scrubbed, to peer `i`, counted as in `Group::peers`. `offset` is the slot's, and
+    // whatever else the vector is away from the routes' vector.
     __device__ __forceinline__ void push(uint32 i, uint64 offset, const Vector& vector) const {
         ptx::store_system(push_[i] + offset, vector);
     }

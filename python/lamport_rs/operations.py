@@ -33,8 +33,8 @@ Algorithm: TypeAlias = Literal["auto", "one_shot", "two_shot"]
 
 `"one_shot"`: every rank pushes all of its tensor to every peer, and each sums for itself. One way over the link.
 `"two_shot"`: every rank sums one shard and pushes the sums to every peer. Two ways, but each byte travels twice and not
-once per peer. GPUs only. `"auto"`: the faster one by measurement, or else the one that the workspace has room for.
-All give the same bits.
+once per peer. `"auto"`: on GPUs the faster one by measurement, or else the one that the workspace has room for; on the
+host `"one_shot"`. All give the same bits.
 """
 
 
@@ -109,7 +109,7 @@ def all_reduce_rms_norm(
         out: Where the normalised rows go, like `input`; may be `input`. None to allocate it.
         residual_out: Where the sum goes, like `input`; may be `residual`. None to allocate it.
         algorithm: See `Algorithm`; the same on every rank. With `"two_shot"` each rank sums whole rows, every
-            `world_size`-th, and a slot must hold `2 * world_size` rows for every `world_size` of them or less.
+            `world_size`-th; for GPUs only, and few rows then take more of a slot than with `"one_shot"`.
 
     Returns:
         `(out, residual_out)`; the same bits on every rank.

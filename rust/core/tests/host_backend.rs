@@ -8,6 +8,7 @@ use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, Minima
 use lamport_rs_core::operations::host::{all_reduce, all_reduce_rms_norm, minimax_rms};
 use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
 use lamport_rs_core::workspace::host::HostWorkspace;
+use lamport_rs_protocol::algorithm::Algorithm;
 
 /// A tensor's memory, aligned, with its elements' bits.
 struct Buffer {
@@ -29,6 +30,11 @@ impl Buffer {
         let length = self.words.len() * 16;
         // SAFETY: plain data, borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), length) }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        // SAFETY: plain data, borrowed.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.words.len() * 16) }
     }
 
     fn set(&mut self, at: usize, value: f32) {
@@ -102,6 +108,34 @@ fn check_sums(world_size: usize, dtype: Dtype, sizes: &[usize]) {
     });
 }
 
+/// Both algorithms by turns, in place and not.
+fn check_that_two_shot_equals_one_shot(world_size: usize, dtype: Dtype, sizes: &[usize]) {
+    let workspaces = HostWorkspace::in_process(world_size as i64, 4 << 20, Some(Duration::from_secs(60))).unwrap();
+    ranks(&workspaces, |rank, workspace| {
+        for &elements in sizes {
+            // Inexact sums, whose bits depend on the order; and some that are -0.0.
+            let value = |at| if at % 7 == 0 { -0.0 } else { 1.0 / (1 + at * 5 + rank * 3) as f32 };
+            let mut input = Buffer::new(dtype, &[elements], value);
+            let mut outputs = [(); 2].map(|()| Buffer::new(dtype, &[elements], |_| f32::NAN));
+            for (output, algorithm) in outputs.iter_mut().zip(Algorithm::ALL) {
+                let algorithm = Some(algorithm);
+                let operands = AllReduce { input: input.tensor(), output: output.tensor(), algorithm };
+                // SAFETY: the buffers outlive the call and are this thread's own.
+                unsafe { all_reduce(workspace, &operands, &mut never) }.unwrap();
+            }
+            let in_place = input.tensor();
+            let operands = AllReduce { input: in_place, output: in_place, algorithm: Some(Algorithm::TwoShot) };
+            // SAFETY: as above.
+            unsafe { all_reduce(workspace, &operands, &mut never) }.unwrap();
+            let [one_shot, two_shot] = &outputs;
+            let bytes = elements * dtype.size();
+            let [expected, found, in_place] = [one_shot, two_shot, &input].map(|buffer| &buffer.as_bytes()[..bytes]);
+            assert_eq!(found, expected, "rank {rank} of {world_size}, {elements} elements");
+            assert_eq!(in_place, expected, "rank {rank} of {world_size}, {elements} elements in place");
+        }
+    });
+}
+
 const SIZES: [usize; 12] = [1, 3, 4, 4096, 1, 8, 70_001, 5, 0, 4095, 16, 9000];
 
 #[test]
@@ -109,6 +143,45 @@ fn all_reduce_sums_every_dtype_at_every_size() {
     for dtype in [Dtype::Float32, Dtype::Float16, Dtype::BFloat16] {
         check_sums(2, dtype, &SIZES);
         check_sums(3, dtype, &SIZES);
+    }
+}
+
+#[test]
+fn two_shot_gives_the_bits_of_one_shot() {
+    for dtype in [Dtype::Float32, Dtype::Float16, Dtype::BFloat16] {
+        for world_size in [2, 3, 8] {
+            // Fewer vectors than ranks, shards that end amid a vector or a line, and several pieces.
+            check_that_two_shot_equals_one_shot(world_size, dtype, &SIZES);
+        }
+    }
+    check_that_two_shot_equals_one_shot(3, Dtype::Float32, &[250_001, 4, 300_000]);
+}
+
+#[test]
+fn a_slot_without_room_for_whole_lines_serves_two_shot_too() {
+    let workspaces = HostWorkspace::in_process(2, 64, Some(Duration::from_secs(60))).unwrap();
+    ranks(&workspaces, |rank, workspace| {
+        for _ in 0..5 {
+            let mut tensor = Buffer::new(Dtype::Float32, &[8], |at| (at + rank) as f32);
+            let (input, algorithm) = (tensor.tensor(), Some(Algorithm::TwoShot));
+            // SAFETY: the buffer outlives the call and is this thread's own.
+            unsafe { all_reduce(workspace, &AllReduce { input, output: input, algorithm }, &mut never) }.unwrap();
+            (0..8).for_each(|at| assert_eq!(tensor.get(at), (2 * at + 1) as f32));
+        }
+    });
+}
+
+#[test]
+fn a_rank_that_never_comes_is_the_one_named_in_two_shots() {
+    let workspaces = HostWorkspace::in_process(3, 4096, Some(Duration::from_millis(100))).unwrap();
+    let outcomes = ranks(&workspaces[..2], |_, workspace| {
+        let mut tensor = Buffer::new(Dtype::Float32, &[8], |_| 1.0);
+        let (input, algorithm) = (tensor.tensor(), Some(Algorithm::TwoShot));
+        // SAFETY: the buffer outlives the call and is this thread's own.
+        unsafe { all_reduce(workspace, &AllReduce { input, output: input, algorithm }, &mut never) }
+    });
+    for outcome in outcomes {
+        assert!(matches!(outcome, Err(Error::Timeout { missing, .. }) if missing.iter().eq([2])), "{outcome:?}");
     }
 }
 

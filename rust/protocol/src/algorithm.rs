@@ -6,9 +6,8 @@
 //! | two-shot | every rank sums one shard and pushes the sums to every peer | large ones: each byte travels twice |
 //!
 //! Two-shot keeps the protocol's regions: region r carries what rank r pushed, first its contributions to the reader's
-//! shard, then the sums of its own shard. The argument for three slots holds as it is (see [`crate::exchange`]): a rank
-//! that has finished an operation has seen, from every owner of a shard, sums that the owner could compute only with
-//! every rank's contribution, so every rank has begun that operation, and ended the one before.
+//! shard, then the sums of its own shard. Shards are padded to one size, so that each rank still awaits words of every
+//! peer, and the argument for three slots holds as it is: see [`crate::two_shot`].
 
 use crate::sentinel::VECTOR_BYTES;
 

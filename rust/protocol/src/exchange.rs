@@ -24,6 +24,9 @@
 //! reads the same words again, it cleared them itself, and a rank sees the words it wrote in order (coherence). A word
 //! that is not the sentinel is therefore the pushed one, whole, and needs no further ordering: the data is its own flag.
 //!
+//! All this takes of operation k+1 is that B awaits a word of it from A: whatever else it does, and whatever size and
+//! algorithm the operations before and after have.
+//!
 //! The block's first fill with the sentinel must be complete before any peer can reach the block. That is the
 //! workspace's part: fill, synchronise, and only then exchange handles.
 
@@ -45,7 +48,7 @@ pub struct Member {
 }
 
 impl Member {
-    fn ranks(&self) -> Range<usize> {
+    pub(crate) fn ranks(&self) -> Range<usize> {
         0..self.geometry.world_size()
     }
 
@@ -92,7 +95,7 @@ pub trait Wait {
     type Error;
 
     /// Called between two looks at the same words. `missing` says which ranks' data is not complete; it looks at all
-    /// of the slot, so it is for the error's text. An error ends the operation and leaves the group unusable.
+    /// that is polled with them, so it is for the error's text. An error ends the operation and leaves the group unusable.
     fn pause(&mut self, missing: impl FnOnce() -> RankSet) -> Result<(), Self::Error>;
 
     /// Called when words arrived after a pause.
@@ -110,6 +113,20 @@ pub struct Extent {
     pub lead_chunks: usize,
 }
 
+impl Extent {
+    /// Chunks in `vectors` vectors.
+    #[inline(always)]
+    pub(crate) fn chunks(&self, vectors: usize) -> usize {
+        vectors.div_ceil(self.chunk_vectors)
+    }
+
+    /// Chunk `index` of them.
+    #[inline(always)]
+    pub(crate) fn chunk(&self, vectors: usize, index: usize) -> Range<usize> {
+        index * self.chunk_vectors..vectors.min((index + 1) * self.chunk_vectors)
+    }
+}
+
 /// Runs one operation and rotates `control`.
 ///
 /// On an error nothing is rotated, and the group's slots hold parts of the operation: no further one may run.
@@ -122,22 +139,21 @@ pub fn exchange<M: SlotMemory, C: Collective, W: Wait>(
     collective: &mut C,
     wait: &mut W,
 ) -> Result<(), W::Error> {
-    let operation = Operation { member, memory, slot: control.slot, region_bytes: extent.region_bytes };
-    let vectors = extent.region_bytes / VECTOR_BYTES;
-    let chunks = vectors.div_ceil(extent.chunk_vectors);
-    let chunk = |index: usize| index * extent.chunk_vectors..vectors.min((index + 1) * extent.chunk_vectors);
+    let section = Section::new(member, memory, control.slot, extent.region_bytes);
+    let chunks = extent.chunks(section.vectors);
+    let chunk = |index: usize| extent.chunk(section.vectors, index);
 
     // Orders the clears of the operation before this one ahead of this one's pushes: see the module's argument.
     memory.release();
     for index in 0..chunks.min(extent.lead_chunks) {
-        operation.push(chunk(index), collective);
+        section.push(chunk(index), collective);
     }
-    operation.clear(control.previous_slot(), control.previous_region_bytes);
+    clear(member, memory, control);
     for index in 0..chunks {
         if index + extent.lead_chunks < chunks {
-            operation.push(chunk(index + extent.lead_chunks), collective);
+            section.push(chunk(index + extent.lead_chunks), collective);
         }
-        operation.poll(chunk(index), collective, wait)?;
+        section.poll(chunk(index), collective, wait)?;
     }
     // Orders the polls of this operation ahead of the next one's pushes: see the module's argument.
     memory.acquire();
@@ -145,31 +161,72 @@ pub fn exchange<M: SlotMemory, C: Collective, W: Wait>(
     Ok(())
 }
 
-struct Operation<'a, M> {
-    member: Member,
-    memory: &'a M,
-    slot: usize,
-    region_bytes: usize,
+/// Puts the sentinel back over what the previous operation left: the peers' regions of its slot. The own region was
+/// never written.
+#[inline(always)]
+pub(crate) fn clear<M: SlotMemory>(member: Member, memory: &M, control: &Control) {
+    let region_bytes = control.previous_region_bytes;
+    for peer in member.peers() {
+        let start = member.geometry.slot_offset(control.previous_slot()) + peer * region_bytes;
+        let end = start + region_bytes;
+        let lines_end = if start.is_multiple_of(LINE_BYTES) { end / LINE_BYTES * LINE_BYTES } else { start };
+        for offset in (start..lines_end).step_by(LINE_BYTES) {
+            memory.store_line(member.rank, offset, [EMPTY; LINE_VECTORS]);
+        }
+        for offset in (lines_end..end).step_by(VECTOR_BYTES) {
+            memory.store(member.rank, offset, EMPTY);
+        }
+    }
 }
 
-impl<M: SlotMemory> Operation<'_, M> {
+/// The part of every region of a slot that is pushed, and later polled, as one: all of it, or a half in two-shot.
+pub(crate) struct Section<'a, M> {
+    pub(crate) member: Member,
+    pub(crate) memory: &'a M,
+    /// Bytes from the block's start to the part in rank 0's region.
+    start: usize,
+    /// What lies between that and the next rank's.
+    region_bytes: usize,
+    pub(crate) vectors: usize,
+}
+
+impl<'a, M: SlotMemory> Section<'a, M> {
+    /// All of the regions.
     #[inline(always)]
-    fn offset(&self, rank: usize, at: usize) -> usize {
-        self.member.geometry.slot_offset(self.slot) + rank * self.region_bytes + at * VECTOR_BYTES
+    pub(crate) fn new(member: Member, memory: &'a M, slot: usize, region_bytes: usize) -> Self {
+        let start = member.geometry.slot_offset(slot);
+        Self { member, memory, start, region_bytes, vectors: region_bytes / VECTOR_BYTES }
+    }
+
+    /// The first and the second half of it.
+    pub(crate) fn halves(self) -> [Self; 2] {
+        let vectors = self.vectors / 2;
+        let second = Self { start: self.start + vectors * VECTOR_BYTES, vectors, ..self };
+        [Self { vectors, ..self }, second]
+    }
+
+    #[inline(always)]
+    pub(crate) fn offset(&self, rank: usize, at: usize) -> usize {
+        self.start + rank * self.region_bytes + at * VECTOR_BYTES
     }
 
     #[inline(always)]
     fn push(&self, chunk: Range<usize>, collective: &mut impl Collective) {
+        for peer in self.member.peers() {
+            self.push_to(peer, chunk.clone(), collective);
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn push_to(&self, peer: usize, chunk: Range<usize>, collective: &mut impl Collective) {
         let rank = self.member.rank;
         let lines = self.lines(&chunk);
-        for peer in self.member.peers() {
-            for at in lines.clone().step_by(LINE_VECTORS) {
-                let line = collective.contribution_line(at).map(scrub);
-                self.memory.store_line(peer, self.offset(rank, at), line);
-            }
-            for at in lines.end..chunk.end {
-                self.memory.store(peer, self.offset(rank, at), scrub(collective.contribution(at)));
-            }
+        for at in lines.clone().step_by(LINE_VECTORS) {
+            let line = collective.contribution_line(at).map(scrub);
+            self.memory.store_line(peer, self.offset(rank, at), line);
+        }
+        for at in lines.end..chunk.end {
+            self.memory.store(peer, self.offset(rank, at), scrub(collective.contribution(at)));
         }
     }
 
@@ -180,25 +237,8 @@ impl<M: SlotMemory> Operation<'_, M> {
         chunk.start..chunk.start + if aligned { chunk.len() / LINE_VECTORS * LINE_VECTORS } else { 0 }
     }
 
-    /// Puts the sentinel back over the peers' regions of the own slot `slot`. The own region was never written.
     #[inline(always)]
-    fn clear(&self, slot: usize, region_bytes: usize) {
-        let Member { rank, geometry } = self.member;
-        for peer in self.member.peers() {
-            let start = geometry.slot_offset(slot) + peer * region_bytes;
-            let end = start + region_bytes;
-            let lines_end = if start.is_multiple_of(LINE_BYTES) { end / LINE_BYTES * LINE_BYTES } else { start };
-            for offset in (start..lines_end).step_by(LINE_BYTES) {
-                self.memory.store_line(rank, offset, [EMPTY; LINE_VECTORS]);
-            }
-            for offset in (lines_end..end).step_by(VECTOR_BYTES) {
-                self.memory.store(rank, offset, EMPTY);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn poll<C: Collective, W: Wait>(
+    pub(crate) fn poll<C: Collective, W: Wait>(
         &self,
         chunk: Range<usize>,
         collective: &mut C,
@@ -218,10 +258,7 @@ impl<M: SlotMemory> Operation<'_, M> {
                     collective.receive(source, at, own);
                     continue;
                 }
-                let mut vector = self.memory.load(rank, self.offset(source, at));
-                if !has_arrived(vector) {
-                    vector = self.wait_for(source, at, wait)?;
-                }
+                let vector = self.await_vector(source, at, wait)?;
                 collective.receive(source, at, vector);
             }
             collective.complete(at);
@@ -254,15 +291,19 @@ impl<M: SlotMemory> Operation<'_, M> {
         Ok(())
     }
 
+    /// Vector `at` of `source`, once it has arrived.
+    #[inline(always)]
+    pub(crate) fn await_vector<W: Wait>(&self, source: usize, at: usize, wait: &mut W) -> Result<Vector, W::Error> {
+        let vector = self.memory.load(self.member.rank, self.offset(source, at));
+        if has_arrived(vector) { Ok(vector) } else { self.wait_for(source, at, wait) }
+    }
+
     #[cold]
     #[inline(never)]
     fn wait_for_line<W: Wait>(&self, source: usize, at: usize, wait: &mut W) -> Result<Line, W::Error> {
         let mut line = [EMPTY; LINE_VECTORS];
         for (vector, at) in line.iter_mut().zip(at..) {
-            *vector = self.memory.load(self.member.rank, self.offset(source, at));
-            if !has_arrived(*vector) {
-                *vector = self.wait_for(source, at, wait)?;
-            }
+            *vector = self.await_vector(source, at, wait)?;
         }
         Ok(line)
     }
@@ -284,7 +325,7 @@ impl<M: SlotMemory> Operation<'_, M> {
     fn missing(&self) -> RankSet {
         let mut missing = RankSet::default();
         for peer in self.member.peers() {
-            let mut vectors = (0..self.region_bytes / VECTOR_BYTES).map(|at| self.offset(peer, at));
+            let mut vectors = (0..self.vectors).map(|at| self.offset(peer, at));
             if vectors.any(|offset| !has_arrived(self.memory.load(self.member.rank, offset))) {
                 missing.insert(peer);
             }

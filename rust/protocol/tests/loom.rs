@@ -1,31 +1,35 @@
 //! The protocol under C11's memory model, as loom explores it: loads may return old values, stores are ordered by fences
 //! only, and both fences are put to the test. (The `model` test has no stale loads, and so no use for the acquire fence.)
 //!
-//! Two ranks and four operations are what can be explored completely in half a minute, and are as many as it takes for
-//! an operation to push into a slot that has been used and cleared before. To get that far a vector is one atomic word
-//! here, and a region one vector; that words arrive apart is the other test's part. Longer runs are explored as far as
-//! three preemptions lead.
+//! Two ranks and four one-shot operations are what can be explored completely in half a minute, and are as many as it
+//! takes for an operation to push into a slot that has been used and cleared before. To get that far a vector is one
+//! atomic word here, and a region one vector, or two in two-shot; that words arrive apart is the other test's part. Longer
+//! runs, and those of three ranks, are explored as far as a few preemptions lead.
 //!
 //! Loom decides the order of the stores to a word as late as their loads force it to. A push that may be ordered before
 //! a clear shows as a rank that waits although its peers have done all they can.
 
+use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
 use lamport_rs_protocol::exchange::{Collective, Extent, Member, Wait, exchange};
-use lamport_rs_protocol::geometry::{Geometry, SLOTS};
+use lamport_rs_protocol::geometry::Geometry;
 use lamport_rs_protocol::memory::SlotMemory;
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, VECTOR_WORDS, Vector, scrub};
 use lamport_rs_protocol::table::Control;
+use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering, fence};
 
-const WORLD_SIZE: usize = 2;
-const COMM_SIZE: usize = WORLD_SIZE * VECTOR_BYTES;
+/// One-shot operations. With four in all, the last pushes into the slot that the second one cleared.
+const ONE_SHOTS: &[Algorithm] = &[OneShot; 4];
 
-/// With four operations in all, the last pushes into the slot that the second one cleared.
-const OPERATIONS: usize = 4;
+const TWO_SHOTS: &[Algorithm] = &[TwoShot; 4];
+
+/// The two-shot operation is the one that must order the clears of the second ahead of the pushes of the fourth.
+const CARRIED_BY_TWO_SHOT: &[Algorithm] = &[OneShot, OneShot, TwoShot, OneShot];
 
 /// Looks in vain after which data counts as lost. Loom runs a thread that yields only when no other can run, so that
-/// every pause gives the peer all the time it needs, and a handful of them is for ever.
+/// every pause gives the peers all the time they need, and a handful of them is for ever.
 const MAX_PAUSES: usize = 10;
 
 /// Which protocol runs: the one shipped, or one that lacks something.
@@ -35,15 +39,48 @@ enum Protocol {
     TwoSlots,
     NoRelease,
     NoAcquire,
+    /// In two-shot only rank 0 has a shard: padding does not travel.
+    Unpadded,
+    /// Likewise, with fences between an owner's polls and its pushes of sums.
+    UnpaddedWithFences,
 }
 
-/// One word per slot and rank, for the peer's vector.
-type Blocks = Arc<[[AtomicU32; SLOTS]; WORLD_SIZE]>;
+/// What the ranks do.
+#[derive(Clone, Copy)]
+struct Run {
+    protocol: Protocol,
+    world_size: usize,
+    operations: &'static [Algorithm],
+}
+
+impl Run {
+    fn geometry(&self) -> Geometry {
+        let largest = (0..self.operations.len()).map(|operation| self.region_bytes(operation)).max();
+        let comm_size = self.world_size * largest.expect("there are operations");
+        Geometry::new(self.world_size as i64, comm_size as i64).expect("a shape within the limits")
+    }
+
+    /// One vector; in two-shot, one in each half.
+    fn region_bytes(&self, operation: usize) -> usize {
+        match self.operations[operation] {
+            OneShot => VECTOR_BYTES,
+            TwoShot => 2 * VECTOR_BYTES,
+        }
+    }
+
+    /// Whether anything of `shard` travels.
+    fn has_shard(&self, shard: usize) -> bool {
+        shard == 0 || !matches!(self.protocol, Protocol::Unpadded | Protocol::UnpaddedWithFences)
+    }
+}
+
+/// One word per vector, by rank and place in its block.
+type Blocks = Arc<Vec<Vec<AtomicU32>>>;
 
 /// The blocks as a rank uses them in one operation.
 struct Memory<'a> {
     blocks: &'a Blocks,
-    protocol: Protocol,
+    run: Run,
     rank: usize,
     operation: usize,
 }
@@ -51,61 +88,120 @@ struct Memory<'a> {
 impl Memory<'_> {
     /// Two slots are made of three by operation number: the current one's, or the previous one's if `cleared`.
     fn word(&self, rank: usize, offset: usize, cleared: bool) -> &AtomicU32 {
-        assert_ne!(offset % COMM_SIZE / VECTOR_BYTES, rank, "a rank's own region is never used");
-        let slot = if self.protocol == Protocol::TwoSlots {
+        let comm_size = self.run.geometry().comm_size();
+        let slot = if self.run.protocol == Protocol::TwoSlots {
             (self.operation + usize::from(cleared)) % 2
         } else {
-            offset / COMM_SIZE
+            offset / comm_size
         };
-        &self.blocks[rank][slot]
+        &self.blocks[rank][(slot * comm_size + offset % comm_size) / VECTOR_BYTES]
+    }
+
+    /// Whether the vector at `offset` of `rank`'s block is a sum, and whether it travels.
+    fn route(&self, rank: usize, offset: usize) -> (bool, bool) {
+        let (within, region_bytes) = (offset % self.run.geometry().comm_size(), self.run.region_bytes(self.operation));
+        let source = within / region_bytes;
+        assert_ne!(source, rank, "a rank's own region is never used");
+        let is_sum = within % region_bytes != 0;
+        let is_two_shot = self.run.operations[self.operation] == TwoShot;
+        (is_sum, !is_two_shot || self.run.has_shard(if is_sum { source } else { rank }))
+    }
+
+    fn push(&self, rank: usize, offset: usize, word: u32) {
+        let (is_sum, travels) = self.route(rank, offset);
+        if is_sum && self.run.protocol == Protocol::UnpaddedWithFences {
+            fence(Ordering::Acquire);
+            fence(Ordering::Release);
+        }
+        if travels {
+            self.word(rank, offset, false).store(word, Ordering::Relaxed);
+        }
     }
 }
 
 impl SlotMemory for Memory<'_> {
     fn load(&self, rank: usize, offset: usize) -> Vector {
-        [self.word(rank, offset, false).load(Ordering::Relaxed); VECTOR_WORDS]
+        let (_, travels) = self.route(rank, offset);
+        let word = if travels { self.word(rank, offset, false).load(Ordering::Relaxed) } else { 0 };
+        [word; VECTOR_WORDS]
     }
 
     fn store(&self, rank: usize, offset: usize, vector: Vector) {
         assert_eq!(vector, [vector[0]; VECTOR_WORDS], "one word stands for four");
-        self.word(rank, offset, rank == self.rank).store(vector[0], Ordering::Relaxed);
+        if rank == self.rank {
+            self.word(rank, offset, true).store(vector[0], Ordering::Relaxed);
+        } else {
+            self.push(rank, offset, vector[0]);
+        }
     }
 
     fn release(&self) {
-        if self.protocol != Protocol::NoRelease {
+        if self.run.protocol != Protocol::NoRelease {
             fence(Ordering::Release);
         }
     }
 
     fn acquire(&self) {
-        if self.protocol != Protocol::NoAcquire {
+        if self.run.protocol != Protocol::NoAcquire {
             fence(Ordering::Acquire);
         }
     }
 }
 
-/// The sentinel in the second operation, and otherwise a word that says whose it is.
-fn contribution(rank: usize, operation: usize) -> Vector {
-    let word = if operation == 1 { SENTINEL } else { (0x100 * (rank + 1) + operation) as u32 };
+/// A word that says whose it is; the sentinel in the second operation.
+fn payload(kind: usize, rank: usize, operation: usize) -> Vector {
+    let word = if operation == 1 { SENTINEL } else { (0x1000 * (kind + 1) + 0x100 * rank + operation) as u32 };
     [word; VECTOR_WORDS]
 }
 
 struct Checker {
+    run: Run,
     rank: usize,
     operation: usize,
 }
 
+impl Checker {
+    fn contribution_to(&self, shard: usize, rank: usize) -> Vector {
+        if self.run.has_shard(shard) { payload(1 + shard, rank, self.operation) } else { [0; VECTOR_WORDS] }
+    }
+
+    fn sum(&self, shard: usize) -> Vector {
+        if self.run.has_shard(shard) { payload(0, shard, self.operation) } else { [0; VECTOR_WORDS] }
+    }
+
+    fn check(&self, found: Vector, sent: Vector) {
+        assert_eq!(found, scrub(sent), "rank {} received data of another operation", self.rank);
+    }
+}
+
 impl Collective for Checker {
     fn contribution(&mut self, _at: usize) -> Vector {
-        contribution(self.rank, self.operation)
+        payload(0, self.rank, self.operation)
     }
 
     fn receive(&mut self, source: usize, _at: usize, vector: Vector) {
-        let expected = scrub(contribution(source, self.operation));
-        assert_eq!(vector, expected, "rank {} received data of another operation", self.rank);
+        self.check(vector, payload(0, source, self.operation));
     }
 
     fn complete(&mut self, _at: usize) {}
+}
+
+impl ShardedCollective for Checker {
+    fn contribution(&mut self, shard: usize, _at: usize) -> Vector {
+        self.contribution_to(shard, self.rank)
+    }
+
+    fn receive(&mut self, source: usize, _at: usize, vector: Vector) {
+        self.check(vector, self.contribution_to(self.rank, source));
+    }
+
+    fn complete(&mut self, _at: usize) -> Vector {
+        self.sum(self.rank)
+    }
+
+    fn receive_sum(&mut self, shard: usize, _at: usize, vector: Vector) {
+        self.check(vector, self.sum(shard));
+    }
 }
 
 #[derive(Default)]
@@ -128,56 +224,118 @@ impl Wait for Yield {
     }
 }
 
-fn run(protocol: Protocol, rank: usize, operations: usize, blocks: &Blocks) {
-    let geometry = Geometry::new(WORLD_SIZE as i64, COMM_SIZE as i64).expect("a shape within the limits");
-    let extent = Extent { region_bytes: VECTOR_BYTES, chunk_vectors: 1, lead_chunks: 1 };
-    let mut control = Control::default();
-    for operation in 0..operations {
-        let memory = Memory { blocks, protocol, rank, operation };
-        let member = Member { rank, geometry };
-        let (mut checker, mut wait) = (Checker { rank, operation }, Yield::default());
-        let Ok(()) = exchange(member, &memory, &mut control, extent, &mut checker, &mut wait);
+impl Run {
+    fn run(self, rank: usize, blocks: &Blocks) {
+        let member = Member { rank, geometry: self.geometry() };
+        let mut control = Control::default();
+        for (operation, algorithm) in self.operations.iter().enumerate() {
+            let memory = Memory { blocks, run: self, rank, operation };
+            let extent = Extent { region_bytes: self.region_bytes(operation), chunk_vectors: 1, lead_chunks: 1 };
+            let (mut checker, mut wait) = (Checker { run: self, rank, operation }, Yield::default());
+            let Ok(()) = match algorithm {
+                OneShot => exchange(member, &memory, &mut control, extent, &mut checker, &mut wait),
+                TwoShot => exchange_two_shot(member, &memory, &mut control, extent, &mut checker, &mut wait),
+            };
+        }
+    }
+
+    fn explore(self, preemptions: Option<usize>) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = preemptions;
+        let words = self.geometry().verification_offset(0) / VECTOR_BYTES;
+        builder.check(move || {
+            let filled = |_| (0..words).map(|_| AtomicU32::new(SENTINEL)).collect();
+            let blocks: Blocks = Arc::new((0..self.world_size).map(filled).collect());
+            let start = |rank| {
+                let blocks = blocks.clone();
+                loom::thread::spawn(move || self.run(rank, &blocks))
+            };
+            let peers: Vec<_> = (1..self.world_size).map(start).collect();
+            self.run(0, &blocks);
+            peers.into_iter().for_each(|peer| peer.join().expect("the peer's assertions hold"));
+        });
     }
 }
 
-fn explore(protocol: Protocol, operations: usize, preemptions: Option<usize>) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = preemptions;
-    builder.check(move || {
-        let filled = |_| std::array::from_fn(|_| AtomicU32::new(SENTINEL));
-        let blocks: Blocks = Arc::new(std::array::from_fn(filled));
-        let peers = blocks.clone();
-        let peer = loom::thread::spawn(move || run(protocol, 1, operations, &peers));
-        run(protocol, 0, operations, &blocks);
-        peer.join().expect("the peer's assertions hold");
-    });
+fn explore(protocol: Protocol, operations: &'static [Algorithm], preemptions: Option<usize>) {
+    Run { protocol, world_size: 2, operations }.explore(preemptions);
+}
+
+/// Three ranks that are switched between where they wait, and nowhere else: where one is preempted too, two that wait can
+/// take turns for ever while the third never runs, which looks like a loss.
+fn explore_three(protocol: Protocol, operations: &'static [Algorithm]) {
+    Run { protocol, world_size: 3, operations }.explore(Some(0));
 }
 
 #[test]
 fn four_operations_are_correct_in_every_execution() {
-    explore(Protocol::AsShipped, OPERATIONS, None);
+    explore(Protocol::AsShipped, ONE_SHOTS, None);
 }
 
 /// Seven operations use every slot twice over; three preemptions are a limit, so this is a test and no proof.
 #[test]
 fn seven_operations_are_correct_with_up_to_three_preemptions() {
-    explore(Protocol::AsShipped, 7, Some(3));
+    explore(Protocol::AsShipped, &[OneShot; 7], Some(3));
+}
+
+#[test]
+fn two_shot_operations_are_correct_with_up_to_three_preemptions() {
+    explore(Protocol::AsShipped, TWO_SHOTS, Some(3));
+}
+
+#[test]
+fn a_mix_of_one_shot_and_two_shot_is_correct_with_up_to_two_preemptions() {
+    explore(Protocol::AsShipped, &[OneShot, TwoShot, TwoShot, OneShot, OneShot, TwoShot], Some(2));
+}
+
+#[test]
+fn three_ranks_are_correct_in_two_shots_when_they_switch_where_they_wait() {
+    explore_three(Protocol::AsShipped, CARRIED_BY_TWO_SHOT);
+}
+
+#[test]
+#[should_panic(expected = "data was lost")]
+fn two_shot_without_padding_loses_data() {
+    explore_three(Protocol::Unpadded, CARRIED_BY_TWO_SHOT);
+}
+
+#[test]
+fn two_shot_without_padding_loses_none_with_fences_before_each_sum() {
+    explore_three(Protocol::UnpaddedWithFences, CARRIED_BY_TWO_SHOT);
 }
 
 #[test]
 #[should_panic(expected = "data was lost")]
 fn two_slots_lose_data() {
-    explore(Protocol::TwoSlots, OPERATIONS, None);
+    explore(Protocol::TwoSlots, ONE_SHOTS, None);
 }
 
 #[test]
 #[should_panic(expected = "data was lost")]
 fn leaving_out_the_release_fence_loses_data() {
-    explore(Protocol::NoRelease, OPERATIONS, None);
+    explore(Protocol::NoRelease, ONE_SHOTS, None);
 }
 
 #[test]
 #[should_panic(expected = "data was lost")]
 fn leaving_out_the_acquire_fence_loses_data() {
-    explore(Protocol::NoAcquire, OPERATIONS, None);
+    explore(Protocol::NoAcquire, ONE_SHOTS, None);
+}
+
+#[test]
+#[should_panic(expected = "data was lost")]
+fn two_slots_lose_data_in_two_shots() {
+    explore(Protocol::TwoSlots, TWO_SHOTS, Some(3));
+}
+
+#[test]
+#[should_panic(expected = "data was lost")]
+fn leaving_out_the_release_fence_loses_data_in_two_shots() {
+    explore(Protocol::NoRelease, TWO_SHOTS, Some(3));
+}
+
+#[test]
+#[should_panic(expected = "data was lost")]
+fn leaving_out_the_acquire_fence_loses_data_in_two_shots() {
+    explore(Protocol::NoAcquire, TWO_SHOTS, Some(3));
 }

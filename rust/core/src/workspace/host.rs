@@ -10,6 +10,7 @@ use lamport_rs_protocol::geometry::Geometry;
 use lamport_rs_protocol::memory::SlotMemory;
 use lamport_rs_protocol::sentinel::SENTINEL;
 use lamport_rs_protocol::table::{self, Control};
+use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 use lamport_rs_protocol::verification::verify;
 
 use crate::error::{Error, Result};
@@ -196,9 +197,30 @@ impl HostWorkspace {
         collective: &mut C,
     ) -> Result<()> {
         let mut control = self.read_control(turn);
-        let mut wait =
-            BoundedWait::new(turn.operation, self.member.geometry.world_size(), self.timeout, turn.interrupted);
-        let outcome = exchange(self.member, memory, &mut control, extent, collective, &mut wait);
+        let outcome = exchange(self.member, memory, &mut control, extent, collective, &mut self.wait(turn));
+        self.finish(turn, control, outcome)
+    }
+
+    /// Likewise in two shots.
+    #[inline(always)]
+    pub fn run_two_shot<M: SlotMemory, C: ShardedCollective>(
+        &self,
+        turn: &mut Turn<'_>,
+        memory: &M,
+        extent: Extent,
+        collective: &mut C,
+    ) -> Result<()> {
+        let mut control = self.read_control(turn);
+        let outcome = exchange_two_shot(self.member, memory, &mut control, extent, collective, &mut self.wait(turn));
+        self.finish(turn, control, outcome)
+    }
+
+    fn wait<'a>(&self, turn: &'a mut Turn<'_>) -> BoundedWait<'a> {
+        BoundedWait::new(turn.operation, self.member.geometry.world_size(), self.timeout, turn.interrupted)
+    }
+
+    /// Keeps what an operation leaves for the next, or why there can be none.
+    fn finish(&self, turn: &mut Turn<'_>, control: Control, outcome: Result<()>) -> Result<()> {
         match &outcome {
             Ok(()) => self.write_control(turn, control),
             Err(error) => turn.state.failure = Some(error.to_string()),

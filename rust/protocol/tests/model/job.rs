@@ -3,15 +3,23 @@
 //! Everything repeats after [`PERIOD`] operations, which makes the state graph finite while the ranks go on for ever:
 //! what is proven on it holds for any number of operations.
 
+use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::exchange::{Extent, Member};
 use lamport_rs_protocol::geometry::Geometry;
-use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, VECTOR_WORDS, Vector, scrub};
+use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, VECTOR_WORDS, Vector};
 
 /// Operations after which slots (3), sizes (4) and payloads repeat. Twelve, not fewer: a word of the second vector may
 /// be used in every other turn of its slot only, and what it held six operations ago must not pass for today's data.
 pub const PERIOD: usize = 12;
 
-/// Vectors per region, by operation. Over [`PERIOD`] operations every size follows every size, both from one operation
+/// Algorithms of a mixed job, by operation. Over [`PERIOD`] operations each follows each, both from one operation to the
+/// next and from one use of a slot to the next.
+const MIXED: [Algorithm; PERIOD] = {
+    use Algorithm::{OneShot as One, TwoShot as Two};
+    [One, Two, Two, One, One, Two, Two, One, Two, One, Two, One]
+};
+
+/// Vectors per region (of a half of it in two-shot), by operation. Over [`PERIOD`] operations every size follows every size, both from one operation
 /// to the next (the extent to clear) and from one use of a slot to the next (regions of different ranks overlap).
 const SIZES: [usize; 4] = [1, 2, 2, 1];
 const MAX_VECTORS: usize = 2;
@@ -22,20 +30,34 @@ pub struct Job {
     pub world_size: usize,
     /// Independently arriving parts of a vector: 1 (whole), 2 (word 0; words 1 to 3) or 4 (every word on its own).
     pub parts: usize,
-    /// Whether every operation is of one vector. Otherwise sizes vary between one and two.
+    /// How the operations reduce; `None` for a mix.
+    pub algorithm: Option<Algorithm>,
+    /// Whether every operation is of one vector, or one per shard. Otherwise sizes vary between one and two.
     pub one_size: bool,
     pub chunk_vectors: usize,
     pub lead_chunks: usize,
 }
 
 impl Job {
-    /// Varying sizes, two parts, the whole region in one chunk.
+    /// One-shot, varying sizes, two parts, the whole region in one chunk.
     pub fn of(world_size: usize) -> Self {
-        Self { world_size, parts: 2, one_size: false, chunk_vectors: MAX_VECTORS, lead_chunks: 1 }
+        let algorithm = Some(Algorithm::OneShot);
+        Self { world_size, algorithm, parts: 2, one_size: false, chunk_vectors: MAX_VECTORS, lead_chunks: 1 }
+    }
+
+    /// Likewise, all in two shots.
+    pub fn two_shot(world_size: usize) -> Self {
+        Self { algorithm: Some(Algorithm::TwoShot), ..Self::of(world_size) }
+    }
+
+    /// Likewise, now in one shot and now in two.
+    pub fn mixed(world_size: usize) -> Self {
+        Self { algorithm: None, ..Self::of(world_size) }
     }
 
     pub fn geometry(&self) -> Geometry {
-        let comm_size = self.world_size * MAX_VECTORS * VECTOR_BYTES;
+        let largest = (0..PERIOD).map(|operation| self.message_bytes(operation)).max();
+        let comm_size = self.world_size * largest.expect("there are operations");
         Geometry::new(self.world_size as i64, comm_size as i64).expect("a shape within the limits")
     }
 
@@ -43,14 +65,55 @@ impl Job {
         Member { rank, geometry: self.geometry() }
     }
 
+    pub fn algorithm(&self, operation: usize) -> Algorithm {
+        self.algorithm.unwrap_or(MIXED[operation])
+    }
+
+    /// Of a region, or of a shard.
     pub fn vectors(&self, operation: usize) -> usize {
         if self.one_size { 1 } else { SIZES[operation % SIZES.len()] }
     }
 
+    /// Whether vector `at` of `shard` is beyond the tensor's end. Of the sizes of [`SIZES`], the third lacks a vector,
+    /// and the fourth is a single one, so that all shards but the first are padding.
+    fn is_padding(&self, shard: usize, operation: usize, at: usize) -> bool {
+        match operation % SIZES.len() {
+            2 => shard + 1 == self.world_size && at + 1 == self.vectors(operation),
+            3 => shard > 0,
+            _ => false,
+        }
+    }
+
+    /// What `rank` contributes to vector `at` of `shard`, not scrubbed.
+    pub fn contribution_to(&self, shard: usize, rank: usize, operation: usize, at: usize) -> Vector {
+        let padding = self.is_padding(shard, operation, at);
+        if padding { [0; VECTOR_WORDS] } else { contribution(rank, operation, shard * MAX_VECTORS + at) }
+    }
+
+    /// The sum of vector `at` of `shard`, not scrubbed: as it depends on contributions that have been checked, it need not
+    /// be made of them, but may be the sentinel where they are not.
+    pub fn sum(&self, shard: usize, operation: usize, at: usize) -> Vector {
+        if self.is_padding(shard, operation, at) {
+            return [0; VECTOR_WORDS];
+        }
+        std::array::from_fn(|word| match (operation, word) {
+            (5, _) | (8, 0) | (10, 3) => SENTINEL,
+            _ => SUM_TAG | tag(shard, operation, at, word),
+        })
+    }
+
+    fn message_bytes(&self, operation: usize) -> usize {
+        let units = match self.algorithm(operation) {
+            Algorithm::OneShot => self.vectors(operation),
+            Algorithm::TwoShot => self.vectors(operation) * self.world_size,
+        };
+        self.algorithm(operation).message_bytes(units, VECTOR_BYTES, self.world_size)
+    }
+
     pub fn extent(&self, operation: usize) -> Extent {
-        let message_bytes = self.vectors(operation) * VECTOR_BYTES;
+        let region_bytes = self.geometry().region_bytes(self.message_bytes(operation));
         Extent {
-            region_bytes: self.geometry().region_bytes(message_bytes).expect("a slot holds the largest operation"),
+            region_bytes: region_bytes.expect("a slot holds the largest operation"),
             chunk_vectors: self.chunk_vectors,
             lead_chunks: self.lead_chunks,
         }
@@ -75,12 +138,8 @@ pub fn contribution(rank: usize, operation: usize, at: usize) -> Vector {
     })
 }
 
-/// What every receiver must get of it.
-pub fn expected(rank: usize, operation: usize, at: usize) -> Vector {
-    scrub(contribution(rank, operation, at))
-}
-
 const TAG: u32 = 0x4000_0000;
+const SUM_TAG: u32 = 0x4100_0000;
 
 fn tag(rank: usize, operation: usize, at: usize, word: usize) -> u32 {
     TAG | (rank as u32) << 16 | (operation as u32) << 8 | (at as u32) << 4 | word as u32
@@ -91,9 +150,10 @@ pub fn describe(word: u32) -> String {
     match word {
         SENTINEL => "sentinel".into(),
         0 => "0".into(),
-        _ if word & 0xff00_0000 == TAG => {
+        _ if matches!(word & 0xff00_0000, TAG | SUM_TAG) => {
             let field = |shift: u32, mask: u32| word >> shift & mask;
-            format!("r{}:op{}:v{}:w{}", field(16, 0xff), field(8, 0xff), field(4, 0xf), field(0, 0xf))
+            let kind = if word & SUM_TAG == SUM_TAG { "sum:" } else { "" };
+            format!("{kind}r{}:op{}:v{}:w{}", field(16, 0xff), field(8, 0xff), field(4, 0xf), field(0, 0xf))
         }
         _ => format!("{word:#010x}"),
     }

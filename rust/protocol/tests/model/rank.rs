@@ -7,13 +7,15 @@
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::exchange::{Collective, Wait};
 use lamport_rs_protocol::memory::SlotMemory;
 use lamport_rs_protocol::rank_set::RankSet;
-use lamport_rs_protocol::sentinel::{EMPTY, SENTINEL, Vector};
+use lamport_rs_protocol::sentinel::{EMPTY, SENTINEL, Vector, scrub};
 use lamport_rs_protocol::table::Control;
+use lamport_rs_protocol::two_shot::ShardedCollective;
 
-use crate::job::{Job, PERIOD, contribution, describe_vector, expected};
+use crate::job::{Job, PERIOD, contribution, describe_vector};
 use crate::protocol::{Held, Operation, Protocol};
 use crate::report::Wrong;
 
@@ -111,9 +113,11 @@ impl Program {
     fn until_load(&self, point: &mut Point, memory: &ReplayedMemory) -> Option<Step> {
         let Self { job, protocol, rank } = *self;
         let number = point.operation;
-        let operation = Operation { number, member: job.member(rank), extent: job.extent(number) };
+        let (algorithm, extent) = (job.algorithm(number), job.extent(number));
+        let operation = Operation { number, member: job.member(rank), algorithm, extent };
         let (mut control, mut held) = (point.control, point.held.clone());
-        let mut checker = Checker { rank, operation: number, received: Vec::new(), completed: 0, wrong: None };
+        let mut checker =
+            Checker { job, rank, operation: number, received: vec![], sums: vec![], completed: 0, wrong: None };
         let run = AssertUnwindSafe(|| {
             let wait = &mut Replay { memory };
             protocol.run(&operation, memory, &mut control, &mut held, &mut checker, wait)
@@ -122,7 +126,7 @@ impl Program {
             _ if checker.wrong.is_some() => checker.wrong.map(Step::Wrong),
             Ok(Err(NothingLogged)) => Some(Step::Again),
             Ok(Ok(())) => {
-                checker.check_complete(&job);
+                checker.check_complete();
                 (point.control, point.held) = (control, held);
                 None
             }
@@ -211,21 +215,42 @@ impl Wait for Replay<'_> {
 
 /// Contributes the operation's payload and compares what arrives with what was sent.
 struct Checker {
+    job: Job,
     rank: usize,
     operation: usize,
     received: Vec<(usize, usize)>,
+    /// Those of peers' shards that were received.
+    sums: Vec<(usize, usize)>,
     completed: usize,
     wrong: Option<Wrong>,
 }
 
 impl Checker {
-    /// Every vector of every rank was received once and was completed.
-    fn check_complete(&mut self, job: &Job) {
-        let vectors = job.vectors(self.operation);
-        self.received.sort();
+    /// Every vector of every rank was received once and was completed; in two-shot every peer's sum was received.
+    fn check_complete(&mut self) {
+        let Self { job, rank, operation, .. } = *self;
+        let vectors = job.vectors(operation);
         let all = (0..job.world_size).flat_map(|rank| (0..vectors).map(move |at| (rank, at)));
+        let sums = all.clone().filter(|&(shard, _)| shard != rank && job.algorithm(operation) == Algorithm::TwoShot);
+        self.received.sort();
+        self.sums.sort();
         assert!(self.received.iter().copied().eq(all), "received {:?}", self.received);
+        assert!(self.sums.iter().copied().eq(sums), "received the sums {:?}", self.sums);
         assert_eq!(self.completed, vectors, "completed vectors");
+    }
+
+    fn check(&mut self, source: usize, at: usize, expected: Vector, found: Vector) {
+        if found == expected {
+            return;
+        }
+        self.wrong = Some(Wrong { source, at, expected, found, torn: found.contains(&SENTINEL) });
+        // A rank with a wrong result has no further states worth looking at.
+        resume_unwind(Box::new(BeyondTheLog))
+    }
+
+    fn note_complete(&mut self, at: usize) {
+        assert_eq!(at, self.completed, "vectors complete in order");
+        self.completed = at + 1;
     }
 }
 
@@ -236,17 +261,31 @@ impl Collective for Checker {
 
     fn receive(&mut self, source: usize, at: usize, found: Vector) {
         self.received.push((source, at));
-        let expected = expected(source, self.operation, at);
-        if found == expected {
-            return;
-        }
-        self.wrong = Some(Wrong { source, at, expected, found, torn: found.contains(&SENTINEL) });
-        // A rank with a wrong result has no further states worth looking at.
-        resume_unwind(Box::new(BeyondTheLog))
+        self.check(source, at, scrub(contribution(source, self.operation, at)), found);
     }
 
     fn complete(&mut self, at: usize) {
-        assert_eq!(at, self.completed, "vectors complete in order");
-        self.completed = at + 1;
+        self.note_complete(at);
+    }
+}
+
+impl ShardedCollective for Checker {
+    fn contribution(&mut self, shard: usize, at: usize) -> Vector {
+        self.job.contribution_to(shard, self.rank, self.operation, at)
+    }
+
+    fn receive(&mut self, source: usize, at: usize, found: Vector) {
+        self.received.push((source, at));
+        self.check(source, at, scrub(self.job.contribution_to(self.rank, source, self.operation, at)), found);
+    }
+
+    fn complete(&mut self, at: usize) -> Vector {
+        self.note_complete(at);
+        self.job.sum(self.rank, self.operation, at)
+    }
+
+    fn receive_sum(&mut self, shard: usize, at: usize, found: Vector) {
+        self.sums.push((shard, at));
+        self.check(shard, at, scrub(self.job.sum(shard, self.operation, at)), found);
     }
 }

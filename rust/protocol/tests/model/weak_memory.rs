@@ -11,8 +11,8 @@
 //!   them: "visible" needs to mean visible to the block's owner, and one moment of it per store is general enough.
 //! - The order of the stores to a word, from different ranks, is the order of their commits, and that is constrained by
 //!   fences only. A push may thus be ordered ahead of a clear that its rank issued long before.
-//! - The argument in `exchange` takes no chain of more than two ranks, so it does not matter that fences are cumulative
-//!   here.
+//! - The argument in `exchange`, which is that of `two_shot` too, takes no chain of more than two ranks, so it does not
+//!   matter that fences are cumulative here. (What two-shot would be without padding does: `loom` has that.)
 //!
 //! What it does not cover: loads happen one after the other and no store happens ahead of an earlier load. So the
 //! acquire fence is not put to the test. The argument needs it for just that, and C11 without it would allow pushes

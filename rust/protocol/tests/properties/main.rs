@@ -9,6 +9,7 @@
 //! | `table` | the table and the control words |
 //! | `rank_set` | how errors name ranks |
 //! | `operation` | one operation: what it stores where, what it delivers, and what it says when it waits in vain |
+//! | `two_shot` | likewise of an operation in two shots |
 
 mod geometry;
 mod operation;
@@ -16,3 +17,4 @@ mod rank_set;
 mod sentinel;
 mod sizing;
 mod table;
+mod two_shot;

@@ -12,18 +12,18 @@ use lamport_rs_protocol::table::Control;
 use proptest::prelude::*;
 
 /// All blocks, by vector, and the stores in the order in which they came.
-struct Memory {
-    blocks: RefCell<Vec<Vec<Vector>>>,
-    stores: RefCell<Vec<(usize, usize, Vector)>>,
+pub struct Memory {
+    pub blocks: RefCell<Vec<Vec<Vector>>>,
+    pub stores: RefCell<Vec<(usize, usize, Vector)>>,
 }
 
 impl Memory {
-    fn new(geometry: Geometry, content: Vector) -> Self {
+    pub fn new(geometry: Geometry, content: Vector) -> Self {
         let block = vec![content; geometry.used_bytes() / VECTOR_BYTES];
         Self { blocks: RefCell::new(vec![block; geometry.world_size()]), stores: RefCell::default() }
     }
 
-    fn set(&self, rank: usize, offset: usize, vector: Vector) {
+    pub fn set(&self, rank: usize, offset: usize, vector: Vector) {
         self.blocks.borrow_mut()[rank][offset / VECTOR_BYTES] = vector;
     }
 }
@@ -70,7 +70,7 @@ impl Collective for Recorder {
 }
 
 /// Gives up at the first pause.
-struct Impatient;
+pub struct Impatient;
 
 impl Wait for Impatient {
     type Error = RankSet;

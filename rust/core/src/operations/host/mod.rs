@@ -18,23 +18,9 @@ pub mod pieces;
 pub mod processor;
 pub mod rms_norm;
 
-use lamport_rs_protocol::algorithm::Algorithm;
-
-use crate::error::{Error, Result};
-
 pub use all_reduce::all_reduce;
 pub use minimax::minimax_rms;
 pub use rms_norm::all_reduce_rms_norm;
-
-/// Refuses what only other backends can do.
-fn check_algorithm(algorithm: Option<Algorithm>) -> Result<()> {
-    match algorithm {
-        None | Some(Algorithm::OneShot) => Ok(()),
-        Some(Algorithm::TwoShot) => Err(Error::Argument(
-            "the host backend reduces in one shot only; pass algorithm=\"auto\" or \"one_shot\"".to_owned(),
-        )),
-    }
-}
 
 /// Vectors that are pushed, and later polled, together: 16 KiB, so that the own contribution is still in the first-level
 /// cache when it is added.

@@ -6,6 +6,7 @@
 use lamport_rs_protocol::exchange::{Collective, Extent};
 use lamport_rs_protocol::memory::{Line, SlotMemory};
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
+use lamport_rs_protocol::two_shot::ShardedCollective;
 
 use crate::error::Result;
 use crate::workspace::host::{HostWorkspace, Turn};
@@ -25,18 +26,40 @@ pub fn run<M: SlotMemory, C: Collective>(
     chunk_vectors: usize,
     collective: &mut C,
 ) -> Result<()> {
-    let chunk_bytes = chunk_vectors * VECTOR_BYTES;
-    let piece_bytes = (PIECE_BYTES / chunk_bytes).max(1) * chunk_bytes;
-    for start in (0..region_bytes).step_by(piece_bytes) {
-        let region_bytes = piece_bytes.min(region_bytes - start);
-        let extent = Extent { region_bytes, chunk_vectors, lead_chunks: LEAD_CHUNKS };
-        let mut piece = Piece { collective, first: start / VECTOR_BYTES };
-        workspace.run(turn, memory, extent, &mut piece)?;
+    let most = whole_chunks(PIECE_BYTES, chunk_vectors);
+    for first in (0..region_bytes / VECTOR_BYTES).step_by(most) {
+        let vectors = most.min(region_bytes / VECTOR_BYTES - first);
+        let extent = Extent { region_bytes: vectors * VECTOR_BYTES, chunk_vectors, lead_chunks: LEAD_CHUNKS };
+        workspace.run(turn, memory, extent, &mut Piece { collective, first })?;
     }
     Ok(())
 }
 
-/// Part of a collective, from vector `first` on.
+/// Likewise in two shots: `region_bytes` is two shards, and each piece a part of every shard.
+#[inline(always)]
+pub fn run_two_shot<M: SlotMemory, C: ShardedCollective>(
+    workspace: &HostWorkspace,
+    turn: &mut Turn<'_>,
+    memory: &M,
+    region_bytes: usize,
+    chunk_vectors: usize,
+    collective: &mut C,
+) -> Result<()> {
+    let (shard, most) = (region_bytes / 2 / VECTOR_BYTES, whole_chunks(PIECE_BYTES / 2, chunk_vectors));
+    for first in (0..shard).step_by(most) {
+        let vectors = most.min(shard - first);
+        let extent = Extent { region_bytes: 2 * vectors * VECTOR_BYTES, chunk_vectors, lead_chunks: LEAD_CHUNKS };
+        workspace.run_two_shot(turn, memory, extent, &mut Piece { collective, first })?;
+    }
+    Ok(())
+}
+
+/// Vectors of the whole chunks in `bytes`, of one at least.
+fn whole_chunks(bytes: usize, chunk_vectors: usize) -> usize {
+    (bytes / VECTOR_BYTES / chunk_vectors).max(1) * chunk_vectors
+}
+
+/// Part of a collective, from vector `first` on, or from that of every shard.
 struct Piece<'a, C> {
     collective: &'a mut C,
     first: usize,
@@ -66,5 +89,27 @@ impl<C: Collective> Collective for Piece<'_, C> {
     #[inline(always)]
     fn receive_line(&mut self, at: usize, lines: &[Line]) {
         self.collective.receive_line(self.first + at, lines);
+    }
+}
+
+impl<C: ShardedCollective> ShardedCollective for Piece<'_, C> {
+    #[inline(always)]
+    fn contribution(&mut self, shard: usize, at: usize) -> Vector {
+        self.collective.contribution(shard, self.first + at)
+    }
+
+    #[inline(always)]
+    fn receive(&mut self, rank: usize, at: usize, vector: Vector) {
+        self.collective.receive(rank, self.first + at, vector);
+    }
+
+    #[inline(always)]
+    fn complete(&mut self, at: usize) -> Vector {
+        self.collective.complete(self.first + at)
+    }
+
+    #[inline(always)]
+    fn receive_sum(&mut self, shard: usize, at: usize, sum: Vector) {
+        self.collective.receive_sum(shard, self.first + at, sum);
     }
 }

@@ -7,17 +7,18 @@
 
 use std::marker::PhantomData;
 
+use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::memory::Line;
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 
+use super::CHUNK_VECTORS;
 use super::all_reduce::round_and_scrub;
 use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
 use super::pieces::run;
 use super::processor::{Job, Processor, dispatch};
-use super::{CHUNK_VECTORS, check_algorithm};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::operations::arguments::AllReduceRmsNorm;
 use crate::tensor::Device;
 use crate::wait::Interrupted;
@@ -48,6 +49,17 @@ pub unsafe fn all_reduce_rms_norm(
     });
     turn.return_scratch(scratch);
     outcome
+}
+
+/// Refuses what only GPUs do.
+fn check_algorithm(algorithm: Option<Algorithm>) -> Result<()> {
+    match algorithm {
+        None | Some(Algorithm::OneShot) => Ok(()),
+        Some(Algorithm::TwoShot) => Err(Error::Argument(
+            "the host backend's all_reduce_rms_norm is one-shot only; pass algorithm=\"auto\" or \"one_shot\""
+                .to_owned(),
+        )),
+    }
 }
 
 /// Most lanes of a vector.

@@ -1,0 +1,48 @@
+"""all_reduce in two shots on the host: the bits of one-shot, wherever the shards end."""
+
+import lamport_rs
+import pytest
+import torch
+from ranks import Rank
+from reference import DTYPES, check_same_bits, random_tensor
+
+LINE_BYTES = 64
+
+
+def sizes(world_size: int, dtype: torch.dtype) -> list[int]:
+    """Around the ends of shards, which are whole lines, and fewer vectors than ranks."""
+    line = LINE_BYTES // dtype.itemsize
+    around = [shards * lines * line for shards in (1, world_size - 1, world_size) for lines in (1, 3)]
+    return [0, 1, *(size + off for size in around for off in (-1, 0, 1)), 70_001, 1, 300_000]
+
+
+def compare_algorithms(me: Rank, dtype: torch.dtype) -> None:
+    largest = max(sizes(me.world_size, dtype)) * dtype.itemsize
+    workspace = me.workspace(lamport_rs.LamportWorkspace.compute_comm_size_for_all_reduce(largest, me.world_size))
+    for index, size in enumerate(sizes(me.world_size, dtype)):
+        tensor = random_tensor((size,), dtype, index, me.rank)
+        one_shot = lamport_rs.all_reduce(tensor, workspace, algorithm="one_shot")
+        what = f"{size} elements of {dtype} on {me.world_size} ranks"
+        out = torch.full_like(tensor, torch.nan)
+        lamport_rs.all_reduce(tensor, workspace, out=out, algorithm="two_shot")
+        check_same_bits(out, one_shot, what)
+        lamport_rs.all_reduce(tensor, workspace, out=tensor, algorithm="two_shot")
+        check_same_bits(tensor, one_shot, f"{what}, in place")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("world_size", [2, 3, 4, 8])
+def test_two_shot_gives_the_bits_of_one_shot(ranks_of, world_size, dtype):
+    ranks_of(world_size).run(compare_algorithms, dtype)
+
+
+def normalise_in_two_shots(me: Rank) -> str:
+    tensor = torch.ones(2, 8)
+    with pytest.raises(lamport_rs.LamportError) as error:
+        lamport_rs.all_reduce_rms_norm(tensor, tensor, tensor[0], me.workspace(), algorithm="two_shot")
+    return str(error.value)
+
+
+def test_the_norm_of_the_sum_is_refused_in_two_shots(ranks_of):
+    for text in ranks_of(2).run(normalise_in_two_shots):
+        assert "one-shot only" in text
