@@ -154,7 +154,7 @@ def test_predictions_for_large_messages_grow_with_the_group():
 
 
 def test_two_shot_is_faster_from_where_the_saved_bytes_take_longer_than_a_way():
-    plain = Model(launch_us=0.5, way_us=0.8, spread_us=0.0, bandwidth_gb_per_s=350.0)
+    plain = Model(launch_us=0.5, way_us=1.1, spread_us=0.0, bandwidth_gb_per_s=363.6)
     for world_size in (4, 8, 16):
         assert plain.crossover(world_size) == pytest.approx(model.two_shot_from(world_size), rel=0.02)
         assert plain.loss(world_size)[0] < 0.01
