@@ -90,10 +90,11 @@ __device__ __forceinline__ void rotate(const Group& group, const Control& contro
     }
 }
 
-// Waits until the control words are in registers: a warp whose load is still on its way must not count as one that has
-// read. A warp that pushes has used them; others may not have.
+// Is to wait until the control words are in registers: a warp whose load is still on its way must not count as one that
+// has read. A warp that pushes has used them; others may not have. It does so in the kernels with RMSNorm; in the other
+// two the assembler drops the instruction, whose result nobody needs: see "What that does not cover" of
+// docs/protocol.md.
 __device__ __forceinline__ void have_been_read(const Control& control) {
-    // Volatile, and so ahead of the barrier; what it does with the values does not matter, but that it needs them.
     ptx::use(control.slot, control.previous_region);
 }
 
