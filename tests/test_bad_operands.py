@@ -86,12 +86,11 @@ CASES = {
         lambda w: all_reduce(X, w, algorithm="three_shot"),
         'algorithm is "three_shot", but must be "auto" or one of "one_shot", "two_shot"',
     ),
-    "two-shot on the host": (
-        lambda w: all_reduce(X, w, algorithm="two_shot"),
-        'the host backend reduces in one shot only; pass algorithm="auto" or "one_shot"',
-    ),
     "a norm by an algorithm that there is not": (norm_with(algorithm=""), 'algorithm is "", but must be "auto"'),
-    "a norm in two shots on the host": (norm_with(algorithm="two_shot"), "the host backend reduces in one shot only"),
+    "a norm in two shots on the host": (
+        norm_with(algorithm="two_shot"),
+        'all_reduce_rms_norm is one-shot only; pass algorithm="auto" or "one_shot"',
+    ),
     "a weight_bias that is no number": (norm_with(weight_bias=float("nan")), "weight_bias is NaN, but must be finite"),
     "an infinite weight_bias": (norm_with(weight_bias=float("-inf")), "weight_bias is -inf"),
     "a residual of another shape": (norm_with(residual=torch.ones(3, COLUMNS)), "residual has shape"),
