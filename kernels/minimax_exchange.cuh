@@ -141,7 +141,6 @@ private:
     __device__ __forceinline__ void clear_and_arrive(uint32 exchanging) {
         ptx::launch_dependents();
         const Group& group = parameters_.group;
-        // Read where it is used: the rows have most registers.
         const Control control = shared_.control;
         uint32 arrival = 0;
         if (is_last_thread()) {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lamport_rs_kernels::plan::PlanError;
 use lamport_rs_protocol::geometry::GeometryError;
 use lamport_rs_protocol::rank_set::RankSet;
 use thiserror::Error;
@@ -75,6 +76,12 @@ pub enum Error {
     /// Use after `cleanup()`.
     #[error("this workspace was cleaned up; create a new one on every rank")]
     CleanedUp,
+}
+
+impl From<PlanError> for Error {
+    fn from(error: PlanError) -> Self {
+        Self::Argument(error.to_string())
+    }
 }
 
 impl Error {

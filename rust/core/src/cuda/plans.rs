@@ -10,7 +10,7 @@ use lamport_rs_kernels::plan::{LaunchPlan, PlanError};
 
 use super::device::Device;
 use super::launch::Function;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Plans of one kind of operation, and their kernels.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub trait Planned: Copy + Eq + Hash {
     /// Its plan.
     type Plan: Copy;
 
+    /// Whether there is a plan.
+    fn check(&self) -> std::result::Result<(), PlanError>;
     /// Plans the launch.
     fn plan(&self, device: &Device) -> std::result::Result<Self::Plan, PlanError>;
     /// The plan's launch.
@@ -52,7 +54,7 @@ impl<Shape: Planned> PlansOf<Shape> {
         if let Some(planned) = self.0.get(&shape) {
             return Ok(*planned);
         }
-        let plan = shape.plan(device).map_err(|error| Error::Argument(error.to_string()))?;
+        let plan = shape.plan(device)?;
         let planned = (plan, device.modules.function(Shape::launch(&plan).module, device)?);
         self.0.insert(shape, planned);
         Ok(planned)
@@ -63,6 +65,10 @@ macro_rules! planned {
     ($shape:ty, $plan:ty $(, $argument:expr)?) => {
         impl Planned for $shape {
             type Plan = $plan;
+
+            fn check(&self) -> std::result::Result<(), PlanError> {
+                self.check()
+            }
 
             fn plan(&self, device: &Device) -> std::result::Result<$plan, PlanError> {
                 self.plan(device.plan $(, $argument)?)

@@ -2,7 +2,7 @@
 
 use cudarc::driver::sys;
 use lamport_rs_kernels::plan::all_reduce::{AllReduceShape, two_shot_from};
-use lamport_rs_kernels::plan::minimax::{MinimaxShape, MinimaxTensors};
+use lamport_rs_kernels::plan::minimax::{MinimaxPlan, MinimaxShape, MinimaxTensors};
 use lamport_rs_kernels::plan::rms_norm::{self, AllReduceRmsNormShape, AllReduceRmsNormTensors};
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::geometry::{Geometry, GeometryError};
@@ -97,7 +97,7 @@ unsafe fn run_minimax<const MATRICES: usize>(
     stream: sys::CUstream,
 ) -> Result<()>
 where
-    MinimaxShape<MATRICES>: Planned<Plan = lamport_rs_kernels::plan::minimax::MinimaxPlan<MATRICES>>,
+    MinimaxShape<MATRICES>: Planned<Plan = MinimaxPlan<MATRICES>>,
 {
     let geometry = workspace.member().geometry;
     let rows = norms[0].input.rows();
@@ -111,9 +111,8 @@ where
         world_size: geometry.world_size() as u32,
     };
     let tensors = try_map(norms, |norm| tensors(&norm))?;
-    let parameters = |plan: lamport_rs_kernels::plan::minimax::MinimaxPlan<MATRICES>| {
-        plan.parameters(&geometry, *workspace.kernel_group(), tensors, epsilon)
-    };
+    let parameters =
+        |plan: MinimaxPlan<MATRICES>| plan.parameters(&geometry, *workspace.kernel_group(), tensors, epsilon);
     let shape = (rows > 0).then_some(shape);
     // SAFETY: the caller's promises.
     unsafe { launch(workspace, shape, plans, parameters, stream) }
@@ -157,7 +156,7 @@ unsafe fn launch<Shape: Planned, P>(
 ) -> Result<()> {
     // Before the turn: a shape that has no plan changes nothing.
     if let Some(shape) = &shape {
-        shape.plan(&workspace.device).map_err(|error| Error::Argument(error.to_string()))?;
+        shape.check()?;
     }
     let mut turn = workspace.take_turn(stream)?;
     let Some(shape) = shape else { return Ok(()) };

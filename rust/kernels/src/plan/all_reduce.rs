@@ -7,11 +7,8 @@ use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 use crate::catalogue::{AllReduceKernel, ModuleKey};
 use crate::dtype::Dtype;
 use crate::parameters::{AllReduceParameters, Group};
-use crate::plan::{Device, LaunchPlan, PlanError};
+use crate::plan::{Device, LaunchPlan, PlanError, check_bytes};
 use crate::variants::{WARP_THREADS, all_reduce_bounds, capacity};
-
-/// More would overflow the kernels' 32-bit offsets within a region.
-const MAX_BYTES: usize = 1 << 30;
 
 /// Threads of a one-shot block beside the service warp.
 const ONE_SHOT_WORKERS: u32 = 128;
@@ -59,11 +56,14 @@ pub struct AllReducePlan {
 }
 
 impl AllReduceShape {
+    /// Whether there is a plan.
+    pub fn check(&self) -> Result<(), PlanError> {
+        check_bytes(self.bytes)
+    }
+
     /// Plans the launch.
     pub fn plan(&self, device: Device) -> Result<AllReducePlan, PlanError> {
-        if self.bytes == 0 || self.bytes > MAX_BYTES {
-            return Err(PlanError::Bytes { bytes: self.bytes, most: MAX_BYTES });
-        }
+        self.check()?;
         let Self { dtype, algorithm, .. } = *self;
         let capacity = capacity(self.world_size as u32);
         let bounds = all_reduce_bounds(algorithm, capacity);

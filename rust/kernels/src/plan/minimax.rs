@@ -4,12 +4,11 @@
 //! per block, so that the whole grid runs at once and the way over NVLink is paid for once, not once per wave.
 
 use lamport_rs_protocol::geometry::{Geometry, GeometryError};
-use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
 use crate::catalogue::{MinimaxKernel, ModuleKey};
 use crate::dtype::Dtype;
 use crate::parameters::{Group, MinimaxMatrix, MinimaxParameters};
-use crate::plan::{Device, LaunchPlan, PlanError};
+use crate::plan::{Device, LaunchPlan, PlanError, check_weight, row_vectors};
 use crate::variants::{MINIMAX_VARIANTS, MINIMAX_WIDE, MinimaxVariant, WARP_THREADS};
 
 /// More would overflow the kernels' 32-bit offsets within a region.
@@ -91,15 +90,19 @@ impl<const MATRICES: usize> MinimaxPlan<MATRICES> {
 }
 
 impl<const MATRICES: usize> MinimaxShape<MATRICES> {
-    /// Plans the launch. `tokens_per_block` overrides the choice that this module makes.
-    pub fn plan(&self, device: Device, tokens_per_block: Option<u32>) -> Result<MinimaxPlan<MATRICES>, PlanError> {
-        const { assert!(MATRICES == 1 || MATRICES == 2, "kernels take one matrix or two") };
+    /// Whether there is a plan.
+    pub fn check(&self) -> Result<(), PlanError> {
         if self.tokens == 0 || self.tokens > MAX_TOKENS {
             return Err(PlanError::Tokens { tokens: self.tokens, most: MAX_TOKENS });
         }
-        if self.weight != self.dtype && self.weight != Dtype::Float32 {
-            return Err(PlanError::Weight { dtype: self.dtype.name(), weight: self.weight.name() });
-        }
+        check_weight(self.dtype, self.weight)?;
+        self.vectors().map(drop)
+    }
+
+    /// Plans the launch. `tokens_per_block` overrides the choice that this module makes.
+    pub fn plan(&self, device: Device, tokens_per_block: Option<u32>) -> Result<MinimaxPlan<MATRICES>, PlanError> {
+        const { assert!(MATRICES == 1 || MATRICES == 2, "kernels take one matrix or two") };
+        self.check()?;
         let vectors = self.vectors()?;
         let candidates: Vec<Division<MATRICES>> = self.divisions(vectors);
         let division = match tokens_per_block {
@@ -122,13 +125,11 @@ impl<const MATRICES: usize> MinimaxShape<MATRICES> {
     }
 
     fn vectors(&self) -> Result<[u32; MATRICES], PlanError> {
-        for width in self.widths {
-            let bytes = width as usize * self.dtype.size();
-            if bytes == 0 || !bytes.is_multiple_of(VECTOR_BYTES) {
-                return Err(PlanError::Width { width, dtype: self.dtype.name() });
-            }
+        let mut vectors = [0; MATRICES];
+        for (count, width) in vectors.iter_mut().zip(self.widths) {
+            *count = row_vectors(width as usize, self.dtype)?;
         }
-        Ok(self.widths.map(|width| (width as usize * self.dtype.size() / VECTOR_BYTES) as u32))
+        Ok(vectors)
     }
 
     /// What the width allows, in ascending order of tokens per block; never empty. Of the variants that differ only in

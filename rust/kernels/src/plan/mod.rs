@@ -4,9 +4,11 @@ pub mod all_reduce;
 pub mod minimax;
 pub mod rms_norm;
 
+use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 use thiserror::Error;
 
 use crate::catalogue::ModuleKey;
+use crate::dtype::Dtype;
 use crate::variants::{FILL_THREADS, LaunchBounds, WARP_THREADS};
 
 /// What a plan needs to know of a device.
@@ -91,6 +93,31 @@ pub enum PlanError {
         /// Of the weights.
         weight: &'static str,
     },
+}
+
+/// More would overflow the kernels' 32-bit offsets within a region.
+const MAX_BYTES: usize = 1 << 30;
+
+/// Checks the size of a tensor that travels.
+fn check_bytes(bytes: usize) -> Result<(), PlanError> {
+    if (1..=MAX_BYTES).contains(&bytes) { Ok(()) } else { Err(PlanError::Bytes { bytes, most: MAX_BYTES }) }
+}
+
+/// Checks that weights of dtype `weight` come with rows of `dtype`.
+fn check_weight(dtype: Dtype, weight: Dtype) -> Result<(), PlanError> {
+    if weight == dtype || weight == Dtype::Float32 {
+        return Ok(());
+    }
+    Err(PlanError::Weight { dtype: dtype.name(), weight: weight.name() })
+}
+
+/// The 16-byte vectors of a row of `width` elements.
+fn row_vectors(width: usize, dtype: Dtype) -> Result<u32, PlanError> {
+    let bytes = width * dtype.size();
+    if bytes == 0 || !bytes.is_multiple_of(VECTOR_BYTES) {
+        return Err(PlanError::Width { width: width as u32, dtype: dtype.name() });
+    }
+    Ok((bytes / VECTOR_BYTES) as u32)
 }
 
 /// Fills `words` words with the sentinel.

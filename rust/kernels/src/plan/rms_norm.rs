@@ -7,11 +7,8 @@ use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 use crate::catalogue::{AllReduceRmsNormKernel, ModuleKey};
 use crate::dtype::Dtype;
 use crate::parameters::{AllReduceRmsNormParameters, Group, RmsNorm};
-use crate::plan::{Device, LaunchPlan, PlanError, all_reduce};
+use crate::plan::{Device, LaunchPlan, PlanError, all_reduce, check_bytes, check_weight, row_vectors};
 use crate::variants::{WARP_THREADS, capacity, rms_norm_bounds};
-
-/// More would overflow the kernels' 32-bit offsets within a region.
-const MAX_BYTES: usize = 1 << 30;
 
 /// Bytes from which two-shot is faster than one-shot: as for the all-reduce, but never with two ranks, which would wait
 /// for each other row by row and gain nothing.
@@ -60,20 +57,20 @@ pub struct AllReduceRmsNormPlan {
 }
 
 impl AllReduceRmsNormShape {
+    /// Whether there is a plan.
+    pub fn check(&self) -> Result<(), PlanError> {
+        row_vectors(self.hidden, self.dtype)?;
+        check_bytes(self.tokens.saturating_mul(self.row_bytes()))?;
+        check_weight(self.dtype, self.weight)
+    }
+
     /// Plans the launch.
     pub fn plan(&self, device: Device) -> Result<AllReduceRmsNormPlan, PlanError> {
-        let Self { tokens, dtype, algorithm, .. } = *self;
-        let row_vectors = self.row_vectors()?;
-        let bytes = tokens.saturating_mul(self.row_bytes());
-        if bytes == 0 || bytes > MAX_BYTES {
-            return Err(PlanError::Bytes { bytes, most: MAX_BYTES });
-        }
-        if self.weight != dtype && self.weight != Dtype::Float32 {
-            return Err(PlanError::Weight { dtype: dtype.name(), weight: self.weight.name() });
-        }
+        self.check()?;
+        let Self { tokens, hidden, dtype, algorithm, .. } = *self;
         let capacity = capacity(self.world_size as u32);
         let bounds = rms_norm_bounds(capacity);
-        let needed = row_vectors.next_multiple_of(WARP_THREADS);
+        let needed = row_vectors(hidden, dtype)?.next_multiple_of(WARP_THREADS);
         let block = needed.min(bounds.max_threads);
         let held = needed <= bounds.max_threads;
         let module = ModuleKey::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm, dtype, capacity, held });
@@ -86,14 +83,6 @@ impl AllReduceRmsNormShape {
 
     fn row_bytes(&self) -> usize {
         self.hidden * self.dtype.size()
-    }
-
-    fn row_vectors(&self) -> Result<u32, PlanError> {
-        let bytes = self.row_bytes();
-        if bytes == 0 || !bytes.is_multiple_of(VECTOR_BYTES) {
-            return Err(PlanError::Width { width: self.hidden as u32, dtype: self.dtype.name() });
-        }
-        Ok((bytes / VECTOR_BYTES) as u32)
     }
 }
 
