@@ -42,7 +42,7 @@ __device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& p
             routes.push_to_all(offset, own);
         }
         if (first_round) {
-            control_is_used();
+            control_is_used(control);
             ptx::launch_dependents();
             first_round = false;
         }

@@ -145,19 +145,6 @@ __device__ __forceinline__ void store_output_half(Address address, uint32 word) 
     asm volatile("st.global.u16 [%0], %1;" ::"l"(address), "h"(static_cast<unsigned short>(word)) : "memory");
 }
 
-// ---- Values --------------------------------------------------------------------------------------------------------
-
-// An instruction that needs both values, and so waits for the loads that they come from. All lanes of the warp call it.
-__device__ __forceinline__ void use(uint32 first, uint32 second) {
-    uint32 vote;
-    asm volatile("{.reg .pred p;\n"
-                 " setp.eq.u32 p, %1, %2;\n"
-                 " vote.sync.ballot.b32 %0, p, 0xffffffff;}"
-                 : "=r"(vote)
-                 : "r"(first), "r"(second)
-                 : "memory");
-}
-
 // ---- Barriers of a block --------------------------------------------------------------------------------------------
 // Of `threads` threads, some of which only arrive and go on. What they read before is read before the others go on.
 

@@ -6,20 +6,26 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from ranks import ProcessRanks, on_the_host, one_gpu_per_rank
+from ranks import SHARING, ProcessRanks, on_the_host, one_gpu_per_rank
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu(n=1): needs n CUDA GPUs, one per rank")
+    config.addinivalue_line("markers", "gpu(n=1): needs n CUDA GPUs, one per rank, or one that n ranks may share")
+    config.addinivalue_line("markers", "own_gpus: the ranks cannot share one")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu(n)` where there are fewer than n GPUs."""
+    """Skip tests marked `gpu(n)` where there are fewer than n GPUs.
+
+    With `LAMPORT_RS_SHARE_GPU=1` one GPU is enough, but for tests marked `own_gpus`.
+    """
     gpus = torch.cuda.device_count()
+    share = gpus > 0 and SHARING
     for item in items:
         marker = item.get_closest_marker("gpu")
         needed = marker.args[0] if marker and marker.args else 1
-        if marker and gpus < needed:
+        may_share = share and item.get_closest_marker("own_gpus") is None
+        if marker and gpus < needed and not may_share:
             item.add_marker(pytest.mark.skip(reason=f"needs {needed} CUDA GPUs, and there are {gpus}"))
 
 

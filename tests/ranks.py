@@ -30,7 +30,9 @@ import lamport_rs
 import torch
 import torch.distributed as dist
 
-CALL_TIMEOUT = 60.0
+SHARING = os.environ.get("LAMPORT_RS_SHARE_GPU") == "1"
+"""Whether ranks may share a GPU, and take turns then: milliseconds for each operation."""
+CALL_TIMEOUT = 300.0 if SHARING else 60.0
 """Seconds that a call of all ranks may take."""
 
 Placement: TypeAlias = Callable[[int], torch.device]

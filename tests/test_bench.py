@@ -88,6 +88,7 @@ def test_figures_are_drawn_where_matplotlib_is(host_run):
 
 
 @pytest.mark.gpu(2)
+@pytest.mark.own_gpus
 def test_on_gpus_every_implementation_is_measured_or_named_with_a_reason(tmp_path):
     arguments = ["--world-sizes", "2", "--sizes", "8Ki", "1Mi", "--tokens", "1", "8", "--replays", "3"]
     finished = run_bench("--backend", "cuda", "--record", tmp_path, *arguments)

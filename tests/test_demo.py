@@ -26,6 +26,7 @@ def test_the_demo_checks_every_collective_and_prints_a_row_per_size():
 
 
 @pytest.mark.gpu(2)
+@pytest.mark.own_gpus
 def test_the_demo_on_gpus_compares_the_minimax_operation_with_nccl():
     output = run_demo("--backend", "cuda", "--ranks", "2")
     assert "minimax_allreduce_rms_qk of bfloat16, in a CUDA graph" in output

@@ -54,6 +54,7 @@ def test_bad_arguments_of_one_rank_are_the_same_error_on_all(ranks_of, world_siz
     assert ranks.run(create, None, {}) == ["a workspace"] * world_size
 
 
+@pytest.mark.own_gpus
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_ranks_that_share_a_gpu_are_told_so(new_gpu_ranks, world_size):
     ranks = new_gpu_ranks(world_size, all_on_the_first_gpu)
@@ -64,6 +65,7 @@ def test_ranks_that_share_a_gpu_are_told_so(new_gpu_ranks, world_size):
     assert "give every rank a GPU of its own" in str(errors[0])
 
 
+@pytest.mark.own_gpus
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_ranks_that_each_see_only_their_own_gpu_work(new_gpu_ranks, world_size):
     ranks = new_gpu_ranks(world_size, only_its_own_gpu)
@@ -90,6 +92,7 @@ def create_over_nccl(me: Rank) -> None:
         dist.destroy_process_group(group)
 
 
+@pytest.mark.own_gpus
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_handles_can_be_exchanged_over_nccl(new_gpu_ranks, world_size):
     new_gpu_ranks(world_size).run(create_over_nccl)
@@ -124,6 +127,7 @@ def find_contexts(me: Rank) -> list[int]:
     return driver.devices_with_a_context()
 
 
+@pytest.mark.own_gpus
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_a_rank_makes_a_context_on_its_own_gpu_only(new_gpu_ranks, world_size):
     """One on another GPU takes some 500 MiB of that GPU's memory, and the time to make it."""

@@ -127,7 +127,9 @@ def refuse_and_carry_on(me: Rank, name: str) -> None:
     workspace.synchronize()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.own_gpus) if "another GPU" in name else name for name in CASES]
+)
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_an_operation_refuses_and_changes_nothing(ranks_of, world_size, name):
     ranks_of(world_size).run(refuse_and_carry_on, name)
@@ -220,6 +222,7 @@ def fall_back(me: Rank) -> None:
     dist.destroy_process_group(nccl)
 
 
+@pytest.mark.own_gpus
 @pytest.mark.parametrize("world_size", GROUP_SIZES)
 def test_a_tensor_too_large_for_the_workspace_goes_to_the_fallback(new_gpu_ranks, world_size):
     new_gpu_ranks(world_size).run(fall_back)

@@ -4,12 +4,16 @@ import os
 
 import pytest
 import torch
+from ranks import one_gpu_per_rank
 
 WORLD_SIZES = [pytest.param(size, marks=pytest.mark.gpu(size)) for size in (2, 4)]
 """For `parametrize`: the group sizes that there are GPUs for; the others are skipped, with the reason."""
 
 GROUP_SIZES = [pytest.param(size, marks=pytest.mark.gpu(size)) for size in (2, 3, 4)]
 """Likewise, with one that is no power of two: shards are uneven, and kernels have room for a rank that is not there."""
+
+LARGE_GROUP_SIZES = [pytest.param(size, marks=pytest.mark.gpu(size)) for size in (5, 8, 16)]
+"""Likewise, beyond what a kernel for four ranks can do."""
 
 
 def only_its_own_gpu(rank: int) -> torch.device:
@@ -30,5 +34,4 @@ def all_on_the_first_gpu(_rank: int) -> torch.device:
 def without_a_compilation_cache(rank: int) -> torch.device:
     """As on a machine that runs the package for the first time. The driver reads the variable when it starts."""
     os.environ["CUDA_CACHE_DISABLE"] = "1"
-    torch.cuda.set_device(rank)
-    return torch.device("cuda", rank)
+    return one_gpu_per_rank(rank)

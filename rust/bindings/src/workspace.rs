@@ -36,8 +36,8 @@ impl Workspace {
     ) -> PyResult<Self> {
         let settings = Settings { rank, world_size, comm_size, timeout };
         let mut transport = Callable::new(all_gather);
-        let created = interruptible(py, |interrupted| match cuda_index {
-            None => HostWorkspace::create(&settings, &mut transport, interrupted).map(Arc::new).map(AnyWorkspace::Host),
+        let created = interruptible(py, |_| match cuda_index {
+            None => HostWorkspace::create(&settings, &mut transport).map(Arc::new).map(AnyWorkspace::Host),
             Some(index) => CudaWorkspace::create(&settings, Device::get(index), &mut transport)
                 .map(Arc::new)
                 .map(AnyWorkspace::Cuda),

@@ -13,7 +13,6 @@
 //! | [`memory`] | what the protocol asks of the memory under it: word-sized relaxed loads and stores, two fences |
 //! | [`exchange`] | one operation: push, clear, poll, rotate, with the memory-order argument |
 //! | [`two_shot`] | one operation in which every rank sums a shard: why the same argument covers it |
-//! | [`verification`] | the proof, before first use, that every rank's stores reach every peer |
 //!
 //! The same [`exchange::exchange`] and [`two_shot::exchange_two_shot`] run over shared memory between processes and under
 //! the model checkers of `tests/`; the CUDA kernels restate it over `relaxed.sys` accesses.
@@ -28,4 +27,3 @@ pub mod rank_set;
 pub mod sentinel;
 pub mod table;
 pub mod two_shot;
-pub mod verification;

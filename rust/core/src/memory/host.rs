@@ -13,10 +13,14 @@ use std::ptr::NonNull;
 use rustix::fs::{MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
+use lamport_rs_protocol::sentinel::Vector;
+
 use crate::error::{Error, Result};
 
+/// Bytes at a block's end for what its owner lets peers find there.
+const MARK_BYTES: usize = size_of::<Vector>();
 /// Bytes written at once when a block is filled: small enough for the second-level cache.
-const FILL_BYTES: usize = 256 << 10;
+const FILL_BYTES: usize = 64 << 10;
 
 /// One mapping of one block, writable by every process that has it.
 #[derive(Debug)]
@@ -33,12 +37,30 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(file: &impl std::os::fd::AsFd, bytes: usize) -> Result<Self> {
-        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::POPULATE);
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choosing aliases nothing of this process.
-        let pointer = unsafe { mmap(std::ptr::null_mut(), bytes, protection, flags, file, 0) }
+        let pointer = unsafe { mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, file, 0) }
             .map_err(|error| Error::system(format!("mapping {bytes} bytes of shared memory"), error))?;
         let pointer = NonNull::new(pointer.cast()).expect("mmap does not return the null page");
-        Ok(Self { pointer, bytes })
+        let mapping = Self { pointer, bytes };
+        mapping.touch();
+        Ok(mapping)
+    }
+
+    /// Looks at every page, so that no operation waits for one. The kernel then maps them sixteen at a time, where
+    /// `MAP_POPULATE` goes one by one; pages that exist, as those of a filled block do, are writable at once.
+    fn touch(&self) {
+        for offset in (0..self.bytes).step_by(rustix::param::page_size()) {
+            // SAFETY: the byte is the mapping's; a volatile read of a byte that a peer may be writing is what the
+            // hardware makes of it, and the value is not used.
+            unsafe { self.pointer.add(offset).read_volatile() };
+        }
+    }
+
+    /// Where the mark is.
+    fn mark(&self) -> NonNull<Vector> {
+        // SAFETY: a mapping of a block is at least as long as its mark.
+        unsafe { self.pointer.add(self.bytes - MARK_BYTES) }.cast()
     }
 
     /// Where the block is in this process.
@@ -70,7 +92,7 @@ pub struct Handle {
     pub bytes: u64,
 }
 
-/// A block that this process owns.
+/// A block that this process owns. Behind what was asked for lies the mark, by which peers prove their mappings.
 #[derive(Debug)]
 pub struct Block {
     /// Open until all peers have mapped the block.
@@ -82,7 +104,7 @@ pub struct Block {
 impl Block {
     /// Allocates `bytes` bytes and writes `word` over all of them.
     pub fn allocate(bytes: usize, word: u32) -> Result<Self> {
-        let bytes = bytes.next_multiple_of(rustix::param::page_size());
+        let bytes = (bytes + MARK_BYTES).next_multiple_of(rustix::param::page_size());
         check_available(bytes)?;
         let file = memfd_create("lamport-rs", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(|error| Error::system("memfd_create", error))?;
@@ -104,8 +126,11 @@ impl Block {
         Ok(Self { file: Some(file), mapping, handle })
     }
 
-    /// What peers need to map this block.
-    pub fn handle(&self) -> Handle {
+    /// What peers need to map this block. They will find `mark` in it.
+    pub fn export(&self, mark: Vector) -> Handle {
+        // SAFETY: the mark is aligned, as the block's end is, and the block has not been exported, so that only this
+        // process has it.
+        unsafe { self.mapping.mark().write_volatile(mark) };
         self.handle
     }
 
@@ -127,6 +152,11 @@ impl Block {
 
 /// Refuses what the machine cannot hold. The kernel would hand it out, and end a process when it is written.
 fn check_available(bytes: usize) -> Result<()> {
+    let memory = rustix::system::sysinfo();
+    // What is free is available; what else is takes the kernel longer to say.
+    if (bytes as u64) <= (memory.freeram as u64).saturating_mul(memory.mem_unit.into()) {
+        return Ok(());
+    }
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kibibytes = line.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<usize>().ok());
@@ -152,8 +182,8 @@ fn fill(file: &OwnedFd, bytes: usize, word: u32) -> Result<()> {
     Ok(())
 }
 
-/// Maps a peer's block.
-pub fn open(handle: &Handle) -> Result<Mapping> {
+/// Maps a peer's block, and looks for the peer's mark in it: what the one wrote must be what the other reads.
+pub fn open(handle: &Handle, mark: Vector) -> Result<Mapping> {
     let path = format!("/proc/{}/fd/{}", handle.process, handle.descriptor);
     let file = OpenOptions::new()
         .read(true)
@@ -171,5 +201,37 @@ pub fn open(handle: &Handle) -> Result<Mapping> {
             "it is another file than the peer exported; the ranks must see the same processes (one PID namespace)",
         ));
     }
-    Mapping::new(&file, handle.bytes as usize)
+    let mapping = Mapping::new(&file, handle.bytes as usize)?;
+    // SAFETY: the mark is aligned, and its owner wrote it before it exported the block.
+    if unsafe { mapping.mark().read_volatile() } != mark {
+        return Err(Error::system(
+            format!("verifying a peer's shared memory ({path})"),
+            "what the peer wrote there is not what is read here",
+        ));
+    }
+    Ok(mapping)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_shows_what_its_owner_wrote() {
+        let block = Block::allocate(4096, 7).unwrap();
+        let mapping = open(&block.export([1, 2, 3, 4]), [1, 2, 3, 4]).unwrap();
+        // SAFETY: both mappings are as long, and nobody else has them.
+        unsafe {
+            block.pointer().cast::<u32>().write_volatile(8);
+            assert_eq!(mapping.pointer().cast::<u32>().read_volatile(), 8);
+            assert_eq!(mapping.pointer().cast::<u32>().add(1023).read_volatile(), 7, "the mark is behind the block");
+        }
+    }
+
+    #[test]
+    fn a_block_with_another_mark_is_an_error() {
+        let block = Block::allocate(4096, 0).unwrap();
+        let error = open(&block.export([1, 2, 3, 4]), [1, 2, 3, 5]).unwrap_err().to_string();
+        assert!(error.contains("verifying a peer's shared memory"), "{error}");
+    }
 }

@@ -23,10 +23,11 @@ pub trait Backend {
     fn device(&self) -> String;
     /// Allocates `bytes` bytes, writes `word` over all of them, and waits until that is done.
     fn allocate(&self, bytes: usize, word: u32) -> Result<Self::Block>;
-    /// What a peer needs to map `block`.
-    fn export(&self, block: &Self::Block) -> Result<Vec<u8>>;
-    /// Maps the block that a peer exported.
-    fn open(&self, handle: &[u8]) -> Result<Self::Peer>;
+    /// What a peer needs to map `block`. Where a processor can look into a block that it maps, the owner leaves `nonce`
+    /// for it to find; elsewhere the workspace proves its mappings by a transfer of its own.
+    fn export(&self, block: &Self::Block, nonce: Vector) -> Result<Vec<u8>>;
+    /// Maps the block that a peer exported with `nonce`.
+    fn open(&self, handle: &[u8], nonce: Vector) -> Result<Self::Peer>;
     /// Called when all peers have mapped `block`.
     fn all_have_mapped(&self, _block: &mut Self::Block) {}
     /// Where `block` is, for this process's processor or device.
@@ -42,7 +43,7 @@ pub struct Group<B: Backend> {
     pub own: B::Block,
     /// The peers', in rank order; `None` at this rank's own place.
     pub peers: Vec<Option<B::Peer>>,
-    /// What each rank pushes to verify its mappings.
+    /// Each rank's random vector.
     pub nonces: Vec<Vector>,
 }
 
@@ -73,6 +74,7 @@ pub struct Request {
 pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: Result<Request>) -> Result<Group<B>> {
     let allocated = request.and_then(|request| {
         let block = backend.allocate(request.bytes, request.word)?;
+        let nonce = hello::nonce()?;
         let hello = Hello {
             version: hello::VERSION.to_owned(),
             host: hello::host_identity(),
@@ -80,8 +82,8 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
             world_size: request.world_size as u64,
             comm_size: request.comm_size as u64,
             device: backend.device(),
-            nonce: hello::nonce()?,
-            handle: backend.export(&block)?,
+            nonce,
+            handle: backend.export(&block, nonce)?,
         };
         Ok((request, block, hello))
     });
@@ -100,7 +102,7 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
             if peer == request.rank {
                 return Ok(None);
             }
-            backend.open(&hello.handle).map(Some).map_err(|error| {
+            backend.open(&hello.handle, hello.nonce).map(Some).map_err(|error| {
                 Error::Argument(format!("cannot map the memory of rank {peer} ({}): {error}", hello.device))
             })
         })

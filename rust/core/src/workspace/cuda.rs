@@ -30,6 +30,15 @@ use crate::workspace::construct::{Backend, Group, Request, construct};
 /// Longest wait of the verification's kernel, whose data is on its way when it starts.
 const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Environment variable that lets several ranks be on one GPU.
+const SHARE_GPU: &str = "LAMPORT_RS_SHARE_GPU";
+
+/// The driver gives each process a slice of time, in which its kernels wait in vain for the others'. So it is right, but
+/// so slow that it is an error by default.
+fn ranks_may_share_a_gpu() -> bool {
+    std::env::var_os(SHARE_GPU).is_some_and(|value| value == "1")
+}
+
 /// Device memory of one host's GPUs.
 pub struct CudaBackend {
     device: Arc<Device>,
@@ -69,17 +78,18 @@ impl Backend for CudaBackend {
         Ok(memory)
     }
 
-    fn export(&self, block: &DeviceMemory) -> Result<Vec<u8>> {
+    fn export(&self, block: &DeviceMemory, _nonce: Vector) -> Result<Vec<u8>> {
         Ok([self.device.uuid.as_slice(), &block.export()?].concat())
     }
 
-    fn open(&self, handle: &[u8]) -> Result<PeerMemory> {
+    fn open(&self, handle: &[u8], _nonce: Vector) -> Result<PeerMemory> {
         let (uuid, handle) = handle.split_at_checked(self.device.uuid.len()).unwrap_or_default();
         let handle: [u8; HANDLE_BYTES] =
             handle.try_into().map_err(|_| Error::Argument("its handle cannot be read".to_owned()))?;
-        if uuid == self.device.uuid {
+        if uuid == self.device.uuid && !ranks_may_share_a_gpu() {
             return Err(Error::Argument(format!(
-                "it is on the same GPU as this rank ({}); give every rank a GPU of its own",
+                "it is on the same GPU as this rank ({}); give every rank a GPU of its own, or set {SHARE_GPU}=1 to \
+                 try things out: the ranks then take turns, milliseconds each",
                 self.device.describe()
             )));
         }

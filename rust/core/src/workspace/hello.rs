@@ -23,7 +23,7 @@ pub struct Hello {
     pub comm_size: u64,
     /// The device, in words.
     pub device: String,
-    /// What the sender will push to prove that its stores arrive.
+    /// What will prove, by arriving as it is, that the sender's memory is mapped rightly.
     pub nonce: Vector,
     /// The backend's handle of the sender's block.
     pub handle: Vec<u8>,

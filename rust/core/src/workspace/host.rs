@@ -8,22 +8,17 @@ use std::time::Duration;
 use lamport_rs_protocol::exchange::{Collective, Extent, Member, exchange};
 use lamport_rs_protocol::geometry::Geometry;
 use lamport_rs_protocol::memory::SlotMemory;
-use lamport_rs_protocol::sentinel::SENTINEL;
+use lamport_rs_protocol::sentinel::{SENTINEL, Vector};
 use lamport_rs_protocol::table::{self, Control};
 use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
-use lamport_rs_protocol::verification::verify;
 
 use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange, Reader, Writer};
 use crate::memory::host::{self, Block, Handle, Mapping};
 use crate::memory::host_slots::Blocks;
-use crate::memory::vector_access::Portable;
 use crate::wait::{BoundedWait, Interrupted};
 use crate::workspace::Settings;
 use crate::workspace::construct::{Backend, Group, Request, construct};
-
-/// Longest wait for the verification, whose data is on its way when it starts.
-const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Shared memory of one host.
 pub struct HostBackend;
@@ -41,12 +36,12 @@ impl Backend for HostBackend {
         Block::allocate(bytes, word)
     }
 
-    fn export(&self, block: &Block) -> Result<Vec<u8>> {
-        let Handle { process, descriptor, device, inode, bytes } = block.handle();
+    fn export(&self, block: &Block, nonce: Vector) -> Result<Vec<u8>> {
+        let Handle { process, descriptor, device, inode, bytes } = block.export(nonce);
         Ok(Writer::default().u32(process).u32(descriptor as u32).u64(device).u64(inode).u64(bytes).finish())
     }
 
-    fn open(&self, handle: &[u8]) -> Result<Mapping> {
+    fn open(&self, handle: &[u8], nonce: Vector) -> Result<Mapping> {
         let mut reader = Reader::new(handle);
         let mut decode = || {
             Some(Handle {
@@ -58,7 +53,7 @@ impl Backend for HostBackend {
             })
         };
         let handle = decode().ok_or_else(|| Error::Argument("its handle cannot be read".into()))?;
-        host::open(&handle)
+        host::open(&handle, nonce)
     }
 
     fn all_have_mapped(&self, block: &mut Block) {
@@ -111,7 +106,7 @@ unsafe impl Sync for HostWorkspace {}
 
 impl HostWorkspace {
     /// Creates this rank's part. Collective: all ranks call it, and all return or raise together.
-    pub fn create(settings: &Settings, transport: &mut dyn AllGather, interrupted: Interrupted<'_>) -> Result<Self> {
+    pub fn create(settings: &Settings, transport: &mut dyn AllGather) -> Result<Self> {
         let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
         let checked = settings.check();
         let request = checked.clone().map(|(Member { rank, geometry }, _)| Request {
@@ -121,24 +116,11 @@ impl HostWorkspace {
             word: SENTINEL,
             comm_size: geometry.comm_size(),
         });
-        let Group { own, peers, nonces } = construct(&HostBackend, &mut exchange, request)?;
+        let Group { own, peers, .. } = construct(&HostBackend, &mut exchange, request)?;
         let (member, timeout) = checked?;
         let mut own = Some(own.into_mapping());
         let mappings = peers.into_iter().filter_map(|peer| peer.or_else(|| own.take())).map(Arc::new).collect();
-        let workspace = Self::over(member, timeout, mappings);
-
-        let mut wait =
-            BoundedWait::new("verification", member.geometry.world_size(), Some(VERIFICATION_TIMEOUT), interrupted);
-        let verified = verify(member, &workspace.blocks.accessed::<Portable>(), &nonces, &mut wait).and_then(|wrong| {
-            if wrong.is_empty() {
-                return Ok(());
-            }
-            Err(Error::Argument(format!(
-                "what arrived from {wrong} is not what was sent; the memory is mapped wrongly"
-            )))
-        });
-        exchange.agree(verified)?;
-        Ok(workspace)
+        Ok(Self::over(member, timeout, mappings))
     }
 
     /// The workspaces of a whole group whose ranks are threads of this process, over one mapping of each block: a race
