@@ -20,6 +20,9 @@ __device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& p
     const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes + place, place,
                                         parameters.region_bytes);
     const ControlReader control_reader(group);
+    // The ranks to hear from, a bit each: none, where a vector is beyond the tensor.
+    uint32 awaited = keep(at < parameters.vectors ? all_peers(group) : 0);
+    Address output_address = keep(output.address(at));
     // Nothing of the above is moved behind a branch, and so behind the wait.
     if (threadIdx.x >= workers) {
         ptx::wait_for_prior_grids();
@@ -36,9 +39,8 @@ __device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& p
     uint64 offset = control.slot_offset;
     bool first_round = true;
     while (true) {
-        const bool active = at < parameters.vectors;
         own = scrub(own);
-        if (active) {
+        if (awaited != 0) {
             routes.push_to_all(offset, own);
         }
         if (first_round) {
@@ -47,13 +49,16 @@ __device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& p
             first_round = false;
         }
         RankVectors<capacity> vectors;
-        routes.await_all(offset, own, active, vectors);
-        output.store(at, rounded_sum<Value>(vectors, group.world_size));
+        vectors.fill(own);
+        routes.await_all(offset, [&](uint32 rank) { return (awaited >> rank & 1) != 0; }, vectors);
+        output.store(at, output_address, rounded_sum<Value>(vectors, group));
         at += threads;
         if (at - threadIdx.x >= parameters.vectors) {
             break;
         }
         offset += uint64{threads} * VECTOR_BYTES;
+        awaited = at < parameters.vectors ? all_peers(group) : 0;
+        output_address = output.address(at);
         own = input.load_whole(at, input.address(at));
         input.add_tail(at, input.address(at), own);
     }

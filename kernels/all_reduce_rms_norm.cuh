@@ -96,7 +96,7 @@ public:
     template <uint32 capacity>
     __device__ __forceinline__ Vector add_up(const RankVectors<capacity>& vectors) const {
         float sum[PER_VECTOR<Value>];
-        sum_in_rank_order<Value>(vectors, parameters_.group.world_size, sum);
+        sum_in_rank_order<Value>(vectors, parameters_.group, sum);
 #pragma unroll
         for (uint32 word = 0; word < VECTOR_WORDS; ++word) {
             float values[Value::PER_WORD];

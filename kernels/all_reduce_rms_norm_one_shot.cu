@@ -50,7 +50,9 @@ __device__ __forceinline__ void all_reduce_rms_norm_one_shot(const AllReduceRmsN
                 own = scrub(rows.load(parameters.input, column));
             }
             RankVectors<capacity> vectors;
-            routes.await_all(offset + column * VECTOR_BYTES, own, rows.has(column), vectors);
+            const auto awaits = [&](uint32 rank) { return rows.has(column) && routes.is_peer(rank); };
+            vectors.fill(own);
+            routes.await_all(offset + column * VECTOR_BYTES, awaits, vectors);
             rows.take(column, rows.add_up(vectors));
         });
         rows.normalise();

@@ -57,7 +57,9 @@ __device__ __forceinline__ void all_reduce_rms_norm_two_shot(const AllReduceRmsN
                     own = scrub(rows.load(parameters.input, column));
                 }
                 RankVectors<capacity> vectors;
-                const bool complete = routes.await_all(contribution, own, rows.has(column), vectors);
+                const auto awaits = [&](uint32 rank) { return rows.has(column) && routes.is_peer(rank); };
+                vectors.fill(own);
+                const bool complete = routes.await_all(contribution, awaits, vectors);
                 row = rows.add_up(vectors);
                 // A sum of what did not come must not travel.
                 if (complete && rows.has(column)) {

@@ -24,7 +24,7 @@ public:
     __device__ __forceinline__ void load(uint32 at) {
 #pragma unroll
         for (uint32 i = 0; i < capacity - 1; ++i) {
-            const uint32 index = i + 1 < group_.world_size ? place(successor(group_, i), at) : ~0u;
+            const uint32 index = has_rank<capacity>(group_, i + 1) ? place(successor(group_, i), at) : ~0u;
             peers_[i] = input_.load_whole(index, input_.address(index));
         }
         const uint32 index = place(group_.rank, at);
@@ -35,7 +35,7 @@ public:
     __device__ __forceinline__ Vector push(uint32 at, uint64 offset, const VectorRoutes<capacity>& routes) {
 #pragma unroll
         for (uint32 i = 0; i < capacity - 1; ++i) {
-            if (at < shard_ && i + 1 < group_.world_size) {
+            if (at < shard_ && has_rank<capacity>(group_, i + 1)) {
                 const uint32 index = place(successor(group_, i), at);
                 input_.add_tail(index, input_.address(index), peers_[i]);
                 routes.push(i, offset, scrub(peers_[i]));
@@ -86,19 +86,24 @@ __device__ __forceinline__ void all_reduce_two_shot(const AllReduceParameters& p
     finish_control(group, control, parameters.region_bytes);
     while (true) {
         const bool active = at < shard;
+        const auto awaits = [&](uint32 rank) { return active && routes.is_peer(rank); };
         RankVectors<capacity> vectors;
-        const bool complete = routes.await_all(offset, own, active, vectors);
-        const Vector sum = rounded_sum<Value>(vectors, group.world_size);
+        vectors.fill(own);
+        const bool complete = routes.await_all(offset, awaits, vectors);
+        const Vector sum = rounded_sum<Value>(vectors, group);
         // A sum of what did not come must not travel.
         if (active && complete) {
             routes.push_to_all(offset + to_sums, sum);
         }
-        output.store(contributions.place(group.rank, at), sum);
-        routes.template await_all<Awaited::second_hand>(offset + to_sums, sum, active, vectors);
+        const uint32 own_place = contributions.place(group.rank, at);
+        output.store(own_place, output.address(own_place), sum);
+        vectors.fill_own(group.rank, sum);
+        routes.template await_all<Awaited::second_hand>(offset + to_sums, awaits, vectors);
 #pragma unroll
         for (uint32 rank = 0; rank < capacity; ++rank) {
-            if (rank < group.world_size && rank != group.rank) {
-                output.store(contributions.place(rank, at), vectors.of[rank]);
+            if (has_rank<capacity>(group, rank) && rank != group.rank) {
+                const uint32 place = contributions.place(rank, at);
+                output.store(place, output.address(place), vectors.of[rank]);
             }
         }
         at += threads;

@@ -4,8 +4,8 @@
 // queue: so there are copies, and each warp reads one of them. The table's words are kept too, for those who read them.
 //
 // Order within a kernel: all warps of a block read the control words; after a barrier one thread arrives; the last
-// block to arrive writes the next operation's. A warp has used what it read when it comes to the barrier, whose number
-// depends on it, so no block can see the next operation's words. Every kernel counts its own grid and leaves the
+// block to arrive writes the next operation's. A warp has used what it read when it comes to the barrier, whose thread
+// count depends on it, so no block can see the next operation's words. Every kernel counts its own grid and leaves the
 // counter at 0, so kernels of any grid size follow each other on one workspace.
 #pragma once
 
@@ -91,11 +91,14 @@ __device__ __forceinline__ void rotate(const Group& group, const Control& contro
     }
 }
 
-// `barrier`, by a sum that cannot be made before the control words have come: a warp whose load is still on its way
-// must not count as one that has read. A warp that pushes has used them; others may not have. The slot is below 3 and
-// a region below 2^31 vectors, so what is added is 0, which the compiler does not know.
-__device__ __forceinline__ uint32 once_read(const Control& control, uint32 barrier) {
-    return barrier + ((control.slot | control.previous_region) >> 31);
+// The threads of the block, by a sum that cannot be made before the control words have come: a warp whose load is still
+// on its way must not count as one that has read. A warp that pushes has used them; others may not have. The slot is
+// below 3 and a region below 2^31 vectors, so what is added is 0, which the compiler does not know.
+//
+// (It is not the barrier's number that depends on them: a kernel whose barriers are not known when it is assembled gets
+// all sixteen, and a multiprocessor, which has some for each block, then holds fewer blocks.)
+__device__ __forceinline__ uint32 threads_that_have_read(const Control& control) {
+    return blockDim.x + ((control.slot | control.previous_region) >> 31);
 }
 
 // What goes with every operation: clears, arrives and rotates. There are two ways to do it.
@@ -103,11 +106,11 @@ __device__ __forceinline__ uint32 once_read(const Control& control, uint32 barri
 // For kernels with a service warp, the block's last, which does it while the others wait for data. They call
 // `control_is_used` after their first push, and do not wait there.
 __device__ __forceinline__ void control_is_used(const Control& control) {
-    ptx::arrive_at_barrier(once_read(control, SERVICE_BARRIER), blockDim.x);
+    ptx::arrive_at_barrier(SERVICE_BARRIER, threads_that_have_read(control));
 }
 
 __device__ __forceinline__ void serve(const Group& group, const Control& control, uint32 region_bytes) {
-    ptx::wait_at_barrier(once_read(control, SERVICE_BARRIER), blockDim.x);
+    ptx::wait_at_barrier(SERVICE_BARRIER, threads_that_have_read(control));
     const uint32 lane = threadIdx.x % WARP_THREADS;
     uint32 arrival = 0;
     if (lane == 0) {
@@ -122,7 +125,7 @@ __device__ __forceinline__ void serve(const Group& group, const Control& control
 // For kernels where all threads share it: they call this after their first push. It makes the first warp wait, but not
 // for longer than data travels.
 __device__ __forceinline__ void finish_control(const Group& group, const Control& control, uint32 region_bytes) {
-    ptx::wait_at_barrier(once_read(control, BLOCK_BARRIER), blockDim.x);
+    ptx::wait_at_barrier(BLOCK_BARRIER, threads_that_have_read(control));
     uint32 arrival = 0;
     if (threadIdx.x == 0) {
         arrival = arrive(group);

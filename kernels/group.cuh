@@ -35,6 +35,18 @@ struct Group {
 // The host's layout, from constants.cuh.
 ASSERT_LAYOUT_OF_Group(Group);
 
+// Whether the group has rank `rank`, in a kernel for groups of up to `capacity` ranks. Groups of up to half as many
+// have kernels of their own, so the first ranks are there: nothing is looked up for them.
+template <uint32 capacity>
+__device__ __forceinline__ bool has_rank(const Group& group, uint32 rank) {
+    return rank <= capacity / 2 || rank < group.world_size;
+}
+
+// The other ranks, a bit each.
+__device__ __forceinline__ uint32 all_peers(const Group& group) {
+    return ((1u << group.world_size) - 1) & ~(1u << group.rank);
+}
+
 // The rank of group.peers[index].
 __device__ __forceinline__ uint32 successor(const Group& group, uint32 index) {
     const uint32 rank = group.rank + 1 + index;

@@ -33,12 +33,12 @@ public:
         }
     }
 
-    // Vectors beyond the end are not written.
-    __device__ __forceinline__ void store(uint32 index, const Vector& vector) const {
+    // Stores vector `index`, which is at `address`. Vectors beyond the end are not written.
+    __device__ __forceinline__ void store(uint32 index, Address address, const Vector& vector) const {
         if (index < whole_) {
-            ptx::store_output(address(index), vector);
+            ptx::store_output(address, vector);
         } else if (index == whole_ && tail_halves_ != 0) {
-            store_tail(address(index), vector);
+            store_tail(address, vector);
         }
     }
 

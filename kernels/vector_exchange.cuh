@@ -17,6 +17,22 @@ namespace lamport {
 template <uint32 capacity>
 struct RankVectors {
     Vector of[capacity];
+
+    // Before `await_all`, which fills in the others'.
+    __device__ __forceinline__ void fill(const Vector& own) {
+#pragma unroll
+        for (uint32 rank = 0; rank < capacity; ++rank) {
+            of[rank] = own;
+        }
+    }
+
+    // Likewise, but with the own vector in its own place only: another way to deal out registers.
+    __device__ __forceinline__ void fill_own(uint32 own_rank, const Vector& own) {
+#pragma unroll
+        for (uint32 rank = 0; rank < capacity; ++rank) {
+            of[rank] = rank == own_rank ? own : Vector{{0, 0, 0, 0}};
+        }
+    }
 };
 
 // The way of a thread's vectors to the peers, and of theirs back, as if in slot 0. Made before the grid-dependency
@@ -43,7 +59,7 @@ public:
     __device__ __forceinline__ void push_to_rank(uint32 rank, uint64 offset, const Vector& vector) const {
 #pragma unroll
         for (uint32 i = 0; i < capacity - 1; ++i) {
-            if (i + 1 < group_.world_size && successor(group_, i) == rank) {
+            if (has_rank<capacity>(group_, i + 1) && successor(group_, i) == rank) {
                 push(i, offset, vector);
             }
         }
@@ -52,28 +68,22 @@ public:
     __device__ __forceinline__ void push_to_all(uint64 offset, const Vector& vector) const {
 #pragma unroll
         for (uint32 i = 0; i < capacity - 1; ++i) {
-            if (i + 1 < group_.world_size) {
+            if (has_rank<capacity>(group_, i + 1)) {
                 push(i, offset, vector);
             }
         }
     }
 
-    // Awaits a vector of each peer, if `active`. The own entry is `own`, entries of ranks that do not exist are 0.
-    // Returns false if a rank did not come: see `await`.
-    template <Awaited awaited = Awaited::first_hand>
-    __device__ __forceinline__ bool await_all(uint64 offset, const Vector& own, bool active,
-                                              RankVectors<capacity>& vectors) const {
-#pragma unroll
-        for (uint32 rank = 0; rank < capacity; ++rank) {
-            vectors.of[rank] = rank == group_.rank ? own : Vector{{0, 0, 0, 0}};
-        }
+    // Awaits a vector of each rank for which `awaits(rank)`. The other entries, the own rank's and those of ranks that
+    // do not exist, stay as they are, and must not hold the sentinel. False if a rank did not come: see `await`.
+    template <Awaited awaited = Awaited::first_hand, class Awaits>
+    __device__ __forceinline__ bool await_all(uint64 offset, Awaits awaits, RankVectors<capacity>& vectors) const {
         const Address first = arrival_ + offset;
         return await<awaited>(group_, [&] {
             // All loads before the first comparison, so that they are in flight together.
 #pragma unroll
             for (uint32 rank = 0; rank < capacity; ++rank) {
-                const bool expected = active && rank != group_.rank && rank < group_.world_size;
-                ptx::load_system_if(expected, first + uint64{rank} * region_bytes_, vectors.of[rank]);
+                ptx::load_system_if(awaits(rank), first + uint64{rank} * region_bytes_, vectors.of[rank]);
             }
             uint32 missing = 0;
 #pragma unroll
@@ -93,6 +103,11 @@ public:
         });
     }
 
+    // Whether there is such a rank, and it is another.
+    __device__ __forceinline__ bool is_peer(uint32 rank) const {
+        return rank != group_.rank && has_rank<capacity>(group_, rank);
+    }
+
 private:
     const Group& group_;
     Address push_[capacity - 1];
@@ -102,7 +117,7 @@ private:
 
 // The sum in float32 and in rank order: the same bits on every rank.
 template <class Value, uint32 capacity>
-__device__ __forceinline__ void sum_in_rank_order(const RankVectors<capacity>& vectors, uint32 world_size,
+__device__ __forceinline__ void sum_in_rank_order(const RankVectors<capacity>& vectors, const Group& group,
                                                   float (&sum)[PER_VECTOR<Value>]) {
 #pragma unroll
     for (uint32 word = 0; word < VECTOR_WORDS; ++word) {
@@ -116,7 +131,7 @@ __device__ __forceinline__ void sum_in_rank_order(const RankVectors<capacity>& v
                 if (rank == 0) {
                     total = values[i];
                 } else {
-                    total = rank < world_size ? total + values[i] : total;
+                    total = has_rank<capacity>(group, rank) ? total + values[i] : total;
                 }
             }
         }

@@ -1,4 +1,4 @@
-"""Runs every kernel of the package once or twice on two GPUs, for NVIDIA's checkers:
+"""Runs every kernel of the package once or twice on two GPUs (or one that the ranks may share), for NVIDIA's checkers:
 
     compute-sanitizer --tool memcheck --target-processes all python3 tests/gpu/sanitize.py
 
@@ -22,7 +22,7 @@ import lamport_rs
 import torch
 import torch.distributed as dist
 from minimax_rows import WEIGHTS, Operation
-from ranks import Rank
+from ranks import SHARING, Rank, one_gpu_per_rank
 from reductions import ALGORITHMS, NormedReduction, Reduction, comm_size_for
 from reference import DTYPES, SENTINEL
 
@@ -40,8 +40,7 @@ ROWS = [(1, 8), (3, 200), (3, 1025), (140, 1000), (140, 1030)]
 def run_all(rank: int, store: str) -> None:
     patience = timedelta(seconds=5 * PATIENCE)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD_SIZE, timeout=patience)
-    torch.cuda.set_device(rank)
-    me = Rank(rank, WORLD_SIZE, torch.device("cuda", rank))
+    me = Rank(rank, WORLD_SIZE, one_gpu_per_rank(rank))
     memory = torch.zeros(1001, dtype=torch.int32, device=me.device)
     lamport_rs.lamport_fill_neg_zero(memory.data_ptr() + 4, 3996)
     assert int((memory == SENTINEL).sum()) == 999
@@ -82,8 +81,9 @@ def norms(me: Rank) -> Iterator[NormedReduction]:
 
 def main() -> int:
     """Start the ranks; the exit status is theirs."""
-    if torch.cuda.device_count() < WORLD_SIZE:
-        print(f"needs {WORLD_SIZE} CUDA GPUs, and there are {torch.cuda.device_count()}")
+    gpus = torch.cuda.device_count()
+    if gpus < (1 if SHARING else WORLD_SIZE):
+        print(f"needs {WORLD_SIZE} CUDA GPUs, and there are {gpus}")
         return 2
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:

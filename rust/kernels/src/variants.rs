@@ -39,7 +39,8 @@ impl LaunchBounds {
 /// registers, so a kernel for many ranks is slow for few.
 pub const CAPACITIES: [u32; 4] = [2, 4, 8, 16];
 
-/// The smallest capacity that holds the group.
+/// The smallest capacity that holds the group. Kernels rely on it: they take the first half of the ranks, and one more, to
+/// be there.
 pub const fn capacity(world_size: u32) -> u32 {
     let power = world_size.next_power_of_two();
     if power < CAPACITIES[0] { CAPACITIES[0] } else { power }

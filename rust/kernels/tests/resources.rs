@@ -1,4 +1,5 @@
-//! What the assembler makes of every module: no local memory, and as few registers as the launch bounds promise.
+//! What the assembler makes of every module: no local memory, as few registers as the launch bounds promise, and no more
+//! barriers than are used.
 //!
 //! Needs `ptxas`, from `LAMPORT_RS_PTXAS` or from the Python package `nvidia-cuda-nvcc-cu12`. Without it the test
 //! fails. Prints a table: `cargo test --test resources -- --nocapture`.
@@ -17,6 +18,9 @@ use lamport_rs_kernels::{ModuleKey, module};
 const ASSEMBLER_VARIABLE: &str = "LAMPORT_RS_PTXAS";
 /// Registers of a thread of the kernels without variants.
 const SMALL_KERNEL_REGISTERS: u32 = 40;
+/// Barriers of a block: that of all its threads, and the service warp's. A multiprocessor has some for each block that it
+/// could hold: a block that takes all sixteen (because a barrier's number is computed, say) takes other blocks' room.
+const BARRIERS: u32 = 2;
 
 /// What `ptxas -v` says of a kernel.
 #[derive(Debug)]
@@ -25,10 +29,11 @@ struct Resources {
     stack_bytes: u32,
     spill_bytes: u32,
     shared_bytes: u32,
+    barriers: u32,
 }
 
 #[test]
-fn kernels_use_no_local_memory_and_few_registers() {
+fn kernels_use_no_local_memory_few_registers_and_few_barriers() {
     let assembler = assembler();
     let folder = env::temp_dir().join(format!("lamport-rs-resources-{}", std::process::id()));
     fs::create_dir_all(&folder).expect("the temporary folder is writable");
@@ -58,6 +63,7 @@ fn kernels_use_no_local_memory_and_few_registers() {
         let what = format!("{} for {capability:?}: {resources:?}", key.name());
         assert_eq!((resources.stack_bytes, resources.spill_bytes), (0, 0), "{what}");
         assert!(resources.registers <= register_limit(*key), "{what}");
+        assert!(resources.barriers <= BARRIERS, "{what}");
     }
 }
 
@@ -93,6 +99,7 @@ fn assemble(assembler: &Path, folder: &Path, key: ModuleKey, capability: (u32, u
         stack_bytes: number_before(&report, " bytes stack frame").expect("the report has a line on the stack"),
         spill_bytes: number_before(&report, " bytes spill stores").expect("the report has a line on spills"),
         shared_bytes: number_before(&report, " bytes smem").unwrap_or(0),
+        barriers: number_before(&report, " barriers").unwrap_or(0),
     }
 }
 
