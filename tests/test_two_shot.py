@@ -46,3 +46,33 @@ def normalise_in_two_shots(me: Rank) -> str:
 def test_the_norm_of_the_sum_is_refused_in_two_shots(ranks_of):
     for text in ranks_of(2).run(normalise_in_two_shots):
         assert "one-shot only" in text
+
+
+def choose_what_fits(me: Rank) -> None:
+    """Three ranks and more: slots of twice the tensor are enough for two-shot, and too small for one-shot."""
+    tensor = random_tensor((64 * me.world_size,), torch.float32, me.rank)
+    with me.workspace(2 * tensor.nbytes) as small, me.workspace(me.world_size * tensor.nbytes) as large:
+        with pytest.raises(lamport_rs.LamportSizeError):
+            lamport_rs.all_reduce(tensor, small, algorithm="one_shot")
+        check_same_bits(
+            lamport_rs.all_reduce(tensor, small), lamport_rs.all_reduce(tensor, large, algorithm="one_shot"), "auto"
+        )
+
+
+@pytest.mark.parametrize("world_size", [3, 4, 8])
+def test_where_only_two_shot_fits_it_is_chosen(ranks_of, world_size):
+    ranks_of(world_size).run(choose_what_fits)
+
+
+def compare_automatic(me: Rank) -> None:
+    size = 16_384 if me.world_size >= 8 else 300_000
+    tensor = random_tensor((size,), torch.float32, me.rank)
+    with me.workspace(me.world_size * tensor.nbytes) as workspace:
+        check_same_bits(
+            lamport_rs.all_reduce(tensor, workspace), lamport_rs.all_reduce(tensor, workspace, algorithm="one_shot"), ""
+        )
+
+
+@pytest.mark.parametrize("world_size", [2, 8])
+def test_the_automatic_choice_gives_the_same_bits(ranks_of, world_size):
+    ranks_of(world_size).run(compare_automatic)

@@ -5,12 +5,13 @@ use lamport_rs_kernels::plan::all_reduce::{AllReduceShape, two_shot_from};
 use lamport_rs_kernels::plan::minimax::{MinimaxPlan, MinimaxShape, MinimaxTensors};
 use lamport_rs_kernels::plan::rms_norm::{self, AllReduceRmsNormShape, AllReduceRmsNormTensors};
 use lamport_rs_protocol::algorithm::Algorithm;
-use lamport_rs_protocol::geometry::{Geometry, GeometryError};
+use lamport_rs_protocol::geometry::GeometryError;
 
 use crate::cuda::launch::Function;
 use crate::cuda::plans::{Planned, Plans, PlansOf};
 use crate::error::{Error, Result};
 use crate::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
+use crate::operations::choice::choose;
 use crate::tensor::Device;
 use crate::workspace::cuda::CudaWorkspace;
 
@@ -25,7 +26,8 @@ pub unsafe fn all_reduce(workspace: &CudaWorkspace, operands: &AllReduce, stream
     let world_size = geometry.world_size();
     let bytes = operands.input.bytes();
     let message = |algorithm: Algorithm| algorithm.tensor_message_bytes(bytes, world_size);
-    let algorithm = choose(operands.algorithm, bytes >= two_shot_from(world_size), &geometry, message)?;
+    let fits = |algorithm| geometry.region_bytes(message(algorithm));
+    let algorithm = choose(operands.algorithm, bytes >= two_shot_from(world_size), fits)?;
     let shape = AllReduceShape { bytes, dtype: operands.input.dtype, world_size, algorithm };
     let parameters = |plan: <AllReduceShape as Planned>::Plan| {
         let (input, output) = (operands.input.pointer as u64, operands.output.pointer as u64);
@@ -52,7 +54,8 @@ pub unsafe fn all_reduce_rms_norm(
     let (tokens, hidden) = (input.rows(), input.columns());
     let message = |algorithm: Algorithm| algorithm.message_bytes(tokens, hidden * input.dtype.size(), world_size);
     let is_large = input.bytes() >= rms_norm::two_shot_from(world_size);
-    let algorithm = choose(operands.algorithm, is_large, &geometry, message)?;
+    let fits = |algorithm| geometry.region_bytes(message(algorithm));
+    let algorithm = choose(operands.algorithm, is_large, fits)?;
     let (dtype, weight) = (input.dtype, operands.weight.dtype);
     let shape = AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm };
     let tensors = AllReduceRmsNormTensors {
@@ -116,34 +119,6 @@ where
     let shape = (rows > 0).then_some(shape);
     // SAFETY: the caller's promises.
     unsafe { launch(workspace, shape, plans, parameters, stream) }
-}
-
-/// The algorithm that the caller asked for, or else the faster one, or else the one that fits into the group's slots.
-/// `message` gives the bytes of a region. Before the turn: an operation that does not fit changes nothing.
-fn choose(
-    asked: Option<Algorithm>,
-    is_large: bool,
-    geometry: &Geometry,
-    message: impl Fn(Algorithm) -> usize,
-) -> Result<Algorithm> {
-    let fits = |algorithm: Algorithm| geometry.region_bytes(message(algorithm)).map(|_| algorithm);
-    if let Some(algorithm) = asked {
-        return Ok(fits(algorithm)?);
-    }
-    let [faster, other] = match is_large {
-        true => [Algorithm::TwoShot, Algorithm::OneShot],
-        false => [Algorithm::OneShot, Algorithm::TwoShot],
-    };
-    Ok(fits(faster).or_else(|first| fits(other).map_err(|second| smaller(first, second)))?)
-}
-
-/// Of two complaints that a message is too large, the one that asks for less.
-fn smaller(first: GeometryError, second: GeometryError) -> GeometryError {
-    let needed = |error: &GeometryError| match error {
-        GeometryError::MessageTooLarge { needed, .. } => *needed,
-        _ => usize::MAX,
-    };
-    if needed(&second) < needed(&first) { second } else { first }
 }
 
 /// Takes a turn and launches the plan for `shape`; `None` if there is nothing to do but to take the turn.

@@ -3,9 +3,11 @@
 //! | module | concept |
 //! | --- | --- |
 //! | [`arguments`] | each operation's operands and their checks, the same for every backend |
+//! | `choice` | one-shot or two-shot |
 //! | [`host`] | the operations over shared memory |
 //! | [`cuda`] | the operations over device memory |
 
 pub mod arguments;
+mod choice;
 pub mod cuda;
 pub mod host;

@@ -1,7 +1,7 @@
 """Kernels of other projects, where they are installed.
 
-Written against the documented interfaces of FlashInfer (`flashinfer.comm`, 0.2.7 and later) and vLLM
-(`vllm.distributed.device_communicators.custom_all_reduce`), and NOT YET RUN: neither is installed where this project is
+Written against the documented interfaces of FlashInfer (`flashinfer.comm`, 0.2.7 and later; run with 0.5.3) and vLLM
+(`vllm.distributed.device_communicators.custom_all_reduce`; NOT YET RUN). Neither is installed where this project is
 tested. What they raise makes them unavailable, with that reason.
 """
 

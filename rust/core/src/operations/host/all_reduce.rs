@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::exchange::Collective;
-use lamport_rs_protocol::geometry::Geometry;
+use lamport_rs_protocol::geometry::{Geometry, GeometryError};
 use lamport_rs_protocol::memory::{LINE_BYTES, Line};
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector, scrub};
 use lamport_rs_protocol::two_shot::ShardedCollective;
@@ -16,9 +16,15 @@ use super::pieces::{run, run_two_shot};
 use super::processor::{Job, Processor, dispatch};
 use crate::error::Result;
 use crate::operations::arguments::AllReduce;
+use crate::operations::choice::choose;
 use crate::tensor::Device;
 use crate::wait::Interrupted;
 use crate::workspace::host::{HostWorkspace, Turn};
+
+/// Bytes from which two-shot is faster than one-shot, as measured on two cores: eight ranks gain, up to four do not.
+fn two_shot_from(world_size: usize) -> usize {
+    if world_size < 8 { usize::MAX } else { 8 << 10 }
+}
 
 /// Runs the operation. A collective call: all ranks pass tensors of the same size and dtype.
 ///
@@ -26,9 +32,10 @@ use crate::workspace::host::{HostWorkspace, Turn};
 /// The tensors' pointers are valid for their shapes and strides until this returns; nothing else writes them.
 pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
     operands.check(Device::Cpu)?;
-    // Up to four ranks it is the faster one, as measured on two cores; eight gain from two-shot, at 64 KiB and more.
-    let algorithm = operands.algorithm.unwrap_or(Algorithm::OneShot);
-    let region_bytes = region_bytes(algorithm, workspace.member().geometry, operands.input.bytes())?;
+    let (geometry, bytes) = (workspace.member().geometry, operands.input.bytes());
+    let fits = |algorithm| region_bytes(algorithm, geometry, bytes);
+    let algorithm = choose(operands.algorithm, bytes >= two_shot_from(geometry.world_size()), fits)?;
+    let region_bytes = fits(algorithm)?;
     let mut turn = workspace.take_turn("all_reduce", interrupted)?;
     if operands.input.elements() == 0 {
         return Ok(());
@@ -46,10 +53,10 @@ pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interr
 }
 
 /// Of regions in whole lines, if they fit: what is too much is sent as zeros.
-fn region_bytes(algorithm: Algorithm, geometry: Geometry, bytes: usize) -> Result<usize> {
+fn region_bytes(algorithm: Algorithm, geometry: Geometry, bytes: usize) -> std::result::Result<usize, GeometryError> {
     let of_units =
         |unit| geometry.region_bytes(algorithm.message_bytes(bytes.div_ceil(unit), unit, geometry.world_size()));
-    Ok(of_units(LINE_BYTES).or_else(|_| of_units(VECTOR_BYTES))?)
+    of_units(LINE_BYTES).or_else(|_| of_units(VECTOR_BYTES))
 }
 
 struct Sum<'a, 't, E> {
