@@ -26,7 +26,8 @@ struct RankVectors {
         }
     }
 
-    // Likewise, but with the own vector in its own place only: another way to deal out registers.
+    // Likewise, but with the own vector in its own place only: where a second `await_all` follows, it takes fewer
+    // registers.
     __device__ __forceinline__ void fill_own(uint32 own_rank, const Vector& own) {
 #pragma unroll
         for (uint32 rank = 0; rank < capacity; ++rank) {

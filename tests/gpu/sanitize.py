@@ -82,8 +82,9 @@ def norms(me: Rank) -> Iterator[NormedReduction]:
 def main() -> int:
     """Start the ranks; the exit status is theirs."""
     gpus = torch.cuda.device_count()
-    if gpus < (1 if SHARING else WORLD_SIZE):
-        print(f"needs {WORLD_SIZE} CUDA GPUs, and there are {gpus}")
+    needed = 1 if SHARING else WORLD_SIZE
+    if gpus < needed:
+        print(f"needs {needed} CUDA GPUs, and there are {gpus}")
         return 2
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:

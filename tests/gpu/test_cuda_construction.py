@@ -54,7 +54,6 @@ def test_bad_arguments_of_one_rank_are_the_same_error_on_all(ranks_of, world_siz
     assert ranks.run(create, None, {}) == ["a workspace"] * world_size
 
 
-@pytest.mark.own_gpus
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_ranks_that_share_a_gpu_are_told_so(new_gpu_ranks, world_size):
     ranks = new_gpu_ranks(world_size, all_on_the_first_gpu)

@@ -69,7 +69,7 @@ def test_large_groups_run_the_minimax_operations(ranks_of, world_size):
 
 
 def mix(me: Rank, count: int) -> None:
-    """Small after large and large after small, each by any algorithm, on one workspace."""
+    """Every operation after every other, small after large and large after small, on one workspace."""
     workspace = me.workspace(comm_size_for(me, 1 << 20))
     operations = [
         *(Reduction.random(me, 1 + 70_000 * seed, ALGORITHMS[seed % 2], seed=seed) for seed in range(4)),
@@ -82,9 +82,10 @@ def mix(me: Rank, count: int) -> None:
         operation.check("the first time")
         expected.append(operation.results())
         operation.poison()
+    number = len(operations)
+    assert number == 11, "a prime: then steps of each length go through all"
     for index in range(count):
-        # 7 goes through all 11, each after each other in time.
-        operations[(7 * index + index // len(operations)) % len(operations)](workspace)
+        operations[index * (1 + index // number % (number - 1)) % number](workspace)
     for operation, results in zip(operations, expected, strict=True):
         operation.check_against(results, f"after {count} operations")
     workspace.synchronize()

@@ -12,8 +12,8 @@ WORLD_SIZES = [pytest.param(size, marks=pytest.mark.gpu(size)) for size in (2, 4
 GROUP_SIZES = [pytest.param(size, marks=pytest.mark.gpu(size)) for size in (2, 3, 4)]
 """Likewise, with one that is no power of two: shards are uneven, and kernels have room for a rank that is not there."""
 
-LARGE_GROUP_SIZES = [pytest.param(size, marks=pytest.mark.gpu(size)) for size in (5, 8, 16)]
-"""Likewise, beyond what a kernel for four ranks can do."""
+LARGE_GROUP_SIZES = [pytest.param(size, marks=pytest.mark.gpu(size)) for size in (5, 8, 9, 16)]
+"""Likewise, beyond what a kernel for four ranks can do: the fewest and the most of each kernel."""
 
 
 def only_its_own_gpu(rank: int) -> torch.device:
@@ -27,6 +27,7 @@ def only_its_own_gpu(rank: int) -> torch.device:
 
 def all_on_the_first_gpu(_rank: int) -> torch.device:
     """What a launcher does that forgets to set the device."""
+    os.environ.pop("LAMPORT_RS_SHARE_GPU", None)
     torch.cuda.set_device(0)
     return torch.device("cuda", 0)
 

@@ -59,6 +59,8 @@ fn kernels_use_no_local_memory_few_registers_and_few_barriers() {
         let Resources { registers, shared_bytes, .. } = resources;
         println!("{name:<48} {:>5} {registers:>9} {limit:>6} {shared_bytes:>6}", 10 * capability.0 + capability.1);
     }
+    let most_barriers = rows.iter().map(|(_, _, resources)| resources.barriers).max();
+    assert_eq!(most_barriers, Some(BARRIERS), "the report says how many, and some kernel has a service warp");
     for (key, capability, resources) in &rows {
         let what = format!("{} for {capability:?}: {resources:?}", key.name());
         assert_eq!((resources.stack_bytes, resources.spill_bytes), (0, 0), "{what}");

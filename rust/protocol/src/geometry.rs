@@ -120,7 +120,7 @@ impl Geometry {
         slot * self.comm_size
     }
 
-    /// Bytes from the block's start to the vector that rank `rank` pushes to verify its mapping.
+    /// Bytes from the block's start to the vector that rank `rank` pushes to verify its mapping, on GPUs.
     pub fn verification_offset(&self, rank: usize) -> usize {
         SLOTS * self.comm_size + rank * VECTOR_BYTES
     }

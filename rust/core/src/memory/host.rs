@@ -47,7 +47,7 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Looks at every page, so that no operation waits for one. The kernel then maps them sixteen at a time, where
+    /// Looks at every page, so that no operation waits for one. The kernel then usually maps them sixteen at a time, where
     /// `MAP_POPULATE` goes one by one; pages that exist, as those of a filled block do, are writable at once.
     fn touch(&self) {
         for offset in (0..self.bytes).step_by(rustix::param::page_size()) {
@@ -59,7 +59,7 @@ impl Mapping {
 
     /// Where the mark is.
     fn mark(&self) -> NonNull<Vector> {
-        // SAFETY: a mapping of a block is at least as long as its mark.
+        // SAFETY: a mapping of a block is whole pages, at least one.
         unsafe { self.pointer.add(self.bytes - MARK_BYTES) }.cast()
     }
 
@@ -127,9 +127,9 @@ impl Block {
     }
 
     /// What peers need to map this block. They will find `mark` in it.
-    pub fn export(&self, mark: Vector) -> Handle {
-        // SAFETY: the mark is aligned, as the block's end is, and the block has not been exported, so that only this
-        // process has it.
+    pub fn export(&mut self, mark: Vector) -> Handle {
+        // SAFETY: the mark is aligned, as the block's end is; peers that have an earlier handle read it, and whatever
+        // they find is for them to compare.
         unsafe { self.mapping.mark().write_volatile(mark) };
         self.handle
     }
@@ -153,8 +153,8 @@ impl Block {
 /// Refuses what the machine cannot hold. The kernel would hand it out, and end a process when it is written.
 fn check_available(bytes: usize) -> Result<()> {
     let memory = rustix::system::sysinfo();
-    // What is free is available; what else is takes the kernel longer to say.
-    if (bytes as u64) <= (memory.freeram as u64).saturating_mul(memory.mem_unit.into()) {
+    // Half of what is free is available, whatever the kernel keeps for itself. The rest it takes longer to say.
+    if (bytes as u64) <= (memory.freeram as u64).saturating_mul(memory.mem_unit.into()) / 2 {
         return Ok(());
     }
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -195,7 +195,9 @@ pub fn open(handle: &Handle, mark: Vector) -> Result<Mapping> {
             Error::system(format!("opening a peer's shared memory ({path})"), format!("{error}; {advice}"))
         })?;
     let status = fstat(&file).map_err(|error| Error::system("fstat", error))?;
-    if (status.st_dev, status.st_ino, status.st_size as u64) != (handle.device, handle.inode, handle.bytes) {
+    let has_mark = handle.bytes > 0 && handle.bytes.is_multiple_of(rustix::param::page_size() as u64);
+    let same = (status.st_dev, status.st_ino, status.st_size as u64) == (handle.device, handle.inode, handle.bytes);
+    if !(same && has_mark) {
         return Err(Error::system(
             format!("opening a peer's shared memory ({path})"),
             "it is another file than the peer exported; the ranks must see the same processes (one PID namespace)",
@@ -218,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_mapping_shows_what_its_owner_wrote() {
-        let block = Block::allocate(4096, 7).unwrap();
+        let mut block = Block::allocate(4096, 7).unwrap();
         let mapping = open(&block.export([1, 2, 3, 4]), [1, 2, 3, 4]).unwrap();
         // SAFETY: both mappings are as long, and nobody else has them.
         unsafe {
@@ -230,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_block_with_another_mark_is_an_error() {
-        let block = Block::allocate(4096, 0).unwrap();
+        let mut block = Block::allocate(4096, 0).unwrap();
         let error = open(&block.export([1, 2, 3, 4]), [1, 2, 3, 5]).unwrap_err().to_string();
         assert!(error.contains("verifying a peer's shared memory"), "{error}");
     }

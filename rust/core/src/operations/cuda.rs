@@ -26,8 +26,8 @@ pub unsafe fn all_reduce(workspace: &CudaWorkspace, operands: &AllReduce, stream
     let world_size = geometry.world_size();
     let bytes = operands.input.bytes();
     let message = |algorithm: Algorithm| algorithm.tensor_message_bytes(bytes, world_size);
-    let fits = |algorithm| geometry.region_bytes(message(algorithm));
-    let algorithm = choose(operands.algorithm, bytes >= two_shot_from(world_size), fits)?;
+    let region_bytes = |algorithm| geometry.region_bytes(message(algorithm));
+    let (algorithm, _) = choose(operands.algorithm, bytes >= two_shot_from(world_size), region_bytes)?;
     let shape = AllReduceShape { bytes, dtype: operands.input.dtype, world_size, algorithm };
     let parameters = |plan: <AllReduceShape as Planned>::Plan| {
         let (input, output) = (operands.input.pointer as u64, operands.output.pointer as u64);
@@ -54,8 +54,8 @@ pub unsafe fn all_reduce_rms_norm(
     let (tokens, hidden) = (input.rows(), input.columns());
     let message = |algorithm: Algorithm| algorithm.message_bytes(tokens, hidden * input.dtype.size(), world_size);
     let is_large = input.bytes() >= rms_norm::two_shot_from(world_size);
-    let fits = |algorithm| geometry.region_bytes(message(algorithm));
-    let algorithm = choose(operands.algorithm, is_large, fits)?;
+    let region_bytes = |algorithm| geometry.region_bytes(message(algorithm));
+    let (algorithm, _) = choose(operands.algorithm, is_large, region_bytes)?;
     let (dtype, weight) = (input.dtype, operands.weight.dtype);
     let shape = AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm };
     let tensors = AllReduceRmsNormTensors {

@@ -25,7 +25,7 @@ pub trait Backend {
     fn allocate(&self, bytes: usize, word: u32) -> Result<Self::Block>;
     /// What a peer needs to map `block`. Where a processor can look into a block that it maps, the owner leaves `nonce`
     /// for it to find; elsewhere the workspace proves its mappings by a transfer of its own.
-    fn export(&self, block: &Self::Block, nonce: Vector) -> Result<Vec<u8>>;
+    fn export(&self, block: &mut Self::Block, nonce: Vector) -> Result<Vec<u8>>;
     /// Maps the block that a peer exported with `nonce`.
     fn open(&self, handle: &[u8], nonce: Vector) -> Result<Self::Peer>;
     /// Called when all peers have mapped `block`.
@@ -73,7 +73,7 @@ pub struct Request {
 /// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
 pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: Result<Request>) -> Result<Group<B>> {
     let allocated = request.and_then(|request| {
-        let block = backend.allocate(request.bytes, request.word)?;
+        let mut block = backend.allocate(request.bytes, request.word)?;
         let nonce = hello::nonce()?;
         let hello = Hello {
             version: hello::VERSION.to_owned(),
@@ -83,7 +83,7 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
             comm_size: request.comm_size as u64,
             device: backend.device(),
             nonce,
-            handle: backend.export(&block, nonce)?,
+            handle: backend.export(&mut block, nonce)?,
         };
         Ok((request, block, hello))
     });

@@ -78,7 +78,7 @@ impl Backend for CudaBackend {
         Ok(memory)
     }
 
-    fn export(&self, block: &DeviceMemory, _nonce: Vector) -> Result<Vec<u8>> {
+    fn export(&self, block: &mut DeviceMemory, _nonce: Vector) -> Result<Vec<u8>> {
         Ok([self.device.uuid.as_slice(), &block.export()?].concat())
     }
 

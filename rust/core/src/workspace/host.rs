@@ -36,7 +36,7 @@ impl Backend for HostBackend {
         Block::allocate(bytes, word)
     }
 
-    fn export(&self, block: &Block, nonce: Vector) -> Result<Vec<u8>> {
+    fn export(&self, block: &mut Block, nonce: Vector) -> Result<Vec<u8>> {
         let Handle { process, descriptor, device, inode, bytes } = block.export(nonce);
         Ok(Writer::default().u32(process).u32(descriptor as u32).u64(device).u64(inode).u64(bytes).finish())
     }

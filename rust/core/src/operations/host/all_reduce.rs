@@ -33,9 +33,9 @@ fn two_shot_from(world_size: usize) -> usize {
 pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
     operands.check(Device::Cpu)?;
     let (geometry, bytes) = (workspace.member().geometry, operands.input.bytes());
-    let fits = |algorithm| region_bytes(algorithm, geometry, bytes);
-    let algorithm = choose(operands.algorithm, bytes >= two_shot_from(geometry.world_size()), fits)?;
-    let region_bytes = fits(algorithm)?;
+    let is_large = bytes >= two_shot_from(geometry.world_size());
+    let (algorithm, region_bytes) =
+        choose(operands.algorithm, is_large, |algorithm| region_bytes(algorithm, geometry, bytes))?;
     let mut turn = workspace.take_turn("all_reduce", interrupted)?;
     if operands.input.elements() == 0 {
         return Ok(());
@@ -186,4 +186,15 @@ impl<E: Element, P: Processor> ShardedCollective for Sharded<E, P> {
 #[inline(always)]
 pub(super) fn round_and_scrub<E: Element, P: Processor>(sum: E::Lanes) -> Vector {
     scrub(E::narrow::<P>(sum))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::two_shot_from;
+
+    #[test]
+    fn eight_ranks_take_two_shots_for_eight_kibibytes() {
+        assert_eq!(two_shot_from(7), usize::MAX);
+        assert_eq!([8, 16].map(two_shot_from), [8 << 10; 2]);
+    }
 }
