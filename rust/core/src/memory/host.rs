@@ -9,6 +9,7 @@ use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::fs::{MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -16,6 +17,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use lamport_rs_protocol::sentinel::Vector;
 
 use crate::error::{Error, Result};
+use crate::memory::vector_access::{Portable, VectorAccess};
 
 /// Bytes at a block's end for what its owner lets peers find there.
 const MARK_BYTES: usize = size_of::<Vector>();
@@ -51,16 +53,16 @@ impl Mapping {
     /// `MAP_POPULATE` goes one by one; pages that exist, as those of a filled block do, are writable at once.
     fn touch(&self) {
         for offset in (0..self.bytes).step_by(rustix::param::page_size()) {
-            // SAFETY: the byte is the mapping's; a volatile read of a byte that a peer may be writing is what the
-            // hardware makes of it, and the value is not used.
-            unsafe { self.pointer.add(offset).read_volatile() };
+            // SAFETY: the byte is the mapping's, and like all of a block it is accessed by atomics only.
+            let byte = unsafe { AtomicU8::from_ptr(self.pointer.add(offset).as_ptr()) };
+            std::hint::black_box(byte.load(Ordering::Relaxed));
         }
     }
 
     /// Where the mark is.
-    fn mark(&self) -> NonNull<Vector> {
+    fn mark(&self) -> *mut u8 {
         // SAFETY: a mapping of a block is whole pages, at least one.
-        unsafe { self.pointer.add(self.bytes - MARK_BYTES) }.cast()
+        unsafe { self.pointer.add(self.bytes - MARK_BYTES) }.as_ptr()
     }
 
     /// Where the block is in this process.
@@ -130,7 +132,7 @@ impl Block {
     pub fn export(&mut self, mark: Vector) -> Handle {
         // SAFETY: the mark is aligned, as the block's end is; peers that have an earlier handle read it, and whatever
         // they find is for them to compare.
-        unsafe { self.mapping.mark().write_volatile(mark) };
+        unsafe { Portable::store(self.mapping.mark(), mark) };
         self.handle
     }
 
@@ -205,7 +207,7 @@ pub fn open(handle: &Handle, mark: Vector) -> Result<Mapping> {
     }
     let mapping = Mapping::new(&file, handle.bytes as usize)?;
     // SAFETY: the mark is aligned, and its owner wrote it before it exported the block.
-    if unsafe { mapping.mark().read_volatile() } != mark {
+    if unsafe { Portable::load(mapping.mark()) } != mark {
         return Err(Error::system(
             format!("verifying a peer's shared memory ({path})"),
             "what the peer wrote there is not what is read here",
