@@ -7,13 +7,13 @@ others' through the process group.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import lamport_rs
 import torch
 import torch.distributed as dist
-from minimax_rows import bits_of, random_rows
+from minimax_rows import Operation, bits_of, random_rows
 from ranks import Rank
 from reference import check_rounding, check_same_bits, rms_norm_of_rows, rounded_sum, rounded_sum_with
 
@@ -184,3 +184,25 @@ class NormedReduction:
         """Its shape in words."""
         tokens, hidden = self.rows.shape
         return f"{self.algorithm} of {tokens} tokens of {hidden} {self.rows.dtype}, weight {self.weight.dtype}"
+
+
+def run_checked(operation: Operation | Reduction | NormedReduction, workspace, what: str) -> None:
+    """Do it, and check what it left. A collective call."""
+    operation.poison()
+    operation(workspace)
+    operation.check(what)
+
+
+def repeat(
+    operations: Sequence[Operation | Reduction | NormedReduction], workspace, order: Iterable[int], what: str
+) -> None:
+    """Do each once, checked, and then by their numbers in `order`, with nothing between: the results stay the same."""
+    expected = []
+    for operation in operations:
+        run_checked(operation, workspace, "the first time")
+        expected.append(operation.results())
+        operation.poison()
+    for index in order:
+        operations[index](workspace)
+    for operation, results in zip(operations, expected, strict=True):
+        operation.check_against(results, what)

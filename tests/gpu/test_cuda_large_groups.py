@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 from minimax_rows import WEIGHTS, Operation, workspace_for
 from ranks import Rank
-from reductions import ALGORITHMS, NormedReduction, Reduction, comm_size_for, comm_size_for_rows
+from reductions import ALGORITHMS, NormedReduction, Reduction, comm_size_for, comm_size_for_rows, repeat, run_checked
 from reference import DTYPES
 from worlds import LARGE_GROUP_SIZES
 
@@ -21,10 +21,7 @@ def sum_everything(me: Rank, dtype) -> None:
     workspace = me.workspace(comm_size_for(me, (vectors[-1] + 1) * VECTOR_BYTES))
     for count, partial, algorithm in product(vectors, (0, 1), ALGORITHMS):
         elements = count * VECTOR_BYTES // dtype.itemsize + partial
-        reduction = Reduction.random(me, elements, algorithm, dtype, seed=count)
-        reduction.poison()
-        reduction(workspace)
-        reduction.check("a large group")
+        run_checked(Reduction.random(me, elements, algorithm, dtype, seed=count), workspace, "a large group")
     workspace.synchronize()
 
 
@@ -41,9 +38,7 @@ def normalise_everything(me: Rank) -> None:
         workspace = me.workspace(comm_size_for_rows(me, counts[-1], hidden * dtype.itemsize))
         for tokens, algorithm in product(counts, ALGORITHMS):
             operation = NormedReduction.random(me, tokens, hidden, algorithm, dtype, weight_dtype, seed=tokens)
-            operation.poison()
-            operation(workspace)
-            operation.check("a large group")
+            run_checked(operation, workspace, "a large group")
         workspace.synchronize()
 
 
@@ -57,9 +52,7 @@ def run_minimax(me: Rank) -> None:
     workspace = workspace_for(me, 600)
     for widths, tokens, (dtype, weight_dtype) in product(((384,), (384, 64)), (1, 7, 600), WEIGHTS):
         operation = Operation.random(me, tokens, widths, dtype, weight_dtype, seed=tokens)
-        operation.poison()
-        operation(workspace)
-        operation.check("a large group")
+        run_checked(operation, workspace, "a large group")
     workspace.synchronize()
 
 
@@ -76,18 +69,10 @@ def mix(me: Rank, count: int) -> None:
         *(NormedReduction.random(me, 1 + 5 * seed, 512, ALGORITHMS[seed % 2], seed=seed) for seed in range(4)),
         *(Operation.random(me, 1 + 9 * seed, (256, 64), seed=seed) for seed in range(3)),
     ]
-    expected = []
-    for operation in operations:
-        operation(workspace)
-        operation.check("the first time")
-        expected.append(operation.results())
-        operation.poison()
     number = len(operations)
     assert number == 11, "a prime: then steps of each length go through all"
-    for index in range(count):
-        operations[index * (1 + index // number % (number - 1)) % number](workspace)
-    for operation, results in zip(operations, expected, strict=True):
-        operation.check_against(results, f"after {count} operations")
+    order = (index * (1 + index // number % (number - 1)) % number for index in range(count))
+    repeat(operations, workspace, order, f"after {count} operations")
     workspace.synchronize()
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from minimax_rows import WEIGHTS, Operation
 from ranks import SHARING, Rank
-from reductions import ALGORITHMS, NormedReduction, Reduction, comm_size_for
+from reductions import ALGORITHMS, NormedReduction, Reduction, comm_size_for, repeat
 from reference import digest
 from worlds import GROUP_SIZES
 
@@ -129,16 +129,7 @@ def hurry(me: Rank, count: int) -> None:
         *(Reduction.random(me, 1 + 900 * seed, ALGORITHMS[seed % 2], seed=seed) for seed in range(4)),
         *(NormedReduction.random(me, 1 + seed, 512, ALGORITHMS[seed % 2], seed=seed) for seed in range(3)),
     ]
-    expected = []
-    for operation in operations:
-        operation(workspace)
-        operation.check("the first time")
-        expected.append(operation.results())
-        operation.poison()
-    for index in range(count):
-        operations[index % len(operations)](workspace)
-    for operation, results in zip(operations, expected, strict=True):
-        operation.check_against(results, f"after {count} operations")
+    repeat(operations, workspace, (index % len(operations) for index in range(count)), f"after {count} operations")
 
 
 @pytest.mark.parametrize("world_size", GROUP_SIZES)
