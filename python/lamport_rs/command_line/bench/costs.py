@@ -15,7 +15,7 @@ from lamport_rs.command_line.bench.problems import EPSILON
 from lamport_rs.command_line.bench.record import Row
 from lamport_rs.command_line.timing import measure_calls, slowest_rank
 
-_CREATIONS = 20
+_CREATIONS = 100
 _BYTES = 8 << 10
 _TOKENS = 8
 
