@@ -50,9 +50,8 @@ __device__ __forceinline__ void all_reduce_rms_norm_one_shot(const AllReduceRmsN
                 own = scrub(rows.load(parameters.input, column));
             }
             RankVectors<capacity> vectors;
-            const auto awaits = [&](uint32 rank) { return rows.has(column) && routes.is_peer(rank); };
             vectors.fill(own);
-            routes.await_all(offset + column * VECTOR_BYTES, awaits, vectors);
+            routes.await_peers(offset + column * VECTOR_BYTES, rows.has(column), vectors);
             rows.take(column, rows.add_up(vectors));
         });
         rows.normalise();

@@ -10,7 +10,6 @@ __device__ __forceinline__ void all_reduce_rms_norm_two_shot(const AllReduceRmsN
     __shared__ WarpPartials partials;
     const Group& group = parameters.group;
     RmsNormRows<Value, held> rows(parameters, partials);
-    const uint64 row_bytes = uint64{parameters.row_vectors} * VECTOR_BYTES;
     const uint64 to_results = parameters.region_bytes / 2;
     const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes, 0,
                                         parameters.region_bytes);
@@ -29,14 +28,14 @@ __device__ __forceinline__ void all_reduce_rms_norm_two_shot(const AllReduceRmsN
     while (true) {
         const uint32 owner = rows.token() % group.world_size;
         const bool is_owner = owner == group.rank;
-        const uint64 offset = control.slot_offset + rows.token() / group.world_size * row_bytes;
+        const uint32 place = rows.token() / group.world_size * parameters.row_vectors;
         rows.for_each_column([&](uint32 column) {
             if (!first_row || column != threadIdx.x) {
                 own = rows.load(parameters.input, column);
             }
             own = scrub(own);
             if (!is_owner && rows.has(column)) {
-                routes.push_to_rank(owner, offset + column * VECTOR_BYTES, own);
+                routes.push_to_rank(owner, control.slot_offset + uint64{place + column} * VECTOR_BYTES, own);
             }
         });
         if (first_row) {
@@ -48,7 +47,7 @@ __device__ __forceinline__ void all_reduce_rms_norm_two_shot(const AllReduceRmsN
             __syncthreads();
         }
         rows.for_each_column([&](uint32 column) {
-            const uint64 contribution = offset + column * VECTOR_BYTES;
+            const uint64 contribution = control.slot_offset + uint64{place + column} * VECTOR_BYTES;
             const uint64 result = contribution + to_results;
             Vector row{{0, 0, 0, 0}};
             if (is_owner) {
@@ -57,9 +56,8 @@ __device__ __forceinline__ void all_reduce_rms_norm_two_shot(const AllReduceRmsN
                     own = scrub(rows.load(parameters.input, column));
                 }
                 RankVectors<capacity> vectors;
-                const auto awaits = [&](uint32 rank) { return rows.has(column) && routes.is_peer(rank); };
                 vectors.fill(own);
-                const bool complete = routes.await_all(contribution, awaits, vectors);
+                const bool complete = routes.await_peers(contribution, rows.has(column), vectors);
                 row = rows.add_up(vectors);
                 // A sum of what did not come must not travel.
                 if (complete && rows.has(column)) {

@@ -86,10 +86,9 @@ __device__ __forceinline__ void all_reduce_two_shot(const AllReduceParameters& p
     finish_control(group, control, parameters.region_bytes);
     while (true) {
         const bool active = at < shard;
-        const auto awaits = [&](uint32 rank) { return active && routes.is_peer(rank); };
         RankVectors<capacity> vectors;
         vectors.fill(own);
-        const bool complete = routes.await_all(offset, awaits, vectors);
+        const bool complete = routes.await_peers(offset, active, vectors);
         const Vector sum = rounded_sum<Value>(vectors, group);
         // A sum of what did not come must not travel.
         if (active && complete) {
@@ -98,10 +97,10 @@ __device__ __forceinline__ void all_reduce_two_shot(const AllReduceParameters& p
         const uint32 own_place = contributions.place(group.rank, at);
         output.store(own_place, output.address(own_place), sum);
         vectors.fill_own(group.rank, sum);
-        routes.template await_all<Awaited::second_hand>(offset + to_sums, awaits, vectors);
+        routes.template await_peers<Awaited::second_hand>(offset + to_sums, active, vectors);
 #pragma unroll
         for (uint32 rank = 0; rank < capacity; ++rank) {
-            if (has_rank<capacity>(group, rank) && rank != group.rank) {
+            if (routes.is_peer(rank)) {
                 const uint32 place = contributions.place(rank, at);
                 output.store(place, output.address(place), vectors.of[rank]);
             }

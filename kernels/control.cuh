@@ -9,6 +9,7 @@
 // counter at 0, so kernels of any grid size follow each other on one workspace.
 #pragma once
 
+#include "failure.cuh"
 #include "group.cuh"
 #include "keep.cuh"
 #include "ptx.cuh"
@@ -22,7 +23,8 @@ constexpr uint32 SERVICE_BARRIER = 1;
 
 // The control words as an operation uses them.
 struct Control {
-    // Bytes from a block's start to this operation's slot, on every rank.
+    // Bytes from a block's start to this operation's slot, on every rank. Marked if an operation before gave up: see
+    // failure.cuh.
     uint64 slot_offset;
     // Bytes from the block's start to the slot of the operation before.
     uint64 previous_offset;
@@ -37,15 +39,15 @@ class ControlReader {
 public:
     __device__ __forceinline__ explicit ControlReader(const Group& group) : comm_size_(group.comm_size) {
         const uint32 warp = (blockIdx.x * blockDim.x + threadIdx.x) / WARP_THREADS;
-        copy_ = keep(group.control_copies + warp % CONTROL_COPIES * CONTROL_COPY_BYTES);
+        copy_ = keep(control_copy(group, warp % CONTROL_COPIES));
     }
 
     // After the wait: the operation before writes what this reads.
     __device__ __forceinline__ Control read() const {
-        uint32 slot, previous_region;
-        ptx::load_device(copy_, slot, previous_region);
+        uint32 slot, previous_region, mark;
+        ptx::load_device(copy_, slot, previous_region, mark);
         const uint32 previous = slot == 0 ? SLOTS - 1 : slot - 1;
-        return Control{slot * comm_size_, previous * comm_size_, previous_region, slot};
+        return Control{marked(slot * comm_size_, mark), previous * comm_size_, previous_region, slot};
     }
 
 private:
@@ -83,7 +85,7 @@ __device__ __forceinline__ void rotate(const Group& group, const Control& contro
     const uint32 next = control.slot == SLOTS - 1 ? 0 : control.slot + 1;
 #pragma unroll 1
     for (uint32 copy = thread; copy < CONTROL_COPIES; copy += threads) {
-        ptx::store_device(group.control_copies + copy * CONTROL_COPY_BYTES, next, region_bytes / VECTOR_BYTES);
+        ptx::store_device(control_copy(group, copy), next, region_bytes / VECTOR_BYTES);
     }
     if (thread == 0) {
         ptx::store_device(group.counters + SLOT_INDEX * sizeof(uint32), next);

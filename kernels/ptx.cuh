@@ -64,14 +64,16 @@ __device__ __forceinline__ uint32 load_device(Address address) {
     return word;
 }
 
-// Two words at once, at a multiple of 8.
-__device__ __forceinline__ void load_device(Address address, uint32& first, uint32& second) {
-    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
-                 : "=r"(first), "=r"(second)
+// Three of four words at once, at a multiple of 16.
+__device__ __forceinline__ void load_device(Address address, uint32& first, uint32& second, uint32& third) {
+    asm volatile("{.reg .u32 fourth;\n"
+                 " ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, fourth}, [%3];}"
+                 : "=r"(first), "=r"(second), "=r"(third)
                  : "l"(address)
                  : "memory");
 }
 
+// Two words at once, at a multiple of 8.
 __device__ __forceinline__ void store_device(Address address, uint32 first, uint32 second) {
     asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(first), "r"(second) : "memory");
 }

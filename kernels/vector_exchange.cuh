@@ -4,6 +4,7 @@
 // they stay in registers; what belongs to ranks that do not exist is predicated off.
 #pragma once
 
+#include "failure.cuh"
 #include "group.cuh"
 #include "keep.cuh"
 #include "numeric.cuh"
@@ -52,9 +53,11 @@ public:
     }
 
     // Pushes `vector`, already scrubbed, to peer `i`, counted as in `Group::peers`. `offset` is the slot's, and
-    // whatever else the vector is away from the routes' vector.
+    // whatever else the vector is away from the routes' vector. A rank that has failed pushes nothing.
     __device__ __forceinline__ void push(uint32 i, uint64 offset, const Vector& vector) const {
-        ptx::store_system(push_[i] + offset, vector);
+        if (!leads_nowhere(offset)) {
+            ptx::store_system(push_[i] + offset, vector);
+        }
     }
 
     __device__ __forceinline__ void push_to_rank(uint32 rank, uint64 offset, const Vector& vector) const {
@@ -93,6 +96,12 @@ public:
             }
             return missing;
         });
+    }
+
+    // Awaits a vector of every peer if `active`, and none otherwise.
+    template <Awaited awaited = Awaited::first_hand>
+    __device__ __forceinline__ bool await_peers(uint64 offset, bool active, RankVectors<capacity>& vectors) const {
+        return await_all<awaited>(offset, [&](uint32 rank) { return active && is_peer(rank); }, vectors);
     }
 
     // Awaits the vector of rank `source`, which it sends once it has the others'.

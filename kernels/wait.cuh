@@ -1,6 +1,7 @@
 // The bounded wait: what turns a dead peer into an error that names it, instead of a kernel that never ends.
 #pragma once
 
+#include "failure.cuh"
 #include "group.cuh"
 #include "ptx.cuh"
 #include "sentinel.cuh"
@@ -31,7 +32,7 @@ public:
     // for the whole timeout.
     __device__ __forceinline__ bool is_over(const Group& group, uint32 missing) {
         polls_ = min(2 * polls_, MAX_POLLS);
-        if (ptx::load_device(group.fault) != 0) {
+        if (has_failed(group)) {
             return true;
         }
         // Computed here, not kept: threads that wait hold their rows in registers.
@@ -39,16 +40,18 @@ public:
         if (timeout == 0) {
             return false;
         }
-        const uint64 now = ptx::nanoseconds();
+        const uint32 now = static_cast<uint32>(ptx::nanoseconds() >> UNIT_BITS);
         if (start_ == 0) {
             // The wait began some 0.5 ms ago: part of the timeout's error. The other is the time between looks.
             start_ = now;
         }
-        if (now - start_ < (awaited == Awaited::first_hand ? timeout : timeout + timeout / 2)) {
+        const uint64 units = (awaited == Awaited::first_hand ? timeout : timeout + timeout / 2) >> UNIT_BITS;
+        // Both times are rounded down, and so are the units: one more for each, so that it is never too early.
+        if (now - start_ <= units + 1) {
             return false;
         }
         ptx::set_bits_system(group.report, missing);
-        ptx::store_device(group.fault, 1);
+        fail(group);
         return true;
     }
 
@@ -56,8 +59,11 @@ private:
     // Some 20 ms.
     static constexpr uint32 MAX_POLLS = 1 << 15;
 
+    // Time is counted in units of 2^20 ns, about a millisecond: threads that wait have no second register to spare for it.
+    static constexpr uint32 UNIT_BITS = 20;
+
     uint32 polls_ = 1 << 10;
-    uint64 start_ = 0;
+    uint32 start_ = 0;
 };
 
 // Calls `round` until it returns 0: it looks at all that is awaited, and returns the ranks (a bit mask) of which

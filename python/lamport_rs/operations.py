@@ -109,7 +109,7 @@ def all_reduce_rms_norm(
         out: Where the normalised rows go, like `input`; may be `input`. None to allocate it.
         residual_out: Where the sum goes, like `input`; may be `residual`. None to allocate it.
         algorithm: See `Algorithm`; the same on every rank. With `"two_shot"` each rank sums whole rows, every
-            `world_size`-th; for GPUs only, and few rows then take more of a slot than with `"one_shot"`.
+            `world_size`-th; for GPUs only. Fewer rows than ranks are summed in one shot, whatever is asked for.
 
     Returns:
         `(out, residual_out)`; the same bits on every rank.

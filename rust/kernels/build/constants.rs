@@ -67,19 +67,7 @@ fn layouts() -> String {
         layout!(
             "Group",
             Group,
-            [
-                own,
-                peers,
-                comm_size,
-                counters,
-                extents,
-                fault,
-                report,
-                timeout_nanoseconds,
-                rank,
-                world_size,
-                control_copies
-            ]
+            [own, peers, comm_size, counters, extents, report, timeout_nanoseconds, rank, world_size, control_copies]
         ),
         layout!("AllReduce", AllReduceParameters, [group, input, output, bytes, region_bytes, vectors]),
         layout!(

@@ -13,8 +13,6 @@ pub struct ControlAddresses {
     pub counters: u64,
     /// `int64[2]` of the table.
     pub extents: u64,
-    /// A 32-bit word of device memory, 0 at first.
-    pub fault: u64,
     /// Of [`Group::control_copies`].
     pub copies: u64,
     /// A 32-bit word of pinned host memory, 0 at first.
@@ -49,7 +47,6 @@ impl Group {
             comm_size: geometry.comm_size() as u64,
             counters: control.counters,
             extents: control.extents,
-            fault: control.fault,
             report: control.report,
             timeout_nanoseconds: timeout.map_or(0, nanoseconds),
             rank: rank as u32,

@@ -20,8 +20,6 @@ pub struct Group {
     pub counters: u64,
     /// `int64[2]` of the table.
     pub extents: u64,
-    /// A 32-bit word of device memory: other than 0 once a kernel has given up waiting.
-    pub fault: u64,
     /// A 32-bit word of pinned host memory. Bit r: rank r's data had not arrived when the time was up.
     pub report: u64,
     /// How long to wait for a peer, in nanoseconds. 0: for ever.
@@ -30,7 +28,8 @@ pub struct Group {
     pub rank: u32,
     /// The group's size.
     pub world_size: u32,
-    /// [`CONTROL_COPIES`] copies of what an operation reads first, [`CONTROL_COPY_BYTES`] apart; all 0 at first.
+    /// [`CONTROL_COPIES`] copies of what an operation reads first, and of the mark of one that gave up waiting,
+    /// [`CONTROL_COPY_BYTES`] apart; all 0 at first.
     pub control_copies: u64,
 }
 
@@ -113,14 +112,12 @@ pub struct FillParameters {
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerifyParameters {
-    /// The group. Its control words, fault and report are not used.
+    /// The group. Its control words and report are not used.
     pub group: Group,
-    /// Each rank's vector, by rank; the same on every rank. No word may be the sentinel.
-    pub nonces: [Vector; MAX_WORLD_SIZE],
     /// A 32-bit word that the host can read: gets a bit for each rank whose vector was wrong or did not arrive.
     pub result: u64,
-    /// 0.
-    pub reserved: u64,
+    /// Each rank's vector, by rank; the same on every rank. No word may be the sentinel.
+    pub nonces: [Vector; MAX_WORLD_SIZE],
 }
 
 /// One matrix of a MiniMax operation. Rows begin at multiples of 16 bytes.

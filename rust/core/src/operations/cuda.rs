@@ -55,7 +55,8 @@ pub unsafe fn all_reduce_rms_norm(
     let message = |algorithm: Algorithm| algorithm.message_bytes(tokens, hidden * input.dtype.size(), world_size);
     let is_large = input.bytes() >= rms_norm::two_shot_from(world_size);
     let region_bytes = |algorithm| geometry.region_bytes(message(algorithm));
-    let (algorithm, _) = choose(operands.algorithm, is_large, region_bytes)?;
+    let asked = if rms_norm::has_two_shot(tokens, world_size) { operands.algorithm } else { Some(Algorithm::OneShot) };
+    let (algorithm, _) = choose(asked, is_large, region_bytes)?;
     let (dtype, weight) = (input.dtype, operands.weight.dtype);
     let shape = AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm };
     let tensors = AllReduceRmsNormTensors {

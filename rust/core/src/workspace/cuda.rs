@@ -137,7 +137,7 @@ pub struct CudaWorkspace {
     cleaned_up: AtomicBool,
     // Dropped in this order: freeing device memory waits for the kernels that run, the later ones do not.
     _own: DeviceMemory,
-    /// Control words, fault word and table.
+    /// Control words and table.
     control: DeviceMemory,
     _peers: Vec<PeerMemory>,
     pinned: PinnedWords,
@@ -162,9 +162,8 @@ impl Private {
     }
 }
 
-/// Where the control memory holds what, in bytes: the three counters, the fault word, the two extents, the copies of what
-/// kernels read first, the table.
-const FAULT_OFFSET: usize = table::COUNTERS * size_of::<i32>();
+/// Where the control memory holds what, in bytes: the three counters, the two extents, the copies of what kernels read
+/// first, the table.
 const EXTENTS_OFFSET: usize = 16;
 const COPIES_OFFSET: usize = CONTROL_COPY_BYTES;
 const TABLE_OFFSET: usize = COPIES_OFFSET + CONTROL_COPIES * CONTROL_COPY_BYTES;
@@ -213,7 +212,6 @@ impl CudaWorkspace {
         let addresses = ControlAddresses {
             counters,
             extents,
-            fault: control.address() + FAULT_OFFSET as u64,
             copies: control.address() + COPIES_OFFSET as u64,
             report: pinned.report_address(),
         };
@@ -249,7 +247,6 @@ impl CudaWorkspace {
             group: KernelGroup { timeout_nanoseconds: VERIFICATION_TIMEOUT.as_nanos() as u64, ..self.group },
             nonces: all,
             result: self.pinned.result_address(),
-            reserved: 0,
         };
         let _entered = self.device.enter()?;
         let function = self.device.modules.function(ModuleKey::Verify, &self.device)?;

@@ -69,6 +69,14 @@ pub enum PlanError {
         /// How many there may be.
         most: usize,
     },
+    /// Fewer rows than two-shot needs.
+    #[error("two-shot needs a row for every rank, but there are {tokens} rows for {world_size} ranks")]
+    Rows {
+        /// How many rows there are.
+        tokens: usize,
+        /// How many ranks.
+        world_size: usize,
+    },
     /// Rows that are not whole vectors.
     #[error("a row of {width} elements of {dtype} is not a positive multiple of 16 bytes")]
     Width {

@@ -16,6 +16,12 @@ pub fn two_shot_from(world_size: usize) -> usize {
     if world_size == 2 { usize::MAX } else { all_reduce::two_shot_from(world_size) }
 }
 
+/// Whether `tokens` rows can be reduced in two shots: only if every rank owns one. Otherwise two ranks without a row would
+/// hear of each other through an owner only, which the protocol's proof does not cover.
+pub fn has_two_shot(tokens: usize, world_size: usize) -> bool {
+    tokens >= world_size
+}
+
 /// An all-reduce of rows with a residual and RMSNorm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AllReduceRmsNormShape {
@@ -61,6 +67,9 @@ impl AllReduceRmsNormShape {
     pub fn check(&self) -> Result<(), PlanError> {
         row_vectors(self.hidden, self.dtype)?;
         check_bytes(self.tokens.saturating_mul(self.row_bytes()))?;
+        if self.algorithm == Algorithm::TwoShot && !has_two_shot(self.tokens, self.world_size) {
+            return Err(PlanError::Rows { tokens: self.tokens, world_size: self.world_size });
+        }
         check_weight(self.dtype, self.weight)
     }
 
