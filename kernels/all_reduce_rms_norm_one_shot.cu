@@ -23,7 +23,10 @@ __device__ __forceinline__ void all_reduce_rms_norm_one_shot(const AllReduceRmsN
     // Both loads before the first use of either.
     Vector own = rows.load(parameters.input, threadIdx.x);
     const Control control = control_reader.read();
-    uint64 offset = control.slot_offset;
+    // Vectors from the block's first row to the present one.
+    uint32 distance = 0;
+    const auto offset = [&](uint32 column) { return control.slot_offset + uint64{distance + column} * VECTOR_BYTES; };
+    const auto is_active = [&](uint32 column) { return rows.has(column) && control.failed == 0; };
     bool first_row = true;
     while (true) {
         rows.for_each_column([&](uint32 column) {
@@ -31,8 +34,8 @@ __device__ __forceinline__ void all_reduce_rms_norm_one_shot(const AllReduceRmsN
                 own = rows.load(parameters.input, column);
             }
             own = scrub(own);
-            if (rows.has(column)) {
-                routes.push_to_all(offset + column * VECTOR_BYTES, own);
+            if (is_active(column)) {
+                routes.push_to_all(offset(column), own);
             }
         });
         if (first_row) {
@@ -51,14 +54,14 @@ __device__ __forceinline__ void all_reduce_rms_norm_one_shot(const AllReduceRmsN
             }
             RankVectors<capacity> vectors;
             vectors.fill(own);
-            routes.await_peers(offset + column * VECTOR_BYTES, rows.has(column), vectors);
+            routes.await_peers(offset(column), is_active(column), vectors);
             rows.take(column, rows.add_up(vectors));
         });
         rows.normalise();
         if (!rows.advance()) {
             break;
         }
-        offset += gridDim.x * row_bytes;
+        distance += gridDim.x * parameters.row_vectors;
     }
 }
 

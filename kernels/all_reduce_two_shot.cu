@@ -31,11 +31,12 @@ public:
         own_ = input_.load_whole(index, input_.address(index));
     }
 
-    // Pushes those to the peers' shards, and returns the one to the own.
-    __device__ __forceinline__ Vector push(uint32 at, uint64 offset, const VectorRoutes<capacity>& routes) {
+    // Pushes those to the peers' shards if `active`, and returns the one to the own.
+    __device__ __forceinline__ Vector push(bool active, uint32 at, uint64 offset,
+                                           const VectorRoutes<capacity>& routes) {
 #pragma unroll
         for (uint32 i = 0; i < capacity - 1; ++i) {
-            if (at < shard_ && has_rank<capacity>(group_, i + 1)) {
+            if (active && has_rank<capacity>(group_, i + 1)) {
                 const uint32 index = place(successor(group_, i), at);
                 input_.add_tail(index, input_.address(index), peers_[i]);
                 routes.push(i, offset, scrub(peers_[i]));
@@ -81,11 +82,11 @@ __device__ __forceinline__ void all_reduce_two_shot(const AllReduceParameters& p
     contributions.load(at);
     const Control control = control_reader.read();
     uint64 offset = control.slot_offset;
-    Vector own = contributions.push(at, offset, routes);
+    bool active = at < shard && control.failed == 0;
+    Vector own = contributions.push(active, at, offset, routes);
     ptx::launch_dependents();
     finish_control(group, control, parameters.region_bytes);
     while (true) {
-        const bool active = at < shard;
         RankVectors<capacity> vectors;
         vectors.fill(own);
         const bool complete = routes.await_peers(offset, active, vectors);
@@ -111,7 +112,8 @@ __device__ __forceinline__ void all_reduce_two_shot(const AllReduceParameters& p
         }
         offset += uint64{threads} * VECTOR_BYTES;
         contributions.load(at);
-        own = contributions.push(at, offset, routes);
+        active = at < shard && control.failed == 0;
+        own = contributions.push(active, at, offset, routes);
     }
 }
 

@@ -23,14 +23,15 @@ constexpr uint32 SERVICE_BARRIER = 1;
 
 // The control words as an operation uses them.
 struct Control {
-    // Bytes from a block's start to this operation's slot, on every rank. Marked if an operation before gave up: see
-    // failure.cuh.
+    // Bytes from a block's start to this operation's slot, on every rank.
     uint64 slot_offset;
     // Bytes from the block's start to the slot of the operation before.
     uint64 previous_offset;
     // Vectors of one rank's region in it.
     uint32 previous_region;
     uint32 slot;
+    // All ones if an operation before gave up waiting, else 0: a rank that has failed sends nothing and waits for nothing.
+    uint32 failed;
 };
 
 // Reads the control words. Made before the grid-dependency wait, so that only the load is left to do after it. All
@@ -44,10 +45,10 @@ public:
 
     // After the wait: the operation before writes what this reads.
     __device__ __forceinline__ Control read() const {
-        uint32 slot, previous_region, mark;
-        ptx::load_device(copy_, slot, previous_region, mark);
+        uint32 slot, previous_region, failed;
+        ptx::load_device(copy_, slot, previous_region, failed);
         const uint32 previous = slot == 0 ? SLOTS - 1 : slot - 1;
-        return Control{marked(slot * comm_size_, mark), previous * comm_size_, previous_region, slot};
+        return Control{slot * comm_size_, previous * comm_size_, previous_region, slot, failed};
     }
 
 private:

@@ -18,25 +18,17 @@ __device__ __forceinline__ Address control_copy(const Group& group, uint32 copy)
 }
 
 constexpr uint32 MARK_OFFSET = 2 * sizeof(uint32);
-// The mark: the top bit of an offset, which makes it lead nowhere.
-constexpr uint32 MARK = 1u << 31;
 
 __device__ __forceinline__ bool has_failed(const Group& group) {
     return ptx::load_device(control_copy(group, 0) + MARK_OFFSET) != 0;
 }
 
-// Leaves the mark.
+// Leaves the mark: all ones.
 __device__ __forceinline__ void fail(const Group& group) {
 #pragma unroll 1
     for (uint32 copy = 0; copy < CONTROL_COPIES; ++copy) {
-        ptx::store_device(control_copy(group, copy) + MARK_OFFSET, MARK);
+        ptx::store_device(control_copy(group, copy) + MARK_OFFSET, ~0u);
     }
 }
-
-// A slot's offset as the operations of a rank use it that left `mark`, or 0.
-__device__ __forceinline__ uint64 marked(uint64 offset, uint32 mark) { return offset | uint64{mark} << 32; }
-
-// Whether `offset`, or what another was added to give it, is marked: then nothing is to be sent or awaited there.
-__device__ __forceinline__ bool leads_nowhere(uint64 offset) { return (offset >> 32 & MARK) != 0; }
 
 }  // namespace lamport

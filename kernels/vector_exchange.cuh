@@ -4,7 +4,6 @@
 // they stay in registers; what belongs to ranks that do not exist is predicated off.
 #pragma once
 
-#include "failure.cuh"
 #include "group.cuh"
 #include "keep.cuh"
 #include "numeric.cuh"
@@ -53,11 +52,9 @@ public:
     }
 
     // Pushes `vector`, already scrubbed, to peer `i`, counted as in `Group::peers`. `offset` is the slot's, and
-    // whatever else the vector is away from the routes' vector. A rank that has failed pushes nothing.
+    // whatever else the vector is away from the routes' vector.
     __device__ __forceinline__ void push(uint32 i, uint64 offset, const Vector& vector) const {
-        if (!leads_nowhere(offset)) {
-            ptx::store_system(push_[i] + offset, vector);
-        }
+        ptx::store_system(push_[i] + offset, vector);
     }
 
     __device__ __forceinline__ void push_to_rank(uint32 rank, uint64 offset, const Vector& vector) const {

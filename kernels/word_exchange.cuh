@@ -1,7 +1,6 @@
 // An exchange of single words: a thread has a word for one peer and awaits that peer's.
 #pragma once
 
-#include "failure.cuh"
 #include "group.cuh"
 #include "ptx.cuh"
 #include "sentinel.cuh"
@@ -31,22 +30,16 @@ __device__ __forceinline__ WordRoute word_route(const Group& group, uint32 regio
                      group.own + uint64{peer} * region_bytes + offset};
 }
 
-// Pushes `word`, already scrubbed. A rank that has failed pushes nothing.
+// Pushes `word`, already scrubbed.
 __device__ __forceinline__ void push_word(const WordRoute& route, uint64 slot_offset, uint32 word) {
-    if (!leads_nowhere(slot_offset)) {
-        ptx::store_system(route.push + slot_offset, word);
-    }
+    ptx::store_system(route.push + slot_offset, word);
 }
 
-// Awaits the word of rank `peer`. The sentinel if the rank did not come: see `await`. A rank that has failed does not
-// wait.
+// Awaits the word of rank `peer`. The sentinel if the rank did not come: see `await`.
 __device__ __forceinline__ uint32 await_word(const Group& group, const WordRoute& route, uint64 slot_offset,
                                              uint32 peer) {
     const Address address = route.poll + slot_offset;
-    uint32 word = SENTINEL;
-    if (leads_nowhere(slot_offset)) {
-        return word;
-    }
+    uint32 word;
     await(group, [&] {
         word = ptx::load_system(address);
         return has_arrived(word) ? 0 : 1u << peer;
