@@ -20,7 +20,7 @@ __device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& p
     const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes + place, place,
                                         parameters.region_bytes);
     const ControlReader control_reader(group);
-    // The ranks to exchange with, a bit each: none, where a vector is beyond the tensor.
+    // The ranks to hear from, a bit each: none, where a vector is beyond the tensor.
     uint32 awaited = keep(at < parameters.vectors ? all_peers(group) : 0);
     Address output_address = keep(output.address(at));
     // Nothing of the above is moved behind a branch, and so behind the wait.
@@ -35,13 +35,12 @@ __device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& p
     // Both loads before the first use of either.
     Vector own = input.load_whole(at, input_address);
     const Control control = control_reader.read();
-    awaited &= ~control.failed;
     input.add_tail(at, input_address, own);
     uint64 offset = control.slot_offset;
     bool first_round = true;
     while (true) {
         own = scrub(own);
-        if (awaited != 0) {
+        if (awaited != 0 && control.failed == 0) {
             routes.push_to_all(offset, own);
         }
         if (first_round) {
@@ -58,7 +57,7 @@ __device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& p
             break;
         }
         offset += uint64{threads} * VECTOR_BYTES;
-        awaited = at < parameters.vectors ? all_peers(group) & ~control.failed : 0;
+        awaited = at < parameters.vectors ? all_peers(group) : 0;
         output_address = output.address(at);
         own = input.load_whole(at, input.address(at));
         input.add_tail(at, input.address(at), own);

@@ -23,11 +23,11 @@ __device__ __forceinline__ bool has_failed(const Group& group) {
     return ptx::load_device(control_copy(group, 0) + MARK_OFFSET) != 0;
 }
 
-// Leaves the mark: all ones.
+// Leaves the mark.
 __device__ __forceinline__ void fail(const Group& group) {
 #pragma unroll 1
     for (uint32 copy = 0; copy < CONTROL_COPIES; ++copy) {
-        ptx::store_device(control_copy(group, copy) + MARK_OFFSET, ~0u);
+        ptx::store_device(control_copy(group, copy) + MARK_OFFSET, 1);
     }
 }
 

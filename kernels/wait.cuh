@@ -59,7 +59,7 @@ private:
     // Some 20 ms.
     static constexpr uint32 MAX_POLLS = 1 << 15;
 
-    // Time is counted in units of 2^20 ns, about a millisecond: threads that wait have no second register to spare for it.
+    // Time is counted in units of 2^20 ns, about a millisecond: threads that wait have no second register to spare.
     static constexpr uint32 UNIT_BITS = 20;
 
     uint32 polls_ = 1 << 10;

@@ -148,13 +148,15 @@ unsafe fn run(
     py: Python<'_>,
     workspace: &AnyWorkspace,
     on_host: impl FnOnce(&HostWorkspace, Interrupted<'_>) -> Result<()> + Send,
-    on_device: impl FnOnce(&CudaWorkspace, Stream) -> Result<()>,
+    on_device: impl FnOnce(&CudaWorkspace, Stream) -> Result<()> + Send,
 ) -> PyResult<()> {
     match workspace {
         AnyWorkspace::Host(workspace) => interruptible(py, |interrupted| on_host(workspace, interrupted)),
         AnyWorkspace::Cuda(workspace) => {
-            let stream = stream::current(py, workspace.device.index)?;
-            on_device(workspace, stream).map_err(|error| to_python(py, error))
+            let stream = stream::current(py, workspace.device.index)? as usize;
+            // A launch waits where too many are enqueued: other threads need not wait with it.
+            let launched = py.detach(|| on_device(workspace, std::ptr::with_exposed_provenance_mut(stream)));
+            launched.map_err(|error| to_python(py, error))
         }
     }
 }
