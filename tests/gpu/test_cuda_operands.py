@@ -9,7 +9,7 @@ import torch.distributed as dist
 from lamport_rs import LamportError, LamportSizeError, minimax_allreduce_rms, minimax_allreduce_rms_qk
 from minimax_rows import Operation
 from ranks import Rank
-from reductions import ALGORITHMS, NormedReduction, Reduction, contributions
+from reductions import ALGORITHMS, NormedReduction, Reduction, contributions, run_checked
 from reference import DTYPES, check_same_bits, rounded_sum
 from worlds import GROUP_SIZES, WORLD_SIZES
 
@@ -184,10 +184,10 @@ def do_by_what_fits(me: Rank, operation: Reduction | NormedReduction, comm_size:
 def choose_what_fits(me: Rank) -> None:
     # Of a vector, a shard is a vector too: two-shot takes more. So it does of shards that are not even.
     do_by_what_fits(me, Reduction.random(me, 8, "auto"), 16 * me.world_size, "two_shot")
-    do_by_what_fits(me, NormedReduction.random(me, 1, 64, "auto"), 128 * me.world_size, "two_shot")
     if me.world_size == 2:
         large = 8 * ((5 << 20) // 16 + 1)
         do_by_what_fits(me, Reduction.random(me, large, "auto"), 2 * large * me.world_size, "two_shot")
+        do_by_what_fits(me, NormedReduction.random(me, 3, 64, "auto"), 3 * 128 * me.world_size, "two_shot")
     else:
         # Small enough for one-shot to be the faster one.
         vectors = 8 * me.world_size
@@ -199,6 +199,20 @@ def choose_what_fits(me: Rank) -> None:
 @pytest.mark.parametrize("world_size", GROUP_SIZES)
 def test_where_only_one_algorithm_fits_it_is_chosen(ranks_of, world_size):
     ranks_of(world_size).run(choose_what_fits)
+
+
+def ask_for_two_shots_of_few_rows(me: Rank) -> None:
+    """With a slot that has room for one shot, and not for two of one row."""
+    for tokens in range(1, me.world_size):
+        with me.workspace(tokens * 128 * me.world_size, timeout=10) as workspace:
+            run_checked(NormedReduction.random(me, tokens, 64, "two_shot"), workspace, "fewer rows than ranks")
+            workspace.synchronize()
+        dist.barrier()
+
+
+@pytest.mark.parametrize("world_size", GROUP_SIZES)
+def test_fewer_rows_than_ranks_are_summed_in_one_shot(ranks_of, world_size):
+    ranks_of(world_size).run(ask_for_two_shots_of_few_rows)
 
 
 def fall_back(me: Rank) -> None:
