@@ -9,7 +9,6 @@ use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::fs::{MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -44,19 +43,7 @@ impl Mapping {
         let pointer = unsafe { mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, file, 0) }
             .map_err(|error| Error::system(format!("mapping {bytes} bytes of shared memory"), error))?;
         let pointer = NonNull::new(pointer.cast()).expect("mmap does not return the null page");
-        let mapping = Self { pointer, bytes };
-        mapping.touch();
-        Ok(mapping)
-    }
-
-    /// Looks at every page, so that no operation waits for one. The kernel then usually maps them sixteen at a time, where
-    /// `MAP_POPULATE` goes one by one; pages that exist, as those of a filled block do, are writable at once.
-    fn touch(&self) {
-        for offset in (0..self.bytes).step_by(rustix::param::page_size()) {
-            // SAFETY: the byte is the mapping's, and like all of a block it is accessed by atomics only.
-            let byte = unsafe { AtomicU8::from_ptr(self.pointer.add(offset).as_ptr()) };
-            std::hint::black_box(byte.load(Ordering::Relaxed));
-        }
+        Ok(Self { pointer, bytes })
     }
 
     /// Where the mark is.
