@@ -14,7 +14,7 @@ from lamport_rs.command_line.bench.implementations.own import Lamport
 from lamport_rs.command_line.bench.member import Member, join
 from lamport_rs.command_line.bench.problems import Problem, pose
 from lamport_rs.command_line.launch import choose_backend, launch
-from lamport_rs.command_line.timing import Latency, measure, measure_graph
+from lamport_rs.command_line.timing import Latency, Replay, measure, measure_replays
 
 _SIZES = (512, 8 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -64,7 +64,10 @@ def _say(what: str) -> None:
 def _compare_minimax(own: Lamport, problem: Problem) -> tuple[int, Latency, Latency]:
     member = own.member
     call, eager = own.prepare(problem).run, EagerNccl(member, []).prepare(problem).run
-    latencies = [measure_graph(each, call, member.device) for each in (call, eager)]
+    graphs = [Replay(each, member.device) for each in (call, eager)]
+    for graph in graphs:
+        graph.settle(call)
+    latencies = measure_replays(graphs, call, member.device)
     return problem.case.tokens or 0, latencies[0], latencies[1]
 
 
