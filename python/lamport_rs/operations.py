@@ -21,7 +21,7 @@ they are launched on, not by the library.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, SupportsIndex, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -231,10 +231,18 @@ def minimax_allreduce_rms_qk(
         return _copy_to("q_out", q_out, outputs[0]), _copy_to("k_out", k_out, outputs[1])
     _check_tensor("qkv", qkv)
     given_q, given_k = q_out, k_out
-    if q_out is None:
-        q_out = _empty_columns(qkv, "q_size", q_size)
-    if k_out is None:
-        k_out = _empty_columns(qkv, "kv_size", kv_size)
+    try:
+        # Sizes that qkv does not hold are refused below; they must not be allocated before.
+        columns = qkv.shape[-1] if qkv.dim() > 0 else 0
+        if q_out is None:
+            q_out = qkv.new_empty((*qkv.shape[:-1], min(max(q_size, 0), columns)))
+        if k_out is None:
+            k_out = qkv.new_empty((*qkv.shape[:-1], min(max(kv_size, 0), columns)))
+    except (TypeError, RuntimeError) as error:
+        _check_size("q_size", q_size)
+        _check_size("kv_size", kv_size)
+        _refuse_layout("qkv", qkv, error)
+        raise
     core = _core_of(workspace)
     _core.minimax_rms_qk(core, rank, nranks, qkv, q_size, kv_size, norm_weight_q, norm_weight_k, eps, q_out, k_out)
     if given_q is not None and not given_q.is_inference():
@@ -263,19 +271,12 @@ def _empty_like(name: str, value: torch.Tensor, **options: Any) -> torch.Tensor:
         raise
 
 
-def _empty_columns(qkv: torch.Tensor, name: str, size: int) -> torch.Tensor:
-    try:
-        # Sizes that qkv does not hold are refused later; they must not be allocated before.
-        columns = qkv.shape[-1] if qkv.dim() > 0 else 0
-        return qkv.new_empty((*qkv.shape[:-1], min(max(size, 0), columns)))
-    except TypeError as error:
-        raise TypeError(f"argument '{name}': must be an integer, not {type(size).__name__}") from error
-    except RuntimeError as error:
-        _refuse_layout("qkv", qkv, error)
-        raise
+def _check_size(name: str, size: object) -> None:
+    if not isinstance(size, SupportsIndex):
+        raise TypeError(f"argument '{name}': must be an integer, not {type(size).__name__}")
 
 
-def _refuse_layout(name: str, value: torch.Tensor, error: RuntimeError) -> None:
+def _refuse_layout(name: str, value: torch.Tensor, error: Exception) -> None:
     """Raise what the operation would, had torch been able to allocate an output like `value`."""
     if value.layout is not torch.strided or value.is_nested:
         layout = "nested" if value.is_nested else value.layout
