@@ -184,6 +184,7 @@ impl CudaWorkspace {
             bytes: geometry.block_bytes(),
             word: SENTINEL,
             comm_size: geometry.comm_size(),
+            size_name: "comm_size",
         });
         // Where there is no device, `request` is an error, and the backend is never asked for anything.
         let group = match &checked {
