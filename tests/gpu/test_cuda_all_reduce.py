@@ -1,5 +1,7 @@
 """all_reduce on GPUs: the bits of the float32 sum in rank order, by either algorithm, and those of the host."""
 
+from itertools import product
+
 import lamport_rs
 import pytest
 import torch
@@ -22,10 +24,13 @@ def boundaries(world_size: int) -> list[int]:
     two_shot_from = 4 * MIB if world_size == 2 else 400_000 * world_size // ((world_size - 1) * (world_size - 2))
     # Of two-shot, small blocks become large ones.
     larger_blocks = world_size * MIB
+    # Of one-shot: the blocks that there are at least; blocks of another size, of two ranks.
+    least_blocks, other_blocks = 32 * block, [192 << 10, 449 << 10]
     # What all blocks that run at once sum in one round.
     one_shot_round = MULTIPROCESSORS * (9 if world_size == 2 else 6) * block
     two_shot_round = world_size * MULTIPROCESSORS * (2048 if world_size == 2 else 1024) * VECTOR_BYTES
-    return [warp, block, world_size * block, two_shot_from, larger_blocks, one_shot_round, two_shot_round]
+    switches = [two_shot_from, larger_blocks, least_blocks, world_size * least_blocks, *other_blocks]
+    return [warp, block, world_size * block, *switches, one_shot_round, two_shot_round]
 
 
 def element_counts(world_size: int, dtype: torch.dtype) -> list[int]:
@@ -199,3 +204,25 @@ def repeat_sums(me: Rank) -> list[set[str]]:
 def test_the_same_inputs_give_the_same_bits_on_every_rank_and_on_every_run(ranks_of, world_size):
     for found in zip(*ranks_of(world_size).run(repeat_sums), strict=True):
         assert len(set.union(*found)) == 1
+
+
+def sum_the_largest(me: Rank) -> None:
+    """The most bytes that the kernels can count, a partial vector less, and what takes many rounds."""
+    most = 1 << 30
+    workspace = me.workspace(max(me.world_size, 2) * most)
+    for size, algorithm in product((100 * MIB + 6, most - 14, most), ALGORITHMS):
+        own = torch.arange(size // 2, device=me.device, dtype=torch.int32).remainder_(251).to(torch.bfloat16)
+        own += me.rank
+        total = lamport_rs.all_reduce(own, workspace, algorithm=algorithm)
+        # Whole numbers below 2^11, which bfloat16 rounds: as the sum in float32 does.
+        ranks = me.world_size
+        expected = (own - me.rank).float().mul_(ranks).add_(ranks * (ranks - 1) / 2).to(torch.bfloat16)
+        assert torch.equal(total, expected), f"{algorithm} of {size} bytes"
+        with pytest.raises(lamport_rs.LamportSizeError, match="split the tensor"):
+            lamport_rs.all_reduce(own.new_empty(most // 2 + 1), workspace, algorithm="two_shot")
+    workspace.synchronize()
+
+
+@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.gpu(2))])
+def test_the_largest_tensors_are_summed(ranks_of, world_size):
+    ranks_of(world_size).run(sum_the_largest)

@@ -6,13 +6,16 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.distributed as dist
+from lamport_rs import LamportError
 from minimax_rows import Operation, workspace_for
 from ranks import Rank
+from reductions import NormedReduction, Reduction, comm_size_for
 from reference import check_same_bits
 from worlds import WORLD_SIZES
 
 SHAPES = [(1, (3072, 512)), (33, (1536,)), (140, (256, 64)), (600, (128,)), (2, (20_000,)), (8, (6144, 1024))]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+MOST_BYTES = 2 << 20
 SLEEP = 2_000_000
 """Cycles of a GPU: some 1 ms, in which operations that nothing orders would overtake."""
 
@@ -22,7 +25,19 @@ def random_operations(me: Rank, count: int, seed: int = 0) -> list[Operation]:
     return [Operation.random(me, *shape, DTYPES[index % 3], seed=seed + index) for index, shape in enumerate(shapes)]
 
 
-def run_in_turn(workspace, operations: list[Operation]) -> list[list[torch.Tensor]]:
+def random_reductions(me: Rank, count: int) -> list[Reduction | NormedReduction]:
+    """Sums and norms of few bytes and of many, each in one shot and in two."""
+    operations = []
+    for seed in range(count):
+        algorithm, dtype = ("one_shot", "two_shot")[seed // 2 % 2], DTYPES[seed % 3]
+        if seed % 2:
+            operations.append(NormedReduction.random(me, 2 + 7 * seed, 1024, algorithm, dtype, seed=seed))
+        else:
+            operations.append(Reduction.random(me, 8 + 9001 * seed, algorithm, dtype, seed=seed))
+    return operations
+
+
+def run_in_turn(workspace, operations: list[Operation | Reduction | NormedReduction]) -> list[list[torch.Tensor]]:
     """What they give on one stream, each waited for."""
     expected = []
     for index, operation in enumerate(operations):
@@ -34,8 +49,8 @@ def run_in_turn(workspace, operations: list[Operation]) -> list[list[torch.Tenso
     return expected
 
 
-def hop_between_streams(me: Rank, hops: int) -> None:
-    workspace, operations = workspace_for(me, 1024), random_operations(me, 30)
+def hop_between_streams(me: Rank, make_operations, hops: int) -> None:
+    workspace, operations = me.workspace(comm_size_for(me, MOST_BYTES)), make_operations(me, 30)
     expected = run_in_turn(workspace, operations)
     streams = [torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.Stream()]
     own_dice = random.Random(me.rank)
@@ -52,9 +67,68 @@ def hop_between_streams(me: Rank, hops: int) -> None:
             operation.poison()
 
 
+@pytest.mark.parametrize("make_operations", [random_operations, random_reductions])
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_operations_on_alternating_streams_need_no_synchronisation(ranks_of, world_size):
-    ranks_of(world_size).run(hop_between_streams, 600)
+def test_operations_on_alternating_streams_need_no_synchronisation(ranks_of, world_size, make_operations):
+    ranks_of(world_size).run(hop_between_streams, make_operations, 600)
+
+
+def capture_between_two_streams(me: Rank, rounds: int) -> None:
+    """An operation on one stream, one that is captured, and one on another stream, which the ranks reach in turn first:
+    nothing but the library keeps each from starting with the operation that the other starts with last.
+    """
+    workspace = me.workspace(comm_size_for(me, MOST_BYTES))
+    first, captured, last = operations = [Reduction.random(me, 3000, "one_shot", seed=seed) for seed in range(3)]
+    expected = run_in_turn(workspace, operations)
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    for round_ in range(rounds):
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(streams[0]):
+            if me.rank == round_ % me.world_size:
+                torch.cuda._sleep(SLEEP)
+            first(workspace)
+        with torch.cuda.stream(streams[1]):
+            # Unlike torch.cuda.graph, it does not wait for the device.
+            graph.capture_begin(capture_error_mode="thread_local")
+            captured(workspace)
+            graph.capture_end()
+        with torch.cuda.stream(streams[2]):
+            last(workspace)
+        torch.cuda.synchronize()
+        for operation, results in zip((first, last), (expected[0], expected[2]), strict=True):
+            operation.check_against(results, f"round {round_}")
+            operation.poison()
+        graph.replay()
+        captured.check_against(expected[1], f"the graph of round {round_}")
+        captured.poison()
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_capture_does_not_part_the_operations_around_it(ranks_of, world_size):
+    ranks_of(world_size).run(capture_between_two_streams, 6)
+
+
+def leave_a_stream_that_is_being_captured(me: Rank) -> None:
+    workspace = me.workspace(comm_size_for(me, MOST_BYTES))
+    operation, stream = Reduction.random(me, 3000, "one_shot"), torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        operation(workspace)
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            with torch.cuda.stream(torch.cuda.Stream()), pytest.raises(LamportError, match="end the capture first"):
+                operation(workspace)
+        finally:
+            graph.capture_end()
+    torch.cuda.synchronize()
+    with pytest.raises(LamportError, match="failed earlier"):
+        operation(workspace)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_an_operation_that_cannot_follow_the_last_one_is_refused(ranks_of, world_size):
+    ranks_of(world_size).run(leave_a_stream_that_is_being_captured)
 
 
 def read_what_the_one_before_wrote(me: Rank, rounds: int) -> None:
@@ -86,6 +160,39 @@ def read_what_the_one_before_wrote(me: Rank, rounds: int) -> None:
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_an_operation_sees_what_the_one_before_it_wrote(ranks_of, world_size):
     ranks_of(world_size).run(read_what_the_one_before_wrote, 20)
+
+
+def reduce_what_was_reduced_before(me: Rank, algorithm: str, rounds: int) -> None:
+    """Sums and norms that are each other's input, with nothing between; a norm's rows stay of one size."""
+    workspace = me.workspace(comm_size_for(me, MOST_BYTES))
+    for tokens, hidden in [(1, 1024), (3, 4096), (40, 2048), (130, 1024), (64, 8192)]:
+        links: list[Reduction | NormedReduction] = []
+        for index in range(9):
+            if index % 3 == 1:
+                links.append(Reduction.random(me, tokens * hidden, algorithm, torch.float32, seed=index))
+            else:
+                links.append(NormedReduction.random(me, tokens, hidden, algorithm, torch.float32, seed=index))
+        for first, second in pairwise(links):
+            second.rows = first.out.view(second.rows.shape)
+        for link in links:
+            link(workspace)
+            torch.cuda.synchronize()
+            link.check("a link")
+        expected = [link.results() for link in links]
+        for round_ in range(rounds):
+            for link in links:
+                link.poison()
+            for link in links:
+                link(workspace)
+            torch.cuda.synchronize()
+            for index, link in enumerate(links):
+                link.check_against(expected[index], f"round {round_}, link {index}")
+
+
+@pytest.mark.parametrize("algorithm", ["one_shot", "two_shot"])
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_reduction_sees_what_the_one_before_it_wrote(ranks_of, world_size, algorithm):
+    ranks_of(world_size).run(reduce_what_was_reduced_before, algorithm, 20)
 
 
 def groups_of(me: Rank) -> list[Rank]:

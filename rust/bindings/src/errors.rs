@@ -23,14 +23,16 @@ create_exception!(
     lamport_rs,
     LamportSizeError,
     LamportError,
-    "A tensor that is too large for the workspace. The text says what `comm_size` would do. Nothing was changed."
+    "A tensor that is too large for the workspace, or for any. The text says what would do. Nothing was changed."
 );
 
 /// The exception for `error`.
 pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
     let missing = match &error {
         Error::Timeout { missing, .. } => missing,
-        Error::Geometry(GeometryError::MessageTooLarge { .. }) => return LamportSizeError::new_err(error.to_string()),
+        Error::Geometry(GeometryError::MessageTooLarge { .. }) | Error::TooLarge(_) => {
+            return LamportSizeError::new_err(error.to_string());
+        }
         _ => return LamportError::new_err(error.to_string()),
     };
     let exception = LamportTimeoutError::new_err(error.to_string());

@@ -19,6 +19,9 @@ pub enum Error {
     /// An argument that an operation cannot take. Nothing was changed.
     #[error("{0}")]
     Argument(String),
+    /// A tensor that no workspace is large enough for. Nothing was changed.
+    #[error("{0}; split the tensor")]
+    TooLarge(String),
     /// A system call that failed.
     #[error("{call} failed: {reason}")]
     System {
@@ -80,7 +83,10 @@ pub enum Error {
 
 impl From<PlanError> for Error {
     fn from(error: PlanError) -> Self {
-        Self::Argument(error.to_string())
+        match error {
+            PlanError::Bytes { bytes, most } if bytes > most => Self::TooLarge(error.to_string()),
+            _ => Self::Argument(error.to_string()),
+        }
     }
 }
 
@@ -88,5 +94,17 @@ impl Error {
     /// A failed system call.
     pub fn system(call: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::System { call: call.into(), reason: reason.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_that_is_too_large_for_the_kernels_is_no_bad_argument() {
+        let too_large = Error::from(PlanError::Bytes { bytes: 11, most: 10 });
+        assert!(matches!(&too_large, Error::TooLarge(text) if text.contains("between 1 and 10")), "{too_large}");
+        assert!(matches!(Error::from(PlanError::Bytes { bytes: 0, most: 10 }), Error::Argument(_)));
     }
 }

@@ -36,8 +36,9 @@ def create_workspace(member: Member) -> Row:
     return Row.of(case, "lamport_rs", world_size, slowest_rank(times[2:], device))
 
 
+@torch.inference_mode()
 def host_time_calls(member: Member) -> list[tuple[Case, str, Callable[[], object]]]:
-    """Return the calls whose time on the host is measured: the case, the implementation, the call."""
+    """Return the calls that are timed on the host, in inference mode: the case, the implementation, the call."""
     workspace, rank, world_size = member.workspace, member.rank, member.world_size
     rows = torch.randn(_TOKENS, Q_SIZE // world_size // 8 * 8, device=member.device).bfloat16()
     weight, rows_out = rows[0].clone(), torch.empty_like(rows)
@@ -59,6 +60,7 @@ def host_time_calls(member: Member) -> list[tuple[Case, str, Callable[[], object
     ]
 
 
+@torch.inference_mode()
 def measure_host_time(member: Member, case: Case, name: str, call: Callable[[], object]) -> Row:
     """Measure one of `host_time_calls`. Collective."""
     return Row.of(case, name, member.world_size, measure_calls(call, member.device))

@@ -104,7 +104,7 @@ pub enum PlanError {
 }
 
 /// Blocks that a reduction has at least, be it that most of them have nothing to reduce: they clear what the operation
-/// before left. With the blocks that a small tensor needs, that takes 60 us after 4 MiB and 8 KiB; with these 7.
+/// before left. With the blocks that 8 KiB need, that takes 45 us after a sum of 4 MiB; with these 7.
 /// Measured on H100: up to 66 blocks make no operation slower than 0.02 us.
 pub const MIN_BLOCKS: u32 = 32;
 

@@ -1,17 +1,14 @@
-"""Kernels of other projects, where they are installed.
+"""Kernels of other projects, where FlashInfer is installed: its own, and its copy of vLLM's.
 
-Written against the documented interfaces of FlashInfer (`flashinfer.comm`, 0.2.7 and later; run with 0.5.3) and vLLM
-(`vllm.distributed.device_communicators.custom_all_reduce`; NOT YET RUN). Neither is installed where this project is
-tested. What they raise makes them unavailable, with that reason.
+Written against `flashinfer.comm` and run with 0.5.3. What they raise makes them unavailable, with that reason.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +18,9 @@ from lamport_rs.command_line.bench.cases import HIDDEN, Case, message_bytes
 from lamport_rs.command_line.bench.implementations.base import Call, Implementation
 from lamport_rs.command_line.bench.member import Member, UnavailableError
 from lamport_rs.command_line.bench.problems import EPSILON, AllReduce, AllReduceRmsNorm, Problem
+
+_VLLM_BLOCKS = 36
+"""As vLLM launches it."""
 
 
 class FlashInfer(Implementation):
@@ -114,7 +114,7 @@ class FlashInferTwoShot(FlashInfer):
 
 
 class VllmCustom(Implementation):
-    """vLLM's custom all-reduce; in CUDA graphs it reads the input where it is."""
+    """vLLM's custom all-reduce, in FlashInfer's copy of it; in CUDA graphs it reads the input where it is."""
 
     name = "vllm_custom"
     backend = "cuda"
@@ -122,37 +122,51 @@ class VllmCustom(Implementation):
 
     def __init__(self, member: Member, cases: Sequence[Case]) -> None:
         super().__init__(member, cases)
-        # Its own check needs vLLM's process groups; the workspace's creation has verified peer access.
-        os.environ.setdefault("VLLM_SKIP_P2P_CHECK", "1")
-        module = _import("vllm", "vllm.distributed.device_communicators.custom_all_reduce")
-        # It serves sizes below its limit.
-        limit = 2 * max(case.bytes or 0 for case in cases)
-        self._communicator = module.CustomAllreduce(member.host_group, member.device, max_size=limit)
-        if hasattr(self._communicator, "finalize_p2p"):
-            self._communicator.finalize_p2p()
-        if self._communicator.disabled:
-            raise UnavailableError("vLLM disabled its custom all-reduce here; its log says why")
+        self._comm = _import("flashinfer", "flashinfer.comm")
+        self._largest = max(case.bytes or 0 for case in cases)
+        # Signals, followed by room for two-shot; and where eager calls copy their input.
+        self._signals = self._zeroed(self._comm.vllm_meta_size() + self._largest)
+        self._staging = self._zeroed(self._largest)
+        # Where it keeps the addresses of what was registered.
+        self._addresses = torch.empty(8 << 20, dtype=torch.uint8, device=member.device)
+        self._handle = self._comm.vllm_init_custom_ar(self._signals, self._addresses, member.rank, True)
+        self._comm.vllm_register_buffer(self._handle, self._staging)
 
     def prepare(self, problem: Problem) -> Call:
-        """Return the call, which allocates its output."""
+        """Return the call, with the output allocated once."""
         assert isinstance(problem, AllReduce)
-        tensor = problem.input
-        if not self._communicator.should_custom_ar(tensor):
-            raise UnavailableError("vLLM's custom all-reduce does not serve this size")
+        tensor, out, staging = problem.input, torch.empty_like(problem.input), self._staging[self.member.rank]
 
         def run() -> tuple[torch.Tensor]:
-            return (self._communicator.custom_all_reduce(tensor),)
+            copied = () if torch.cuda.is_current_stream_capturing() else (staging, self._largest)
+            self._comm.vllm_all_reduce(self._handle, tensor, out, *(copied or (0, 0)), _VLLM_BLOCKS)
+            return (out,)
 
         return Call(run)
 
-    def capturing(self) -> AbstractContextManager[object]:
-        """Return the context in which vLLM collects the addresses that graphs use."""
-        context: AbstractContextManager[object] = self._communicator.capture()
-        return context
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Exchange the addresses that a graph uses, when it has been captured."""
+        yield
+        everybodys: list[tuple[list[int], list[int]] | None] = [None] * self.member.world_size
+        own = self._comm.vllm_get_graph_buffer_ipc_meta(self._handle)
+        dist.all_gather_object(everybodys, tuple(map(list, own)), group=self.member.host_group)
+        handles, offsets = zip(*(each for each in everybodys if each is not None), strict=True)
+        self._comm.vllm_register_graph_buffers(self._handle, list(handles), list(offsets))
 
     def close(self) -> None:
-        """Free vLLM's buffers."""
-        self._communicator.close()
+        """Free its buffers."""
+        self._comm.vllm_dispose(self._handle)
+        for pointers in (self._signals, self._staging):
+            self._comm.cuda_ipc.free_shared_buffer(pointers, self.member.host_group)
+
+    def _zeroed(self, size: int) -> list[int]:
+        """Every rank's buffer of `size` bytes, as this rank maps it, once all are zeroed. Collective."""
+        pointers: list[int] = self._comm.cuda_ipc.create_shared_buffer(size, self.member.host_group)
+        self._comm.cuda_ipc.cudart.cudaMemset(pointers[self.member.rank], 0, size)
+        torch.cuda.synchronize(self.member.device)
+        dist.barrier(self.member.host_group)
+        return pointers
 
 
 def _import(package: str, module: str) -> Any:
