@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use lamport_rs_protocol::exchange::Wait;
+use lamport_rs_protocol::exchange::{Awaited, Wait};
 use lamport_rs_protocol::rank_set::RankSet;
 
 use crate::error::Error;
@@ -72,7 +72,12 @@ impl<'a> BoundedWait<'a> {
 impl Wait for BoundedWait<'_> {
     type Error = Error;
 
-    fn pause(&mut self, missing: impl FnOnce() -> RankSet) -> Result<(), Error> {
+    fn pause(&mut self, awaited: Awaited, missing: impl FnOnce() -> RankSet) -> Result<(), Error> {
+        // As in `kernels/wait.cuh`.
+        let timeout = self.timeout.map(|timeout| match awaited {
+            Awaited::FirstHand => timeout,
+            Awaited::SecondHand => timeout.saturating_add(timeout / 2),
+        });
         if self.spun < self.spins {
             (0..self.pauses).for_each(|_| std::hint::spin_loop());
             self.spun += self.pauses;
@@ -80,7 +85,7 @@ impl Wait for BoundedWait<'_> {
             return Ok(());
         }
         let waited = self.started.get_or_insert_with(Instant::now).elapsed();
-        if self.timeout.is_some_and(|timeout| waited >= timeout) {
+        if timeout.is_some_and(|timeout| waited >= timeout) {
             return Err(Error::Timeout { operation: self.operation, waited, missing: missing() });
         }
         if self.yields < YIELDS {
@@ -94,7 +99,7 @@ impl Wait for BoundedWait<'_> {
                 return Err(Error::Interrupted { operation: self.operation, missing: missing() });
             }
         }
-        let left = self.timeout.map_or(SLEEP.longest, |timeout| timeout - waited);
+        let left = timeout.map_or(SLEEP.longest, |timeout| timeout - waited);
         std::thread::sleep(self.sleep.min(left));
         self.sleep = (self.sleep * 2).min(SLEEP.longest);
         Ok(())
