@@ -5,6 +5,7 @@
 //! | [`construct`] | allocate → fill → exchange → map → agree |
 //! | [`hello`] | what ranks tell each other first, and the mismatches that are errors |
 //! | [`host`] | the workspace over shared memory |
+//! | `turn` | who may use it: one operation at a time |
 //! | [`cuda`] | the workspace over device memory |
 //! | [`buffer`] | plain memory that crosses processes, without the protocol |
 
@@ -13,6 +14,7 @@ pub mod construct;
 pub mod cuda;
 pub mod hello;
 pub mod host;
+mod turn;
 
 use std::time::Duration;
 
