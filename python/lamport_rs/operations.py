@@ -5,7 +5,8 @@ the same order. Sums are taken in float32 and in rank order, so all ranks get th
 contribution of -0.0 counts as +0.0.
 
 All raise `LamportError` for operands they cannot take, having changed nothing, and `LamportTimeoutError`, naming the
-missing ranks, when peers do not come; after that the workspace can no longer be used.
+missing ranks, when peers do not come; after that the workspace can no longer be used. Neither can it after a host
+operation was interrupted by an exception of a signal's handler, such as `KeyboardInterrupt`, while it waited for peers.
 
 Tensors are on the workspace's device, aligned to 16 bytes (as torch allocates them), float32, float16 or bfloat16. An
 output may be the very tensor it is computed from. None of the operations has a gradient.

@@ -21,7 +21,8 @@ class LamportWorkspace:
     """Memory through which the ranks of one group exchange small tensors, and the state of that exchange.
 
     Creating one is collective: all ranks of the group do it, and all get a workspace or all raise the same error. It
-    serves one operation at a time, on all ranks in the same order.
+    serves one operation at a time, on all ranks in the same order. It belongs to the process that created it: forked
+    processes must create their own, and on the host are refused.
 
     Args:
         rank: This rank, 0 to `world_size - 1`, as in `process_group`.
@@ -34,7 +35,7 @@ class LamportWorkspace:
         device: The device of the tensors to come. None: the current CUDA device if there is one, else the CPU.
         backend: `"host"`, `"cuda"`, or `"auto"` for the one that fits the device.
         timeout: Seconds an operation waits without hearing of a peer before it raises `LamportTimeoutError`, naming the
-            missing ranks; 0 for no limit.
+            missing ranks; 0 or infinite for no limit.
 
     Raises:
         LamportError: On every rank, if the arguments of any rank are wrong, or differ where they must not, or its
@@ -67,7 +68,8 @@ class LamportWorkspace:
 
         It shares the workspace's memory and keeps it alive, also after this object is gone. Entries `2N` to `3N - 1`
         (N is `world_size`) point to the ranks' slots, entry `3N` to `int32[3]` (arrival counter, unused, slot index),
-        entry `3N + 1` to `int64[2]` (extent to clear, `comm_size`, both in bytes); the others are 0.
+        entry `3N + 1` to `int64[2]` (extent to clear, `comm_size`, both in bytes); the others are 0. A workspace serves
+        either foreign kernels or the package's own operations: on the host those raise once others have used the table.
         """
         if self._table is None:
             raise LamportError(_CLEANED_UP)
