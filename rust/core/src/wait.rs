@@ -168,3 +168,36 @@ fn cores() -> usize {
         cores => cores,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn second_hand_data_is_awaited_half_as_long_again() {
+        let (timeout, cleaned_up) = (Duration::from_millis(20), AtomicBool::new(false));
+        for (awaited, least) in [(Awaited::FirstHand, timeout), (Awaited::SecondHand, timeout * 3 / 2)] {
+            let mut never = || false;
+            let mut wait = BoundedWait::new("a wait", 2, Some(timeout), &cleaned_up, &mut never);
+            let error = loop {
+                if let Err(error) = wait.pause(awaited, RankSet::default) {
+                    break error;
+                }
+            };
+            assert!(matches!(error, Error::Timeout { waited, .. } if waited >= least), "{awaited:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_limit_that_no_clock_reaches_is_none() {
+        let cleaned_up = AtomicBool::new(false);
+        let mut interrupted = || true;
+        let mut wait = BoundedWait::new("a wait", 2, Some(Duration::MAX), &cleaned_up, &mut interrupted);
+        let error = loop {
+            if let Err(error) = wait.pause(Awaited::SecondHand, RankSet::default) {
+                break error;
+            }
+        };
+        assert!(matches!(error, Error::Interrupted { .. }), "{error}");
+    }
+}

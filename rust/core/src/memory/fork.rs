@@ -73,3 +73,19 @@ impl Drop for Home {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // That a forked process is elsewhere is tested from Python: a process of several threads, as this one, must do
+    // nothing after a fork.
+    #[test]
+    fn home_is_where_it_was_made_by_either_way_of_asking() {
+        let home = Home::here();
+        assert!(!home.is_elsewhere());
+        let process = home.process();
+        assert!(!Home { process, page: None }.is_elsewhere());
+        assert!(Home { process: process + 1, page: None }.is_elsewhere());
+    }
+}
