@@ -26,7 +26,6 @@ __device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& p
     // Nothing of the above is moved behind a branch, and so behind the wait.
     if (threadIdx.x >= workers) {
         ptx::wait_for_prior_grids();
-        ptx::launch_dependents();
         serve(group, control_reader.read(), parameters.region_bytes);
         return;
     }
@@ -45,8 +44,14 @@ __device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& p
         }
         if (first_round) {
             control_is_used(control);
+            // Not in the service warp, which would call it before the push: the first thread of a block to call it
+            // calls it for all, and the next grid's blocks delay this one's loads and pushes.
             ptx::launch_dependents();
             first_round = false;
+        }
+        if (control.failed != 0) {
+            // Nothing is sent, and nothing awaited.
+            awaited = 0;
         }
         RankVectors<capacity> vectors;
         vectors.fill(own);

@@ -42,7 +42,10 @@ class RmsNormRows {
 public:
     // All threads of the block call it. `partials` is theirs.
     __device__ __forceinline__ RmsNormRows(const AllReduceRmsNormParameters& parameters, WarpPartials& partials)
-        : parameters_(parameters), partials_(partials), token_(blockIdx.x) {
+        : parameters_(parameters),
+          partials_(partials),
+          token_(blockIdx.x),
+          row_vectors_(token_ < parameters.tokens ? parameters.row_vectors : 0) {
         pad(partials);
     }
 
@@ -61,13 +64,13 @@ public:
         if constexpr (held) {
             work(threadIdx.x);
         } else {
-            for (uint32 column = threadIdx.x; column < parameters_.row_vectors; column += blockDim.x) {
+            for (uint32 column = threadIdx.x; column < row_vectors_; column += blockDim.x) {
                 work(column);
             }
         }
     }
 
-    __device__ __forceinline__ bool has(uint32 column) const { return column < parameters_.row_vectors; }
+    __device__ __forceinline__ bool has(uint32 column) const { return column < row_vectors_; }
 
     // Vector `column` of the present row of a tensor.
     __device__ __forceinline__ Vector load(Address tensor, uint32 column) const {
@@ -139,6 +142,8 @@ private:
     const AllReduceRmsNormParameters& parameters_;
     WarpPartials& partials_;
     uint32 token_;
+    // Of the present row: none, in a block that has no row and only helps to clear.
+    uint32 row_vectors_;
     // Of what was taken of the present row.
     float squares_ = 0.0f;
     // The vector in hand.

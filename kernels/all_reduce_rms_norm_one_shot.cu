@@ -39,8 +39,9 @@ __device__ __forceinline__ void all_reduce_rms_norm_one_shot(const AllReduceRmsN
             }
         });
         if (first_row) {
-            ptx::launch_dependents();
             finish_control(group, control, parameters.region_bytes);
+            // Here all of the block has pushed.
+            ptx::launch_dependents();
             first_row = false;
         } else {
             // The partials of the row before have been read.

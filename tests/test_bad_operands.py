@@ -2,8 +2,10 @@
 
 import gc
 import re
+import warnings
 
 import lamport_rs
+import numpy as np
 import pytest
 import torch
 from lamport_rs import (
@@ -30,6 +32,13 @@ MEMORY = torch.ones(8, COLUMNS)
 PACKED = torch.ones(2, 3 * COLUMNS)
 FREED = torch.ones(2, COLUMNS)
 FREED.untyped_storage().resize_(0)  # as frameworks do with shards they gather again
+ARRAY = np.ones((2, COLUMNS), np.float32)
+ONEDNN = X.to_mkldnn()
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that nested tensors are a prototype
+    PARTS = [torch.ones(2, COLUMNS), torch.ones(3, COLUMNS)]
+    NESTED = torch.nested.nested_tensor(PARTS)
+    JAGGED = torch.nested.nested_tensor(PARTS, layout=torch.jagged)
 TOO_LARGE = torch.ones(COMM_SIZE // 4 // 2 + 1)
 
 
@@ -81,6 +90,19 @@ CASES = {
     "a list as input": (reduce_with(input=[1.0]), "input must be a torch.Tensor, not list"),
     "a number as out": (reduce_with(out=1.0), "out must be a torch.Tensor, not float"),
     "a sparse input": (reduce_with(input=X.to_sparse()), "input"),
+    "a sparse input alone": (lambda w: all_reduce(X.to_sparse(), w), "has no memory of its own"),
+    "an array as input": (reduce_with(input=ARRAY), "input must be a torch.Tensor, not ndarray"),
+    "an array as out": (reduce_with(out=ARRAY), "out must be a torch.Tensor, not ndarray"),
+    "an array as a norm's residual_out": (norm_with(residual_out=ARRAY), "residual_out must be a torch.Tensor"),
+    "an array as a weight": (minimax_with(norm_weight=ARRAY), "norm_weight must be a torch.Tensor, not ndarray"),
+    "a nested input": (lambda w: all_reduce(NESTED, w), "input is nested, but must be a dense tensor"),
+    "a nested out": (reduce_with(out=NESTED), "out is nested, but must be a dense tensor"),
+    "a nested qkv": (qk_with(qkv=NESTED), "qkv is nested, but must be a dense tensor"),
+    "a jagged input": (lambda w: all_reduce(JAGGED, w), "input is nested, but must be a dense tensor"),
+    "a jagged out": (reduce_with(out=JAGGED), "out is nested, but must be a dense tensor"),
+    "an input in oneDNN's layout": (lambda w: all_reduce(ONEDNN, w), "input is torch._mkldnn, but must be a dense"),
+    "an out in oneDNN's layout": (reduce_with(out=ONEDNN), "out has no memory of its own"),
+    "minimax of oneDNN's layout": (lambda w: minimax_with(input=ONEDNN)(w), "must be a dense tensor|no memory"),
     "nine dimensions": (reduce_with(input=X.view(*[1] * 7, 2, 16), out=X.view(*[1] * 7, 2, 16)), "more than 8 dim"),
     "a tensor too large for the slot": (reduce_with(input=TOO_LARGE, out=TOO_LARGE), "comm_size=4128 or more"),
     "an algorithm that there is not": (
@@ -184,6 +206,31 @@ def refuse_and_carry_on(me: Rank, call, text: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_an_operation_refuses_and_changes_nothing(name):
     ThreadRanks(2).run(refuse_and_carry_on, *CASES[name])
+
+
+WRONG_TYPES = {
+    # name: (call, what the error says)
+    "an eps in words": (norm_with(eps="x"), "must be real number, not str"),
+    "no eps": (minimax_with(eps=None), "must be real number, not NoneType"),
+    "no algorithm": (lambda w: all_reduce(X, w, algorithm=None), "'None' is not an instance of 'str'"),
+    "no rank": (lambda w: minimax_allreduce_rms(X, W, w, None, 2, 1e-6), "'NoneType' object cannot be interpreted"),
+    "no size of Q": (qk_with(q_size=None), "argument 'q_size': must be an integer, not NoneType"),
+    "a size of K in fractions": (qk_with(kv_size=8.0), "argument 'kv_size': must be an integer, not float"),
+    "a fallback in words": (lambda w: all_reduce(X, w, fallback="x"), "argument 'fallback': must be a torch process"),
+    "the fallback of others": (lambda w: all_reduce(X, w, fallback=-100), "argument 'fallback': must be .*, not int"),
+}
+
+
+def pass_wrong_type(me: Rank, call, text: str) -> None:
+    workspace = me.workspace(COMM_SIZE, timeout=10)
+    with pytest.raises(TypeError, match=text):
+        call(workspace)
+    check_same_bits(all_reduce(X, workspace), X * me.world_size, "the next sum")
+
+
+@pytest.mark.parametrize("name", WRONG_TYPES)
+def test_a_plain_argument_of_a_wrong_type_is_a_type_error_and_changes_nothing(name):
+    ThreadRanks(2).run(pass_wrong_type, *WRONG_TYPES[name])
 
 
 def use_the_advised_size(me: Rank) -> None:

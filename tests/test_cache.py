@@ -4,6 +4,7 @@ import ctypes
 import gc
 import threading
 import weakref
+from dataclasses import dataclass
 
 import lamport_rs
 import pytest
@@ -137,6 +138,121 @@ def test_a_failed_creation_is_not_cached():
 
     ranks.run(fail)
     ranks.run(lambda me: check_table(me, get_allreduce_workspace(me.rank, 2, 4096, process_group=group[me.rank])))
+
+
+def test_a_failed_creation_lets_the_group_go():
+    """An entry that stayed would hold the group: its sockets, its memory."""
+
+    class Group:
+        def __call__(self, message: bytes) -> list[bytes]:
+            raise ConnectionError
+
+    group = Group()
+    observer = weakref.ref(group)
+    with pytest.raises(LamportError):
+        get_allreduce_workspace(0, 2, 4096, process_group=group)
+    del group
+    gc.collect()
+    assert observer() is None, "the cache holds the group of a workspace that there is not"
+
+
+def test_threads_that_wait_for_a_creation_that_fails_raise_what_it_raises():
+    """One creation, one outcome: to try again is for those who know that the peers do, too."""
+    asked, go_on, start = [], threading.Event(), threading.Barrier(5)
+
+    def all_gather(message: bytes) -> list[bytes]:
+        asked.append(message)
+        go_on.wait(20)
+        raise ConnectionError("the wire is cut")
+
+    errors = []
+
+    def call() -> None:
+        start.wait(20)
+        try:
+            get_allreduce_workspace(0, 2, 4096, process_group=all_gather)
+        except LamportError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    start.wait(20)
+    # Those that come late create for themselves, and are not what this test is about.
+    threading.Event().wait(0.2)
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert len(errors) == 4
+    assert all("the wire is cut" in error for error in errors)
+    assert len(asked) == 1
+
+
+def test_a_creation_after_one_that_failed_is_found_by_all_threads():
+    ranks, failures = ThreadRanks(2), [True, True]
+
+    class Group:
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def __call__(self, message: bytes) -> list[bytes]:
+            if failures[self.rank]:
+                raise ConnectionError
+            return ranks.all_gather(self.rank, message)
+
+    groups = [Group(rank) for rank in range(2)]
+
+    def fail_then_create(me: Rank) -> None:
+        with pytest.raises(LamportError):
+            get_allreduce_workspace(me.rank, 2, 4096, process_group=groups[me.rank])
+        failures[me.rank] = False
+        table = get_allreduce_workspace(me.rank, 2, 4096, process_group=groups[me.rank])
+        assert get_allreduce_workspace(me.rank, 2, 4096, process_group=groups[me.rank]) is table
+        check_table(me, table)
+
+    ranks.run(fail_then_create)
+
+
+def test_a_group_that_cannot_be_hashed_is_known_by_its_identity():
+    ranks = ThreadRanks(2)
+
+    @dataclass
+    class Group:
+        rank: int
+
+        def __call__(self, message: bytes) -> list[bytes]:
+            return ranks.all_gather(self.rank, message)
+
+    def create(me: Rank) -> None:
+        group, equal = Group(me.rank), Group(me.rank)
+        table = get_allreduce_workspace(me.rank, 2, 4096, process_group=group)
+        assert get_allreduce_workspace(me.rank, 2, 4096, process_group=group) is table
+        other = get_allreduce_workspace(me.rank, 2, 4096, process_group=equal)
+        assert other is not table
+        check_table(me, table)
+        check_table(me, other)
+
+    ranks.run(create)
+
+
+def ask_for_a_device(me: Rank) -> None:
+    table = get_allreduce_workspace(me.rank, me.world_size, 4096, device="cpu")
+    assert table.device == torch.device("cpu")
+    for same in ("cpu", torch.device("cpu")):
+        assert get_allreduce_workspace(me.rank, me.world_size, 4096, device=same) is table
+    is_default = not torch.cuda.is_available()
+    assert (get_allreduce_workspace(me.rank, me.world_size, 4096) is table) == is_default
+    check_table(me, table)
+    clear_workspace_cache()
+
+
+def test_a_workspace_of_the_host_can_be_asked_for_by_its_device(ranks_of):
+    ranks_of(2).run(ask_for_a_device)
+
+
+@pytest.mark.gpu(2)
+def test_on_gpus_too_a_workspace_of_the_host_can_be_asked_for(ranks_of):
+    ranks_of(2).run(ask_for_a_device)
 
 
 def test_clearing_an_empty_cache_does_nothing():

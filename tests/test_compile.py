@@ -73,6 +73,53 @@ def test_every_operation_compiles_into_one_graph_with_the_same_results(ranks_of,
     assert ranks_of(2).run(compare_with_eager, backend, timeout=120) == [9, 9]
 
 
+def pass_bad_outputs(me: Rank, backend: str) -> None:
+    """The same calls with and without the compiler: the same errors, and no output changed."""
+    workspace = me.workspace(4096, timeout=10)
+    x, weight, settings = torch.ones(2, 16), torch.ones(16), (me.rank, me.world_size, EPS)
+
+    def reduce(out):
+        return lamport_rs.all_reduce(x, workspace, out=out)
+
+    def norm(out):
+        return lamport_rs.all_reduce_rms_norm(x, x, weight, workspace, EPS, out=out)
+
+    def norm_residual(out):
+        return lamport_rs.all_reduce_rms_norm(x, x, weight, workspace, EPS, residual_out=out)
+
+    def minimax(out):
+        return lamport_rs.minimax_allreduce_rms(x, weight, workspace, *settings, out=out)
+
+    def minimax_q(out):
+        return lamport_rs.minimax_allreduce_rms_qk(
+            torch.ones(2, 24), weight, weight[:8], workspace, 16, 8, *settings, q_out=out
+        )
+
+    bad = [
+        (torch.zeros(2, 16, dtype=torch.float16), "float16, but must be .*float32"),
+        (torch.zeros(3, 2, 16), r"has shape \[3, 2, 16\], but must have \[2, 16\]"),
+        (torch.zeros(16, 2).T, "is not contiguous"),
+        (0.0, "must be a torch.Tensor, not float"),
+    ]
+    for function in (reduce, norm, norm_residual, minimax, minimax_q):
+        for out, text in bad:
+            for call in (function, torch.compile(function, backend=backend)):
+                with pytest.raises(lamport_rs.LamportError, match=text):
+                    call(out)
+            # What did not compile once runs as it is from then on.
+            torch._dynamo.reset()
+            with pytest.raises(torch._dynamo.exc.Unsupported, match=text):
+                torch.compile(function, backend=backend, fullgraph=True)(out)
+            torch._dynamo.reset()
+            assert not isinstance(out, torch.Tensor) or not out.any()
+    check_same_bits(lamport_rs.all_reduce(x, workspace), x * me.world_size, "the next sum")
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_an_output_that_eager_code_refuses_is_refused_under_the_compiler(ranks_of, backend):
+    ranks_of(2).run(pass_bad_outputs, backend, timeout=120)
+
+
 def change_shapes(me: Rank) -> None:
     workspace = me.workspace()
     compiled = torch.compile(

@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from lamport_rs import LamportError
+from lamport_rs.__main__ import main
+from lamport_rs.command_line import demo
 
 
 def run_demo(*arguments: str) -> str:
@@ -23,6 +26,25 @@ def test_the_demo_checks_every_collective_and_prints_a_row_per_size():
     rows = re.findall(r"^ *(\d+) +([\d.]+) +([\d.]+) +([\d.]+)$", output, re.MULTILINE)
     assert [int(size) for size, *_ in rows] == [512, 8192, 65536, 262144, 1048576, 8388608]
     assert all(float(own) > 0 and float(group) > 0 for _, own, group, _ in rows)
+
+
+@pytest.mark.parametrize("ranks", ["-1", "0", "1", "17", "two", "9" * 30])
+def test_a_number_of_ranks_that_no_group_has_is_a_usage_error(ranks, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lamport-rs", "demo", "--backend", "host", f"--ranks={ranks}"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    said = capsys.readouterr()
+    assert f"argument --ranks: '{ranks}' ranks cannot run: " in said.err
+    assert not said.out
+
+
+@pytest.mark.parametrize(("ranks", "gpus"), [(None, 1), (None, 0), (3, 2)])
+def test_the_demo_says_how_many_gpus_it_takes(ranks, gpus, monkeypatch):
+    monkeypatch.setattr(demo, "choose_backend", lambda backend: ("cuda", gpus))
+    monkeypatch.setattr(demo, "launch", lambda *arguments: pytest.fail("it ran"))
+    with pytest.raises(LamportError, match=f"one GPU per rank, 2 or more, and there are {gpus}"):
+        demo.run(ranks, "cuda")
 
 
 @pytest.mark.gpu(2)

@@ -232,6 +232,34 @@ def test_a_callable_that_returns_nonsense_is_an_error(reply, text):
         LamportWorkspace(0, 2, 4096, lambda message: reply, device="cpu")
 
 
+@pytest.mark.parametrize("reply", [[], None, 5, ["text"]], ids=repr)
+def test_a_rank_that_refuses_raises_its_own_reason_whatever_the_callable_returns(reply):
+    for create in (LamportWorkspace, lamport_rs.IpcBuffer, lamport_rs.get_allreduce_workspace):
+        with pytest.raises(LamportError, match="rank is 'first', but must be an integer"):
+            create("first", 2, 4096, process_group=lambda message: reply, device="cpu")
+
+
+def test_a_later_exchange_that_brings_fewer_messages_than_the_first_is_an_error():
+    """On the rank that it happens to: the other has what it needs."""
+
+    def create(me: Rank) -> str:
+        steps = iter(range(100))
+
+        def all_gather(message: bytes) -> list[bytes]:
+            gathered = me.group(message)
+            return gathered if me.rank == 0 or next(steps) == 0 else []
+
+        try:
+            LamportWorkspace(me.rank, me.world_size, 4096, all_gather, device="cpu")
+        except LamportError as error:
+            return str(error)
+        return "a workspace"
+
+    outcomes = ThreadRanks(2).run(create)
+    assert outcomes[0] == "a workspace"
+    assert "brought 0 messages, after 2 the first time" in outcomes[1]
+
+
 @pytest.mark.parametrize("failing_call", [0, 1])
 def test_what_a_callable_raises_is_the_cause_of_the_error(failing_call):
     def create(me: Rank) -> LamportWorkspace:

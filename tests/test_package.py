@@ -66,6 +66,7 @@ def test_all_names_that_are_exported_exist():
 def test_errors_are_runtime_errors():
     assert issubclass(lamport_rs.LamportError, RuntimeError)
     assert issubclass(lamport_rs.LamportTimeoutError, lamport_rs.LamportError)
+    assert issubclass(lamport_rs.LamportSizeError, lamport_rs.LamportError)
 
 
 def stubs() -> dict[str, ast.stmt]:

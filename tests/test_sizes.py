@@ -103,18 +103,18 @@ def test_a_tensor_too_large_for_the_workspace_goes_to_the_fallback(ranks_of, dty
     ranks_of(3).run(fall_back, dtype)
 
 
-class Refuses:
-    """No process group: using it fails."""
+class Refuses(dist.ProcessGroup):
+    """A group that nothing can be done with: using it fails."""
 
 
 def stay_with_the_workspace(me: Rank) -> None:
     """The fallback has no part in what fits, nor in what neither can take."""
     workspace = me.workspace(COMM_SIZE, timeout=10)
     inputs = [random_tensor((100,), torch.bfloat16, rank) for rank in range(me.world_size)]
-    found = lamport_rs.all_reduce(inputs[me.rank], workspace, fallback=Refuses())
+    found = lamport_rs.all_reduce(inputs[me.rank], workspace, fallback=Refuses(0, 2))
     check_same_bits(found, rounded_sum(inputs))
     with pytest.raises(LamportError, match=r"input is torch\.int32"):
-        lamport_rs.all_reduce(too_large().int(), workspace, fallback=Refuses())
+        lamport_rs.all_reduce(too_large().int(), workspace, fallback=Refuses(0, 2))
 
 
 def test_what_fits_does_not_go_to_the_fallback():

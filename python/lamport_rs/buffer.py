@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError
-from lamport_rs.backends import Backend, agree_on_backend, resolve_backend
+from lamport_rs.arguments import as_integer, refused_on_all_ranks
+from lamport_rs.backends import Backend, resolve_backend
 from lamport_rs.exchange import Group, all_gather_over
 
 
 class IpcBuffer:
     """One zero-filled buffer per rank, mapped by all ranks of the group. Creating one is collective.
+
+    It cannot be copied or pickled.
 
     Args:
         rank: This rank, 0 to `world_size - 1`.
@@ -37,9 +42,12 @@ class IpcBuffer:
     ) -> None:
         self._core: _core.Buffer | None = None
         all_gather = all_gather_over(process_group)
-        name, resolved = agree_on_backend(rank, world_size, size, backend, device, all_gather)
-        self._rank = rank
-        self._core = _core.Buffer(rank, world_size, size, resolved.index if name == "cuda" else None, all_gather)
+        with refused_on_all_ranks(rank, world_size, all_gather):
+            self._rank, ranks = as_integer("rank", rank), as_integer("world_size", world_size)
+            size = as_integer("size", size)
+            name, resolved = resolve_backend(backend, device)
+        cuda_index = resolved.index if name == "cuda" else None
+        self._core = _core.Buffer(self._rank, ranks, size, cuda_index, all_gather)
 
     @property
     def local_ptr(self) -> int:
@@ -61,17 +69,25 @@ class IpcBuffer:
         """Unmap all buffers: their addresses are no longer valid. Not collective, and safe to call twice."""
         self._core = None
 
+    def __reduce__(self) -> NoReturn:
+        # What copy.copy, copy.deepcopy and pickle ask for.
+        raise LamportError("a buffer cannot be copied or pickled: pass the object itself, or its addresses")
+
 
 def lamport_fill_neg_zero(device_ptr: int, size_bytes: int) -> None:
     """Fill device memory with the sentinel, the word of `-0.0`, and wait until that is done.
 
     Args:
         device_ptr: Address of memory of the current CUDA device, a multiple of 4.
-        size_bytes: Bytes to fill, a multiple of 4.
+        size_bytes: Bytes to fill, a multiple of 4; 0 fills nothing, wherever `device_ptr` points.
 
     Raises:
         LamportError: If the arguments are wrong, there is no CUDA, or the driver reports an error: with the call, the
             driver's name for the error and its text.
     """
+    device_ptr, size_bytes = as_integer("device_ptr", device_ptr), as_integer("size_bytes", size_bytes)
+    # To the driver address 0 is an illegal access, after which the process has no use of its GPU any more.
+    if device_ptr <= 0 and size_bytes > 0:
+        raise LamportError(f"device_ptr is {device_ptr}, but must be the address of {size_bytes} bytes on the device")
     _, device = resolve_backend("cuda", None)
     _core.fill_sentinel(device_ptr, size_bytes, device.index)

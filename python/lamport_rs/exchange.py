@@ -45,6 +45,12 @@ def all_gather_over(group: Group) -> AllGather:
         return lambda message: _all_gather_tensors(message, process_group)
     if callable(resolved):
         return resolved
+    if isinstance(resolved, int) and resolved == dist.GroupMember.NON_GROUP_MEMBER:
+        # What `new_group` gives ranks that are not among those it was told.
+        raise LamportError(
+            "this rank is not in process_group, as torch.distributed.new_group() has it; only the group's own ranks "
+            "take part"
+        )
     raise LamportError(
         "process_group must be a torch process group, an all_gather(bytes) -> list[bytes] callable, or None, "
         f"not {type(group).__name__}"

@@ -4,12 +4,17 @@ Each is a collective call: all ranks of the workspace's group make it, with tens
 the same order. Sums are taken in float32 and in rank order, so all ranks get the same bits, on every run. A
 contribution of -0.0 counts as +0.0.
 
-All raise `LamportError` for operands they cannot take, having changed nothing, and `LamportTimeoutError`, naming the
-missing ranks, when peers do not come; after that the workspace can no longer be used. Neither can it after a host
-operation was interrupted by an exception of a signal's handler, such as `KeyboardInterrupt`, while it waited for peers.
+All raise `LamportError` for tensors, values and workspaces they cannot take, having changed nothing, and
+`LamportTimeoutError`, naming the missing ranks, when peers do not come; after that the workspace can no longer be used.
+Neither can it after a host operation was interrupted by an exception of a signal's handler, such as
+`KeyboardInterrupt`, while it waited for peers.
+
+A plain argument (a number, a name, a group) of a wrong type is a `TypeError`, as in torch, and an integer of more than
+64 bits an `OverflowError`.
 
 Tensors are on the workspace's device, aligned to 16 bytes (as torch allocates them), float32, float16 or bfloat16. An
-output may be the very tensor it is computed from. None of the operations has a gradient.
+output may be the very tensor it is computed from. None of the operations has a gradient: results do not require one,
+whatever the inputs do, and an output that is passed in counts as changed in place.
 
 On a GPU the operations run in the order of torch's current stream and overlap the start of what comes before them: the
 MiniMax norms' weights are read early, so they must not be written by the kernel just before the operation. A CUDA graph
@@ -19,10 +24,11 @@ they are launched on, not by the library.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, SupportsIndex, TypeAlias
 
 import torch
 import torch.distributed as dist
+from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from lamport_rs import _core
@@ -65,9 +71,13 @@ def all_reduce(
     Raises:
         LamportSizeError: If the workspace is too small, and there is no fallback. The text gives the size that does.
     """
-    if fallback is None and is_compiling():
-        total: torch.Tensor = torch.ops.lamport_rs.all_reduce(input, _table_of(workspace), algorithm)
-        return total if out is None else out.copy_(total)
+    if fallback is None:
+        if is_compiling():
+            total: torch.Tensor = torch.ops.lamport_rs.all_reduce(input, _table_of(workspace), algorithm)
+            return _copy_to("out", out, total)
+    elif not isinstance(fallback, dist.ProcessGroup):
+        raise TypeError(f"argument 'fallback': must be a torch process group or None, not {type(fallback).__name__}")
+    given = out
     if out is None:
         out = _empty_like("input", input)
     try:
@@ -78,6 +88,8 @@ def all_reduce(
         if out is not input:
             out.copy_(input)
         dist.all_reduce(out, group=fallback)
+    if given is not None and not given.is_inference():
+        increment_version(given)
     return out
 
 
@@ -122,13 +134,18 @@ def all_reduce_rms_norm(
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm(
             input, residual, weight, _table_of(workspace), eps, weight_bias, algorithm
         )
-        return _copy_all((out, residual_out), outputs)
+        return _copy_to("out", out, outputs[0]), _copy_to("residual_out", residual_out, outputs[1])
+    given, given_residual = out, residual_out
     if out is None:
         out = _empty_like("input", input)
     if residual_out is None:
         residual_out = _empty_like("input", input)
     core = _core_of(workspace)
     _core.all_reduce_rms_norm(core, input, residual, weight, eps, weight_bias, out, residual_out, algorithm)
+    if given is not None and not given.is_inference():
+        increment_version(given)
+    if given_residual is not None and not given_residual.is_inference():
+        increment_version(given_residual)
     return out, residual_out
 
 
@@ -164,10 +181,13 @@ def minimax_allreduce_rms(
     if is_compiling():
         table = _table_of(workspace)
         output: torch.Tensor = torch.ops.lamport_rs.minimax_allreduce_rms(input, norm_weight, table, rank, nranks, eps)
-        return output if out is None else out.copy_(output)
+        return _copy_to("out", out, output)
+    given = out
     if out is None:
         out = _empty_like("input", input, memory_format=torch.contiguous_format)
     _core.minimax_rms(_core_of(workspace), rank, nranks, input, norm_weight, eps, out)
+    if given is not None and not given.is_inference():
+        increment_version(given)
     return out
 
 
@@ -211,17 +231,33 @@ def minimax_allreduce_rms_qk(
         outputs = torch.ops.lamport_rs.minimax_allreduce_rms_qk(
             qkv, norm_weight_q, norm_weight_k, _table_of(workspace), q_size, kv_size, rank, nranks, eps
         )
-        return _copy_all((q_out, k_out), outputs)
+        return _copy_to("q_out", q_out, outputs[0]), _copy_to("k_out", k_out, outputs[1])
     _check_tensor("qkv", qkv)
-    # Sizes that qkv does not hold are refused below; they must not be allocated before.
-    columns = qkv.shape[-1] if qkv.dim() > 0 else 0
-    if q_out is None:
-        q_out = qkv.new_empty((*qkv.shape[:-1], min(max(q_size, 0), columns)))
-    if k_out is None:
-        k_out = qkv.new_empty((*qkv.shape[:-1], min(max(kv_size, 0), columns)))
+    given_q, given_k = q_out, k_out
+    try:
+        # Sizes that qkv does not hold are refused below; they must not be allocated before.
+        columns = qkv.shape[-1] if qkv.dim() > 0 else 0
+        if q_out is None:
+            q_out = qkv.new_empty((*qkv.shape[:-1], min(max(q_size, 0), columns)))
+        if k_out is None:
+            k_out = qkv.new_empty((*qkv.shape[:-1], min(max(kv_size, 0), columns)))
+    except (TypeError, RuntimeError) as error:
+        _check_size("q_size", q_size)
+        _check_size("kv_size", kv_size)
+        _refuse_layout("qkv", qkv, error)
+        raise
     core = _core_of(workspace)
     _core.minimax_rms_qk(core, rank, nranks, qkv, q_size, kv_size, norm_weight_q, norm_weight_k, eps, q_out, k_out)
+    if given_q is not None and not given_q.is_inference():
+        increment_version(given_q)
+    if given_k is not None and not given_k.is_inference():
+        increment_version(given_k)
     return q_out, k_out
+
+
+# No more calls than needed in what follows, nor above: it is part of every eager operation's latency. What autograd has
+# saved for a backward pass may be an output that is passed in, so torch has to hear that it was written. Tensors of
+# inference mode cannot be saved, and to ask is half as dear.
 
 
 def _check_tensor(name: str, value: object) -> None:
@@ -231,11 +267,26 @@ def _check_tensor(name: str, value: object) -> None:
 
 def _empty_like(name: str, value: torch.Tensor, **options: Any) -> torch.Tensor:
     _check_tensor(name, value)
-    return torch.empty_like(value, **options)
+    try:
+        return torch.empty_like(value, **options)
+    except RuntimeError as error:
+        _refuse_layout(name, value, error)
+        raise
+
+
+def _check_size(name: str, size: object) -> None:
+    if not isinstance(size, SupportsIndex):
+        raise TypeError(f"argument '{name}': must be an integer, not {type(size).__name__}")
+
+
+def _refuse_layout(name: str, value: torch.Tensor, error: Exception) -> None:
+    """Raise what the operation would, had torch been able to allocate an output like `value`."""
+    if value.layout is not torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else value.layout
+        raise LamportError(f"{name} is {layout}, but must be a dense tensor") from error
 
 
 def _core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | torch.Tensor:
-    # No more calls than needed: this is part of every eager operation's latency.
     if type(workspace) is LamportWorkspace and workspace._core is not None:
         return workspace._core
     return workspace._usable_core() if isinstance(workspace, LamportWorkspace) else workspace
@@ -245,11 +296,17 @@ def _table_of(workspace: LamportWorkspace | torch.Tensor) -> torch.Tensor:
     return workspace.workspace if isinstance(workspace, LamportWorkspace) else workspace
 
 
-def _copy_all(
-    destinations: tuple[torch.Tensor | None, torch.Tensor | None], outputs: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    first, second = destinations
-    return (
-        outputs[0] if first is None else first.copy_(outputs[0]),
-        outputs[1] if second is None else second.copy_(outputs[1]),
-    )
+def _copy_to(name: str, destination: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
+    """Return `result`, in `destination` if there is one: with the eager operation's checks, which `copy_` lacks."""
+    if destination is None:
+        return result
+    _check_tensor(name, destination)
+    if destination.device != result.device:
+        raise LamportError(f"{name} is on {destination.device}, but the workspace is on {result.device}")
+    if destination.dtype != result.dtype:
+        raise LamportError(f"{name} is {destination.dtype}, but must be {result.dtype}")
+    if destination.shape != result.shape:
+        raise LamportError(f"{name} has shape {list(destination.shape)}, but must have {list(result.shape)}")
+    if not destination.is_contiguous():
+        raise LamportError(f"{name} is not contiguous; pass {name}.contiguous()")
+    return destination.copy_(result)

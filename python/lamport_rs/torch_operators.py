@@ -1,7 +1,7 @@
 """The collectives as operators, `torch.ops.lamport_rs.*`: for torch.compile, and for stacks that call operators.
 
-They take the workspace's table in the workspace's place, and allocate their outputs. Under torch.compile the functions
-of `lamport_rs.operations` become these.
+They take the workspace's table in the workspace's place, and allocate their outputs, which never require a gradient.
+Under torch.compile the functions of `lamport_rs.operations` become these.
 """
 
 from __future__ import annotations
@@ -100,4 +100,6 @@ for _name, _operation, _fake in (
 ):
     for _key in ("CPU", "CUDA"):
         _library.impl(_name, _operation, _key)
+    # No gradient, like the functions: torch's default for operators without one is a result that requires it and warns.
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"lamport_rs::{_name}", _fake, lib=_library)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import NoReturn
 
 import torch
 from torch.utils.dlpack import from_dlpack
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError
-from lamport_rs.backends import Backend, agree_on_backend
+from lamport_rs.arguments import as_integer, as_seconds, refused_on_all_ranks
+from lamport_rs.backends import Backend, resolve_backend
 from lamport_rs.exchange import Group, all_gather_over
 
 DEFAULT_TIMEOUT = 30.0
@@ -21,8 +23,9 @@ class LamportWorkspace:
     """Memory through which the ranks of one group exchange small tensors, and the state of that exchange.
 
     Creating one is collective: all ranks of the group do it, and all get a workspace or all raise the same error. It
-    serves one operation at a time, on all ranks in the same order. It belongs to the process that created it: forked
-    processes must create their own, and on the host are refused.
+    serves one operation at a time, on all ranks in the same order. It cannot be copied or pickled: a copy would be the
+    same memory under another owner. Neither can it be used after a fork: the forked process must create its own, and on
+    the host is refused.
 
     Args:
         rank: This rank, 0 to `world_size - 1`, as in `process_group`.
@@ -56,10 +59,12 @@ class LamportWorkspace:
         self._core: _core.Workspace | None = None
         self._table: torch.Tensor | None = None
         all_gather = all_gather_over(process_group)
-        self._backend, self._device = agree_on_backend(rank, world_size, comm_size, backend, device, all_gather)
-        self._rank, self._world_size, self._comm_size = rank, world_size, comm_size
+        with refused_on_all_ranks(rank, world_size, all_gather):
+            self._rank, self._world_size = as_integer("rank", rank), as_integer("world_size", world_size)
+            self._comm_size, seconds = as_integer("comm_size", comm_size), as_seconds("timeout", timeout)
+            self._backend, self._device = resolve_backend(backend, device)
         cuda_index = self._device.index if self._backend == "cuda" else None
-        self._core = _core.Workspace(rank, world_size, comm_size, timeout, cuda_index, all_gather)
+        self._core = _core.Workspace(self._rank, self._world_size, self._comm_size, seconds, cuda_index, all_gather)
         self._table = from_dlpack(self._core.table())
 
     @property
@@ -112,7 +117,8 @@ class LamportWorkspace:
         """Give the workspace up: further operations raise. Its memory goes when its tables have gone too.
 
         Not collective, and safe to call twice. Call it when no operation is running on any rank, and no CUDA graph that
-        captured one will be replayed: a graph does not keep the memory that its kernels use.
+        captured one will be replayed: a graph does not keep the memory that its kernels use. On the host it may be called
+        at any time, by any thread and by a signal's handler: an operation that waits then ends with an error.
         """
         core, self._core, self._table = self._core, None, None
         if core is not None:
@@ -151,6 +157,12 @@ class LamportWorkspace:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.cleanup()
+
+    def __reduce__(self) -> NoReturn:
+        # What copy.copy, copy.deepcopy and pickle ask for.
+        raise LamportError(
+            "a workspace cannot be copied or pickled: pass the object itself, or create another one on every rank"
+        )
 
     def __repr__(self) -> str:
         state = "" if self._core is not None else ", cleaned up"

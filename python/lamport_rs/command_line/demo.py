@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 import lamport_rs
+from lamport_rs import LamportError
 from lamport_rs.backends import Backend
 from lamport_rs.command_line.bench.cases import all_reduce_case, dtype_name, minimax_case, rms_norm_case
 from lamport_rs.command_line.bench.implementations.base import Call
@@ -14,18 +15,21 @@ from lamport_rs.command_line.bench.implementations.own import Lamport
 from lamport_rs.command_line.bench.member import Member, join
 from lamport_rs.command_line.bench.problems import Problem, pose
 from lamport_rs.command_line.launch import choose_backend, launch
-from lamport_rs.command_line.timing import Latency, measure, measure_graph
+from lamport_rs.command_line.timing import Latency, Replay, measure, measure_replays
 
 _SIZES = (512, 8 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MOST_RANKS = 16
 _ROWS = 8
 _TOKENS = (1, 7, 32, 128, 1000)
 
 
 def run(ranks: int | None, backend: Backend) -> int:
-    """Run the demonstration; return 0 if all results were right."""
+    """Run the demonstration with 2 to 16 `ranks`, None for the default; return 0 if all results were right."""
     name, gpus = choose_backend(backend)
-    world_size = ranks or (gpus if name == "cuda" else 2)
+    world_size = (min(gpus, _MOST_RANKS) if name == "cuda" else 2) if ranks is None else ranks
+    if name == "cuda" and not 2 <= world_size <= gpus:
+        raise LamportError(f"the demo takes one GPU per rank, 2 or more, and there are {gpus}; pass --backend host")
     where = f"{world_size} GPUs" if name == "cuda" else f"{world_size} processes over shared memory"
     print(f"lamport_rs {lamport_rs.__version__}: {where}", flush=True)
     launch(_run_rank, world_size, name)
@@ -64,7 +68,10 @@ def _say(what: str) -> None:
 def _compare_minimax(own: Lamport, problem: Problem) -> tuple[int, Latency, Latency]:
     member = own.member
     call, eager = own.prepare(problem).run, EagerNccl(member, []).prepare(problem).run
-    latencies = [measure_graph(each, call, member.device) for each in (call, eager)]
+    graphs = [Replay(each, member.device) for each in (call, eager)]
+    for graph in graphs:
+        graph.settle(call)
+    latencies = measure_replays(graphs, call, member.device)
     return problem.case.tokens or 0, latencies[0], latencies[1]
 
 

@@ -11,10 +11,17 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from lamport_rs import LamportError
+
 GRAPH_OPERATIONS = 100
-"""Operations per CUDA graph that is timed."""
+"""Operations per CUDA graph that is timed, if the host can enqueue so many."""
 _WARM_UP = 5
-_DELAY_CYCLES = 120_000  # some 60 us: longer than it takes to enqueue a replay
+_CYCLES_PER_MICROSECOND = 2000
+"""Of a GPU's clock, about."""
+_DELAY, _LONGEST_DELAY = 60, 4000
+"""Microseconds that the host has to enqueue a replay: at first, and at most."""
+_FEWEST_OPERATIONS = 6
+_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -66,39 +73,83 @@ def _repetitions(operation: Callable[[], object], seconds: float, device: torch.
     return int(min(500, max(5, seconds * 1e6 / max(measure(operation, 3, device).median_us, 1.0))))
 
 
-def measure_graph(
-    operation: Callable[[], object],
-    align: Callable[[], object],
-    device: torch.device,
-    replays: int = 30,
-    capturing: AbstractContextManager[object] | None = None,
-) -> Latency:
-    """Time `operation`, a collective call on a GPU, in CUDA graphs of 100 operations back to back. Collective.
+class Replay:
+    """A CUDA graph of operations back to back, replayed and timed as docs/measuring.md says. Methods are collective.
 
-    A delay kernel lets all ranks' work be enqueued before any of it starts; `align`, a collective call of at least two
-    ranks, then brings the ranks together on the GPU; events around the graph time it. `capturing` is entered around the
-    capture.
+    A replay is enqueued whole behind a delay kernel before the device begins with it. The delay is made longer, and the
+    graph shorter, until that works: launching a graph may wait for the device once a queue is full.
     """
-    for _ in range(_WARM_UP):
-        operation()
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with capturing or nullcontext(), torch.cuda.graph(graph):
-        for _ in range(GRAPH_OPERATIONS):
+
+    def __init__(
+        self,
+        operation: Callable[[], object],
+        device: torch.device,
+        capturing: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """Capture `operation`, a collective call on a GPU; what `capturing` returns is entered around the capture."""
+        self._operation, self._device, self._capturing = operation, device, capturing
+        self._delay = _DELAY
+        self.host_keeps_ahead = True
+        for _ in range(_WARM_UP):
             operation()
-    times = []
-    for _ in range(_WARM_UP + replays):
+        self._capture(GRAPH_OPERATIONS)
+
+    def settle(self, align: Callable[[], object]) -> None:
+        """Find a delay and a number of operations for which the host keeps ahead, or see that there are none."""
+        while self._time(align)[0]:
+            if self._delay < _LONGEST_DELAY:
+                self._delay *= 2
+            elif self.operations > _FEWEST_OPERATIONS:
+                self._capture(self.operations // 2)
+            else:
+                self.host_keeps_ahead = False
+                return
+
+    def time(self, align: Callable[[], object]) -> float:
+        """Return the microseconds per operation of one replay; with the host's time, if it does not keep ahead.
+
+        `align`, a collective call of at least two ranks, brings the ranks together on the GPU. Call `settle` before.
+        """
+        for _ in range(_ATTEMPTS):
+            is_late, found = self._time(align)
+            if not (is_late and self.host_keeps_ahead):
+                return found
+        raise LamportError("the host does not keep ahead of the device, though it did before")
+
+    def _capture(self, operations: int) -> None:
+        self.operations = operations
+        torch.cuda.synchronize(self._device)
+        self._graph = torch.cuda.CUDAGraph()
+        with self._capturing(), torch.cuda.graph(self._graph):
+            for _ in range(operations):
+                self._operation()
+
+    def _time(self, align: Callable[[], object]) -> tuple[bool, float]:
+        """Likewise, and whether the device got there first on any rank, and so has waited for the host."""
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         dist.barrier()
-        torch.cuda.synchronize(device)
-        torch.cuda._sleep(_DELAY_CYCLES)
+        torch.cuda.synchronize(self._device)
+        torch.cuda._sleep(self._delay * _CYCLES_PER_MICROSECOND)
         align()
         start.record()
-        graph.replay()
+        self._graph.replay()
         stop.record()
-        torch.cuda.synchronize(device)
-        times.append(start.elapsed_time(stop) * 1e3 / GRAPH_OPERATIONS)
-    return slowest_rank(times[_WARM_UP:], device)
+        is_late = start.query()
+        torch.cuda.synchronize(self._device)
+        late = torch.tensor(float(is_late), device=self._device)
+        dist.all_reduce(late, op=dist.ReduceOp.MAX)
+        return bool(late.item()), float(start.elapsed_time(stop)) * 1e3 / self.operations
+
+
+def measure_replays(
+    graphs: Sequence[Replay], align: Callable[[], object], device: torch.device, replays: int = 30
+) -> list[Latency]:
+    """Time each graph `replays` times, in turns: what else the machine does falls on all alike. Collective."""
+    times: list[list[float]] = [[] for _ in graphs]
+    for _ in range(_WARM_UP + replays):
+        for graph, collected in zip(graphs, times, strict=True):
+            collected.append(graph.time(align))
+    return [slowest_rank(collected[_WARM_UP:], device) for collected in times]
 
 
 def measure_calls(operation: Callable[[], object], device: torch.device, samples: int = 20) -> Latency:

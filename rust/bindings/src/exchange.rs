@@ -48,11 +48,12 @@ impl AllGather for Callable {
 }
 
 /// Takes part in an exchange only to say why this rank cannot: all ranks raise the same error, and none is left waiting.
+/// Never returns a value.
 #[pyfunction]
 pub fn refuse(py: Python<'_>, rank: i64, world_size: i64, reason: &str, all_gather: Py<PyAny>) -> PyResult<()> {
     let mut transport = Callable::new(all_gather);
     let refused = interruptible(py, |_| {
-        Exchange::new(&mut transport, rank, world_size).agree::<()>(Err(Error::Argument(reason.to_owned())))
+        Err(Exchange::new(&mut transport, rank, world_size).refuse(Error::Argument(reason.to_owned())))
     });
-    refused.map(|_| ()).map_err(|error| transport.explain(py, error))
+    refused.map_err(|error| transport.explain(py, error))
 }

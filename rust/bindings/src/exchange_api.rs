@@ -9,8 +9,10 @@ use std::ffi::{CStr, c_int, c_void};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
 
-use crate::dlpack::DlTensor;
+use crate::dlpack::{self, DlTensor};
 
 /// The version of the table's layout that this module reads.
 const MAJOR_VERSION: u32 = 1;
@@ -31,17 +33,36 @@ pub struct ExchangeApi {
     managed_tensor_from_object: *const c_void,
     managed_tensor_to_object: *const c_void,
     tensor_from_object: Option<unsafe extern "C" fn(*mut ffi::PyObject, *mut DlTensor) -> c_int>,
-    current_work_stream: *const c_void,
+    current_work_stream: Option<unsafe extern "C" fn(c_int, i32, *mut *mut c_void) -> c_int>,
 }
+
+// SAFETY: the table is constant, and its functions may be called wherever the interpreter's lock is held.
+unsafe impl Sync for ExchangeApi {}
+
+/// The table of the first type that had one, `torch.Tensor` as a rule, so that it is looked up once.
+static FIRST: PyOnceLock<(Py<PyType>, &'static ExchangeApi)> = PyOnceLock::new();
 
 impl ExchangeApi {
     /// The table of `tensor`'s type, if it has one that this module can read.
-    pub fn of<'py>(tensor: &Bound<'py, PyAny>) -> Option<&'py Self> {
-        let capsule = tensor.get_type().getattr(intern!(tensor.py(), "__dlpack_c_exchange_api__")).ok()?;
+    pub fn of(tensor: &Bound<'_, PyAny>) -> Option<&'static Self> {
+        let kind = tensor.get_type();
+        match FIRST.get(tensor.py()) {
+            Some((first, table)) if kind.is(first) => Some(table),
+            _ => {
+                let table = Self::find(&kind)?;
+                // Whichever came first stays.
+                let _ = FIRST.set(tensor.py(), (kind.unbind(), table));
+                Some(table)
+            }
+        }
+    }
+
+    fn find(kind: &Bound<'_, PyType>) -> Option<&'static Self> {
+        let capsule = kind.getattr(intern!(kind.py(), "__dlpack_c_exchange_api__")).ok()?;
         // SAFETY: a null pointer and an exception, cleared below, if it is no capsule of that name.
         let header = unsafe { ffi::PyCapsule_GetPointer(capsule.as_ptr(), CAPSULE_NAME.as_ptr()) }.cast::<Header>();
         if header.is_null() {
-            PyErr::take(tensor.py());
+            PyErr::take(kind.py());
             return None;
         }
         // SAFETY: the capsule's name says that it is such a table, and the standard that it lives as long as the
@@ -59,5 +80,18 @@ impl ExchangeApi {
             return None;
         }
         Some(description)
+    }
+
+    /// The current stream of CUDA device `index`, as a driver's handle, if a tensor with a table was seen before.
+    pub fn current_stream(py: Python<'_>, index: usize) -> Option<*mut c_void> {
+        let (_, table) = FIRST.get(py)?;
+        let mut stream = std::ptr::null_mut();
+        // SAFETY: the interpreter's lock is held, and the stream is written where this says.
+        let status = unsafe { table.current_work_stream?(dlpack::CUDA, i32::try_from(index).ok()?, &mut stream) };
+        if status != 0 {
+            PyErr::take(py);
+            return None;
+        }
+        Some(stream)
     }
 }

@@ -1,9 +1,11 @@
 //! torch tensors as the core's tensors. torch is not linked: its attributes are read.
 
 use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
+use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
 
 use crate::dlpack::{self, DlTensor};
 use crate::errors::LamportError;
@@ -53,13 +55,40 @@ fn convert(tensor: &DlTensor) -> Option<Tensor> {
     })
 }
 
-/// Reads the attributes of whatever calls itself a tensor.
+/// Reads the attributes of a tensor.
 fn extract_attributes(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
+    static TENSOR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     let py = tensor.py();
-    let Ok(dtype) = tensor.getattr(intern!(py, "dtype")) else {
+    // Arrays of other libraries have attributes of the same names with other meanings.
+    if !tensor.is_instance(TENSOR.import(py, "torch", "Tensor")?)? {
         let kind = tensor.get_type().name()?;
         return Err(LamportError::new_err(format!("{name} must be a torch.Tensor, not {kind}")));
-    };
+    }
+    read_attributes(tensor, name).map_err(|error| {
+        if error.is_instance_of::<LamportError>(py) || !error.is_instance_of::<PyException>(py) {
+            return error;
+        }
+        // Nested tensors, for one, lack what dense ones have, and torch says so in many ways.
+        let refused = LamportError::new_err(format!("{name} is {}, but must be a dense tensor", layout_of(tensor)));
+        refused.set_cause(py, Some(error));
+        refused
+    })
+}
+
+/// In words.
+fn layout_of(tensor: &Bound<'_, PyAny>) -> String {
+    let is_nested = tensor.getattr(intern!(tensor.py(), "is_nested")).and_then(|nested| nested.is_truthy());
+    if is_nested.unwrap_or(false) {
+        return "nested".to_owned();
+    }
+    tensor
+        .getattr(intern!(tensor.py(), "layout"))
+        .map_or_else(|_| "of no layout".to_owned(), |layout| layout.to_string())
+}
+
+fn read_attributes(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
+    let py = tensor.py();
+    let dtype = tensor.getattr(intern!(py, "dtype"))?;
     let dimensions = |values: Vec<usize>| {
         Dimensions::new(values).ok_or_else(|| LamportError::new_err(format!("{name} has more than 8 dimensions")))
     };

@@ -7,7 +7,7 @@ use lamport_rs_kernels::parameters::Group;
 use lamport_rs_kernels::plan::all_reduce::{self, AllReduceShape};
 use lamport_rs_kernels::plan::minimax::{MinimaxShape, MinimaxTensors};
 use lamport_rs_kernels::plan::rms_norm::{self, AllReduceRmsNormShape, AllReduceRmsNormTensors};
-use lamport_rs_kernels::plan::{self, Device, LaunchPlan, PlanError};
+use lamport_rs_kernels::plan::{self, Device, LaunchPlan, MIN_BLOCKS, PlanError};
 use lamport_rs_kernels::variants::{FILL_THREADS, MinimaxVariant, WARP_THREADS};
 use lamport_rs_kernels::{Dtype, ModuleKey, module};
 use lamport_rs_protocol::algorithm::Algorithm;
@@ -243,31 +243,42 @@ fn every_sum_has_a_launch_whose_blocks_run_at_once() {
                     let sums = if algorithm == Algorithm::OneShot { 1 } else { world_size as u64 };
                     assert!(vectors * sums * 16 >= bytes as u64, "{what}: nobody sums the end");
                     assert!((vectors - 1) * sums * 16 < bytes as u64, "{what}: a rank sums more than its share");
-                    // No block has nothing to do.
+                    // No more blocks have nothing to reduce than are there to clear.
                     let service = if algorithm == Algorithm::OneShot { WARP_THREADS } else { 0 };
                     let workers = u64::from(plan.launch.block - service);
-                    assert!(workers > 0 && (u64::from(plan.launch.grid) - 1) * workers < vectors, "{what}");
+                    let is_needed = (u64::from(plan.launch.grid) - 1) * workers < vectors;
+                    assert!(workers > 0 && (is_needed || plan.launch.grid == MIN_BLOCKS), "{what}");
                 }
             }
         }
     }
 }
 
+/// Grid and block of a sum of bfloat16.
+fn launch_of(algorithm: Algorithm, world_size: usize, bytes: usize) -> (u32, u32) {
+    let shape = AllReduceShape { bytes, dtype: Dtype::BFloat16, world_size, algorithm };
+    let launch = shape.plan(H200).unwrap().launch;
+    (launch.grid, launch.block)
+}
+
 #[test]
 fn small_sums_are_spread_over_blocks_with_a_service_warp_of_their_own() {
-    let launch = |algorithm, bytes| {
-        let shape = AllReduceShape { bytes, dtype: Dtype::BFloat16, world_size: 4, algorithm };
-        let launch = shape.plan(H200).unwrap().launch;
-        (launch.grid, launch.block)
-    };
-    // A vector and the service warp; a block of vectors; one more.
-    assert_eq!(launch(Algorithm::OneShot, 2), (1, 64));
-    assert_eq!(launch(Algorithm::OneShot, 128 * 16), (1, 160));
-    assert_eq!(launch(Algorithm::OneShot, 128 * 16 + 2), (2, 160));
+    let block = 128 * 16;
+    // A vector and the service warp; all the blocks there are at least; one more.
+    assert_eq!(launch_of(Algorithm::OneShot, 4, 2), (MIN_BLOCKS, 64));
+    assert_eq!(launch_of(Algorithm::OneShot, 4, MIN_BLOCKS as usize * block), (MIN_BLOCKS, 160));
+    assert_eq!(launch_of(Algorithm::OneShot, 4, MIN_BLOCKS as usize * block + 2), (MIN_BLOCKS + 1, 160));
     // Two-shot has none: its threads share that work.
-    assert_eq!(launch(Algorithm::TwoShot, 2), (1, 32));
-    assert_eq!(launch(Algorithm::TwoShot, 4 * 128 * 16), (1, 128));
-    assert_eq!(launch(Algorithm::TwoShot, 4 * 128 * 16 + 2), (2, 128));
+    assert_eq!(launch_of(Algorithm::TwoShot, 4, 2), (MIN_BLOCKS, 32));
+    assert_eq!(launch_of(Algorithm::TwoShot, 4, MIN_BLOCKS as usize * 4 * block), (MIN_BLOCKS, 128));
+    assert_eq!(launch_of(Algorithm::TwoShot, 4, MIN_BLOCKS as usize * 4 * block + 2), (MIN_BLOCKS + 1, 128));
+}
+
+#[test]
+fn two_ranks_sum_some_sizes_in_larger_blocks() {
+    let kibibytes = |count: usize, world_size| launch_of(Algorithm::OneShot, world_size, count << 10).1;
+    assert_eq!([191, 192, 448, 449].map(|count| kibibytes(count, 2)), [160, 512, 512, 160]);
+    assert_eq!(kibibytes(256, 3), 160);
 }
 
 #[test]
@@ -293,7 +304,8 @@ fn check_norm(shape: AllReduceRmsNormShape, device: Device) {
     let plan = shape.plan(device).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
     let what = format!("{plan:?}");
     check_exchange(plan.launch, device, &what);
-    assert!(plan.launch.grid as usize <= tokens, "{what}: a block without a row");
+    let most_blocks = tokens.max(MIN_BLOCKS as usize);
+    assert!(plan.launch.grid as usize <= most_blocks, "{what}: a block without a row, and not there to clear");
     let ModuleKey::AllReduceRmsNorm(kernel) = plan.launch.module else { panic!("{what}") };
     assert_eq!((kernel.algorithm, kernel.dtype), (algorithm, dtype), "{what}");
     assert!((world_size..2 * world_size).contains(&(kernel.capacity as usize)), "{what}");

@@ -37,7 +37,7 @@ def create_workspace(member: Member) -> Row:
 
 
 def host_time_calls(member: Member) -> list[tuple[Case, str, Callable[[], object]]]:
-    """Return the eager calls whose time on the host is measured: the case, the implementation, the call."""
+    """Return the calls whose time on the host is measured: the case, the implementation, the call."""
     workspace, rank, world_size = member.workspace, member.rank, member.world_size
     rows = torch.randn(_TOKENS, Q_SIZE // world_size // 8 * 8, device=member.device).bfloat16()
     weight, rows_out = rows[0].clone(), torch.empty_like(rows)
@@ -45,6 +45,8 @@ def host_time_calls(member: Member) -> list[tuple[Case, str, Callable[[], object
     vector_out = torch.empty_like(vector)
     arguments = rows, weight, workspace, rank, world_size, EPSILON
     norm = Case("minimax_allreduce_rms, host time", torch.bfloat16, tokens=_TOKENS, hidden=Q_SIZE)
+    # What a launch, and an output, cost on this machine without a collective.
+    yardstick = Case("one kernel, and one allocation, host time", torch.bfloat16, bytes=_BYTES)
     total = Case("all_reduce, host time", torch.bfloat16, bytes=_BYTES)
     return [
         (total, "lamport_rs", lambda: lamport_rs.all_reduce(vector, workspace)),
@@ -52,6 +54,8 @@ def host_time_calls(member: Member) -> list[tuple[Case, str, Callable[[], object
         (total, "nccl", lambda: dist.all_reduce(vector)),
         (norm, "lamport_rs", lambda: lamport_rs.minimax_allreduce_rms(*arguments)),
         (norm, "lamport_rs, out=", lambda: lamport_rs.minimax_allreduce_rms(*arguments, out=rows_out)),
+        (yardstick, "torch.add, out=", lambda: torch.add(vector, vector, out=vector_out)),
+        (yardstick, "torch.empty_like", lambda: torch.empty_like(vector)),
     ]
 
 

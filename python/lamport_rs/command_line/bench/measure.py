@@ -19,7 +19,7 @@ from lamport_rs.command_line.bench.options import Options
 from lamport_rs.command_line.bench.problems import EPSILON, Problem, pose
 from lamport_rs.command_line.bench.progress import Progress
 from lamport_rs.command_line.bench.record import Row
-from lamport_rs.command_line.timing import Latency, measure_graph, measure_in_turns
+from lamport_rs.command_line.timing import Latency, Replay, measure_in_turns, measure_replays
 
 T = TypeVar("T")
 
@@ -103,17 +103,20 @@ class Bench:
         if device.type != "cuda":
             found = measure_in_turns([call.run for _, call in calls], samples, device)
             return {implementation.name: latency for (implementation, _), latency in zip(calls, found, strict=True)}
-        latencies = {}
+        graphs: dict[str, Replay] = {}
         for implementation, call in calls:
-            self._progress.doing(f"{case}: timing {implementation.name}")
-            measured = self._attempt(
-                f"{case.op} by {implementation.name}, in a CUDA graph",
-                partial(measure_graph, call.run, self._align, device, samples, implementation.capturing()),
-                case,
-            )
-            if measured is not None:
-                latencies[implementation.name] = measured
-        return latencies
+            self._progress.doing(f"{case}: capturing {implementation.name}")
+            what = f"{case.op} by {implementation.name}, in a CUDA graph"
+            graph = self._attempt(what, partial(Replay, call.run, device, implementation.capturing), case)
+            if graph is None or self._attempt(what, partial(_settled, graph, self._align), case) is None:
+                continue
+            graphs[implementation.name] = graph
+            if not graph.host_keeps_ahead:
+                reason = f"the host cannot enqueue {graph.operations} operations ahead: its time is in the figures"
+                self.findings.missing.append(Missing(f"the device's time of {what}", self._member.world_size, reason))
+        self._progress.doing(f"{case}: timing")
+        found = measure_replays(list(graphs.values()), self._align, device, samples)
+        return dict(zip(graphs, found, strict=True))
 
     def _verify(self, implementation: Implementation, problem: Problem, outputs: Outputs) -> None:
         reason = None
@@ -139,7 +142,7 @@ class Bench:
             found = [
                 self._attempt(f"{case.op} by {name}", partial(costs.measure_host_time, self._member, case, name, call))
                 for case, name, call in costs.host_time_calls(self._member)
-                if self._options.wants(name.partition(",")[0])
+                if self._options.wants(name.partition(",")[0]) or name.startswith("torch.")
             ]
         rows = [row for row in found if row is not None]
         self.findings.rows += rows
@@ -155,3 +158,8 @@ class Bench:
             size = None if case is None else case.size
             self.findings.missing.append(Missing(what, self._member.world_size, str(error), size))
             return None
+
+
+def _settled(graph: Replay, align: Callable[[], object]) -> Replay:
+    graph.settle(align)
+    return graph

@@ -10,13 +10,18 @@ use cudarc::driver::{result, sys};
 
 use super::device::Device;
 use super::driver::{check, error_of};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// Remembers the stream of the last operation.
+/// Remembers the streams of the last operations: of those that run, and of those that a capture records. The two are
+/// not ordered with each other, as nothing says when a graph will be replayed: replays follow the stream that they are
+/// launched on.
 #[derive(Debug)]
 pub struct StreamOrder {
     device: Arc<Device>,
-    last: Option<sys::CUstream>,
+    /// Of the last operation that was not captured.
+    eager: Option<sys::CUstream>,
+    /// The last capture that recorded an operation which was looked at, and the stream of its last one.
+    captured: Option<(u64, sys::CUstream)>,
     event: Option<sys::CUevent>,
 }
 
@@ -26,20 +31,50 @@ unsafe impl Send for StreamOrder {}
 impl StreamOrder {
     /// For operations on `device`.
     pub fn new(device: &Arc<Device>) -> Self {
-        Self { device: device.clone(), last: None, event: None }
+        Self { device: device.clone(), eager: None, captured: None, event: None }
     }
 
-    /// Makes `stream` wait for the last operation, if that was on another stream. The device's context is current.
-    ///
-    /// A capture and what runs outside of it are not ordered, as nothing says when the graph will be replayed: replays
-    /// follow the stream that they are launched on.
+    /// Makes `stream` wait for the last operation, if that was on another stream. The device's context is current. After
+    /// an error nothing is remembered of this operation.
     #[inline]
     pub fn follow(&mut self, stream: sys::CUstream) -> Result<()> {
-        let last = self.last.replace(stream);
-        match last {
-            Some(last) if last != stream && capture(last)? == capture(stream)? => self.wait(last, stream),
-            _ => Ok(()),
+        // One stream all the time, captured or not: it orders everything by itself.
+        if self.eager == Some(stream) && self.captured.is_none() {
+            return Ok(());
         }
+        match capture(stream)? {
+            None => self.follow_eager(stream),
+            Some(number) => self.follow_captured(number, stream),
+        }
+    }
+
+    fn follow_eager(&mut self, stream: sys::CUstream) -> Result<()> {
+        if let Some(last) = self.eager.filter(|last| *last != stream) {
+            if capture(last)?.is_some() {
+                return Err(Error::Argument(
+                    "the last operation was on a stream that is being captured now, so no other stream can wait for \
+                     it; end the capture first, or capture on a stream of its own"
+                        .to_owned(),
+                ));
+            }
+            self.wait(last, stream)?;
+        }
+        self.eager = Some(stream);
+        Ok(())
+    }
+
+    fn follow_captured(&mut self, number: u64, stream: sys::CUstream) -> Result<()> {
+        let last = match (self.captured, self.eager) {
+            (Some((same, last)), _) if same == number => Some(last),
+            // The capture's first operations passed unnoticed if they were on the stream of those before it.
+            (_, Some(eager)) if eager != stream && capture(eager)? == Some(number) => Some(eager),
+            _ => None,
+        };
+        if let Some(last) = last.filter(|last| *last != stream) {
+            self.wait(last, stream)?;
+        }
+        self.captured = Some((number, stream));
+        Ok(())
     }
 
     #[cold]

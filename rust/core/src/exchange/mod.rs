@@ -24,13 +24,15 @@ pub struct Exchange<'a> {
     rank: i64,
     world_size: i64,
     step: u32,
+    /// How many messages the first step brought; every step must bring as many.
+    ranks: Option<usize>,
 }
 
 impl<'a> Exchange<'a> {
     /// Starts an exchange as `rank` of `world_size`; `agree` checks the one against what the transport brings,
     /// `check_size` the other.
     pub fn new(transport: &'a mut dyn AllGather, rank: i64, world_size: i64) -> Self {
-        Self { transport, rank, world_size, step: 0 }
+        Self { transport, rank, world_size, step: 0, ranks: None }
     }
 
     /// Takes part only to say why this rank cannot go on: the error that every rank gets.
@@ -49,14 +51,15 @@ impl<'a> Exchange<'a> {
             Err(error) => Body::Failure(error.to_string()),
         };
         let message = Message { rank: self.rank, step, body }.encode();
-        let gathered = match (self.transport.all_gather(&message), local) {
-            (Ok(gathered), _) => gathered,
+        let gathered = match self.transport.all_gather(&message).and_then(|gathered| self.count(gathered)) {
+            Ok(gathered) => gathered,
             // This rank's own failure says more than that it could not tell the others.
-            (Err(_), Err(own)) => return Err(own),
-            (Err(reason), Ok(_)) => return Err(Error::Transport(reason)),
+            Err(reason) => return Err(local.err().unwrap_or(Error::Transport(reason))),
         };
         let messages = gathered.iter().map(|bytes| Message::decode(bytes)).collect::<Vec<_>>();
         self.check(&messages, step)?;
+        // A transport that loses this rank's message must not turn its failure into success.
+        local?;
         messages
             .into_iter()
             .enumerate()
@@ -66,6 +69,16 @@ impl<'a> Exchange<'a> {
                 _ => unreachable!("check() lets only payloads pass"),
             })
             .collect()
+    }
+
+    /// `gathered`, if it is as many messages as the first step brought. That the first brought enough is for
+    /// `check_size` to say.
+    fn count(&mut self, gathered: Vec<Vec<u8>>) -> std::result::Result<Vec<Vec<u8>>, String> {
+        let (found, expected) = (gathered.len(), *self.ranks.get_or_insert(gathered.len()));
+        if found != expected {
+            return Err(format!("the all-gather brought {found} messages, after {expected} the first time"));
+        }
+        Ok(gathered)
     }
 
     /// All ranks see the same messages, so all come to the same verdict.

@@ -76,6 +76,30 @@ fn a_foreign_message_is_an_error_that_names_its_sender() {
     assert!(error.starts_with("rank 1: its message is not one of lamport-rs"), "{error}");
 }
 
+/// Brings so many copies of this rank's message, step by step.
+struct Copies(Vec<usize>);
+
+impl AllGather for Copies {
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+        Ok(vec![message.to_vec(); self.0.remove(0)])
+    }
+}
+
+#[test]
+fn a_failure_whose_message_is_lost_is_a_failure_still() {
+    let error = Exchange::new(&mut Copies(vec![0]), 0, 2).agree::<()>(Err(Error::Argument("bad".into()))).unwrap_err();
+    assert_eq!(error.to_string(), "bad");
+}
+
+#[test]
+fn every_step_must_bring_as_many_messages_as_the_first() {
+    let mut transport = Copies(vec![1, 0]);
+    let mut exchange = Exchange::new(&mut transport, 0, 1);
+    exchange.agree(Ok(())).unwrap();
+    let error = exchange.agree(Ok(())).unwrap_err().to_string();
+    assert!(error.contains("brought 0 messages, after 1 the first time"), "{error}");
+}
+
 #[test]
 fn a_long_failure_is_cut_at_a_character() {
     let message = Message { rank: 3, step: 1, body: Body::Failure("é".repeat(1000)) };

@@ -68,6 +68,8 @@ pub struct Request {
     pub word: u32,
     /// The size in the caller's terms.
     pub comm_size: usize,
+    /// What the caller's argument for it is called.
+    pub size_name: &'static str,
 }
 
 /// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
@@ -92,9 +94,9 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
         Err(error) => (Err(error.clone()), Err(error)),
     };
     let hellos = exchange.agree(hello)?;
-    hello::check_agreement(&hellos)?;
-    exchange.check_size(hellos.len())?;
     let (request, mut own) = own?;
+    hello::check_agreement(&hellos, request.size_name)?;
+    exchange.check_size(hellos.len())?;
     let peers = hellos
         .iter()
         .enumerate()

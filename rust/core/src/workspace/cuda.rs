@@ -184,6 +184,7 @@ impl CudaWorkspace {
             bytes: geometry.block_bytes(),
             word: SENTINEL,
             comm_size: geometry.comm_size(),
+            size_name: "comm_size",
         });
         // Where there is no device, `request` is an error, and the backend is never asked for anything.
         let group = match &checked {
@@ -292,8 +293,10 @@ impl CudaWorkspace {
         let mut state = self.lock();
         self.check_usable(&mut state)?;
         let entered = self.device.enter()?;
-        state.order.follow(stream)?;
-        Ok(Turn { state, _entered: entered })
+        let mut turn = Turn { state, _entered: entered };
+        // The peers' operations go ahead: this rank would be one behind them for ever.
+        turn.state.order.follow(stream).inspect_err(|error| turn.fail(error))?;
+        Ok(turn)
     }
 
     /// Waits for all work on the device, replayed graphs included, and raises what went wrong in it.

@@ -59,7 +59,8 @@ impl Payload for Hello {
 }
 
 /// Whether the ranks agree on everything but their handles. All ranks check the same list, so all raise the same error.
-pub fn check_agreement(hellos: &[Hello]) -> Result<()> {
+/// `size_name` is what the caller knows [`Hello::comm_size`] by.
+pub fn check_agreement(hellos: &[Hello], size_name: &str) -> Result<()> {
     let check = |name: &str, value: &dyn Fn(&Hello) -> String, advice: &str| {
         let values: Vec<String> = hellos.iter().map(value).collect();
         if values.iter().all(|value| *value == values[0]) {
@@ -73,7 +74,8 @@ pub fn check_agreement(hellos: &[Hello]) -> Result<()> {
     check("host", &|hello| hello.host.clone(), "the ranks of a group must run on one host")?;
     check("backend", &|hello| hello.backend.clone(), "pass the same backend and kind of device on every rank")?;
     check("world_size", &|hello| hello.world_size.to_string(), "pass the group's size on every rank")?;
-    check("comm_size", &|hello| hello.comm_size.to_string(), "pass the same comm_size on every rank")
+    let advice = format!("pass the same {size_name} on every rank");
+    check(size_name, &|hello| hello.comm_size.to_string(), &advice)
 }
 
 /// The host's name and the identity of its present boot: equal for all processes under one kernel, containers included.
@@ -135,9 +137,17 @@ mod tests {
             ("comm_size: rank 0 has 4096, rank 1 has 8192", Hello { comm_size: 8192, ..hello() }),
         ];
         for (text, other) in changed {
-            let error = check_agreement(&[hello(), other]).unwrap_err().to_string();
+            let error = check_agreement(&[hello(), other], "comm_size").unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }
-        assert!(check_agreement(&[hello(), Hello { handle: vec![], nonce: [9; 4], ..hello() }]).is_ok());
+        let others = [hello(), Hello { handle: vec![], nonce: [9; 4], ..hello() }];
+        assert!(check_agreement(&others, "comm_size").is_ok());
+    }
+
+    #[test]
+    fn a_mismatch_in_size_is_told_by_the_callers_name_for_it() {
+        let ranks = [hello(), Hello { comm_size: 8192, ..hello() }];
+        let error = check_agreement(&ranks, "size").unwrap_err().to_string();
+        assert!(error.ends_with("pass the same size on every rank") && !error.contains("comm_size"), "{error}");
     }
 }

@@ -116,6 +116,7 @@ impl HostWorkspace {
             bytes: geometry.used_bytes(),
             word: SENTINEL,
             comm_size: geometry.comm_size(),
+            size_name: "comm_size",
         });
         let Group { own, peers, .. } = construct(&HostBackend, &mut exchange, request)?;
         let (member, timeout) = checked?;

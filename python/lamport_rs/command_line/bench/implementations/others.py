@@ -12,7 +12,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -23,10 +23,10 @@ from lamport_rs.command_line.bench.member import Member, UnavailableError
 from lamport_rs.command_line.bench.problems import EPSILON, AllReduce, AllReduceRmsNorm, Problem
 
 
-class FlashInferOneShot(Implementation):
-    """FlashInfer's port of TensorRT-LLM's fused kernels, one-shot, with programmatic dependent launch."""
+class FlashInfer(Implementation):
+    """FlashInfer's port of TensorRT-LLM's fused kernels, with programmatic dependent launch."""
 
-    name = "flashinfer_one_shot"
+    options: ClassVar[dict[str, Any]]
     backend = "cuda"
     operations = frozenset({"all_reduce", "all_reduce_rms_norm"})
 
@@ -81,17 +81,36 @@ class FlashInferOneShot(Implementation):
             "hidden_dim": rows.shape[1],
             "workspace_ptrs": self._workspace,
             "launch_with_pdl": True,
-            # As vLLM and SGLang call the one-shot kernel: completed early, the next kernel may read stale data.
-            "trigger_completion_at_end": True,
             "fp32_acc": True,
             "pattern_code": pattern,
-            "use_oneshot": True,
+            **self.options,
             **operands,
         }
 
     def close(self) -> None:
         """Free FlashInfer's workspace."""
         self._comm.trtllm_destroy_ipc_workspace_for_all_reduce_fusion(self._handles, group=dist.group.WORLD)
+
+
+class FlashInferOneShot(FlashInfer):
+    """As vLLM and SGLang call it: completed early, the next kernel may read stale data."""
+
+    name = "flashinfer_one_shot"
+    options: ClassVar[dict[str, Any]] = {"use_oneshot": True, "trigger_completion_at_end": True}
+
+
+class FlashInferOneShotEarly(FlashInfer):
+    """The same kernel, completed early: what follows may not read its results, so this is a bound of its speed."""
+
+    name = "flashinfer_one_shot_early"
+    options: ClassVar[dict[str, Any]] = {"use_oneshot": True, "trigger_completion_at_end": False}
+
+
+class FlashInferTwoShot(FlashInfer):
+    """Reduce-scatter and all-gather, with barriers."""
+
+    name = "flashinfer_two_shot"
+    options: ClassVar[dict[str, Any]] = {"use_oneshot": False, "trigger_completion_at_end": True}
 
 
 class VllmCustom(Implementation):

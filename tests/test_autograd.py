@@ -1,0 +1,81 @@
+"""What autograd makes of the operations: they have no gradient, and an output that is passed in is changed in place."""
+
+import warnings
+
+import lamport_rs
+import pytest
+import torch
+from ranks import Rank, ThreadRanks
+
+EPS = 1e-6
+
+
+def calls_into(me: Rank, workspace: lamport_rs.LamportWorkspace):
+    """Each operation with each of its outputs, as a function of that output."""
+    x, weight, settings = torch.ones(2, 16), torch.ones(16), (me.rank, me.world_size, EPS)
+    qkv, half = torch.ones(2, 32), weight
+    norm, qk = lamport_rs.all_reduce_rms_norm, lamport_rs.minimax_allreduce_rms_qk
+    return {
+        "all_reduce": lambda out: lamport_rs.all_reduce(x, workspace, out=out),
+        "the norm": lambda out: norm(x, x, weight, workspace, EPS, out=out),
+        "the residual": lambda out: norm(x, x, weight, workspace, EPS, residual_out=out),
+        "minimax": lambda out: lamport_rs.minimax_allreduce_rms(x, weight, workspace, *settings, out=out),
+        "minimax Q": lambda out: qk(qkv, half, half, workspace, 16, 16, *settings, q_out=out),
+        "minimax K": lambda out: qk(qkv, half, half, workspace, 16, 16, *settings, k_out=out),
+    }
+
+
+def overwrite_what_is_saved(me: Rank) -> None:
+    workspace = me.workspace(4096, timeout=10)
+    for name, call in calls_into(me, workspace).items():
+        weight, activation = torch.ones(2, 16, requires_grad=True), torch.full((2, 16), 3.0)
+        product = (weight * activation).sum()
+        call(activation)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()
+        assert weight.grad is None, name
+
+
+def test_a_saved_tensor_that_is_overwritten_is_an_error_in_the_backward_pass():
+    ThreadRanks(2).run(overwrite_what_is_saved)
+
+
+def write_to_inference_tensors(me: Rank) -> None:
+    with torch.inference_mode():
+        outputs = [torch.empty(2, 16) for _ in range(6)]
+    workspace = me.workspace(4096, timeout=10)
+    calls = list(calls_into(me, workspace).values())
+    for guard in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with guard():
+            for call, out in zip(calls, outputs, strict=True):
+                call(out)
+
+
+def test_tensors_of_inference_mode_which_have_no_version_are_outputs_too():
+    ThreadRanks(2).run(write_to_inference_tensors)
+
+
+def reduce_what_requires_a_gradient(me: Rank) -> None:
+    workspace = me.workspace(4096, timeout=10)
+    x, weight = torch.ones(2, 16, requires_grad=True), torch.ones(16, requires_grad=True)
+    settings, operators, table = (me.rank, me.world_size, EPS), torch.ops.lamport_rs, workspace.workspace
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results = [
+            lamport_rs.all_reduce(x, workspace),
+            operators.all_reduce(x, table),
+            *lamport_rs.all_reduce_rms_norm(x, x, weight, workspace),
+            *operators.all_reduce_rms_norm(x, x, weight, table),
+            lamport_rs.minimax_allreduce_rms(x, weight, workspace, *settings),
+            operators.minimax_allreduce_rms(x, weight, table, *settings),
+            *lamport_rs.minimax_allreduce_rms_qk(x, weight[:8], weight[8:], workspace, 8, 8, *settings),
+            *operators.minimax_allreduce_rms_qk(x, weight[:8], weight[8:], table, 8, 8, *settings),
+        ]
+        results.append(torch.compile(lambda x: lamport_rs.all_reduce(x, workspace), backend="aot_eager")(x))
+    for result in results:
+        assert not result.requires_grad
+        assert result.grad_fn is None
+
+
+def test_results_require_no_gradient_from_functions_operators_and_compiled_code_alike(ranks_of):
+    ranks_of(2).run(reduce_what_requires_a_gradient)
