@@ -29,6 +29,7 @@ SHIFTED = torch.ones(2 * COLUMNS + 1)[1:].view(2, COLUMNS)
 TRANSPOSED = torch.ones(COLUMNS, 2).T
 NARROW = torch.ones(2, 12)
 MEMORY = torch.ones(8, COLUMNS)
+PACKED = torch.ones(2, 3 * COLUMNS)
 FREED = torch.ones(2, COLUMNS)
 FREED.untyped_storage().resize_(0)  # as frameworks do with shards they gather again
 ARRAY = np.ones((2, COLUMNS), np.float32)
@@ -161,6 +162,30 @@ CASES = {
     "qk with the same tensor for both outputs": (
         qk_with(q_out=MEMORY[0].view(2, 8), k_out=MEMORY[0].view(2, 8)),
         "q_out overlaps k_out",
+    ),
+    "qk with a k_out over the columns of Q": (
+        qk_with(qkv=MEMORY[:1], k_out=MEMORY[:1, :8]),
+        "k_out overlaps the columns of Q in qkv; they must be separate",
+    ),
+    "qk with a q_out over the columns of K": (
+        qk_with(qkv=MEMORY[:1], q_out=MEMORY[:1, 8:]),
+        "q_out overlaps the columns of K in qkv",
+    ),
+    "qk with a k_out over the columns of Q in the next row": (
+        qk_with(qkv=PACKED, k_out=PACKED.view(-1)[40:56].view(2, 8)),
+        "k_out overlaps the columns of Q in qkv",
+    ),
+    "qk with a q_out over its own columns in part": (
+        qk_with(qkv=PACKED, q_out=PACKED.view(-1)[40:56].view(2, 8)),
+        "q_out overlaps qkv in part",
+    ),
+    "qk with a q_out over K's weight": (
+        qk_with(norm_weight_k=MEMORY[0, :8], q_out=MEMORY[0].view(2, 8)),
+        "q_out overlaps norm_weight_k",
+    ),
+    "qk with a k_out over Q's weight": (
+        qk_with(norm_weight_q=MEMORY[0, 8:], k_out=MEMORY[0].view(2, 8)),
+        "k_out overlaps norm_weight_q",
     ),
     "qk with a weight of another dtype": (qk_with(norm_weight_k=W[:8].half()), "norm_weight_k is float16"),
     "qk with a scalar": (qk_with(qkv=torch.tensor(1.0)), "qkv has shape"),

@@ -1,5 +1,6 @@
 """Nothing stays behind: no descriptor, no mapping, no file, whether it worked, failed or was killed."""
 
+import contextlib
 import gc
 import os
 import random
@@ -107,15 +108,68 @@ def create_and_reduce_for_ever(me: Rank, close: bool) -> None:
             workspace.cleanup()
 
 
+def blocks_of(process: int) -> set[tuple[int, int]]:
+    """Device and inode of the package's memory that a process has open or mapped."""
+    found = set()
+    directory = Path(f"/proc/{process}")
+    with contextlib.suppress(OSError):  # Of another user, or gone.
+        for line in (directory / "maps").read_text().splitlines():
+            if "memfd:lamport-rs" in line:
+                major, minor = line.split()[3].split(":")
+                found.add((os.makedev(int(major, 16), int(minor, 16)), int(line.split()[4])))
+        for descriptor in (directory / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                if "memfd:lamport-rs" in os.readlink(descriptor):
+                    status = descriptor.stat()
+                    found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def all_blocks() -> set[tuple[int, int]]:
+    """Likewise of all processes. The kernel keeps such memory for as long as one of them has it, and no longer."""
+    processes = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return set().union(*map(blocks_of, processes))
+
+
+def test_a_block_that_anything_keeps_is_found():
+    gc.collect()
+    before = all_blocks()
+    tables = ThreadRanks(2).run(lambda me: me.workspace(4096).workspace)
+    kept = blocks_of(os.getpid())
+    assert len(kept) == 2
+    assert kept <= all_blocks()
+    assert not kept & before
+    del tables
+    gc.collect()
+    assert not kept & all_blocks()
+
+
+def stop(process: int) -> None:
+    os.kill(process, signal.SIGSTOP)
+    while Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("round_", range(6))
 def test_ranks_killed_at_any_moment_leave_no_shared_memory(new_ranks, round_):
-    before = sorted(os.listdir("/dev/shm"))
     ranks = new_ranks(3)
-    ranks.run(take_part)
+    processes = ranks.run(process_of)
     ranks.start(create_and_reduce_for_ever, round_ % 2 == 0)
     time.sleep(random.Random(round_).uniform(0, 0.1))
+    deadline = time.monotonic() + 20
+    while not all(map(blocks_of, processes)):
+        assert time.monotonic() < deadline, "the ranks have made no workspace"
+    for process in processes:
+        stop(process)
+    blocks = set().union(*map(blocks_of, processes))
+    assert len(blocks) >= 3
     ranks.kill()
-    assert sorted(os.listdir("/dev/shm")) == before
+    assert not blocks & all_blocks()
+    assert not [name for name in os.listdir("/dev/shm") if "lamport" in name]
+
+
+def process_of(me: Rank) -> int:
+    return os.getpid()
 
 
 def take_part(me: Rank) -> int:

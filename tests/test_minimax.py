@@ -106,6 +106,28 @@ def test_leading_dimensions_are_rows(ranks_of):
     ranks_of(3).run(normalise_dimensions)
 
 
+def normalise_into_qkv(me: Rank) -> None:
+    """Where nothing is that is still read: in place, for one token, and in the columns behind Q and K."""
+    workspace, settings = minimax_workspace(me, 64, fused_qk=True), (16, 8, me.rank, me.world_size, EPS)
+    weights = random_tensor((24,), torch.float32, 6, me.rank).split([16, 8])
+    places = {
+        "in place": (1, lambda qkv: (qkv[:, :16], qkv[:, 16:24])),
+        "behind K": (1, lambda qkv: (qkv[:, 24:40], qkv[:, 40:48])),
+        "between rows": (2, lambda qkv: (qkv.view(-1)[24:56].view(2, 16), qkv.view(-1)[104:120].view(2, 8))),
+    }
+    for name, (tokens, outputs_in) in places.items():
+        qkv = random_tensor((tokens, 80), torch.float32, tokens, me.rank)
+        expected = lamport_rs.minimax_allreduce_rms_qk(qkv.clone(), *weights, workspace, *settings)
+        q, k = outputs_in(qkv)
+        lamport_rs.minimax_allreduce_rms_qk(qkv, *weights, workspace, *settings, q_out=q, k_out=k)
+        check_same_bits(q, expected[0], f"q {name}")
+        check_same_bits(k, expected[1], f"k {name}")
+
+
+def test_outputs_may_lie_in_qkv_where_they_overwrite_nothing_that_is_read(ranks_of):
+    ranks_of(2).run(normalise_into_qkv)
+
+
 @pytest.mark.parametrize(
     ("tokens", "world_size", "fused_qk", "expected"),
     [

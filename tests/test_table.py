@@ -91,6 +91,26 @@ def test_a_kernel_that_knows_only_the_table_works(ranks_of, world_size):
     ranks_of(world_size).run(run_foreign_kernel, 150)
 
 
+def find_foreign_control_words(me: Rank, slot: int, extent: int) -> None:
+    """As a kernel leaves them that counts its slots or its extent in another way."""
+    workspace = me.workspace(COMM_SIZE, timeout=5)
+    lamport_rs.all_reduce(torch.ones(4), workspace)
+    table = Table(workspace.workspace, me.world_size)
+    table.counters[2], table.extents[0] = slot, extent
+    found = f"slot index {slot} and extent to clear {extent}, but 1 and {LINE_BYTES * me.world_size} were expected"
+    for text in (found, "serves either foreign kernels or the package's own operations"):
+        with pytest.raises(lamport_rs.LamportError, match=text):
+            lamport_rs.all_reduce(torch.ones(4), workspace)
+
+
+@pytest.mark.parametrize(
+    ("slot", "extent"),
+    [(3, 128), (-1, 128), (1 << 30, 128), (1, 33), (1, -32), (1, COMM_SIZE + 32), (1, 1 << 62), (2, 64), (2, 128)],
+)
+def test_control_words_that_a_foreign_kernel_left_are_an_error(ranks_of, slot, extent):
+    ranks_of(2).run(find_foreign_control_words, slot, extent)
+
+
 def share_memory(me: Rank) -> None:
     workspace = me.workspace(COMM_SIZE)
     tensor = workspace.workspace

@@ -6,6 +6,9 @@ contribution of -0.0 counts as +0.0.
 
 All raise `LamportError` for tensors, values and workspaces they cannot take, having changed nothing, and
 `LamportTimeoutError`, naming the missing ranks, when peers do not come; after that the workspace can no longer be used.
+Neither can it after a host operation was interrupted by an exception of a signal's handler, such as
+`KeyboardInterrupt`, while it waited for peers.
+
 A plain argument (a number, a name, a group) of a wrong type is a `TypeError`, as in torch, and an integer of more than
 64 bits an `OverflowError`.
 

@@ -24,7 +24,8 @@ class LamportWorkspace:
 
     Creating one is collective: all ranks of the group do it, and all get a workspace or all raise the same error. It
     serves one operation at a time, on all ranks in the same order. It cannot be copied or pickled: a copy would be the
-    same memory under another owner.
+    same memory under another owner. Neither can it be used after a fork: the forked process must create its own, and on
+    the host is refused.
 
     Args:
         rank: This rank, 0 to `world_size - 1`, as in `process_group`.
@@ -37,7 +38,7 @@ class LamportWorkspace:
         device: The device of the tensors to come. None: the current CUDA device if there is one, else the CPU.
         backend: `"host"`, `"cuda"`, or `"auto"` for the one that fits the device.
         timeout: Seconds an operation waits without hearing of a peer before it raises `LamportTimeoutError`, naming the
-            missing ranks; 0 for no limit.
+            missing ranks; 0 or infinite for no limit.
 
     Raises:
         LamportError: On every rank, if the arguments of any rank are wrong, or differ where they must not, or its
@@ -72,7 +73,8 @@ class LamportWorkspace:
 
         It shares the workspace's memory and keeps it alive, also after this object is gone. Entries `2N` to `3N - 1`
         (N is `world_size`) point to the ranks' slots, entry `3N` to `int32[3]` (arrival counter, unused, slot index),
-        entry `3N + 1` to `int64[2]` (extent to clear, `comm_size`, both in bytes); the others are 0.
+        entry `3N + 1` to `int64[2]` (extent to clear, `comm_size`, both in bytes); the others are 0. A workspace serves
+        either foreign kernels or the package's own operations: on the host those raise once others have used the table.
         """
         if self._table is None:
             raise LamportError(_CLEANED_UP)
@@ -116,6 +118,9 @@ class LamportWorkspace:
 
         Not collective, and safe to call twice. Call it when no operation is running on any rank, and no CUDA graph that
         captured one will be replayed: a graph does not keep the memory that its kernels use.
+
+        On the host it may be called at any time, by any thread and by a signal's handler: an operation that waits then
+        ends with an error.
         """
         core, self._core, self._table = self._core, None, None
         if core is not None:

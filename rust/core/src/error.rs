@@ -73,6 +73,67 @@ pub enum Error {
         /// For whom.
         missing: RankSet,
     },
+    /// The workspace was given up while an operation waited, by a signal's handler or another thread.
+    #[error(
+        "{operation}: this workspace was cleaned up while the operation ran, which has no result; create a new one on \
+         every rank"
+    )]
+    CleanedUpMeanwhile {
+        /// What was waiting.
+        operation: &'static str,
+    },
+    /// An operation was called by what another operation on the same workspace called while it waited.
+    #[error(
+        "{operation} was called from within another operation on the same workspace, by a signal's handler; a handler may \
+         clean the workspace up, or use another one. Nothing was changed"
+    )]
+    WithinOperation {
+        /// What was called.
+        operation: &'static str,
+    },
+    /// Another thread's operation did not end.
+    #[error(
+        "{operation}: waited {waited:?} for the operation of another thread on this workspace to end; a workspace serves \
+         one at a time. Nothing was changed on this rank: use a workspace per thread, or call it again"
+    )]
+    NoTurn {
+        /// What was waiting.
+        operation: &'static str,
+        /// How long.
+        waited: Duration,
+    },
+    /// The caller asked to stop waiting for another thread's operation.
+    #[error(
+        "{operation}: interrupted while waiting for the operation of another thread on this workspace to end; nothing was \
+         changed on this rank"
+    )]
+    TurnInterrupted {
+        /// What was waiting.
+        operation: &'static str,
+    },
+    /// Use in a process that was forked from the one that the workspace belongs to.
+    #[error(
+        "this workspace belongs to process {creator}, from which this one ({process}) was forked: its peers would take what \
+         this process sends for the other's; create a new one on every rank, after the fork"
+    )]
+    Forked {
+        /// The process that created the workspace.
+        creator: u32,
+        /// This one.
+        process: u32,
+    },
+    /// The control words are not what the package left in them.
+    #[error(
+        "the control words of this workspace's table are not as this package left them: slot index {} and extent to clear {}, \
+         but {} and {} were expected; another kernel has used the table. A workspace serves either foreign kernels or the \
+         package's own operations: create one for each", found.0, found.1, expected.0, expected.1
+    )]
+    ForeignControl {
+        /// Slot index, and extent in bytes.
+        found: (i32, i64),
+        /// Likewise.
+        expected: (i32, i64),
+    },
     /// An earlier operation ended half-way.
     #[error("this workspace failed earlier and can no longer be used ({0}); create a new one on every rank")]
     Failed(String),

@@ -4,8 +4,6 @@ use std::fmt;
 
 pub use lamport_rs_kernels::Dtype;
 
-use crate::error::{Error, Result};
-
 /// Alignment that every operand has, in bytes: that of the vector accesses.
 pub const ALIGNMENT: usize = 16;
 const MAX_DIMENSIONS: usize = 8;
@@ -138,7 +136,7 @@ impl Tensor {
     }
 
     /// The bytes from the first element to the last, for overlap checks.
-    fn span(&self) -> std::ops::Range<usize> {
+    pub fn span(&self) -> std::ops::Range<usize> {
         let last: usize = self
             .shape
             .as_slice()
@@ -149,105 +147,19 @@ impl Tensor {
         let start = self.pointer as usize;
         if self.elements() == 0 { start..start } else { start..start + (last + 1) * self.dtype.size() }
     }
-}
 
-/// An operand under its name in the operation's signature, for checks whose errors say what would do.
-#[derive(Clone, Copy)]
-pub struct Named<'a> {
-    /// The name.
-    pub name: &'a str,
-    /// The operand.
-    pub tensor: &'a Tensor,
-}
-
-impl Named<'_> {
-    fn error<T>(&self, text: impl fmt::Display) -> Result<T> {
-        Err(Error::Argument(format!("{} {text}", self.name)))
-    }
-
-    /// On `device`, with an aligned first element.
-    pub fn check_place(&self, device: Device) -> Result<()> {
-        if self.tensor.device != device {
-            return self.error(format_args!("is on {}, but the workspace is on {device}", self.tensor.device));
+    /// Whether a byte of this contiguous tensor is one of `other`, whose rows are evenly spaced. What lies between those
+    /// rows is not its.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (own, span) = (self.span(), other.span());
+        if own.is_empty() || span.is_empty() || own.start >= span.end || span.start >= own.end {
+            return false;
         }
-        if self.tensor.pointer.is_null() && self.tensor.elements() > 0 {
-            return self.error("has no memory of its own, as a materialised dense tensor has");
-        }
-        if !(self.tensor.pointer as usize).is_multiple_of(ALIGNMENT) && self.tensor.elements() > 0 {
-            return self.error(format_args!("is not aligned to {ALIGNMENT} bytes; pass {}.clone()", self.name));
-        }
-        Ok(())
-    }
-
-    /// Contiguous.
-    pub fn check_contiguous(&self) -> Result<()> {
-        if !self.tensor.is_contiguous() {
-            return self.error(format_args!("is not contiguous; pass {}.contiguous()", self.name));
-        }
-        Ok(())
-    }
-
-    /// Contiguous within rows, with evenly spaced and aligned rows; returns the elements between rows.
-    pub fn check_rows(&self) -> Result<usize> {
-        let Some(stride) = self.tensor.row_stride() else {
-            return self.error(format_args!("has rows that are not contiguous; pass {}.contiguous()", self.name));
-        };
-        if self.tensor.rows() > 1 && !(stride * self.tensor.dtype.size()).is_multiple_of(ALIGNMENT) {
-            return self.error(format_args!(
-                "has rows {stride} elements apart, but each must start at a multiple of {ALIGNMENT} bytes; pass {}.contiguous()",
-                self.name
-            ));
-        }
-        Ok(stride)
-    }
-
-    /// Of this dtype.
-    pub fn check_dtype(&self, expected: &[Dtype]) -> Result<()> {
-        if !expected.contains(&self.tensor.dtype) {
-            let expected: Vec<String> = expected.iter().map(|dtype| dtype.name().to_owned()).collect();
-            return self.error(format_args!("is {}, but must be {}", self.tensor.dtype.name(), expected.join(" or ")));
-        }
-        Ok(())
-    }
-
-    /// Of this shape.
-    pub fn check_shape(&self, expected: &[usize]) -> Result<()> {
-        if self.tensor.shape.as_slice() != expected {
-            return self.error(format_args!("has shape {:?}, but must have {expected:?}", self.tensor.shape));
-        }
-        Ok(())
-    }
-
-    /// Rows of a positive multiple of `multiple` elements.
-    pub fn check_columns(&self, multiple: usize) -> Result<()> {
-        let columns = self.tensor.columns();
-        if self.tensor.shape.as_slice().is_empty() || columns == 0 || !columns.is_multiple_of(multiple) {
-            return self.error(format_args!(
-                "has shape {:?}, but its last dimension must be a positive multiple of {multiple}",
-                self.tensor.shape
-            ));
-        }
-        Ok(())
-    }
-
-    /// Not overlapping `input`, or exactly in its place.
-    pub fn check_overlap(&self, input: Named<'_>) -> Result<()> {
-        let (own, other) = (self.tensor.span(), input.tensor.span());
-        let same = own == other && self.tensor.strides == input.tensor.strides;
-        if !same && own.start < other.end && other.start < own.end {
-            return self
-                .error(format_args!("overlaps {} in part; they may be the same tensor or separate ones", input.name));
-        }
-        Ok(())
-    }
-
-    /// Not overlapping `input` at all.
-    pub fn check_separate(&self, input: Named<'_>) -> Result<()> {
-        let (own, other) = (self.tensor.span(), input.tensor.span());
-        if own.start < other.end && other.start < own.end {
-            return self.error(format_args!("overlaps {}; they must be separate tensors", input.name));
-        }
-        Ok(())
+        let row = other.columns() * other.dtype.size();
+        let Some(stride @ 1..) = other.row_stride().map(|stride| stride * other.dtype.size()) else { return true };
+        // The first row that ends behind the own start.
+        let first = (own.start + 1).saturating_sub(span.start + row).div_ceil(stride);
+        first < other.rows() && span.start + first * stride < own.end
     }
 }
 
@@ -287,13 +199,21 @@ mod tests {
     }
 
     #[test]
-    fn partial_overlap_is_refused_and_in_place_is_not() {
-        let input = tensor(&[4, 8], &[8, 1]);
-        let mut shifted = input;
-        shifted.pointer = std::ptr::without_provenance_mut(4096 + 16);
-        let name = |tensor| Named { name: "out", tensor };
-        assert!(name(&input).check_overlap(Named { name: "input", tensor: &input }).is_ok());
-        let error = name(&shifted).check_overlap(Named { name: "input", tensor: &input }).unwrap_err();
-        assert!(error.to_string().contains("out overlaps input"), "{error}");
+    fn what_lies_between_the_rows_of_a_tensor_does_not_overlap_it() {
+        // Bytes 4096 to 4111, 4144 to 4159 and 4192 to 4207.
+        let rows = tensor(&[3, 8], &[24, 1]);
+        let overlapping = |start: usize, elements: usize| {
+            let mut other = tensor(&[elements], &[1]);
+            other.pointer = std::ptr::without_provenance_mut(start);
+            other.overlaps(&rows)
+        };
+        for (start, end) in [(4064, 4096), (4112, 4144), (4160, 4192), (4208, 4300), (4112, 4114)] {
+            assert!(!overlapping(start, (end - start) / 2), "{start} to {end}");
+        }
+        for (start, end) in [(4064, 4098), (4110, 4144), (4112, 4146), (4158, 4160), (4000, 5000), (4206, 4300)] {
+            assert!(overlapping(start, (end - start) / 2), "{start} to {end}");
+        }
+        assert!(!overlapping(4100, 0));
+        assert!(tensor(&[8], &[1]).overlaps(&tensor(&[3, 8], &[0, 1])));
     }
 }

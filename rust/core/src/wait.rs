@@ -1,16 +1,16 @@
 //! Waiting without a barrier: spin briefly, then yield, then sleep.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use lamport_rs_protocol::exchange::Wait;
+use lamport_rs_protocol::exchange::{Awaited, Wait};
 use lamport_rs_protocol::rank_set::RankSet;
 
 use crate::error::Error;
 
 /// Pauses (some 50 ns each) before the processor is first offered to another rank, where each rank has a core.
 const SPINS: u32 = 4_000;
-/// Likewise where it has not: the peer that is waited for may need this very core.
+/// Likewise where it has not: the peer, or the thread, that is waited for may need this very core.
 const SPINS_OVERSUBSCRIBED: u32 = 50;
 /// Most pauses between two looks. A look takes the line away from the peer that is writing it: a rank that looks all the
 /// time slows down the very peer it waits for, and stays on its heels. Looks therefore become rarer, up to the time that
@@ -28,14 +28,23 @@ struct Range {
     longest: Duration,
 }
 
-/// Asked while a rank sleeps: whether to give up (a signal has come).
+/// Asked while a rank sleeps: whether to give up (a signal has come). May run a signal's handler, and so anything.
 pub type Interrupted<'a> = &'a mut dyn FnMut() -> bool;
 
-/// The bounded wait of one operation.
-pub struct BoundedWait<'a> {
-    operation: &'static str,
-    timeout: Option<Duration>,
-    interrupted: Interrupted<'a>,
+/// Why a wait ended without what it was for.
+pub enum GivenUp {
+    /// It lasted this long.
+    TimedOut(Duration),
+    /// The caller asked for it.
+    Interrupted,
+    /// The workspace was cleaned up.
+    CleanedUp,
+}
+
+/// The stages of one wait.
+pub struct Patience<'a> {
+    /// Set when there is nothing left to wait for, by whichever thread or handler.
+    cleaned_up: &'a AtomicBool,
     spins: u32,
     spun: u32,
     pauses: u32,
@@ -45,19 +54,15 @@ pub struct BoundedWait<'a> {
     sleep: Duration,
 }
 
-impl<'a> BoundedWait<'a> {
-    /// Waits up to `timeout` (`None`: for ever) for each word of `operation`, in a group of `world_size` ranks.
-    pub fn new(
-        operation: &'static str,
-        world_size: usize,
-        timeout: Option<Duration>,
-        interrupted: Interrupted<'a>,
-    ) -> Self {
-        let spins = if world_size <= cores() { SPINS } else { SPINS_OVERSUBSCRIBED };
+impl<'a> Patience<'a> {
+    /// Of one who may need the core that he waits on.
+    pub fn oversubscribed(cleaned_up: &'a AtomicBool) -> Self {
+        Self::spinning(SPINS_OVERSUBSCRIBED, cleaned_up)
+    }
+
+    fn spinning(spins: u32, cleaned_up: &'a AtomicBool) -> Self {
         Self {
-            operation,
-            timeout,
-            interrupted,
+            cleaned_up,
             spins,
             spun: 0,
             pauses: 1,
@@ -67,21 +72,21 @@ impl<'a> BoundedWait<'a> {
             sleep: SLEEP.first,
         }
     }
-}
 
-impl Wait for BoundedWait<'_> {
-    type Error = Error;
-
-    fn pause(&mut self, missing: impl FnOnce() -> RankSet) -> Result<(), Error> {
+    /// To be called between two looks, for up to `timeout` (`None`: for ever).
+    pub fn pause(&mut self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<(), GivenUp> {
         if self.spun < self.spins {
             (0..self.pauses).for_each(|_| std::hint::spin_loop());
             self.spun += self.pauses;
             self.pauses = (2 * self.pauses).min(MAX_PAUSES);
             return Ok(());
         }
+        if self.cleaned_up.load(Ordering::Relaxed) {
+            return Err(GivenUp::CleanedUp);
+        }
         let waited = self.started.get_or_insert_with(Instant::now).elapsed();
-        if self.timeout.is_some_and(|timeout| waited >= timeout) {
-            return Err(Error::Timeout { operation: self.operation, waited, missing: missing() });
+        if timeout.is_some_and(|timeout| waited >= timeout) {
+            return Err(GivenUp::TimedOut(waited));
         }
         if self.yields < YIELDS {
             self.yields += 1;
@@ -90,23 +95,64 @@ impl Wait for BoundedWait<'_> {
         }
         if waited - self.asked >= INTERRUPT_INTERVAL {
             self.asked = waited;
-            if (self.interrupted)() {
-                return Err(Error::Interrupted { operation: self.operation, missing: missing() });
+            if interrupted() {
+                return Err(GivenUp::Interrupted);
             }
         }
-        let left = self.timeout.map_or(SLEEP.longest, |timeout| timeout - waited);
+        let left = timeout.map_or(SLEEP.longest, |timeout| timeout - waited);
         std::thread::sleep(self.sleep.min(left));
         self.sleep = (self.sleep * 2).min(SLEEP.longest);
         Ok(())
     }
 
+    /// To be called when what was waited for has come, before the next wait.
+    fn renew(&mut self) {
+        *self = Self::spinning(self.spins, self.cleaned_up);
+    }
+}
+
+/// The bounded wait of one operation for its peers.
+pub struct BoundedWait<'a> {
+    operation: &'static str,
+    timeout: Option<Duration>,
+    interrupted: Interrupted<'a>,
+    patience: Patience<'a>,
+}
+
+impl<'a> BoundedWait<'a> {
+    /// Waits up to `timeout` (`None`: for ever) for each word of `operation`, in a group of `world_size` ranks, unless
+    /// `cleaned_up` is set.
+    pub fn new(
+        operation: &'static str,
+        world_size: usize,
+        timeout: Option<Duration>,
+        cleaned_up: &'a AtomicBool,
+        interrupted: Interrupted<'a>,
+    ) -> Self {
+        let spins = if world_size <= cores() { SPINS } else { SPINS_OVERSUBSCRIBED };
+        Self { operation, timeout, interrupted, patience: Patience::spinning(spins, cleaned_up) }
+    }
+}
+
+impl Wait for BoundedWait<'_> {
+    type Error = Error;
+
+    fn pause(&mut self, awaited: Awaited, missing: impl FnOnce() -> RankSet) -> Result<(), Error> {
+        // As in `kernels/wait.cuh`.
+        let timeout = self.timeout.map(|timeout| match awaited {
+            Awaited::FirstHand => timeout,
+            Awaited::SecondHand => timeout.saturating_add(timeout / 2),
+        });
+        let operation = self.operation;
+        self.patience.pause(timeout, self.interrupted).map_err(|given_up| match given_up {
+            GivenUp::TimedOut(waited) => Error::Timeout { operation, waited, missing: missing() },
+            GivenUp::Interrupted => Error::Interrupted { operation, missing: missing() },
+            GivenUp::CleanedUp => Error::CleanedUpMeanwhile { operation },
+        })
+    }
+
     fn resume(&mut self) {
-        self.spun = 0;
-        self.pauses = 1;
-        self.yields = 0;
-        self.started = None;
-        self.asked = Duration::ZERO;
-        self.sleep = SLEEP.first;
+        self.patience.renew();
     }
 }
 
@@ -120,5 +166,38 @@ fn cores() -> usize {
             cores
         }
         cores => cores,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn second_hand_data_is_awaited_half_as_long_again() {
+        let (timeout, cleaned_up) = (Duration::from_millis(20), AtomicBool::new(false));
+        for (awaited, least) in [(Awaited::FirstHand, timeout), (Awaited::SecondHand, timeout * 3 / 2)] {
+            let mut never = || false;
+            let mut wait = BoundedWait::new("a wait", 2, Some(timeout), &cleaned_up, &mut never);
+            let error = loop {
+                if let Err(error) = wait.pause(awaited, RankSet::default) {
+                    break error;
+                }
+            };
+            assert!(matches!(error, Error::Timeout { waited, .. } if waited >= least), "{awaited:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_limit_that_no_clock_reaches_is_none() {
+        let cleaned_up = AtomicBool::new(false);
+        let mut interrupted = || true;
+        let mut wait = BoundedWait::new("a wait", 2, Some(Duration::MAX), &cleaned_up, &mut interrupted);
+        let error = loop {
+            if let Err(error) = wait.pause(Awaited::SecondHand, RankSet::default) {
+                break error;
+            }
+        };
+        assert!(matches!(error, Error::Interrupted { .. }), "{error}");
     }
 }

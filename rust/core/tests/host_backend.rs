@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use half::{bf16, f16};
-use lamport_rs_core::error::Error;
 use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
 use lamport_rs_core::operations::host::{all_reduce, all_reduce_rms_norm, minimax_rms};
 use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
@@ -172,50 +171,8 @@ fn a_slot_without_room_for_whole_lines_serves_two_shot_too() {
 }
 
 #[test]
-fn a_rank_that_never_comes_is_the_one_named_in_two_shots() {
-    let workspaces = HostWorkspace::in_process(3, 4096, Some(Duration::from_millis(100))).unwrap();
-    let outcomes = ranks(&workspaces[..2], |_, workspace| {
-        let mut tensor = Buffer::new(Dtype::Float32, &[8], |_| 1.0);
-        let (input, algorithm) = (tensor.tensor(), Some(Algorithm::TwoShot));
-        // SAFETY: the buffer outlives the call and is this thread's own.
-        unsafe { all_reduce(workspace, &AllReduce { input, output: input, algorithm }, &mut never) }
-    });
-    for outcome in outcomes {
-        assert!(matches!(outcome, Err(Error::Timeout { missing, .. }) if missing.iter().eq([2])), "{outcome:?}");
-    }
-}
-
-#[test]
 fn more_ranks_than_cores_progress() {
     check_sums(16, Dtype::Float32, &[1000; 20]);
-}
-
-#[test]
-fn a_rank_that_never_comes_is_named_and_the_workspace_refuses_further_work() {
-    let workspaces = HostWorkspace::in_process(3, 4096, Some(Duration::from_millis(100))).unwrap();
-    let outcomes = ranks(&workspaces[..2], |_, workspace| {
-        let mut input = Buffer::new(Dtype::Float32, &[8], |_| 1.0);
-        let operands = AllReduce { input: input.tensor(), output: input.tensor(), algorithm: None };
-        // SAFETY: the buffer outlives the calls and is this thread's own.
-        let first = unsafe { all_reduce(workspace, &operands, &mut never) };
-        // SAFETY: as above.
-        let second = unsafe { all_reduce(workspace, &operands, &mut never) };
-        (first, second)
-    });
-    for (first, second) in outcomes {
-        assert!(matches!(first, Err(Error::Timeout { missing, .. }) if missing.iter().eq([2])), "{first:?}");
-        assert!(matches!(second, Err(Error::Failed(_))), "{second:?}");
-    }
-}
-
-#[test]
-fn an_interrupted_wait_ends_before_its_timeout() {
-    let workspaces = HostWorkspace::in_process(2, 4096, None).unwrap();
-    let mut input = Buffer::new(Dtype::Float32, &[8], |_| 1.0);
-    let operands = AllReduce { input: input.tensor(), output: input.tensor(), algorithm: None };
-    // SAFETY: the buffer outlives the call.
-    let outcome = unsafe { all_reduce(&workspaces[0], &operands, &mut || true) };
-    assert!(matches!(outcome, Err(Error::Interrupted { .. })), "{outcome:?}");
 }
 
 #[test]

@@ -32,10 +32,11 @@
 
 use std::ops::Range;
 
-use crate::geometry::{Geometry, MAX_WORLD_SIZE};
+use crate::geometry::Geometry;
 use crate::memory::{LINE_BYTES, LINE_VECTORS, Line, SlotMemory};
 use crate::rank_set::RankSet;
-use crate::sentinel::{EMPTY, VECTOR_BYTES, Vector, has_arrived, line_has_arrived, scrub};
+use crate::section::Section;
+use crate::sentinel::{EMPTY, VECTOR_BYTES, Vector};
 use crate::table::Control;
 
 /// A rank in its group.
@@ -89,14 +90,25 @@ pub trait Collective {
     }
 }
 
+/// What is awaited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// Data that a rank sends in any case.
+    FirstHand,
+    /// Data that a rank sends once it has heard of the others itself. To be awaited for longer, so that whoever waits
+    /// for an absent rank itself is the first to give up, and names it.
+    SecondHand,
+}
+
 /// How to wait for words that have not arrived.
 pub trait Wait {
     /// Why waiting ended.
     type Error;
 
-    /// Called between two looks at the same words. `missing` says which ranks' data is not complete; it looks at all
-    /// that is polled with them, so it is for the error's text. An error ends the operation and leaves the group unusable.
-    fn pause(&mut self, missing: impl FnOnce() -> RankSet) -> Result<(), Self::Error>;
+    /// Called between two looks at the same words. `missing` says of which ranks these words have not arrived, and looks
+    /// at nothing behind them: peers that wait too have not pushed that. An error ends the operation and leaves the
+    /// group unusable.
+    fn pause(&mut self, awaited: Awaited, missing: impl FnOnce() -> RankSet) -> Result<(), Self::Error>;
 
     /// Called when words arrived after a pause.
     fn resume(&mut self);
@@ -176,160 +188,5 @@ pub(crate) fn clear<M: SlotMemory>(member: Member, memory: &M, control: &Control
         for offset in (lines_end..end).step_by(VECTOR_BYTES) {
             memory.store(member.rank, offset, EMPTY);
         }
-    }
-}
-
-/// The part of every region of a slot that is pushed, and later polled, as one: all of it, or a half in two-shot.
-pub(crate) struct Section<'a, M> {
-    pub(crate) member: Member,
-    pub(crate) memory: &'a M,
-    /// Bytes from the block's start to the part in rank 0's region.
-    start: usize,
-    /// What lies between that and the next rank's.
-    region_bytes: usize,
-    pub(crate) vectors: usize,
-}
-
-impl<'a, M: SlotMemory> Section<'a, M> {
-    /// All of the regions.
-    #[inline(always)]
-    pub(crate) fn new(member: Member, memory: &'a M, slot: usize, region_bytes: usize) -> Self {
-        let start = member.geometry.slot_offset(slot);
-        Self { member, memory, start, region_bytes, vectors: region_bytes / VECTOR_BYTES }
-    }
-
-    /// The first and the second half of it.
-    pub(crate) fn halves(self) -> [Self; 2] {
-        let vectors = self.vectors / 2;
-        let second = Self { start: self.start + vectors * VECTOR_BYTES, vectors, ..self };
-        [Self { vectors, ..self }, second]
-    }
-
-    #[inline(always)]
-    pub(crate) fn offset(&self, rank: usize, at: usize) -> usize {
-        self.start + rank * self.region_bytes + at * VECTOR_BYTES
-    }
-
-    #[inline(always)]
-    fn push(&self, chunk: Range<usize>, collective: &mut impl Collective) {
-        for peer in self.member.peers() {
-            self.push_to(peer, chunk.clone(), collective);
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn push_to(&self, peer: usize, chunk: Range<usize>, collective: &mut impl Collective) {
-        let rank = self.member.rank;
-        let lines = self.lines(&chunk);
-        for at in lines.clone().step_by(LINE_VECTORS) {
-            let line = collective.contribution_line(at).map(scrub);
-            self.memory.store_line(peer, self.offset(rank, at), line);
-        }
-        for at in lines.end..chunk.end {
-            self.memory.store(peer, self.offset(rank, at), scrub(collective.contribution(at)));
-        }
-    }
-
-    /// The part of `chunk` that is whole lines: from its start, if that is a line's in the regions of all ranks.
-    #[inline(always)]
-    fn lines(&self, chunk: &Range<usize>) -> Range<usize> {
-        let aligned = (self.offset(0, chunk.start) | self.region_bytes).is_multiple_of(LINE_BYTES);
-        chunk.start..chunk.start + if aligned { chunk.len() / LINE_VECTORS * LINE_VECTORS } else { 0 }
-    }
-
-    #[inline(always)]
-    pub(crate) fn poll<C: Collective, W: Wait>(
-        &self,
-        chunk: Range<usize>,
-        collective: &mut C,
-        wait: &mut W,
-    ) -> Result<(), W::Error> {
-        let Member { rank, .. } = self.member;
-        let lines = self.lines(&chunk);
-        if self.member.geometry.world_size() == 2 {
-            self.poll_lines::<2, C, W>(lines.clone(), collective, wait)?;
-        } else {
-            self.poll_lines::<MAX_WORLD_SIZE, C, W>(lines.clone(), collective, wait)?;
-        }
-        for at in lines.end..chunk.end {
-            for source in self.member.ranks() {
-                if source == rank {
-                    let own = scrub(collective.contribution(at));
-                    collective.receive(source, at, own);
-                    continue;
-                }
-                let vector = self.await_vector(source, at, wait)?;
-                collective.receive(source, at, vector);
-            }
-            collective.complete(at);
-        }
-        Ok(())
-    }
-
-    /// Like `poll`, for whole lines of at most `RANKS` ranks. A line of each rank is kept until all have arrived, so that
-    /// the collective still gets vector after vector; those of two ranks stay in registers.
-    #[inline(always)]
-    fn poll_lines<const RANKS: usize, C: Collective, W: Wait>(
-        &self,
-        lines: Range<usize>,
-        collective: &mut C,
-        wait: &mut W,
-    ) -> Result<(), W::Error> {
-        let ranks = if RANKS == 2 { 2 } else { self.member.geometry.world_size() };
-        let mut arrived = [[EMPTY; LINE_VECTORS]; RANKS];
-        for at in lines.step_by(LINE_VECTORS) {
-            for (source, line) in arrived[..ranks].iter_mut().enumerate() {
-                *line = if source == self.member.rank {
-                    collective.contribution_line(at).map(scrub)
-                } else {
-                    let loaded = self.memory.load_line(self.member.rank, self.offset(source, at));
-                    if line_has_arrived(loaded) { loaded } else { self.wait_for_line(source, at, wait)? }
-                };
-            }
-            collective.receive_line(at, &arrived[..ranks]);
-        }
-        Ok(())
-    }
-
-    /// Vector `at` of `source`, once it has arrived.
-    #[inline(always)]
-    pub(crate) fn await_vector<W: Wait>(&self, source: usize, at: usize, wait: &mut W) -> Result<Vector, W::Error> {
-        let vector = self.memory.load(self.member.rank, self.offset(source, at));
-        if has_arrived(vector) { Ok(vector) } else { self.wait_for(source, at, wait) }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn wait_for_line<W: Wait>(&self, source: usize, at: usize, wait: &mut W) -> Result<Line, W::Error> {
-        let mut line = [EMPTY; LINE_VECTORS];
-        for (vector, at) in line.iter_mut().zip(at..) {
-            *vector = self.await_vector(source, at, wait)?;
-        }
-        Ok(line)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn wait_for<W: Wait>(&self, source: usize, at: usize, wait: &mut W) -> Result<Vector, W::Error> {
-        loop {
-            wait.pause(|| self.missing())?;
-            let vector = self.memory.load(self.member.rank, self.offset(source, at));
-            if has_arrived(vector) {
-                wait.resume();
-                return Ok(vector);
-            }
-        }
-    }
-
-    /// The ranks of whose data some word has not arrived.
-    fn missing(&self) -> RankSet {
-        let mut missing = RankSet::default();
-        for peer in self.member.peers() {
-            let mut vectors = (0..self.vectors).map(|at| self.offset(peer, at));
-            if vectors.any(|offset| !has_arrived(self.memory.load(self.member.rank, offset))) {
-                missing.insert(peer);
-            }
-        }
-        missing
     }
 }

@@ -12,6 +12,7 @@
 //! | [`algorithm`] | one-shot and two-shot reduction, and the room each takes |
 //! | [`memory`] | what the protocol asks of the memory under it: word-sized relaxed loads and stores, two fences |
 //! | [`exchange`] | one operation: push, clear, poll, rotate, with the memory-order argument |
+//! | `section` | how one operation pushes and polls, and whom it names when it gives up |
 //! | [`two_shot`] | one operation in which every rank sums a shard: why the same argument covers it |
 //!
 //! The same [`exchange::exchange`] and [`two_shot::exchange_two_shot`] run over shared memory between processes and under
@@ -24,6 +25,7 @@ pub mod exchange;
 pub mod geometry;
 pub mod memory;
 pub mod rank_set;
+mod section;
 pub mod sentinel;
 pub mod table;
 pub mod two_shot;

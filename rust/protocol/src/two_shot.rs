@@ -22,8 +22,9 @@
 //! clear happen before B's push: between its poll and its push the owner would need `acquire` and `release`, for each sum.
 //! (The `loom` test shows both: data is lost without these fences, and is not with them.)
 
-use crate::exchange::{Collective, Extent, Member, Section, Wait, clear};
+use crate::exchange::{Collective, Extent, Member, Wait, clear};
 use crate::memory::SlotMemory;
+use crate::section::Section;
 use crate::sentinel::{Vector, scrub};
 use crate::table::Control;
 

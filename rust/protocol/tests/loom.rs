@@ -10,7 +10,7 @@
 //! a clear shows as a rank that waits although its peers have done all they can.
 
 use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
-use lamport_rs_protocol::exchange::{Collective, Extent, Member, Wait, exchange};
+use lamport_rs_protocol::exchange::{Awaited, Collective, Extent, Member, Wait, exchange};
 use lamport_rs_protocol::geometry::Geometry;
 use lamport_rs_protocol::memory::SlotMemory;
 use lamport_rs_protocol::rank_set::RankSet;
@@ -212,7 +212,7 @@ struct Yield {
 impl Wait for Yield {
     type Error = std::convert::Infallible;
 
-    fn pause(&mut self, _missing: impl FnOnce() -> RankSet) -> Result<(), Self::Error> {
+    fn pause(&mut self, _awaited: Awaited, _missing: impl FnOnce() -> RankSet) -> Result<(), Self::Error> {
         self.pauses += 1;
         assert!(self.pauses < MAX_PAUSES, "data was lost");
         loom::thread::yield_now();

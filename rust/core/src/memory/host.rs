@@ -95,8 +95,7 @@ impl Block {
     pub fn allocate(bytes: usize, word: u32) -> Result<Self> {
         let bytes = (bytes + MARK_BYTES).next_multiple_of(rustix::param::page_size());
         check_available(bytes)?;
-        let file = memfd_create("lamport-rs", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-            .map_err(|error| Error::system("memfd_create", error))?;
+        let file = create_file().map_err(|error| Error::system("memfd_create", error))?;
         fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(|error| Error::system("fchmod", error))?;
         ftruncate(&file, bytes as u64)
             .map_err(|error| Error::system(format!("allocating {bytes} bytes of shared memory"), error))?;
@@ -137,6 +136,16 @@ impl Block {
     pub fn into_mapping(self) -> Mapping {
         self.mapping
     }
+}
+
+/// An empty file in memory, which nobody can make executable where the kernel knows to prevent it (from Linux 6.3).
+fn create_file() -> rustix::io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    memfd_create("lamport-rs", flags | MemfdFlags::NOEXEC_SEAL).or_else(|error| match error {
+        // A flag that it does not know.
+        rustix::io::Errno::INVAL => memfd_create("lamport-rs", flags),
+        error => Err(error),
+    })
 }
 
 /// Refuses what the machine cannot hold. The kernel would hand it out, and end a process when it is written.
@@ -224,5 +233,14 @@ mod tests {
         let mut block = Block::allocate(4096, 0).unwrap();
         let error = open(&block.export([1, 2, 3, 4]), [1, 2, 3, 5]).unwrap_err().to_string();
         assert!(error.contains("verifying a peer's shared memory"), "{error}");
+    }
+
+    #[test]
+    fn a_block_cannot_be_made_executable_where_the_kernel_can_prevent_it() {
+        let kernel_can = memfd_create("probe", MemfdFlags::NOEXEC_SEAL).is_ok();
+        let block = Block::allocate(4096, 0).unwrap();
+        let file = block.file.as_ref().unwrap();
+        assert_eq!(fstat(file).unwrap().st_mode & 0o777, 0o600);
+        assert_eq!(fchmod(file, Mode::RWXU).is_err(), kernel_can);
     }
 }

@@ -2,8 +2,9 @@
 
 use lamport_rs_protocol::algorithm::Algorithm;
 
+use super::named::Named;
 use crate::error::{Error, Result};
-use crate::tensor::{Device, Dtype, Named, Tensor};
+use crate::tensor::{Device, Dtype, Tensor};
 
 const DTYPES: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::BFloat16];
 /// Widths of the normalised rows are multiples of this many elements: a vector of 16-bit values.
@@ -185,6 +186,14 @@ impl MinimaxRms {
             named("norm_weight_k", &k.weight).check_dtype(&[q.weight.dtype])?;
             let outputs = [named("q_out", &q.output), named("k_out", &k.output)];
             outputs[0].check_separate(outputs[1])?;
+            // A matrix may be read when the other's output is written, in either order.
+            for (output, other, [input, weight]) in [
+                (outputs[0], k, ["the columns of K in qkv", "norm_weight_k"]),
+                (outputs[1], q, ["the columns of Q in qkv", "norm_weight_q"]),
+            ] {
+                output.check_separate(named(input, &other.input))?;
+                output.check_separate(named(weight, &other.weight))?;
+            }
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! | module | concept |
 //! | --- | --- |
 //! | [`arguments`] | each operation's operands and their checks, the same for every backend |
+//! | `named` | the checks of one operand |
 //! | `choice` | one-shot or two-shot |
 //! | [`host`] | the operations over shared memory |
 //! | [`cuda`] | the operations over device memory |
@@ -11,3 +12,4 @@ pub mod arguments;
 mod choice;
 pub mod cuda;
 pub mod host;
+mod named;

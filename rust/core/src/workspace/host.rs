@@ -2,7 +2,7 @@
 
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lamport_rs_protocol::exchange::{Collective, Extent, Member, exchange};
@@ -19,6 +19,7 @@ use crate::memory::host_slots::Blocks;
 use crate::wait::{BoundedWait, Interrupted};
 use crate::workspace::Settings;
 use crate::workspace::construct::{Backend, Group, Request, construct};
+use crate::workspace::turn::{self, Turns};
 
 /// Shared memory of one host.
 pub struct HostBackend;
@@ -79,8 +80,8 @@ struct ControlWords {
 /// What one operation at a time may touch.
 #[derive(Debug, Default)]
 struct State {
-    failure: Option<String>,
-    cleaned_up: bool,
+    /// What the operation before left in the control words.
+    control: Control,
     /// Working memory of operations, kept to spare its allocation.
     scratch: Vec<f32>,
 }
@@ -93,13 +94,13 @@ pub struct HostWorkspace {
     blocks: Blocks,
     control: Box<ControlWords>,
     table: Vec<i64>,
-    state: Mutex<State>,
+    turns: Turns<State>,
     /// Keeps `blocks` valid.
     _mappings: Vec<Arc<Mapping>>,
 }
 
 // SAFETY: the pointers in `blocks` and `table` belong to `_mappings` and `control`, which live as long; the control
-// words are accessed by the holder of `state`'s lock only, and the slots through `VectorAccess`.
+// words are accessed by the operation that has the turn only, and the slots through `VectorAccess`.
 unsafe impl Send for HostWorkspace {}
 // SAFETY: as above.
 unsafe impl Sync for HostWorkspace {}
@@ -147,7 +148,7 @@ impl HostWorkspace {
         });
         let pointers: Vec<u64> = bases.iter().map(|base| base.as_ptr() as u64).collect();
         let table = table::table(&pointers, control.counters.get() as u64, control.extents.get() as u64);
-        Self { member, timeout, blocks, control, table, state: Mutex::default(), _mappings: mappings }
+        Self { member, timeout, blocks, control, table, turns: Turns::new(State::default()), _mappings: mappings }
     }
 
     /// Rank and geometry.
@@ -160,14 +161,14 @@ impl HostWorkspace {
         &self.table
     }
 
-    /// Refuses all further operations. The memory goes when the last reference does.
+    /// Refuses all further operations, and ends one that waits. The memory goes when the last reference does.
     pub fn clean_up(&self) {
-        self.lock().cleaned_up = true;
+        self.turns.clean_up();
     }
 
-    /// Whether an operation may run.
+    /// Whether an operation may run. Waits for none.
     pub fn check_usable(&self) -> Result<()> {
-        self.lock().check_usable()
+        self.turns.check_usable()
     }
 
     /// Runs one operation of the protocol: `extent` of it over slots accessed as `memory` does.
@@ -179,7 +180,7 @@ impl HostWorkspace {
         extent: Extent,
         collective: &mut C,
     ) -> Result<()> {
-        let mut control = self.read_control(turn);
+        let mut control = self.read_control(turn)?;
         let outcome = exchange(self.member, memory, &mut control, extent, collective, &mut self.wait(turn));
         self.finish(turn, control, outcome)
     }
@@ -193,64 +194,56 @@ impl HostWorkspace {
         extent: Extent,
         collective: &mut C,
     ) -> Result<()> {
-        let mut control = self.read_control(turn);
+        let mut control = self.read_control(turn)?;
         let outcome = exchange_two_shot(self.member, memory, &mut control, extent, collective, &mut self.wait(turn));
         self.finish(turn, control, outcome)
     }
 
-    fn wait<'a>(&self, turn: &'a mut Turn<'_>) -> BoundedWait<'a> {
-        BoundedWait::new(turn.operation, self.member.geometry.world_size(), self.timeout, turn.interrupted)
+    fn wait<'a>(&'a self, turn: &'a mut Turn<'_>) -> BoundedWait<'a> {
+        let world_size = self.member.geometry.world_size();
+        BoundedWait::new(turn.operation, world_size, self.timeout, self.turns.cleaned_up(), turn.interrupted)
     }
 
     /// Keeps what an operation leaves for the next, or why there can be none.
     fn finish(&self, turn: &mut Turn<'_>, control: Control, outcome: Result<()>) -> Result<()> {
         match &outcome {
             Ok(()) => self.write_control(turn, control),
-            Err(error) => turn.state.failure = Some(error.to_string()),
+            Err(error) => self.turns.fail(error.to_string()),
         }
         outcome
     }
 
     /// Takes the workspace for one operation, after any other that is using it.
     pub fn take_turn<'a>(&'a self, operation: &'static str, interrupted: Interrupted<'a>) -> Result<Turn<'a>> {
-        let state = self.lock();
-        state.check_usable()?;
+        let state = self.turns.take(operation, self.timeout, interrupted)?;
         Ok(Turn { blocks: self.blocks, operation, interrupted, state })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        // A panic inside an operation leaves the group out of step, like an error.
-        self.state.lock().unwrap_or_else(|poisoned| {
-            let mut state = poisoned.into_inner();
-            state.failure.get_or_insert_with(|| "an operation panicked".to_owned());
-            state
-        })
-    }
-
-    fn read_control(&self, _turn: &Turn<'_>) -> Control {
-        // SAFETY: `_turn` holds the lock, and only its holder accesses the control words.
+    /// What the operation before left, if the control words still say so: another kernel may have used the table.
+    fn read_control(&self, turn: &Turn<'_>) -> Result<Control> {
+        // SAFETY: there is one turn at a time, and only its holder accesses the control words.
         let (counters, extents) = unsafe { (*self.control.counters.get(), *self.control.extents.get()) };
-        Control {
-            slot: counters[table::SLOT_INDEX] as usize,
-            previous_region_bytes: extents[table::CLEAR_EXTENT] as usize / self.member.geometry.world_size(),
+        let found = (counters[table::SLOT_INDEX], extents[table::CLEAR_EXTENT]);
+        let expected = self.control_words(turn.state.control);
+        if found == expected {
+            return Ok(turn.state.control);
         }
+        let error = Error::ForeignControl { found, expected };
+        // The peers have run an operation, or a part of one, that this rank will not.
+        self.turns.fail(error.to_string());
+        Err(error)
     }
 
-    fn write_control(&self, _turn: &Turn<'_>, control: Control) {
+    fn write_control(&self, turn: &mut Turn<'_>, control: Control) {
+        turn.state.control = control;
         // SAFETY: as in `read_control`.
         let (counters, extents) = unsafe { (&mut *self.control.counters.get(), &mut *self.control.extents.get()) };
-        counters[table::SLOT_INDEX] = control.slot as i32;
-        extents[table::CLEAR_EXTENT] = (control.previous_region_bytes * self.member.geometry.world_size()) as i64;
+        (counters[table::SLOT_INDEX], extents[table::CLEAR_EXTENT]) = self.control_words(control);
     }
-}
 
-impl State {
-    fn check_usable(&self) -> Result<()> {
-        match &self.failure {
-            _ if self.cleaned_up => Err(Error::CleanedUp),
-            Some(failure) => Err(Error::Failed(failure.clone())),
-            None => Ok(()),
-        }
+    /// Slot index and extent to clear.
+    fn control_words(&self, control: Control) -> (i32, i64) {
+        (control.slot as i32, (control.previous_region_bytes * self.member.geometry.world_size()) as i64)
     }
 }
 
@@ -260,7 +253,7 @@ pub struct Turn<'a> {
     pub blocks: Blocks,
     operation: &'static str,
     interrupted: Interrupted<'a>,
-    state: std::sync::MutexGuard<'a, State>,
+    state: turn::Turn<'a, State>,
 }
 
 impl Turn<'_> {

@@ -5,6 +5,7 @@
 //! | [`construct`] | allocate → fill → exchange → map → agree |
 //! | [`hello`] | what ranks tell each other first, and the mismatches that are errors |
 //! | [`host`] | the workspace over shared memory |
+//! | `turn` | who may use it: one operation at a time |
 //! | [`cuda`] | the workspace over device memory |
 //! | [`buffer`] | plain memory that crosses processes, without the protocol |
 
@@ -13,6 +14,7 @@ pub mod construct;
 pub mod cuda;
 pub mod hello;
 pub mod host;
+mod turn;
 
 use std::time::Duration;
 
@@ -30,7 +32,7 @@ pub struct Settings {
     pub world_size: i64,
     /// Bytes per slot.
     pub comm_size: i64,
-    /// How long an operation waits for its peers, in seconds; 0 for ever.
+    /// How long an operation waits for its peers, in seconds; 0 or infinite for ever.
     pub timeout: f64,
 }
 
@@ -43,9 +45,43 @@ impl Settings {
 
     /// `None` for ever.
     fn timeout(&self) -> Result<Option<Duration>> {
-        let timeout = Duration::try_from_secs_f64(self.timeout).map_err(|_| {
-            Error::Argument(format!("timeout is {} seconds, but must be 0 (no limit) or positive", self.timeout))
-        })?;
-        Ok(Some(timeout).filter(|timeout| !timeout.is_zero()))
+        let seconds = self.timeout;
+        if seconds.is_nan() || seconds < 0.0 {
+            return Err(Error::Argument(format!(
+                "timeout is {seconds} seconds, but must be positive, or 0 or infinite for no limit"
+            )));
+        }
+        if seconds == 0.0 || seconds.is_infinite() {
+            return Ok(None);
+        }
+        // A limit stays one, however short or long: what rounds to 0 must not mean "no limit".
+        Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(Duration::from_nanos(1))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeout(timeout: f64) -> Result<Option<Duration>> {
+        Settings { rank: 0, world_size: 2, comm_size: 4096, timeout }.check().map(|(_, timeout)| timeout)
+    }
+
+    #[test]
+    fn every_timeout_but_none_is_a_limit_and_what_is_no_time_is_refused() {
+        assert_eq!(timeout(1.5).unwrap(), Some(Duration::from_millis(1500)));
+        for no_limit in [0.0, -0.0, f64::INFINITY] {
+            assert_eq!(timeout(no_limit).unwrap(), None);
+        }
+        for short in [1e-10, 5e-10, f64::MIN_POSITIVE] {
+            assert_eq!(timeout(short).unwrap(), Some(Duration::from_nanos(1)), "{short}");
+        }
+        for long in [1e20, 1e300, f64::MAX] {
+            assert_eq!(timeout(long).unwrap(), Some(Duration::MAX), "{long}");
+        }
+        for wrong in [f64::NAN, -1.0, -1e-10, f64::NEG_INFINITY] {
+            let error = timeout(wrong).unwrap_err().to_string();
+            assert!(error.contains("must be positive, or 0 or infinite for no limit"), "{error}");
+        }
     }
 }

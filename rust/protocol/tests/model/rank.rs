@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use lamport_rs_protocol::algorithm::Algorithm;
-use lamport_rs_protocol::exchange::{Collective, Wait};
+use lamport_rs_protocol::exchange::{Awaited, Collective, Wait};
 use lamport_rs_protocol::memory::SlotMemory;
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::{EMPTY, SENTINEL, Vector, scrub};
@@ -206,7 +206,7 @@ struct Replay<'a> {
 impl Wait for Replay<'_> {
     type Error = NothingLogged;
 
-    fn pause(&mut self, _missing: impl FnOnce() -> RankSet) -> Result<(), NothingLogged> {
+    fn pause(&mut self, _awaited: Awaited, _missing: impl FnOnce() -> RankSet) -> Result<(), NothingLogged> {
         if self.memory.loads.get() < self.memory.log.len() { Ok(()) } else { Err(NothingLogged) }
     }
 

@@ -1,6 +1,6 @@
 //! One operation in two shots of one rank, its peers' contributions and sums being there already, or not all.
 
-use lamport_rs_protocol::exchange::{Extent, Member};
+use lamport_rs_protocol::exchange::{Awaited, Extent, Member};
 use lamport_rs_protocol::geometry::{Geometry, MAX_WORLD_SIZE, MIN_WORLD_SIZE, SLOTS};
 use lamport_rs_protocol::memory::SlotMemory;
 use lamport_rs_protocol::rank_set::RankSet;
@@ -106,7 +106,7 @@ impl Case {
         memory
     }
 
-    fn run(&self, memory: &Memory) -> (Result<(), RankSet>, Control, Recorder) {
+    fn run(&self, memory: &Memory) -> (Result<(), (Awaited, RankSet)>, Control, Recorder) {
         let mut control = self.control;
         let mut recorder = Recorder { rank: self.member.rank, ..Recorder::default() };
         let outcome = exchange_two_shot(self.member, memory, &mut control, self.extent, &mut recorder, &mut Impatient);
@@ -163,12 +163,28 @@ proptest! {
         let (outcome, control, recorder) = case.run(&memory);
         let mut missing = RankSet::default();
         missing.insert(late);
-        prop_assert_eq!(outcome, Err(missing));
+        prop_assert_eq!(outcome, Err((Awaited::FirstHand, missing)));
         prop_assert_eq!(control, case.control);
         let first_missing = case.offset(rank, case.shard + at);
         let end = case.offset(rank, 2 * case.shard);
         let stores = memory.stores.take();
         prop_assert!(stores.iter().all(|(_, offset, _)| !(first_missing..end).contains(offset)), "{:?}", stores);
         prop_assert!(recorder.sums.is_empty());
+    }
+
+    /// Its rank may itself be waiting for an absent one, and is then to be the first to give up.
+    #[test]
+    fn a_missing_sum_is_awaited_as_what_its_rank_sends_once_it_has_heard_of_others(
+        case in cases(),
+        late in 0..MAX_WORLD_SIZE,
+        at in 0..MAX_SHARD,
+    ) {
+        let (memory, rank) = (case.arrived(), case.member.rank);
+        let (late, at) = (late % case.member.geometry.world_size(), at % case.shard);
+        prop_assume!(late != rank);
+        memory.set(rank, case.offset(late, case.shard + at), EMPTY);
+        let mut missing = RankSet::default();
+        missing.insert(late);
+        prop_assert_eq!(case.run(&memory).0, Err((Awaited::SecondHand, missing)));
     }
 }

@@ -33,7 +33,8 @@ pub unsafe fn minimax_rms(
     operands.check(Device::Cpu)?;
     let words = operands.tokens() * operands.matrices();
     let region_bytes = workspace.member().geometry.region_bytes(words * size_of::<f32>())?;
-    let mut turn = workspace.take_turn("minimax_allreduce_rms", interrupted)?;
+    let name = if operands.matrices() == 2 { "minimax_allreduce_rms_qk" } else { "minimax_allreduce_rms" };
+    let mut turn = workspace.take_turn(name, interrupted)?;
     if words == 0 {
         return Ok(());
     }

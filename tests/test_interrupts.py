@@ -1,0 +1,179 @@
+"""Signals, threads and forks: what may happen to a workspace while an operation on it waits."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import lamport_rs
+import pytest
+import torch
+from lamport_rs import LamportError
+from ranks import ProcessRanks, Rank
+from reference import check_same_bits
+
+PATIENCE = 20.0
+"""Seconds for what is to happen at once, on a busy machine."""
+PROMPT = 1.0
+"""Seconds from a signal to what it ends."""
+
+
+def await_file(file: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not Path(file).exists():
+        assert time.monotonic() < deadline, f"{file} has not come"
+        time.sleep(0.01)
+
+
+def signal_a_waiting_rank(ranks: ProcessRanks, ready: Path, number: signal.Signals) -> list:
+    """Send rank 0 a signal when its operation waits, and return the outcomes, which have to come promptly."""
+    await_file(str(ready))
+    time.sleep(0.3)
+    signalled = time.monotonic()
+    ranks.signal(0, number)
+    outcomes = ranks.finish(PATIENCE)
+    assert time.monotonic() - signalled < PROMPT
+    return outcomes
+
+
+def wait_for_ever(me: Rank, ready: str) -> str:
+    """One rank waits without a limit until a signal comes; then its workspace is of no use."""
+    workspace = me.workspace(4096, timeout=0)
+    if me.rank != 0:
+        return ""
+    try:
+        Path(ready).touch()
+        lamport_rs.all_reduce(torch.ones(4), workspace)
+    except KeyboardInterrupt:
+        with pytest.raises(LamportError, match="interrupted while waiting for rank 1") as refused:
+            lamport_rs.all_reduce(torch.ones(4), workspace)
+        return str(refused.value)
+    return "no KeyboardInterrupt"
+
+
+def test_a_keyboard_interrupt_ends_a_wait_promptly(new_ranks, tmp_path):
+    ranks, ready = new_ranks(2), tmp_path / "ready"
+    ranks.start(wait_for_ever, str(ready))
+    outcomes = signal_a_waiting_rank(ranks, ready, signal.SIGINT)
+    assert "can no longer be used" in str(outcomes[0])
+
+
+def clean_up_in_a_handler(me: Rank, ready: str, leave: bool) -> str:
+    workspace = me.workspace(4096, timeout=0)
+    if me.rank != 0:
+        return ""
+
+    def handle(*_: object) -> None:
+        workspace.cleanup()
+        if leave:
+            raise SystemExit
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        Path(ready).touch()
+        lamport_rs.all_reduce(torch.ones(4), workspace)
+    except (LamportError, SystemExit) as error:
+        with pytest.raises(LamportError, match="was cleaned up; create a new one"):
+            lamport_rs.all_reduce(torch.ones(4), workspace)
+        return repr(error)
+    return "the operation returned"
+
+
+@pytest.mark.parametrize("leave", [False, True], ids=["that returns", "that leaves"])
+def test_a_handler_that_cleans_up_ends_the_operation_that_waits(new_ranks, tmp_path, leave):
+    ranks, ready = new_ranks(2), tmp_path / "ready"
+    ranks.start(clean_up_in_a_handler, str(ready), leave)
+    outcome = signal_a_waiting_rank(ranks, ready, signal.SIGTERM)[0]
+    expected = (
+        "SystemExit()" if leave else "LamportError('all_reduce: this workspace was cleaned up while the operation"
+    )
+    assert str(outcome).startswith(expected)
+
+
+def use_in_a_handler(me: Rank, ready: str, handled: str) -> None:
+    workspace = me.workspace(4096, timeout=0)
+    if me.rank == 0:
+
+        def handle(*_: object) -> None:
+            workspace.synchronize()
+            assert workspace.workspace.numel() == 8
+            for target in (workspace, workspace.workspace):
+                with pytest.raises(LamportError, match="all_reduce was called from within another operation"):
+                    lamport_rs.all_reduce(torch.ones(4), target)
+            Path(handled).touch()
+
+        signal.signal(signal.SIGTERM, handle)
+        Path(ready).touch()
+    else:
+        await_file(handled)
+    for _ in range(5):
+        check_same_bits(lamport_rs.all_reduce(torch.ones(4), workspace), torch.full((4,), 2.0))
+
+
+def test_a_handler_that_uses_the_workspace_is_refused_and_the_operation_goes_on(new_ranks, tmp_path):
+    ranks, ready = new_ranks(2), tmp_path / "ready"
+    ranks.start(use_in_a_handler, str(ready), str(tmp_path / "handled"))
+    assert signal_a_waiting_rank(ranks, ready, signal.SIGTERM) == [None, None]
+
+
+def queue_behind_a_thread(me: Rank, ready: str) -> tuple[float, str]:
+    """The main thread waits for a thread that waits for ever; then it gives the workspace up."""
+    workspace = me.workspace(4096, timeout=0)
+    if me.rank != 0:
+        return 0.0, ""
+    errors: list[LamportError] = []
+
+    def wait_in_vain() -> None:
+        try:
+            lamport_rs.all_reduce(torch.ones(4), workspace)
+        except LamportError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait_in_vain, daemon=True)
+    thread.start()
+    time.sleep(0.2)
+    Path(ready).touch()
+    with pytest.raises(KeyboardInterrupt):
+        lamport_rs.all_reduce(torch.ones(4), workspace)
+    workspace.synchronize()
+    assert not errors
+    started = time.monotonic()
+    workspace.cleanup()
+    took = time.monotonic() - started
+    thread.join(PATIENCE)
+    return took, str(errors)
+
+
+def test_waiting_for_another_threads_operation_obeys_an_interrupt_and_cleaning_up_waits_for_none(new_ranks, tmp_path):
+    ranks, ready = new_ranks(2), tmp_path / "ready"
+    ranks.start(queue_behind_a_thread, str(ready))
+    took, errors = signal_a_waiting_rank(ranks, ready, signal.SIGINT)[0]
+    assert took < PROMPT / 2
+    assert "cleaned up while the operation ran" in errors
+
+
+def fork_and_reduce(me: Rank) -> list[int]:
+    """The exit codes of a process forked from each rank, before and while the rank goes on."""
+    workspace = me.workspace(4096, timeout=10)
+    total = torch.full((4,), float(me.world_size))
+    check_same_bits(lamport_rs.all_reduce(torch.ones(4), workspace), total)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            for call in (workspace.synchronize, lambda: lamport_rs.all_reduce(torch.full((4,), 9.0), workspace)):
+                with pytest.raises(LamportError, match=f"belongs to process {os.getppid()}, from which this one"):
+                    call()
+            workspace.cleanup()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    for _ in range(5):
+        check_same_bits(lamport_rs.all_reduce(torch.ones(4), workspace), total)
+    return [os.waitstatus_to_exitcode(status)]
+
+
+def test_a_forked_process_is_refused_and_does_not_disturb_the_rank(new_ranks):
+    assert new_ranks(2).run(fork_and_reduce) == [[0], [0]]
