@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,8 @@ class Latency:
     median_us: float
     min_us: float
     max_us: float
+    graph_operations: int | None = None
+    """Operations of the graph, if it was made shorter than others for the host to keep ahead of the device."""
 
 
 def measure(operation: Callable[[], object], repetitions: int, device: torch.device) -> Latency:
@@ -149,7 +151,11 @@ def measure_replays(
     for _ in range(_WARM_UP + replays):
         for graph, collected in zip(graphs, times, strict=True):
             collected.append(graph.time(align))
-    return [slowest_rank(collected[_WARM_UP:], device) for collected in times]
+    found = []
+    for graph, collected in zip(graphs, times, strict=True):
+        shorter = graph.operations if graph.operations < GRAPH_OPERATIONS else None
+        found.append(replace(slowest_rank(collected[_WARM_UP:], device), graph_operations=shorter))
+    return found
 
 
 def measure_calls(operation: Callable[[], object], device: torch.device, samples: int = 20) -> Latency:

@@ -37,12 +37,23 @@ class Row:
     bytes: int | None = None
     tokens: int | None = None
     hidden: int | str | None = None
+    graph_operations: int | None = None
+    """As in `Latency`."""
 
     @classmethod
     def of(cls, case: Case, impl: str, world_size: int, latency: Latency) -> Row:
         """Return the row of an implementation's latency."""
-        figures = {name: round(value, _DIGITS) for name, value in asdict(latency).items()}
-        return cls(impl=impl, world_size=world_size, **case.keys(), **figures)
+        median, least, most = (round(each, _DIGITS) for each in (latency.median_us, latency.min_us, latency.max_us))
+        shorter = latency.graph_operations
+        return cls(
+            impl=impl,
+            world_size=world_size,
+            median_us=median,
+            min_us=least,
+            max_us=most,
+            graph_operations=shorter,
+            **case.keys(),
+        )
 
     @property
     def case(self) -> Case:

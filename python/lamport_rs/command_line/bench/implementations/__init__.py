@@ -11,12 +11,7 @@ from lamport_rs.command_line.bench.implementations.by_torch import (
     SymmMemOneShot,
     SymmMemTwoShot,
 )
-from lamport_rs.command_line.bench.implementations.others import (
-    FlashInferOneShot,
-    FlashInferOneShotEarly,
-    FlashInferTwoShot,
-    VllmCustom,
-)
+from lamport_rs.command_line.bench.implementations.others import FlashInferOneShot, VllmCustom
 from lamport_rs.command_line.bench.implementations.own import Lamport, LamportOneShot, LamportTwoShot
 
 __all__ = ["IMPLEMENTATIONS", "Call", "Implementation", "Outputs", "implementations_of"]
@@ -30,8 +25,6 @@ IMPLEMENTATIONS: tuple[type[Implementation], ...] = (
     SymmMemOneShot,
     SymmMemTwoShot,
     FlashInferOneShot,
-    FlashInferOneShotEarly,
-    FlashInferTwoShot,
     VllmCustom,
     EagerNccl,
     EagerGloo,

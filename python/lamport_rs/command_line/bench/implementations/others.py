@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,10 +23,13 @@ _VLLM_BLOCKS = 36
 """As vLLM launches it."""
 
 
-class FlashInfer(Implementation):
-    """FlashInfer's port of TensorRT-LLM's fused kernels, with programmatic dependent launch."""
+class FlashInferOneShot(Implementation):
+    """FlashInfer's port of TensorRT-LLM's fused kernels, one-shot, with programmatic dependent launch.
 
-    options: ClassVar[dict[str, Any]]
+    (Its two-shot took 15 us and more at all sizes on two GPUs, and did not return at 8 MiB.)
+    """
+
+    name = "flashinfer_one_shot"
     backend = "cuda"
     operations = frozenset({"all_reduce", "all_reduce_rms_norm"})
 
@@ -81,36 +84,17 @@ class FlashInfer(Implementation):
             "hidden_dim": rows.shape[1],
             "workspace_ptrs": self._workspace,
             "launch_with_pdl": True,
+            # As vLLM and SGLang call it: completed early, the next kernel may read stale data. (Nor was it faster.)
+            "trigger_completion_at_end": True,
             "fp32_acc": True,
             "pattern_code": pattern,
-            **self.options,
+            "use_oneshot": True,
             **operands,
         }
 
     def close(self) -> None:
         """Free FlashInfer's workspace."""
         self._comm.trtllm_destroy_ipc_workspace_for_all_reduce_fusion(self._handles, group=dist.group.WORLD)
-
-
-class FlashInferOneShot(FlashInfer):
-    """As vLLM and SGLang call it: completed early, the next kernel may read stale data."""
-
-    name = "flashinfer_one_shot"
-    options: ClassVar[dict[str, Any]] = {"use_oneshot": True, "trigger_completion_at_end": True}
-
-
-class FlashInferOneShotEarly(FlashInfer):
-    """The same kernel, completed early: what follows may not read its results, so this is a bound of its speed."""
-
-    name = "flashinfer_one_shot_early"
-    options: ClassVar[dict[str, Any]] = {"use_oneshot": True, "trigger_completion_at_end": False}
-
-
-class FlashInferTwoShot(FlashInfer):
-    """Reduce-scatter and all-gather, with barriers."""
-
-    name = "flashinfer_two_shot"
-    options: ClassVar[dict[str, Any]] = {"use_oneshot": False, "trigger_completion_at_end": True}
 
 
 class VllmCustom(Implementation):
