@@ -57,6 +57,8 @@ BAD = {
     "a rank that is a bool": ({"rank": True}, "rank is True, but must be an integer"),
     "a rank that cannot be hashed": ({"rank": []}, r"rank is \[\], but must be an integer"),
     "a group size that is several": ({"world_size": np.ones(3, int)}, "world_size is array.*, but must be an integer"),
+    "two shots from less than nothing": ({"two_shot_from": -1}, "two_shot_from is -1 bytes, but must not be negative"),
+    "two shots from a fraction on": ({"two_shot_from": 0.5}, "two_shot_from is 0.5, but must be an integer"),
     "memory in a wrong type": ({"comm_size": None}, "comm_size is None, but must be an integer"),
 }
 
@@ -86,6 +88,13 @@ def test_all_ranks_raise_the_same_error_promptly(name, offenders):
     if len(offenders) == 1:
         assert f"rank {offenders[0]}" in str(errors[0])
     assert ranks.run(create, [], {}) == ["a workspace"] * 2
+
+
+def test_ranks_that_would_choose_between_the_algorithms_differently_get_no_workspace():
+    errors = errors_of(ThreadRanks(2, patience=PROMPTLY).try_run(create, [1], {"two_shot_from": 64}))
+    for error in errors:
+        assert isinstance(error, LamportError)
+        assert "the ranks differ in two_shot_from: rank 0 has None, rank 1 has 64" in str(error)
 
 
 BAD_TO_THE_CACHE = {

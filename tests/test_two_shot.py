@@ -3,6 +3,7 @@
 import lamport_rs
 import pytest
 import torch
+from foreign_kernel import Table
 from ranks import Rank
 from reference import DTYPES, check_same_bits, random_tensor
 
@@ -62,6 +63,21 @@ def choose_what_fits(me: Rank) -> None:
 @pytest.mark.parametrize("world_size", [3, 4, 8])
 def test_where_only_two_shot_fits_it_is_chosen(ranks_of, world_size):
     ranks_of(world_size).run(choose_what_fits)
+
+
+def choose_from(me: Rank, elements: int, two_shot_from: int | None) -> int:
+    """The extent that the operation leaves to clear: four ranks use half as much of a slot by two-shot."""
+    tensor = random_tensor((elements,), torch.float32, me.rank)
+    workspace = me.workspace(me.world_size * tensor.nbytes, two_shot_from=two_shot_from)
+    total = lamport_rs.all_reduce(tensor, workspace)
+    chosen = Table(workspace.workspace, me.world_size).extents.tolist()[0]
+    check_same_bits(total, lamport_rs.all_reduce(tensor, workspace, algorithm="one_shot"), "auto")
+    return chosen
+
+
+@pytest.mark.parametrize(("two_shot_from", "factor"), [(None, 4), (0, 2), (65_536, 2), (65_537, 4), (1 << 40, 4)])
+def test_the_caller_can_say_from_which_size_tensors_are_summed_in_two_shots(ranks_of, two_shot_from, factor):
+    assert ranks_of(4).run(choose_from, 16_384, two_shot_from) == [factor * 65_536] * 4
 
 
 def compare_automatic(me: Rank) -> None:

@@ -27,6 +27,7 @@ class Workspace:
         world_size: int,
         comm_size: int,
         timeout: float,
+        two_shot_from: int | None,
         cuda_index: int | None,
         all_gather: Callable[[bytes], list[bytes]],
     ) -> Workspace: ...

@@ -39,6 +39,8 @@ class LamportWorkspace:
         backend: `"host"`, `"cuda"`, or `"auto"` for the one that fits the device.
         timeout: Seconds an operation waits without hearing of a peer before it raises `LamportTimeoutError`, naming the
             missing ranks; 0 or infinite for no limit.
+        two_shot_from: Bytes of a tensor from which `algorithm="auto"` sums it in two shots; the same on every rank.
+            None: from where that was measured to be faster (docs/scaling.md has the rule).
 
     Raises:
         LamportError: On every rank, if the arguments of any rank are wrong, or differ where they must not, or its
@@ -55,6 +57,7 @@ class LamportWorkspace:
         device: torch.device | str | int | None = None,
         backend: Backend = "auto",
         timeout: float = DEFAULT_TIMEOUT,
+        two_shot_from: int | None = None,
     ) -> None:
         self._core: _core.Workspace | None = None
         self._table: torch.Tensor | None = None
@@ -63,8 +66,10 @@ class LamportWorkspace:
             self._rank, self._world_size = as_integer("rank", rank), as_integer("world_size", world_size)
             self._comm_size, seconds = as_integer("comm_size", comm_size), as_seconds("timeout", timeout)
             self._backend, self._device = resolve_backend(backend, device)
+            least = None if two_shot_from is None else as_integer("two_shot_from", two_shot_from)
         cuda_index = self._device.index if self._backend == "cuda" else None
-        self._core = _core.Workspace(self._rank, self._world_size, self._comm_size, seconds, cuda_index, all_gather)
+        settings = self._rank, self._world_size, self._comm_size, seconds, least
+        self._core = _core.Workspace(*settings, cuda_index, all_gather)
         self._table = from_dlpack(self._core.table())
 
     @property

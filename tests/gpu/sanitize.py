@@ -2,7 +2,8 @@
 
     compute-sanitizer --tool memcheck --target-processes all python3 tests/gpu/sanitize.py
 
-Also `--tool racecheck`, `initcheck` and `synccheck`. Without a checker it takes some seconds. Results are compared with
+Also `--tool racecheck`, `initcheck` and `synccheck`. `minimax`, `sums` or `norms` behind it names what to run, instead
+of all. Without a checker it takes some seconds. Results are compared with
 references, so that it fails too where a checker changes what kernels do.
 """
 
@@ -37,7 +38,7 @@ SUM_BYTES = [2, 130, 5002, MOST_BYTES - 14]
 ROWS = [(1, 8), (3, 200), (3, 1025), (140, 1000), (140, 1030)]
 
 
-def run_all(rank: int, store: str) -> None:
+def run_all(rank: int, store: str, names: list[str]) -> None:
     patience = timedelta(seconds=5 * PATIENCE)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD_SIZE, timeout=patience)
     me = Rank(rank, WORLD_SIZE, one_gpu_per_rank(rank))
@@ -46,7 +47,7 @@ def run_all(rank: int, store: str) -> None:
     assert int((memory == SENTINEL).sum()) == 999
     workspace = me.workspace(comm_size_for(me, MOST_BYTES), timeout=PATIENCE)
     count = 0
-    for operation in chain(minimax_operations(me), sums(me), norms(me)):
+    for operation in chain.from_iterable(OPERATIONS[name](me) for name in names):
         operation(workspace)
         workspace.synchronize()
         operation.check(f"rank {rank}")
@@ -79,8 +80,14 @@ def norms(me: Rank) -> Iterator[NormedReduction]:
         yield NormedReduction.random(me, tokens, hidden, algorithm, *dtypes)
 
 
-def main() -> int:
+OPERATIONS = {"minimax": minimax_operations, "sums": sums, "norms": norms}
+
+
+def main(names: list[str]) -> int:
     """Start the ranks; the exit status is theirs."""
+    if unknown := [name for name in names if name not in OPERATIONS]:
+        print(f"{unknown} cannot be run; there are {list(OPERATIONS)}")
+        return 2
     gpus = torch.cuda.device_count()
     needed = 1 if SHARING else WORLD_SIZE
     if gpus < needed:
@@ -88,7 +95,8 @@ def main() -> int:
         return 2
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [context.Process(target=run_all, args=(rank, f"file://{folder}/store")) for rank in range(WORLD_SIZE)]
+        arguments = f"file://{folder}/store", names or list(OPERATIONS)
+        ranks = [context.Process(target=run_all, args=(rank, *arguments)) for rank in range(WORLD_SIZE)]
         for rank in ranks:
             rank.start()
         for rank in ranks:
@@ -101,4 +109,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -24,17 +24,19 @@ pub struct Workspace {
 #[pymethods]
 impl Workspace {
     #[new]
-    #[pyo3(signature = (rank, world_size, comm_size, timeout, cuda_index, all_gather))]
+    #[pyo3(signature = (rank, world_size, comm_size, timeout, two_shot_from, cuda_index, all_gather))]
+    #[allow(clippy::too_many_arguments, reason = "the class's arguments")]
     fn new(
         py: Python<'_>,
         rank: i64,
         world_size: i64,
         comm_size: i64,
         timeout: f64,
+        two_shot_from: Option<i64>,
         cuda_index: Option<usize>,
         all_gather: Py<PyAny>,
     ) -> PyResult<Self> {
-        let settings = Settings { rank, world_size, comm_size, timeout };
+        let settings = Settings { rank, world_size, comm_size, timeout, two_shot_from };
         let mut transport = Callable::new(all_gather);
         let created = interruptible(py, |_| match cuda_index {
             None => HostWorkspace::create(&settings, &mut transport).map(Arc::new).map(AnyWorkspace::Host),

@@ -27,7 +27,8 @@ pub unsafe fn all_reduce(workspace: &CudaWorkspace, operands: &AllReduce, stream
     let bytes = operands.input.bytes();
     let message = |algorithm: Algorithm| algorithm.tensor_message_bytes(bytes, world_size);
     let region_bytes = |algorithm| geometry.region_bytes(message(algorithm));
-    let (algorithm, _) = choose(operands.algorithm, bytes >= two_shot_from(world_size), region_bytes)?;
+    let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(world_size));
+    let (algorithm, _) = choose(operands.algorithm, is_large, region_bytes)?;
     let shape = AllReduceShape { bytes, dtype: operands.input.dtype, world_size, algorithm };
     let parameters = |plan: <AllReduceShape as Planned>::Plan| {
         let (input, output) = (operands.input.pointer as u64, operands.output.pointer as u64);
@@ -53,7 +54,7 @@ pub unsafe fn all_reduce_rms_norm(
     let input = operands.input;
     let (tokens, hidden) = (input.rows(), input.columns());
     let message = |algorithm: Algorithm| algorithm.message_bytes(tokens, hidden * input.dtype.size(), world_size);
-    let is_large = input.bytes() >= rms_norm::two_shot_from(world_size);
+    let is_large = input.bytes() >= workspace.two_shot_from.unwrap_or_else(|| rms_norm::two_shot_from(world_size));
     let region_bytes = |algorithm| geometry.region_bytes(message(algorithm));
     let asked = if rms_norm::has_two_shot(tokens, world_size) { operands.algorithm } else { Some(Algorithm::OneShot) };
     let (algorithm, _) = choose(asked, is_large, region_bytes)?;

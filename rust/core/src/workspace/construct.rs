@@ -8,7 +8,7 @@ use lamport_rs_protocol::sentinel::Vector;
 
 use crate::error::{Error, Result};
 use crate::exchange::Exchange;
-use crate::workspace::hello::{self, Hello};
+use crate::workspace::hello::{self, AS_MEASURED, Hello};
 
 /// A kind of memory that crosses processes.
 pub trait Backend {
@@ -70,6 +70,8 @@ pub struct Request {
     pub comm_size: usize,
     /// What the caller's argument for it is called.
     pub size_name: &'static str,
+    /// What the caller asked for; all ranks must agree on it too.
+    pub two_shot_from: Option<i64>,
 }
 
 /// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
@@ -83,6 +85,7 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
             backend: B::NAME.to_owned(),
             world_size: request.world_size as u64,
             comm_size: request.comm_size as u64,
+            two_shot_from: request.two_shot_from.map_or(AS_MEASURED, |bytes| bytes as u64),
             device: backend.device(),
             nonce,
             handle: backend.export(&mut block, nonce)?,

@@ -132,6 +132,8 @@ pub struct CudaWorkspace {
     pub device: Arc<Device>,
     member: Member,
     timeout: Option<Duration>,
+    /// Bytes from which tensors are summed in two shots, if the caller said so.
+    pub two_shot_from: Option<usize>,
     group: KernelGroup,
     state: Mutex<State>,
     cleaned_up: AtomicBool,
@@ -185,6 +187,7 @@ impl CudaWorkspace {
             word: SENTINEL,
             comm_size: geometry.comm_size(),
             size_name: "comm_size",
+            two_shot_from: settings.two_shot_from,
         });
         // Where there is no device, `request` is an error, and the backend is never asked for anything.
         let group = match &checked {
@@ -193,7 +196,8 @@ impl CudaWorkspace {
         }?;
         let (member, timeout, device, private) = checked?;
         let (nonces, slots) = (group.nonces.clone(), group.addresses());
-        let workspace = Self::over(member, timeout, device, private, group);
+        let mut workspace = Self::over(member, timeout, device, private, group);
+        workspace.two_shot_from = settings.two_shot_from();
         let verified = workspace.write_control(&slots).and_then(|()| workspace.verify(&nonces));
         exchange.agree(verified)?;
         Ok(workspace)
@@ -220,6 +224,7 @@ impl CudaWorkspace {
         Self {
             member,
             timeout,
+            two_shot_from: None,
             group: kernel_group,
             state: Mutex::new(State { failure: None, order: StreamOrder::new(&device), plans: Plans::default() }),
             cleaned_up: AtomicBool::new(false),

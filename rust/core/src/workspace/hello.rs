@@ -8,6 +8,9 @@ use crate::exchange::{Payload, Reader, Writer};
 /// The package's version: ranks of different versions do not share memory.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// [`Hello::two_shot_from`] of a rank that asks for no size of its own.
+pub const AS_MEASURED: u64 = u64::MAX;
+
 /// One rank's introduction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -21,6 +24,8 @@ pub struct Hello {
     pub world_size: u64,
     /// Bytes per slot, or per buffer.
     pub comm_size: u64,
+    /// Bytes from which tensors are summed in two shots.
+    pub two_shot_from: u64,
     /// The device, in words.
     pub device: String,
     /// What will prove, by arriving as it is, that the sender's memory is mapped rightly.
@@ -33,7 +38,7 @@ impl Payload for Hello {
     fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::default();
         writer.text(&self.version).text(&self.host).text(&self.backend).u64(self.world_size).u64(self.comm_size);
-        writer.text(&self.device);
+        writer.u64(self.two_shot_from).text(&self.device);
         for word in self.nonce {
             writer.u32(word);
         }
@@ -48,6 +53,7 @@ impl Payload for Hello {
             backend: reader.text()?,
             world_size: reader.u64()?,
             comm_size: reader.u64()?,
+            two_shot_from: reader.u64()?,
             device: reader.text()?,
             nonce: [reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?],
             handle: {
@@ -75,7 +81,12 @@ pub fn check_agreement(hellos: &[Hello], size_name: &str) -> Result<()> {
     check("backend", &|hello| hello.backend.clone(), "pass the same backend and kind of device on every rank")?;
     check("world_size", &|hello| hello.world_size.to_string(), "pass the group's size on every rank")?;
     let advice = format!("pass the same {size_name} on every rank");
-    check(size_name, &|hello| hello.comm_size.to_string(), &advice)
+    check(size_name, &|hello| hello.comm_size.to_string(), &advice)?;
+    let two_shot_from = |hello: &Hello| match hello.two_shot_from {
+        AS_MEASURED => "None".to_owned(),
+        bytes => bytes.to_string(),
+    };
+    check("two_shot_from", &two_shot_from, "pass the same on every rank")
 }
 
 /// The host's name and the identity of its present boot: equal for all processes under one kernel, containers included.
@@ -110,6 +121,7 @@ mod tests {
             backend: "host".into(),
             world_size: 2,
             comm_size: 4096,
+            two_shot_from: AS_MEASURED,
             device: "cpu".into(),
             nonce: [1, 2, 3, 4],
             handle: vec![5; 64],
@@ -135,6 +147,7 @@ mod tests {
             ("backend: rank 0 has host, rank 1 has cuda", Hello { backend: "cuda".into(), ..hello() }),
             ("world_size: rank 0 has 2, rank 1 has 4", Hello { world_size: 4, ..hello() }),
             ("comm_size: rank 0 has 4096, rank 1 has 8192", Hello { comm_size: 8192, ..hello() }),
+            ("two_shot_from: rank 0 has None, rank 1 has 64", Hello { two_shot_from: 64, ..hello() }),
         ];
         for (text, other) in changed {
             let error = check_agreement(&[hello(), other], "comm_size").unwrap_err().to_string();

@@ -91,6 +91,8 @@ struct State {
 pub struct HostWorkspace {
     member: Member,
     timeout: Option<Duration>,
+    /// Bytes from which tensors are summed in two shots, if the caller said so.
+    pub two_shot_from: Option<usize>,
     blocks: Blocks,
     control: Box<ControlWords>,
     table: Vec<i64>,
@@ -117,12 +119,13 @@ impl HostWorkspace {
             word: SENTINEL,
             comm_size: geometry.comm_size(),
             size_name: "comm_size",
+            two_shot_from: settings.two_shot_from,
         });
         let Group { own, peers, .. } = construct(&HostBackend, &mut exchange, request)?;
         let (member, timeout) = checked?;
         let mut own = Some(own.into_mapping());
         let mappings = peers.into_iter().filter_map(|peer| peer.or_else(|| own.take())).map(Arc::new).collect();
-        Ok(Self::over(member, timeout, mappings))
+        Ok(Self { two_shot_from: settings.two_shot_from(), ..Self::over(member, timeout, mappings) })
     }
 
     /// The workspaces of a whole group whose ranks are threads of this process, over one mapping of each block: a race
@@ -148,7 +151,8 @@ impl HostWorkspace {
         });
         let pointers: Vec<u64> = bases.iter().map(|base| base.as_ptr() as u64).collect();
         let table = table::table(&pointers, control.counters.get() as u64, control.extents.get() as u64);
-        Self { member, timeout, blocks, control, table, turns: Turns::new(State::default()), _mappings: mappings }
+        let turns = Turns::new(State::default());
+        Self { member, timeout, two_shot_from: None, blocks, control, table, turns, _mappings: mappings }
     }
 
     /// Rank and geometry.

@@ -34,13 +34,23 @@ pub struct Settings {
     pub comm_size: i64,
     /// How long an operation waits for its peers, in seconds; 0 or infinite for ever.
     pub timeout: f64,
+    /// Bytes of a tensor from which it is summed in two shots, where the caller leaves the choice; `None`: as measured.
+    pub two_shot_from: Option<i64>,
 }
 
 impl Settings {
     /// The member and its timeout, or what is wrong with them.
     pub(crate) fn check(&self) -> Result<(Member, Option<Duration>)> {
         let geometry = Geometry::new(self.world_size, self.comm_size)?;
+        if let Some(bytes) = self.two_shot_from.filter(|bytes| *bytes < 0) {
+            return Err(Error::Argument(format!("two_shot_from is {bytes} bytes, but must not be negative")));
+        }
         Ok((Member { rank: geometry.check_rank(self.rank)?, geometry }, self.timeout()?))
+    }
+
+    /// Checked before.
+    pub(crate) fn two_shot_from(&self) -> Option<usize> {
+        self.two_shot_from.map(|bytes| bytes as usize)
     }
 
     /// `None` for ever.
@@ -64,7 +74,9 @@ mod tests {
     use super::*;
 
     fn timeout(timeout: f64) -> Result<Option<Duration>> {
-        Settings { rank: 0, world_size: 2, comm_size: 4096, timeout }.check().map(|(_, timeout)| timeout)
+        Settings { rank: 0, world_size: 2, comm_size: 4096, timeout, two_shot_from: None }
+            .check()
+            .map(|(_, timeout)| timeout)
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn two_shot_from(world_size: usize) -> usize {
 pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
     operands.check(Device::Cpu)?;
     let (geometry, bytes) = (workspace.member().geometry, operands.input.bytes());
-    let is_large = bytes >= two_shot_from(geometry.world_size());
+    let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(geometry.world_size()));
     let (algorithm, region_bytes) =
         choose(operands.algorithm, is_large, |algorithm| region_bytes(algorithm, geometry, bytes))?;
     let mut turn = workspace.take_turn("all_reduce", interrupted)?;
