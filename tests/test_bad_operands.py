@@ -39,6 +39,14 @@ with warnings.catch_warnings():
     PARTS = [torch.ones(2, COLUMNS), torch.ones(3, COLUMNS)]
     NESTED = torch.nested.nested_tensor(PARTS)
     JAGGED = torch.nested.nested_tensor(PARTS, layout=torch.jagged)
+
+
+class Pretender:
+    """No tensor, but with torch's way of describing one."""
+
+    __dlpack_c_exchange_api__ = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+
+
 TOO_LARGE = torch.ones(COMM_SIZE // 4 // 2 + 1)
 
 
@@ -91,6 +99,11 @@ CASES = {
     "a number as out": (reduce_with(out=1.0), "out must be a torch.Tensor, not float"),
     "a sparse input": (reduce_with(input=X.to_sparse()), "input"),
     "a sparse input alone": (lambda w: all_reduce(X.to_sparse(), w), "has no memory of its own"),
+    "an object as out that describes itself as tensors do": (
+        reduce_with(out=Pretender()),
+        "out must be a torch.Tensor",
+    ),
+    "a sparse qkv": (qk_with(qkv=X.to_sparse()), "qkv"),
     "an array as input": (reduce_with(input=ARRAY), "input must be a torch.Tensor, not ndarray"),
     "an array as out": (reduce_with(out=ARRAY), "out must be a torch.Tensor, not ndarray"),
     "an array as a norm's residual_out": (norm_with(residual_out=ARRAY), "residual_out must be a torch.Tensor"),

@@ -39,22 +39,24 @@ pub struct ExchangeApi {
 // SAFETY: the table is constant, and its functions may be called wherever the interpreter's lock is held.
 unsafe impl Sync for ExchangeApi {}
 
-/// The table of the first type that had one, `torch.Tensor` as a rule, so that it is looked up once.
-static FIRST: PyOnceLock<(Py<PyType>, &'static ExchangeApi)> = PyOnceLock::new();
+/// `torch.Tensor` and its table, looked up once: `None` where torch has none that this module can read.
+static TORCH: PyOnceLock<Option<(Py<PyType>, &'static ExchangeApi)>> = PyOnceLock::new();
 
 impl ExchangeApi {
-    /// The table of `tensor`'s type, if it has one that this module can read.
+    fn torch(py: Python<'_>) -> Option<&'static (Py<PyType>, &'static Self)> {
+        let look_up = || {
+            let kind = py.import("torch")?.getattr("Tensor")?.cast_into::<PyType>()?;
+            let table = Self::find(&kind);
+            Ok::<_, PyErr>(table.map(|table| (kind.unbind(), table)))
+        };
+        TORCH.get_or_try_init(py, look_up).ok()?.as_ref()
+    }
+
+    /// The table of `tensor`'s type, if it is torch's.
     pub fn of(tensor: &Bound<'_, PyAny>) -> Option<&'static Self> {
+        let (torch, table) = Self::torch(tensor.py())?;
         let kind = tensor.get_type();
-        match FIRST.get(tensor.py()) {
-            Some((first, table)) if kind.is(first) => Some(table),
-            _ => {
-                let table = Self::find(&kind)?;
-                // Whichever came first stays.
-                let _ = FIRST.set(tensor.py(), (kind.unbind(), table));
-                Some(table)
-            }
-        }
+        (kind.is(torch) || kind.is_subclass(torch.bind(tensor.py())).unwrap_or(false)).then_some(table)
     }
 
     fn find(kind: &Bound<'_, PyType>) -> Option<&'static Self> {
@@ -82,9 +84,9 @@ impl ExchangeApi {
         Some(description)
     }
 
-    /// The current stream of CUDA device `index`, as a driver's handle, if a tensor with a table was seen before.
+    /// torch's current stream of CUDA device `index`, as a driver's handle, if torch has the table.
     pub fn current_stream(py: Python<'_>, index: usize) -> Option<*mut c_void> {
-        let (_, table) = FIRST.get(py)?;
+        let (_, table) = Self::torch(py)?;
         let mut stream = std::ptr::null_mut();
         // SAFETY: the interpreter's lock is held, and the stream is written where this says.
         let status = unsafe { table.current_work_stream?(dlpack::CUDA, i32::try_from(index).ok()?, &mut stream) };

@@ -121,9 +121,11 @@ pub fn minimax_rms_qk(
 ) -> PyResult<()> {
     let found = find_workspace(workspace)?;
     check_member(&found, rank, world_size)?;
+    // In this order: outputs that were allocated like an input are not to be blamed for what is wrong with it.
+    let packed = extract(qkv, "qkv")?;
     let weights = [extract(norm_weight_q, "norm_weight_q")?, extract(norm_weight_k, "norm_weight_k")?];
     let outputs = [extract(q_out, "q_out")?, extract(k_out, "k_out")?];
-    let operands = MinimaxRms::packed(extract(qkv, "qkv")?, [q_size, kv_size], weights, outputs, eps)
+    let operands = MinimaxRms::packed(packed, [q_size, kv_size], weights, outputs, eps)
         .map_err(|error| to_python(workspace.py(), error))?;
     run_minimax(workspace.py(), &found, &operands)
 }
