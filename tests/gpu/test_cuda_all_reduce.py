@@ -25,7 +25,7 @@ def boundaries(world_size: int) -> list[int]:
     # Of two-shot, small blocks become large ones.
     larger_blocks = world_size * MIB
     # Of one-shot: the blocks that there are at least; blocks of another size, of two ranks.
-    least_blocks, other_blocks = 32 * block, [192 << 10, 449 << 10]
+    least_blocks, other_blocks = 32 * block, [192 << 10, 448 << 10]
     # What all blocks that run at once sum in one round.
     one_shot_round = MULTIPROCESSORS * (9 if world_size == 2 else 6) * block
     two_shot_round = world_size * MULTIPROCESSORS * (2048 if world_size == 2 else 1024) * VECTOR_BYTES

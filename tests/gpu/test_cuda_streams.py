@@ -117,7 +117,10 @@ def leave_a_stream_that_is_being_captured(me: Rank) -> None:
         operation(workspace)
         graph.capture_begin(capture_error_mode="thread_local")
         try:
-            with torch.cuda.stream(torch.cuda.Stream()), pytest.raises(LamportError, match="end the capture first"):
+            with (
+                torch.cuda.stream(torch.cuda.Stream()),
+                pytest.raises(LamportError, match="next time end the capture first"),
+            ):
                 operation(workspace)
         finally:
             graph.capture_end()

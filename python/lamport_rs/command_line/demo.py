@@ -15,7 +15,8 @@ from lamport_rs.command_line.bench.implementations.own import Lamport
 from lamport_rs.command_line.bench.member import Member, join
 from lamport_rs.command_line.bench.problems import Problem, pose
 from lamport_rs.command_line.launch import choose_backend, launch
-from lamport_rs.command_line.timing import Latency, Replay, measure, measure_replays
+from lamport_rs.command_line.replay import Replay, measure_replays
+from lamport_rs.command_line.timing import Latency, measure
 
 _SIZES = (512, 8 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -71,7 +72,7 @@ def _compare_minimax(own: Lamport, problem: Problem) -> tuple[int, Latency, Late
     graphs = [Replay(each, member.device) for each in (call, eager)]
     for graph in graphs:
         graph.settle(call)
-    latencies = measure_replays(graphs, call, member.device)
+    latencies = measure_replays(graphs, call)
     return problem.case.tokens or 0, latencies[0], latencies[1]
 
 

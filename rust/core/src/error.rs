@@ -22,6 +22,13 @@ pub enum Error {
     /// A tensor that no workspace is large enough for. Nothing was changed.
     #[error("{0}; split the tensor")]
     TooLarge(String),
+    /// An operation on another stream than the last one, which nothing can wait for.
+    #[error(
+        "the last operation was on a stream that is being captured now, so this one cannot follow it from another \
+         stream, and this rank is out of step: create a new workspace on every rank, and next time end the capture \
+         first, or capture on a stream of its own"
+    )]
+    StreamIsCaptured,
     /// A system call that failed.
     #[error("{call} failed: {reason}")]
     System {

@@ -19,6 +19,8 @@ use lamport_rs_kernels::{ModuleKey, module};
 
 const ASSEMBLER_VARIABLE: &str = "LAMPORT_RS_PTXAS";
 const WRITE_VARIABLE: &str = "LAMPORT_RS_WRITE_RESOURCES";
+/// The release that `resources.txt` is of.
+const RELEASE: &str = "release 12.9";
 /// Barriers of a block: that of all its threads, and the service warp's. A multiprocessor has some for each block that it
 /// could hold: a block that takes all sixteen (because a barrier's number is computed, say) takes other blocks' room.
 const BARRIERS: u32 = 2;
@@ -36,6 +38,13 @@ struct Resources {
 #[test]
 fn kernels_use_no_local_memory_the_recorded_registers_and_few_barriers() {
     let assembler = assembler();
+    let version = Command::new(&assembler).arg("--version").output().expect("ptxas runs");
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    assert!(
+        version.contains(RELEASE),
+        "{} is no {RELEASE}, whose figures are recorded:\n{version}",
+        assembler.display()
+    );
     let folder = env::temp_dir().join(format!("lamport-rs-resources-{}", std::process::id()));
     fs::create_dir_all(&folder).expect("the temporary folder is writable");
     let jobs: Vec<_> = ModuleKey::all().flat_map(|key| [(key, (8, 0)), (key, (9, 0))]).collect();

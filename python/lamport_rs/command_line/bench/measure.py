@@ -19,7 +19,8 @@ from lamport_rs.command_line.bench.options import Options
 from lamport_rs.command_line.bench.problems import EPSILON, Problem, pose
 from lamport_rs.command_line.bench.progress import Progress
 from lamport_rs.command_line.bench.record import Row
-from lamport_rs.command_line.timing import Latency, Replay, measure_in_turns, measure_replays
+from lamport_rs.command_line.replay import Replay, measure_replays
+from lamport_rs.command_line.timing import Latency, measure_in_turns
 
 T = TypeVar("T")
 
@@ -50,9 +51,13 @@ class Bench:
     def __init__(self, member: Member, options: Options, progress: Progress) -> None:
         self.findings = Findings()
         self._member, self._options, self._progress = member, options, progress
-        # The least that brings the ranks together on the GPU; it is there whatever else is not.
+        # The least that brings the ranks together on the GPU; it is there whatever else is not. With a workspace of its
+        # own: it would clear, at length, what a measured operation has left.
+        workspace = lamport_rs.LamportWorkspace(
+            member.rank, member.world_size, 4096, member.host_group, device=member.device
+        )
         row = torch.ones(1, 8, device=member.device, dtype=torch.bfloat16)
-        out, arguments = torch.empty_like(row), (member.workspace, member.rank, member.world_size, EPSILON)
+        out, arguments = torch.empty_like(row), (workspace, member.rank, member.world_size, EPSILON)
         self._align = lambda: lamport_rs.minimax_allreduce_rms(row, row[0], *arguments, out=out)
 
     def measure(self, what: str) -> None:
@@ -111,11 +116,8 @@ class Bench:
             if graph is None or self._attempt(what, partial(_settled, graph, self._align), case) is None:
                 continue
             graphs[implementation.name] = graph
-            if not graph.host_keeps_ahead:
-                reason = f"the host cannot enqueue {graph.operations} operations ahead: its time is in the figures"
-                self.findings.missing.append(Missing(f"the device's time of {what}", self._member.world_size, reason))
         self._progress.doing(f"{case}: timing")
-        found = measure_replays(list(graphs.values()), self._align, device, samples)
+        found = measure_replays(list(graphs.values()), self._align, samples)
         return dict(zip(graphs, found, strict=True))
 
     def _verify(self, implementation: Implementation, problem: Problem, outputs: Outputs) -> None:

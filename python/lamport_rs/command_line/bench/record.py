@@ -38,20 +38,21 @@ class Row:
     tokens: int | None = None
     hidden: int | str | None = None
     graph_operations: int | None = None
-    """As in `Latency`."""
+    """As in `Latency`, and so below."""
+    host_included: bool | None = None
 
     @classmethod
     def of(cls, case: Case, impl: str, world_size: int, latency: Latency) -> Row:
         """Return the row of an implementation's latency."""
         median, least, most = (round(each, _DIGITS) for each in (latency.median_us, latency.min_us, latency.max_us))
-        shorter = latency.graph_operations
         return cls(
             impl=impl,
             world_size=world_size,
             median_us=median,
             min_us=least,
             max_us=most,
-            graph_operations=shorter,
+            graph_operations=latency.graph_operations,
+            host_included=latency.host_included,
             **case.keys(),
         )
 

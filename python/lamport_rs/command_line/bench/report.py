@@ -11,6 +11,10 @@ from lamport_rs.command_line.bench.record import Row
 
 OWN = "lamport_rs"
 _RATIO = "best other / lamport_rs"
+_MARKS = {
+    "*": "*  in a shorter graph, whose start weighs more (graph_operations in the record)",
+    "**": "** with the host's time: it cannot enqueue the graph ahead of the device",
+}
 
 
 def tables(rows: Sequence[Row], ranks: str) -> str:
@@ -55,23 +59,36 @@ def missing_text(missing: Sequence[Missing]) -> str:
 
 def _table(title: str, rows: Sequence[Row]) -> str:
     names = implementations_in(rows)
-    by_case: dict[Case, dict[str, float]] = {}
+    by_case: dict[Case, dict[str, Row]] = {}
     for row in rows:
-        by_case.setdefault(row.case, {})[row.impl] = row.median_us
-    compared = any(ratio(medians) is not None for medians in by_case.values())
+        by_case.setdefault(row.case, {})[row.impl] = row
+    # What the host has slowed down says nothing of how much faster lamport_rs is.
+    ratios = {
+        case: ratio({row.impl: row.median_us for row in found.values() if not row.host_included})
+        for case, found in by_case.items()
+    }
+    compared = any(factor is not None for factor in ratios.values())
     header = ["bytes" if rows[0].bytes is not None else "tokens", *names, *([_RATIO] if compared else [])]
     body = []
-    for case, medians in by_case.items():
-        factor = ratio(medians)
-        cells = [case.size, *(_format_us(medians.get(name)) for name in names)]
+    for case, found in by_case.items():
+        factor = ratios[case]
+        cells = [case.size, *(_format(found.get(name)) for name in names)]
         body.append([*cells, *(["-" if factor is None else f"{factor:.2f}"] if compared else [])])
     widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *body]]
-    return "\n".join([title, "", *lines])
+    notes = [text for mark, text in _MARKS.items() if any(_mark(row) == mark for row in rows)]
+    return "\n".join([title, "", *lines, *notes])
 
 
-def _format_us(median: float | None) -> str:
-    """Three or four figures, as many as a median is worth."""
-    if median is None:
+def _mark(row: Row) -> str:
+    if row.host_included:
+        return "**"
+    return "*" if row.graph_operations is not None else ""
+
+
+def _format(row: Row | None) -> str:
+    """Three or four figures, as many as a median is worth, and the mark."""
+    if row is None:
         return "-"
-    return f"{median:.2f}" if median < 100 else f"{median:.0f}"
+    median = f"{row.median_us:.2f}" if row.median_us < 100 else f"{row.median_us:.0f}"
+    return median + _mark(row)

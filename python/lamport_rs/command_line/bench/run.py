@@ -71,8 +71,9 @@ def describe_method(options: Options) -> str:
         return f"calls back to back, median of {options.samples} alternating rounds, slowest rank"
     multicast = " ".join(f"{name}={os.environ.get(name, value)}" for name, value in NO_MULTICAST.items())
     return (
-        f"CUDA graphs of {GRAPH_OPERATIONS} operations after a delay kernel and an aligning operation, median of "
-        f"{options.samples} replays, slowest rank; host times by the clock; {multicast}"
+        f"CUDA graphs of {GRAPH_OPERATIONS} operations, or of graph_operations, enqueued behind a delay kernel and an "
+        f"aligning operation, implementations in turns, median of {options.samples} replays, slowest rank; host times "
+        f"by the clock, in inference mode; {multicast}"
     )
 
 

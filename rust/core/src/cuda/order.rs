@@ -20,7 +20,8 @@ pub struct StreamOrder {
     device: Arc<Device>,
     /// Of the last operation that was not captured.
     eager: Option<sys::CUstream>,
-    /// The last capture that recorded an operation which was looked at, and the stream of its last one.
+    /// The last capture that recorded an operation which was looked at, and the stream of its last one. Of two captures
+    /// that take turns, the other's streams are forgotten: each is to keep to one stream then.
     captured: Option<(u64, sys::CUstream)>,
     event: Option<sys::CUevent>,
 }
@@ -51,11 +52,7 @@ impl StreamOrder {
     fn follow_eager(&mut self, stream: sys::CUstream) -> Result<()> {
         if let Some(last) = self.eager.filter(|last| *last != stream) {
             if capture(last)?.is_some() {
-                return Err(Error::Argument(
-                    "the last operation was on a stream that is being captured now, so no other stream can wait for \
-                     it; end the capture first, or capture on a stream of its own"
-                        .to_owned(),
-                ));
+                return Err(Error::StreamIsCaptured);
             }
             self.wait(last, stream)?;
         }
@@ -86,8 +83,8 @@ impl StreamOrder {
                 *self.event.insert(result::event::create(flags).map_err(|error| error_of("cuEventCreate", error))?)
             }
         };
-        // SAFETY: the event is ours; `last` was a stream when the last operation was called on it, and torch's streams
-        // live as long as the process.
+        // SAFETY: the event is ours; `last` was a stream when the last operation was called on it. torch's own streams live
+        // as long as the process, and of others that is asked of the caller (docs/decisions.md).
         check("cuEventRecord", unsafe { sys::cuEventRecord(event, last) })?;
         // SAFETY: as above; `stream` is the caller's.
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream, event, 0) })

@@ -105,7 +105,7 @@ pub enum PlanError {
 
 /// Blocks that a reduction has at least, be it that most of them have nothing to reduce: they clear what the operation
 /// before left. With the blocks that 8 KiB need, that takes 45 us after a sum of 4 MiB; with these 7.
-/// Measured on H100: up to 66 blocks make no operation slower than 0.02 us.
+/// Measured on two H100: with up to 66 blocks, sums of up to 32 KiB take 0.03 us more at most, and the smallest less.
 pub const MIN_BLOCKS: u32 = 32;
 
 /// More would overflow the kernels' 32-bit offsets within a region.

@@ -84,7 +84,8 @@ class FlashInferOneShot(Implementation):
             "hidden_dim": rows.shape[1],
             "workspace_ptrs": self._workspace,
             "launch_with_pdl": True,
-            # As vLLM and SGLang call it: completed early, the next kernel may read stale data. (Nor was it faster.)
+            # As vLLM calls it: completed early, the next kernel may read stale data. (Early it was slower by up to 5 %,
+            # and faster by 2 % at 2 MiB.)
             "trigger_completion_at_end": True,
             "fp32_acc": True,
             "pattern_code": pattern,
@@ -98,7 +99,7 @@ class FlashInferOneShot(Implementation):
 
 
 class VllmCustom(Implementation):
-    """vLLM's custom all-reduce, in FlashInfer's copy of it; in CUDA graphs it reads the input where it is."""
+    """vLLM 0.8.2's custom all-reduce, as FlashInfer adapted it; in CUDA graphs it reads the input where it is."""
 
     name = "vllm_custom"
     backend = "cuda"
