@@ -15,11 +15,11 @@ _UNKNOWN = -1
 
 
 @contextmanager
-def refused_on_all_ranks(rank: object, world_size: object, all_gather: AllGather) -> Iterator[None]:
+def refused_on_all_ranks(rank: object, world_size: object, all_gather: AllGather | None) -> Iterator[None]:
     """Check and convert arguments in the body: whatever it raises reaches all ranks, which would wait for this one.
 
-    Its errors come out as the `LamportError` that every rank raises. `rank` and `world_size` are as the caller got
-    them, checked or not.
+    Its errors come out as the `LamportError` that every rank raises; without `all_gather`, where no rank waits, that
+    this one raises. `rank` and `world_size` are as the caller got them, checked or not.
     """
     try:
         yield
@@ -27,6 +27,8 @@ def refused_on_all_ranks(rank: object, world_size: object, all_gather: AllGather
         # Not only what is foreseen: an argument of any type may raise anything, and the peers are waiting.
         reason = str(error) if isinstance(error, LamportError) else f"{type(error).__name__}: {error}"
         readable = reason.encode("utf-8", "backslashreplace").decode()
+        if all_gather is None:
+            raise LamportError(readable) from error
         _core.refuse(_known(rank), _known(world_size), readable, all_gather)
 
 
@@ -36,7 +38,8 @@ def as_integer(name: str, value: object) -> int:
     Raises:
         LamportError: If it is none, or has more than 64 bits.
     """
-    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
+    # `type` first: to ask for a protocol takes microseconds, and cached workspaces are asked for again and again.
+    if type(value) is int or (isinstance(value, SupportsIndex) and not isinstance(value, bool)):
         try:
             integer = operator.index(value)
         except (TypeError, ValueError, RuntimeError):  # An array or a tensor of several elements, say.

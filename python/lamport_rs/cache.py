@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Hashable
-from concurrent.futures import Future
+from collections.abc import Callable, Hashable
 
 import torch
 
@@ -14,9 +14,49 @@ from lamport_rs.backends import resolve_device
 from lamport_rs.exchange import Group, all_gather_over, resolve_group
 from lamport_rs.workspace import LamportWorkspace
 
-_lock = threading.Lock()
-_entries: dict[Hashable, Future[LamportWorkspace]] = {}
-"""Workspaces that are there or being created."""
+
+class _Entry:
+    """A workspace that is there, or that a thread is creating.
+
+    A signal's handler may raise, or come here again, at any line. So an entry that is left half-way is as good as a new
+    one, and nothing waits for the thread that it runs in.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._is_being_created = False
+        self.workspace: LamportWorkspace | None = None
+        self.error: Exception | None = None
+        """Why it could not be created: for the threads that waited for it. Others get a new entry."""
+
+    def get(self, create: Callable[[], LamportWorkspace]) -> LamportWorkspace:
+        """Return the workspace, made by `create` if this is the first call."""
+        with self._lock:
+            if self.workspace is not None:
+                return self.workspace
+            if self.error is not None:
+                raise LamportError(str(self.error)) from self.error
+            if self._is_being_created:
+                raise LamportError("this workspace is asked for while the same thread is creating it")
+            self._is_being_created = True
+            try:
+                self.workspace = create()
+            except Exception as error:
+                self.error = error
+                raise
+            except BaseException as error:
+                # An interrupt is for the thread that it came to.
+                self.error = LamportError(f"the thread that was creating this workspace was stopped by {error!r}")
+                raise
+            finally:
+                self._is_being_created = False
+            return self.workspace
+
+
+_lock = threading.RLock()
+_entries: dict[tuple[Hashable, ...], _Entry] = {}
+_left_behind: list[_Entry] = []
+"""In a forked process: its parent's workspaces. To let them go would be to clean up after the parent."""
 
 
 class _ByIdentity:
@@ -61,44 +101,45 @@ def get_allreduce_workspace(
         int64 tensor of shape `[3 * world_size + 2]`, as `LamportWorkspace.workspace` describes.
 
     Raises:
-        LamportError: As for `LamportWorkspace`. Nothing is cached then.
+        LamportError: As for `LamportWorkspace`, and nothing is cached then. Arguments of a wrong type are an error of
+            all ranks only until there is a workspace of the group: later calls may be one rank's own.
     """
     group = resolve_group(process_group)
-    with refused_on_all_ranks(rank, world_size, all_gather_over(group)):
+    known = _hashable(group)
+    # Who has a workspace of the group need not be waiting in this call.
+    all_gather = None if _is_known(known) else all_gather_over(group)
+    with refused_on_all_ranks(rank, world_size, all_gather):
         rank, world_size = as_integer("rank", rank), as_integer("world_size", world_size)
         if comm_size is None:
             tokens = as_integer("max_tokens", max_tokens)
             comm_size = LamportWorkspace.compute_comm_size_for_minimax(tokens, world_size)
         comm_size = as_integer("comm_size", comm_size)
         resolved = resolve_device("auto", device)
-    key = (_hashable(group), rank, world_size, comm_size, resolved)
+    key = (known, rank, world_size, comm_size, resolved)
     with _lock:
         entry = _entries.get(key)
-        is_first = entry is None
-        if entry is None:
-            entry = _entries[key] = Future()
-    # Outside the lock: ranks that are threads of one process wait for each other while they create theirs.
-    if is_first:
-        try:
-            entry.set_result(LamportWorkspace(rank, world_size, comm_size, group, device=resolved))
-        except BaseException as error:
-            _forget(key, entry, error)
-            raise
-    return entry.result().workspace
+        if entry is None or entry.error is not None:
+            entry = _entries[key] = _Entry()
+    try:
+        # Outside the lock: ranks that are threads of one process wait for each other while they create theirs.
+        return entry.get(lambda: LamportWorkspace(rank, world_size, comm_size, group, device=resolved)).workspace
+    finally:
+        if entry.workspace is None:
+            _forget(key, entry)
 
 
 def clear_workspace_cache() -> None:
     """Clean up all cached workspaces and forget their groups. Not collective.
 
     Operations on their tables raise from then on. Call it before `torch.distributed.destroy_process_group()`, when no
-    operation is running on any rank.
+    operation is running on any rank. A workspace that a thread is creating meanwhile is that thread's, and not cached.
     """
     with _lock:
         entries = list(_entries.values())
         _entries.clear()
     for entry in entries:
-        if entry.exception() is None:
-            entry.result().cleanup()
+        if entry.workspace is not None:
+            entry.workspace.cleanup()
 
 
 def _hashable(group: Group) -> Hashable:
@@ -109,11 +150,24 @@ def _hashable(group: Group) -> Hashable:
     return group
 
 
-def _forget(key: Hashable, entry: Future[LamportWorkspace], error: BaseException) -> None:
-    """Take a workspace that could not be created out of the cache, and let those who wait for it know."""
+def _is_known(group: Hashable) -> bool:
     with _lock:
-        if _entries.get(key) is entry:
+        return any(key[0] == group for key, entry in _entries.items() if entry.workspace is not None)
+
+
+def _forget(key: tuple[Hashable, ...], entry: _Entry) -> None:
+    """Take a workspace that could not be created out of the cache, unless it is still being created."""
+    with _lock:
+        if _entries.get(key) is entry and entry.error is not None:
             del _entries[key]
-    # An interrupt is for the thread that it came to.
-    interrupted = LamportError(f"the thread that was creating this workspace was stopped by {error!r}")
-    entry.set_exception(error if isinstance(error, Exception) else interrupted)
+
+
+def _start_anew() -> None:
+    """Forget, in a forked process, what is the parent's, and its lock, which another thread may have held."""
+    global _lock
+    _lock = threading.RLock()
+    _left_behind.extend(_entries.values())
+    _entries.clear()
+
+
+os.register_at_fork(after_in_child=_start_anew)
