@@ -105,6 +105,11 @@ impl<'a> Patience<'a> {
         Ok(())
     }
 
+    /// To be called when there is reason to wait as long again: the wait goes on as it was.
+    pub fn restart_clock(&mut self) {
+        (self.started, self.asked) = (None, Duration::ZERO);
+    }
+
     /// To be called when what was waited for has come, before the next wait.
     fn renew(&mut self) {
         *self = Self::spinning(self.spins, self.cleaned_up);
@@ -116,21 +121,32 @@ pub struct BoundedWait<'a> {
     operation: &'static str,
     timeout: Option<Duration>,
     interrupted: Interrupted<'a>,
+    arrivals: &'a AtomicUsize,
     patience: Patience<'a>,
+}
+
+/// What an operation and those who are not it tell each other while it waits.
+#[derive(Debug, Default)]
+pub struct Signals {
+    /// Set by them: there is nothing left to wait for.
+    pub cleaned_up: AtomicBool,
+    /// Counted by it: something that it waited for has come.
+    pub arrivals: AtomicUsize,
 }
 
 impl<'a> BoundedWait<'a> {
     /// Waits up to `timeout` (`None`: for ever) for each word of `operation`, in a group of `world_size` ranks, unless
-    /// `cleaned_up` is set.
+    /// it hears that the workspace is cleaned up.
     pub fn new(
         operation: &'static str,
         world_size: usize,
         timeout: Option<Duration>,
-        cleaned_up: &'a AtomicBool,
+        signals: &'a Signals,
         interrupted: Interrupted<'a>,
     ) -> Self {
         let spins = if world_size <= cores() { SPINS } else { SPINS_OVERSUBSCRIBED };
-        Self { operation, timeout, interrupted, patience: Patience::spinning(spins, cleaned_up) }
+        let patience = Patience::spinning(spins, &signals.cleaned_up);
+        Self { operation, timeout, interrupted, arrivals: &signals.arrivals, patience }
     }
 }
 
@@ -152,6 +168,8 @@ impl Wait for BoundedWait<'_> {
     }
 
     fn resume(&mut self) {
+        // One operation at a time counts.
+        self.arrivals.store(self.arrivals.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.patience.renew();
     }
 }
@@ -175,10 +193,10 @@ mod tests {
 
     #[test]
     fn second_hand_data_is_awaited_half_as_long_again() {
-        let (timeout, cleaned_up) = (Duration::from_millis(20), AtomicBool::new(false));
+        let (timeout, signals) = (Duration::from_millis(20), Signals::default());
         for (awaited, least) in [(Awaited::FirstHand, timeout), (Awaited::SecondHand, timeout * 3 / 2)] {
             let mut never = || false;
-            let mut wait = BoundedWait::new("a wait", 2, Some(timeout), &cleaned_up, &mut never);
+            let mut wait = BoundedWait::new("a wait", 2, Some(timeout), &signals, &mut never);
             let error = loop {
                 if let Err(error) = wait.pause(awaited, RankSet::default) {
                     break error;
@@ -190,9 +208,9 @@ mod tests {
 
     #[test]
     fn a_limit_that_no_clock_reaches_is_none() {
-        let cleaned_up = AtomicBool::new(false);
+        let signals = Signals::default();
         let mut interrupted = || true;
-        let mut wait = BoundedWait::new("a wait", 2, Some(Duration::MAX), &cleaned_up, &mut interrupted);
+        let mut wait = BoundedWait::new("a wait", 2, Some(Duration::MAX), &signals, &mut interrupted);
         let error = loop {
             if let Err(error) = wait.pause(Awaited::SecondHand, RankSet::default) {
                 break error;

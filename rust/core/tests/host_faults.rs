@@ -201,6 +201,31 @@ fn waiting_for_a_turn_is_bounded_by_the_timeout() {
     });
 }
 
+/// Peers that are slow, each within the timeout, and so all of them are longer than two.
+#[test]
+fn waiting_for_a_turn_goes_on_while_peers_come_one_by_one() {
+    let timeout = Duration::from_secs(1);
+    let workspaces = HostWorkspace::in_process(5, 4096, Some(timeout)).unwrap();
+    std::thread::scope(|scope| {
+        let both = [(); 2].map(|()| scope.spawn(|| sum(&workspaces[0], 8, None, &mut never)));
+        let peers: Vec<_> = (1..5)
+            .map(|rank| {
+                let workspace = &workspaces[rank];
+                scope.spawn(move || {
+                    std::thread::sleep(timeout * 6 / 10 * rank as u32);
+                    [(); 2].map(|()| sum(workspace, 8, None, &mut never))
+                })
+            })
+            .collect();
+        for outcome in peers.into_iter().flat_map(|peer| peer.join().unwrap()) {
+            outcome.unwrap();
+        }
+        for thread in both {
+            thread.join().unwrap().unwrap();
+        }
+    });
+}
+
 #[test]
 fn whoever_waits_for_a_turn_in_vain_hears_of_the_rank_that_is_missing() {
     let workspaces = HostWorkspace::in_process(2, 4096, Some(Duration::from_millis(200))).unwrap();

@@ -205,7 +205,7 @@ impl HostWorkspace {
 
     fn wait<'a>(&'a self, turn: &'a mut Turn<'_>) -> BoundedWait<'a> {
         let world_size = self.member.geometry.world_size();
-        BoundedWait::new(turn.operation, world_size, self.timeout, self.turns.cleaned_up(), turn.interrupted)
+        BoundedWait::new(turn.operation, world_size, self.timeout, self.turns.signals(), turn.interrupted)
     }
 
     /// Keeps what an operation leaves for the next, or why there can be none.

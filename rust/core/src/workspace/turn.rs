@@ -9,12 +9,12 @@ use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::memory::fork::Home;
-use crate::wait::{GivenUp, Interrupted, Patience};
+use crate::wait::{GivenUp, Interrupted, Patience, Signals};
 
 /// The holder where there is none.
 const NOBODY: usize = 0;
@@ -23,7 +23,7 @@ const NOBODY: usize = 0;
 #[derive(Debug)]
 pub struct Turns<T> {
     home: Home,
-    cleaned_up: AtomicBool,
+    signals: Signals,
     /// Why no further operation may run.
     failure: OnceLock<String>,
     /// The thread whose operation has the turn.
@@ -40,7 +40,7 @@ impl<T> Turns<T> {
     pub fn new(value: T) -> Self {
         Self {
             home: Home::here(),
-            cleaned_up: AtomicBool::new(false),
+            signals: Signals::default(),
             failure: OnceLock::new(),
             holder: AtomicUsize::new(NOBODY),
             value: UnsafeCell::new(value),
@@ -49,12 +49,12 @@ impl<T> Turns<T> {
 
     /// Refuses all further operations, and ends the one that waits.
     pub fn clean_up(&self) {
-        self.cleaned_up.store(true, Ordering::Relaxed);
+        self.signals.cleaned_up.store(true, Ordering::Relaxed);
     }
 
-    /// Set once the workspace is cleaned up.
-    pub fn cleaned_up(&self) -> &AtomicBool {
-        &self.cleaned_up
+    /// For the operation that has the turn.
+    pub fn signals(&self) -> &Signals {
+        &self.signals
     }
 
     /// Refuses all further operations, because one failed for this reason. The first reason counts.
@@ -65,7 +65,7 @@ impl<T> Turns<T> {
     /// Whether an operation may run.
     #[inline]
     pub fn check_usable(&self) -> Result<()> {
-        if self.cleaned_up.load(Ordering::Relaxed) {
+        if self.signals.cleaned_up.load(Ordering::Relaxed) {
             return Err(Error::CleanedUp);
         }
         if self.home.is_elsewhere() {
@@ -112,11 +112,18 @@ impl<T> Turns<T> {
         if self.holder.load(Ordering::Relaxed) == this_thread() {
             return Err(Error::WithinOperation { operation });
         }
-        // Twice what a first-hand wait takes, and more than any other does: a holder that waits in vain gives up
-        // before, and its error, which names the absent rank, is the reason that this one is given.
+        // Twice what a first-hand wait takes, and more than any other does, without anything that came meanwhile: a holder
+        // that waits in vain gives up before, and its error, which names the absent rank, is the reason that this one is
+        // given. An operation whose peers come one by one may last longer, and so may several in a row.
         let timeout = timeout.map(|timeout| timeout.saturating_mul(2));
-        let mut patience = Patience::oversubscribed(&self.cleaned_up);
+        let mut patience = Patience::oversubscribed(&self.signals.cleaned_up);
+        let mut seen = self.progress();
         loop {
+            let progress = self.progress();
+            if seen != progress {
+                seen = progress;
+                patience.restart_clock();
+            }
             patience.pause(timeout, interrupted).map_err(|given_up| match given_up {
                 GivenUp::TimedOut(waited) => Error::NoTurn { operation, waited },
                 GivenUp::Interrupted => Error::TurnInterrupted { operation },
@@ -126,6 +133,11 @@ impl<T> Turns<T> {
                 return Ok(turn);
             }
         }
+    }
+
+    /// Who has the turn, and what has come in all operations: whatever changes in it, somebody gets ahead.
+    fn progress(&self) -> (usize, usize) {
+        (self.holder.load(Ordering::Relaxed), self.signals.arrivals.load(Ordering::Relaxed))
     }
 }
 
