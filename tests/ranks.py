@@ -173,6 +173,10 @@ class ProcessRanks:
         """Send a signal to one rank."""
         os.kill(self._members[rank].pid, number)
 
+    def process_id(self, rank: int) -> int:
+        """The process of one rank."""
+        return self._members[rank].pid
+
     def kill(self) -> None:
         """End all ranks at once, wherever they are."""
         for member in self._members:

@@ -80,6 +80,8 @@ class _Stop(BaseException):
     """What a signal's handler raises."""
 
 
+# Some come to destructors, which cannot pass them on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_moment_leaves_a_cache_that_works():
     """Signals that come while creations fail: whatever line they come to, nothing stays that would be waited for."""
     stops = []

@@ -15,8 +15,8 @@ from reference import check_same_bits
 
 PATIENCE = 20.0
 """Seconds for what is to happen at once, on a busy machine."""
-PROMPT = 1.0
-"""Seconds from a signal to what it ends."""
+PROMPT = 5.0
+"""Seconds, on a busy machine, from a signal to what it ends: of a wait that has no limit."""
 
 
 def await_file(file: str) -> None:
@@ -26,10 +26,21 @@ def await_file(file: str) -> None:
         time.sleep(0.01)
 
 
+def await_sleep(process: int) -> None:
+    """Until the process's main thread sleeps whenever one looks: it has come to the end of its way, and waits."""
+    deadline, asleep = time.monotonic() + PATIENCE, 0
+    while asleep < 5:
+        assert time.monotonic() < deadline, f"process {process} does not sleep"
+        time.sleep(0.03)
+        # The state comes behind the name, which is in brackets.
+        state = Path(f"/proc/{process}/task/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
+
+
 def signal_a_waiting_rank(ranks: ProcessRanks, ready: Path, number: signal.Signals) -> list:
     """Send rank 0 a signal when its operation waits, and return the outcomes, which have to come promptly."""
     await_file(str(ready))
-    time.sleep(0.3)
+    await_sleep(ranks.process_id(0))
     signalled = time.monotonic()
     ranks.signal(0, number)
     outcomes = ranks.finish(PATIENCE)

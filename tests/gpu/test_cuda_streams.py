@@ -134,6 +134,22 @@ def test_an_operation_that_cannot_follow_the_last_one_is_refused(ranks_of, world
     ranks_of(world_size).run(leave_a_stream_that_is_being_captured)
 
 
+def repeat_links(links: list[Operation | Reduction | NormedReduction], workspace, rounds: int) -> None:
+    """Operations that were done once, each with the results of the one before, with nothing between them."""
+    expected = [link.results() for link in links]
+    for round_ in range(rounds):
+        for link in links:
+            link.poison()
+        for link in links:
+            link(workspace)
+        # A reader that is not ours, straight after.
+        copies = [link.results() for link in links]
+        torch.cuda.synchronize()
+        for index, link in enumerate(links):
+            link.check_against(expected[index], f"round {round_}, link {index}")
+            check_same_bits(copies[index][0], expected[index][0], f"round {round_}, copy of link {index}")
+
+
 def read_what_the_one_before_wrote(me: Rank, rounds: int) -> None:
     """A chain in which each operation's input is the last one's output, without a pause and with one after each."""
     workspace = workspace_for(me, 1024)
@@ -146,18 +162,7 @@ def read_what_the_one_before_wrote(me: Rank, rounds: int) -> None:
             torch.cuda.synchronize()
         links[0].check("the first link")
         links[-1].check("the last link")
-        expected = [link.results() for link in links]
-        for round_ in range(rounds):
-            for link in links:
-                link.poison()
-            for link in links:
-                link(workspace)
-            # A reader that is not ours, straight after.
-            copies = [link.results() for link in links]
-            torch.cuda.synchronize()
-            for index, link in enumerate(links):
-                link.check_against(expected[index], f"round {round_}, link {index}")
-                check_same_bits(copies[index][0], expected[index][0], f"round {round_}, copy of link {index}")
+        repeat_links(links, workspace, rounds)
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
@@ -181,15 +186,7 @@ def reduce_what_was_reduced_before(me: Rank, algorithm: str, rounds: int) -> Non
             link(workspace)
             torch.cuda.synchronize()
             link.check("a link")
-        expected = [link.results() for link in links]
-        for round_ in range(rounds):
-            for link in links:
-                link.poison()
-            for link in links:
-                link(workspace)
-            torch.cuda.synchronize()
-            for index, link in enumerate(links):
-                link.check_against(expected[index], f"round {round_}, link {index}")
+        repeat_links(links, workspace, rounds)
 
 
 @pytest.mark.parametrize("algorithm", ["one_shot", "two_shot"])
