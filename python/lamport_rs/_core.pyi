@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 import torch
 
 __version__: str
+MAX_WORLD_SIZE: int
+"""The most ranks that a group may have."""
 
 class LamportError(RuntimeError):
     """What lamport_rs raises: bad arguments, disagreement between ranks, and faults."""
@@ -16,7 +18,7 @@ class LamportTimeoutError(LamportError):
     missing_ranks: tuple[int, ...]
 
 class LamportSizeError(LamportError):
-    """A tensor that is too large for the workspace. Nothing was changed."""
+    """A tensor that is too large for the workspace, or for any. Nothing was changed."""
 
 class Workspace:
     """One rank's workspace: over the memory of a CUDA device, or over shared memory."""

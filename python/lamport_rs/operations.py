@@ -7,7 +7,7 @@ contribution of -0.0 counts as +0.0.
 All raise `LamportError` for tensors, values and workspaces they cannot take, having changed nothing, and
 `LamportTimeoutError`, naming the missing ranks, when peers do not come; after that the workspace can no longer be used.
 Neither can it after a host operation was interrupted by an exception of a signal's handler, such as
-`KeyboardInterrupt`, while it waited for peers.
+`KeyboardInterrupt`, while it waited for peers (but after one that waited for another thread's operation it can).
 
 A plain argument (a number, a name, a group) of a wrong type is a `TypeError`, as in torch, and an integer of more than
 64 bits an `OverflowError`.
@@ -69,7 +69,8 @@ def all_reduce(
         `out`: the sum in float32 and in rank order, rounded once to `input`'s dtype; the same bits on every rank.
 
     Raises:
-        LamportSizeError: If the workspace is too small, and there is no fallback. The text gives the size that does.
+        LamportSizeError: If the workspace is too small, or the tensor has more than a GiB on a GPU, and there is no
+            fallback. The text gives the size that does.
     """
     if fallback is None:
         if is_compiling():
@@ -128,7 +129,8 @@ def all_reduce_rms_norm(
         `(out, residual_out)`; the same bits on every rank.
 
     Raises:
-        LamportSizeError: If the workspace is too small. The text gives the size that does.
+        LamportSizeError: If the workspace is too small, or the tensor has more than a GiB on a GPU. The text gives the
+            size that does.
     """
     if is_compiling():
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm(

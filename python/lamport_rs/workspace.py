@@ -121,8 +121,8 @@ class LamportWorkspace:
     def cleanup(self) -> None:
         """Give the workspace up: further operations raise. Its memory goes when its tables have gone too.
 
-        Not collective, and safe to call twice. Call it when no operation is running on any rank, and no CUDA graph that
-        captured one will be replayed: a graph does not keep the memory that its kernels use.
+        Not collective, and safe to call twice. On GPUs, call it when no operation is running on any rank, and no CUDA
+        graph that captured one will be replayed: a graph does not keep the memory that its kernels use.
 
         On the host it may be called at any time, by any thread and by a signal's handler: an operation that waits then
         ends with an error.

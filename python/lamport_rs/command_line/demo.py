@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 import lamport_rs
 from lamport_rs import LamportError
+from lamport_rs._core import MAX_WORLD_SIZE
 from lamport_rs.backends import Backend
 from lamport_rs.command_line.bench.cases import all_reduce_case, dtype_name, minimax_case, rms_norm_case
 from lamport_rs.command_line.bench.implementations.base import Call
@@ -20,7 +21,6 @@ from lamport_rs.command_line.timing import Latency, measure
 
 _SIZES = (512, 8 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_MOST_RANKS = 16
 _ROWS = 8
 _TOKENS = (1, 7, 32, 128, 1000)
 
@@ -28,7 +28,7 @@ _TOKENS = (1, 7, 32, 128, 1000)
 def run(ranks: int | None, backend: Backend) -> int:
     """Run the demonstration with 2 to 16 `ranks`, None for the default; return 0 if all results were right."""
     name, gpus = choose_backend(backend)
-    world_size = (min(gpus, _MOST_RANKS) if name == "cuda" else 2) if ranks is None else ranks
+    world_size = (min(gpus, MAX_WORLD_SIZE) if name == "cuda" else 2) if ranks is None else ranks
     if name == "cuda" and not 2 <= world_size <= gpus:
         raise LamportError(f"the demo takes one GPU per rank, 2 or more, and there are {gpus}; pass --backend host")
     where = f"{world_size} GPUs" if name == "cuda" else f"{world_size} processes over shared memory"

@@ -3,7 +3,7 @@
 use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::exchange::Exchange;
 use lamport_rs_core::workspace::buffer::Buffer as CoreBuffer;
-use lamport_rs_core::workspace::cuda::CudaBackend;
+use lamport_rs_core::workspace::cuda_backend::CudaBackend;
 use lamport_rs_core::workspace::host::HostBackend;
 use pyo3::prelude::*;
 

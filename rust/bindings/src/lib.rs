@@ -35,6 +35,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", lamport_rs_core::workspace::hello::VERSION)
+        module.add("__version__", lamport_rs_core::workspace::hello::VERSION)?;
+        module.add("MAX_WORLD_SIZE", lamport_rs_protocol::geometry::MAX_WORLD_SIZE)
     }
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamport_rs import LamportError
+from lamport_rs._core import MAX_WORLD_SIZE
 from lamport_rs.command_line.bench.cases import COLLECTIVES, COSTS, SIZES, Case, cases_of, parse_bytes
 from lamport_rs.command_line.bench.implementations import IMPLEMENTATIONS
 from lamport_rs.command_line.launch import choose_backend
@@ -127,7 +128,7 @@ def options_from(arguments: argparse.Namespace, default_folder: Path) -> Options
         folder=None if arguments.no_record else arguments.record or default_folder,
         plot=not arguments.no_plot,
     )
-    most = gpus if backend == "cuda" else 16
+    most = min(gpus, MAX_WORLD_SIZE) if backend == "cuda" else MAX_WORLD_SIZE
     if not options.world_sizes or options.world_sizes[0] < 2 or options.world_sizes[-1] > most:
         raise LamportError(f"--world-sizes {list(options.world_sizes)} cannot be had: 2 to {most} ranks can run here")
     if not options.collectives and not options.costs:

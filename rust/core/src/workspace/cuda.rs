@@ -7,9 +7,7 @@ use std::time::Duration;
 use cudarc::driver::sys;
 use lamport_rs_kernels::ModuleKey;
 use lamport_rs_kernels::group::ControlAddresses;
-use lamport_rs_kernels::parameters::{
-    CONTROL_COPIES, CONTROL_COPY_BYTES, FillParameters, Group as KernelGroup, VerifyParameters,
-};
+use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group as KernelGroup, VerifyParameters};
 use lamport_rs_kernels::plan;
 use lamport_rs_protocol::exchange::Member;
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
@@ -18,104 +16,17 @@ use lamport_rs_protocol::sentinel::{SENTINEL, Vector};
 use lamport_rs_protocol::table;
 
 use crate::cuda::device::{Device, Entered};
-use crate::cuda::driver::check;
-use crate::cuda::memory::{DeviceMemory, HANDLE_BYTES, PeerMemory, PinnedWords};
+use crate::cuda::memory::{DeviceMemory, PeerMemory, PinnedWords};
 use crate::cuda::order::StreamOrder;
 use crate::cuda::plans::Plans;
 use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange};
 use crate::workspace::Settings;
-use crate::workspace::construct::{Backend, Group, Request, construct};
+use crate::workspace::construct::{Group, Request, construct};
+use crate::workspace::cuda_backend::CudaBackend;
 
 /// Longest wait of the verification's kernel, whose data is on its way when it starts.
 const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Environment variable that lets several ranks be on one GPU.
-const SHARE_GPU: &str = "LAMPORT_RS_SHARE_GPU";
-
-/// The driver gives each process a slice of time, in which its kernels wait in vain for the others'. So it is right, but
-/// so slow that it is an error by default.
-fn ranks_may_share_a_gpu() -> bool {
-    std::env::var_os(SHARE_GPU).is_some_and(|value| value == "1")
-}
-
-/// Device memory of one host's GPUs.
-pub struct CudaBackend {
-    device: Arc<Device>,
-}
-
-impl CudaBackend {
-    /// Memory of `device`.
-    pub fn new(device: Arc<Device>) -> Self {
-        Self { device }
-    }
-}
-
-impl Backend for CudaBackend {
-    const NAME: &'static str = "cuda";
-    type Block = DeviceMemory;
-    type Peer = PeerMemory;
-
-    fn device(&self) -> String {
-        self.device.describe()
-    }
-
-    fn allocate(&self, bytes: usize, word: u32) -> Result<DeviceMemory> {
-        // Smaller allocations share a block with strangers, and exporting one exports the block.
-        let bytes = bytes.next_multiple_of(lamport_rs_protocol::geometry::ALLOCATION_GRANULARITY);
-        let memory = DeviceMemory::allocate(&self.device, bytes)?;
-        let _entered = self.device.enter()?;
-        if word == SENTINEL {
-            // SAFETY: the words are the allocation's own.
-            unsafe { fill(&self.device, memory.address(), bytes as u64, std::ptr::null_mut()) }?;
-        } else {
-            // SAFETY: the words are the allocation's own.
-            check("cuMemsetD32", unsafe { sys::cuMemsetD32_v2(memory.address(), word, bytes / 4) })?;
-        }
-        // Complete before any peer can hear of the block: a late fill would wipe out its first push.
-        // SAFETY: the default stream.
-        unsafe { self.device.synchronise(std::ptr::null_mut()) }?;
-        Ok(memory)
-    }
-
-    fn export(&self, block: &mut DeviceMemory, _nonce: Vector) -> Result<Vec<u8>> {
-        Ok([self.device.uuid.as_slice(), &block.export()?].concat())
-    }
-
-    fn open(&self, handle: &[u8], _nonce: Vector) -> Result<PeerMemory> {
-        let (uuid, handle) = handle.split_at_checked(self.device.uuid.len()).unwrap_or_default();
-        let handle: [u8; HANDLE_BYTES] =
-            handle.try_into().map_err(|_| Error::Argument("its handle cannot be read".to_owned()))?;
-        if uuid == self.device.uuid && !ranks_may_share_a_gpu() {
-            return Err(Error::Argument(format!(
-                "it is on the same GPU as this rank ({}); give every rank a GPU of its own, or set {SHARE_GPU}=1 to \
-                 try things out: the ranks then take turns, milliseconds each",
-                self.device.describe()
-            )));
-        }
-        PeerMemory::open(&self.device, handle)
-    }
-
-    fn own_address(block: &DeviceMemory) -> u64 {
-        block.address()
-    }
-
-    fn peer_address(peer: &PeerMemory) -> u64 {
-        peer.address()
-    }
-}
-
-/// Fills `bytes` bytes (a multiple of 4) of device memory with the sentinel, in `stream`'s order.
-///
-/// # Safety
-/// The memory is the device's and aligned to 4, `stream` is one of its streams, and the device's context is current.
-pub unsafe fn fill(device: &Device, address: u64, bytes: u64, stream: sys::CUstream) -> Result<()> {
-    let parameters = FillParameters { begin: address, words: bytes / 4 };
-    let plan = plan::fill(parameters.words, device.plan);
-    let function = device.modules.function(ModuleKey::Fill, device)?;
-    // SAFETY: the caller's promises; these are the parameters of `fill`.
-    unsafe { function.launch(&plan, stream, &parameters) }
-}
 
 /// What one operation at a time may touch.
 #[derive(Debug)]

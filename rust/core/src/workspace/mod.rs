@@ -6,12 +6,13 @@
 //! | [`hello`] | what ranks tell each other first, and the mismatches that are errors |
 //! | [`host`] | the workspace over shared memory |
 //! | `turn` | who may use it: one operation at a time |
-//! | [`cuda`] | the workspace over device memory |
+//! | [`cuda`], [`cuda_backend`] | the workspace over device memory, and how that crosses processes |
 //! | [`buffer`] | plain memory that crosses processes, without the protocol |
 
 pub mod buffer;
 pub mod construct;
 pub mod cuda;
+pub mod cuda_backend;
 pub mod hello;
 pub mod host;
 mod turn;
