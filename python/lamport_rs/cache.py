@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Hashable
@@ -35,7 +36,8 @@ class _Entry:
             if self.workspace is not None:
                 return self.workspace
             if self.error is not None:
-                raise LamportError(str(self.error)) from self.error
+                # Not the same object, which would gather the traceback of every thread.
+                raise copy.copy(self.error) from self.error
             if self._is_being_created:
                 raise LamportError("this workspace is asked for while the same thread is creating it")
             self._is_being_created = True
@@ -55,8 +57,8 @@ class _Entry:
 
 _lock = threading.RLock()
 _entries: dict[tuple[Hashable, ...], _Entry] = {}
-_left_behind: list[_Entry] = []
-"""In a forked process: its parent's workspaces. To let them go would be to clean up after the parent."""
+_left_behind: list[object] = []
+"""In a forked process: its parent's groups and workspaces. To let them go would be to clean up after the parent."""
 
 
 class _ByIdentity:
@@ -116,10 +118,8 @@ def get_allreduce_workspace(
         comm_size = as_integer("comm_size", comm_size)
         resolved = resolve_device("auto", device)
     key = (known, rank, world_size, comm_size, resolved)
-    with _lock:
-        entry = _entries.get(key)
-        if entry is None or entry.error is not None:
-            entry = _entries[key] = _Entry()
+    while (entry := _entries.setdefault(key, _Entry())).error is not None:
+        _forget(key, entry)
     try:
         # Outside the lock: ranks that are threads of one process wait for each other while they create theirs.
         return entry.get(lambda: LamportWorkspace(rank, world_size, comm_size, group, device=resolved)).workspace
@@ -134,12 +134,13 @@ def clear_workspace_cache() -> None:
     Operations on their tables raise from then on. Call it before `torch.distributed.destroy_process_group()`, when no
     operation is running on any rank. A workspace that a thread is creating meanwhile is that thread's, and not cached.
     """
-    with _lock:
-        entries = list(_entries.values())
-        _entries.clear()
-    for entry in entries:
+    for key, entry in list(_entries.items()):
+        # One after the other, so that what an interrupt leaves is still there for the next call.
         if entry.workspace is not None:
             entry.workspace.cleanup()
+        with _lock:
+            if _entries.get(key) is entry:
+                del _entries[key]
 
 
 def _hashable(group: Group) -> Hashable:
@@ -152,7 +153,8 @@ def _hashable(group: Group) -> Hashable:
 
 def _is_known(group: Hashable) -> bool:
     with _lock:
-        return any(key[0] == group for key, entry in _entries.items() if entry.workspace is not None)
+        # A list: a signal's handler may change the dictionary meanwhile.
+        return any(key[0] == group for key, entry in list(_entries.items()) if entry.workspace is not None)
 
 
 def _forget(key: tuple[Hashable, ...], entry: _Entry) -> None:
@@ -166,7 +168,7 @@ def _start_anew() -> None:
     """Forget, in a forked process, what is the parent's, and its lock, which another thread may have held."""
     global _lock
     _lock = threading.RLock()
-    _left_behind.extend(_entries.values())
+    _left_behind.extend(_entries.items())
     _entries.clear()
 
 

@@ -50,7 +50,8 @@ pub struct Patience<'a> {
     pauses: u32,
     yields: u32,
     started: Option<Instant>,
-    asked: Duration,
+    /// When the caller was last asked whether to go on.
+    asked: Option<Instant>,
     sleep: Duration,
 }
 
@@ -61,16 +62,7 @@ impl<'a> Patience<'a> {
     }
 
     fn spinning(spins: u32, cleaned_up: &'a AtomicBool) -> Self {
-        Self {
-            cleaned_up,
-            spins,
-            spun: 0,
-            pauses: 1,
-            yields: 0,
-            started: None,
-            asked: Duration::ZERO,
-            sleep: SLEEP.first,
-        }
+        Self { cleaned_up, spins, spun: 0, pauses: 1, yields: 0, started: None, asked: None, sleep: SLEEP.first }
     }
 
     /// To be called between two looks, for up to `timeout` (`None`: for ever).
@@ -84,20 +76,22 @@ impl<'a> Patience<'a> {
         if self.cleaned_up.load(Ordering::Relaxed) {
             return Err(GivenUp::CleanedUp);
         }
-        let waited = self.started.get_or_insert_with(Instant::now).elapsed();
+        let now = Instant::now();
+        let waited = now - *self.started.get_or_insert(now);
         if timeout.is_some_and(|timeout| waited >= timeout) {
             return Err(GivenUp::TimedOut(waited));
+        }
+        // Before the yields are over, too: a clock that is restarted again and again must not put off the question.
+        if now - *self.asked.get_or_insert(now) >= INTERRUPT_INTERVAL {
+            self.asked = Some(now);
+            if interrupted() {
+                return Err(GivenUp::Interrupted);
+            }
         }
         if self.yields < YIELDS {
             self.yields += 1;
             std::thread::yield_now();
             return Ok(());
-        }
-        if waited - self.asked >= INTERRUPT_INTERVAL {
-            self.asked = waited;
-            if interrupted() {
-                return Err(GivenUp::Interrupted);
-            }
         }
         let left = timeout.map_or(SLEEP.longest, |timeout| timeout - waited);
         std::thread::sleep(self.sleep.min(left));
@@ -107,7 +101,7 @@ impl<'a> Patience<'a> {
 
     /// To be called when there is reason to wait as long again: the wait goes on as it was.
     pub fn restart_clock(&mut self) {
-        (self.started, self.asked) = (None, Duration::ZERO);
+        self.started = None;
     }
 
     /// To be called when what was waited for has come, before the next wait.
@@ -121,7 +115,7 @@ pub struct BoundedWait<'a> {
     operation: &'static str,
     timeout: Option<Duration>,
     interrupted: Interrupted<'a>,
-    arrivals: &'a AtomicUsize,
+    signals: &'a Signals,
     patience: Patience<'a>,
 }
 
@@ -130,8 +124,15 @@ pub struct BoundedWait<'a> {
 pub struct Signals {
     /// Set by them: there is nothing left to wait for.
     pub cleaned_up: AtomicBool,
-    /// Counted by it: something that it waited for has come.
-    pub arrivals: AtomicUsize,
+    /// Counted by it: something that it waited for has come, or it is over.
+    pub steps: AtomicUsize,
+}
+
+impl Signals {
+    /// For the operation, of which there is one at a time.
+    pub fn get_ahead(&self) {
+        self.steps.store(self.steps.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
 }
 
 impl<'a> BoundedWait<'a> {
@@ -146,7 +147,7 @@ impl<'a> BoundedWait<'a> {
     ) -> Self {
         let spins = if world_size <= cores() { SPINS } else { SPINS_OVERSUBSCRIBED };
         let patience = Patience::spinning(spins, &signals.cleaned_up);
-        Self { operation, timeout, interrupted, arrivals: &signals.arrivals, patience }
+        Self { operation, timeout, interrupted, signals, patience }
     }
 }
 
@@ -168,8 +169,7 @@ impl Wait for BoundedWait<'_> {
     }
 
     fn resume(&mut self) {
-        // One operation at a time counts.
-        self.arrivals.store(self.arrivals.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.signals.get_ahead();
         self.patience.renew();
     }
 }
@@ -217,5 +217,16 @@ mod tests {
             }
         };
         assert!(matches!(error, Error::Interrupted { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_clock_that_is_restarted_all_the_time_does_not_put_off_an_interrupt() {
+        let (cleaned_up, began) = (AtomicBool::new(false), Instant::now());
+        let mut patience = Patience::oversubscribed(&cleaned_up);
+        while patience.pause(Some(Duration::from_millis(200)), &mut || true).is_ok() {
+            patience.restart_clock();
+            assert!(began.elapsed() < Duration::from_secs(20), "nobody was asked");
+        }
+        assert!(matches!(patience.pause(Some(Duration::ZERO), &mut || true), Err(GivenUp::TimedOut(_))));
     }
 }

@@ -204,7 +204,7 @@ fn waiting_for_a_turn_is_bounded_by_the_timeout() {
 /// Peers that are slow, each within the timeout, and so all of them are longer than two.
 #[test]
 fn waiting_for_a_turn_goes_on_while_peers_come_one_by_one() {
-    let timeout = Duration::from_secs(1);
+    let timeout = Duration::from_secs(2);
     let workspaces = HostWorkspace::in_process(5, 4096, Some(timeout)).unwrap();
     std::thread::scope(|scope| {
         let both = [(); 2].map(|()| scope.spawn(|| sum(&workspaces[0], 8, None, &mut never)));

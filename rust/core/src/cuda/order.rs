@@ -83,8 +83,8 @@ impl StreamOrder {
                 *self.event.insert(result::event::create(flags).map_err(|error| error_of("cuEventCreate", error))?)
             }
         };
-        // SAFETY: the event is ours; `last` was a stream when the last operation was called on it. torch's own streams live
-        // as long as the process, and of others that is asked of the caller (docs/decisions.md).
+        // SAFETY: the event is ours; `last` was a stream when the last operation was called on it. torch's own streams
+        // live as long as the process, and of others that is asked of the caller (docs/decisions.md).
         check("cuEventRecord", unsafe { sys::cuEventRecord(event, last) })?;
         // SAFETY: as above; `stream` is the caller's.
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream, event, 0) })

@@ -112,9 +112,9 @@ impl<T> Turns<T> {
         if self.holder.load(Ordering::Relaxed) == this_thread() {
             return Err(Error::WithinOperation { operation });
         }
-        // Twice what a first-hand wait takes, and more than any other does, without anything that came meanwhile: a holder
-        // that waits in vain gives up before, and its error, which names the absent rank, is the reason that this one is
-        // given. An operation whose peers come one by one may last longer, and so may several in a row.
+        // Twice what a first-hand wait takes, and more than any other does, without anything that came meanwhile: a
+        // holder that waits in vain gives up before, and its error, which names the absent rank, is the reason that this
+        // one is given. An operation whose peers come one by one may last longer, and so may several in a row.
         let timeout = timeout.map(|timeout| timeout.saturating_mul(2));
         let mut patience = Patience::oversubscribed(&self.signals.cleaned_up);
         let mut seen = self.progress();
@@ -135,9 +135,9 @@ impl<T> Turns<T> {
         }
     }
 
-    /// Who has the turn, and what has come in all operations: whatever changes in it, somebody gets ahead.
-    fn progress(&self) -> (usize, usize) {
-        (self.holder.load(Ordering::Relaxed), self.signals.arrivals.load(Ordering::Relaxed))
+    /// What changes when an operation gets ahead.
+    fn progress(&self) -> usize {
+        self.signals.steps.load(Ordering::Relaxed)
     }
 }
 
@@ -181,6 +181,7 @@ impl<T> Drop for Turn<'_, T> {
             // The group is out of step, as after an error.
             self.turns.fail("an operation panicked");
         }
+        self.turns.signals.get_ahead();
         self.turns.holder.store(NOBODY, Ordering::Release);
     }
 }

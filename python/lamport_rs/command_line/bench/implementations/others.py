@@ -1,4 +1,4 @@
-"""Kernels of other projects, where FlashInfer is installed: its own, and its copy of vLLM's.
+"""Kernels of other projects, where FlashInfer is installed: its own, and what it made of vLLM's.
 
 Written against `flashinfer.comm` and run with 0.5.3. What they raise makes them unavailable, with that reason.
 """
