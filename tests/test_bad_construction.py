@@ -72,29 +72,35 @@ def create(me: Rank, offenders: list[int], changes: dict) -> str:
     return "a workspace"
 
 
+def refusals(ranks: ThreadRanks, function, offenders: list[int], changes: dict, text: str) -> list[BaseException]:
+    """What both ranks raise: promptly, with the same words, and `text` among them."""
+    started = time.monotonic()
+    errors = errors_of(ranks.try_run(function, offenders, changes))
+    assert time.monotonic() - started < PROMPTLY
+    assert str(errors[0]) == str(errors[1])
+    with pytest.raises(LamportError, match=text):
+        raise errors[0]
+    return errors
+
+
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("offenders", [[0, 1], [1], [0]], ids=["on all ranks", "on rank 1", "on rank 0"])
 @pytest.mark.parametrize("name", BAD)
 def test_all_ranks_raise_the_same_error_promptly(name, offenders):
     changes, text = BAD[name]
-    ranks, started = ThreadRanks(2, patience=PROMPTLY), time.monotonic()
-    errors = errors_of(ranks.try_run(create, offenders, changes))
-    assert time.monotonic() - started < PROMPTLY
+    ranks = ThreadRanks(2, patience=PROMPTLY)
+    errors = refusals(ranks, create, offenders, changes, text)
     for error in errors:
         assert isinstance(error, LamportError), repr(error)
-        assert str(error) == str(errors[0])
-    with pytest.raises(LamportError, match=text):
-        raise errors[0]
     if len(offenders) == 1:
         assert f"rank {offenders[0]}" in str(errors[0])
     assert ranks.run(create, [], {}) == ["a workspace"] * 2
 
 
 def test_ranks_that_would_choose_between_the_algorithms_differently_get_no_workspace():
-    errors = errors_of(ThreadRanks(2, patience=PROMPTLY).try_run(create, [1], {"two_shot_from": 64}))
-    for error in errors:
-        assert isinstance(error, LamportError)
-        assert "the ranks differ in two_shot_from: rank 0 has None, rank 1 has 64" in str(error)
+    text = "the ranks differ in two_shot_from: rank 0 has None, rank 1 has 64"
+    errors = refusals(ThreadRanks(2, patience=PROMPTLY), create, [1], {"two_shot_from": 64}, text)
+    assert {type(error) for error in errors} == {LamportError}
 
 
 BAD_TO_THE_CACHE = {
@@ -120,13 +126,8 @@ def get(me: Rank, offenders: list[int], changes: dict) -> str:
 @pytest.mark.parametrize("name", BAD_TO_THE_CACHE)
 def test_the_cache_too_raises_the_same_error_on_all_ranks_promptly(name, offenders):
     changes, text = BAD_TO_THE_CACHE[name]
-    ranks, started = ThreadRanks(2, patience=PROMPTLY), time.monotonic()
-    errors = errors_of(ranks.try_run(get, offenders, changes))
-    assert time.monotonic() - started < PROMPTLY
+    errors = refusals(ThreadRanks(2, patience=PROMPTLY), get, offenders, changes, text)
     assert {type(error) for error in errors} == {LamportError}
-    assert str(errors[0]) == str(errors[1])
-    with pytest.raises(LamportError, match=text):
-        raise errors[0]
 
 
 def create_of_other_integers(me: Rank) -> None:
