@@ -88,10 +88,10 @@ public:
     // Loads what `add_up` adds: early, because it takes a while.
     __device__ __forceinline__ void load_residual(uint32 column) { residual_ = load(parameters_.residual, column); }
 
-    // Loads what `normalise` multiplies a held row by: early too, if there are registers for it.
+    // Loads the weights of a held row: early too, and while there are registers for them.
     __device__ __forceinline__ void load_weights(uint32 column) {
         if constexpr (held) {
-            weights_.load(parameters_.norm, has(column) ? column : 0);
+            columns_.load_weights(parameters_.norm, has(column) ? column : 0);
         }
     }
 
@@ -115,8 +115,10 @@ public:
     // Stores what `add_up` returned, here or on the row's owner, and takes it into the row's sum of squares.
     __device__ __forceinline__ void take(uint32 column, const Vector& vector) {
         store(parameters_.residual_output, column, vector);
-        row_ = vector;
         squares_ += has(column) ? sum_of_squares<Value>(vector) : 0.0f;
+        if constexpr (held) {
+            columns_.multiply(vector);
+        }
     }
 
     // Normalises the row, of which every vector was taken. All threads of the block call it.
@@ -127,10 +129,10 @@ public:
         squares_ = 0.0f;
         for_each_column([&](uint32 column) {
             if constexpr (!held) {
-                row_ = load(parameters_.residual_output, column);
-                weights_.load(parameters_.norm, column);
+                columns_.load_weights(parameters_.norm, column);
+                columns_.multiply(load(parameters_.residual_output, column));
             }
-            store(parameters_.output, column, weights_.apply(parameters_.norm, row_, scale));
+            store(parameters_.output, column, columns_.scaled(scale));
         });
     }
 
@@ -146,10 +148,9 @@ private:
     uint32 row_vectors_;
     // Of what was taken of the present row.
     float squares_ = 0.0f;
-    // The vector in hand.
+    // Of the vector in hand.
     Vector residual_;
-    Vector row_;
-    ColumnWeights<Value> weights_;
+    Columns<Value> columns_;
 };
 
 }  // namespace lamport

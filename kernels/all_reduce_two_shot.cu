@@ -65,9 +65,8 @@ __device__ __forceinline__ void all_reduce_two_shot(const AllReduceParameters& p
     const uint32 shard = parameters.vectors;
     const uint32 threads = gridDim.x * blockDim.x;
     uint32 at = blockIdx.x * blockDim.x + threadIdx.x;
-    const uint64 place = uint64{at} * VECTOR_BYTES;
     const uint64 to_sums = uint64{shard} * VECTOR_BYTES;
-    const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes + place, place,
+    const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes, 0,
                                         parameters.region_bytes);
     const ControlReader control_reader(group);
     // Nothing of the above is moved behind a branch, and so behind the wait.
@@ -81,7 +80,7 @@ __device__ __forceinline__ void all_reduce_two_shot(const AllReduceParameters& p
     Contributions<capacity> contributions(parameters, input);
     contributions.load(at);
     const Control control = control_reader.read();
-    uint64 offset = control.slot_offset;
+    uint64 offset = control.slot_offset + uint64{at} * VECTOR_BYTES;
     bool active = at < shard && control.failed == 0;
     Vector own = contributions.push(active, at, offset, routes);
     ptx::launch_dependents();

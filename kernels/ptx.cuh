@@ -142,6 +142,16 @@ __device__ __forceinline__ void store_output(Address address, const Vector& vect
                  : "memory");
 }
 
+// Likewise if `condition`. A predicate and no branch.
+__device__ __forceinline__ void store_output_if(bool condition, Address address, const Vector& vector) {
+    asm volatile("{.reg .pred p;\n"
+                 " setp.ne.u32 p, %5, 0;\n"
+                 " @p st.global.v4.u32 [%0], {%1, %2, %3, %4};}" ::"l"(address),
+                 "r"(vector.words[0]), "r"(vector.words[1]), "r"(vector.words[2]), "r"(vector.words[3]),
+                 "r"(static_cast<uint32>(condition))
+                 : "memory");
+}
+
 // The low half of `word`.
 __device__ __forceinline__ void store_output_half(Address address, uint32 word) {
     asm volatile("st.global.u16 [%0], %1;" ::"l"(address), "h"(static_cast<unsigned short>(word)) : "memory");

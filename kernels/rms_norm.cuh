@@ -24,36 +24,42 @@ struct RmsNorm {
 
 ASSERT_LAYOUT_OF_RmsNorm(RmsNorm);
 
-// The weights of the columns of one vector of `Value`s.
+// The columns of one vector of `Value`s on their way to the result: the weights, then the weighted row. What can be
+// done before the row's factor is known is done before, while others still wait: after it, all warps of a block are at
+// work at once. (Taking the weights first changes no more than a rounding, unless a product overflows, and then so do the
+// squares.)
 template <class Value>
-class ColumnWeights {
+class Columns {
 public:
-    // Of the row's vector `column`.
-    __device__ __forceinline__ void load(const RmsNorm& norm, uint32 column) {
+    // Loads the weights of the row's vector `column`.
+    __device__ __forceinline__ void load_weights(const RmsNorm& norm, uint32 column) {
+        const uint64 first = uint64{column} * PER_VECTOR<Value>;
         if (norm.has_float32_weight != 0) {
-#pragma unroll
-            for (uint32 i = 0; i < Value::PER_WORD; ++i) {
-                vectors_[i] = ptx::load_weight(norm.weight + (uint64{column} * Value::PER_WORD + i) * VECTOR_BYTES);
-            }
+            load_weights<Float32>(norm.weight + first * sizeof(float), norm.weight_bias);
         } else {
-            vectors_[0] = ptx::load_weight(norm.weight + uint64{column} * VECTOR_BYTES);
+            load_weights<Value>(norm.weight + first * (sizeof(uint32) / Value::PER_WORD), norm.weight_bias);
         }
     }
 
-    // Normalises the vector that these weights belong to.
-    __device__ __forceinline__ Vector apply(const RmsNorm& norm, const Vector& row, float scale) const {
+    // Multiplies them by the row's vector.
+    __device__ __forceinline__ void multiply(const Vector& row) {
+        float values[PER_VECTOR<Value>];
+        unpack<Value>(row, values);
+#pragma unroll
+        for (uint32 i = 0; i < PER_VECTOR<Value>; ++i) {
+            values_[i] *= values[i];
+        }
+    }
+
+    // The vector of the result, rounded once.
+    __device__ __forceinline__ Vector scaled(float scale) const {
         Vector result;
 #pragma unroll
         for (uint32 word = 0; word < VECTOR_WORDS; ++word) {
-            float values[Value::PER_WORD], narrow[Value::PER_WORD];
-            Value::unpack(row.words[word], values);
-            Value::unpack(vectors_[0].words[word], narrow);
+            float values[Value::PER_WORD];
 #pragma unroll
             for (uint32 i = 0; i < Value::PER_WORD; ++i) {
-                const uint32 column = word * Value::PER_WORD + i;
-                const uint32 wide = vectors_[column / VECTOR_WORDS].words[column % VECTOR_WORDS];
-                const float weight = norm.has_float32_weight != 0 ? __uint_as_float(wide) : narrow[i];
-                values[i] = values[i] * scale * (weight + norm.weight_bias);
+                values[i] = values_[word * Value::PER_WORD + i] * scale;
             }
             result.words[word] = Value::pack(values);
         }
@@ -61,8 +67,20 @@ public:
     }
 
 private:
-    // float32 weights fill all of it, others the first.
-    Vector vectors_[Value::PER_WORD];
+    template <class Weight>
+    __device__ __forceinline__ void load_weights(Address begin, float bias) {
+#pragma unroll
+        for (uint32 vector = 0; vector < PER_VECTOR<Value> / PER_VECTOR<Weight>; ++vector) {
+            float weights[PER_VECTOR<Weight>];
+            unpack<Weight>(ptx::load_weight(begin + vector * VECTOR_BYTES), weights);
+#pragma unroll
+            for (uint32 i = 0; i < PER_VECTOR<Weight>; ++i) {
+                values_[vector * PER_VECTOR<Weight> + i] = weights[i] + bias;
+            }
+        }
+    }
+
+    float values_[PER_VECTOR<Value>];
 };
 
 // Makes the entries of warps that do not exist 0, as the sum wants it.

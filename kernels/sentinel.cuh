@@ -28,11 +28,19 @@ __device__ __forceinline__ Vector scrub(const Vector& vector) {
 
 __device__ __forceinline__ bool has_arrived(uint32 word) { return word != SENTINEL; }
 
-// Whether all four words have arrived; they do so in no order.
-__device__ __forceinline__ bool has_arrived(const Vector& vector) {
-    // `&` and not `&&`: four comparisons and no branch.
-    return has_arrived(vector.words[0]) & has_arrived(vector.words[1]) & has_arrived(vector.words[2]) &
-           has_arrived(vector.words[3]);
+// As a signed number the sentinel is the least there is. So the least word of a vector, or of several, tells whether
+// any is missing: two instructions a vector, and one comparison at the end, where a chain of comparisons would take
+// longer to come through.
+static_assert(SENTINEL == 0x80000000u, "the least int32");
+
+__device__ __forceinline__ int32 least_word(const Vector& vector) {
+    const auto word = [&](uint32 index) { return static_cast<int32>(vector.words[index]); };
+    return min(min(word(0), word(1)), min(word(2), word(3)));
 }
+
+__device__ __forceinline__ bool has_arrived(int32 least_word) { return has_arrived(static_cast<uint32>(least_word)); }
+
+// Whether all four words have arrived; they do so in no order.
+__device__ __forceinline__ bool has_arrived(const Vector& vector) { return has_arrived(least_word(vector)); }
 
 }  // namespace lamport

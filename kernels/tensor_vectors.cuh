@@ -35,9 +35,8 @@ public:
 
     // Stores vector `index`, which is at `address`. Vectors beyond the end are not written.
     __device__ __forceinline__ void store(uint32 index, Address address, const Vector& vector) const {
-        if (index < whole_) {
-            ptx::store_output(address, vector);
-        } else if (index == whole_ && tail_halves_ != 0) {
+        ptx::store_output_if(index < whole_, address, vector);
+        if (index == whole_ && tail_halves_ != 0) {
             store_tail(address, vector);
         }
     }

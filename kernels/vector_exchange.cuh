@@ -34,6 +34,25 @@ struct RankVectors {
             of[rank] = rank == own_rank ? own : Vector{{0, 0, 0, 0}};
         }
     }
+
+    __device__ __forceinline__ bool have_arrived() const {
+        int32 least = least_word(of[0]);
+#pragma unroll
+        for (uint32 rank = 1; rank < capacity; ++rank) {
+            least = min(least, least_word(of[rank]));
+        }
+        return has_arrived(least);
+    }
+
+    // The ranks, a bit each, whose vectors have not.
+    __device__ __forceinline__ uint32 missing() const {
+        uint32 ranks = 0;
+#pragma unroll
+        for (uint32 rank = 0; rank < capacity; ++rank) {
+            ranks |= has_arrived(of[rank]) ? 0 : 1u << rank;
+        }
+        return ranks;
+    }
 };
 
 // The way of a thread's vectors to the peers, and of theirs back, as if in slot 0. Made before the grid-dependency
@@ -80,19 +99,15 @@ public:
     template <Awaited awaited = Awaited::first_hand, class Awaits>
     __device__ __forceinline__ bool await_all(uint64 offset, Awaits awaits, RankVectors<capacity>& vectors) const {
         const Address first = arrival_ + offset;
-        return await<awaited>(group_, [&] {
+        const auto look = [&] {
             // All loads before the first comparison, so that they are in flight together.
 #pragma unroll
             for (uint32 rank = 0; rank < capacity; ++rank) {
                 ptx::load_system_if(awaits(rank), first + uint64{rank} * region_bytes_, vectors.of[rank]);
             }
-            uint32 missing = 0;
-#pragma unroll
-            for (uint32 rank = 0; rank < capacity; ++rank) {
-                missing |= has_arrived(vectors.of[rank]) ? 0 : 1u << rank;
-            }
-            return missing;
-        });
+            return vectors.have_arrived();
+        };
+        return await<awaited>(group_, look, [&] { return vectors.missing(); });
     }
 
     // Awaits a vector of every peer if `active`, and none otherwise.
@@ -104,10 +119,11 @@ public:
     // Awaits the vector of rank `source`, which it sends once it has the others'.
     __device__ __forceinline__ bool await_result(uint32 source, uint64 offset, Vector& vector) const {
         const Address address = arrival_ + offset + uint64{source} * region_bytes_;
-        return await<Awaited::second_hand>(group_, [&] {
+        const auto look = [&] {
             vector = ptx::load_system_vector(address);
-            return has_arrived(vector) ? 0 : 1u << source;
-        });
+            return has_arrived(vector);
+        };
+        return await<Awaited::second_hand>(group_, look, [&] { return 1u << source; });
     }
 
     // Whether there is such a rank, and it is another.

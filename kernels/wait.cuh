@@ -66,21 +66,24 @@ private:
     uint32 start_ = 0;
 };
 
-// Calls `round` until it returns 0: it looks at all that is awaited, and returns the ranks (a bit mask) of which
-// something is missing. Returns false if they did not come, and the fault is reported. Lanes may call it in any number
-// and return at different times: reconverge before the next warp-wide operation.
-template <Awaited awaited = Awaited::first_hand, class Round>
-__device__ __forceinline__ bool await(const Group& group, Round round) {
+// Calls `look` until it returns true: that all that is awaited is there. `missing` returns the ranks (a bit mask) of
+// which the last look did not find all; it is called after long waits only. Returns false if they did not come, and the
+// fault is reported. Lanes may call it in any number and return at different times: reconverge before the next
+// warp-wide operation.
+//
+// The shape of the loops was chosen by measurement: see docs/performance.md before changing it.
+template <Awaited awaited = Awaited::first_hand, class Look, class Missing>
+__device__ __forceinline__ bool await(const Group& group, Look look, Missing missing) {
     Patience<awaited> patience;
     while (true) {
-        uint32 missing = round();
-        for (uint32 polls = 1; missing != 0 && polls < patience.polls(); ++polls) {
-            missing = round();
+        bool is_there = look();
+        for (uint32 polls = 1; !is_there && polls < patience.polls(); ++polls) {
+            is_there = look();
         }
-        if (missing == 0) {
+        if (is_there) {
             return true;
         }
-        if (patience.is_over(group, missing)) {
+        if (patience.is_over(group, missing())) {
             return false;
         }
     }

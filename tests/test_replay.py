@@ -64,6 +64,14 @@ def test_one_late_replay_is_repeated_and_one_on_time_is_no_proof():
     assert not graph.host_keeps_ahead, "the figure has the host's time in it, and does not say so"
 
 
+def test_a_host_that_became_slower_gets_a_longer_delay():
+    graph = MadeUp(100, 0.5)
+    settled(graph)
+    graph.host_us = 39.0
+    assert graph.time(lambda: None) == 1.0
+    assert (graph._delay, graph.host_keeps_ahead) == (4000, True)
+
+
 def measure_in_turns(_: Rank) -> tuple[list[str], list[Latency]]:
     log: list[str] = []
     graphs = [MadeUp(100, 0.5, log, name) for name in "abc"]

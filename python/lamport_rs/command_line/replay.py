@@ -64,6 +64,8 @@ class Replay:
             is_late, found = self._time(align)
             if not is_late:
                 return found
+            # A delay that was long enough may not be while the host is busy with something else.
+            self._delay = min(2 * self._delay, _LONGEST_DELAY)
         self.host_keeps_ahead = False
         return found
 
