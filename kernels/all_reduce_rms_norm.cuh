@@ -117,7 +117,7 @@ public:
         store(parameters_.residual_output, column, vector);
         squares_ += has(column) ? sum_of_squares<Value>(vector) : 0.0f;
         if constexpr (held) {
-            columns_.multiply(vector);
+            columns_.take(vector);
         }
     }
 
@@ -130,7 +130,7 @@ public:
         for_each_column([&](uint32 column) {
             if constexpr (!held) {
                 columns_.load_weights(parameters_.norm, column);
-                columns_.multiply(load(parameters_.residual_output, column));
+                columns_.take(load(parameters_.residual_output, column));
             }
             store(parameters_.output, column, columns_.scaled(scale));
         });

@@ -24,10 +24,10 @@ struct RmsNorm {
 
 ASSERT_LAYOUT_OF_RmsNorm(RmsNorm);
 
-// The columns of one vector of `Value`s on their way to the result: the weights, then the weighted row. What can be
-// done before the row's factor is known is done before, while others still wait: after it, all warps of a block are at
-// work at once. (Taking the weights first changes no more than a rounding, unless a product overflows, and then so do the
-// squares.)
+// The columns of one vector of `Value`s on their way to the result. What can be done before the row's factor is known
+// is done before, while others still wait: after it, all warps of a block are at work at once. So 16-bit rows are
+// multiplied by the weights first. (If a product overflows, so do the squares.) A float32 row is not: its products may
+// be subnormal.
 template <class Value>
 class Columns {
 public:
@@ -41,13 +41,14 @@ public:
         }
     }
 
-    // Multiplies them by the row's vector.
-    __device__ __forceinline__ void multiply(const Vector& row) {
-        float values[PER_VECTOR<Value>];
-        unpack<Value>(row, values);
+    // Takes in the row's vector.
+    __device__ __forceinline__ void take(const Vector& row) {
+        unpack<Value>(row, values_);
+        if constexpr (WEIGHTS_FIRST) {
 #pragma unroll
-        for (uint32 i = 0; i < PER_VECTOR<Value>; ++i) {
-            values_[i] *= values[i];
+            for (uint32 i = 0; i < PER_VECTOR<Value>; ++i) {
+                values_[i] *= weights_[i];
+            }
         }
     }
 
@@ -59,7 +60,11 @@ public:
             float values[Value::PER_WORD];
 #pragma unroll
             for (uint32 i = 0; i < Value::PER_WORD; ++i) {
-                values[i] = values_[word * Value::PER_WORD + i] * scale;
+                const uint32 column = word * Value::PER_WORD + i;
+                values[i] = values_[column] * scale;
+                if constexpr (!WEIGHTS_FIRST) {
+                    values[i] *= weights_[column];
+                }
             }
             result.words[word] = Value::pack(values);
         }
@@ -67,6 +72,8 @@ public:
     }
 
 private:
+    static constexpr bool WEIGHTS_FIRST = Value::PER_WORD > 1;
+
     template <class Weight>
     __device__ __forceinline__ void load_weights(Address begin, float bias) {
 #pragma unroll
@@ -75,11 +82,14 @@ private:
             unpack<Weight>(ptx::load_weight(begin + vector * VECTOR_BYTES), weights);
 #pragma unroll
             for (uint32 i = 0; i < PER_VECTOR<Weight>; ++i) {
-                values_[vector * PER_VECTOR<Weight> + i] = weights[i] + bias;
+                weights_[vector * PER_VECTOR<Weight> + i] = weights[i] + bias;
             }
         }
     }
 
+    // With the bias.
+    float weights_[PER_VECTOR<Value>];
+    // The row's, weighted or not.
     float values_[PER_VECTOR<Value>];
 };
 

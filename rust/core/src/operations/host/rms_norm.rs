@@ -156,7 +156,7 @@ impl<E: Element, P: Processor> NormalisedSum<'_, E, P> {
         let scale = 1.0 / (squares.sum() / self.columns as f32 + self.epsilon).sqrt();
         for (column, sum) in self.sums.iter().enumerate() {
             let weight = self.weight.lanes::<E, P>(column).add(E::Lanes::splat(self.weight_bias));
-            self.output.write(self.row + column, E::narrow::<P>(sum.multiply(weight).scale(scale)));
+            self.output.write(self.row + column, E::narrow::<P>(sum.scale(scale).multiply(weight)));
         }
     }
 }
