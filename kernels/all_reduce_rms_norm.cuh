@@ -80,9 +80,7 @@ public:
     }
 
     __device__ __forceinline__ void store(Address tensor, uint32 column, const Vector& vector) const {
-        if (has(column)) {
-            ptx::store_output(address(tensor, column), vector);
-        }
+        ptx::store_output_if(has(column), address(tensor, column), vector);
     }
 
     // Loads what `add_up` adds: early, because it takes a while.
@@ -100,14 +98,11 @@ public:
     __device__ __forceinline__ Vector add_up(const RankVectors<capacity>& vectors) const {
         float sum[PER_VECTOR<Value>];
         sum_in_rank_order<Value>(vectors, parameters_.group, sum);
+        float residual[PER_VECTOR<Value>];
+        unpack<Value>(residual_, residual);
 #pragma unroll
-        for (uint32 word = 0; word < VECTOR_WORDS; ++word) {
-            float values[Value::PER_WORD];
-            Value::unpack(residual_.words[word], values);
-#pragma unroll
-            for (uint32 i = 0; i < Value::PER_WORD; ++i) {
-                sum[word * Value::PER_WORD + i] += values[i];
-            }
+        for (uint32 i = 0; i < PER_VECTOR<Value>; ++i) {
+            sum[i] += residual[i];
         }
         return round_and_scrub<Value>(sum);
     }

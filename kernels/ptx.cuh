@@ -142,7 +142,7 @@ __device__ __forceinline__ void store_output(Address address, const Vector& vect
                  : "memory");
 }
 
-// Likewise if `condition`. A predicate and no branch.
+// Stores if `condition`. A predicate and no branch.
 __device__ __forceinline__ void store_output_if(bool condition, Address address, const Vector& vector) {
     asm volatile("{.reg .pred p;\n"
                  " setp.ne.u32 p, %5, 0;\n"

@@ -24,10 +24,9 @@ struct RmsNorm {
 
 ASSERT_LAYOUT_OF_RmsNorm(RmsNorm);
 
-// The columns of one vector of `Value`s on their way to the result. What can be done before the row's factor is known
-// is done before, while others still wait: after it, all warps of a block are at work at once. So 16-bit rows are
-// multiplied by the weights first. (If a product overflows, so do the squares.) A float32 row is not: its products may
-// be subnormal.
+// The columns of one vector of `Value`s on their way to the result. All that can be done before the row's factor is
+// known is done before, while others still wait: after it, all warps of a block are at work at once. (The products are
+// not: weighted first, large values would overflow, and small ones vanish, that the factor brings back.)
 template <class Value>
 class Columns {
 public:
@@ -42,17 +41,9 @@ public:
     }
 
     // Takes in the row's vector.
-    __device__ __forceinline__ void take(const Vector& row) {
-        unpack<Value>(row, values_);
-        if constexpr (WEIGHTS_FIRST) {
-#pragma unroll
-            for (uint32 i = 0; i < PER_VECTOR<Value>; ++i) {
-                values_[i] *= weights_[i];
-            }
-        }
-    }
+    __device__ __forceinline__ void take(const Vector& row) { unpack<Value>(row, values_); }
 
-    // The vector of the result, rounded once.
+    // The vector of the result, rounded once, after both of the above.
     __device__ __forceinline__ Vector scaled(float scale) const {
         Vector result;
 #pragma unroll
@@ -60,11 +51,8 @@ public:
             float values[Value::PER_WORD];
 #pragma unroll
             for (uint32 i = 0; i < Value::PER_WORD; ++i) {
-                const uint32 column = word * Value::PER_WORD + i;
-                values[i] = values_[column] * scale;
-                if constexpr (!WEIGHTS_FIRST) {
-                    values[i] *= weights_[column];
-                }
+                const uint32 index = word * Value::PER_WORD + i;
+                values[i] = values_[index] * scale * weights_[index];
             }
             result.words[word] = Value::pack(values);
         }
@@ -72,8 +60,6 @@ public:
     }
 
 private:
-    static constexpr bool WEIGHTS_FIRST = Value::PER_WORD > 1;
-
     template <class Weight>
     __device__ __forceinline__ void load_weights(Address begin, float bias) {
 #pragma unroll
@@ -89,7 +75,6 @@ private:
 
     // With the bias.
     float weights_[PER_VECTOR<Value>];
-    // The row's, weighted or not.
     float values_[PER_VECTOR<Value>];
 };
 

@@ -68,7 +68,7 @@ def test_a_host_that_became_slower_gets_a_longer_delay():
     graph = MadeUp(100, 0.5)
     settled(graph)
     graph.host_us = 39.0
-    assert graph.time(lambda: None) == 1.0
+    graph.time(lambda: None)
     assert (graph._delay, graph.host_keeps_ahead) == (4000, True)
 
 

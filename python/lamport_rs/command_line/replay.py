@@ -48,7 +48,7 @@ class Replay:
         """Find a delay and a number of operations for which the host keeps ahead, or see that there are none."""
         while not all(self._is_on_time(align) for _ in range(_TRIALS)):
             if self._delay < _LONGEST_DELAY:
-                self._delay = min(2 * self._delay, _LONGEST_DELAY)
+                self._lengthen_delay()
             elif self.operations > _FEWEST_OPERATIONS:
                 self._capture(max(self.operations // 2, _FEWEST_OPERATIONS))
             else:
@@ -65,7 +65,7 @@ class Replay:
             if not is_late:
                 return found
             # A delay that was long enough may not be while the host is busy with something else.
-            self._delay = min(2 * self._delay, _LONGEST_DELAY)
+            self._lengthen_delay()
         self.host_keeps_ahead = False
         return found
 
@@ -82,6 +82,9 @@ class Replay:
         with self._capturing(), torch.cuda.graph(self._graph):
             for _ in range(operations):
                 self._operation()
+
+    def _lengthen_delay(self) -> None:
+        self._delay = min(2 * self._delay, _LONGEST_DELAY)
 
     def _is_on_time(self, align: Callable[[], object]) -> bool:
         is_late, _ = self._time(align)
