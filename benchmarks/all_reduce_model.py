@@ -18,7 +18,7 @@ OWN = "lamport_rs"
 
 VECTOR_BYTES, WARP_THREADS = 16, 32
 MULTIPROCESSORS = 132
-"""Of an H200."""
+"""Of an H100 or H200."""
 
 # What rust/kernels/src says; tests/test_cost_model.py compares.
 TWO_RANKS_TWO_SHOT_FROM = 4 << 20

@@ -1,7 +1,7 @@
 """Fits the all-reduce's cost model to recorded runs, and says what it predicts for larger groups.
 
 `python benchmarks/cost_model.py [RECORD ...]` prints the tables of docs/scaling.md, `--write` rewrites them there and
-draws the figure. Without records it takes those of H200 in benchmarks/results.
+draws the figure. Without records it takes the newest of GPUs in benchmarks/results.
 """
 
 from __future__ import annotations
@@ -232,12 +232,14 @@ def draw_algorithm(axes: Axes, fitted: Fit, algorithm: Algorithm) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description="Fit the all-reduce's cost model to recorded runs.")
-    parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: those of H200 in results")
+    parser.add_argument(
+        "records", nargs="*", type=Path, metavar="RECORD", help="default: the newest of GPUs in results"
+    )
     parser.add_argument("--write", action="store_true", help="rewrite the page's tables, and its figure beside it")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "scaling.md", help="default: docs/scaling.md")
     options = parser.parse_args(arguments)
     try:
-        records = {path: read(path) for path in options.records or recorded()}
+        records = {path: read(path) for path in options.records} or recorded()
         used = {path: record for path, record in records.items() if model.points_of([record])}
         fitted = model.fit(model.points_of(list(used.values())))
         found = tables(fitted, used)
@@ -254,9 +256,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def recorded() -> list[Path]:
-    """Return the records of H200 in benchmarks/results."""
-    return sorted(RESULTS.glob("*-h200-x*.json"))
+def recorded(folder: Path = RESULTS) -> dict[Path, Record]:
+    """Return the newest record with all-reduces on GPUs, and the others that were made of the same commit."""
+    records = {path: read(path) for path in sorted(folder.glob("*.json"))}
+    usable = {path: record for path, record in records.items() if model.points_of([record])}
+    newest = max(usable.values(), key=lambda record: record.date, default=None)
+    return {path: record for path, record in usable.items() if newest and record.commit == newest.commit}
 
 
 if __name__ == "__main__":
