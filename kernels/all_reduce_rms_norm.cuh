@@ -86,10 +86,10 @@ public:
     // Loads what `add_up` adds: early, because it takes a while.
     __device__ __forceinline__ void load_residual(uint32 column) { residual_ = load(parameters_.residual, column); }
 
-    // Loads the weights of a held row: early too, and while there are registers for them.
+    // Loads the weights of a held row: early too.
     __device__ __forceinline__ void load_weights(uint32 column) {
         if constexpr (held) {
-            columns_.load_weights(parameters_.norm, has(column) ? column : 0);
+            vector_.load_weights(parameters_.norm, has(column) ? column : 0);
         }
     }
 
@@ -112,7 +112,7 @@ public:
         store(parameters_.residual_output, column, vector);
         squares_ += has(column) ? sum_of_squares<Value>(vector) : 0.0f;
         if constexpr (held) {
-            columns_.take(vector);
+            vector_.take(vector);
         }
     }
 
@@ -124,10 +124,10 @@ public:
         squares_ = 0.0f;
         for_each_column([&](uint32 column) {
             if constexpr (!held) {
-                columns_.load_weights(parameters_.norm, column);
-                columns_.take(load(parameters_.residual_output, column));
+                vector_.load_weights(parameters_.norm, column);
+                vector_.take(load(parameters_.residual_output, column));
             }
-            store(parameters_.output, column, columns_.scaled(scale));
+            store(parameters_.output, column, vector_.scaled(scale));
         });
     }
 
@@ -145,7 +145,7 @@ private:
     float squares_ = 0.0f;
     // Of the vector in hand.
     Vector residual_;
-    Columns<Value> columns_;
+    NormVector<Value> vector_;
 };
 
 }  // namespace lamport

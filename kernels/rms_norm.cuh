@@ -24,11 +24,11 @@ struct RmsNorm {
 
 ASSERT_LAYOUT_OF_RmsNorm(RmsNorm);
 
-// The columns of one vector of `Value`s on their way to the result. All that can be done before the row's factor is
-// known is done before, while others still wait: after it, all warps of a block are at work at once. (The products are
-// not: weighted first, large values would overflow, and small ones vanish, that the factor brings back.)
+// One vector of a row and its weights. Where the row is held, both are taken in before the row's factor is known, and
+// made ready while others still wait: after it, all warps of a block are at work at once. (The products are not made
+// before: weighted first, large values would overflow, and small ones vanish, that the factor brings back.)
 template <class Value>
-class Columns {
+class NormVector {
 public:
     // Loads the weights of the row's vector `column`.
     __device__ __forceinline__ void load_weights(const RmsNorm& norm, uint32 column) {

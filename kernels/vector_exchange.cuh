@@ -44,7 +44,7 @@ struct RankVectors {
         return has_arrived(least);
     }
 
-    // The ranks, a bit each, whose vectors have not.
+    // The ranks, a bit each, whose vectors have not arrived.
     __device__ __forceinline__ uint32 missing() const {
         uint32 ranks = 0;
 #pragma unroll

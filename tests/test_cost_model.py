@@ -206,15 +206,10 @@ def test_a_page_without_its_markers_is_refused(tmp_path):
         cost_model.rewrite(page, {"fit": "table"})
 
 
-def test_the_newest_record_is_taken_with_those_of_its_commit(tmp_path):
-    for name, day, commit, gpu in [
-        ("old", 1, "a", "an H200"),
-        ("new", 3, "b", "an H100"),
-        ("same commit", 2, "b", "an H200"),
-        ("host", 4, "c", None),
-    ]:
-        write_record(tmp_path, replace(record(gpu=gpu), date=f"2026-01-0{day}", commit=commit), name)
-    assert [path.stem for path in cost_model.recorded(tmp_path)] == ["new", "same commit"]
+def test_the_newest_record_of_gpus_is_taken(tmp_path):
+    for name, day, gpu in [("z, old", 1, "an H200"), ("a, new", 3, "an H100"), ("host", 4, None)]:
+        write_record(tmp_path, replace(record(gpu=gpu), date=f"2026-01-0{day}"), name)
+    assert [path.stem for path in cost_model.recorded(tmp_path)] == ["a, new"]
     assert cost_model.recorded(tmp_path / "nowhere") == {}
 
 
