@@ -12,7 +12,7 @@ use lamport_rs_kernels::plan;
 use lamport_rs_protocol::exchange::Member;
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::rank_set::RankSet;
-use lamport_rs_protocol::sentinel::{SENTINEL, Vector};
+use lamport_rs_protocol::sentinel::Vector;
 use lamport_rs_protocol::table;
 
 use crate::cuda::device::{Device, Entered};
@@ -22,7 +22,7 @@ use crate::cuda::plans::Plans;
 use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange};
 use crate::workspace::Settings;
-use crate::workspace::construct::{Group, Request, construct};
+use crate::workspace::construct::{Group, construct};
 use crate::workspace::cuda_backend::CudaBackend;
 
 /// Longest wait of the verification's kernel, whose data is on its way when it starts.
@@ -91,21 +91,10 @@ impl CudaWorkspace {
             let private = Private::allocate(&device, member.geometry.world_size())?;
             Ok((member, timeout, device, private))
         });
-        let request = checked.as_ref().map_err(Error::clone).map(|(Member { rank, geometry }, ..)| Request {
-            rank: *rank,
-            world_size: geometry.world_size(),
-            bytes: geometry.block_bytes(),
-            word: SENTINEL,
-            comm_size: geometry.comm_size(),
-            size_name: "comm_size",
-            two_shot_from: settings.two_shot_from,
-        });
-        // Where there is no device, `request` is an error, and the backend is never asked for anything.
-        let group = match &checked {
-            Ok((_, _, device, _)) => construct(&CudaBackend::new(device.clone()), &mut exchange, request),
-            Err(error) => return Err(exchange.refuse(error.clone())),
-        }?;
-        let (member, timeout, device, private) = checked?;
+        // Where there is no device, there is no backend to construct with, but the peers must hear of it.
+        let (member, timeout, device, private) = checked.map_err(|error| exchange.refuse(error))?;
+        let request = settings.request(member, member.geometry.block_bytes());
+        let group = construct(&CudaBackend::new(device.clone()), &mut exchange, Ok(request))?;
         let (nonces, slots) = (group.nonces.clone(), group.addresses());
         let mut workspace = Self::over(member, timeout, device, private, group);
         workspace.two_shot_from = settings.two_shot_from();

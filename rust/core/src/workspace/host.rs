@@ -18,7 +18,7 @@ use crate::memory::host::{self, Block, Handle, Mapping};
 use crate::memory::host_slots::Blocks;
 use crate::wait::{BoundedWait, Interrupted};
 use crate::workspace::Settings;
-use crate::workspace::construct::{Backend, Group, Request, construct};
+use crate::workspace::construct::{Backend, Group, construct};
 use crate::workspace::turn::{self, Turns};
 
 /// Shared memory of one host.
@@ -112,15 +112,7 @@ impl HostWorkspace {
     pub fn create(settings: &Settings, transport: &mut dyn AllGather) -> Result<Self> {
         let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
         let checked = settings.check();
-        let request = checked.clone().map(|(Member { rank, geometry }, _)| Request {
-            rank,
-            world_size: geometry.world_size(),
-            bytes: geometry.used_bytes(),
-            word: SENTINEL,
-            comm_size: geometry.comm_size(),
-            size_name: "comm_size",
-            two_shot_from: settings.two_shot_from,
-        });
+        let request = checked.clone().map(|(member, _)| settings.request(member, member.geometry.used_bytes()));
         let Group { own, peers, .. } = construct(&HostBackend, &mut exchange, request)?;
         let (member, timeout) = checked?;
         let mut own = Some(own.into_mapping());

@@ -21,7 +21,9 @@ use std::time::Duration;
 
 use lamport_rs_protocol::exchange::Member;
 use lamport_rs_protocol::geometry::Geometry;
+use lamport_rs_protocol::sentinel::SENTINEL;
 
+use self::construct::Request;
 use crate::error::{Error, Result};
 
 /// What a workspace is created from. Checked by the constructor, whose errors reach all ranks.
@@ -47,6 +49,19 @@ impl Settings {
             return Err(Error::Argument(format!("two_shot_from is {bytes} bytes, but must not be negative")));
         }
         Ok((Member { rank: geometry.check_rank(self.rank)?, geometry }, self.timeout()?))
+    }
+
+    /// The blocks that `member` asks for, of `bytes` bytes, full of the sentinel. Checked before.
+    pub(crate) fn request(&self, Member { rank, geometry }: Member, bytes: usize) -> Request {
+        Request {
+            rank,
+            world_size: geometry.world_size(),
+            bytes,
+            word: SENTINEL,
+            comm_size: geometry.comm_size(),
+            size_name: "comm_size",
+            two_shot_from: self.two_shot_from,
+        }
     }
 
     /// Checked before.
