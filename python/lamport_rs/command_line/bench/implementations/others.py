@@ -123,8 +123,9 @@ class VllmCustom(Implementation):
         tensor, out, staging = problem.input, torch.empty_like(problem.input), self._staging[self.member.rank]
 
         def run() -> tuple[torch.Tensor]:
-            copied = () if torch.cuda.is_current_stream_capturing() else (staging, self._largest)
-            self._comm.vllm_all_reduce(self._handle, tensor, out, *(copied or (0, 0)), _VLLM_BLOCKS)
+            # Into what buffer of how many bytes the input is copied: none, where the graph's addresses are exchanged.
+            copied = (0, 0) if torch.cuda.is_current_stream_capturing() else (staging, self._largest)
+            self._comm.vllm_all_reduce(self._handle, tensor, out, *copied, _VLLM_BLOCKS)
             return (out,)
 
         return Call(run)
