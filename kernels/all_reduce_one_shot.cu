@@ -26,7 +26,8 @@ __device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& p
     // Nothing of the above is moved behind a branch, and so behind the wait.
     if (threadIdx.x >= workers) {
         ptx::wait_for_prior_grids();
-        serve(group, control_reader.read(), parameters.region_bytes);
+        serve(group, control_reader, parameters.region_bytes, parameters.bytes,
+              [&] { fill_with_nan(parameters.output, parameters.bytes); });
         return;
     }
     ptx::wait_for_prior_grids();

@@ -36,6 +36,16 @@ struct AllReduceRmsNormParameters {
 
 ASSERT_LAYOUT_OF_AllReduceRmsNorm(AllReduceRmsNormParameters);
 
+// The part of the block that has no rows.
+__device__ __forceinline__ void speak_for_norm(const AllReduceRmsNormParameters& parameters,
+                                               const ControlReader& control_reader) {
+    const uint64 bytes = uint64{parameters.tokens} * parameters.row_vectors * VECTOR_BYTES;
+    speak(parameters.group, control_reader, parameters.region_bytes, 2 * bytes, [&] {
+        fill_with_nan(parameters.output, bytes);
+        fill_with_nan(parameters.residual_output, bytes);
+    });
+}
+
 // A thread's way through the rows of its block.
 template <class Value, bool held>
 class RmsNormRows {
@@ -53,7 +63,7 @@ public:
 
     // Moves to the block's next row. False if there is none.
     __device__ __forceinline__ bool advance() {
-        token_ += gridDim.x;
+        token_ += data_blocks();
         return token_ < parameters_.tokens;
     }
 

@@ -18,6 +18,11 @@ __device__ __forceinline__ void all_reduce_rms_norm_one_shot(const AllReduceRmsN
         ptx::wait_for_prior_grids();
         return;
     }
+    if (is_speaking_block()) {
+        ptx::wait_for_prior_grids();
+        speak_for_norm(parameters, control_reader);
+        return;
+    }
     ptx::wait_for_prior_grids();
 
     // Both loads before the first use of either.
@@ -62,7 +67,7 @@ __device__ __forceinline__ void all_reduce_rms_norm_one_shot(const AllReduceRmsN
         if (!rows.advance()) {
             break;
         }
-        distance += gridDim.x * parameters.row_vectors;
+        distance += data_blocks() * parameters.row_vectors;
     }
 }
 

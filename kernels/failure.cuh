@@ -11,10 +11,15 @@
 
 namespace lamport {
 
-// One of the CONTROL_COPIES copies: the slot's index, the region to clear, and the mark, of 32 bits each. What moves on
-// to the next slot writes the first two only, so that the mark stays.
+// One of the CONTROL_COPIES copies: the region to clear with the slot's index, the number of the operation before, and
+// the mark, of 32 bits each. What moves on to the next slot writes the first two only, so that the mark stays.
 __device__ __forceinline__ Address control_copy(const Group& group, uint32 copy) {
     return group.control_copies + copy * CONTROL_COPY_BYTES;
+}
+
+// Behind the copies: the header of the operation that runs, or ran last.
+__device__ __forceinline__ Address operation_in_progress(const Group& group) {
+    return control_copy(group, CONTROL_COPIES);
 }
 
 constexpr uint32 MARK_OFFSET = 2 * sizeof(uint32);
@@ -29,6 +34,22 @@ __device__ __forceinline__ void fail(const Group& group) {
     for (uint32 copy = 0; copy < CONTROL_COPIES; ++copy) {
         ptx::store_device(control_copy(group, copy) + MARK_OFFSET, 1);
     }
+}
+
+// Where the report has the ranks that differ, as bits of its first word. The own rank's bit: a foreign kernel has used the
+// table.
+constexpr uint32 MISMATCH_SHIFT = 16;
+
+// Tells the host what this rank was doing. It may come after the report's first word: the host waits a little for it.
+__device__ __forceinline__ void report_operation(const Group& group, const Vector& header) {
+    ptx::store_system(group.report + REPORT_OPERATION, header);
+}
+
+// Sets bits of the report's first word, once all that was stored for it is there, and leaves the mark.
+__device__ __forceinline__ void report_failure(const Group& group, uint32 bits) {
+    ptx::fence_system();
+    ptx::set_bits_system(group.report, bits);
+    fail(group);
 }
 
 }  // namespace lamport

@@ -54,6 +54,9 @@ __device__ __forceinline__ void set_bits_system(Address address, uint32 bits) {
     asm volatile("red.relaxed.sys.global.or.b32 [%0], %1;" ::"l"(address), "r"(bits) : "memory");
 }
 
+// Orders what this thread stored before ahead of what it stores after, for the host too. For reports of faults only.
+__device__ __forceinline__ void fence_system() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+
 // ---- Control words: relaxed, device scope ---------------------------------------------------------------------------
 // Read by every block and written by the last to arrive, within one kernel, so neither may be a weak access. From one
 // kernel to the next, the grid-dependency wait orders them.
@@ -84,6 +87,19 @@ __device__ __forceinline__ void store_device(Address address, uint32 word) {
 
 __device__ __forceinline__ void store_device_long(Address address, uint64 value) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
+}
+
+// Four words at once, at a multiple of 16.
+__device__ __forceinline__ void store_device(Address address, const Vector& vector) {
+    asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(vector.words[0]),
+                 "r"(vector.words[1]), "r"(vector.words[2]), "r"(vector.words[3])
+                 : "memory");
+}
+
+__device__ __forceinline__ uint64 load_device_long(Address address) {
+    uint64 value;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+    return value;
 }
 
 // Adds 1, or sets the word to 0 if it is `last`. Returns the value before.
@@ -196,6 +212,8 @@ __device__ __forceinline__ uint64 nanoseconds() {
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now)::"memory");
     return now;
 }
+
+__device__ __forceinline__ void sleep_a_millisecond() { asm volatile("nanosleep.u32 1000000;" ::: "memory"); }
 
 // ---- Conversions, two 16-bit values a word, the first in the low half -----------------------------------------------
 // To 16 bits they round to nearest even.

@@ -9,7 +9,7 @@ memory, and a reader spins until the sentinel is gone (the Lamport protocol).
 """
 
 from lamport_rs import torch_operators as _torch_operators  # noqa: F401  (registers torch.ops.lamport_rs)
-from lamport_rs._core import LamportError, LamportSizeError, LamportTimeoutError, __version__
+from lamport_rs._core import LamportError, LamportMismatchError, LamportSizeError, LamportTimeoutError, __version__
 from lamport_rs.buffer import IpcBuffer, lamport_fill_neg_zero
 from lamport_rs.cache import clear_workspace_cache, get_allreduce_workspace
 from lamport_rs.operations import all_reduce, all_reduce_rms_norm, minimax_allreduce_rms, minimax_allreduce_rms_qk
@@ -18,6 +18,7 @@ from lamport_rs.workspace import LamportWorkspace
 __all__ = [
     "IpcBuffer",
     "LamportError",
+    "LamportMismatchError",
     "LamportSizeError",
     "LamportTimeoutError",
     "LamportWorkspace",

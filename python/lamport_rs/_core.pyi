@@ -17,6 +17,18 @@ class LamportTimeoutError(LamportError):
 
     missing_ranks: tuple[int, ...]
 
+class LamportMismatchError(LamportError):
+    """The ranks run different operations, and the workspace can no longer be used."""
+
+    rank: int
+    """This rank."""
+    operation: str
+    """What it runs: number, name, shape, dtype and algorithm."""
+    peer: int
+    """A rank that differs."""
+    peer_operation: str
+    """What that one runs."""
+
 class LamportSizeError(LamportError):
     """A tensor that is too large for the workspace, or for any. Nothing was changed."""
 
@@ -51,6 +63,7 @@ class Buffer:
     ) -> Buffer: ...
     def pointers(self) -> list[int]: ...
 
+def note_refusal(workspace: Workspace | torch.Tensor) -> None: ...
 def refuse(rank: int, world_size: int, reason: str, all_gather: Callable[[bytes], list[bytes]]) -> NoReturn: ...
 def cuda_obstacle() -> str | None: ...
 def fill_sentinel(device_ptr: int, size_bytes: int, index: int) -> None: ...

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
+use lamport_rs_core::workspace::exclusive::Entered;
 use lamport_rs_core::workspace::host::HostWorkspace;
 use lamport_rs_protocol::exchange::Member;
 
@@ -29,6 +30,23 @@ impl AnyWorkspace {
         match self {
             Self::Host(workspace) => (workspace.table().as_ptr() as u64, workspace.table().len()),
             Self::Cuda(workspace) => workspace.table(),
+        }
+    }
+
+    /// Lets one call in at a time: until it has the interpreter's lock again, so that no other thread's comes between its
+    /// operation and its return.
+    pub fn enter_call(&self, operation: &'static str) -> lamport_rs_core::Result<Entered<'_>> {
+        match self {
+            Self::Host(workspace) => workspace.calls.enter(operation),
+            Self::Cuda(workspace) => workspace.calls.enter(operation),
+        }
+    }
+
+    /// Counts a call that was refused: see [`lamport_rs_core::operations::operation::Skipped`].
+    pub fn note_refusal(&self) {
+        match self {
+            Self::Host(workspace) => workspace.skipped.note(),
+            Self::Cuda(workspace) => workspace.skipped.note(),
         }
     }
 

@@ -3,8 +3,9 @@
 use lamport_rs_core::Error;
 use lamport_rs_protocol::geometry::GeometryError;
 use pyo3::create_exception;
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyBaseException, PyRuntimeError};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 create_exception!(
     lamport_rs,
@@ -21,6 +22,14 @@ create_exception!(
 
 create_exception!(
     lamport_rs,
+    LamportMismatchError,
+    LamportError,
+    "The ranks run different operations. `rank` and `operation` say what this rank runs, `peer` and `peer_operation` what a \
+     rank that differs does."
+);
+
+create_exception!(
+    lamport_rs,
     LamportSizeError,
     LamportError,
     "A tensor that is too large for the workspace, or for any. The text says what would do. Nothing was changed."
@@ -28,18 +37,31 @@ create_exception!(
 
 /// The exception for `error`.
 pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
-    let missing = match &error {
-        Error::Timeout { missing, .. } => missing,
-        Error::Geometry(GeometryError::MessageTooLarge { .. }) | Error::TooLarge(_) => {
-            return LamportSizeError::new_err(error.to_string());
+    let text = error.to_string();
+    match error {
+        Error::Timeout { missing, .. } => with_attributes(py, LamportTimeoutError::new_err(text), |value| {
+            value.setattr("missing_ranks", PyTuple::new(py, missing.iter().collect::<Vec<_>>())?)
+        }),
+        Error::Mismatch { rank, own, peer, theirs } => {
+            with_attributes(py, LamportMismatchError::new_err(text), |value| {
+                value.setattr("rank", rank)?;
+                value.setattr("operation", own.to_string())?;
+                value.setattr("peer", peer)?;
+                value.setattr("peer_operation", theirs.to_string())
+            })
         }
-        _ => return LamportError::new_err(error.to_string()),
-    };
-    let exception = LamportTimeoutError::new_err(error.to_string());
-    let ranks: Vec<usize> = missing.iter().collect();
-    let set =
-        pyo3::types::PyTuple::new(py, ranks).and_then(|ranks| exception.value(py).setattr("missing_ranks", ranks));
-    set.err().unwrap_or(exception)
+        Error::Geometry(GeometryError::MessageTooLarge { .. }) | Error::TooLarge(_) => LamportSizeError::new_err(text),
+        _ => LamportError::new_err(text),
+    }
+}
+
+/// `exception`, or what setting its attributes raised.
+fn with_attributes(
+    py: Python<'_>,
+    exception: PyErr,
+    set: impl FnOnce(&Bound<'_, PyBaseException>) -> PyResult<()>,
+) -> PyErr {
+    set(exception.value(py)).err().unwrap_or(exception)
 }
 
 /// Runs `wait` without the interpreter's lock. It is given a question to ask from time to time: whether a signal came

@@ -21,11 +21,13 @@ mod _core {
     #[pymodule_export]
     use super::buffer::Buffer;
     #[pymodule_export]
-    use super::errors::{LamportError, LamportSizeError, LamportTimeoutError};
+    use super::errors::{LamportError, LamportMismatchError, LamportSizeError, LamportTimeoutError};
     #[pymodule_export]
     use super::exchange::refuse;
     #[pymodule_export]
-    use super::operations::{all_reduce, all_reduce_rms_norm, fill_sentinel, minimax_rms, minimax_rms_qk};
+    use super::operations::{
+        all_reduce, all_reduce_rms_norm, fill_sentinel, minimax_rms, minimax_rms_qk, note_refusal,
+    };
     #[pymodule_export]
     use super::sizing::{all_reduce_comm_size, minimax_comm_size};
     #[pymodule_export]

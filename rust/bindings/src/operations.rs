@@ -4,6 +4,7 @@ use lamport_rs_core::Result;
 use lamport_rs_core::cuda::Stream;
 use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
+use lamport_rs_core::operations::operation::Kind;
 use lamport_rs_core::operations::{cuda, host};
 use lamport_rs_core::wait::Interrupted;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
@@ -40,6 +41,7 @@ pub fn all_reduce(
         run(
             workspace.py(),
             &found,
+            Kind::AllReduce.name(),
             |workspace, interrupted| host::all_reduce(workspace, &operands, interrupted),
             |workspace, stream| cuda::all_reduce(workspace, &operands, stream),
         )
@@ -76,6 +78,7 @@ pub fn all_reduce_rms_norm(
         run(
             workspace.py(),
             &found,
+            Kind::AllReduceRmsNorm.name(),
             |workspace, interrupted| host::all_reduce_rms_norm(workspace, &operands, interrupted),
             |workspace, stream| cuda::all_reduce_rms_norm(workspace, &operands, stream),
         )
@@ -137,6 +140,7 @@ fn run_minimax(py: Python<'_>, workspace: &AnyWorkspace, operands: &MinimaxRms) 
         run(
             py,
             workspace,
+            operands.kind().name(),
             |workspace, interrupted| host::minimax_rms(workspace, operands, interrupted),
             |workspace, stream| cuda::minimax_rms(workspace, operands, stream),
         )
@@ -150,9 +154,11 @@ fn run_minimax(py: Python<'_>, workspace: &AnyWorkspace, operands: &MinimaxRms) 
 unsafe fn run(
     py: Python<'_>,
     workspace: &AnyWorkspace,
+    operation: &'static str,
     on_host: impl FnOnce(&HostWorkspace, Interrupted<'_>) -> Result<()> + Send,
     on_device: impl FnOnce(&CudaWorkspace, Stream) -> Result<()> + Send,
 ) -> PyResult<()> {
+    let _entered = workspace.enter_call(operation).map_err(|error| to_python(py, error))?;
     match workspace {
         AnyWorkspace::Host(workspace) => interruptible(py, |interrupted| on_host(workspace, interrupted)),
         AnyWorkspace::Cuda(workspace) => {
@@ -161,6 +167,15 @@ unsafe fn run(
             let launched = py.detach(|| on_device(workspace, std::ptr::with_exposed_provenance_mut(stream)));
             launched.map_err(|error| to_python(py, error))
         }
+    }
+}
+
+/// Counts a call on `workspace`, or on that of the table, which was refused before it came here or by what is here: this
+/// rank's next operation differs from that of ranks whose call was served. Nothing happens if there is no such workspace.
+#[pyfunction]
+pub fn note_refusal(workspace: &Bound<'_, PyAny>) {
+    if let Ok(workspace) = find_workspace(workspace) {
+        workspace.note_refusal();
     }
 }
 

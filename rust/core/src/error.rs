@@ -7,6 +7,8 @@ use lamport_rs_protocol::geometry::GeometryError;
 use lamport_rs_protocol::rank_set::RankSet;
 use thiserror::Error;
 
+use crate::operations::operation::Operation;
+
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -58,12 +60,12 @@ pub enum Error {
     Transport(String),
     /// Peers did not come within the timeout.
     #[error(
-        "{operation}: waited {waited:?} for {missing}; they are dead, hung, or called something else. \
+        "{operation}: waited {waited:?} for {missing}; they are dead, hung, or have called less. \
          This workspace can no longer be used: clean it up on every rank and create a new one"
     )]
     Timeout {
         /// What was waiting.
-        operation: &'static str,
+        operation: Operation,
         /// How long.
         waited: Duration,
         /// For whom.
@@ -76,7 +78,7 @@ pub enum Error {
     )]
     Interrupted {
         /// What was waiting.
-        operation: &'static str,
+        operation: Operation,
         /// For whom.
         missing: RankSet,
     },
@@ -87,35 +89,43 @@ pub enum Error {
     )]
     CleanedUpMeanwhile {
         /// What was waiting.
-        operation: &'static str,
+        operation: Operation,
+    },
+    /// A peer runs another operation.
+    #[error(
+        "the ranks differ: rank {rank} runs {own}, but rank {peer} runs {theirs}. {} This workspace can no longer be \
+         used: clean it up on every rank and create a new one",
+        Self::explain_mismatch(own, theirs)
+    )]
+    Mismatch {
+        /// This rank.
+        rank: usize,
+        /// What it runs.
+        own: Operation,
+        /// One that differs.
+        peer: usize,
+        /// What that runs.
+        theirs: Operation,
     },
     /// An operation was called by what another operation on the same workspace called while it waited.
     #[error(
         "{operation} was called from within another operation on the same workspace, by a signal's handler; a handler may \
-         clean the workspace up, or use another one. Nothing was changed"
+         clean the workspace up, or use another one. The other operation goes on, but this call counts: ranks that did \
+         not make it will differ from here on"
     )]
     WithinOperation {
         /// What was called.
         operation: &'static str,
     },
-    /// Another thread's operation did not end.
+    /// An operation was called while another thread's ran on the same workspace.
     #[error(
-        "{operation}: waited {waited:?} for the operation of another thread on this workspace to end; a workspace serves \
-         one at a time. Nothing was changed on this rank: use a workspace per thread, or call it again"
+        "{operation} was called while another thread's operation ran on the same workspace. A workspace serves one \
+         operation at a time, and threads that call at will would come in another order on other ranks: use a \
+         workspace per thread, or one thread for both. The other operation goes on, but this call counts: ranks that \
+         did not make it will differ from here on"
     )]
-    NoTurn {
-        /// What was waiting.
-        operation: &'static str,
-        /// How long.
-        waited: Duration,
-    },
-    /// The caller asked to stop waiting for another thread's operation.
-    #[error(
-        "{operation}: interrupted while waiting for the operation of another thread on this workspace to end; nothing was \
-         changed on this rank"
-    )]
-    TurnInterrupted {
-        /// What was waiting.
+    InUse {
+        /// What was called.
         operation: &'static str,
     },
     /// Use in a process that was forked from the one that the workspace belongs to.
@@ -141,6 +151,13 @@ pub enum Error {
         /// Likewise.
         expected: (i32, i64),
     },
+    /// A foreign kernel has used the table between two operations of the package's own, on a GPU.
+    #[error(
+        "a foreign kernel has used the table of this workspace since the last operation of this package, whose results \
+         are NaN for that: its data may lie where they look for theirs. A workspace serves either foreign kernels or the \
+         package's own operations: create one for each, on every rank"
+    )]
+    ForeignKernel,
     /// An earlier operation ended half-way.
     #[error("this workspace failed earlier and can no longer be used ({0}); create a new one on every rank")]
     Failed(String),
@@ -159,6 +176,17 @@ impl From<PlanError> for Error {
 }
 
 impl Error {
+    /// What may have made operations differ.
+    fn explain_mismatch(own: &Operation, theirs: &Operation) -> &'static str {
+        if own.number() == theirs.number() {
+            "All ranks must call the same operations in the same order, with the same shapes, dtypes, algorithm and \
+             scalars."
+        } else {
+            "The numbers count the calls on each rank, those that were refused or had nothing to do among them: a rank \
+             went on after a call that raised an error there, and its peers' call was served."
+        }
+    }
+
     /// A failed system call.
     pub fn system(call: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::System { call: call.into(), reason: reason.to_string() }

@@ -3,14 +3,16 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use lamport_rs_protocol::exchange::{Awaited, Wait};
+use lamport_rs_protocol::exchange::{Awaited, Member, Wait};
+use lamport_rs_protocol::header::Header;
 use lamport_rs_protocol::rank_set::RankSet;
 
 use crate::error::Error;
+use crate::operations::operation::Operation;
 
 /// Pauses (some 50 ns each) before the processor is first offered to another rank, where each rank has a core.
 const SPINS: u32 = 4_000;
-/// Likewise where it has not: the peer, or the thread, that is waited for may need this very core.
+/// Likewise where it has not: the peer that is waited for may need this very core.
 const SPINS_OVERSUBSCRIBED: u32 = 50;
 /// Most pauses between two looks. A look takes the line away from the peer that is writing it: a rank that looks all the
 /// time slows down the very peer it waits for, and stays on its heels. Looks therefore become rarer, up to the time that
@@ -32,7 +34,7 @@ struct Range {
 pub type Interrupted<'a> = &'a mut dyn FnMut() -> bool;
 
 /// Why a wait ended without what it was for.
-pub enum GivenUp {
+enum GivenUp {
     /// It lasted this long.
     TimedOut(Duration),
     /// The caller asked for it.
@@ -42,7 +44,7 @@ pub enum GivenUp {
 }
 
 /// The stages of one wait.
-pub struct Patience<'a> {
+struct Backoff<'a> {
     /// Set when there is nothing left to wait for, by whichever thread or handler.
     cleaned_up: &'a AtomicBool,
     spins: u32,
@@ -55,18 +57,13 @@ pub struct Patience<'a> {
     sleep: Duration,
 }
 
-impl<'a> Patience<'a> {
-    /// Of one who may need the core that he waits on.
-    pub fn oversubscribed(cleaned_up: &'a AtomicBool) -> Self {
-        Self::spinning(SPINS_OVERSUBSCRIBED, cleaned_up)
-    }
-
+impl<'a> Backoff<'a> {
     fn spinning(spins: u32, cleaned_up: &'a AtomicBool) -> Self {
         Self { cleaned_up, spins, spun: 0, pauses: 1, yields: 0, started: None, asked: None, sleep: SLEEP.first }
     }
 
     /// To be called between two looks, for up to `timeout` (`None`: for ever).
-    pub fn pause(&mut self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<(), GivenUp> {
+    fn pause(&mut self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<(), GivenUp> {
         if self.spun < self.spins {
             (0..self.pauses).for_each(|_| std::hint::spin_loop());
             self.spun += self.pauses;
@@ -81,7 +78,6 @@ impl<'a> Patience<'a> {
         if timeout.is_some_and(|timeout| waited >= timeout) {
             return Err(GivenUp::TimedOut(waited));
         }
-        // Before the yields are over, too: a clock that is restarted again and again must not put off the question.
         if now - *self.asked.get_or_insert(now) >= INTERRUPT_INTERVAL {
             self.asked = Some(now);
             if interrupted() {
@@ -99,11 +95,6 @@ impl<'a> Patience<'a> {
         Ok(())
     }
 
-    /// To be called when there is reason to wait as long again: the wait goes on as it was.
-    pub fn restart_clock(&mut self) {
-        self.started = None;
-    }
-
     /// To be called when what was waited for has come, before the next wait.
     fn renew(&mut self) {
         *self = Self::spinning(self.spins, self.cleaned_up);
@@ -112,42 +103,25 @@ impl<'a> Patience<'a> {
 
 /// The bounded wait of one operation for its peers.
 pub struct BoundedWait<'a> {
-    operation: &'static str,
+    rank: usize,
+    operation: Operation,
     timeout: Option<Duration>,
     interrupted: Interrupted<'a>,
-    signals: &'a Signals,
-    patience: Patience<'a>,
-}
-
-/// What an operation and those who are not it tell each other while it waits.
-#[derive(Debug, Default)]
-pub struct Signals {
-    /// Set by them: there is nothing left to wait for.
-    pub cleaned_up: AtomicBool,
-    /// Counted by it: something that it waited for has come, or it is over.
-    pub steps: AtomicUsize,
-}
-
-impl Signals {
-    /// For the operation, of which there is one at a time.
-    pub fn get_ahead(&self) {
-        self.steps.store(self.steps.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-    }
+    backoff: Backoff<'a>,
 }
 
 impl<'a> BoundedWait<'a> {
-    /// Waits up to `timeout` (`None`: for ever) for each word of `operation`, in a group of `world_size` ranks, unless
-    /// it hears that the workspace is cleaned up.
+    /// Waits up to `timeout` (`None`: for ever) for each word of `member`'s `operation`, unless it hears that the
+    /// workspace is cleaned up.
     pub fn new(
-        operation: &'static str,
-        world_size: usize,
+        member: Member,
+        operation: Operation,
         timeout: Option<Duration>,
-        signals: &'a Signals,
+        cleaned_up: &'a AtomicBool,
         interrupted: Interrupted<'a>,
     ) -> Self {
-        let spins = if world_size <= cores() { SPINS } else { SPINS_OVERSUBSCRIBED };
-        let patience = Patience::spinning(spins, &signals.cleaned_up);
-        Self { operation, timeout, interrupted, signals, patience }
+        let spins = if member.geometry.world_size() <= cores() { SPINS } else { SPINS_OVERSUBSCRIBED };
+        Self { rank: member.rank, operation, timeout, interrupted, backoff: Backoff::spinning(spins, cleaned_up) }
     }
 }
 
@@ -161,7 +135,7 @@ impl Wait for BoundedWait<'_> {
             Awaited::SecondHand => timeout.saturating_add(timeout / 2),
         });
         let operation = self.operation;
-        self.patience.pause(timeout, self.interrupted).map_err(|given_up| match given_up {
+        self.backoff.pause(timeout, self.interrupted).map_err(|given_up| match given_up {
             GivenUp::TimedOut(waited) => Error::Timeout { operation, waited, missing: missing() },
             GivenUp::Interrupted => Error::Interrupted { operation, missing: missing() },
             GivenUp::CleanedUp => Error::CleanedUpMeanwhile { operation },
@@ -169,8 +143,11 @@ impl Wait for BoundedWait<'_> {
     }
 
     fn resume(&mut self) {
-        self.signals.get_ahead();
-        self.patience.renew();
+        self.backoff.renew();
+    }
+
+    fn mismatch(&mut self, peer: usize, found: Header) -> Error {
+        Error::Mismatch { rank: self.rank, own: self.operation, peer, theirs: Operation(found) }
     }
 }
 
@@ -189,44 +166,47 @@ fn cores() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use lamport_rs_protocol::geometry::Geometry;
+
     use super::*;
+
+    const OPERATION: Operation = Operation([1; 4]);
+
+    fn wait<'a>(timeout: Duration, cleaned_up: &'a AtomicBool, interrupted: Interrupted<'a>) -> BoundedWait<'a> {
+        let member = Member { rank: 0, geometry: Geometry::new(2, 4096).unwrap() };
+        BoundedWait::new(member, OPERATION, Some(timeout), cleaned_up, interrupted)
+    }
+
+    fn error_of(mut wait: BoundedWait<'_>, awaited: Awaited) -> Error {
+        loop {
+            if let Err(error) = wait.pause(awaited, RankSet::default) {
+                return error;
+            }
+        }
+    }
 
     #[test]
     fn second_hand_data_is_awaited_half_as_long_again() {
-        let (timeout, signals) = (Duration::from_millis(20), Signals::default());
+        let (timeout, cleaned_up) = (Duration::from_millis(20), AtomicBool::default());
         for (awaited, least) in [(Awaited::FirstHand, timeout), (Awaited::SecondHand, timeout * 3 / 2)] {
-            let mut never = || false;
-            let mut wait = BoundedWait::new("a wait", 2, Some(timeout), &signals, &mut never);
-            let error = loop {
-                if let Err(error) = wait.pause(awaited, RankSet::default) {
-                    break error;
-                }
-            };
+            let error = error_of(wait(timeout, &cleaned_up, &mut || false), awaited);
             assert!(matches!(error, Error::Timeout { waited, .. } if waited >= least), "{awaited:?}: {error}");
         }
     }
 
     #[test]
     fn a_limit_that_no_clock_reaches_is_none() {
-        let signals = Signals::default();
-        let mut interrupted = || true;
-        let mut wait = BoundedWait::new("a wait", 2, Some(Duration::MAX), &signals, &mut interrupted);
-        let error = loop {
-            if let Err(error) = wait.pause(Awaited::SecondHand, RankSet::default) {
-                break error;
-            }
-        };
+        let cleaned_up = AtomicBool::default();
+        let error = error_of(wait(Duration::MAX, &cleaned_up, &mut || true), Awaited::SecondHand);
         assert!(matches!(error, Error::Interrupted { .. }), "{error}");
     }
 
     #[test]
-    fn a_clock_that_is_restarted_all_the_time_does_not_put_off_an_interrupt() {
-        let (cleaned_up, began) = (AtomicBool::new(false), Instant::now());
-        let mut patience = Patience::oversubscribed(&cleaned_up);
-        while patience.pause(Some(Duration::from_millis(200)), &mut || true).is_ok() {
-            patience.restart_clock();
-            assert!(began.elapsed() < Duration::from_secs(20), "nobody was asked");
-        }
-        assert!(matches!(patience.pause(Some(Duration::ZERO), &mut || true), Err(GivenUp::TimedOut(_))));
+    fn a_mismatch_names_both_ranks_and_both_operations() {
+        let cleaned_up = AtomicBool::default();
+        let error = wait(Duration::MAX, &cleaned_up, &mut || false).mismatch(1, [2; 4]);
+        let expected =
+            matches!(error, Error::Mismatch { rank: 0, own: OPERATION, peer: 1, theirs: Operation([2, 2, 2, 2]) });
+        assert!(expected, "{error:?}");
     }
 }

@@ -3,13 +3,13 @@
 use std::fmt::{Display, Write as _};
 use std::mem::{offset_of, size_of};
 
-use lamport_rs_protocol::geometry::{MAX_WORLD_SIZE, SLOTS};
+use lamport_rs_protocol::geometry::{HEADER_BYTES, MAX_WORLD_SIZE, SLOTS};
 use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, VECTOR_WORDS};
 use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, SLOT_INDEX};
 
 use crate::parameters::{
     AllReduceParameters, AllReduceRmsNormParameters, CONTROL_COPIES, CONTROL_COPY_BYTES, FillParameters, Group,
-    MinimaxMatrix, MinimaxParameters, RmsNorm, VerifyParameters,
+    MinimaxMatrix, MinimaxParameters, Report, RmsNorm, VerifyParameters,
 };
 use crate::variants::{FILL_THREADS, WARP_THREADS};
 
@@ -50,12 +50,15 @@ fn constants() -> String {
     constant("VECTOR_WORDS", &VECTOR_WORDS);
     constant("VECTOR_BYTES", &VECTOR_BYTES);
     constant("SLOTS", &SLOTS);
+    constant("HEADER_BYTES", &HEADER_BYTES);
     constant("MAX_WORLD_SIZE", &MAX_WORLD_SIZE);
     constant("ARRIVAL_COUNTER", &ARRIVAL_COUNTER);
     constant("SLOT_INDEX", &SLOT_INDEX);
     constant("CLEAR_EXTENT", &CLEAR_EXTENT);
     constant("CONTROL_COPIES", &CONTROL_COPIES);
     constant("CONTROL_COPY_BYTES", &CONTROL_COPY_BYTES);
+    constant("REPORT_OPERATION", &offset_of!(Report, operation));
+    constant("REPORT_PEERS", &offset_of!(Report, peers));
     constant("WARP_THREADS", &WARP_THREADS);
     constant("FILL_THREADS", &FILL_THREADS);
     text.push_str("\n}  // namespace lamport\n");
@@ -67,7 +70,19 @@ fn layouts() -> String {
         layout!(
             "Group",
             Group,
-            [own, peers, comm_size, counters, extents, report, timeout_nanoseconds, rank, world_size, control_copies]
+            [
+                own,
+                peers,
+                comm_size,
+                counters,
+                extents,
+                report,
+                timeout_nanoseconds,
+                rank,
+                world_size,
+                control_copies,
+                header
+            ]
         ),
         layout!("AllReduce", AllReduceParameters, [group, input, output, bytes, region_bytes, vectors]),
         layout!(

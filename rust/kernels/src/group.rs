@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lamport_rs_protocol::geometry::{Geometry, MAX_WORLD_SIZE};
+use lamport_rs_protocol::sentinel::{VECTOR_WORDS, Vector};
 
 use crate::parameters::Group;
 
@@ -15,7 +16,7 @@ pub struct ControlAddresses {
     pub extents: u64,
     /// Of [`Group::control_copies`].
     pub copies: u64,
-    /// A 32-bit word of pinned host memory, 0 at first.
+    /// A [`Report`](crate::parameters::Report) in pinned host memory, all 0 at first.
     pub report: u64,
 }
 
@@ -52,6 +53,12 @@ impl Group {
             rank: rank as u32,
             world_size: world_size as u32,
             control_copies: control.copies,
+            header: [0; VECTOR_WORDS],
         }
+    }
+
+    /// For an operation with this header, whose number is `header[0]` above that of the one before.
+    pub fn with_header(self, header: Vector) -> Self {
+        Self { header, ..self }
     }
 }

@@ -20,7 +20,7 @@ pub struct Group {
     pub counters: u64,
     /// `int64[2]` of the table.
     pub extents: u64,
-    /// A 32-bit word of pinned host memory. Bit r: rank r's data had not arrived when the time was up.
+    /// A [`Report`] in pinned host memory.
     pub report: u64,
     /// How long to wait for a peer, in nanoseconds. 0: for ever.
     pub timeout_nanoseconds: u64,
@@ -29,8 +29,27 @@ pub struct Group {
     /// The group's size.
     pub world_size: u32,
     /// [`CONTROL_COPIES`] copies of what an operation reads first, and of the mark of one that gave up waiting,
-    /// [`CONTROL_COPY_BYTES`] apart; all 0 at first.
+    /// [`CONTROL_COPY_BYTES`] apart, and the header of the operation in progress behind them; all 0 at first.
     pub control_copies: u64,
+    /// By how much the operation's number is above that of the one before, and the other words of its header.
+    pub header: Vector,
+}
+
+/// What kernels tell the host of faults, in pinned memory.
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Bit r: rank r's data had not arrived when the time was up. Bit 16 + r: rank r runs another operation; of the own
+    /// rank: a foreign kernel has used the table.
+    pub ranks: u32,
+    /// Bits of the ranks whose vectors were wrong when the mapping was verified, or had not arrived.
+    pub verification: u32,
+    /// 0.
+    pub reserved: [u32; 2],
+    /// Header of the operation that failed.
+    pub operation: Vector,
+    /// Headers of the ranks that run another operation, by rank.
+    pub peers: [Vector; MAX_WORLD_SIZE],
 }
 
 /// Copies of the words that every warp reads first thing: one for many would be a queue. A warp's lanes write them.

@@ -2,10 +2,11 @@
 //!
 //! Operation k uses slot k mod 3 on every rank. In it, a rank
 //!
-//! 1. **pushes** its contribution, scrubbed, into its own region of every peer's slot, so that no two ranks ever write
-//!    the same word (but for the owner's clearing, below);
+//! 1. **pushes** its [header](crate::header), and its contribution, scrubbed, into its own region of every peer's slot,
+//!    so that no two ranks ever write the same word (but for the owner's clearing, below);
 //! 2. **clears**, while its peers' data is on the way, what operation k-1 left in its own slot (k-1) mod 3;
-//! 3. **polls** its own slot until every word of every peer has arrived;
+//! 3. **polls** every peer's header, which must be its own, and then its own slot until every word of every peer has
+//!    arrived;
 //! 4. **rotates** to the next slot.
 //!
 //! # Why three slots are enough, and which orderings that takes
@@ -33,6 +34,7 @@
 use std::ops::Range;
 
 use crate::geometry::Geometry;
+use crate::header::{Header, Headers};
 use crate::memory::{LINE_BYTES, LINE_VECTORS, Line, SlotMemory};
 use crate::rank_set::RankSet;
 use crate::section::Section;
@@ -112,6 +114,9 @@ pub trait Wait {
 
     /// Called when words arrived after a pause.
     fn resume(&mut self);
+
+    /// The error of an operation whose header is not that of rank `peer`, which sent `found`.
+    fn mismatch(&mut self, peer: usize, found: Header) -> Self::Error;
 }
 
 /// An operation's size, and how it is cut.
@@ -123,6 +128,8 @@ pub struct Extent {
     pub chunk_vectors: usize,
     /// Chunks pushed before the first is polled: long enough that a peer's push has arrived by then.
     pub lead_chunks: usize,
+    /// What all ranks must have in common; `None` in the further parts of a message whose first part said it.
+    pub header: Option<Header>,
 }
 
 impl Extent {
@@ -157,10 +164,12 @@ pub fn exchange<M: SlotMemory, C: Collective, W: Wait>(
 
     // Orders the clears of the operation before this one ahead of this one's pushes: see the module's argument.
     memory.release();
+    push_header(member, memory, control, extent);
     for index in 0..chunks.min(extent.lead_chunks) {
         section.push(chunk(index), collective);
     }
     clear(member, memory, control);
+    await_headers(member, memory, control, extent, wait)?;
     for index in 0..chunks {
         if index + extent.lead_chunks < chunks {
             section.push(chunk(index + extent.lead_chunks), collective);
@@ -169,14 +178,35 @@ pub fn exchange<M: SlotMemory, C: Collective, W: Wait>(
     }
     // Orders the polls of this operation ahead of the next one's pushes: see the module's argument.
     memory.acquire();
-    *control = control.rotated(extent.region_bytes);
+    *control = control.rotated(extent);
     Ok(())
 }
 
-/// Puts the sentinel back over what the previous operation left: the peers' regions of its slot. The own region was
-/// never written.
+#[inline(always)]
+pub(crate) fn push_header<M: SlotMemory>(member: Member, memory: &M, control: &Control, extent: Extent) {
+    if let Some(header) = extent.header {
+        Headers::new(member, memory, control.slot).push(header);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn await_headers<M: SlotMemory, W: Wait>(
+    member: Member,
+    memory: &M,
+    control: &Control,
+    extent: Extent,
+    wait: &mut W,
+) -> Result<(), W::Error> {
+    extent.header.map_or(Ok(()), |header| Headers::new(member, memory, control.slot).await_equal(header, wait))
+}
+
+/// Puts the sentinel back over what the previous operation left: the peers' regions of its slot, and their headers. The
+/// own region was never written.
 #[inline(always)]
 pub(crate) fn clear<M: SlotMemory>(member: Member, memory: &M, control: &Control) {
+    if control.previous_has_header {
+        Headers::new(member, memory, control.previous_slot()).clear();
+    }
     let region_bytes = control.previous_region_bytes;
     for peer in member.peers() {
         let start = member.geometry.slot_offset(control.previous_slot()) + peer * region_bytes;

@@ -1,7 +1,7 @@
 //! Slots, regions, limits, and how large a slot must be for a given job.
 //!
 //! ```text
-//! block of one rank   | slot 0 | slot 1 | slot 2 | verification |     each slot is comm_size bytes
+//! block of one rank   | slot 0 | slot 1 | slot 2 | headers |     each slot is comm_size bytes
 //! slot, N ranks       | region 0 | region 1 | … | region N-1 | unused |
 //! ```
 //!
@@ -25,6 +25,8 @@ pub const ALLOCATION_GRANULARITY: usize = 2 << 20;
 /// Tokens that share one vector of the fused Q+K layout.
 const TOKENS_PER_VECTOR: usize = 4;
 const FLOAT_BYTES: usize = 4;
+/// Bytes from one header to the next: a line, so that peers do not take it away from each other.
+pub const HEADER_BYTES: usize = 64;
 
 /// Why a shape is no geometry. Each says what would be one.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -120,15 +122,17 @@ impl Geometry {
         slot * self.comm_size
     }
 
-    /// Bytes from the block's start to the vector that rank `rank` pushes to verify its mapping, on GPUs.
-    pub fn verification_offset(&self, rank: usize) -> usize {
-        SLOTS * self.comm_size + rank * VECTOR_BYTES
+    /// Bytes from the block's start to the header of rank `rank` in slot `slot`. On GPUs the cells of slot 0 also hold
+    /// the vectors that verify the mappings, before the first operation.
+    #[inline(always)]
+    pub fn header_offset(&self, slot: usize, rank: usize) -> usize {
+        SLOTS * self.comm_size + (slot * self.world_size + rank) * HEADER_BYTES
     }
 
-    /// Bytes that carry the protocol's words: the slots and the verification vectors. All are filled with the sentinel
-    /// before any peer can reach them.
+    /// Bytes that carry the protocol's words: the slots and the headers. All are filled with the sentinel before any peer
+    /// can reach them.
     pub fn used_bytes(&self) -> usize {
-        self.verification_offset(self.world_size)
+        self.header_offset(SLOTS, 0)
     }
 
     /// Bytes to allocate per rank: [`Geometry::used_bytes`], rounded up to 2 MiB, so that no stranger's allocation

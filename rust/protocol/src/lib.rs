@@ -12,6 +12,7 @@
 //! | [`algorithm`] | one-shot and two-shot reduction, and the room each takes |
 //! | [`memory`] | what the protocol asks of the memory under it: word-sized relaxed loads and stores, two fences |
 //! | [`exchange`] | one operation: push, clear, poll, rotate, with the memory-order argument |
+//! | [`header`] | what ranks say of an operation ahead of its data, so that those that differ notice |
 //! | `section` | how one operation pushes and polls, and whom it names when it gives up |
 //! | [`two_shot`] | one operation in which every rank sums a shard: why the same argument covers it |
 //!
@@ -23,6 +24,7 @@
 pub mod algorithm;
 pub mod exchange;
 pub mod geometry;
+pub mod header;
 pub mod memory;
 pub mod rank_set;
 mod section;

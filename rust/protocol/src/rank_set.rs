@@ -15,6 +15,11 @@ impl RankSet {
         self.0 |= 1 << rank;
     }
 
+    /// Whether `rank` is in the set.
+    pub fn contains(self, rank: usize) -> bool {
+        self.0 >> rank & 1 != 0
+    }
+
     /// Whether no rank is in the set.
     pub fn is_empty(self) -> bool {
         self.0 == 0

@@ -10,6 +10,7 @@
 //! | 3N | pointer to `int32[3]`: arrival counter, unused, slot index |
 //! | 3N+1 | pointer to `int64[2]`: extent to clear (bytes), `comm_size` (bytes) |
 
+use crate::exchange::Extent;
 use crate::geometry::SLOTS;
 
 /// Position of the arrival counter among the `int32` control words.
@@ -46,6 +47,8 @@ pub struct Control {
     pub slot: usize,
     /// Bytes per region that the previous operation used, in the slot before [`Control::slot`].
     pub previous_region_bytes: usize,
+    /// Whether it had a header.
+    pub previous_has_header: bool,
 }
 
 impl Control {
@@ -55,9 +58,13 @@ impl Control {
         (self.slot + SLOTS - 1) % SLOTS
     }
 
-    /// The control words after an operation that used regions of `region_bytes`.
+    /// The control words after an operation of `extent`.
     #[inline(always)]
-    pub fn rotated(&self, region_bytes: usize) -> Self {
-        Self { slot: (self.slot + 1) % SLOTS, previous_region_bytes: region_bytes }
+    pub fn rotated(&self, extent: Extent) -> Self {
+        Self {
+            slot: (self.slot + 1) % SLOTS,
+            previous_region_bytes: extent.region_bytes,
+            previous_has_header: extent.header.is_some(),
+        }
     }
 }

@@ -3,9 +3,9 @@
 //! A tensor is cut into one shard per rank, all of as many vectors; what reaches beyond its end is zeros, which travel.
 //! A region has two halves. In an operation, a rank
 //!
-//! 1. **pushes** its contribution to each peer's shard into the first half of its region of that peer's slot;
+//! 1. **pushes** its header, and its contribution to each peer's shard into the first half of its region of that peer's slot;
 //! 2. **clears** what the operation before left, as in [`exchange`](crate::exchange::exchange);
-//! 3. **polls** the contributions to its own shard, and pushes each sum, as soon as it has it, into the second half of
+//! 3. **polls** the headers, and the contributions to its own shard, and pushes each sum, as soon as it has it, into the second half of
 //!    its region of every peer's slot;
 //! 4. **polls** the peers' sums;
 //! 5. **rotates**.
@@ -22,7 +22,7 @@
 //! clear happen before B's push: between its poll and its push the owner would need `acquire` and `release`, for each sum.
 //! (The `loom` test shows both: data is lost without these fences, and is not with them.)
 
-use crate::exchange::{Collective, Extent, Member, Wait, clear};
+use crate::exchange::{Collective, Extent, Member, Wait, await_headers, clear, push_header};
 use crate::memory::SlotMemory;
 use crate::section::Section;
 use crate::sentinel::{Vector, scrub};
@@ -68,10 +68,12 @@ pub fn exchange_two_shot<M: SlotMemory, C: ShardedCollective, W: Wait>(
 
     // The fences are those of `exchange`.
     memory.release();
+    push_header(member, memory, control, extent);
     for index in 0..chunks.min(extent.lead_chunks) {
         push(index, collective);
     }
     clear(member, memory, control);
+    await_headers(member, memory, control, extent, wait)?;
     for index in 0..chunks {
         if index + extent.lead_chunks < chunks {
             push(index + extent.lead_chunks, collective);
@@ -80,7 +82,7 @@ pub fn exchange_two_shot<M: SlotMemory, C: ShardedCollective, W: Wait>(
     }
     poll_sums(&sums, collective, wait)?;
     memory.acquire();
-    *control = control.rotated(extent.region_bytes);
+    *control = control.rotated(extent);
     Ok(())
 }
 

@@ -11,7 +11,8 @@
 
 use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
 use lamport_rs_protocol::exchange::{Awaited, Collective, Extent, Member, Wait, exchange};
-use lamport_rs_protocol::geometry::Geometry;
+use lamport_rs_protocol::geometry::{Geometry, HEADER_BYTES, SLOTS};
+use lamport_rs_protocol::header::Header;
 use lamport_rs_protocol::memory::SlotMemory;
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, VECTOR_WORDS, Vector, scrub};
@@ -27,6 +28,9 @@ const TWO_SHOTS: &[Algorithm] = &[TwoShot; 4];
 
 /// The two-shot operation is the one that must order the clears of the second ahead of the pushes of the fourth.
 const CARRIED_BY_TWO_SHOT: &[Algorithm] = &[OneShot, OneShot, TwoShot, OneShot];
+
+/// What headers have in their words, above the operation's number.
+const HEADER: u32 = 0x4200_0000;
 
 /// Looks in vain after which data counts as lost. Loom runs a thread that yields only when no other can run, so that
 /// every pause gives the peers all the time they need, and a handful of them is for ever.
@@ -51,6 +55,7 @@ struct Run {
     protocol: Protocol,
     world_size: usize,
     operations: &'static [Algorithm],
+    has_headers: bool,
 }
 
 impl Run {
@@ -88,7 +93,11 @@ struct Memory<'a> {
 impl Memory<'_> {
     /// Two slots are made of three by operation number: the current one's, or the previous one's if `cleared`.
     fn word(&self, rank: usize, offset: usize, cleared: bool) -> &AtomicU32 {
-        let comm_size = self.run.geometry().comm_size();
+        let geometry = self.run.geometry();
+        if let Some(header) = offset.checked_sub(geometry.header_offset(0, 0)) {
+            return &self.blocks[rank][geometry.header_offset(0, 0) / VECTOR_BYTES + header / HEADER_BYTES];
+        }
+        let comm_size = geometry.comm_size();
         let slot = if self.run.protocol == Protocol::TwoSlots {
             (self.operation + usize::from(cleared)) % 2
         } else {
@@ -99,6 +108,9 @@ impl Memory<'_> {
 
     /// Whether the vector at `offset` of `rank`'s block is a sum, and whether it travels.
     fn route(&self, rank: usize, offset: usize) -> (bool, bool) {
+        if offset >= self.run.geometry().header_offset(0, 0) {
+            return (false, true);
+        }
         let (within, region_bytes) = (offset % self.run.geometry().comm_size(), self.run.region_bytes(self.operation));
         let source = within / region_bytes;
         assert_ne!(source, rank, "a rank's own region is never used");
@@ -222,6 +234,10 @@ impl Wait for Yield {
     fn resume(&mut self) {
         self.pauses = 0;
     }
+
+    fn mismatch(&mut self, peer: usize, found: Header) -> Self::Error {
+        panic!("the header of rank {peer} is of another operation: {found:x?}")
+    }
 }
 
 impl Run {
@@ -230,7 +246,9 @@ impl Run {
         let mut control = Control::default();
         for (operation, algorithm) in self.operations.iter().enumerate() {
             let memory = Memory { blocks, run: self, rank, operation };
-            let extent = Extent { region_bytes: self.region_bytes(operation), chunk_vectors: 1, lead_chunks: 1 };
+            let header = self.has_headers.then(|| [HEADER + operation as u32; VECTOR_WORDS]);
+            let region_bytes = self.region_bytes(operation);
+            let extent = Extent { region_bytes, chunk_vectors: 1, lead_chunks: 1, header };
             let (mut checker, mut wait) = (Checker { run: self, rank, operation }, Yield::default());
             let Ok(()) = match algorithm {
                 OneShot => exchange(member, &memory, &mut control, extent, &mut checker, &mut wait),
@@ -242,7 +260,8 @@ impl Run {
     fn explore(self, preemptions: Option<usize>) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = preemptions;
-        let words = self.geometry().verification_offset(0) / VECTOR_BYTES;
+        let headers = if self.has_headers { SLOTS * self.world_size } else { 0 };
+        let words = self.geometry().header_offset(0, 0) / VECTOR_BYTES + headers;
         builder.check(move || {
             let filled = |_| (0..words).map(|_| AtomicU32::new(SENTINEL)).collect();
             let blocks: Blocks = Arc::new((0..self.world_size).map(filled).collect());
@@ -258,13 +277,13 @@ impl Run {
 }
 
 fn explore(protocol: Protocol, operations: &'static [Algorithm], preemptions: Option<usize>) {
-    Run { protocol, world_size: 2, operations }.explore(preemptions);
+    Run { protocol, world_size: 2, operations, has_headers: false }.explore(preemptions);
 }
 
 /// Three ranks that are switched between where they wait, and nowhere else: where one is preempted too, two that wait can
 /// take turns for ever while the third never runs, which looks like a loss.
 fn explore_three(protocol: Protocol, operations: &'static [Algorithm]) {
-    Run { protocol, world_size: 3, operations }.explore(Some(0));
+    Run { protocol, world_size: 3, operations, has_headers: false }.explore(Some(0));
 }
 
 #[test]
@@ -276,6 +295,13 @@ fn four_operations_are_correct_in_every_execution() {
 #[test]
 fn seven_operations_are_correct_with_up_to_three_preemptions() {
     explore(Protocol::AsShipped, &[OneShot; 7], Some(3));
+}
+
+#[test]
+fn operations_with_headers_are_correct_with_up_to_two_preemptions() {
+    for operations in [&[OneShot; 5], &[OneShot, TwoShot, TwoShot, OneShot, OneShot]] {
+        Run { protocol: Protocol::AsShipped, world_size: 2, operations, has_headers: true }.explore(Some(2));
+    }
 }
 
 #[test]

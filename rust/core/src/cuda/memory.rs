@@ -4,8 +4,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
+use lamport_rs_kernels::parameters::Report;
+use lamport_rs_protocol::sentinel::Vector;
 
 use super::device::Device;
 use super::driver::check;
@@ -102,15 +105,12 @@ impl Drop for PeerMemory {
 #[derive(Debug)]
 pub struct PinnedWords {
     device: Arc<Device>,
-    pointer: *mut PinnedLayout,
+    pointer: *mut Report,
     address: u64,
 }
 
-#[repr(C)]
-struct PinnedLayout {
-    missing_ranks: u32,
-    result: u32,
-}
+/// How long the host waits for the rest of a report, of which the first word is there.
+const REST_OF_REPORT: Duration = Duration::from_millis(100);
 
 /// What the verification's result is before the kernel has written it: no set of ranks.
 const NO_RESULT: u32 = u32::MAX;
@@ -127,10 +127,10 @@ impl PinnedWords {
         let mut pointer = std::ptr::null_mut();
         let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
         // SAFETY: the context is current.
-        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut pointer, size_of::<PinnedLayout>(), flags) })?;
-        let pointer = pointer.cast::<PinnedLayout>();
+        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut pointer, size_of::<Report>(), flags) })?;
+        let pointer = pointer.cast::<Report>();
         // SAFETY: the allocation is that large, and nobody else knows it yet.
-        unsafe { pointer.write(PinnedLayout { missing_ranks: 0, result: NO_RESULT }) };
+        unsafe { pointer.write(Report { verification: NO_RESULT, ..Report::default() }) };
         let mut words = Self { device: device.clone(), pointer, address: 0 };
         // SAFETY: the pointer is that of a mapped allocation.
         check("cuMemHostGetDevicePointer", unsafe {
@@ -141,25 +141,45 @@ impl PinnedWords {
 
     /// The report's address for kernels.
     pub fn report_address(&self) -> u64 {
-        self.address + std::mem::offset_of!(PinnedLayout, missing_ranks) as u64
+        self.address
     }
 
     /// The result's address for the verification.
     pub fn result_address(&self) -> u64 {
-        self.address + std::mem::offset_of!(PinnedLayout, result) as u64
+        self.address + std::mem::offset_of!(Report, verification) as u64
     }
 
-    /// Bit r: rank r did not come in time.
+    /// The first word of the [`Report`]: 0 as long as there is no fault.
     #[inline]
-    pub fn missing_ranks(&self) -> u32 {
+    pub fn faults(&self) -> u32 {
         // SAFETY: valid until dropped; kernels write it with system-scope atomics.
-        unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).missing_ranks) }.load(Ordering::Relaxed)
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).ranks) }.load(Ordering::Acquire)
+    }
+
+    /// What the operation was in which the fault was noticed, once that is there; `None` if it does not come.
+    pub fn operation(&self) -> Option<Vector> {
+        let began = Instant::now();
+        while began.elapsed() < REST_OF_REPORT {
+            // SAFETY: valid until dropped; the kernel writes it once, a vector at a time.
+            let header = unsafe { (&raw const (*self.pointer).operation).read_volatile() };
+            if header != Vector::default() {
+                return Some(header);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        None
+    }
+
+    /// What rank `rank` did, if it is among those that differ: stored before the report's first word.
+    pub fn peer_operation(&self, rank: usize) -> Vector {
+        // SAFETY: as in `operation`.
+        unsafe { (&raw const (*self.pointer).peers[rank]).read_volatile() }
     }
 
     /// The verification's result, once its kernel has ended.
     pub fn result(&self) -> Result<u32> {
-        // SAFETY: as in `missing_ranks`.
-        let result = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).result) }.load(Ordering::Relaxed);
+        // SAFETY: as in `faults`.
+        let result = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).verification) }.load(Ordering::Relaxed);
         if result == NO_RESULT {
             return Err(Error::Argument("the verification's kernel left no result".to_owned()));
         }

@@ -3,6 +3,7 @@
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::named::Named;
+use super::operation::{Description, Kind};
 use crate::error::{Error, Result};
 use crate::tensor::{Device, Dtype, Tensor};
 
@@ -22,6 +23,20 @@ pub struct AllReduce {
 }
 
 impl AllReduce {
+    /// What all ranks must have in common.
+    pub fn describe(&self, algorithm: Algorithm) -> Description {
+        let dtype = self.input.dtype;
+        Description {
+            kind: Kind::AllReduce,
+            dtype,
+            weight: dtype,
+            algorithm,
+            rows: self.input.elements(),
+            columns: [0; 2],
+            scalars: [0.0; 2],
+        }
+    }
+
     /// Checks the operands for a workspace on `device`.
     pub fn check(&self, device: Device) -> Result<()> {
         let (input, output) = (named("input", &self.input), named("out", &self.output));
@@ -58,6 +73,19 @@ pub struct AllReduceRmsNorm {
 }
 
 impl AllReduceRmsNorm {
+    /// What all ranks must have in common.
+    pub fn describe(&self, algorithm: Algorithm) -> Description {
+        Description {
+            kind: Kind::AllReduceRmsNorm,
+            dtype: self.input.dtype,
+            weight: self.weight.dtype,
+            algorithm,
+            rows: self.input.rows(),
+            columns: [self.input.columns(), 0],
+            scalars: [self.epsilon, self.weight_bias],
+        }
+    }
+
     /// Checks the operands for a workspace on `device`.
     pub fn check(&self, device: Device) -> Result<()> {
         let input = named("input", &self.input);
@@ -146,6 +174,28 @@ impl MinimaxRms {
         };
         let norm = |input, index: usize| Some(Norm { input, weight: weights[index], output: outputs[index] });
         Ok(Self { norms: [norm(part(0, q_size), 0), norm(part(q_size, kv_size), 1)], epsilon })
+    }
+
+    /// For one matrix, or for two.
+    pub fn kind(&self) -> Kind {
+        if self.norms[1].is_some() { Kind::MinimaxRmsQk } else { Kind::MinimaxRms }
+    }
+
+    /// What all ranks must have in common. The exchange does not need equal widths, but the result does: each rank takes
+    /// the whole row to be as many times its own part as there are ranks.
+    pub fn describe(&self) -> Description {
+        let [first, second] = self.norms;
+        let columns = [first, second].map(|norm| norm.map_or(0, |norm| norm.input.columns()));
+        let dtypes = first.map_or((Dtype::Float32, Dtype::Float32), |norm| (norm.input.dtype, norm.weight.dtype));
+        Description {
+            kind: self.kind(),
+            dtype: dtypes.0,
+            weight: dtypes.1,
+            algorithm: Algorithm::OneShot,
+            rows: self.tokens(),
+            columns,
+            scalars: [self.epsilon, 0.0],
+        }
     }
 
     /// Rows of each matrix.

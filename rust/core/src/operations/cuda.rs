@@ -1,6 +1,7 @@
 //! The operations over device memory.
 
 use cudarc::driver::sys;
+use lamport_rs_kernels::parameters::Group as KernelGroup;
 use lamport_rs_kernels::plan::all_reduce::{AllReduceShape, two_shot_from};
 use lamport_rs_kernels::plan::minimax::{MinimaxPlan, MinimaxShape, MinimaxTensors};
 use lamport_rs_kernels::plan::rms_norm::{self, AllReduceRmsNormShape, AllReduceRmsNormTensors};
@@ -12,6 +13,7 @@ use crate::cuda::plans::{Planned, Plans, PlansOf};
 use crate::error::{Error, Result};
 use crate::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
 use crate::operations::choice::choose;
+use crate::operations::operation::Description;
 use crate::tensor::Device;
 use crate::workspace::cuda::CudaWorkspace;
 
@@ -30,13 +32,15 @@ pub unsafe fn all_reduce(workspace: &CudaWorkspace, operands: &AllReduce, stream
     let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(world_size));
     let (algorithm, _) = choose(operands.algorithm, is_large, region_bytes)?;
     let shape = AllReduceShape { bytes, dtype: operands.input.dtype, world_size, algorithm };
-    let parameters = |plan: <AllReduceShape as Planned>::Plan| {
+    let parameters = |plan: <AllReduceShape as Planned>::Plan, group| {
         let (input, output) = (operands.input.pointer as u64, operands.output.pointer as u64);
-        plan.parameters(&geometry, *workspace.kernel_group(), input, output)
+        plan.parameters(&geometry, group, input, output)
     };
     let shape = (bytes > 0).then_some(shape);
     // SAFETY: the caller's promises.
-    unsafe { launch(workspace, shape, |plans| &mut plans.all_reduce, parameters, stream) }
+    unsafe {
+        launch(workspace, &operands.describe(algorithm), shape, |plans| &mut plans.all_reduce, parameters, stream)
+    }
 }
 
 /// Runs the operation in `stream`'s order. A collective call: all ranks pass rows of the same shape.
@@ -67,12 +71,21 @@ pub unsafe fn all_reduce_rms_norm(
         output: operands.output.pointer as u64,
         residual_output: operands.residual_output.pointer as u64,
     };
-    let parameters = |plan: <AllReduceRmsNormShape as Planned>::Plan| {
-        plan.parameters(&geometry, *workspace.kernel_group(), tensors, operands.epsilon, operands.weight_bias)
+    let parameters = |plan: <AllReduceRmsNormShape as Planned>::Plan, group| {
+        plan.parameters(&geometry, group, tensors, operands.epsilon, operands.weight_bias)
     };
     let shape = (input.elements() > 0).then_some(shape);
     // SAFETY: the caller's promises.
-    unsafe { launch(workspace, shape, |plans| &mut plans.all_reduce_rms_norm, parameters, stream) }
+    unsafe {
+        launch(
+            workspace,
+            &operands.describe(algorithm),
+            shape,
+            |plans| &mut plans.all_reduce_rms_norm,
+            parameters,
+            stream,
+        )
+    }
 }
 
 /// Runs the operation in `stream`'s order. A collective call: all ranks pass as many tokens.
@@ -83,12 +96,10 @@ pub unsafe fn minimax_rms(workspace: &CudaWorkspace, operands: &MinimaxRms, stre
     operands.check(Device::Cuda(workspace.device.index))?;
     match operands.norms {
         // SAFETY: the caller's promises.
-        [Some(one), None] => unsafe {
-            run_minimax(workspace, [one], operands.epsilon, |plans| &mut plans.minimax_rms, stream)
-        },
+        [Some(one), None] => unsafe { run_minimax(workspace, operands, [one], |plans| &mut plans.minimax_rms, stream) },
         // SAFETY: as above.
         [Some(q), Some(k)] => unsafe {
-            run_minimax(workspace, [q, k], operands.epsilon, |plans| &mut plans.minimax_rms_qk, stream)
+            run_minimax(workspace, operands, [q, k], |plans| &mut plans.minimax_rms_qk, stream)
         },
         _ => unreachable!("the first matrix is always there"),
     }
@@ -96,8 +107,8 @@ pub unsafe fn minimax_rms(workspace: &CudaWorkspace, operands: &MinimaxRms, stre
 
 unsafe fn run_minimax<const MATRICES: usize>(
     workspace: &CudaWorkspace,
+    operands: &MinimaxRms,
     norms: [Norm; MATRICES],
-    epsilon: f32,
     plans: impl FnOnce(&mut Plans) -> &mut PlansOf<MinimaxShape<MATRICES>>,
     stream: sys::CUstream,
 ) -> Result<()>
@@ -106,7 +117,7 @@ where
 {
     let geometry = workspace.member().geometry;
     let rows = norms[0].input.rows();
-    // Before the turn: an operation that does not fit changes nothing.
+    // First: an operation that does not fit changes nothing.
     geometry.region_bytes(rows * MATRICES * size_of::<f32>())?;
     let shape = MinimaxShape {
         tokens: narrow(rows)?,
@@ -116,36 +127,35 @@ where
         world_size: geometry.world_size() as u32,
     };
     let tensors = try_map(norms, |norm| tensors(&norm))?;
-    let parameters =
-        |plan: MinimaxPlan<MATRICES>| plan.parameters(&geometry, *workspace.kernel_group(), tensors, epsilon);
+    let parameters = |plan: MinimaxPlan<MATRICES>, group| plan.parameters(&geometry, group, tensors, operands.epsilon);
     let shape = (rows > 0).then_some(shape);
     // SAFETY: the caller's promises.
-    unsafe { launch(workspace, shape, plans, parameters, stream) }
+    unsafe { launch(workspace, &operands.describe(), shape, plans, parameters, stream) }
 }
 
-/// Takes a turn and launches the plan for `shape`; `None` if there is nothing to do but to take the turn.
+/// Launches the plan for `shape`; `None` if there is nothing to do but to be counted.
 unsafe fn launch<Shape: Planned, P>(
     workspace: &CudaWorkspace,
+    description: &Description,
     shape: Option<Shape>,
     plans: impl FnOnce(&mut Plans) -> &mut PlansOf<Shape>,
-    parameters: impl FnOnce(Shape::Plan) -> std::result::Result<P, GeometryError>,
+    parameters: impl FnOnce(Shape::Plan, KernelGroup) -> std::result::Result<P, GeometryError>,
     stream: sys::CUstream,
 ) -> Result<()> {
-    // Before the turn: a shape that has no plan changes nothing.
-    if let Some(shape) = &shape {
-        shape.check()?;
-    }
-    let mut turn = workspace.take_turn(stream)?;
-    let Some(shape) = shape else { return Ok(()) };
-    let planned = plans(turn.plans()).get(shape, &workspace.device);
+    let Some(shape) = shape else { return workspace.skip() };
+    // First: a shape that has no plan changes nothing.
+    shape.check()?;
+    let mut launching = workspace.begin(description, stream)?;
+    let group = launching.group;
+    let planned = plans(launching.plans()).get(shape, &workspace.device);
     let launched = planned.and_then(|(plan, function): (Shape::Plan, Function)| {
-        let parameters = parameters(plan)?;
-        // SAFETY: the turn made the context current; these are the kernel's parameters, and the caller keeps the
+        let parameters = parameters(plan, group)?;
+        // SAFETY: `begin` made the context current; these are the kernel's parameters, and the caller keeps the
         // operands.
         unsafe { function.launch(&Shape::launch(&plan), stream, &parameters) }
     });
     // The peers' operations go ahead: this rank would be one behind them for ever.
-    launched.inspect_err(|error| turn.fail(error))
+    launched.inspect_err(|error| launching.fail(error))
 }
 
 fn tensors(norm: &Norm) -> Result<MinimaxTensors> {

@@ -3,6 +3,7 @@
 //! | module | concept |
 //! | --- | --- |
 //! | [`arguments`] | each operation's operands and their checks, the same for every backend |
+//! | [`operation`] | what an operation is, as ranks tell each other and as errors say it |
 //! | `named` | the checks of one operand |
 //! | `choice` | one-shot or two-shot |
 //! | [`host`] | the operations over shared memory |
@@ -13,3 +14,4 @@ mod choice;
 pub mod cuda;
 pub mod host;
 mod named;
+pub mod operation;

@@ -1,7 +1,7 @@
 //! The workspace over device memory.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use cudarc::driver::sys;
@@ -21,9 +21,11 @@ use crate::cuda::order::StreamOrder;
 use crate::cuda::plans::Plans;
 use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange};
+use crate::operations::operation::{Description, Operation, Skipped};
 use crate::workspace::Settings;
 use crate::workspace::construct::{Group, construct};
 use crate::workspace::cuda_backend::CudaBackend;
+use crate::workspace::exclusive::Gate;
 
 /// Longest wait of the verification's kernel, whose data is on its way when it starts.
 const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,6 +50,10 @@ pub struct CudaWorkspace {
     group: KernelGroup,
     state: Mutex<State>,
     cleaned_up: AtomicBool,
+    /// Calls that sent nothing.
+    pub skipped: Skipped,
+    /// For callers whose calls last longer than the launch in them.
+    pub calls: Gate,
     // Dropped in this order: freeing device memory waits for the kernels that run, the later ones do not.
     _own: DeviceMemory,
     /// Control words and table.
@@ -79,7 +85,8 @@ impl Private {
 /// first, the table.
 const EXTENTS_OFFSET: usize = 16;
 const COPIES_OFFSET: usize = CONTROL_COPY_BYTES;
-const TABLE_OFFSET: usize = COPIES_OFFSET + CONTROL_COPIES * CONTROL_COPY_BYTES;
+/// Behind the copies lies the header of the operation in progress, in a line of its own.
+const TABLE_OFFSET: usize = COPIES_OFFSET + (CONTROL_COPIES + 1) * CONTROL_COPY_BYTES;
 
 impl CudaWorkspace {
     /// Creates this rank's part on `device`. Collective: all ranks call it, and all return or raise together.
@@ -128,6 +135,8 @@ impl CudaWorkspace {
             group: kernel_group,
             state: Mutex::new(State { failure: None, order: StreamOrder::new(&device), plans: Plans::default() }),
             cleaned_up: AtomicBool::new(false),
+            skipped: Skipped::default(),
+            calls: Gate::default(),
             pinned,
             control,
             _peers: group.peers.into_iter().flatten().collect(),
@@ -177,9 +186,9 @@ impl CudaWorkspace {
         self.member
     }
 
-    /// What kernels are told.
-    pub fn kernel_group(&self) -> &KernelGroup {
-        &self.group
+    /// What kernels are told, for an operation with this header, whose number follows the one before.
+    fn kernel_group(&self, description: &Description) -> KernelGroup {
+        self.group.with_header(description.header(self.skipped.step()))
     }
 
     /// Address and length of the pointer table, in device memory.
@@ -192,16 +201,28 @@ impl CudaWorkspace {
         self.cleaned_up.store(true, Ordering::Relaxed);
     }
 
-    /// Takes the workspace for one operation on `stream`, after any other, and makes the stream wait for the last one.
+    /// Takes the workspace for one operation on `stream`, and makes the stream wait for the last one. An error if another
+    /// thread is launching one.
     #[inline]
-    pub fn take_turn(&self, stream: sys::CUstream) -> Result<Turn<'_>> {
-        let mut state = self.lock();
+    pub fn begin(&self, description: &Description, stream: sys::CUstream) -> Result<Launching<'_>> {
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(Error::InUse { operation: description.kind.name() }),
+        };
         self.check_usable(&mut state)?;
         let entered = self.device.enter()?;
-        let mut turn = Turn { state, _entered: entered };
+        let mut launching = Launching { state, group: self.kernel_group(description), _entered: entered };
         // The peers' operations go ahead: this rank would be one behind them for ever.
-        turn.state.order.follow(stream).inspect_err(|error| turn.fail(error))?;
-        Ok(turn)
+        launching.state.order.follow(stream).inspect_err(|error| launching.fail(error))?;
+        Ok(launching)
+    }
+
+    /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
+    pub fn skip(&self) -> Result<()> {
+        self.check_usable(&mut self.lock())?;
+        self.skipped.note();
+        Ok(())
     }
 
     /// Waits for all work on the device, replayed graphs included, and raises what went wrong in it.
@@ -217,14 +238,30 @@ impl CudaWorkspace {
         if let Some(failure) = &state.failure {
             return Err(Error::Failed(failure.to_string()));
         }
-        let missing = RankSet(self.pinned.missing_ranks() as u16);
-        if missing.is_empty() {
+        let faults = self.pinned.faults();
+        if faults == 0 {
             return Ok(());
         }
-        let waited = self.timeout.unwrap_or_default();
-        let error = Error::Timeout { operation: "an earlier operation", waited, missing };
+        let error = self.explain(faults);
         state.failure = Some(error.clone());
         Err(error)
+    }
+
+    /// The error that a kernel reported.
+    #[cold]
+    fn explain(&self, faults: u32) -> Error {
+        let (missing, differing) = (RankSet(faults as u16), RankSet((faults >> MAX_WORLD_SIZE) as u16));
+        let rank = self.member.rank;
+        if differing.contains(rank) {
+            return Error::ForeignKernel;
+        }
+        let operation = Operation(self.pinned.operation().unwrap_or_default());
+        match differing.iter().next() {
+            Some(peer) => {
+                Error::Mismatch { rank, own: operation, peer, theirs: Operation(self.pinned.peer_operation(peer)) }
+            }
+            None => Error::Timeout { operation, waited: self.timeout.unwrap_or_default(), missing },
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -232,13 +269,15 @@ impl CudaWorkspace {
     }
 }
 
-/// One operation's hold on a workspace.
-pub struct Turn<'a> {
+/// One operation's hold on a workspace, while it is launched.
+pub struct Launching<'a> {
     state: MutexGuard<'a, State>,
+    /// What its kernel is told.
+    pub group: KernelGroup,
     _entered: Entered,
 }
 
-impl Turn<'_> {
+impl Launching<'_> {
     /// Notes that the operation failed: this rank is out of step with its peers, and the workspace refuses further work.
     pub fn fail(&mut self, error: &Error) {
         self.state.failure.get_or_insert_with(|| error.clone());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lamport_rs_protocol::exchange::{Collective, Extent, Member, exchange};
 use lamport_rs_protocol::geometry::Geometry;
+use lamport_rs_protocol::header::Header;
 use lamport_rs_protocol::memory::SlotMemory;
 use lamport_rs_protocol::sentinel::{SENTINEL, Vector};
 use lamport_rs_protocol::table::{self, Control};
@@ -16,10 +17,11 @@ use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange, Reader, Writer};
 use crate::memory::host::{self, Block, Handle, Mapping};
 use crate::memory::host_slots::Blocks;
+use crate::operations::operation::{Description, Operation, Skipped, advance};
 use crate::wait::{BoundedWait, Interrupted};
 use crate::workspace::Settings;
 use crate::workspace::construct::{Backend, Group, construct};
-use crate::workspace::turn::{self, Turns};
+use crate::workspace::exclusive::{Access, Exclusive, Gate};
 
 /// Shared memory of one host.
 pub struct HostBackend;
@@ -82,6 +84,8 @@ struct ControlWords {
 struct State {
     /// What the operation before left in the control words.
     control: Control,
+    /// Of the operation before.
+    number: u32,
     /// Working memory of operations, kept to spare its allocation.
     scratch: Vec<f32>,
 }
@@ -96,13 +100,17 @@ pub struct HostWorkspace {
     blocks: Blocks,
     control: Box<ControlWords>,
     table: Vec<i64>,
-    turns: Turns<State>,
+    state: Exclusive<State>,
+    /// Calls that sent nothing.
+    pub skipped: Skipped,
+    /// For callers whose calls last longer than the operation in them.
+    pub calls: Gate,
     /// Keeps `blocks` valid.
     _mappings: Vec<Arc<Mapping>>,
 }
 
 // SAFETY: the pointers in `blocks` and `table` belong to `_mappings` and `control`, which live as long; the control
-// words are accessed by the operation that has the turn only, and the slots through `VectorAccess`.
+// words are accessed by the operation that has `state` only, and the slots through `VectorAccess`.
 unsafe impl Send for HostWorkspace {}
 // SAFETY: as above.
 unsafe impl Sync for HostWorkspace {}
@@ -143,8 +151,18 @@ impl HostWorkspace {
         });
         let pointers: Vec<u64> = bases.iter().map(|base| base.as_ptr() as u64).collect();
         let table = table::table(&pointers, control.counters.get() as u64, control.extents.get() as u64);
-        let turns = Turns::new(State::default());
-        Self { member, timeout, two_shot_from: None, blocks, control, table, turns, _mappings: mappings }
+        Self {
+            member,
+            timeout,
+            two_shot_from: None,
+            blocks,
+            control,
+            table,
+            state: Exclusive::new(State::default()),
+            skipped: Skipped::default(),
+            calls: Gate::default(),
+            _mappings: mappings,
+        }
     }
 
     /// Rank and geometry.
@@ -159,79 +177,88 @@ impl HostWorkspace {
 
     /// Refuses all further operations, and ends one that waits. The memory goes when the last reference does.
     pub fn clean_up(&self) {
-        self.turns.clean_up();
+        self.state.clean_up();
     }
 
     /// Whether an operation may run. Waits for none.
     pub fn check_usable(&self) -> Result<()> {
-        self.turns.check_usable()
+        self.state.check_usable()
     }
 
     /// Runs one operation of the protocol: `extent` of it over slots accessed as `memory` does.
     #[inline(always)]
     pub fn run<M: SlotMemory, C: Collective>(
         &self,
-        turn: &mut Turn<'_>,
+        running: &mut Running<'_>,
         memory: &M,
         extent: Extent,
         collective: &mut C,
     ) -> Result<()> {
-        let mut control = self.read_control(turn)?;
-        let outcome = exchange(self.member, memory, &mut control, extent, collective, &mut self.wait(turn));
-        self.finish(turn, control, outcome)
+        let mut control = self.read_control(running)?;
+        let outcome = exchange(self.member, memory, &mut control, extent, collective, &mut self.wait(running));
+        self.finish(running, control, outcome)
     }
 
     /// Likewise in two shots.
     #[inline(always)]
     pub fn run_two_shot<M: SlotMemory, C: ShardedCollective>(
         &self,
-        turn: &mut Turn<'_>,
+        running: &mut Running<'_>,
         memory: &M,
         extent: Extent,
         collective: &mut C,
     ) -> Result<()> {
-        let mut control = self.read_control(turn)?;
-        let outcome = exchange_two_shot(self.member, memory, &mut control, extent, collective, &mut self.wait(turn));
-        self.finish(turn, control, outcome)
+        let mut control = self.read_control(running)?;
+        let outcome = exchange_two_shot(self.member, memory, &mut control, extent, collective, &mut self.wait(running));
+        self.finish(running, control, outcome)
     }
 
-    fn wait<'a>(&'a self, turn: &'a mut Turn<'_>) -> BoundedWait<'a> {
-        let world_size = self.member.geometry.world_size();
-        BoundedWait::new(turn.operation, world_size, self.timeout, self.turns.signals(), turn.interrupted)
+    fn wait<'a>(&'a self, running: &'a mut Running<'_>) -> BoundedWait<'a> {
+        let (operation, cleaned_up) = (running.operation, self.state.cleaned_up());
+        BoundedWait::new(self.member, operation, self.timeout, cleaned_up, running.interrupted)
     }
 
     /// Keeps what an operation leaves for the next, or why there can be none.
-    fn finish(&self, turn: &mut Turn<'_>, control: Control, outcome: Result<()>) -> Result<()> {
+    fn finish(&self, running: &mut Running<'_>, control: Control, outcome: Result<()>) -> Result<()> {
         match &outcome {
-            Ok(()) => self.write_control(turn, control),
-            Err(error) => self.turns.fail(error.to_string()),
+            Ok(()) => self.write_control(running, control),
+            Err(error) => self.state.fail(error.to_string()),
         }
         outcome
     }
 
-    /// Takes the workspace for one operation, after any other that is using it.
-    pub fn take_turn<'a>(&'a self, operation: &'static str, interrupted: Interrupted<'a>) -> Result<Turn<'a>> {
-        let state = self.turns.take(operation, self.timeout, interrupted)?;
-        Ok(Turn { blocks: self.blocks, operation, interrupted, state })
+    /// Takes the workspace for one operation, and gives it its number. An error if another is running.
+    pub fn begin<'a>(&'a self, description: &Description, interrupted: Interrupted<'a>) -> Result<Running<'a>> {
+        let mut state = self.state.access(description.kind.name())?;
+        state.number = advance(state.number, self.skipped.step());
+        let operation = Operation(description.header(state.number));
+        Ok(Running { blocks: self.blocks, operation, interrupted, state })
+    }
+
+    /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
+    pub fn skip(&self) -> Result<()> {
+        self.check_usable()?;
+        self.skipped.note();
+        Ok(())
     }
 
     /// What the operation before left, if the control words still say so: another kernel may have used the table.
-    fn read_control(&self, turn: &Turn<'_>) -> Result<Control> {
-        // SAFETY: there is one turn at a time, and only its holder accesses the control words.
+    fn read_control(&self, running: &Running<'_>) -> Result<Control> {
+        // SAFETY: one operation runs at a time, and only it accesses the control words.
         let (counters, extents) = unsafe { (*self.control.counters.get(), *self.control.extents.get()) };
         let found = (counters[table::SLOT_INDEX], extents[table::CLEAR_EXTENT]);
-        let expected = self.control_words(turn.state.control);
+        let expected = self.control_words(running.state.control);
         if found == expected {
-            return Ok(turn.state.control);
+            return Ok(running.state.control);
         }
         let error = Error::ForeignControl { found, expected };
         // The peers have run an operation, or a part of one, that this rank will not.
-        self.turns.fail(error.to_string());
+        self.state.fail(error.to_string());
         Err(error)
     }
 
-    fn write_control(&self, turn: &mut Turn<'_>, control: Control) {
-        turn.state.control = control;
+    fn write_control(&self, running: &mut Running<'_>, control: Control) {
+        running.state.control = control;
         // SAFETY: as in `read_control`.
         let (counters, extents) = unsafe { (&mut *self.control.counters.get(), &mut *self.control.extents.get()) };
         (counters[table::SLOT_INDEX], extents[table::CLEAR_EXTENT]) = self.control_words(control);
@@ -244,16 +271,21 @@ impl HostWorkspace {
 }
 
 /// One operation's hold on a workspace.
-pub struct Turn<'a> {
+pub struct Running<'a> {
     /// The group's blocks.
     pub blocks: Blocks,
-    operation: &'static str,
+    operation: Operation,
     interrupted: Interrupted<'a>,
-    state: turn::Turn<'a, State>,
+    state: Access<'a, State>,
 }
 
-impl Turn<'_> {
-    /// The workspace's working memory; give it back with [`Turn::return_scratch`].
+impl Running<'_> {
+    /// What peers are told of the operation.
+    pub fn header(&self) -> Header {
+        self.operation.0
+    }
+
+    /// The workspace's working memory; give it back with [`Running::return_scratch`].
     pub fn take_scratch(&mut self) -> Vec<f32> {
         std::mem::take(&mut self.state.scratch)
     }

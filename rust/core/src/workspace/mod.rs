@@ -5,7 +5,7 @@
 //! | [`construct`] | allocate → fill → exchange → map → agree |
 //! | [`hello`] | what ranks tell each other first, and the mismatches that are errors |
 //! | [`host`] | the workspace over shared memory |
-//! | `turn` | who may use it: one operation at a time |
+//! | [`exclusive`] | who may use it: one operation at a time |
 //! | [`cuda`], [`cuda_backend`] | the workspace over device memory, and how that crosses processes |
 //! | [`buffer`] | plain memory that crosses processes, without the protocol |
 
@@ -13,9 +13,9 @@ pub mod buffer;
 pub mod construct;
 pub mod cuda;
 pub mod cuda_backend;
+pub mod exclusive;
 pub mod hello;
 pub mod host;
-mod turn;
 
 use std::time::Duration;
 

@@ -7,7 +7,9 @@ use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 use crate::catalogue::{AllReduceRmsNormKernel, ModuleKey};
 use crate::dtype::Dtype;
 use crate::parameters::{AllReduceRmsNormParameters, Group, RmsNorm};
-use crate::plan::{Device, LaunchPlan, MIN_BLOCKS, PlanError, all_reduce, check_bytes, check_weight, row_vectors};
+use crate::plan::{
+    Device, LaunchPlan, PlanError, SPEAKING_BLOCKS, all_reduce, check_bytes, check_weight, reduction_grid, row_vectors,
+};
 use crate::variants::{WARP_THREADS, capacity, rms_norm_bounds};
 
 /// Bytes from which two-shot is faster than one-shot: as for the all-reduce, but never with two ranks, which would wait
@@ -83,9 +85,8 @@ impl AllReduceRmsNormShape {
         let block = needed.min(bounds.max_threads);
         let held = needed <= bounds.max_threads;
         let module = ModuleKey::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm, dtype, capacity, held });
-        // All blocks run at once: none waits for a peer's block that waits for room.
         let resident = device.resident_blocks(bounds, block);
-        let grid = (tokens as u32).max(MIN_BLOCKS).min(resident);
+        let grid = reduction_grid(tokens as u32, SPEAKING_BLOCKS, resident);
         let launch = LaunchPlan { module, grid, block, dependent_launch: device.has_dependent_launch() };
         Ok(AllReduceRmsNormPlan { launch, shape: *self })
     }

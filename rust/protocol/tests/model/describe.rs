@@ -12,15 +12,20 @@ impl System {
         if transitions.iter().any(|transition| matches!(transition.event, Event::Commit(_))) {
             return false;
         }
-        (0..self.job.world_size).all(|rank| {
-            let mut place = *self.place(state, rank);
-            // Amid a look, not all commits are needed that will be at the next.
-            let between_looks = place.parts.iter().all(Option::is_none);
-            for part in 0..self.job.parts {
-                place.parts[part] = Some(self.seen(state, rank, place.awaits + part as Location));
-            }
-            between_looks && matches!(*self.step(rank, place), Effect::Again)
-        })
+        let stopped = (0..self.job.world_size).filter(|&rank| self.place(state, rank).stopped).count();
+        stopped < self.job.world_size
+            && (0..self.job.world_size).all(|rank| {
+                let mut place = *self.place(state, rank);
+                if place.stopped {
+                    return true;
+                }
+                // Amid a look, not all commits are needed that will be at the next.
+                let between_looks = place.parts.iter().all(Option::is_none);
+                for part in 0..self.job.parts {
+                    place.parts[part] = Some(self.seen(state, rank, place.awaits + part as Location));
+                }
+                between_looks && matches!(*self.step(rank, place), Effect::Again)
+            })
     }
 
     /// Whether a store to another rank's block becomes visible in `state` ahead of one that its owner has pending there.

@@ -6,6 +6,7 @@
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::exchange::{Extent, Member};
 use lamport_rs_protocol::geometry::Geometry;
+use lamport_rs_protocol::header::Header;
 use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, VECTOR_WORDS, Vector};
 
 /// Operations after which slots (3), sizes (4) and payloads repeat. Twelve, not fewer: a word of the second vector may
@@ -36,13 +37,36 @@ pub struct Job {
     pub one_size: bool,
     pub chunk_vectors: usize,
     pub lead_chunks: usize,
+    /// Which operations have headers.
+    pub headers: Headers,
+}
+
+/// Which operations have headers, which all ranks must find equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Headers {
+    None,
+    /// All of them.
+    All,
+    /// Of each two the first: the second is a further part of the same message.
+    EveryOther,
+    /// All, and in the operation of this number the last rank's is another, and so is its size: whatever the algorithm,
+    /// that is the last operation that any rank begins.
+    Disagree(usize),
 }
 
 impl Job {
     /// One-shot, varying sizes, two parts, the whole region in one chunk.
     pub fn of(world_size: usize) -> Self {
         let algorithm = Some(Algorithm::OneShot);
-        Self { world_size, algorithm, parts: 2, one_size: false, chunk_vectors: MAX_VECTORS, lead_chunks: 1 }
+        Self {
+            world_size,
+            algorithm,
+            parts: 2,
+            one_size: false,
+            chunk_vectors: MAX_VECTORS,
+            lead_chunks: 1,
+            headers: Headers::None,
+        }
     }
 
     /// Likewise, all in two shots.
@@ -110,12 +134,36 @@ impl Job {
         self.algorithm(operation).message_bytes(units, VECTOR_BYTES, self.world_size)
     }
 
-    pub fn extent(&self, operation: usize) -> Extent {
-        let region_bytes = self.geometry().region_bytes(self.message_bytes(operation));
+    /// Whether `rank` does something else than its peers in `operation`.
+    fn differs(&self, rank: usize, operation: usize) -> bool {
+        self.headers == Headers::Disagree(operation) && rank + 1 == self.world_size
+    }
+
+    /// Whether the operation must end in a mismatch on every rank.
+    pub fn must_fail(&self, operation: usize) -> bool {
+        self.headers == Headers::Disagree(operation)
+    }
+
+    /// The header of `rank`, if the operation has one.
+    pub fn header(&self, rank: usize, operation: usize) -> Option<Header> {
+        let has_one = match self.headers {
+            Headers::None => false,
+            Headers::All | Headers::Disagree(_) => true,
+            Headers::EveryOther => operation.is_multiple_of(2),
+        };
+        let kind = u32::from(self.differs(rank, operation));
+        has_one.then(|| std::array::from_fn(|word| HEADER_TAG | kind << 16 | (operation as u32) << 8 | word as u32))
+    }
+
+    pub fn extent(&self, rank: usize, operation: usize) -> Extent {
+        // An operation of another size is at hand.
+        let of = if self.differs(rank, operation) { operation + 1 } else { operation };
+        let region_bytes = self.geometry().region_bytes(self.message_bytes(of % PERIOD));
         Extent {
             region_bytes: region_bytes.expect("a slot holds the largest operation"),
             chunk_vectors: self.chunk_vectors,
             lead_chunks: self.lead_chunks,
+            header: self.header(rank, operation),
         }
     }
 
@@ -140,6 +188,7 @@ pub fn contribution(rank: usize, operation: usize, at: usize) -> Vector {
 
 const TAG: u32 = 0x4000_0000;
 const SUM_TAG: u32 = 0x4100_0000;
+const HEADER_TAG: u32 = 0x4200_0000;
 
 fn tag(rank: usize, operation: usize, at: usize, word: usize) -> u32 {
     TAG | (rank as u32) << 16 | (operation as u32) << 8 | (at as u32) << 4 | word as u32
@@ -150,6 +199,9 @@ pub fn describe(word: u32) -> String {
     match word {
         SENTINEL => "sentinel".into(),
         0 => "0".into(),
+        _ if word & 0xff00_0000 == HEADER_TAG => {
+            format!("header{}:op{}:w{}", word >> 16 & 0xff, word >> 8 & 0xff, word & 0xf)
+        }
         _ if matches!(word & 0xff00_0000, TAG | SUM_TAG) => {
             let field = |shift: u32, mask: u32| word >> shift & mask;
             let kind = if word & SUM_TAG == SUM_TAG { "sum:" } else { "" };

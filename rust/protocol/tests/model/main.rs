@@ -28,7 +28,7 @@ mod search;
 mod system;
 mod weak_memory;
 
-use job::Job;
+use job::{Headers, Job};
 use protocol::Protocol;
 use report::{Counterexample, Kind};
 use search::search;
@@ -110,6 +110,31 @@ fn three_ranks_are_correct_in_two_shots_of_chunks_pushed_between_the_polls() {
 fn four_ranks_are_correct_in_two_shots_and_in_a_mix() {
     prove(Job { parts: 1, ..Job::two_shot(4) }, Commits::Needed);
     prove(Job { parts: 1, ..Job::mixed(4) }, Commits::Needed);
+}
+
+#[test]
+fn headers_are_neither_lost_nor_torn_nor_mixed_up_and_change_nothing_for_the_data() {
+    prove(Job { headers: Headers::All, one_size: true, ..Job::of(2) }, Commits::Needed);
+    prove(Job { headers: Headers::EveryOther, parts: 1, ..Job::mixed(2) }, Commits::Needed);
+    prove(Job { headers: Headers::All, parts: 1, one_size: true, ..Job::of(3) }, Commits::Needed);
+    prove(Job { headers: Headers::All, parts: 1, one_size: true, ..Job::mixed(3) }, Commits::Needed);
+}
+
+/// Each rank stops, none takes data of the operation in which they differ, and none waits for ever.
+#[test]
+fn ranks_that_differ_all_notice_and_none_takes_data() {
+    for operation in [0, 1, 3, 6] {
+        prove(Job { headers: Headers::Disagree(operation), ..Job::of(2) }, Commits::Needed);
+        prove(Job { headers: Headers::Disagree(operation), parts: 1, ..Job::mixed(3) }, Commits::Needed);
+    }
+}
+
+#[test]
+fn headers_that_are_not_cleared_or_of_which_the_first_word_counts_are_caught() {
+    let job = Job { headers: Headers::All, one_size: true, ..Job::of(2) };
+    assert_eq!(refute_in(job, Protocol::NoClear).kind, Kind::Stale);
+    assert_eq!(refute_in(job, Protocol::KeepsHeaders).kind, Kind::Stale);
+    assert_eq!(refute_in(job, Protocol::FirstWordOnly).kind, Kind::Torn);
 }
 
 #[test]

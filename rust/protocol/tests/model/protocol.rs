@@ -40,6 +40,8 @@ pub enum Protocol {
     ClearsOwnExtent,
     /// The clears cover the first halves of the regions: all there is without sums.
     ClearsFirstHalves,
+    /// The clears leave the headers.
+    KeepsHeaders,
 }
 
 /// Stores a broken protocol holds back from one operation to the next.
@@ -69,7 +71,7 @@ impl Operation {
 }
 
 impl Protocol {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::AsShipped,
         Self::TwoSlots,
         Self::UnscrubbedSentinels,
@@ -81,6 +83,7 @@ impl Protocol {
         Self::NoClear,
         Self::ClearsOwnExtent,
         Self::ClearsFirstHalves,
+        Self::KeepsHeaders,
     ];
 
     /// Runs one operation by the real code.
@@ -136,10 +139,15 @@ impl<M: SlotMemory> AlteredMemory<'_, M> {
         offset % comm_size + self.operation.member.geometry.slot_offset(number % 2)
     }
 
+    fn is_header(&self, offset: usize) -> bool {
+        offset >= self.operation.member.geometry.header_offset(0, 0)
+    }
+
     fn clear(&self, offset: usize, vector: Vector) {
         let Operation { number, member, .. } = *self.operation;
         match self.protocol {
             Protocol::NoClear => {}
+            Protocol::KeepsHeaders if self.is_header(offset) => {}
             Protocol::ClearsFirstHalves => {
                 let within = offset % member.geometry.comm_size() % self.previous_region_bytes;
                 if within < self.previous_region_bytes / 2 {

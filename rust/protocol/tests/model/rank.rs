@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::exchange::{Awaited, Collective, Wait};
+use lamport_rs_protocol::header::Header;
 use lamport_rs_protocol::memory::SlotMemory;
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::{EMPTY, SENTINEL, Vector, scrub};
@@ -52,6 +53,11 @@ pub enum Step {
         point: Point,
         /// The offset, in its own block, of the vector that it loads next.
         awaits: usize,
+    },
+    /// It noticed that its peers do something else, and does no more.
+    Stopped {
+        /// Stores and fences, in program order.
+        actions: Vec<Action>,
     },
     /// It received what it must not.
     Wrong(Wrong),
@@ -113,7 +119,7 @@ impl Program {
     fn until_load(&self, point: &mut Point, memory: &ReplayedMemory) -> Option<Step> {
         let Self { job, protocol, rank } = *self;
         let number = point.operation;
-        let (algorithm, extent) = (job.algorithm(number), job.extent(number));
+        let (algorithm, extent) = (job.algorithm(number), job.extent(rank, number));
         let operation = Operation { number, member: job.member(rank), algorithm, extent };
         let (mut control, mut held) = (point.control, point.held.clone());
         let mut checker =
@@ -124,8 +130,16 @@ impl Program {
         });
         match catch_unwind(run) {
             _ if checker.wrong.is_some() => checker.wrong.map(Step::Wrong),
-            Ok(Err(NothingLogged)) => Some(Step::Again),
+            Ok(Err(Ended::NothingLogged)) => Some(Step::Again),
+            Ok(Err(Ended::Mismatch { .. })) if job.must_fail(number) => {
+                Some(Step::Stopped { actions: memory.actions.take() })
+            }
+            Ok(Err(Ended::Mismatch { peer, found })) => {
+                let expected = job.header(rank, number).expect("a mismatch is one of headers");
+                Some(Step::Wrong(Wrong::header(peer, expected, found)))
+            }
             Ok(Ok(())) => {
+                assert!(!job.must_fail(number), "an operation in which the ranks differ ended well");
                 checker.check_complete();
                 (point.control, point.held) = (control, held);
                 None
@@ -148,6 +162,9 @@ struct ReplayedMemory<'a> {
     looked_at: Cell<Option<usize>>,
     actions: RefCell<Vec<Action>>,
     awaits: Cell<Option<usize>>,
+    /// Whether the rank has paused and there is no further look. It then looks whether another peer's header differs, as
+    /// if its wait had an end: it does not, and there is nothing to see.
+    paused: Cell<bool>,
 }
 
 impl<'a> ReplayedMemory<'a> {
@@ -159,6 +176,7 @@ impl<'a> ReplayedMemory<'a> {
             looked_at: Cell::new(None),
             actions: RefCell::default(),
             awaits: Cell::new(None),
+            paused: Cell::new(false),
         }
     }
 
@@ -173,6 +191,9 @@ impl<'a> ReplayedMemory<'a> {
 impl SlotMemory for ReplayedMemory<'_> {
     fn load(&self, rank: usize, offset: usize) -> Vector {
         assert_eq!(rank, self.rank, "a rank polls its own slots only");
+        if self.paused.get() {
+            return EMPTY;
+        }
         if let Some(&vector) = self.log.get(self.loads.get()) {
             self.loads.set(self.loads.get() + 1);
             self.looked_at.set(Some(offset));
@@ -195,22 +216,35 @@ impl SlotMemory for ReplayedMemory<'_> {
     fn acquire(&self) {}
 }
 
-/// The rank paused, and the log has no further look.
+/// Why an operation ended.
 #[derive(Debug)]
-struct NothingLogged;
+enum Ended {
+    /// The rank paused, and the log has no further look.
+    NothingLogged,
+    /// A peer's header is another.
+    Mismatch { peer: usize, found: Header },
+}
 
 struct Replay<'a> {
     memory: &'a ReplayedMemory<'a>,
 }
 
 impl Wait for Replay<'_> {
-    type Error = NothingLogged;
+    type Error = Ended;
 
-    fn pause(&mut self, _awaited: Awaited, _missing: impl FnOnce() -> RankSet) -> Result<(), NothingLogged> {
-        if self.memory.loads.get() < self.memory.log.len() { Ok(()) } else { Err(NothingLogged) }
+    fn pause(&mut self, _awaited: Awaited, _missing: impl FnOnce() -> RankSet) -> Result<(), Ended> {
+        if self.memory.loads.get() < self.memory.log.len() {
+            return Ok(());
+        }
+        self.memory.paused.set(true);
+        Err(Ended::NothingLogged)
     }
 
     fn resume(&mut self) {}
+
+    fn mismatch(&mut self, peer: usize, found: Header) -> Ended {
+        Ended::Mismatch { peer, found }
+    }
 }
 
 /// Contributes the operation's payload and compares what arrives with what was sent.
@@ -243,7 +277,7 @@ impl Checker {
         if found == expected {
             return;
         }
-        self.wrong = Some(Wrong { source, at, expected, found, torn: found.contains(&SENTINEL) });
+        self.wrong = Some(Wrong { source, at: Some(at), expected, found, torn: found.contains(&SENTINEL) });
         // A rank with a wrong result has no further states worth looking at.
         resume_unwind(Box::new(BeyondTheLog))
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use lamport_rs_protocol::sentinel::Vector;
+use lamport_rs_protocol::sentinel::{SENTINEL, Vector};
 
 use crate::job::describe_vector;
 
@@ -10,18 +10,26 @@ use crate::job::describe_vector;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wrong {
     pub source: usize,
-    pub at: usize,
+    /// Its number; `None` for a header.
+    pub at: Option<usize>,
     pub expected: Vector,
     pub found: Vector,
     /// Whether some of its words had not arrived.
     pub torn: bool,
 }
 
+impl Wrong {
+    pub fn header(source: usize, expected: Vector, found: Vector) -> Self {
+        Self { source, at: None, expected, found, torn: found.contains(&SENTINEL) }
+    }
+}
+
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { source, at, expected, found, .. } = self;
         let (expected, found) = (describe_vector(*expected), describe_vector(*found));
-        write!(f, "took {found} for rank {source}'s vector {at}, which is {expected}")
+        let what = at.map_or("header".to_owned(), |at| format!("vector {at}"));
+        write!(f, "took {found} for rank {source}'s {what}, which is {expected}")
     }
 }
 

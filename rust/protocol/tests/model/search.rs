@@ -12,7 +12,8 @@ const MAX_STATES: usize = 8_000_000;
 /// Explores all states of a group that runs `protocol`, and proves of them
 ///
 /// - that no rank receives a vector that is not what its source sent in the operation at hand;
-/// - that from every state every rank can complete one more operation: there is no deadlock and no livelock.
+/// - that from every state every rank can complete one more operation, or notices that its peers do another: there is no
+///   deadlock and no livelock.
 pub fn search(job: Job, protocol: Protocol, commits: Commits) -> Result<Proof, Counterexample> {
     let mut graph = Graph::new(System::new(job, protocol, commits));
     graph.explore()?;
@@ -45,6 +46,10 @@ impl Graph {
             self.system.transitions(state, &mut transitions);
             if self.system.all_wait(state, &transitions) {
                 return Err(self.stuck(next, "all ranks wait, and nothing that they wait for is pending:".into()));
+            }
+            // A rank that has rightly stopped needs no further operation.
+            for rank in (0..self.system.job.world_size).filter(|&rank| self.system.place(state, rank).stopped) {
+                self.completes[next as usize] |= 1 << rank;
             }
             for Transition { event, to, completed, wrong } in transitions.drain(..) {
                 if let Some(wrong) = wrong {

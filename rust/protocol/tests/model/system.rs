@@ -6,10 +6,11 @@
 
 use std::rc::Rc;
 
+use lamport_rs_protocol::geometry::{HEADER_BYTES, SLOTS};
 use lamport_rs_protocol::sentinel::{EMPTY, VECTOR_BYTES, VECTOR_WORDS, Vector};
 
 use crate::intern::{Interner, Map};
-use crate::job::Job;
+use crate::job::{Headers, Job};
 use crate::protocol::Protocol;
 use crate::rank::{Action, Point, Program, Step};
 use crate::report::Wrong;
@@ -39,8 +40,9 @@ pub struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     pub point: u32,
-    /// The vector's first part.
+    /// The vector's first part; of no account once the rank has stopped.
     pub awaits: Location,
+    pub stopped: bool,
     pub parts: [Option<Value>; MAX_PARTS],
 }
 
@@ -69,6 +71,9 @@ pub enum Effect {
         stores: Vec<Option<Entry>>,
         completed: bool,
         place: Place,
+    },
+    Stopped {
+        stores: Vec<Option<Entry>>,
     },
     Wrong(Wrong),
 }
@@ -108,7 +113,7 @@ impl System {
         let mut state = State::default();
         for rank in 0..self.job.world_size {
             let filled: Vec<Entry> = (0..self.parts_per_block())
-                .map(|part| self.entry(rank, part / self.job.parts * VECTOR_BYTES, part % self.job.parts, EMPTY))
+                .map(|part| self.entry(rank, self.offset(part / self.job.parts), part % self.job.parts, EMPTY))
                 .collect();
             let mut pending = Pending::default();
             let mut block: Vec<Value> = filled.iter().map(|entry| entry.value).collect();
@@ -132,6 +137,9 @@ impl System {
         let mut awaited = Vec::new();
         for rank in 0..self.job.world_size {
             let place = *self.place(state, rank);
+            if place.stopped {
+                continue;
+            }
             for part in (0..self.job.parts).filter(|&part| place.parts[part].is_none()) {
                 let location = place.awaits + part as Location;
                 awaited.push(location);
@@ -160,6 +168,12 @@ impl System {
             match &*self.step(rank, place) {
                 Effect::Again => place.parts = [None; MAX_PARTS],
                 Effect::Wrong(wrong) => transition.wrong = Some(wrong.clone()),
+                Effect::Stopped { stores } => {
+                    place = Place { point: 0, awaits: 0, stopped: true, parts: [None; MAX_PARTS] };
+                    let mut pending = self.pending(state, rank).clone();
+                    apply(&mut pending, stores);
+                    transition.to.pending[rank] = self.pending_stores.number(pending);
+                }
                 Effect::Moved { stores, completed, place: next } => {
                     place = *next;
                     transition.completed = completed.then_some(rank);
@@ -213,11 +227,21 @@ impl System {
     }
 
     fn effect(&mut self, rank: usize, step: Step) -> Effect {
-        let (actions, completed, point, awaits) = match step {
-            Step::Again => return Effect::Again,
-            Step::Wrong(wrong) => return Effect::Wrong(wrong),
-            Step::Moved { actions, completed, point, awaits } => (actions, completed, point, awaits),
-        };
+        match step {
+            Step::Again => Effect::Again,
+            Step::Wrong(wrong) => Effect::Wrong(wrong),
+            Step::Stopped { actions } => Effect::Stopped { stores: self.stores(actions) },
+            Step::Moved { actions, completed, point, awaits } => {
+                let stores = self.stores(actions);
+                let point = self.points.number(point);
+                let awaits = self.location(rank, awaits, 0);
+                let place = Place { point, awaits, stopped: false, parts: [None; MAX_PARTS] };
+                Effect::Moved { stores, completed, place }
+            }
+        }
+    }
+
+    fn stores(&mut self, actions: Vec<Action>) -> Vec<Option<Entry>> {
         let mut stores = Vec::new();
         for action in actions {
             match action {
@@ -227,9 +251,7 @@ impl System {
                 }
             }
         }
-        let point = self.points.number(point);
-        let awaits = self.location(rank, awaits, 0);
-        Effect::Moved { stores, completed, place: Place { point, awaits, parts: [None; MAX_PARTS] } }
+        stores
     }
 
     pub fn place(&self, state: State, rank: usize) -> &Place {
@@ -240,15 +262,28 @@ impl System {
         self.pending_stores.get(state.pending[rank])
     }
 
-    /// The protocol's words without the verification vectors.
+    /// The slots' vectors, and behind them the headers, if there are any.
     fn parts_per_block(&self) -> usize {
-        self.job.geometry().verification_offset(0) / VECTOR_BYTES * self.job.parts
+        let headers = if self.job.headers == Headers::None { 0 } else { SLOTS * self.job.world_size };
+        (self.slot_vectors() + headers) * self.job.parts
+    }
+
+    fn slot_vectors(&self) -> usize {
+        self.job.geometry().header_offset(0, 0) / VECTOR_BYTES
     }
 
     fn location(&self, owner: usize, offset: usize, part: usize) -> Location {
-        let within = offset / VECTOR_BYTES * self.job.parts + part;
+        let (slots, headers) = (self.slot_vectors(), self.job.geometry().header_offset(0, 0));
+        let vector = if offset < headers { offset / VECTOR_BYTES } else { slots + (offset - headers) / HEADER_BYTES };
+        let within = vector * self.job.parts + part;
         assert!(offset.is_multiple_of(VECTOR_BYTES) && within < self.parts_per_block(), "offset {offset}");
         (owner * self.parts_per_block() + within) as Location
+    }
+
+    /// Where vector `vector` of a block is: the inverse of [`System::location`].
+    fn offset(&self, vector: usize) -> usize {
+        let (slots, headers) = (self.slot_vectors(), self.job.geometry().header_offset(0, 0));
+        if vector < slots { vector * VECTOR_BYTES } else { headers + (vector - slots) * HEADER_BYTES }
     }
 
     pub fn split(&self, location: Location) -> (usize, usize) {

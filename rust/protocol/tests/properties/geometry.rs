@@ -29,15 +29,16 @@ fn disjoint(ranges: &mut [Range<usize>]) -> bool {
 
 proptest! {
     #[test]
-    fn slots_and_verification_vectors_are_aligned_disjoint_and_inside_the_block(
+    fn slots_and_headers_are_aligned_disjoint_and_inside_the_block(
         world_size in world_sizes(),
         comm_size in comm_sizes(),
     ) {
         let geometry = geometry(world_size, comm_size);
         let slots = (0..SLOTS).map(|slot| geometry.slot_offset(slot)).map(|start| start..start + comm_size);
-        let verification =
-            (0..world_size).map(|rank| geometry.verification_offset(rank)).map(|start| start..start + VECTOR_BYTES);
-        let mut ranges: Vec<Range<usize>> = slots.chain(verification).collect();
+        let headers = (0..SLOTS)
+            .flat_map(|slot| (0..world_size).map(move |rank| geometry.header_offset(slot, rank)))
+            .map(|start| start..start + VECTOR_BYTES);
+        let mut ranges: Vec<Range<usize>> = slots.chain(headers).collect();
         prop_assert!(ranges.iter().all(|range| range.start % VECTOR_BYTES == 0));
         prop_assert!(ranges.iter().all(|range| range.end <= geometry.used_bytes()), "the initial fill covers it");
         prop_assert!(disjoint(&mut ranges));

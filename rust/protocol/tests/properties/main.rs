@@ -10,8 +10,10 @@
 //! | `rank_set` | how errors name ranks |
 //! | `operation` | one operation: what it stores where, what it delivers, and what it says when it waits in vain |
 //! | `two_shot` | likewise of an operation in two shots |
+//! | `header` | what ranks tell each other ahead of the data, and what they do when it differs |
 
 mod geometry;
+mod header;
 mod operation;
 mod rank_set;
 mod sentinel;

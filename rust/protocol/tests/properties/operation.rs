@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use lamport_rs_protocol::exchange::{Awaited, Collective, Extent, Member, Wait, exchange};
 use lamport_rs_protocol::geometry::{Geometry, MAX_WORLD_SIZE, MIN_WORLD_SIZE, SLOTS};
+use lamport_rs_protocol::header::Header;
 use lamport_rs_protocol::memory::{LINE_VECTORS, SlotMemory};
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::{EMPTY, SENTINEL, VECTOR_BYTES, Vector, scrub};
@@ -80,6 +81,10 @@ impl Wait for Impatient {
     }
 
     fn resume(&mut self) {}
+
+    fn mismatch(&mut self, peer: usize, found: Header) -> Self::Error {
+        panic!("no headers here: {found:?} of rank {peer}")
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -97,8 +102,8 @@ fn cases() -> impl Strategy<Value = Case> {
             let geometry = Geometry::new(world_size as i64, comm_size as i64).expect("a shape within the limits");
             Case {
                 member: Member { rank, geometry },
-                control: Control { slot, previous_region_bytes: previous * VECTOR_BYTES },
-                extent: Extent { region_bytes: vectors * VECTOR_BYTES, chunk_vectors, lead_chunks },
+                control: Control { slot, previous_region_bytes: previous * VECTOR_BYTES, previous_has_header: false },
+                extent: Extent { region_bytes: vectors * VECTOR_BYTES, chunk_vectors, lead_chunks, header: None },
             }
         },
     )
@@ -142,7 +147,7 @@ proptest! {
     fn vectors_come_from_every_rank_in_ascending_order_the_own_one_scrubbed_like_the_others(case in cases()) {
         let (outcome, control, recorder) = case.run(&case.arrived());
         prop_assert_eq!(outcome, Ok(()));
-        prop_assert_eq!(control, case.control.rotated(case.extent.region_bytes));
+        prop_assert_eq!(control, case.control.rotated(case.extent));
         prop_assert_eq!(recorder.completed, (0..case.vectors()).collect::<Vec<_>>());
         let ranks = 0..case.member.geometry.world_size();
         let in_order: Vec<_> = (0..case.vectors())

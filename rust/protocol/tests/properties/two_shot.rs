@@ -73,9 +73,9 @@ fn cases() -> impl Strategy<Value = Case> {
             let geometry = Geometry::new(world_size as i64, comm_size as i64).expect("a shape within the limits");
             Case {
                 member: Member { rank, geometry },
-                control: Control { slot, previous_region_bytes: 0 },
+                control: Control { slot, ..Control::default() },
                 shard,
-                extent: Extent { region_bytes: 2 * shard * VECTOR_BYTES, chunk_vectors, lead_chunks },
+                extent: Extent { region_bytes: 2 * shard * VECTOR_BYTES, chunk_vectors, lead_chunks, header: None },
             }
         },
     )
@@ -120,7 +120,7 @@ proptest! {
         let (outcome, control, mut recorder) = case.run(&case.arrived());
         let rank = case.member.rank;
         prop_assert_eq!(outcome, Ok(()));
-        prop_assert_eq!(control, case.control.rotated(case.extent.region_bytes));
+        prop_assert_eq!(control, case.control.rotated(case.extent));
         prop_assert_eq!(recorder.completed, (0..case.shard).collect::<Vec<_>>());
         let in_order: Vec<_> = (0..case.shard)
             .flat_map(|at| case.ranks().map(move |source| (source, at, scrub(contribution(rank, source, at)))))

@@ -19,7 +19,7 @@ use crate::operations::arguments::AllReduce;
 use crate::operations::choice::choose;
 use crate::tensor::Device;
 use crate::wait::Interrupted;
-use crate::workspace::host::{HostWorkspace, Turn};
+use crate::workspace::host::{HostWorkspace, Running};
 
 /// Bytes from which two-shot is faster than one-shot, as measured on two cores: eight ranks gain, up to four do not.
 fn two_shot_from(world_size: usize) -> usize {
@@ -36,15 +36,15 @@ pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interr
     let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(geometry.world_size()));
     let (algorithm, region_bytes) =
         choose(operands.algorithm, is_large, |algorithm| region_bytes(algorithm, geometry, bytes))?;
-    let mut turn = workspace.take_turn("all_reduce", interrupted)?;
     if operands.input.elements() == 0 {
-        return Ok(());
+        return workspace.skip();
     }
+    let mut running = workspace.begin(&operands.describe(algorithm), interrupted)?;
     // SAFETY: the caller's promise.
     let (input, output) = unsafe { (Operand::contiguous(&operands.input), Operand::streamed(&operands.output)) };
-    let turn = &mut turn;
+    let running = &mut running;
     with_element!(operands.input.dtype, E => {
-        let sum = Sum { workspace, turn, region_bytes, input, output, element: PhantomData::<E> };
+        let sum = Sum { workspace, running, region_bytes, input, output, element: PhantomData::<E> };
         match algorithm {
             Algorithm::OneShot => dispatch(sum),
             Algorithm::TwoShot => dispatch(TwoShotSum(sum)),
@@ -61,7 +61,7 @@ fn region_bytes(algorithm: Algorithm, geometry: Geometry, bytes: usize) -> std::
 
 struct Sum<'a, 't, E> {
     workspace: &'a HostWorkspace,
-    turn: &'a mut Turn<'t>,
+    running: &'a mut Running<'t>,
     region_bytes: usize,
     input: Operand,
     output: Operand,
@@ -73,9 +73,9 @@ impl<E: Element> Job for Sum<'_, '_, E> {
 
     #[inline(always)]
     fn run<P: Processor>(self) -> Result<()> {
-        let memory = self.turn.blocks.accessed::<P::Access>();
+        let memory = self.running.blocks.accessed::<P::Access>();
         let mut reduction = self.reduction::<P>();
-        let outcome = run(self.workspace, self.turn, &memory, self.region_bytes, CHUNK_VECTORS, &mut reduction);
+        let outcome = run(self.workspace, self.running, &memory, self.region_bytes, CHUNK_VECTORS, &mut reduction);
         reduction.output.finish::<P>();
         outcome
     }
@@ -97,10 +97,10 @@ impl<E: Element> Job for TwoShotSum<'_, '_, E> {
     #[inline(always)]
     fn run<P: Processor>(self) -> Result<()> {
         let Self(sum) = self;
-        let memory = sum.turn.blocks.accessed::<P::Access>();
+        let memory = sum.running.blocks.accessed::<P::Access>();
         let (rank, shard) = (sum.workspace.member().rank, sum.region_bytes / 2 / VECTOR_BYTES);
         let mut sharded = Sharded { reduction: sum.reduction::<P>(), rank, shard };
-        let outcome = run_two_shot(sum.workspace, sum.turn, &memory, sum.region_bytes, CHUNK_VECTORS, &mut sharded);
+        let outcome = run_two_shot(sum.workspace, sum.running, &memory, sum.region_bytes, CHUNK_VECTORS, &mut sharded);
         sharded.reduction.output.finish::<P>();
         outcome
     }

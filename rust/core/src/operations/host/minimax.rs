@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::operations::arguments::{MinimaxRms, Norm};
 use crate::tensor::Device;
 use crate::wait::Interrupted;
-use crate::workspace::host::{HostWorkspace, Turn};
+use crate::workspace::host::{HostWorkspace, Running};
 
 /// Runs the operation. A collective call: all ranks pass as many tokens.
 ///
@@ -33,14 +33,13 @@ pub unsafe fn minimax_rms(
     operands.check(Device::Cpu)?;
     let words = operands.tokens() * operands.matrices();
     let region_bytes = workspace.member().geometry.region_bytes(words * size_of::<f32>())?;
-    let name = if operands.matrices() == 2 { "minimax_allreduce_rms_qk" } else { "minimax_allreduce_rms" };
-    let mut turn = workspace.take_turn(name, interrupted)?;
     if words == 0 {
-        return Ok(());
+        return workspace.skip();
     }
+    let mut running = workspace.begin(&operands.describe(), interrupted)?;
     // The own sums, then the group's, in whole vectors.
     let padded = words.next_multiple_of(VECTOR_WORDS);
-    let mut scratch = turn.take_scratch();
+    let mut scratch = running.take_scratch();
     scratch.resize(scratch.len().max(2 * padded), 0.0);
     let (own, totals) = scratch[..2 * padded].split_at_mut(padded);
     own[words..].fill(0.0);
@@ -50,7 +49,7 @@ pub unsafe fn minimax_rms(
         let sums = &mut own[index..words];
         with_element!(norm.input.dtype, E => dispatch(Squares { norm, matrices, sums, element: PhantomData::<E> }));
     }
-    let mut run = Totals { workspace, turn: &mut turn, region_bytes, own, totals };
+    let mut run = Totals { workspace, running: &mut running, region_bytes, own, totals };
     let outcome = dispatch(&mut run);
     if outcome.is_ok() {
         let world_size = workspace.member().geometry.world_size();
@@ -63,7 +62,7 @@ pub unsafe fn minimax_rms(
             });
         }
     }
-    turn.return_scratch(scratch);
+    running.return_scratch(scratch);
     outcome
 }
 
@@ -96,7 +95,7 @@ impl<E: Element> Job for Squares<'_, E> {
 /// The exchange of the sums.
 struct Totals<'a, 't> {
     workspace: &'a HostWorkspace,
-    turn: &'a mut Turn<'t>,
+    running: &'a mut Running<'t>,
     region_bytes: usize,
     own: &'a [f32],
     totals: &'a mut [f32],
@@ -107,9 +106,9 @@ impl Job for &mut Totals<'_, '_> {
 
     #[inline(always)]
     fn run<P: Processor>(self) -> Result<()> {
-        let memory = self.turn.blocks.accessed::<P::Access>();
+        let memory = self.running.blocks.accessed::<P::Access>();
         let mut sum = RankSum { own: self.own, totals: self.totals };
-        run(self.workspace, self.turn, &memory, self.region_bytes, CHUNK_VECTORS, &mut sum)
+        run(self.workspace, self.running, &memory, self.region_bytes, CHUNK_VECTORS, &mut sum)
     }
 }
 

@@ -9,7 +9,7 @@ use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 use lamport_rs_protocol::two_shot::ShardedCollective;
 
 use crate::error::Result;
-use crate::workspace::host::{HostWorkspace, Turn};
+use crate::workspace::host::{HostWorkspace, Running};
 
 /// Bytes per rank of one operation of the protocol, more or less: whole chunks.
 const PIECE_BYTES: usize = 256 << 10;
@@ -20,7 +20,7 @@ const LEAD_CHUNKS: usize = 8;
 #[inline(always)]
 pub fn run<M: SlotMemory, C: Collective>(
     workspace: &HostWorkspace,
-    turn: &mut Turn<'_>,
+    running: &mut Running<'_>,
     memory: &M,
     region_bytes: usize,
     chunk_vectors: usize,
@@ -29,8 +29,8 @@ pub fn run<M: SlotMemory, C: Collective>(
     let most = whole_chunks(PIECE_BYTES, chunk_vectors);
     for first in (0..region_bytes / VECTOR_BYTES).step_by(most) {
         let vectors = most.min(region_bytes / VECTOR_BYTES - first);
-        let extent = Extent { region_bytes: vectors * VECTOR_BYTES, chunk_vectors, lead_chunks: LEAD_CHUNKS };
-        workspace.run(turn, memory, extent, &mut Piece { collective, first })?;
+        let extent = extent(vectors * VECTOR_BYTES, chunk_vectors, first, running);
+        workspace.run(running, memory, extent, &mut Piece { collective, first })?;
     }
     Ok(())
 }
@@ -39,7 +39,7 @@ pub fn run<M: SlotMemory, C: Collective>(
 #[inline(always)]
 pub fn run_two_shot<M: SlotMemory, C: ShardedCollective>(
     workspace: &HostWorkspace,
-    turn: &mut Turn<'_>,
+    running: &mut Running<'_>,
     memory: &M,
     region_bytes: usize,
     chunk_vectors: usize,
@@ -48,10 +48,17 @@ pub fn run_two_shot<M: SlotMemory, C: ShardedCollective>(
     let (shard, most) = (region_bytes / 2 / VECTOR_BYTES, whole_chunks(PIECE_BYTES / 2, chunk_vectors));
     for first in (0..shard).step_by(most) {
         let vectors = most.min(shard - first);
-        let extent = Extent { region_bytes: 2 * vectors * VECTOR_BYTES, chunk_vectors, lead_chunks: LEAD_CHUNKS };
-        workspace.run_two_shot(turn, memory, extent, &mut Piece { collective, first })?;
+        let extent = extent(2 * vectors * VECTOR_BYTES, chunk_vectors, first, running);
+        workspace.run_two_shot(running, memory, extent, &mut Piece { collective, first })?;
     }
     Ok(())
+}
+
+/// Of the piece from vector `first` on. The first says what the message is; the others follow from it.
+#[inline(always)]
+fn extent(region_bytes: usize, chunk_vectors: usize, first: usize, running: &Running<'_>) -> Extent {
+    let header = (first == 0).then(|| running.header());
+    Extent { region_bytes, chunk_vectors, lead_chunks: LEAD_CHUNKS, header }
 }
 
 /// Vectors of the whole chunks in `bytes`, of one at least.

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::operations::arguments::AllReduceRmsNorm;
 use crate::tensor::Device;
 use crate::wait::Interrupted;
-use crate::workspace::host::{HostWorkspace, Turn};
+use crate::workspace::host::{HostWorkspace, Running};
 
 /// Runs the operation. A collective call: all ranks pass tensors of the same size and dtype.
 ///
@@ -36,18 +36,18 @@ pub unsafe fn all_reduce_rms_norm(
     operands.check(Device::Cpu)?;
     check_algorithm(operands.algorithm)?;
     let region_bytes = workspace.member().geometry.region_bytes(operands.input.bytes())?;
-    let mut turn = workspace.take_turn("all_reduce_rms_norm", interrupted)?;
     if operands.input.elements() == 0 {
-        return Ok(());
+        return workspace.skip();
     }
+    let mut running = workspace.begin(&operands.describe(Algorithm::OneShot), interrupted)?;
     let row_vectors = operands.input.columns() * operands.input.dtype.size() / VECTOR_BYTES;
-    let mut scratch = turn.take_scratch();
+    let mut scratch = running.take_scratch();
     scratch.resize(scratch.len().max(row_vectors * LANES), 0.0);
     let outcome = with_element!(operands.input.dtype, E => {
         let sums = <E as Element>::Lanes::cast(&mut scratch);
-        dispatch(Run::<E> { workspace, turn: &mut turn, operands, region_bytes, sums: &mut sums[..row_vectors] })
+        dispatch(Run::<E> { workspace, running: &mut running, operands, region_bytes, sums: &mut sums[..row_vectors] })
     });
-    turn.return_scratch(scratch);
+    running.return_scratch(scratch);
     outcome
 }
 
@@ -67,7 +67,7 @@ const LANES: usize = 8;
 
 struct Run<'a, 't, E: Element> {
     workspace: &'a HostWorkspace,
-    turn: &'a mut Turn<'t>,
+    running: &'a mut Running<'t>,
     operands: &'a AllReduceRmsNorm,
     region_bytes: usize,
     sums: &'a mut [E::Lanes],
@@ -78,7 +78,7 @@ impl<E: Element> Job for Run<'_, '_, E> {
 
     #[inline(always)]
     fn run<P: Processor>(self) -> Result<()> {
-        let memory = self.turn.blocks.accessed::<P::Access>();
+        let memory = self.running.blocks.accessed::<P::Access>();
         let operands = self.operands;
         // SAFETY: the promise of `all_reduce_rms_norm`'s caller.
         let mut norm = unsafe {
@@ -96,7 +96,7 @@ impl<E: Element> Job for Run<'_, '_, E> {
                 processor: PhantomData,
             }
         };
-        run(self.workspace, self.turn, &memory, self.region_bytes, CHUNK_VECTORS, &mut norm)
+        run(self.workspace, self.running, &memory, self.region_bytes, CHUNK_VECTORS, &mut norm)
     }
 }
 

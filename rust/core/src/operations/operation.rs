@@ -1,0 +1,272 @@
+//! What an operation is, as ranks tell each other and as errors say it.
+//!
+//! It travels as the [header](lamport_rs_protocol::header) of the operation, four words without their highest bit:
+//!
+//! | word | bits | what |
+//! | --- | --- | --- |
+//! | 0 | 0 … 30 | number: the calls on this workspace so far, those that were refused or had nothing to do among them |
+//! | 1 | 28 … 30 | kind |
+//! | 1 | 26, 27 | dtype |
+//! | 1 | 25 | 1: two-shot |
+//! | 1 | 24 | 1: weights are float32 and the values are not |
+//! | 1 | 0 … 23 | columns; of Q and K, eighths of each in 12 bits |
+//! | 2 | 0 … 30 | rows; elements where there are no rows |
+//! | 3 | 0 … 30 | digest of all that is above, in full, and of the scalars |
+//!
+//! Numbers that do not fit are cut where they are only shown: the digest has them in full.
+
+use std::fmt;
+
+use lamport_rs_protocol::algorithm::Algorithm;
+use lamport_rs_protocol::header::Header;
+
+use crate::tensor::Dtype;
+
+/// Bits of a word of a header: all but the highest, so that no word is the sentinel.
+const WORD_MASK: u32 = 0x7fff_ffff;
+const KIND_SHIFT: u32 = 28;
+const DTYPE_SHIFT: u32 = 26;
+const TWO_SHOT: u32 = 1 << 25;
+const FLOAT32_WEIGHT: u32 = 1 << 24;
+const COLUMN_BITS: u32 = 24;
+const PAIR_BITS: u32 = COLUMN_BITS / 2;
+/// Widths of Q and K are multiples of this.
+const PAIR_UNIT: usize = 8;
+const DTYPES: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::BFloat16];
+
+/// Which collective.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The sum.
+    AllReduce = 1,
+    /// The sum with a residual and the norm of its rows.
+    AllReduceRmsNorm = 2,
+    /// The norm of rows that are spread over the ranks.
+    MinimaxRms = 3,
+    /// Likewise, of two matrices.
+    MinimaxRmsQk = 4,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::AllReduce, Self::AllReduceRmsNorm, Self::MinimaxRms, Self::MinimaxRmsQk];
+
+    /// Its name in the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AllReduce => "all_reduce",
+            Self::AllReduceRmsNorm => "all_reduce_rms_norm",
+            Self::MinimaxRms => "minimax_allreduce_rms",
+            Self::MinimaxRmsQk => "minimax_allreduce_rms_qk",
+        }
+    }
+}
+
+/// One operation: what all ranks of a group must have in common, in full.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Description {
+    /// Which collective.
+    pub kind: Kind,
+    /// Of inputs and outputs.
+    pub dtype: Dtype,
+    /// Of the weights; the values' own where there are none.
+    pub weight: Dtype,
+    /// How it reduces.
+    pub algorithm: Algorithm,
+    /// Rows, or elements where there are no rows.
+    pub rows: usize,
+    /// Columns of each matrix; 0 where there is none.
+    pub columns: [usize; 2],
+    /// Epsilon and the weights' bias; 0 where there is none.
+    pub scalars: [f32; 2],
+}
+
+impl Description {
+    /// As ranks tell it, with `number` in its place.
+    pub fn header(&self, number: u32) -> Header {
+        let dtype = DTYPES.iter().position(|dtype| *dtype == self.dtype).expect("every dtype is in the list") as u32;
+        let mut shape = (self.kind as u32) << KIND_SHIFT | dtype << DTYPE_SHIFT | self.shown_columns();
+        if self.algorithm == Algorithm::TwoShot {
+            shape |= TWO_SHOT;
+        }
+        if self.weight != self.dtype {
+            shape |= FLOAT32_WEIGHT;
+        }
+        let rows = u32::try_from(self.rows).unwrap_or(u32::MAX).min(WORD_MASK);
+        [number & WORD_MASK, shape, rows, self.digest(shape)]
+    }
+
+    fn shown_columns(&self) -> u32 {
+        let cut = |columns: usize, bits: u32| u32::try_from(columns).unwrap_or(u32::MAX).min((1 << bits) - 1);
+        match self.kind {
+            Kind::MinimaxRmsQk => {
+                let [q, k] = self.columns.map(|columns| cut(columns / PAIR_UNIT, PAIR_BITS));
+                q << PAIR_BITS | k
+            }
+            _ => cut(self.columns[0], COLUMN_BITS),
+        }
+    }
+
+    /// Multiplies and folds (the mixing step of MurmurHash3): every bit of what goes in changes about half of the result.
+    fn digest(&self, shape: u32) -> u32 {
+        let [epsilon, bias] = self.scalars.map(|scalar| u64::from((scalar + 0.0).to_bits()));
+        let fields =
+            [u64::from(shape), self.rows as u64, self.columns[0] as u64, self.columns[1] as u64, epsilon << 32 | bias];
+        let mixed = fields.into_iter().fold(0x9e37_79b9_7f4a_7c15_u64, |state, field| {
+            let mixed = (state ^ field).wrapping_mul(0xff51_afd7_ed55_8ccd);
+            (mixed ^ mixed >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53)
+        });
+        (mixed >> 33) as u32 & WORD_MASK
+    }
+}
+
+/// An operation as a header tells it: for errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operation(pub Header);
+
+impl Operation {
+    /// Its number.
+    pub fn number(&self) -> u32 {
+        self.0[0]
+    }
+
+    /// The name of the collective, if the header is one.
+    pub fn name(&self) -> Option<&'static str> {
+        self.kind().map(Kind::name)
+    }
+
+    fn kind(&self) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| *kind as u32 == self.0[1] >> KIND_SHIFT)
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [number, shape, rows, digest] = self.0;
+        let dtype = DTYPES.get((shape >> DTYPE_SHIFT & 3) as usize);
+        let (Some(kind), Some(dtype)) = (self.kind(), dtype) else {
+            return write!(f, "something that is no operation ({:08x?})", self.0);
+        };
+        write!(f, "operation {number}, {} of ", kind.name())?;
+        let columns = shape & ((1 << COLUMN_BITS) - 1);
+        match kind {
+            Kind::AllReduce => write!(f, "{rows} {}", dtype.name())?,
+            Kind::AllReduceRmsNorm | Kind::MinimaxRms => write!(f, "[{rows}, {columns}] {}", dtype.name())?,
+            Kind::MinimaxRmsQk => {
+                let [q, k] =
+                    [columns >> PAIR_BITS, columns & ((1 << PAIR_BITS) - 1)].map(|part| part * PAIR_UNIT as u32);
+                write!(f, "[{rows}, {q} + {k}] {}", dtype.name())?;
+            }
+        }
+        if shape & FLOAT32_WEIGHT != 0 {
+            write!(f, ", weights float32")?;
+        }
+        if matches!(kind, Kind::AllReduce | Kind::AllReduceRmsNorm) {
+            let algorithm = if shape & TWO_SHOT != 0 { Algorithm::TwoShot } else { Algorithm::OneShot };
+            write!(f, ", {}", algorithm.name())?;
+        }
+        write!(f, " (digest {digest:08x})")
+    }
+}
+
+/// Counts the calls on a workspace: what the ranks' operations are numbered by.
+///
+/// A call that is refused on one rank, or has nothing to do there, sends nothing. If its caller goes on, all later
+/// operations of that rank would be paired with others of its peers'. So such calls count too.
+#[derive(Debug, Default)]
+pub struct Skipped(std::sync::atomic::AtomicU32);
+
+impl Skipped {
+    /// Notes a call that sends nothing.
+    pub fn note(&self) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// By how much the next operation's number is above the one before: 1, and 1 for each call that was skipped.
+    #[inline]
+    pub fn step(&self) -> u32 {
+        // A load first: it is all there is to do, almost always.
+        match self.0.load(std::sync::atomic::Ordering::Relaxed) {
+            0 => 1,
+            _ => 1_u32.wrapping_add(self.0.swap(0, std::sync::atomic::Ordering::Relaxed)),
+        }
+    }
+}
+
+/// The number `step` above `number`, as headers carry it.
+#[inline]
+pub fn advance(number: u32, step: u32) -> u32 {
+    number.wrapping_add(step) & WORD_MASK
+}
+
+#[cfg(test)]
+mod tests {
+    use lamport_rs_protocol::sentinel::SENTINEL;
+
+    use super::*;
+
+    fn norm() -> Description {
+        Description {
+            kind: Kind::AllReduceRmsNorm,
+            dtype: Dtype::BFloat16,
+            weight: Dtype::Float32,
+            algorithm: Algorithm::TwoShot,
+            rows: 32,
+            columns: [4096, 0],
+            scalars: [1e-6, 0.0],
+        }
+    }
+
+    #[test]
+    fn an_operation_is_described_by_its_header() {
+        let text = Operation(norm().header(7)).to_string();
+        let expected = "operation 7, all_reduce_rms_norm of [32, 4096] bfloat16, weights float32, two_shot (digest ";
+        assert!(text.starts_with(expected), "{text}");
+        let pair = Description { kind: Kind::MinimaxRmsQk, columns: [3072, 512], weight: Dtype::BFloat16, ..norm() };
+        let text = Operation(pair.header(0)).to_string();
+        assert!(text.starts_with("operation 0, minimax_allreduce_rms_qk of [32, 3072 + 512] bfloat16 ("), "{text}");
+        assert!(Operation([1, 2, 3, 4]).to_string().contains("no operation"));
+    }
+
+    #[test]
+    fn whatever_differs_shows_in_the_header_and_no_word_is_the_sentinel() {
+        let norm = norm();
+        let all = [
+            norm,
+            Description { kind: Kind::MinimaxRms, ..norm },
+            Description { dtype: Dtype::Float16, ..norm },
+            Description { weight: Dtype::BFloat16, ..norm },
+            Description { algorithm: Algorithm::OneShot, ..norm },
+            Description { rows: 31, ..norm },
+            Description { rows: usize::MAX, ..norm },
+            Description { rows: usize::MAX - 1, ..norm },
+            Description { columns: [4088, 0], ..norm },
+            Description { columns: [4096, 8], ..norm },
+            Description { columns: [1 << 30, 0], ..norm },
+            Description { columns: [(1 << 30) + 8, 0], ..norm },
+            Description { scalars: [1e-5, 0.0], ..norm },
+            Description { scalars: [1e-6, 1.0], ..norm },
+        ];
+        let headers = all.map(|description| description.header(u32::MAX));
+        for (index, header) in headers.iter().enumerate() {
+            assert!(header.iter().all(|word| *word < SENTINEL), "{header:x?}");
+            assert!(!headers[..index].contains(header), "{:?}", all[index]);
+        }
+        assert_ne!(norm.header(1), norm.header(2));
+    }
+
+    #[test]
+    fn zeros_of_both_signs_are_the_same_scalar() {
+        let negative = Description { scalars: [0.0, -0.0], ..norm() };
+        assert_eq!(negative.header(1), Description { scalars: [0.0, 0.0], ..norm() }.header(1));
+    }
+
+    #[test]
+    fn calls_that_are_skipped_count() {
+        let skipped = Skipped::default();
+        assert_eq!(skipped.step(), 1);
+        skipped.note();
+        skipped.note();
+        assert_eq!((skipped.step(), skipped.step()), (3, 1));
+        assert_eq!(advance(WORD_MASK, 2), 1);
+    }
+}

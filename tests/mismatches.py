@@ -1,0 +1,138 @@
+"""Calls that differ between ranks, for both backends: rank 1 makes the second call of each pair, all others the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lamport_rs
+import pytest
+import torch
+from lamport_rs import LamportError, LamportMismatchError, LamportWorkspace
+from ranks import Rank
+
+HIDDEN = 64
+
+Call = Callable[[Rank, LamportWorkspace], Any]
+
+
+def total(elements: int = 8, dtype: torch.dtype = torch.float32, **options: Any) -> Call:
+    def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
+        return lamport_rs.all_reduce(torch.ones(elements, dtype=dtype, device=me.device), workspace, **options)
+
+    return call
+
+
+def norm(rows: int = 4, columns: int = HIDDEN, weight: torch.dtype = torch.bfloat16, **options: Any) -> Call:
+    def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
+        x = torch.ones(rows, columns, dtype=torch.bfloat16, device=me.device)
+        weights = torch.ones(columns, dtype=weight, device=me.device)
+        return lamport_rs.all_reduce_rms_norm(x, x, weights, workspace, **options)[0]
+
+    return call
+
+
+def minimax(rows: int = 4, columns: int = HIDDEN, eps: float = 1e-6) -> Call:
+    def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
+        x, weight = torch.ones(rows, columns, device=me.device), torch.ones(columns, device=me.device)
+        return lamport_rs.minimax_allreduce_rms(x, weight, workspace, me.rank, me.world_size, eps)
+
+    return call
+
+
+def minimax_qk(rows: int = 4, q: int = 32, k: int = 16, eps: float = 1e-6) -> Call:
+    def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
+        qkv = torch.ones(rows, 64, device=me.device)
+        weights = torch.ones(q, device=me.device), torch.ones(k, device=me.device)
+        where = me.rank, me.world_size
+        return lamport_rs.minimax_allreduce_rms_qk(qkv, *weights, workspace, q, k, *where, eps)[0]
+
+    return call
+
+
+LARGE = 300_000
+"""Elements of a sum that takes several operations of the protocol on the host."""
+
+DIFFERENT: dict[str, tuple[Call, Call, str]] = {
+    # name: (the call of all ranks but one, that of rank 1, what the error says of the latter)
+    "another size": (total(8), total(4), "all_reduce of 4 float32"),
+    "a larger size": (total(4), total(8), "all_reduce of 8 float32"),
+    "a size of several chunks": (total(LARGE), total(LARGE - 8), f"all_reduce of {LARGE - 8} float32"),
+    "another dtype of as many bytes": (total(8), total(16, torch.bfloat16), "all_reduce of 16 bfloat16"),
+    "another dtype of as many elements": (total(8, torch.float16), total(8, torch.bfloat16), "all_reduce of 8 bfloat16"),
+    "another algorithm": (total(algorithm="one_shot"), total(algorithm="two_shot"), "8 float32, two_shot"),
+    "another operation": (total(256, torch.bfloat16), norm(), r"all_reduce_rms_norm of \[4, 64\] bfloat16"),
+    "as many elements in other rows": (norm(4, 64), norm(2, 128), r"all_reduce_rms_norm of \[2, 128\] bfloat16"),
+    "another epsilon": (norm(eps=1e-6), norm(eps=1e-5), r"all_reduce_rms_norm of \[4, 64\] bfloat16"),
+    "another weight bias": (norm(), norm(weight_bias=1.0), r"all_reduce_rms_norm of \[4, 64\] bfloat16"),
+    "another dtype of weights": (norm(), norm(weight=torch.float32), "weights float32"),
+    "one matrix and not two": (minimax_qk(), minimax(), r"minimax_allreduce_rms of \[4, 64\] float32"),
+    "other rows of a norm": (minimax(4), minimax(8), r"minimax_allreduce_rms of \[8, 64\] float32"),
+    "another epsilon of a norm": (minimax(), minimax(eps=1e-5), r"minimax_allreduce_rms of \[4, 64\] float32"),
+    "another width of Q": (minimax_qk(), minimax_qk(q=40), r"minimax_allreduce_rms_qk of \[4, 40 \+ 16\] float32"),
+    "another width of K": (minimax_qk(), minimax_qk(k=8), r"minimax_allreduce_rms_qk of \[4, 32 \+ 8\] float32"),
+    "nothing": (total(8), total(0), "operation 4, all_reduce of 8 float32"),
+}
+"""The last differs in that rank 1's call has nothing to do, and its next is another number."""
+
+REFUSED: dict[str, Callable[[Rank, LamportWorkspace], Any]] = {
+    "an integer tensor": lambda _me, workspace: lamport_rs.all_reduce(torch.ones(8, dtype=torch.int32), workspace),
+    "a list": lambda _me, workspace: lamport_rs.all_reduce([1.0], workspace),
+    "an unknown algorithm": lambda me, workspace: total(algorithm="three_shot")(me, workspace),
+    "an epsilon that is no number": lambda me, workspace: norm(eps="x")(me, workspace),
+    "an infinite epsilon": lambda me, workspace: norm(eps=float("inf"))(me, workspace),
+    "a tensor that is too large": lambda me, workspace: total(1 << 20)(me, workspace),
+    "another rank": lambda me, workspace: minimax()(Rank(me.rank + 1, me.world_size, me.device), workspace),
+    "a qkv that is none": lambda me, workspace: lamport_rs.minimax_allreduce_rms_qk(
+        None, torch.ones(8), torch.ones(8), workspace, 8, 8, me.rank, me.world_size, 1e-6
+    ),
+    "an operator's argument": lambda _me, workspace: torch.ops.lamport_rs.all_reduce(
+        torch.ones(8, dtype=torch.int32), workspace.workspace
+    ),
+}
+"""Calls that one rank refuses."""
+
+
+def check_that_they_differ(me: Rank, name: str) -> str:
+    """Two equal calls, then those that differ, then one more. Returns what this rank was told."""
+    others, rank_1s, _ = DIFFERENT[name]
+    workspace = me.workspace(4 << 20, timeout=20)
+    for _ in range(2):
+        total()(me, workspace)
+    with pytest.raises(LamportMismatchError, match="the ranks differ") as caught:
+        (rank_1s if me.rank == 1 else others)(me, workspace)
+        # Whose call has nothing to do, and on a GPU whoever has launched it, hears of it later.
+        total()(me, workspace)
+        workspace.synchronize()
+        total()(me, workspace)
+    error = caught.value
+    assert (error.rank, error.peer == me.rank) == (me.rank, False)
+    assert error.operation in str(error)
+    assert error.peer_operation in str(error)
+    with pytest.raises(LamportError, match="failed earlier"):
+        total()(me, workspace)
+    return str(error)
+
+
+def go_on_after_a_refusal(me: Rank, name: str) -> str:
+    """Rank 1's call is refused there, and it goes on; the others' first call was served by nobody."""
+    workspace = me.workspace(1 << 16, timeout=20)
+    total()(me, workspace)
+    if me.rank == 1:
+        with pytest.raises((LamportError, TypeError)):
+            REFUSED[name](me, workspace)
+    with pytest.raises(LamportMismatchError, match="went on after a call that raised") as caught:
+        result = total()(me, workspace)
+        workspace.synchronize()
+        raise AssertionError(f"rank {me.rank} got {result.tolist()}")
+    return str(caught.value)
+
+
+def refuse_on_all_ranks(me: Rank, name: str) -> list[float]:
+    """What all ranks refuse parts nobody."""
+    workspace = me.workspace(1 << 16, timeout=20)
+    with pytest.raises((LamportError, TypeError)):
+        REFUSED[name](me, workspace)
+    result = total()(me, workspace)
+    workspace.synchronize()
+    return result.tolist()

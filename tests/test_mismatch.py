@@ -1,0 +1,134 @@
+"""Ranks that do different things: an error on every rank that names both operations, and never a number."""
+
+import re
+import threading
+import time
+
+import lamport_rs
+import pytest
+import torch
+from lamport_rs import LamportError, LamportMismatchError, LamportTimeoutError
+from mismatches import DIFFERENT, REFUSED, check_that_they_differ, go_on_after_a_refusal, refuse_on_all_ranks, total
+from ranks import Rank, ThreadRanks
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_whose_calls_differ_all_hear_what_the_other_does(world_size, name):
+    texts = ThreadRanks(world_size).run(check_that_they_differ, name)
+    of_rank_1 = DIFFERENT[name][2]
+    for rank, text in enumerate(texts):
+        if rank == 1:
+            assert re.search(rf"rank 1 runs operation \d, .*{of_rank_1}.*, but rank [02] runs operation 3, ", text), text
+        else:
+            assert re.search(rf"rank {rank} runs operation 3, .*, but rank 1 runs .*{of_rank_1}", text), text
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_rank_that_goes_on_after_a_refused_call_parts_the_ranks_with_an_error_on_all(name):
+    texts = ThreadRanks(2).run(go_on_after_a_refusal, name)
+    assert "rank 0 runs operation 2, all_reduce of 8 float32, one_shot" in texts[0]
+    assert "but rank 1 runs operation 3, all_reduce of 8 float32, one_shot" in texts[0]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_call_that_all_ranks_refuse_changes_nothing(name):
+    # The rank that is wrong there is right here for its successor's.
+    assert ThreadRanks(2).run(refuse_on_all_ranks, name) == [[2.0] * 8] * 2
+
+
+def exchange_in_another_order(me: Rank) -> None:
+    """Two operations that differ, in another order on one rank."""
+    workspace = me.workspace(4096, timeout=20)
+    calls = [total(4), total(8)]
+    with pytest.raises(LamportMismatchError):
+        for call in calls[::-1] if me.rank == 0 else calls:
+            call(me, workspace)
+
+
+def test_another_order_is_noticed_between_processes(ranks_of):
+    ranks_of(3).run(exchange_in_another_order)
+
+
+def wait_for_a_rank(me: Rank, calls: int) -> str:
+    workspace = me.workspace(4096, timeout=0.3)
+    for _ in range(calls):
+        total()(me, workspace)
+    if me.rank == 1:
+        return ""
+    with pytest.raises(LamportTimeoutError) as caught:
+        lamport_rs.all_reduce_rms_norm(torch.ones(2, 16), torch.ones(2, 16), torch.ones(16), workspace)
+    return str(caught.value)
+
+
+def test_a_timeout_says_what_this_rank_was_doing():
+    text = ThreadRanks(2).run(wait_for_a_rank, 2)[0]
+    assert re.match(r"operation 3, all_reduce_rms_norm of \[2, 16\] float32, one_shot \(digest .*\): waited .* rank 1", text)
+
+
+def wait_for_one_that_differs_and_one_that_is_missing(me: Rank) -> None:
+    workspace = me.workspace(4096, timeout=0.5)
+    if me.rank == 2:
+        return
+    with pytest.raises(LamportMismatchError):
+        total(4 + 4 * me.rank)(me, workspace)
+
+
+def test_a_rank_that_differs_is_named_rather_than_one_that_is_missing():
+    ThreadRanks(3).run(wait_for_one_that_differs_and_one_that_is_missing)
+
+
+def call_from_two_threads(me: Rank) -> tuple[list[float], list[str]]:
+    """Sums of ones by one thread, of tens by another, at will. Returns sums of others, and what was refused."""
+    workspace = me.workspace(4096, timeout=5)
+    wrong: list[float] = []
+    errors: list[str] = []
+    stop = threading.Event()
+
+    def sum_again_and_again(value: float, calls: int, pause: float) -> None:
+        for _ in range(calls):
+            try:
+                result = lamport_rs.all_reduce(torch.full((4,), value), workspace)[0].item()
+            except LamportError as error:
+                errors.append(str(error))
+                break
+            if result != value * me.world_size:
+                wrong.append(result)
+            time.sleep(pause)
+            if stop.is_set():
+                break
+        stop.set()
+
+    threads = [
+        threading.Thread(target=sum_again_and_again, args=arguments) for arguments in ((1.0, 10**6, 0), (10.0, 20, 0.01))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return wrong, errors
+
+
+def test_two_threads_on_one_workspace_are_refused_and_no_sum_is_of_both(new_ranks):
+    for wrong, errors in new_ranks(2).run(call_from_two_threads):
+        assert not wrong
+        assert any("another thread's operation" in error or "the ranks differ" in error for error in errors), errors
+
+
+def hand_over(me: Rank) -> list[float]:
+    """One thread after the other: each waits for the one before."""
+    workspace = me.workspace(4096, timeout=20)
+    sums: list[float] = []
+
+    def reduce(value: float) -> None:
+        sums.append(lamport_rs.all_reduce(torch.full((4,), value), workspace)[0].item())
+
+    for value in range(20):
+        thread = threading.Thread(target=reduce, args=(float(value),))
+        thread.start()
+        thread.join()
+    return sums
+
+
+def test_threads_that_wait_for_each_other_may_take_turns():
+    assert ThreadRanks(2).run(hand_over) == [[2.0 * value for value in range(20)]] * 2
