@@ -26,6 +26,13 @@ create_exception!(
     "A tensor that is too large for the workspace, or for any. The text says what would do. Nothing was changed."
 );
 
+create_exception!(
+    lamport_rs,
+    LamportLayoutError,
+    LamportError,
+    "An operand of which a copy will do: the package makes it, and calls again. Nothing was changed."
+);
+
 /// The exception for `error`.
 pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
     let missing = match &error {
@@ -33,6 +40,7 @@ pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
         Error::Geometry(GeometryError::MessageTooLarge { .. }) | Error::TooLarge(_) => {
             return LamportSizeError::new_err(error.to_string());
         }
+        Error::Layout(text) => return LamportLayoutError::new_err(text.clone()),
         _ => return LamportError::new_err(error.to_string()),
     };
     let exception = LamportTimeoutError::new_err(error.to_string());

@@ -21,7 +21,7 @@ mod _core {
     #[pymodule_export]
     use super::buffer::Buffer;
     #[pymodule_export]
-    use super::errors::{LamportError, LamportSizeError, LamportTimeoutError};
+    use super::errors::{LamportError, LamportLayoutError, LamportSizeError, LamportTimeoutError};
     #[pymodule_export]
     use super::exchange::refuse;
     #[pymodule_export]
