@@ -32,6 +32,9 @@ class LamportMismatchError(LamportError):
 class LamportSizeError(LamportError):
     """A tensor that is too large for the workspace, or for any. Nothing was changed."""
 
+class LamportLayoutError(LamportError):
+    """An operand of which a copy will do. Nothing was changed."""
+
 class Workspace:
     """One rank's workspace: over the memory of a CUDA device, or over shared memory."""
 

@@ -11,6 +11,7 @@ from lamport_rs._core import LamportError
 from lamport_rs.arguments import as_integer, refused_on_all_ranks
 from lamport_rs.backends import Backend, resolve_backend
 from lamport_rs.exchange import Group, all_gather_over
+from lamport_rs.tracing import never_compiled
 
 
 class IpcBuffer:
@@ -30,6 +31,7 @@ class IpcBuffer:
         LamportError: On every rank, as for `LamportWorkspace`.
     """
 
+    @never_compiled
     def __init__(
         self,
         rank: int,
@@ -65,6 +67,7 @@ class IpcBuffer:
         """Return the addresses of all ranks' buffers as int64 values, one per rank."""
         return self.peer_ptrs
 
+    @never_compiled
     def cleanup(self) -> None:
         """Unmap all buffers: their addresses are no longer valid. Not collective, and safe to call twice."""
         self._core = None

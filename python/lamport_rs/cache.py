@@ -13,6 +13,7 @@ from lamport_rs._core import LamportError
 from lamport_rs.arguments import as_integer, refused_on_all_ranks
 from lamport_rs.backends import resolve_device
 from lamport_rs.exchange import Group, all_gather_over, resolve_group
+from lamport_rs.tracing import never_compiled
 from lamport_rs.workspace import LamportWorkspace
 
 
@@ -74,6 +75,7 @@ class _ByIdentity:
         return isinstance(other, _ByIdentity) and other._group is self._group
 
 
+@never_compiled
 def get_allreduce_workspace(
     rank: int,
     world_size: int,
@@ -128,6 +130,7 @@ def get_allreduce_workspace(
             _forget(key, entry)
 
 
+@never_compiled
 def clear_workspace_cache() -> None:
     """Clean up all cached workspaces and forget their groups. Not collective.
 

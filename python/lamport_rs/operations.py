@@ -12,9 +12,15 @@ Neither can it after a host operation was interrupted by an exception of a signa
 A plain argument (a number, a name, a group) of a wrong type is a `TypeError`, as in torch, and an integer of more than
 64 bits an `OverflowError`.
 
-Tensors are on the workspace's device, aligned to 16 bytes (as torch allocates them), float32, float16 or bfloat16. An
-output may be the very tensor it is computed from. None of the operations has a gradient: results do not require one,
-whatever the inputs do, and an output that is passed in counts as changed in place.
+Tensors are on the workspace's device, float32, float16 or bfloat16, in any layout. Kernels take them contiguous and
+aligned to 16 bytes, as torch allocates them; others are copied, which costs what a copy costs. An output may be the very
+tensor it is computed from. None of the operations has a gradient: results do not require one, whatever the inputs do
+(where gradients are enabled and an input requires one, a warning says so, once per process and operation), and an output
+that is passed in counts as changed in place.
+
+Under torch.compile, torch.export, torch.jit.trace and make_fx the functions become the operators of
+`lamport_rs.torch_operators`. Those are never left out, reordered, merged or run again, and neither are the functions.
+Transformations of functions, such as torch.vmap and torch.func.grad, are a `LamportError`.
 
 On a GPU the operations run in the order of torch's current stream and overlap the start of what comes before them: the
 MiniMax norms' weights are read early, so they must not be written by the kernel just before the operation. A CUDA graph
@@ -24,25 +30,22 @@ they are launched on, not by the library.
 
 from __future__ import annotations
 
-from typing import Any, Literal, SupportsIndex, TypeAlias
-
 import torch
 import torch.distributed as dist
-from torch.autograd.graph import increment_version
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
-from lamport_rs import _core
-from lamport_rs._core import LamportError, LamportSizeError
+from lamport_rs._core import LamportError
+from lamport_rs.eager import (
+    Algorithm,
+    check_tensor,
+    run_all_reduce,
+    run_all_reduce_or,
+    run_all_reduce_rms_norm,
+    run_minimax_rms,
+    run_minimax_rms_qk,
+)
+from lamport_rs.tracing import is_plain, is_recording
 from lamport_rs.workspace import LamportWorkspace
-
-Algorithm: TypeAlias = Literal["auto", "one_shot", "two_shot"]
-"""How a tensor is reduced.
-
-`"one_shot"`: every rank pushes all of its tensor to every peer, and each sums for itself. One way over the link.
-`"two_shot"`: every rank sums one shard and pushes the sums to every peer. Two ways, but each byte travels twice and not
-once per peer. `"auto"`: the faster one by measurement, or by the workspace's `two_shot_from`, or else the one that the
-workspace has room for. All give the same bits. On the host `all_reduce_rms_norm` is one-shot only.
-"""
 
 
 def all_reduce(
@@ -56,10 +59,10 @@ def all_reduce(
     """Sum `input` over the ranks.
 
     Args:
-        input: This rank's tensor, of any shape, contiguous. One-shot takes `world_size` times its bytes of a slot,
+        input: This rank's tensor, of any shape. One-shot takes `world_size` times its bytes of a slot,
             two-shot twice its bytes; `compute_comm_size_for_all_reduce` gives a `comm_size` that does for both.
         workspace: The group's workspace, or its table.
-        out: Where the sum goes: shape and dtype of `input`, contiguous; may be `input`. None to allocate it.
+        out: Where the sum goes: shape and dtype of `input`; may be `input`. None to allocate it.
         algorithm: See `Algorithm`; the same on every rank.
         fallback: A process group of the same ranks that sums tensors which are too large for the workspace. Its sums
             are its own: in another order perhaps, and rounded at every step. None to raise instead. With a fallback
@@ -72,26 +75,12 @@ def all_reduce(
         LamportSizeError: If the workspace is too small, or the tensor has more than a GiB on a GPU, and there is no
             fallback. The text gives the size that does.
     """
-    if fallback is None:
-        if is_compiling():
-            total: torch.Tensor = torch.ops.lamport_rs.all_reduce(input, _table_of(workspace), algorithm)
-            return _copy_to("out", out, total)
-    elif not isinstance(fallback, dist.ProcessGroup):
-        raise TypeError(f"argument 'fallback': must be a torch process group or None, not {type(fallback).__name__}")
-    given = out
-    if out is None:
-        out = _empty_like("input", input)
-    try:
-        _core.all_reduce(_core_of(workspace), input, out, algorithm)
-    except LamportSizeError:
-        if fallback is None:
-            raise
-        if out is not input:
-            out.copy_(input)
-        dist.all_reduce(out, group=fallback)
-    if given is not None and not given.is_inference():
-        increment_version(given)
-    return out
+    if fallback is not None:
+        _check_fallback(fallback)
+        return run_all_reduce_or(fallback, input, workspace, out, algorithm)
+    if is_recording() or not is_plain(input):
+        return _copy_to("out", out, torch.ops.lamport_rs.all_reduce(input, _table_of(workspace), algorithm))
+    return run_all_reduce(input, workspace, out, algorithm)
 
 
 def all_reduce_rms_norm(
@@ -114,8 +103,8 @@ def all_reduce_rms_norm(
     operation of its own.
 
     Args:
-        input: This rank's tensor, `[..., hidden]`, contiguous, `hidden` a multiple of 8.
-        residual: `[..., hidden]`, dtype of `input`, contiguous, the same on every rank.
+        input: This rank's tensor, `[..., hidden]`, `hidden` a multiple of 8.
+        residual: `[..., hidden]`, dtype of `input`, the same on every rank.
         weight: `[hidden]`, dtype of `input` or float32, the same on every rank.
         workspace: The group's workspace, or its table.
         eps: Added to the mean of squares.
@@ -132,23 +121,12 @@ def all_reduce_rms_norm(
         LamportSizeError: If the workspace is too small, or the tensor has more than a GiB on a GPU. The text gives the
             size that does.
     """
-    if is_compiling():
+    if is_recording() or not is_plain(input):
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm(
             input, residual, weight, _table_of(workspace), eps, weight_bias, algorithm
         )
         return _copy_to("out", out, outputs[0]), _copy_to("residual_out", residual_out, outputs[1])
-    given, given_residual = out, residual_out
-    if out is None:
-        out = _empty_like("input", input)
-    if residual_out is None:
-        residual_out = _empty_like("input", input)
-    core = _core_of(workspace)
-    _core.all_reduce_rms_norm(core, input, residual, weight, eps, weight_bias, out, residual_out, algorithm)
-    if given is not None and not given.is_inference():
-        increment_version(given)
-    if given_residual is not None and not given_residual.is_inference():
-        increment_version(given_residual)
-    return out, residual_out
+    return run_all_reduce_rms_norm(input, residual, weight, workspace, eps, weight_bias, out, residual_out, algorithm)
 
 
 def minimax_allreduce_rms(
@@ -167,30 +145,24 @@ def minimax_allreduce_rms(
     (`MiniMaxText01RMSNormTP` of vLLM). Only one float32 per row travels.
 
     Args:
-        input: This rank's columns of the rows, `[..., width]`, `width` a multiple of 8; rows may lie apart, evenly
-            and at multiples of 16 bytes.
+        input: This rank's columns of the rows, `[..., width]`, `width` a multiple of 8; rows that lie apart evenly,
+            at multiples of 16 bytes, are not copied.
         norm_weight: This rank's columns of the weight, `[width]`, dtype of `input` or float32.
         workspace: The group's workspace, or its table; `comm_size` at least
             `compute_comm_size_for_minimax(rows, nranks, fused_qk=False)`.
         rank: This rank; checked against the workspace.
         nranks: Ranks in the group; checked against the workspace.
         eps: Added to the mean of squares.
-        out: Where the rows go: shape and dtype of `input`, contiguous. None to allocate it.
+        out: Where the rows go: shape and dtype of `input`. None to allocate it.
 
     Returns:
         `out`.
     """
-    if is_compiling():
+    if is_recording() or not is_plain(input):
         table = _table_of(workspace)
         output: torch.Tensor = torch.ops.lamport_rs.minimax_allreduce_rms(input, norm_weight, table, rank, nranks, eps)
         return _copy_to("out", out, output)
-    given = out
-    if out is None:
-        out = _empty_like("input", input, memory_format=torch.contiguous_format)
-    _core.minimax_rms(_core_of(workspace), rank, nranks, input, norm_weight, eps, out)
-    if given is not None and not given.is_inference():
-        increment_version(given)
-    return out
+    return run_minimax_rms(input, norm_weight, workspace, rank, nranks, eps, out)
 
 
 def minimax_allreduce_rms_qk(
@@ -212,8 +184,8 @@ def minimax_allreduce_rms_qk(
     Argument for argument like vLLM's operator of this name.
 
     Args:
-        qkv: Rows of `[q | k | ...]`, `[..., at least q_size + kv_size]`; rows may lie apart, evenly and at multiples
-            of 16 bytes.
+        qkv: Rows of `[q | k | ...]`, `[..., at least q_size + kv_size]`; rows that lie apart evenly, at multiples of
+            16 bytes, are not copied.
         norm_weight_q: This rank's columns of Q's weight, `[q_size]`, dtype of `qkv` or float32.
         norm_weight_k: This rank's columns of K's weight, `[kv_size]`, likewise.
         workspace: The group's workspace, or its table; `comm_size` at least
@@ -223,92 +195,46 @@ def minimax_allreduce_rms_qk(
         rank: This rank; checked against the workspace.
         nranks: Ranks in the group; checked against the workspace.
         eps: Added to the mean of squares.
-        q_out: Where Q goes: `[..., q_size]`, dtype of `qkv`, contiguous. None to allocate it.
+        q_out: Where Q goes: `[..., q_size]`, dtype of `qkv`. None to allocate it.
         k_out: Where K goes: `[..., kv_size]`, likewise.
 
     Returns:
         `(q_out, k_out)`.
     """
-    if is_compiling():
+    if is_recording() or not is_plain(qkv):
         outputs = torch.ops.lamport_rs.minimax_allreduce_rms_qk(
             qkv, norm_weight_q, norm_weight_k, _table_of(workspace), q_size, kv_size, rank, nranks, eps
         )
         return _copy_to("q_out", q_out, outputs[0]), _copy_to("k_out", k_out, outputs[1])
-    _check_tensor("qkv", qkv)
-    given_q, given_k = q_out, k_out
-    try:
-        # Sizes that qkv does not hold are refused below; they must not be allocated before.
-        columns = qkv.shape[-1] if qkv.dim() > 0 else 0
-        if q_out is None:
-            q_out = qkv.new_empty((*qkv.shape[:-1], min(max(q_size, 0), columns)))
-        if k_out is None:
-            k_out = qkv.new_empty((*qkv.shape[:-1], min(max(kv_size, 0), columns)))
-    except (TypeError, RuntimeError) as error:
-        _check_size("q_size", q_size)
-        _check_size("kv_size", kv_size)
-        _refuse_layout("qkv", qkv, error)
-        raise
-    core = _core_of(workspace)
-    _core.minimax_rms_qk(core, rank, nranks, qkv, q_size, kv_size, norm_weight_q, norm_weight_k, eps, q_out, k_out)
-    if given_q is not None and not given_q.is_inference():
-        increment_version(given_q)
-    if given_k is not None and not given_k.is_inference():
-        increment_version(given_k)
-    return q_out, k_out
-
-
-# No more calls than needed in what follows, nor above: it is part of every eager operation's latency. What autograd has
-# saved for a backward pass may be an output that is passed in, so torch has to hear that it was written. Tensors of
-# inference mode cannot be saved, and to ask is half as dear.
-
-
-def _check_tensor(name: str, value: object) -> None:
-    if not isinstance(value, torch.Tensor):
-        raise LamportError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
-
-
-def _empty_like(name: str, value: torch.Tensor, **options: Any) -> torch.Tensor:
-    _check_tensor(name, value)
-    try:
-        return torch.empty_like(value, **options)
-    except RuntimeError as error:
-        _refuse_layout(name, value, error)
-        raise
-
-
-def _check_size(name: str, size: object) -> None:
-    if not isinstance(size, SupportsIndex):
-        raise TypeError(f"argument '{name}': must be an integer, not {type(size).__name__}")
-
-
-def _refuse_layout(name: str, value: torch.Tensor, error: Exception) -> None:
-    """Raise what the operation would, had torch been able to allocate an output like `value`."""
-    if value.layout is not torch.strided or value.is_nested:
-        layout = "nested" if value.is_nested else value.layout
-        raise LamportError(f"{name} is {layout}, but must be a dense tensor") from error
-
-
-def _core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | torch.Tensor:
-    if type(workspace) is LamportWorkspace and workspace._core is not None:
-        return workspace._core
-    return workspace._usable_core() if isinstance(workspace, LamportWorkspace) else workspace
+    sizes, weights = (q_size, kv_size), (norm_weight_q, norm_weight_k)
+    return run_minimax_rms_qk(qkv, weights, workspace, sizes, rank, nranks, eps, (q_out, k_out))
 
 
 def _table_of(workspace: LamportWorkspace | torch.Tensor) -> torch.Tensor:
     return workspace.workspace if isinstance(workspace, LamportWorkspace) else workspace
 
 
+def _check_fallback(fallback: object) -> None:
+    if not isinstance(fallback, dist.ProcessGroup):
+        raise TypeError(f"argument 'fallback': must be a torch process group or None, not {type(fallback).__name__}")
+    # torch.compile breaks its graph instead.
+    if is_recording() and not is_dynamo_compiling():
+        raise LamportError(
+            "a tracer cannot record which way a sum with a fallback goes: pass fallback=None, or trace around it"
+        )
+
+
 def _copy_to(name: str, destination: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
     """Return `result`, in `destination` if there is one: with the eager operation's checks, which `copy_` lacks."""
     if destination is None:
         return result
-    _check_tensor(name, destination)
+    check_tensor(name, destination)
     if destination.device != result.device:
         raise LamportError(f"{name} is on {destination.device}, but the workspace is on {result.device}")
     if destination.dtype != result.dtype:
         raise LamportError(f"{name} is {destination.dtype}, but must be {result.dtype}")
     if destination.shape != result.shape:
         raise LamportError(f"{name} has shape {list(destination.shape)}, but must have {list(result.shape)}")
-    if not destination.is_contiguous():
-        raise LamportError(f"{name} is not contiguous; pass {name}.contiguous()")
+    if not destination.is_contiguous() and 0 in destination.stride():
+        raise LamportError(f"{name} has elements that share memory, but each must have its own")
     return destination.copy_(result)

@@ -1,60 +1,69 @@
 """The collectives as operators, `torch.ops.lamport_rs.*`: for torch.compile, and for stacks that call operators.
 
 They take the workspace's table in the workspace's place, and allocate their outputs, which never require a gradient.
-Under torch.compile the functions of `lamport_rs.operations` become these.
+Where a tracer is at work the functions of `lamport_rs.operations` become these.
+
+An operator without outputs that are written to looks pure to a compiler: it may leave a call out whose result is not
+used, merge two that are alike, move one past another, or run one again in a backward pass. On one rank only, that pairs
+different operations of the ranks, and sums are wrong without an error. So they are registered to have effects in order.
+
+Compiled graphs outlive a version of this package in torch's caches, whose keys tell operators by their names only. So
+each is defined under a name that says what a compiled graph may rely on (`ordered_all_reduce`), and has its public name
+(`all_reduce`) beside it. A change of what graphs may rely on takes new names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NoReturn
+
 import torch
 
-from lamport_rs import operations
+from lamport_rs._core import LamportError
+from lamport_rs.autograd import warn_of_lost_gradient
+from lamport_rs.eager import (
+    Algorithm,
+    run_all_reduce,
+    run_all_reduce_rms_norm,
+    run_minimax_rms,
+    run_minimax_rms_qk,
+)
+from lamport_rs.tracing import is_plain, is_recording, without_jit_tracer
 
-_library = torch.library.Library("lamport_rs", "DEF")
-_library.define('all_reduce(Tensor input, Tensor workspace, str algorithm="auto") -> Tensor')
-_library.define(
-    "all_reduce_rms_norm(Tensor input, Tensor residual, Tensor weight, Tensor workspace, float eps=1e-06,"
-    ' float weight_bias=0.0, str algorithm="auto") -> (Tensor, Tensor)'
-)
-_library.define(
-    "minimax_allreduce_rms(Tensor input, Tensor norm_weight, Tensor workspace, int rank, int nranks, float eps)"
-    " -> Tensor"
-)
-_library.define(
-    "minimax_allreduce_rms_qk(Tensor qkv, Tensor norm_weight_q, Tensor norm_weight_k, Tensor workspace,"
-    " int q_size, int kv_size, int rank, int nranks, float eps) -> (Tensor, Tensor)"
-)
+_NAMESPACE, _PREFIX = "lamport_rs", "ordered_"
+_library = torch.library.Library(_NAMESPACE, "DEF")
 
 
-def _all_reduce(
-    input: torch.Tensor,  # noqa: A002
+def all_reduce(
+    input: torch.Tensor,  # noqa: A002  (torch's name)
     workspace: torch.Tensor,
-    algorithm: operations.Algorithm = "auto",
+    algorithm: Algorithm = "auto",
 ) -> torch.Tensor:
-    return operations.all_reduce(input, workspace, algorithm=algorithm)
+    return run_all_reduce(input, workspace, None, algorithm)
 
 
-def _all_reduce_fake(
+def all_reduce_fake(
     input: torch.Tensor,  # noqa: A002
     workspace: torch.Tensor,
     algorithm: str = "auto",
 ) -> torch.Tensor:
-    return torch.empty_like(input)
+    _warn("all_reduce", input)
+    return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
-def _all_reduce_rms_norm(
+def all_reduce_rms_norm(
     input: torch.Tensor,  # noqa: A002
     residual: torch.Tensor,
     weight: torch.Tensor,
     workspace: torch.Tensor,
     eps: float = 1e-6,
     weight_bias: float = 0.0,
-    algorithm: operations.Algorithm = "auto",
+    algorithm: Algorithm = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return operations.all_reduce_rms_norm(input, residual, weight, workspace, eps, weight_bias, algorithm=algorithm)
+    return run_all_reduce_rms_norm(input, residual, weight, workspace, eps, weight_bias, None, None, algorithm)
 
 
-def _all_reduce_rms_norm_fake(
+def all_reduce_rms_norm_fake(
     input: torch.Tensor,  # noqa: A002
     residual: torch.Tensor,
     weight: torch.Tensor,
@@ -63,10 +72,12 @@ def _all_reduce_rms_norm_fake(
     weight_bias: float = 0.0,
     algorithm: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(input), torch.empty_like(input)
+    _warn("all_reduce_rms_norm", input, residual, weight)
+    dense = torch.contiguous_format
+    return torch.empty_like(input, memory_format=dense), torch.empty_like(input, memory_format=dense)
 
 
-def _minimax_allreduce_rms_fake(
+def minimax_allreduce_rms(
     input: torch.Tensor,  # noqa: A002
     norm_weight: torch.Tensor,
     workspace: torch.Tensor,
@@ -74,10 +85,22 @@ def _minimax_allreduce_rms_fake(
     nranks: int,
     eps: float,
 ) -> torch.Tensor:
+    return run_minimax_rms(input, norm_weight, workspace, rank, nranks, eps, None)
+
+
+def minimax_allreduce_rms_fake(
+    input: torch.Tensor,  # noqa: A002
+    norm_weight: torch.Tensor,
+    workspace: torch.Tensor,
+    rank: int,
+    nranks: int,
+    eps: float,
+) -> torch.Tensor:
+    _warn("minimax_allreduce_rms", input, norm_weight)
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
-def _minimax_allreduce_rms_qk_fake(
+def minimax_allreduce_rms_qk(
     qkv: torch.Tensor,
     norm_weight_q: torch.Tensor,
     norm_weight_k: torch.Tensor,
@@ -88,18 +111,100 @@ def _minimax_allreduce_rms_qk_fake(
     nranks: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    sizes, weights = (q_size, kv_size), (norm_weight_q, norm_weight_k)
+    return run_minimax_rms_qk(qkv, weights, workspace, sizes, rank, nranks, eps)
+
+
+def minimax_allreduce_rms_qk_fake(
+    qkv: torch.Tensor,
+    norm_weight_q: torch.Tensor,
+    norm_weight_k: torch.Tensor,
+    workspace: torch.Tensor,
+    q_size: int,
+    kv_size: int,
+    rank: int,
+    nranks: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _warn("minimax_allreduce_rms_qk", qkv, norm_weight_q, norm_weight_k)
     rows = qkv.shape[:-1]
     return qkv.new_empty((*rows, q_size)), qkv.new_empty((*rows, kv_size))
 
 
-for _name, _operation, _fake in (
-    ("all_reduce", _all_reduce, _all_reduce_fake),
-    ("all_reduce_rms_norm", _all_reduce_rms_norm, _all_reduce_rms_norm_fake),
-    ("minimax_allreduce_rms", operations.minimax_allreduce_rms, _minimax_allreduce_rms_fake),
-    ("minimax_allreduce_rms_qk", operations.minimax_allreduce_rms_qk, _minimax_allreduce_rms_qk_fake),
-):
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _operation, _key)
+def _warn(operation: str, *inputs: torch.Tensor) -> None:
+    # Compiled code runs where gradients are not enabled any more: here is where they are.
+    if torch.is_grad_enabled():
+        warn_of_lost_gradient(operation, *inputs)
+
+
+def _refuse_transformation(*_arguments: Any, **_options: Any) -> NoReturn:
+    raise LamportError(
+        "a transformation of functions (torch.vmap, torch.func.grad and the like) is active, and a collective has no "
+        "batching rule and no gradient; call the operator outside it"
+    )
+
+
+class _Operator(torch._ops.OpOverloadPacket):  # type: ignore[type-arg]
+    """An operator that is called without torch's dispatcher where nothing wants to see the call.
+
+    The dispatcher takes longer than the rest of what the host does for an operation.
+    """
+
+    _eager: Callable[..., Any]
+
+    def __call__(self, /, *arguments: Any, **options: Any) -> Any:
+        if not arguments or is_recording() or not is_plain(arguments[0]):
+            return super().__call__(*arguments, **options)
+        return self._eager(*arguments, **options)
+
+
+def _register_effect(operator: torch._ops.OpOverload) -> None:  # type: ignore[type-arg]
+    """Tell all compilers that calls are to be kept as they are, and in order."""
+    try:
+        from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
+
+        _register_effectful_op(operator, _EffectType.ORDERED)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ImportError(
+            f"torch {torch.__version__} has no way known to lamport_rs of keeping torch.compile from reordering "
+            "collectives, and wrong sums could follow; use a version from 2.5 to 2.15, or report this"
+        ) from error
+
+
+def _define(schema: str, eager: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    public = eager.__name__
+    name = f"{_PREFIX}{public}"
+    _library.define(f"{name}{schema}")
+    kernel = without_jit_tracer(eager)
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, kernel, key)
     # No gradient, like the functions: torch's default for operators without one is a result that requires it and warns.
-    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"lamport_rs::{_name}", _fake, lib=_library)
+    _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    _library.impl(name, _refuse_transformation, "FuncTorchDynamicLayerFrontMode")
+    torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=_library)
+    namespace = getattr(torch.ops, _NAMESPACE)
+    operator = getattr(namespace, name)
+    _register_effect(operator.default)
+    operator._eager = eager
+    operator.__class__ = _Operator
+    setattr(namespace, public, operator)
+
+
+_define('(Tensor input, Tensor workspace, str algorithm="auto") -> Tensor', all_reduce, all_reduce_fake)
+_define(
+    "(Tensor input, Tensor residual, Tensor weight, Tensor workspace, float eps=1e-06, float weight_bias=0.0,"
+    ' str algorithm="auto") -> (Tensor, Tensor)',
+    all_reduce_rms_norm,
+    all_reduce_rms_norm_fake,
+)
+_define(
+    "(Tensor input, Tensor norm_weight, Tensor workspace, int rank, int nranks, float eps) -> Tensor",
+    minimax_allreduce_rms,
+    minimax_allreduce_rms_fake,
+)
+_define(
+    "(Tensor qkv, Tensor norm_weight_q, Tensor norm_weight_k, Tensor workspace, int q_size, int kv_size, int rank,"
+    " int nranks, float eps) -> (Tensor, Tensor)",
+    minimax_allreduce_rms_qk,
+    minimax_allreduce_rms_qk_fake,
+)

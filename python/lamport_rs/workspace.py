@@ -13,6 +13,7 @@ from lamport_rs._core import LamportError
 from lamport_rs.arguments import as_integer, as_seconds, refused_on_all_ranks
 from lamport_rs.backends import Backend, resolve_backend
 from lamport_rs.exchange import Group, all_gather_over
+from lamport_rs.tracing import never_compiled
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds that an operation waits for its peers."""
@@ -47,6 +48,7 @@ class LamportWorkspace:
             memory cannot be allocated or mapped.
     """
 
+    @never_compiled
     def __init__(
         self,
         rank: int,
@@ -110,6 +112,7 @@ class LamportWorkspace:
         """`"host"` or `"cuda"`."""
         return self._backend
 
+    @never_compiled
     def synchronize(self) -> None:
         """Wait for the device, replayed graphs included, and raise `LamportTimeoutError` if an operation missed a peer.
 
@@ -118,6 +121,7 @@ class LamportWorkspace:
         """
         self._usable_core().synchronize()
 
+    @never_compiled
     def cleanup(self) -> None:
         """Give the workspace up: further operations raise. Its memory goes when its tables have gone too.
 

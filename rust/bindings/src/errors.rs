@@ -35,6 +35,13 @@ create_exception!(
     "A tensor that is too large for the workspace, or for any. The text says what would do. Nothing was changed."
 );
 
+create_exception!(
+    lamport_rs,
+    LamportLayoutError,
+    LamportError,
+    "An operand of which a copy will do: the package makes it, and calls again. Nothing was changed."
+);
+
 /// The exception for `error`.
 pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
     let text = error.to_string();
@@ -51,6 +58,7 @@ pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
             })
         }
         Error::Geometry(GeometryError::MessageTooLarge { .. }) | Error::TooLarge(_) => LamportSizeError::new_err(text),
+        Error::Layout(_) => LamportLayoutError::new_err(text),
         _ => LamportError::new_err(text),
     }
 }

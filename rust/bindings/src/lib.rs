@@ -21,7 +21,9 @@ mod _core {
     #[pymodule_export]
     use super::buffer::Buffer;
     #[pymodule_export]
-    use super::errors::{LamportError, LamportMismatchError, LamportSizeError, LamportTimeoutError};
+    use super::errors::{
+        LamportError, LamportLayoutError, LamportMismatchError, LamportSizeError, LamportTimeoutError,
+    };
     #[pymodule_export]
     use super::exchange::refuse;
     #[pymodule_export]

@@ -17,12 +17,8 @@ pub fn extract(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
     // What the fast way cannot describe is no operand, and the slow one says why.
     let operand = described.map_or_else(|| extract_attributes(tensor, name), Ok)?;
     // Some views are negated when torch reads them, and only then.
-    if tensor.call_method0(intern!(tensor.py(), "is_neg"))?.is_truthy()? {
-        return Err(LamportError::new_err(format!(
-            "{name} is a view that torch negates when it is read; pass {name}.resolve_neg()"
-        )));
-    }
-    Ok(operand)
+    let is_negated = tensor.call_method0(intern!(tensor.py(), "is_neg"))?.is_truthy()?;
+    Ok(Tensor { is_negated, ..operand })
 }
 
 fn convert(tensor: &DlTensor) -> Option<Tensor> {
@@ -52,6 +48,7 @@ fn convert(tensor: &DlTensor) -> Option<Tensor> {
         device,
         shape: dimensions(tensor.shape)?,
         strides: dimensions(tensor.strides)?,
+        is_negated: false,
     })
 }
 
@@ -103,6 +100,7 @@ fn read_attributes(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
         device,
         shape: dimensions(tensor.getattr(intern!(py, "shape"))?.extract()?)?,
         strides: dimensions(tensor.call_method0(intern!(py, "stride"))?.extract()?)?,
+        is_negated: false,
     })
 }
 

@@ -21,6 +21,10 @@ pub enum Error {
     /// An argument that an operation cannot take. Nothing was changed.
     #[error("{0}")]
     Argument(String),
+    /// An operand that is right but for the place or the order of its elements: a copy of it will do. Found only after
+    /// all that a copy would not mend. Nothing was changed.
+    #[error("{0}")]
+    Layout(String),
     /// A tensor that no workspace is large enough for. Nothing was changed.
     #[error("{0}; split the tensor")]
     TooLarge(String),

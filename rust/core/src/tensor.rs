@@ -78,6 +78,8 @@ pub struct Tensor {
     pub shape: Dimensions,
     /// Strides, in elements.
     pub strides: Dimensions,
+    /// Whether the values are those in memory with the other sign, as in some views of torch.
+    pub is_negated: bool,
 }
 
 // SAFETY: a tensor is a description; dereferencing its pointer is unsafe and the business of those who do it.
@@ -161,6 +163,81 @@ impl Tensor {
         let first = (own.start + 1).saturating_sub(span.start + row).div_ceil(stride);
         first < other.rows() && span.start + first * stride < own.end
     }
+
+    /// Whether two elements of this tensor may be one. No for strides that each reach beyond all shorter ones together,
+    /// as those of every slice, transposition and split of a dense tensor do.
+    pub fn shares_memory_within(&self) -> bool {
+        if self.is_contiguous() || self.elements() == 0 {
+            return false;
+        }
+        let mut steps: Vec<(usize, usize)> = self.steps().collect();
+        steps.sort_unstable();
+        let mut reach = 0;
+        steps.iter().any(|&(stride, size)| {
+            let is_short = stride <= reach;
+            reach += stride * (size - 1);
+            is_short
+        })
+    }
+
+    /// Whether an element of this tensor may be one of `other`, which has its dtype. Exact where one of them is
+    /// contiguous and the other has evenly spaced rows, and where both have the same strides, as parts of one tensor do.
+    pub fn shares_memory_with(&self, other: &Self) -> bool {
+        let (own, span) = (self.span(), other.span());
+        if own.is_empty() || span.is_empty() || own.start >= span.end || span.start >= own.end {
+            return false;
+        }
+        if self.is_contiguous() {
+            return self.overlaps(other);
+        }
+        if other.is_contiguous() {
+            return other.overlaps(self);
+        }
+        let (bytes, size) = (span.start as i64 - own.start as i64, self.dtype.size() as i64);
+        match self.common_steps(other) {
+            Some(steps) if bytes % size == 0 => can_step(bytes / size, &steps),
+            _ => true,
+        }
+    }
+
+    /// Strides and sizes of the dimensions that have more than one element.
+    fn steps(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (sizes, strides) = (self.shape.values, self.strides.values);
+        (0..self.shape.count).map(move |at| (strides[at], sizes[at])).filter(|&(_, size)| size > 1)
+    }
+
+    /// Longest first: each stride, and how often it may be taken on the way from an element of this tensor to one of
+    /// `other`, backwards and forwards. `None` if their strides differ, or their dimensions.
+    fn common_steps(&self, other: &Self) -> Option<Vec<(i64, i64, i64)>> {
+        if self.shape.count != other.shape.count {
+            return None;
+        }
+        let mut steps = Vec::new();
+        for at in 0..self.shape.count {
+            let (own, others) = (self.shape.values[at] as i64, other.shape.values[at] as i64);
+            let (stride, another) = (self.strides.values[at], other.strides.values[at]);
+            if own > 1 && others > 1 && stride != another {
+                return None;
+            }
+            steps.push((if own > 1 { stride } else { another } as i64, others - 1, own - 1));
+        }
+        steps.sort_unstable_by_key(|&(stride, ..)| std::cmp::Reverse(stride));
+        Some(steps)
+    }
+}
+
+/// Whether `distance` is a sum of these strides, each taken at most so often backwards and forwards.
+fn can_step(distance: i64, steps: &[(i64, i64, i64)]) -> bool {
+    let Some((&(stride, backwards, forwards), shorter)) = steps.split_first() else { return distance == 0 };
+    if stride == 0 {
+        return can_step(distance, shorter);
+    }
+    // What the shorter ones can make up for. It is less than a stride in tensors that share no memory within.
+    let back: i64 = shorter.iter().map(|(stride, backwards, _)| stride * backwards).sum();
+    let forth: i64 = shorter.iter().map(|(stride, _, forwards)| stride * forwards).sum();
+    let first = (distance - forth).div_euclid(stride).max(-backwards);
+    let last = (distance + back).div_euclid(stride).min(forwards);
+    (first..=last).any(|times| can_step(distance - times * stride, shorter))
 }
 
 #[cfg(test)]
@@ -174,6 +251,7 @@ mod tests {
             device: Device::Cpu,
             shape: Dimensions::new(shape.iter().copied()).unwrap(),
             strides: Dimensions::new(strides.iter().copied()).unwrap(),
+            is_negated: false,
         }
     }
 
@@ -215,5 +293,55 @@ mod tests {
         }
         assert!(!overlapping(4100, 0));
         assert!(tensor(&[8], &[1]).overlaps(&tensor(&[3, 8], &[0, 1])));
+    }
+
+    #[test]
+    fn elements_share_memory_within_a_tensor_whose_strides_are_too_short() {
+        for (shape, strides) in [(&[2usize, 5, 8][..], &[240usize, 24, 1][..]), (&[5, 8], &[1, 5]), (&[4], &[3])] {
+            assert!(!tensor(shape, strides).shares_memory_within(), "{strides:?}");
+        }
+        for (shape, strides) in [(&[2usize, 8][..], &[0usize, 1][..]), (&[3, 8], &[4, 1]), (&[2, 2, 2], &[3, 2, 1])] {
+            assert!(tensor(shape, strides).shares_memory_within(), "{strides:?}");
+        }
+        assert!(!tensor(&[1, 8], &[0, 1]).shares_memory_within());
+        assert!(!tensor(&[0, 8], &[0, 1]).shares_memory_within());
+    }
+
+    /// Every element of both, compared.
+    fn share_an_element(one: &Tensor, other: &Tensor) -> bool {
+        let places = |tensor: &Tensor| {
+            let mut places = vec![tensor.pointer as usize];
+            for (stride, size) in tensor.steps() {
+                let steps = (0..size).map(|index| index * stride * tensor.dtype.size());
+                places = steps.flat_map(|step| places.iter().map(move |place| place + step)).collect();
+            }
+            places
+        };
+        let known = places(one);
+        places(other).iter().any(|place| known.contains(place))
+    }
+
+    #[test]
+    fn parts_of_one_tensor_share_memory_exactly_where_they_have_a_common_element() {
+        for strides in [&[24usize, 1][..], &[1, 24], &[48, 2], &[17, 1]] {
+            for (rows, columns) in [(3, 8), (3, 16), (1, 8)] {
+                for start in 0..120 {
+                    let one = tensor(&[3, 8], strides);
+                    let mut other = tensor(&[rows, columns], strides);
+                    other.pointer = std::ptr::without_provenance_mut(4096 + 2 * start);
+                    let expected = share_an_element(&one, &other);
+                    assert_eq!(one.shares_memory_with(&other), expected, "{rows} by {columns}, {strides:?} at {start}");
+                    assert_eq!(other.shares_memory_with(&one), expected, "{strides:?} at {start}, the other way round");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tensors_of_unlike_strides_in_the_same_memory_are_taken_to_share_it() {
+        let (one, mut other) = (tensor(&[3, 8], &[24, 1]), tensor(&[8, 3], &[3, 25]));
+        assert!(one.shares_memory_with(&other));
+        other.pointer = std::ptr::without_provenance_mut(8192);
+        assert!(!one.shares_memory_with(&other));
     }
 }

@@ -67,6 +67,7 @@ impl Buffer {
             device: Device::Cpu,
             shape: Dimensions::new(self.shape.iter().copied()).unwrap(),
             strides: Dimensions::new(strides).unwrap(),
+            is_negated: false,
         }
     }
 }

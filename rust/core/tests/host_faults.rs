@@ -24,6 +24,7 @@ fn tensor(memory: &mut [u128], shape: &[usize]) -> Tensor {
         device: Device::Cpu,
         shape: Dimensions::new(shape.iter().copied()).unwrap(),
         strides: Dimensions::new(strides).unwrap(),
+        is_negated: false,
     }
 }
 

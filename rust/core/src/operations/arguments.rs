@@ -1,4 +1,8 @@
 //! Each operation's operands and their checks, the same for every backend. A failed check has changed nothing.
+//!
+//! First comes what no copy of an operand would mend, then its layout, of which the caller may make a copy and call
+//! again. So an [`Error::Layout`] is followed by the operation, unless memory runs out. What one operand shares with
+//! another is asked last: copies share nothing. Only outputs are asked before, as they are written in the end.
 
 use lamport_rs_protocol::algorithm::Algorithm;
 
@@ -45,7 +49,10 @@ impl AllReduce {
         output.check_shape(self.input.shape.as_slice())?;
         for operand in [input, output] {
             operand.check_place(device)?;
-            operand.check_contiguous()?;
+        }
+        output.check_writable()?;
+        for operand in [input, output] {
+            operand.check_layout()?;
         }
         output.check_overlap(input)
     }
@@ -102,16 +109,21 @@ impl AllReduceRmsNorm {
         if !self.weight_bias.is_finite() {
             return Err(Error::Argument(format!("weight_bias is {}, but must be finite", self.weight_bias)));
         }
-        for operand in [input, residual, weight, output, residual_output] {
+        let operands = [input, residual, weight, output, residual_output];
+        for operand in operands {
             operand.check_place(device)?;
-            operand.check_contiguous()?;
+        }
+        output.check_writable()?;
+        residual_output.check_writable()?;
+        output.check_apart(residual_output)?;
+        for operand in operands {
+            operand.check_layout()?;
         }
         for (written, read) in
             [(output, input), (output, residual), (residual_output, residual), (residual_output, input)]
         {
             written.check_overlap(read)?;
         }
-        output.check_separate(residual_output)?;
         output.check_separate(weight)?;
         residual_output.check_separate(weight)
     }
@@ -166,9 +178,9 @@ impl MinimaxRms {
                 qkv.shape
             )));
         }
-        named("qkv", &qkv).check_rows()?;
+        let step = qkv.strides.as_slice().last().copied().unwrap_or(1) * qkv.dtype.size();
         let part = |offset: usize, columns: usize| Tensor {
-            pointer: qkv.pointer.wrapping_add(offset * qkv.dtype.size()),
+            pointer: qkv.pointer.wrapping_add(offset * step),
             shape: qkv.shape.with_columns(columns),
             ..qkv
         };
@@ -211,41 +223,74 @@ impl MinimaxRms {
     /// Checks the operands for a workspace on `device`.
     pub fn check(&self, device: Device) -> Result<()> {
         check_epsilon(self.epsilon)?;
-        let names: [[&str; 3]; 2] = match self.norms[1] {
+        let [first, second] = self.named();
+        let norms = || first.iter().chain(&second);
+        for norm in norms() {
+            norm.check_values(device)?;
+        }
+        if let (Some(q), Some(k)) = (first, second) {
+            k.weight.check_dtype(&[q.weight.tensor.dtype])?;
+            q.output.check_apart(k.output)?;
+        }
+        for norm in norms() {
+            norm.check_layout()?;
+        }
+        for norm in norms() {
+            norm.output.check_overlap(norm.input)?;
+            norm.output.check_separate(norm.weight)?;
+        }
+        if let (Some(q), Some(k)) = (first, second) {
+            // A matrix may be read when the other's output is written, in either order.
+            q.output.check_separate(Named { name: "the columns of K in qkv", ..k.input })?;
+            q.output.check_separate(k.weight)?;
+            k.output.check_separate(Named { name: "the columns of Q in qkv", ..q.input })?;
+            k.output.check_separate(q.weight)?;
+        }
+        Ok(())
+    }
+
+    fn named(&self) -> [Option<NamedNorm<'_>>; 2] {
+        let names = match self.norms[1] {
             None => [["input", "norm_weight", "out"]; 2],
             Some(_) => [["qkv", "norm_weight_q", "q_out"], ["qkv", "norm_weight_k", "k_out"]],
         };
-        for (norm, [input, weight, output]) in self.norms.iter().flatten().zip(names) {
-            let (input, weight) = (named(input, &norm.input), named(weight, &norm.weight));
-            let output = named(output, &norm.output);
-            input.check_dtype(&DTYPES)?;
-            input.check_columns(COLUMN_MULTIPLE)?;
-            output.check_dtype(&[norm.input.dtype])?;
-            output.check_shape(norm.input.shape.as_slice())?;
-            check_weight(weight, &norm.input, norm.input.columns())?;
-            for operand in [input, weight, output] {
-                operand.check_place(device)?;
-            }
-            input.check_rows()?;
-            weight.check_contiguous()?;
-            output.check_contiguous()?;
-            output.check_overlap(input)?;
-            output.check_separate(weight)?;
+        [0, 1].map(|index| {
+            let ([input, weight, output], norm) = (names[index], self.norms[index].as_ref()?);
+            Some(NamedNorm {
+                input: named(input, &norm.input),
+                weight: named(weight, &norm.weight),
+                output: named(output, &norm.output),
+            })
+        })
+    }
+}
+
+/// The operands of a [`Norm`] under their names.
+#[derive(Clone, Copy)]
+struct NamedNorm<'a> {
+    input: Named<'a>,
+    weight: Named<'a>,
+    output: Named<'a>,
+}
+
+impl NamedNorm<'_> {
+    fn check_values(&self, device: Device) -> Result<()> {
+        let input = self.input.tensor;
+        self.input.check_dtype(&DTYPES)?;
+        self.input.check_columns(COLUMN_MULTIPLE)?;
+        self.output.check_dtype(&[input.dtype])?;
+        self.output.check_shape(input.shape.as_slice())?;
+        check_weight(self.weight, input, input.columns())?;
+        for operand in [self.input, self.weight, self.output] {
+            operand.check_place(device)?;
         }
-        if let [Some(q), Some(k)] = &self.norms {
-            named("norm_weight_k", &k.weight).check_dtype(&[q.weight.dtype])?;
-            let outputs = [named("q_out", &q.output), named("k_out", &k.output)];
-            outputs[0].check_separate(outputs[1])?;
-            // A matrix may be read when the other's output is written, in either order.
-            for (output, other, [input, weight]) in [
-                (outputs[0], k, ["the columns of K in qkv", "norm_weight_k"]),
-                (outputs[1], q, ["the columns of Q in qkv", "norm_weight_q"]),
-            ] {
-                output.check_separate(named(input, &other.input))?;
-                output.check_separate(named(weight, &other.weight))?;
-            }
-        }
-        Ok(())
+        self.output.check_writable()
+    }
+
+    fn check_layout(&self) -> Result<()> {
+        self.input.check_rows()?;
+        self.weight.check_layout()?;
+        self.output.check_layout()
     }
 }
 

@@ -19,7 +19,11 @@ impl Named<'_> {
         Err(Error::Argument(format!("{} {text}", self.name)))
     }
 
-    /// On `device`, with an aligned first element.
+    fn layout<T>(&self, text: impl fmt::Display) -> Result<T> {
+        Err(Error::Layout(format!("{} {text}", self.name)))
+    }
+
+    /// On `device`, in memory of its own.
     pub fn check_place(&self, device: Device) -> Result<()> {
         if self.tensor.device != device {
             return self.error(format_args!("is on {}, but the workspace is on {device}", self.tensor.device));
@@ -27,32 +31,60 @@ impl Named<'_> {
         if self.tensor.pointer.is_null() && self.tensor.elements() > 0 {
             return self.error("has no memory of its own, as a materialised dense tensor has");
         }
-        if !(self.tensor.pointer as usize).is_multiple_of(ALIGNMENT) && self.tensor.elements() > 0 {
-            return self.error(format_args!("is not aligned to {ALIGNMENT} bytes; pass {}.clone()", self.name));
+        Ok(())
+    }
+
+    /// Of elements that share no memory, so that each can be written. It need not be contiguous.
+    pub fn check_writable(&self) -> Result<()> {
+        if self.tensor.shares_memory_within() {
+            return self.error(format_args!(
+                "has elements that share memory (shape {:?}, strides {:?}), but each must have its own",
+                self.tensor.shape, self.tensor.strides
+            ));
         }
         Ok(())
     }
 
-    /// Contiguous.
-    pub fn check_contiguous(&self) -> Result<()> {
+    /// Of no element that is one of `other`, another output of the same dtype. Neither need be contiguous.
+    pub fn check_apart(&self, other: Named<'_>) -> Result<()> {
+        if self.tensor.shares_memory_with(other.tensor) {
+            return self.error(format_args!("overlaps {}; they must be separate tensors", other.name));
+        }
+        Ok(())
+    }
+
+    /// Contiguous, with an aligned first element, of the values that its memory holds.
+    pub fn check_layout(&self) -> Result<()> {
+        self.check_values()?;
         if !self.tensor.is_contiguous() {
-            return self.error(format_args!("is not contiguous; pass {}.contiguous()", self.name));
+            return self.layout(format_args!("is not contiguous; pass {}.contiguous()", self.name));
         }
         Ok(())
     }
 
-    /// Contiguous within rows, with evenly spaced and aligned rows; returns the elements between rows.
-    pub fn check_rows(&self) -> Result<usize> {
+    /// As [`Self::check_layout`], but rows may lie apart, evenly and at aligned places.
+    pub fn check_rows(&self) -> Result<()> {
+        self.check_values()?;
         let Some(stride) = self.tensor.row_stride() else {
-            return self.error(format_args!("has rows that are not contiguous; pass {}.contiguous()", self.name));
+            return self.layout(format_args!("has rows that are not contiguous; pass {}.contiguous()", self.name));
         };
         if self.tensor.rows() > 1 && !(stride * self.tensor.dtype.size()).is_multiple_of(ALIGNMENT) {
-            return self.error(format_args!(
+            return self.layout(format_args!(
                 "has rows {stride} elements apart, but each must start at a multiple of {ALIGNMENT} bytes; pass {}.contiguous()",
                 self.name
             ));
         }
-        Ok(stride)
+        Ok(())
+    }
+
+    fn check_values(&self) -> Result<()> {
+        if self.tensor.is_negated {
+            return self.layout(format_args!("is negated when it is read; pass {}.resolve_neg()", self.name));
+        }
+        if !(self.tensor.pointer as usize).is_multiple_of(ALIGNMENT) && self.tensor.elements() > 0 {
+            return self.layout(format_args!("is not aligned to {ALIGNMENT} bytes; pass {}.clone()", self.name));
+        }
+        Ok(())
     }
 
     /// Of this dtype.
@@ -118,6 +150,7 @@ mod tests {
             device: Device::Cpu,
             shape: dimensions([4, 8]),
             strides: dimensions([8, 1]),
+            is_negated: false,
         };
         let mut shifted = input;
         shifted.pointer = std::ptr::without_provenance_mut(4096 + 16);

@@ -1,0 +1,229 @@
+"""The operations as they run: outputs allocated, the core called, and what it cannot take as it lies copied.
+
+`lamport_rs.operations` has them for callers, and for tracers; `lamport_rs.torch_operators` as operators. No more calls
+than needed in what follows: it is part of every eager operation's latency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, SupportsIndex, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import is_grad_enabled
+
+from lamport_rs import _core
+from lamport_rs._core import LamportError, LamportLayoutError, LamportSizeError
+from lamport_rs.autograd import note_change, warn_of_lost_gradient
+from lamport_rs.layout import empty_dense, is_dense, run_on_copies
+from lamport_rs.tracing import functorch_is_active
+from lamport_rs.workspace import LamportWorkspace
+
+Tensors: TypeAlias = Sequence[torch.Tensor]
+
+Algorithm: TypeAlias = Literal["auto", "one_shot", "two_shot"]
+"""How a tensor is reduced.
+
+`"one_shot"`: every rank pushes all of its tensor to every peer, and each sums for itself. One way over the link.
+`"two_shot"`: every rank sums one shard and pushes the sums to every peer. Two ways, but each byte travels twice and not
+once per peer. `"auto"`: the faster one by measurement, or by the workspace's `two_shot_from`, or else the one that the
+workspace has room for. All give the same bits. On the host `all_reduce_rms_norm` is one-shot only.
+"""
+
+
+def run_all_reduce(
+    input: torch.Tensor,  # noqa: A002  (torch's name)
+    workspace: LamportWorkspace | torch.Tensor,
+    out: torch.Tensor | None,
+    algorithm: Algorithm,
+) -> torch.Tensor:
+    """`all_reduce`, without a tracer."""
+    given, core = out, _core_of(workspace)
+    try:
+        if out is None:
+            out = torch.empty_like(input)
+        _core.all_reduce(core, input, out, algorithm)
+    except LamportLayoutError:
+        out = empty_dense(input) if given is None else given
+        run_on_copies(lambda read, written: _core.all_reduce(core, *read, *written, algorithm), [input], [], [out])
+    except (TypeError, RuntimeError) as error:
+        _explain(error, "input", input)
+        raise
+    if given is not None:
+        note_change(given)
+    if is_grad_enabled():
+        warn_of_lost_gradient("all_reduce", input)
+    return out
+
+
+def run_all_reduce_or(
+    fallback: dist.ProcessGroup,
+    input: torch.Tensor,  # noqa: A002
+    workspace: LamportWorkspace | torch.Tensor,
+    out: torch.Tensor | None,
+    algorithm: Algorithm,
+) -> torch.Tensor:
+    """`all_reduce`, by `fallback` if the tensor is too large for the workspace."""
+    try:
+        return run_all_reduce(input, workspace, out, algorithm)
+    except LamportSizeError:
+        out = empty_dense(input) if out is None else out
+        total = out if is_dense(out) else empty_dense(out)
+        with torch.inference_mode():
+            if total is not input:
+                total.copy_(input)
+        dist.all_reduce(total, group=fallback)
+        if total is not out:
+            with torch.inference_mode():
+                out.copy_(total)
+    note_change(out)
+    return out
+
+
+def run_all_reduce_rms_norm(
+    input: torch.Tensor,  # noqa: A002
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    workspace: LamportWorkspace | torch.Tensor,
+    eps: float,
+    weight_bias: float,
+    out: torch.Tensor | None,
+    residual_out: torch.Tensor | None,
+    algorithm: Algorithm,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`all_reduce_rms_norm`, without a tracer."""
+    given, given_residual, core = out, residual_out, _core_of(workspace)
+    try:
+        if out is None:
+            out = torch.empty_like(input)
+        if residual_out is None:
+            residual_out = torch.empty_like(input)
+        _core.all_reduce_rms_norm(core, input, residual, weight, eps, weight_bias, out, residual_out, algorithm)
+    except LamportLayoutError:
+        out = empty_dense(input) if given is None else given
+        residual_out = empty_dense(input) if given_residual is None else given_residual
+
+        def operation(read: Tensors, written: Tensors) -> None:
+            _core.all_reduce_rms_norm(core, *read, eps, weight_bias, *written, algorithm)
+
+        run_on_copies(operation, [input, residual], [weight], [out, residual_out])
+    except (TypeError, RuntimeError) as error:
+        _explain(error, "input", input)
+        raise
+    if given is not None:
+        note_change(given)
+    if given_residual is not None:
+        note_change(given_residual)
+    if is_grad_enabled():
+        warn_of_lost_gradient("all_reduce_rms_norm", input, residual, weight)
+    return out, residual_out
+
+
+def run_minimax_rms(
+    input: torch.Tensor,  # noqa: A002
+    norm_weight: torch.Tensor,
+    workspace: LamportWorkspace | torch.Tensor,
+    rank: int,
+    nranks: int,
+    eps: float,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    """`minimax_allreduce_rms`, without a tracer."""
+    given, core = out, _core_of(workspace)
+    try:
+        if out is None:
+            out = empty_dense(input)
+        _core.minimax_rms(core, rank, nranks, input, norm_weight, eps, out)
+    except LamportLayoutError:
+        out = empty_dense(input) if given is None else given
+
+        def operation(read: Tensors, written: Tensors) -> None:
+            _core.minimax_rms(core, rank, nranks, *read, eps, *written)
+
+        run_on_copies(operation, [input], [norm_weight], [out])
+    except (TypeError, RuntimeError) as error:
+        _explain(error, "input", input)
+        raise
+    if given is not None:
+        note_change(given)
+    if is_grad_enabled():
+        warn_of_lost_gradient("minimax_allreduce_rms", input, norm_weight)
+    return out
+
+
+def run_minimax_rms_qk(
+    qkv: torch.Tensor,
+    weights: tuple[torch.Tensor, torch.Tensor],
+    workspace: LamportWorkspace | torch.Tensor,
+    sizes: tuple[int, int],
+    rank: int,
+    nranks: int,
+    eps: float,
+    outputs: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`minimax_allreduce_rms_qk`, without a tracer."""
+    check_tensor("qkv", qkv)
+    core, (q_out, k_out) = _core_of(workspace), outputs
+    try:
+        # Sizes that qkv does not hold are refused by the core; they must not be allocated before.
+        columns = qkv.shape[-1] if qkv.dim() > 0 else 0
+        if q_out is None:
+            q_out = qkv.new_empty((*qkv.shape[:-1], min(max(sizes[0], 0), columns)))
+        if k_out is None:
+            k_out = qkv.new_empty((*qkv.shape[:-1], min(max(sizes[1], 0), columns)))
+    except (TypeError, RuntimeError) as error:
+        for name, size in zip(("q_size", "kv_size"), sizes, strict=True):
+            _check_size(name, size)
+        _explain(error, "qkv", qkv)
+        raise
+    try:
+        _core.minimax_rms_qk(core, rank, nranks, qkv, *sizes, *weights, eps, q_out, k_out)
+    except LamportLayoutError:
+
+        def operation(read: Tensors, written: Tensors) -> None:
+            packed, *dense_weights = read
+            _core.minimax_rms_qk(core, rank, nranks, packed, *sizes, *dense_weights, eps, *written)
+
+        run_on_copies(operation, [qkv], weights, [q_out, k_out])
+    except LamportError as error:
+        _explain(error, "qkv", qkv)
+        raise
+    for given in outputs:
+        if given is not None:
+            note_change(given)
+    if is_grad_enabled():
+        warn_of_lost_gradient("minimax_allreduce_rms_qk", qkv, *weights)
+    return q_out, k_out
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raise if `value` is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise LamportError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+
+
+def _check_size(name: str, size: object) -> None:
+    if not isinstance(size, SupportsIndex):
+        raise TypeError(f"argument '{name}': must be an integer, not {type(size).__name__}")
+
+
+def _explain(error: Exception, name: str, value: torch.Tensor) -> None:
+    """Raise a better error in the place of `error`, which the operation or the allocation of its output raised."""
+    if functorch_is_active():
+        raise LamportError(
+            f"{name}: a transformation of functions (torch.vmap, torch.func.grad and the like) is active, and a "
+            "collective has no batching rule and no gradient; call the operation outside it"
+        ) from error
+    if isinstance(error, LamportError):
+        return
+    check_tensor(name, value)
+    if value.layout is not torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else value.layout
+        raise LamportError(f"{name} is {layout}, but must be a dense tensor") from error
+
+
+def _core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | torch.Tensor:
+    if type(workspace) is LamportWorkspace and workspace._core is not None:
+        return workspace._core
+    return workspace._usable_core() if isinstance(workspace, LamportWorkspace) else workspace

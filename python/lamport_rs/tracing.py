@@ -1,0 +1,85 @@
+"""What the package has to know of torch's tracers, the compiler among them.
+
+A tracer runs a function in order to record what torch does in it. It does not see the calls of the Rust core, which
+would run once, on the tracer's own tensors, and be missing from what was recorded. So where one is at work, the
+functions call the operators, which all tracers record.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch._C import _is_tracing as is_tracing_jit
+from torch._C import _len_torch_dispatch_stack as count_dispatch_modes
+from torch._C import _len_torch_function_stack as count_function_modes
+from torch._C._functorch import maybe_current_level as functorch_level
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch as count_pre_dispatch_modes
+from torch.compiler import is_dynamo_compiling
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def is_recording() -> bool:
+    """Whether a tracer, or another mode that sees every operator, is at work in this thread."""
+    # The compiler evaluates the first call itself, and looks no further. The others take 10 to 30 ns each, and are part
+    # of every operation's latency. Tracers that come before dispatch are function modes too; few others are.
+    return (
+        is_dynamo_compiling()
+        or is_tracing_jit()
+        or count_dispatch_modes() > 0
+        or (count_function_modes() > 0 and count_pre_dispatch_modes() > 0)
+    )
+
+
+def is_plain(value: object) -> bool:
+    """Whether `value` is what it seems to be: not a tracer's own tensor or proxy, nor another subclass of tensors."""
+    kind = type(value)
+    return kind is torch.Tensor or kind is torch.nn.Parameter or not hasattr(kind, "__torch_function__")
+
+
+def functorch_is_active() -> bool:
+    """Whether the caller runs in `torch.vmap`, `torch.func.grad` or the like."""
+    return functorch_level() is not None
+
+
+def without_jit_tracer(kernel: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Keep torch.jit.trace from recording what an operator does within, beside the operator itself."""
+
+    @functools.wraps(kernel)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        if not is_tracing_jit():
+            return kernel(*args, **kwargs)
+        state = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)
+        try:
+            return kernel(*args, **kwargs)
+        finally:
+            torch._C._set_tracing_state(state)
+
+    return call
+
+
+def never_compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Have torch.compile break its graph at calls of `function`, and leave alone what it calls.
+
+    `torch.compiler.disable` does that, but imports the compiler, which takes a second. Here it is imported by others, or
+    not needed.
+    """
+    disabled: list[Callable[Parameters, Result]] = []
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*args, **kwargs)
+
+    marked: Any = call
+    marked._torchdynamo_disable = True
+    return call
