@@ -71,7 +71,7 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
     "another epsilon of a norm": (minimax(), minimax(eps=1e-5), r"minimax_allreduce_rms of \[4, 64\] float32"),
     "another width of Q": (minimax_qk(), minimax_qk(q=40), r"minimax_allreduce_rms_qk of \[4, 40 \+ 16\] float32"),
     "another width of K": (minimax_qk(), minimax_qk(k=8), r"minimax_allreduce_rms_qk of \[4, 32 \+ 8\] float32"),
-    "nothing": (total(8), total(0), "operation 4, all_reduce of 8 float32"),
+    "nothing": (total(8), total(0), "all_reduce of 8 float32"),
 }
 """The last differs in that rank 1's call has nothing to do, and its next is another number."""
 

@@ -114,16 +114,24 @@ fn four_ranks_are_correct_in_two_shots_and_in_a_mix() {
 
 #[test]
 fn headers_are_neither_lost_nor_torn_nor_mixed_up_and_change_nothing_for_the_data() {
-    prove(Job { headers: Headers::All, one_size: true, ..Job::of(2) }, Commits::Needed);
-    prove(Job { headers: Headers::EveryOther, parts: 1, ..Job::mixed(2) }, Commits::Needed);
-    prove(Job { headers: Headers::All, parts: 1, one_size: true, ..Job::of(3) }, Commits::Needed);
-    prove(Job { headers: Headers::All, parts: 1, one_size: true, ..Job::mixed(3) }, Commits::Needed);
+    prove(Job { headers: Headers::All, ..Job::of(2) }, Commits::Needed);
+    prove(Job { headers: Headers::All, one_size: true, parts: 4, ..Job::of(2) }, Commits::Needed);
+    prove(Job { headers: Headers::EveryOther, ..Job::mixed(2) }, Commits::Needed);
+    prove(Job { headers: Headers::All, one_size: true, ..Job::of(2) }, Commits::Every);
+    prove(Job { headers: Headers::All, ..Job::of(3) }, Commits::Needed);
+    prove(Job { headers: Headers::All, one_size: true, ..Job::mixed(3) }, Commits::Needed);
+    prove(Job { headers: Headers::EveryOther, parts: 1, ..Job::mixed(4) }, Commits::Needed);
 }
 
 /// Each rank stops, none takes data of the operation in which they differ, and none waits for ever.
 #[test]
 fn ranks_that_differ_all_notice_and_none_takes_data() {
-    for operation in [0, 1, 3, 6] {
+    for operation in [0, 1] {
+        prove(Job { headers: Headers::Disagree(operation), parts: 4, ..Job::of(2) }, Commits::Needed);
+        prove(Job { headers: Headers::Disagree(operation), ..Job::mixed(3) }, Commits::Needed);
+        prove(Job { headers: Headers::Disagree(operation), parts: 1, ..Job::mixed(4) }, Commits::Needed);
+    }
+    for operation in [3, 6] {
         prove(Job { headers: Headers::Disagree(operation), ..Job::of(2) }, Commits::Needed);
         prove(Job { headers: Headers::Disagree(operation), parts: 1, ..Job::mixed(3) }, Commits::Needed);
     }

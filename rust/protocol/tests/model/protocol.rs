@@ -219,7 +219,7 @@ impl<C> AlteredCollective<'_, C> {
 }
 
 /// As a broken reader hands it on.
-fn received(vector: Vector) -> Vector {
+pub fn received(vector: Vector) -> Vector {
     vector.map(|word| if word == UNNOTICED { SENTINEL } else { word })
 }
 

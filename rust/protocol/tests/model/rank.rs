@@ -17,7 +17,7 @@ use lamport_rs_protocol::table::Control;
 use lamport_rs_protocol::two_shot::ShardedCollective;
 
 use crate::job::{Job, PERIOD, contribution, describe_vector};
-use crate::protocol::{Held, Operation, Protocol};
+use crate::protocol::{Held, Operation, Protocol, received};
 use crate::report::Wrong;
 
 /// A rank, stopped ahead of a load.
@@ -136,7 +136,7 @@ impl Program {
             }
             Ok(Err(Ended::Mismatch { peer, found })) => {
                 let expected = job.header(rank, number).expect("a mismatch is one of headers");
-                Some(Step::Wrong(Wrong::header(peer, expected, found)))
+                Some(Step::Wrong(Wrong::header(peer, expected, received(found))))
             }
             Ok(Ok(())) => {
                 assert!(!job.must_fail(number), "an operation in which the ranks differ ended well");

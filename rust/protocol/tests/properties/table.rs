@@ -1,5 +1,6 @@
 //! The table and the control words: an ABI, so its numbers are written out here a second time.
 
+use lamport_rs_protocol::exchange::Extent;
 use lamport_rs_protocol::geometry::{MAX_WORLD_SIZE, MIN_WORLD_SIZE, SLOTS};
 use lamport_rs_protocol::table::{self, Control, table, table_len};
 use proptest::prelude::*;
@@ -42,9 +43,11 @@ proptest! {
         prop_assert_eq!(control.previous_region_bytes, 0, "nothing to clear before the first operation");
         for (operation, &region_bytes) in regions.iter().enumerate() {
             prop_assert_eq!(control.slot, operation % SLOTS);
-            control = control.rotated(region_bytes);
+            let header = operation.is_multiple_of(2).then_some([1; 4]);
+            control = control.rotated(Extent { region_bytes, chunk_vectors: 1, lead_chunks: 1, header });
             prop_assert_eq!(control.previous_slot(), operation % SLOTS);
             prop_assert_eq!(control.previous_region_bytes, region_bytes);
+            prop_assert_eq!(control.previous_has_header, header.is_some());
         }
     }
 }
