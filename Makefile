@@ -35,11 +35,11 @@ test-gpu: build ## The package on GPUs, one per rank; skipped where there are no
 bench: build ## Compare all implementations found here; records and draws the run in benchmarks/results.
 	$(BIN)/python -m lamport_rs bench
 
-soak: build ## Ten million operations between processes, every result compared (minutes, on cores with nothing else to do).
-	$(BIN)/python tests/soak_host.py
+soak: build ## Ten million operations between processes, each result compared; recorded.
+	$(BIN)/python tests/soak_host.py --out benchmarks/results/$(shell date +%F)-soak-cpu-x2.json
 
-soak-gpu: build ## Likewise on two GPUs, in graphs and eager.
-	$(BIN)/python tests/gpu/soak_gpu.py
+soak-gpu: build ## Likewise on two GPUs, most of them in graphs.
+	$(BIN)/python tests/gpu/soak_gpu.py --out benchmarks/results/$(shell date +%F)-soak-gpu-x2.json
 
 lint: $(VENV)/.ready ## Formatting, lints and types.
 	cargo fmt --all --check
