@@ -24,7 +24,7 @@ def test_a_short_run_finds_every_result_right(ranks_of):
 def disturb(program: Program, where: str) -> None:
     """One operation of a program changes a bit of its own result, or one before it, once it is done."""
     # One that has a result, as sums of nothing have none.
-    number = next(n for n in range(STEP, LENGTH) if program.starts[n + 1] - program.starts[n] > LINE_WORDS)
+    number = next(n for n in range(STEP, len(program.steps)) if program.starts[n + 1] - program.starts[n] > LINE_WORDS)
     word = program.starts[number] - (where == "before")
     step = program.steps[number]
     kind = type(step)
