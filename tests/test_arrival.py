@@ -22,7 +22,7 @@ from reductions import NormedReduction, Reduction
 from reference import SENTINEL
 
 COMM_SIZE = 1 << 16
-TIMEOUT = 2.0
+TIMEOUT = 1.5
 HEAD_START = 0.02
 """Seconds that rank 0 has to come to its wait."""
 LEFT_OUT = 1
