@@ -1,5 +1,7 @@
 """Mappings are proved while a workspace is made: every rank's of every peer, not only the first."""
 
+import os
+import struct
 from itertools import permutations
 
 import lamport_rs
@@ -9,13 +11,13 @@ from ranks import Rank, ThreadRanks, errors_of
 
 WORLD_SIZE = 3
 LENGTH_OFFSET, PAYLOAD_OFFSET = 28, 32
-"""Of a message: docs in rust/core/src/exchange/message.rs. A handle is the last part of the payload."""
+"""Where a message has its payload's length, and the payload: rust/core/src/exchange/message.rs."""
 
 
 def spoil_handle(message: bytes) -> bytes:
-    """Its last byte, which belongs to the file's identity."""
-    end = PAYLOAD_OFFSET + int.from_bytes(message[LENGTH_OFFSET:PAYLOAD_OFFSET], "little")
-    return message[: end - 1] + bytes([message[end - 1] ^ 0x55]) + message[end:]
+    """A handle begins with the owner's process and its descriptor of the file: another descriptor."""
+    descriptor = message.rindex(struct.pack("<I", os.getpid()), PAYLOAD_OFFSET) + 4
+    return message[:descriptor] + struct.pack("<i", 2) + message[descriptor + 4 :]
 
 
 @pytest.mark.parametrize(("reader", "owner"), list(permutations(range(WORLD_SIZE), 2)))
