@@ -18,7 +18,7 @@ from minimax_rows import WEIGHTS, Operation
 from ranks import ProcessRanks, Rank
 from reductions import NormedReduction, Reduction, comm_size_for
 from soak_programs import POISON, Case, Maker, impartial_digest, make_cases, make_programs
-from soak_report import Clock, Outcome, parse_arguments, report
+from soak_report import Clock, Outcome, describe_start, parse_arguments, report
 
 OPERATIONS = 10_000_000
 PROGRAMS, LENGTH = 48, 250
@@ -119,12 +119,12 @@ def run(me: Rank, operations: int, minutes: float) -> Outcome:
 def main(arguments: list[str]) -> int:
     """Start the ranks; the exit status says whether all was right."""
     options = parse_arguments(arguments, OPERATIONS, __doc__)
-    ranks = ProcessRanks(options.ranks)
+    start, ranks = describe_start(), ProcessRanks(options.ranks)
     try:
         outcomes = ranks.run(run, options.operations, options.minutes, timeout=60 * options.minutes + 120)
     finally:
         ranks.kill()
-    return report(outcomes, options, "host")
+    return report(outcomes, options, "host", start)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -78,10 +79,14 @@ def parse_arguments(arguments: list[str], operations: int, description: str) -> 
     return parser.parse_args(arguments)
 
 
-def report(outcomes: list[Outcome], arguments: argparse.Namespace, backend: str) -> int:
-    """Print and write the record. The exit status: 0 if everything was run and every result was right."""
+def describe_start() -> dict[str, Any]:
+    """When, where and at which commit it was started, by the names that a bench's record has for that."""
     run = asdict(describe_run([], "", "host"))
-    where = {key: value for key, value in run.items() if key not in NOT_OF_A_SOAK}
+    return {key: value for key, value in run.items() if key not in NOT_OF_A_SOAK}
+
+
+def report(outcomes: list[Outcome], arguments: argparse.Namespace, backend: str, where: dict[str, Any]) -> int:
+    """Print and write the record. The exit status: 0 if everything was run and every result was right."""
     if backend == "cuda":
         where |= {"gpu": torch.cuda.get_device_name(0), "gpus": arguments.ranks}
     first = outcomes[0]

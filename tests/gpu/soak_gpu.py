@@ -21,7 +21,7 @@ from minimax_rows import WEIGHTS, Operation
 from ranks import ProcessRanks, Rank, one_gpu_per_rank
 from reductions import NormedReduction, Reduction, comm_size_for
 from soak_programs import POISON, Case, Maker, Program, impartial_digest, make_cases, make_programs
-from soak_report import Clock, Outcome, parse_arguments, report
+from soak_report import Clock, Outcome, describe_start, parse_arguments, report
 from test_cuda_soak import MINIMAX, MOST_BYTES, NORMS, SUMS
 
 OPERATIONS = 10_000_000
@@ -189,12 +189,12 @@ def main(arguments: list[str]) -> int:
     if torch.cuda.device_count() < options.ranks:
         print(f"needs {options.ranks} CUDA GPUs, and there are {torch.cuda.device_count()}")
         return 2
-    ranks = ProcessRanks(options.ranks, one_gpu_per_rank)
+    start, ranks = describe_start(), ProcessRanks(options.ranks, one_gpu_per_rank)
     try:
         outcomes = ranks.run(run, options.operations, options.minutes, timeout=60 * options.minutes + 240)
     finally:
         ranks.kill()
-    return report(outcomes, options, "cuda")
+    return report(outcomes, options, "cuda", start)
 
 
 if __name__ == "__main__":
