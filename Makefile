@@ -7,7 +7,8 @@ SOURCES := $(shell find rust kernels python -type f -not -name '*.pyc') Cargo.to
   README.md LICENSE
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help build demo test test-rust test-python test-gpu test-races bench lint format wheel clean
+.PHONY: help build demo test test-rust test-python test-gpu test-races bench soak soak-gpu lint format wheel \
+  clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -33,6 +34,12 @@ test-gpu: build ## The package on GPUs, one per rank; skipped where there are no
 
 bench: build ## Compare all implementations found here; records and draws the run in benchmarks/results.
 	$(BIN)/python -m lamport_rs bench
+
+soak: build ## Ten million operations between processes, each result compared; recorded.
+	$(BIN)/python tests/soak_host.py --out benchmarks/results/$(shell date +%F)-soak-cpu-x2.json
+
+soak-gpu: build ## Likewise on two GPUs, most of them in graphs.
+	$(BIN)/python tests/gpu/soak_gpu.py --out benchmarks/results/$(shell date +%F)-soak-gpu-x2.json
 
 lint: $(VENV)/.ready ## Formatting, lints and types.
 	cargo fmt --all --check

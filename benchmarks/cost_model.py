@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def recorded(folder: Path = RESULTS) -> dict[Path, Record]:
     """Return the newest record with all-reduces on GPUs, if there is one."""
-    records = {path: read(path) for path in folder.glob("*.json")}
+    records = {path: read(path) for path in folder.glob("*.json") if "-soak-" not in path.name}
     usable = [path for path, record in records.items() if model.points_of([record])]
     return {path: records[path] for path in sorted(usable, key=lambda path: records[path].date)[-1:]}
 

@@ -15,6 +15,32 @@ from pathlib import Path
 import driver
 import torch
 
+PROGRAMMATIC_STREAM_SERIALIZATION = 6
+"""The number of the launch attribute in cuda.h."""
+
+
+class LaunchAttribute(ctypes.Structure):
+    """CUlaunchAttribute, with a value that is an int."""
+
+    _fields_ = (("id", ctypes.c_int), ("_pad", ctypes.c_char * 4), ("_value", ctypes.c_int * 16))
+
+    def __init__(self, number: int, value: int) -> None:
+        super().__init__(number)
+        self._value[0] = value
+
+
+class LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(LaunchAttribute)),
+        ("attribute_count", ctypes.c_uint),
+    )
+
 
 @cache
 def nvrtc() -> ctypes.CDLL:
@@ -31,6 +57,7 @@ def nvrtc() -> ctypes.CDLL:
     raise FileNotFoundError(f"there is no {name} that can be loaded; tried {found} and the system's")
 
 
+@cache
 def compile_cubin(source: str, architecture: str) -> bytes:
     """Compile `source` for a real architecture, `"sm_90"` for instance."""
     library, program = nvrtc(), ctypes.c_void_p()
@@ -61,12 +88,14 @@ class Kernel:
         driver.call("cuModuleLoadData", ctypes.byref(module), self._binary)
         driver.call("cuModuleGetFunction", ctypes.byref(self._function), module, name.encode())
 
-    def __call__(self, blocks: int, threads: int, *arguments: torch.Tensor | int) -> None:
+    def __call__(self, blocks: int, threads: int, *arguments: torch.Tensor | int, dependent: bool = False) -> None:
+        """Launch it; if `dependent`, it may start while the kernel before it still runs (from Hopper on)."""
         values = [
             ctypes.c_uint64(each.data_ptr()) if isinstance(each, torch.Tensor) else ctypes.c_int(each)
             for each in arguments
         ]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        unsigned = [ctypes.c_uint(each) for each in (blocks, 1, 1, threads, 1, 1, 0)]
-        driver.call("cuLaunchKernel", self._function, *unsigned, stream, pointers, None)
+        attribute = LaunchAttribute(PROGRAMMATIC_STREAM_SERIALIZATION, 1)
+        stream = torch.cuda.current_stream().cuda_stream
+        config = LaunchConfig((blocks, 1, 1), (threads, 1, 1), 0, stream, ctypes.pointer(attribute), int(dependent))
+        driver.call("cuLaunchKernelEx", ctypes.byref(config), self._function, pointers, None)

@@ -1,0 +1,91 @@
+"""Mappings are proved while a workspace is made, and what cannot be proved is the same error on every rank."""
+
+import time
+from itertools import permutations
+
+import pytest
+from lamport_rs import LamportError
+from lamport_rs.exchange import all_gather_over
+from ranks import Rank, errors_of
+from test_late_fill import start_late
+from test_order import use_in_another_order
+from test_verification import LENGTH_OFFSET, PAYLOAD_OFFSET
+from worlds import WORLD_SIZES
+
+COMM_SIZE = 1 << 16
+MAPPED = 1
+"""The step of the exchange between mapping and the verification by stores."""
+TOO_LATE = 12.0
+"""Seconds; the verification waits ten."""
+
+
+def create_without_stores(me: Rank, silent: int) -> None:
+    """One rank has mapped its peers, and its stores do not come while the others look for them."""
+    over_group, steps = all_gather_over(None), iter(range(100))
+
+    def all_gather(message: bytes) -> list[bytes]:
+        gathered = over_group(message)
+        if next(steps) == MAPPED and me.rank == silent:
+            time.sleep(TOO_LATE)
+        return gathered
+
+    me.workspace(COMM_SIZE, process_group=all_gather)
+
+
+@pytest.mark.parametrize("silent", ["first", "last"])
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_stores_that_do_not_arrive_are_an_error_on_every_rank(ranks_of, world_size, silent):
+    rank = 0 if silent == "first" else world_size - 1
+    errors = errors_of(ranks_of(world_size).try_run(create_without_stores, rank))
+    assert all(isinstance(error, LamportError) for error in errors), errors
+    assert len({str(error) for error in errors}) == 1
+    assert f"stores of rank {rank} do not arrive at" in str(errors[0])
+
+
+def spoil_handle(message: bytes) -> bytes:
+    """Most of the 64 bytes that the driver gave, near the end of the payload, are others."""
+    end = PAYLOAD_OFFSET + int.from_bytes(message[LENGTH_OFFSET:PAYLOAD_OFFSET], "little")
+    spoiled = bytes(byte ^ 0xFF for byte in message[end - 60 : end - 8])
+    return message[: end - 60] + spoiled + message[end - 8 :]
+
+
+def create_with_a_bad_handle(me: Rank, reader: int, owner: int) -> str:
+    """The driver opens no memory for the reader, as where processes share no IPC namespace."""
+    over_group, steps = all_gather_over(None), iter(range(100))
+
+    def all_gather(message: bytes) -> list[bytes]:
+        gathered = list(over_group(message))
+        if me.rank == reader and next(steps) == 0:
+            gathered[owner] = spoil_handle(gathered[owner])
+        return gathered
+
+    me.workspace(COMM_SIZE, process_group=all_gather)
+    return "a workspace"
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_handle_that_one_rank_cannot_open_is_an_error_on_every_rank(ranks_of, world_size):
+    ranks = ranks_of(world_size)
+    for reader, owner in permutations(range(world_size), 2):
+        errors = errors_of(ranks.try_run(create_with_a_bad_handle, reader, owner))
+        assert all(isinstance(error, LamportError) for error in errors), errors
+        assert len({str(error) for error in errors}) == 1
+        assert f"rank {reader}: cannot map the memory of rank {owner}" in str(errors[0])
+    assert ranks.run(create_with_a_bad_handle, -1, -1) == ["a workspace"] * world_size
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_push_to_a_rank_that_is_late_after_the_exchange_is_not_lost(ranks_of, world_size):
+    assert ranks_of(world_size).run(start_late, False) == ["right"] * world_size
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_fill_after_the_exchange_would_be_noticed(ranks_of, world_size):
+    """The planted defect of the test above."""
+    assert ranks_of(world_size).run(start_late, True)[0].startswith("missed")
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_workspaces_used_in_another_order_end_in_an_error_that_names_who_is_missing(ranks_of, world_size):
+    missing = ranks_of(world_size).run(use_in_another_order)
+    assert missing == [tuple(range(1, world_size))] + [(0,)] * (world_size - 1)

@@ -1,0 +1,62 @@
+"""A workspace serves foreign kernels or the package's own operations: who mixes them gets an error, on every rank."""
+
+import lamport_rs
+import pytest
+import torch
+from foreign_kernel import Table, lamport_all_reduce
+from lamport_rs import LamportError
+from minimax_rows import Operation
+from ranks import Rank, errors_of
+from reductions import NormedReduction, Reduction
+
+COMM_SIZE = 1 << 20
+MESSAGE = "serves either foreign kernels or the package's own"
+
+OWN = {
+    "all_reduce, one_shot": lambda me: Reduction.random(me, 3000, "one_shot"),
+    "all_reduce, two_shot": lambda me: Reduction.random(me, 3000, "two_shot"),
+    "all_reduce_rms_norm": lambda me: NormedReduction.random(me, 5, 512, "one_shot"),
+    "minimax_allreduce_rms": lambda me: Operation.random(me, 33, (96,)),
+    "minimax_allreduce_rms_qk": lambda me: Operation.random(me, 33, (96, 32)),
+}
+
+
+def sum_with_a_foreign_kernel(me: Rank, table: Table, times: int, elements: int) -> None:
+    """Every result is checked."""
+    for round_ in range(times):
+        total = lamport_all_reduce(table, me.rank, torch.full((elements,), float(me.rank + round_)).numpy())
+        assert (total == sum(rank + round_ for rank in range(me.world_size))).all(), f"foreign sum {round_} is wrong"
+
+
+def use_own_foreign_own(me: Rank, own: str, before: int, foreign: int) -> None:
+    workspace = me.workspace(COMM_SIZE, timeout=10)
+    table, step = Table(workspace.workspace, me.world_size), OWN[own](me)
+    for _ in range(before):
+        step(workspace)
+        step.check("before the foreign kernel")
+    sum_with_a_foreign_kernel(me, table, foreign, 100)
+    with pytest.raises(LamportError, match=MESSAGE):
+        step(workspace)
+    step(workspace)
+
+
+@pytest.mark.parametrize(("before", "foreign"), [(0, 1), (0, 3), (1, 1), (4, 2), (3, 3)])
+@pytest.mark.parametrize("own", OWN)
+def test_an_own_operation_after_a_foreign_one_is_an_error_on_every_rank(ranks_of, own, before, foreign):
+    errors = errors_of(ranks_of(2).try_run(use_own_foreign_own, own, before, foreign))
+    assert all(isinstance(error, LamportError) and MESSAGE in str(error) for error in errors), errors
+
+
+def come_back_to_the_same_words(me: Rank) -> None:
+    """Three foreign sums of the same size can leave the words, and the slots, as the last own sum did."""
+    workspace = me.workspace(COMM_SIZE, timeout=10)
+    table, expected = Table(workspace.workspace, me.world_size), float(sum(range(me.world_size)))
+    for _ in range(3):
+        total = lamport_rs.all_reduce(torch.full((160,), float(me.rank)), workspace)
+        assert (total == expected).all()
+        sum_with_a_foreign_kernel(me, table, 3, 160)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_foreign_use_that_leaves_no_trace_does_no_harm(ranks_of, world_size):
+    ranks_of(world_size).run(come_back_to_the_same_words)

@@ -1,0 +1,59 @@
+"""A peer that starts early must not lose its first push: memory is filled before anybody can reach it."""
+
+import time
+
+import lamport_rs
+import numpy as np
+import pytest
+import torch
+from foreign_kernel import SENTINEL, SLOTS, Table
+from lamport_rs import LamportTimeoutError
+from lamport_rs.exchange import all_gather_over
+from ranks import Rank
+
+COMM_SIZE = 4096
+TIMEOUT, LATE = 1.5, 0.4
+
+
+def fill_own_slots(me: Rank, workspace: lamport_rs.LamportWorkspace) -> None:
+    """What the class that this package replaces did last, when peers had the handles."""
+    if me.device.type == "cuda":
+        own = workspace.workspace.tolist()[2 * me.world_size + me.rank]
+        lamport_rs.lamport_fill_neg_zero(own, SLOTS * COMM_SIZE)
+        return
+    table = Table(workspace.workspace, me.world_size)
+    for index in range(SLOTS):
+        table.slot(me.rank, index)[:] = np.uint32(SENTINEL)
+
+
+def start_late(me: Rank, filled_late: bool) -> str:
+    """Rank 0 is held up after each exchange, the last one too: the others have pushed before it goes on."""
+    over_group = all_gather_over(None)
+
+    def all_gather(message: bytes) -> list[bytes]:
+        gathered = over_group(message)
+        if me.rank == 0:
+            time.sleep(LATE)
+        return gathered
+
+    workspace = me.workspace(COMM_SIZE, process_group=all_gather, timeout=TIMEOUT)
+    if filled_late and me.rank == 0:
+        fill_own_slots(me, workspace)
+    try:
+        total = lamport_rs.all_reduce(torch.full((64,), 1.0 + me.rank, device=me.device), workspace)
+        workspace.synchronize()
+    except LamportTimeoutError as error:
+        return f"missed {error.missing_ranks}"
+    assert bool((total == sum(range(1, me.world_size + 1))).all())
+    return "right"
+
+
+def test_a_push_to_a_rank_that_is_late_after_the_exchange_is_not_lost(ranks_of):
+    assert ranks_of(3).run(start_late, False) == ["right"] * 3
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_fill_after_the_exchange_would_be_noticed(ranks_of, world_size):
+    """The planted defect: what the other test is there for does happen if ranks fill late."""
+    others = tuple(range(1, world_size))
+    assert ranks_of(world_size).run(start_late, True)[0] == f"missed {others}"
