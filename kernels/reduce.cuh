@@ -1,4 +1,5 @@
-// Sums over a warp and over a block. The order of additions is fixed by the launch, so a result is the same every run.
+// Sums over a warp and over a block. The order of additions is fixed: it depends neither on the run nor on how many sums
+// are taken at once.
 #pragma once
 
 #include "constants.cuh"
@@ -15,7 +16,8 @@ constexpr uint32 LANES_PER_SUM = WARP_THREADS / count;
 // Sums `count` values (a power of two) over a warp at once: lane i returns the sum of values[i / LANES_PER_SUM<count>].
 //
 // Each step folds the lanes in halves and gives each half of the lanes one half of the values still in play, so 8 sums
-// take 9 shuffles where one butterfly each would take 40.
+// take 9 shuffles where one butterfly each would take 40. Whatever `count`, the first step adds lanes 16 apart, the
+// second 8 and so on. So every sum is the same tree, but for which operand of an addition comes first.
 template <uint32 count>
 __device__ __forceinline__ float warp_sums(float (&values)[count]) {
     static_assert(count >= 1 && count <= WARP_THREADS && (count & (count - 1)) == 0, "count must be a power of two");
@@ -40,31 +42,47 @@ __device__ __forceinline__ float warp_sums(float (&values)[count]) {
     return sum;
 }
 
-// One value per warp, in shared memory, for one sum over the block. The stride of 36 words puts rows that are read at
-// the same time into different banks, in vectors of four.
+// What the warps of a block leave in shared memory, for one sum over the block. The stride of 36 words puts rows that are
+// read at the same time into different banks, in vectors of four.
+//
+// The terms are added as a tree over each sixteen, and these in turn. A value is one term, or already the tree over
+// `terms` of them, 2 or 4: the sum is the same.
 struct alignas(16) WarpPartials {
     float values[MAX_WARPS + 4];
 
-    // One thread sums what `warps` warps left; entries from `warps` on must be 0. Half a row is read at once and
-    // whatever its length, which is quicker than a loop.
-    __device__ __forceinline__ float sum(uint32 warps) const {
+    // One thread sums the first `count` values; entries from `count` on must be 0. Half of them are read at once and
+    // however many count, which is quicker than a loop.
+    template <uint32 terms = 1>
+    __device__ __forceinline__ float sum(uint32 count) const {
         float total = 0.0f;
         uint32 begin = 0;
         // Not unrolled: the second half would take its time and its registers even where it is empty.
 #pragma unroll 1
         do {
-            total += sum_half(begin);
+            total = add_half<terms>(total, begin);
             begin += MAX_WARPS / 2;
-        } while (begin < warps);
+        } while (begin < count);
         return total;
     }
 
 private:
-    __device__ __forceinline__ float sum_half(uint32 begin) const {
+    template <uint32 terms>
+    __device__ __forceinline__ float add_half(float total, uint32 begin) const {
+        static_assert(terms == 1 || terms == 2 || terms == 4, "a sixteen must be whole vectors of four");
         const float4* const quads = reinterpret_cast<const float4*>(values + begin);
-        const float4 a = quads[0], b = quads[1], c = quads[2], d = quads[3];
-        return (((a.x + a.y) + (a.z + a.w)) + ((b.x + b.y) + (b.z + b.w))) +
-               (((c.x + c.y) + (c.z + c.w)) + ((d.x + d.y) + (d.z + d.w)));
+        const float4 first = quads[0], second = quads[1], third = quads[2], fourth = quads[3];
+        const float a = sum_quad(first), b = sum_quad(second), c = sum_quad(third), d = sum_quad(fourth);
+        if constexpr (terms == 1) {
+            return total + ((a + b) + (c + d));
+        } else if constexpr (terms == 2) {
+            return (total + (a + b)) + (c + d);
+        } else {
+            return (((total + a) + b) + c) + d;
+        }
+    }
+
+    static __device__ __forceinline__ float sum_quad(const float4& quad) {
+        return (quad.x + quad.y) + (quad.z + quad.w);
     }
 };
 
