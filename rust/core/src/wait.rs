@@ -7,6 +7,7 @@ use lamport_rs_protocol::exchange::{Awaited, Wait};
 use lamport_rs_protocol::rank_set::RankSet;
 
 use crate::error::Error;
+use crate::floating_point::DefaultSettings;
 
 /// Pauses (some 50 ns each) before the processor is first offered to another rank, where each rank has a core.
 const SPINS: u32 = 4_000;
@@ -115,6 +116,7 @@ pub struct BoundedWait<'a> {
     operation: &'static str,
     timeout: Option<Duration>,
     interrupted: Interrupted<'a>,
+    settings: &'a mut DefaultSettings,
     signals: &'a Signals,
     patience: Patience<'a>,
 }
@@ -137,17 +139,18 @@ impl Signals {
 
 impl<'a> BoundedWait<'a> {
     /// Waits up to `timeout` (`None`: for ever) for each word of `operation`, in a group of `world_size` ranks, unless
-    /// it hears that the workspace is cleaned up.
+    /// it hears that the workspace is cleaned up. `interrupted` is the caller's, and is asked with his `settings`.
     pub fn new(
         operation: &'static str,
         world_size: usize,
         timeout: Option<Duration>,
         signals: &'a Signals,
         interrupted: Interrupted<'a>,
+        settings: &'a mut DefaultSettings,
     ) -> Self {
         let spins = if world_size <= cores() { SPINS } else { SPINS_OVERSUBSCRIBED };
         let patience = Patience::spinning(spins, &signals.cleaned_up);
-        Self { operation, timeout, interrupted, signals, patience }
+        Self { operation, timeout, interrupted, settings, signals, patience }
     }
 }
 
@@ -160,8 +163,9 @@ impl Wait for BoundedWait<'_> {
             Awaited::FirstHand => timeout,
             Awaited::SecondHand => timeout.saturating_add(timeout / 2),
         });
-        let operation = self.operation;
-        self.patience.pause(timeout, self.interrupted).map_err(|given_up| match given_up {
+        let Self { operation, interrupted, settings, .. } = self;
+        let operation = *operation;
+        self.patience.pause(timeout, &mut || settings.suspended(&mut *interrupted)).map_err(|given_up| match given_up {
             GivenUp::TimedOut(waited) => Error::Timeout { operation, waited, missing: missing() },
             GivenUp::Interrupted => Error::Interrupted { operation, missing: missing() },
             GivenUp::CleanedUp => Error::CleanedUpMeanwhile { operation },
@@ -195,8 +199,8 @@ mod tests {
     fn second_hand_data_is_awaited_half_as_long_again() {
         let (timeout, signals) = (Duration::from_millis(20), Signals::default());
         for (awaited, least) in [(Awaited::FirstHand, timeout), (Awaited::SecondHand, timeout * 3 / 2)] {
-            let mut never = || false;
-            let mut wait = BoundedWait::new("a wait", 2, Some(timeout), &signals, &mut never);
+            let (mut never, mut settings) = (|| false, DefaultSettings::enter());
+            let mut wait = BoundedWait::new("a wait", 2, Some(timeout), &signals, &mut never, &mut settings);
             let error = loop {
                 if let Err(error) = wait.pause(awaited, RankSet::default) {
                     break error;
@@ -209,8 +213,8 @@ mod tests {
     #[test]
     fn a_limit_that_no_clock_reaches_is_none() {
         let signals = Signals::default();
-        let mut interrupted = || true;
-        let mut wait = BoundedWait::new("a wait", 2, Some(Duration::MAX), &signals, &mut interrupted);
+        let (mut interrupted, mut settings) = (|| true, DefaultSettings::enter());
+        let mut wait = BoundedWait::new("a wait", 2, Some(Duration::MAX), &signals, &mut interrupted, &mut settings);
         let error = loop {
             if let Err(error) = wait.pause(Awaited::SecondHand, RankSet::default) {
                 break error;

@@ -14,6 +14,7 @@ use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 
 use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange, Reader, Writer};
+use crate::floating_point::DefaultSettings;
 use crate::memory::host::{self, Block, Handle, Mapping};
 use crate::memory::host_slots::Blocks;
 use crate::wait::{BoundedWait, Interrupted};
@@ -197,7 +198,8 @@ impl HostWorkspace {
 
     fn wait<'a>(&'a self, turn: &'a mut Turn<'_>) -> BoundedWait<'a> {
         let world_size = self.member.geometry.world_size();
-        BoundedWait::new(turn.operation, world_size, self.timeout, self.turns.signals(), turn.interrupted)
+        let Turn { operation, interrupted, settings, .. } = turn;
+        BoundedWait::new(operation, world_size, self.timeout, self.turns.signals(), &mut **interrupted, settings)
     }
 
     /// Keeps what an operation leaves for the next, or why there can be none.
@@ -212,7 +214,7 @@ impl HostWorkspace {
     /// Takes the workspace for one operation, after any other that is using it.
     pub fn take_turn<'a>(&'a self, operation: &'static str, interrupted: Interrupted<'a>) -> Result<Turn<'a>> {
         let state = self.turns.take(operation, self.timeout, interrupted)?;
-        Ok(Turn { blocks: self.blocks, operation, interrupted, state })
+        Ok(Turn { blocks: self.blocks, operation, interrupted, settings: DefaultSettings::enter(), state })
     }
 
     /// What the operation before left, if the control words still say so: another kernel may have used the table.
@@ -249,6 +251,8 @@ pub struct Turn<'a> {
     pub blocks: Blocks,
     operation: &'static str,
     interrupted: Interrupted<'a>,
+    /// All that is computed in this turn has the same bits on every rank.
+    settings: DefaultSettings,
     state: turn::Turn<'a, State>,
 }
 
