@@ -1,5 +1,5 @@
-// Sums over a warp and over a block. The order of additions is fixed: it depends neither on the run nor on how many sums
-// are taken at once.
+// Sums over a warp and over a block. The order of additions is fixed: it depends neither on the run nor on how many
+// sums are taken at once.
 #pragma once
 
 #include "constants.cuh"
@@ -42,8 +42,8 @@ __device__ __forceinline__ float warp_sums(float (&values)[count]) {
     return sum;
 }
 
-// What the warps of a block leave in shared memory, for one sum over the block. The stride of 36 words puts rows that are
-// read at the same time into different banks, in vectors of four.
+// What the warps of a block leave in shared memory, for one sum over the block. The stride of 36 words puts rows that
+// are read at the same time into different banks, in vectors of four.
 //
 // The terms are added as a tree over each sixteen, and these in turn. A value is one term, or already the tree over
 // `terms` of them, 2 or 4: the sum is the same.

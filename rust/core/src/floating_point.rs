@@ -95,8 +95,8 @@ mod processor {
 
     pub fn read() -> u32 {
         let settings: u64;
-        // SAFETY: reads the register, and changes nothing. As the compiler takes it to access any memory, it moves no load
-        // or store of an operand across.
+        // SAFETY: reads the register, and changes nothing. As the compiler takes it to access any memory, it moves no
+        // load or store of an operand across.
         unsafe { asm!("mrs {}, fpcr", out(reg) settings, options(nostack, preserves_flags)) };
         settings as u32
     }
