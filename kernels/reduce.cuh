@@ -9,20 +9,24 @@ namespace lamport {
 
 constexpr uint32 MAX_WARPS = 32;
 
-// Lanes that end up with the same sum after `warp_sums<count>`.
-template <uint32 count>
-constexpr uint32 LANES_PER_SUM = WARP_THREADS / count;
+// Lanes in a row that end up with the same sum after `warp_sums<count, groups>`.
+template <uint32 count, uint32 groups = 1>
+constexpr uint32 LANES_PER_SUM = WARP_THREADS / groups / count;
 
 // Sums `count` values (a power of two) over a warp at once: lane i returns the sum of values[i / LANES_PER_SUM<count>].
 //
+// The lanes may be of 2 or 4 groups, which are summed first, and then added, neighbours first. What is said of lanes
+// above then counts within a group.
+//
 // Each step folds the lanes in halves and gives each half of the lanes one half of the values still in play, so 8 sums
-// take 9 shuffles where one butterfly each would take 40. Whatever `count`, the first step adds lanes 16 apart, the
-// second 8 and so on. So every sum is the same tree, but for which operand of an addition comes first.
-template <uint32 count>
+// take 9 shuffles where one butterfly each would take 40. Whatever `count`, the first step adds lanes that are half a
+// group apart, the second a quarter and so on. So every sum is the same tree, but for which operand of an addition comes
+// first.
+template <uint32 count, uint32 groups = 1>
 __device__ __forceinline__ float warp_sums(float (&values)[count]) {
-    static_assert(count >= 1 && count <= WARP_THREADS && (count & (count - 1)) == 0, "count must be a power of two");
+    static_assert(count >= 1 && count * groups <= WARP_THREADS && (count & (count - 1)) == 0, "count must be a power of two");
     const uint32 lane = threadIdx.x % WARP_THREADS;
-    uint32 mask = WARP_THREADS / 2;
+    uint32 mask = WARP_THREADS / groups / 2;
 #pragma unroll
     for (uint32 half = count / 2; half > 0; half /= 2) {
         const bool upper = (lane & mask) != 0;
@@ -36,8 +40,12 @@ __device__ __forceinline__ float warp_sums(float (&values)[count]) {
     }
     float sum = values[0];
 #pragma unroll
-    for (uint32 rest = LANES_PER_SUM<count> / 2; rest > 0; rest /= 2) {
+    for (uint32 rest = LANES_PER_SUM<count, groups> / 2; rest > 0; rest /= 2) {
         sum += __shfl_xor_sync(0xffffffffu, sum, rest);
+    }
+#pragma unroll
+    for (uint32 group = WARP_THREADS / groups; group < WARP_THREADS; group *= 2) {
+        sum += __shfl_xor_sync(0xffffffffu, sum, group);
     }
     return sum;
 }
