@@ -27,12 +27,6 @@ def comm_size_for(me: Rank, most_bytes: int) -> int:
     return lamport_rs.LamportWorkspace.compute_comm_size_for_all_reduce(most_bytes, me.world_size)
 
 
-def comm_size_for_rows(me: Rank, tokens: int, row_bytes: int) -> int:
-    """Likewise for rows, of which two-shot deals out whole ones."""
-    shares = -(-tokens // me.world_size) * me.world_size
-    return max(me.world_size * tokens, 2 * shares) * row_bytes
-
-
 def contributions(me: Rank, shape: Sequence[int], dtype: torch.dtype, *seeds: int) -> list[torch.Tensor]:
     """Every rank's random tensor: the same on every rank."""
     return [random_rows(me, shape, dtype, *seeds, rank) for rank in range(me.world_size)]

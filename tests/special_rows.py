@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from minimax_rows import Operation, workspace_for
 from ranks import Rank
-from reductions import NormedReduction, comm_size_for_rows, gathered
+from reductions import NormedReduction, comm_size_for, gathered
 from reference import check_same_bits, rounded_sum_with
 
 
@@ -79,7 +79,7 @@ def normalise_special_rows(me: Rank, dtype, weight_dtype, widths: tuple[int, ...
 
 def normalise_special_sums(me: Rank, dtype, weight_dtype, hidden: int, algorithms: Sequence[str]) -> None:
     """The special rows are summed over the ranks; a residual is added to the ordinary ones."""
-    workspace = me.workspace(comm_size_for_rows(me, 6 * 24, hidden * dtype.itemsize))
+    workspace = me.workspace(comm_size_for(me, 6 * 24 * hidden * dtype.itemsize))
     own = special_rows(me, dtype, hidden)
     everybodys = gathered(me, own)
     for algorithm in algorithms:

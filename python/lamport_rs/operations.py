@@ -1,8 +1,10 @@
 """The collectives.
 
 Each is a collective call: all ranks of the workspace's group make it, with tensors of the same shapes and dtypes, in
-the same order. Sums are taken in float32 and in rank order, so all ranks get the same bits, on every run. A
-contribution of -0.0 counts as +0.0.
+the same order. Sums are taken in float32 and in rank order, so all ranks get the same bits, on every run. So they do
+where a thread flushes subnormal numbers to zero or rounds otherwise: on the host an operation computes with the default
+settings, and the caller has his own back afterwards. A row's bits do not depend on how many rows share the call, nor on
+where it is among them. A contribution of -0.0 counts as +0.0.
 
 All raise `LamportError` for tensors, values and workspaces they cannot take, having changed nothing, and
 `LamportTimeoutError`, naming the missing ranks, when peers do not come; after that the workspace can no longer be used.

@@ -149,10 +149,11 @@ class LamportWorkspace:
 
     @staticmethod
     def compute_comm_size_for_all_reduce(max_bytes: int, world_size: int) -> int:
-        """Return the smallest `comm_size` in bytes for all-reduces of up to `max_bytes` bytes, by any algorithm.
+        """Return the smallest `comm_size` in bytes for `all_reduce` and `all_reduce_rms_norm`, by any algorithm.
 
-        That is `world_size` times `max_bytes`, for one-shot, with `max_bytes` rounded up to 16. For two-shot alone
-        twice `max_bytes` do, with a little more where shards are not even.
+        It serves tensors of up to `max_bytes` bytes, with rows of any width. For one-shot alone `world_size` times
+        `max_bytes` do, with `max_bytes` rounded up to 16; for two-shot alone twice `max_bytes`, with some more where
+        shards are not even. Two ranks need up to a third more than one-shot, for an odd number of rows in two shots.
         """
         return _core.all_reduce_comm_size(max_bytes, world_size)
 

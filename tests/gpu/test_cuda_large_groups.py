@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 from minimax_rows import WEIGHTS, Operation, workspace_for
 from ranks import Rank
-from reductions import ALGORITHMS, NormedReduction, Reduction, comm_size_for, comm_size_for_rows, repeat, run_checked
+from reductions import ALGORITHMS, NormedReduction, Reduction, comm_size_for, repeat, run_checked
 from reference import DTYPES
 from worlds import LARGE_GROUP_SIZES
 
@@ -35,7 +35,7 @@ def normalise_everything(me: Rank) -> None:
     """Fewer tokens than ranks and more; rows that a block holds in registers, and wider ones."""
     for hidden, (dtype, weight_dtype) in product((1032, 8200), WEIGHTS):
         counts = (1, me.world_size + 1, 40)
-        workspace = me.workspace(comm_size_for_rows(me, counts[-1], hidden * dtype.itemsize))
+        workspace = me.workspace(comm_size_for(me, counts[-1] * hidden * dtype.itemsize))
         for tokens, algorithm in product(counts, ALGORITHMS):
             operation = NormedReduction.random(me, tokens, hidden, algorithm, dtype, weight_dtype, seed=tokens)
             run_checked(operation, workspace, "a large group")

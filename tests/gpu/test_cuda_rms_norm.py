@@ -5,7 +5,7 @@ import pytest
 import torch
 from minimax_rows import WEIGHTS, check_guards, poisoned
 from ranks import Rank
-from reductions import ALGORITHMS, NormedReduction, comm_size_for, comm_size_for_rows, contributions
+from reductions import ALGORITHMS, NormedReduction, comm_size_for, contributions
 from reference import (
     DTYPES,
     check_rounding,
@@ -39,7 +39,7 @@ def check_both(found, expected, what: str) -> None:
 
 def normalise_rows(me: Rank, dtype: torch.dtype, weight_dtype: torch.dtype, hidden: int) -> None:
     counts = [*TOKENS, MANY_TOKENS] if hidden <= NARROW else TOKENS
-    workspace = me.workspace(comm_size_for_rows(me, max(counts), hidden * dtype.itemsize))
+    workspace = me.workspace(comm_size_for(me, max(counts) * hidden * dtype.itemsize))
     for index, tokens in enumerate(counts):
         inputs = contributions(me, (tokens, hidden), dtype, tokens)
         own, operation = inputs[me.rank], NormedReduction.random(me, tokens, hidden, "", dtype, weight_dtype, tokens)
@@ -77,7 +77,7 @@ def test_sum_is_exact_and_norm_is_within_the_dtypes_rounding(ranks_of, world_siz
 
 def call_otherwise(me: Rank, dtype: torch.dtype, hidden: int) -> None:
     """Allocated, through the operator, with the table, and with either output in the place of either input."""
-    workspace = me.workspace(comm_size_for_rows(me, 33, hidden * dtype.itemsize))
+    workspace = me.workspace(comm_size_for(me, 33 * hidden * dtype.itemsize))
     for tokens in (1, 5, 33):
         for algorithm in ("auto", *ALGORITHMS):
             operation = NormedReduction.random(me, tokens, hidden, algorithm, dtype, seed=tokens)

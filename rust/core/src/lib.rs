@@ -6,6 +6,7 @@
 pub mod cuda;
 pub mod error;
 pub mod exchange;
+pub mod floating_point;
 pub mod memory;
 pub mod operations;
 pub mod tensor;

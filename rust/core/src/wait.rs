@@ -8,6 +8,7 @@ use lamport_rs_protocol::header::Header;
 use lamport_rs_protocol::rank_set::RankSet;
 
 use crate::error::Error;
+use crate::floating_point::DefaultSettings;
 use crate::operations::operation::Operation;
 
 /// Pauses (some 50 ns each) before the processor is first offered to another rank, where each rank has a core.
@@ -107,21 +108,24 @@ pub struct BoundedWait<'a> {
     operation: Operation,
     timeout: Option<Duration>,
     interrupted: Interrupted<'a>,
+    settings: &'a mut DefaultSettings,
     backoff: Backoff<'a>,
 }
 
 impl<'a> BoundedWait<'a> {
     /// Waits up to `timeout` (`None`: for ever) for each word of `member`'s `operation`, unless it hears that the
-    /// workspace is cleaned up.
+    /// workspace is cleaned up. `interrupted` is the caller's, and is asked with the caller's floating-point `settings`.
     pub fn new(
         member: Member,
         operation: Operation,
         timeout: Option<Duration>,
         cleaned_up: &'a AtomicBool,
         interrupted: Interrupted<'a>,
+        settings: &'a mut DefaultSettings,
     ) -> Self {
         let spins = if member.geometry.world_size() <= cores() { SPINS } else { SPINS_OVERSUBSCRIBED };
-        Self { rank: member.rank, operation, timeout, interrupted, backoff: Backoff::spinning(spins, cleaned_up) }
+        let backoff = Backoff::spinning(spins, cleaned_up);
+        Self { rank: member.rank, operation, timeout, interrupted, settings, backoff }
     }
 }
 
@@ -134,8 +138,9 @@ impl Wait for BoundedWait<'_> {
             Awaited::FirstHand => timeout,
             Awaited::SecondHand => timeout.saturating_add(timeout / 2),
         });
-        let operation = self.operation;
-        self.backoff.pause(timeout, self.interrupted).map_err(|given_up| match given_up {
+        let Self { operation, interrupted, settings, .. } = self;
+        let operation = *operation;
+        self.backoff.pause(timeout, &mut || settings.suspended(&mut *interrupted)).map_err(|given_up| match given_up {
             GivenUp::TimedOut(waited) => Error::Timeout { operation, waited, missing: missing() },
             GivenUp::Interrupted => Error::Interrupted { operation, missing: missing() },
             GivenUp::CleanedUp => Error::CleanedUpMeanwhile { operation },
@@ -172,12 +177,10 @@ mod tests {
 
     const OPERATION: Operation = Operation([1; 4]);
 
-    fn wait<'a>(timeout: Duration, cleaned_up: &'a AtomicBool, interrupted: Interrupted<'a>) -> BoundedWait<'a> {
-        let member = Member { rank: 0, geometry: Geometry::new(2, 4096).unwrap() };
-        BoundedWait::new(member, OPERATION, Some(timeout), cleaned_up, interrupted)
-    }
-
-    fn error_of(mut wait: BoundedWait<'_>, awaited: Awaited) -> Error {
+    /// What ends a wait in which nothing comes.
+    fn end(timeout: Duration, awaited: Awaited, interrupted: Interrupted<'_>) -> Error {
+        let (cleaned_up, mut settings) = (AtomicBool::default(), DefaultSettings::enter());
+        let mut wait = wait(timeout, &cleaned_up, interrupted, &mut settings);
         loop {
             if let Err(error) = wait.pause(awaited, RankSet::default) {
                 return error;
@@ -185,26 +188,35 @@ mod tests {
         }
     }
 
+    fn wait<'a>(
+        timeout: Duration,
+        cleaned_up: &'a AtomicBool,
+        interrupted: Interrupted<'a>,
+        settings: &'a mut DefaultSettings,
+    ) -> BoundedWait<'a> {
+        let member = Member { rank: 0, geometry: Geometry::new(2, 4096).unwrap() };
+        BoundedWait::new(member, OPERATION, Some(timeout), cleaned_up, interrupted, settings)
+    }
+
     #[test]
     fn second_hand_data_is_awaited_half_as_long_again() {
-        let (timeout, cleaned_up) = (Duration::from_millis(20), AtomicBool::default());
+        let timeout = Duration::from_millis(20);
         for (awaited, least) in [(Awaited::FirstHand, timeout), (Awaited::SecondHand, timeout * 3 / 2)] {
-            let error = error_of(wait(timeout, &cleaned_up, &mut || false), awaited);
+            let error = end(timeout, awaited, &mut || false);
             assert!(matches!(error, Error::Timeout { waited, .. } if waited >= least), "{awaited:?}: {error}");
         }
     }
 
     #[test]
     fn a_limit_that_no_clock_reaches_is_none() {
-        let cleaned_up = AtomicBool::default();
-        let error = error_of(wait(Duration::MAX, &cleaned_up, &mut || true), Awaited::SecondHand);
+        let error = end(Duration::MAX, Awaited::SecondHand, &mut || true);
         assert!(matches!(error, Error::Interrupted { .. }), "{error}");
     }
 
     #[test]
     fn a_mismatch_names_both_ranks_and_both_operations() {
-        let cleaned_up = AtomicBool::default();
-        let error = wait(Duration::MAX, &cleaned_up, &mut || false).mismatch(1, [2; 4]);
+        let (cleaned_up, mut settings, mut never) = (AtomicBool::default(), DefaultSettings::enter(), || false);
+        let error = wait(Duration::MAX, &cleaned_up, &mut never, &mut settings).mismatch(1, [2; 4]);
         let expected =
             matches!(error, Error::Mismatch { rank: 0, own: OPERATION, peer: 1, theirs: Operation([2, 2, 2, 2]) });
         assert!(expected, "{error:?}");

@@ -27,6 +27,8 @@ const TOKENS_PER_VECTOR: usize = 4;
 const FLOAT_BYTES: usize = 4;
 /// Bytes from one header to the next: a line, so that peers do not take it away from each other.
 pub const HEADER_BYTES: usize = 64;
+/// Rows that [`two_shot_rows_bytes`] looks at.
+const MOST_ROWS: usize = 20;
 
 /// Why a shape is no geometry. Each says what would be one.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -167,13 +169,31 @@ pub fn minimax_comm_size(max_tokens: i64, world_size: i64, fused_qk: bool) -> Re
     round_up_slot(per_rank, ranks, max_tokens)
 }
 
-/// Bytes per slot for an all-reduce of up to `max_bytes` bytes with any algorithm: the smallest number that does. No
-/// less than one-shot's `world_size` regions of whole vectors, and for all but the smallest tensors no more.
+/// Bytes per slot for a reduction of up to `max_bytes` bytes with any algorithm, be it a sum or, whatever the width of
+/// the rows, a sum with a norm: the smallest number that does. For three ranks and more it is one-shot's `world_size`
+/// regions of whole vectors, for all but the smallest tensors; two ranks need up to a third more, for rows in two
+/// shots.
 pub fn all_reduce_comm_size(max_bytes: i64, world_size: i64) -> Result<usize, GeometryError> {
     let ranks = check_world_size(world_size)?;
     let bytes = check_positive("max_bytes", max_bytes)?;
-    let region = Algorithm::ALL.map(|algorithm| algorithm.tensor_message_bytes(bytes, ranks)).into_iter().max();
+    let tensors = Algorithm::ALL.map(|algorithm| algorithm.tensor_message_bytes(bytes, ranks));
+    let region = tensors.into_iter().max().max(Some(two_shot_rows_bytes(bytes, ranks)));
     check_slot(region.and_then(|region| region.checked_mul(ranks)), max_bytes)
+}
+
+/// Bytes of the largest region that two shots of whole rows need, if the rows have `bytes` bytes at most, or less than
+/// one shot needs.
+///
+/// Of `rows` rows a rank sums `ceil(rows / ranks)`. With `q` of these the fewest rows are the widest, `ranks × (q - 1)
+/// + 1` of them (`ranks`, if `q` is 1). The region is at most `2q / rows` of the tensor then. For three ranks and more
+/// that is no more than all of it, which one shot needs. For two it is `2q / (2q - 1)`: most for three rows, 4/3. As
+/// rows are whole vectors, three rows may leave up to two vectors out, and more rows may then need more, but not where
+/// the tensor has 20 vectors: `4 (20 - 2) / 3 = 6/5 × 20`, and five rows or more need no more than that. So 20 rows are
+/// enough to look at.
+fn two_shot_rows_bytes(bytes: usize, ranks: usize) -> usize {
+    let vectors = bytes / VECTOR_BYTES;
+    let region = |rows| Algorithm::TwoShot.message_bytes(rows, vectors / rows * VECTOR_BYTES, ranks);
+    (ranks..=MOST_ROWS).map(region).max().unwrap_or(0)
 }
 
 fn check_positive(what: &'static str, value: i64) -> Result<usize, GeometryError> {

@@ -15,6 +15,7 @@ use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 
 use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange, Reader, Writer};
+use crate::floating_point::DefaultSettings;
 use crate::memory::host::{self, Block, Handle, Mapping};
 use crate::memory::host_slots::Blocks;
 use crate::operations::operation::{Description, Operation, Skipped, advance};
@@ -214,8 +215,9 @@ impl HostWorkspace {
     }
 
     fn wait<'a>(&'a self, running: &'a mut Running<'_>) -> BoundedWait<'a> {
-        let (operation, cleaned_up) = (running.operation, self.state.cleaned_up());
-        BoundedWait::new(self.member, operation, self.timeout, cleaned_up, running.interrupted)
+        let Running { operation, interrupted, settings, .. } = running;
+        let cleaned_up = self.state.cleaned_up();
+        BoundedWait::new(self.member, *operation, self.timeout, cleaned_up, &mut **interrupted, settings)
     }
 
     /// Keeps what an operation leaves for the next, or why there can be none.
@@ -232,7 +234,7 @@ impl HostWorkspace {
         let mut state = self.state.access(description.kind.name())?;
         state.number = advance(state.number, self.skipped.step());
         let operation = Operation(description.header(state.number));
-        Ok(Running { blocks: self.blocks, operation, interrupted, state })
+        Ok(Running { blocks: self.blocks, operation, interrupted, settings: DefaultSettings::enter(), state })
     }
 
     /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
@@ -276,6 +278,8 @@ pub struct Running<'a> {
     pub blocks: Blocks,
     operation: Operation,
     interrupted: Interrupted<'a>,
+    /// All that the operation computes has the same bits on every rank.
+    settings: DefaultSettings,
     state: Access<'a, State>,
 }
 

@@ -25,6 +25,13 @@ fn holds(comm_size: usize, world_size: usize, algorithm: Algorithm, bytes: usize
         .is_ok_and(|geometry| geometry.region_bytes(algorithm.tensor_message_bytes(bytes, world_size)).is_ok())
 }
 
+/// The largest region that two shots of whole rows need, of up to `bytes` bytes in rows of any width.
+fn largest_rows(bytes: usize, world_size: usize) -> usize {
+    let vectors = bytes / VECTOR_BYTES;
+    let region = |rows: usize| Algorithm::TwoShot.message_bytes(rows, vectors / rows * VECTOR_BYTES, world_size);
+    (world_size..=vectors).map(region).max().unwrap_or(0)
+}
+
 /// From one byte to many vectors.
 fn tensor_sizes() -> impl Strategy<Value = usize> {
     prop_oneof![1_usize..1000, 1_usize..100_000_000]
@@ -37,9 +44,35 @@ proptest! {
         max_bytes in tensor_sizes(),
     ) {
         let comm_size = all_reduce_comm_size(max_bytes as i64, world_size as i64).unwrap();
-        let all_hold = |comm_size| Algorithm::ALL.iter().all(|&each| holds(comm_size, world_size, each, max_bytes));
+        // Three rows are the most wasteful that two ranks can have, but for what is lost to whole vectors.
+        let rows = if world_size == 2 { 4 * (max_bytes / VECTOR_BYTES / 3) * VECTOR_BYTES } else { 0 };
+        let all_hold = |comm_size| {
+            let region = Geometry::new(world_size as i64, comm_size as i64).unwrap().region_bytes(rows);
+            region.is_ok() && Algorithm::ALL.iter().all(|&each| holds(comm_size, world_size, each, max_bytes))
+        };
         prop_assert!(all_hold(comm_size), "{} does not do", comm_size);
-        prop_assert!(!all_hold(comm_size - VECTOR_BYTES), "less than {} does", comm_size);
+        if max_bytes >= 20 * VECTOR_BYTES {
+            prop_assert!(!all_hold(comm_size - VECTOR_BYTES), "less than {} does", comm_size);
+        }
+    }
+
+    #[test]
+    fn an_all_reduce_workspace_holds_rows_of_any_width_in_any_algorithm(
+        world_size in world_sizes(),
+        (max_bytes, row_vectors) in tensor_sizes().prop_flat_map(|most| (Just(most), 1..=most / VECTOR_BYTES + 1)),
+        share in 0.0..=1.0,
+    ) {
+        let comm_size = all_reduce_comm_size(max_bytes as i64, world_size as i64).unwrap();
+        let geometry = Geometry::new(world_size as i64, comm_size as i64).unwrap();
+        let most_rows = max_bytes / (row_vectors * VECTOR_BYTES);
+        for rows in [most_rows, (most_rows as f64 * share) as usize] {
+            let possible = |algorithm: &Algorithm| *algorithm == Algorithm::OneShot || rows >= world_size;
+            for algorithm in Algorithm::ALL.into_iter().filter(possible) {
+                let message = algorithm.message_bytes(rows, row_vectors * VECTOR_BYTES, world_size);
+                let found = geometry.region_bytes(message);
+                prop_assert!(found.is_ok(), "{:?}: {} rows of {}", algorithm, rows, row_vectors);
+            }
+        }
     }
 
     #[test]
@@ -122,9 +155,31 @@ fn an_all_reduce_workspace_holds_every_size_up_to_the_maximum() {
 #[test]
 fn all_reduce_sizes_are_those_of_one_shot_but_for_tiny_tensors() {
     for (max_bytes, world_size, expected) in
-        [(1, 2, 64), (17, 2, 64), (33, 2, 128), (1, 4, 128), (32, 4, 128), (33, 4, 192), (1 << 20, 8, 8 << 20)]
+        [(1, 3, 96), (1, 4, 128), (32, 4, 128), (33, 4, 192), (1 << 20, 3, 3 << 20), (1 << 20, 8, 8 << 20)]
     {
         assert_eq!(all_reduce_comm_size(max_bytes, world_size), Ok(expected), "{max_bytes} bytes, {world_size} ranks");
+    }
+}
+
+#[test]
+fn two_ranks_have_room_for_three_rows_in_two_shots() {
+    // One and five rows of a vector, six vectors in three rows, then 4/3 of the tensor but for what is no whole row.
+    for (max_bytes, expected) in
+        [(1, 64), (17, 64), (33, 128), (80, 192), (96, 256), (3 << 20, 8 << 20), (1 << 20, 2796160)]
+    {
+        assert_eq!(all_reduce_comm_size(max_bytes, 2), Ok(expected), "{max_bytes} bytes");
+    }
+}
+
+#[test]
+fn an_all_reduce_workspace_is_the_smallest_that_holds_sums_and_rows_of_any_width() {
+    for world_size in 2..=16 {
+        for bytes in (1..=300 * VECTOR_BYTES).step_by(5) {
+            let tensors = Algorithm::ALL.map(|algorithm| algorithm.tensor_message_bytes(bytes, world_size));
+            let region = tensors.into_iter().max().max(Some(largest_rows(bytes, world_size))).unwrap();
+            let found = all_reduce_comm_size(bytes as i64, world_size as i64);
+            assert_eq!(found, Ok(world_size * region), "{bytes} bytes, {world_size} ranks");
+        }
     }
 }
 
