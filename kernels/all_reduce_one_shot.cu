@@ -11,10 +11,14 @@ namespace lamport {
 template <class Value, uint32 capacity>
 __device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& parameters) {
     const Group& group = parameters.group;
+    if (is_speaking_block()) {
+        speak_for_sum(parameters);
+        return;
+    }
     const TensorVectors input(parameters.input, parameters.bytes), output(parameters.output, parameters.bytes);
     const uint32 workers = blockDim.x - WARP_THREADS;
-    const uint32 threads = gridDim.x * workers;
-    uint32 at = blockIdx.x * workers + threadIdx.x;
+    const uint32 threads = data_blocks() * workers;
+    uint32 at = data_block() * workers + threadIdx.x;
     const uint64 place = uint64{at} * VECTOR_BYTES;
     const Address input_address = keep(input.address(at));
     const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes + place, place,
@@ -26,8 +30,7 @@ __device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& p
     // Nothing of the above is moved behind a branch, and so behind the wait.
     if (threadIdx.x >= workers) {
         ptx::wait_for_prior_grids();
-        serve(group, control_reader, parameters.region_bytes, parameters.bytes,
-              [&] { fill_with_nan(parameters.output, parameters.bytes); });
+        serve(group, control_reader.read(), parameters.region_bytes);
         return;
     }
     ptx::wait_for_prior_grids();

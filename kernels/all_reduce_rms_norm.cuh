@@ -36,11 +36,10 @@ struct AllReduceRmsNormParameters {
 
 ASSERT_LAYOUT_OF_AllReduceRmsNorm(AllReduceRmsNormParameters);
 
-// The part of the block that has no rows.
-__device__ __forceinline__ void speak_for_norm(const AllReduceRmsNormParameters& parameters,
-                                               const ControlReader& control_reader) {
+// The part of the block that speaks.
+__device__ __forceinline__ void speak_for_norm(const AllReduceRmsNormParameters& parameters) {
     const uint64 bytes = uint64{parameters.tokens} * parameters.row_vectors * VECTOR_BYTES;
-    speak(parameters.group, control_reader, parameters.region_bytes, 2 * bytes, [&] {
+    speak(parameters.group, parameters.region_bytes, 2 * bytes, [&] {
         fill_with_nan(parameters.output, bytes);
         fill_with_nan(parameters.residual_output, bytes);
     });
@@ -54,7 +53,7 @@ public:
     __device__ __forceinline__ RmsNormRows(const AllReduceRmsNormParameters& parameters, WarpPartials& partials)
         : parameters_(parameters),
           partials_(partials),
-          token_(blockIdx.x),
+          token_(data_block()),
           row_vectors_(token_ < parameters.tokens ? parameters.row_vectors : 0) {
         pad(partials);
     }

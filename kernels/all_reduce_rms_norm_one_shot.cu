@@ -7,6 +7,10 @@ template <class Value, uint32 capacity, bool held>
 __device__ __forceinline__ void all_reduce_rms_norm_one_shot(const AllReduceRmsNormParameters& parameters) {
     __shared__ WarpPartials partials;
     const Group& group = parameters.group;
+    if (is_speaking_block()) {
+        speak_for_norm(parameters);
+        return;
+    }
     RmsNormRows<Value, held> rows(parameters, partials);
     const uint64 row_bytes = uint64{parameters.row_vectors} * VECTOR_BYTES;
     const uint64 place = rows.token() * row_bytes;
@@ -16,11 +20,6 @@ __device__ __forceinline__ void all_reduce_rms_norm_one_shot(const AllReduceRmsN
     // Nothing of the above is moved behind a branch, and so behind the wait.
     if (parameters.tokens == 0) {
         ptx::wait_for_prior_grids();
-        return;
-    }
-    if (is_speaking_block()) {
-        ptx::wait_for_prior_grids();
-        speak_for_norm(parameters, control_reader);
         return;
     }
     ptx::wait_for_prior_grids();

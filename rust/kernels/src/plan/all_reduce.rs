@@ -9,7 +9,7 @@ use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 use crate::catalogue::{AllReduceKernel, ModuleKey};
 use crate::dtype::Dtype;
 use crate::parameters::{AllReduceParameters, Group};
-use crate::plan::{Device, LaunchPlan, PlanError, SPEAKING_BLOCKS, check_bytes, reduction_grid};
+use crate::plan::{Device, LaunchPlan, PlanError, check_bytes, reduction_grid};
 use crate::variants::{WARP_THREADS, all_reduce_bounds, capacity};
 
 /// Threads of a one-shot block beside the service warp.
@@ -74,12 +74,10 @@ impl AllReduceShape {
         let bounds = all_reduce_bounds(algorithm, capacity);
         let vectors = self.vectors();
         let (workers, block) = self.block(vectors, bounds.max_threads);
-        // One-shot has service warps.
-        let speaking = if algorithm == Algorithm::TwoShot { SPEAKING_BLOCKS } else { 0 };
         let resident = device.resident_blocks(bounds, block);
         let launch = LaunchPlan {
             module: ModuleKey::AllReduce(AllReduceKernel { algorithm, dtype, capacity }),
-            grid: reduction_grid(vectors.div_ceil(workers), speaking, resident),
+            grid: reduction_grid(vectors.div_ceil(workers), resident),
             block,
             dependent_launch: device.has_dependent_launch(),
         };

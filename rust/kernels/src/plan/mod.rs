@@ -108,14 +108,13 @@ pub enum PlanError {
 /// Measured on two H100: with up to 66 blocks, sums of up to 32 KiB take 0.03 us more at most, and the smallest less.
 pub const MIN_BLOCKS: u32 = 32;
 
-/// Blocks of a kernel without service warps that have no data: one, which speaks for the rank.
+/// Blocks of every operation's grid that have no data: one, which speaks for the rank.
 const SPEAKING_BLOCKS: u32 = 1;
 
-/// The grid of a reduction whose data makes work for `blocks` blocks, `speaking` others beside them, on a device that
-/// holds `resident` at once: all blocks run at once, so that none waits for a peer's block that waits for room. (Where
-/// only one block fits, the one that speaks comes second.)
-fn reduction_grid(blocks: u32, speaking: u32, resident: u32) -> u32 {
-    (blocks + speaking).max(MIN_BLOCKS).min(resident).max(1 + speaking)
+/// The grid of a reduction whose data makes work for `blocks` blocks, on a device that holds `resident` at once: all blocks
+/// run at once, so that none waits for a peer's block that waits for room.
+fn reduction_grid(blocks: u32, resident: u32) -> u32 {
+    (blocks + SPEAKING_BLOCKS).max(MIN_BLOCKS).min(resident).max(SPEAKING_BLOCKS + 1)
 }
 
 /// More would overflow the kernels' 32-bit offsets within a region.

@@ -7,9 +7,7 @@ use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 use crate::catalogue::{AllReduceRmsNormKernel, ModuleKey};
 use crate::dtype::Dtype;
 use crate::parameters::{AllReduceRmsNormParameters, Group, RmsNorm};
-use crate::plan::{
-    Device, LaunchPlan, PlanError, SPEAKING_BLOCKS, all_reduce, check_bytes, check_weight, reduction_grid, row_vectors,
-};
+use crate::plan::{Device, LaunchPlan, PlanError, all_reduce, check_bytes, check_weight, reduction_grid, row_vectors};
 use crate::variants::{WARP_THREADS, capacity, rms_norm_bounds};
 
 /// Bytes from which two-shot is faster than one-shot: as for the all-reduce, but never with two ranks, which would wait
@@ -86,7 +84,7 @@ impl AllReduceRmsNormShape {
         let held = needed <= bounds.max_threads;
         let module = ModuleKey::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm, dtype, capacity, held });
         let resident = device.resident_blocks(bounds, block);
-        let grid = reduction_grid(tokens as u32, SPEAKING_BLOCKS, resident);
+        let grid = reduction_grid(tokens as u32, resident);
         let launch = LaunchPlan { module, grid, block, dependent_launch: device.has_dependent_launch() };
         Ok(AllReduceRmsNormPlan { launch, shape: *self })
     }
