@@ -22,10 +22,12 @@ pub enum Kind {
     System,
     /// Relaxed, of one device.
     Device,
-    /// Weak loads.
+    /// Weak loads, after the grid-dependency wait.
     Input,
     /// Weak loads and stores.
     Output,
+    /// Weak loads, at any time.
+    Weight,
 }
 
 /// Why a run did not end well.

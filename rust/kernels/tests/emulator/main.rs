@@ -1,5 +1,6 @@
 //! Runs the kernels without a GPU: see docs/emulator.md.
 
+mod cases;
 mod compile;
 #[path = "../../build/constants.rs"]
 mod constants;
@@ -13,33 +14,60 @@ mod workspace;
 // Where `build/constants.rs` looks for them.
 use lamport_rs_kernels::{parameters, variants};
 
-use lamport_rs_kernels::Dtype;
-use lamport_rs_kernels::plan::Device;
-use lamport_rs_protocol::algorithm::Algorithm;
+use std::collections::HashSet;
+
+use lamport_rs_kernels::ModuleKey;
 
 use compile::Sources;
 use machine::Kernels;
-use operations::AllReduce;
-use run::Case;
+use run::{Case, seeds};
+
+fn check(cases: Vec<Case>, usual_seeds: u64) {
+    let kernels = Kernels::new(Sources::of_kernels());
+    for case in cases {
+        let start = std::time::Instant::now();
+        case.check(&kernels, seeds(usual_seeds));
+        eprintln!("{:8.3} {}", start.elapsed().as_secs_f64(), case.name);
+    }
+}
 
 #[test]
 fn all_reduce() {
-    let kernels = Kernels::new(Sources::of_kernels());
-    let device = Device {
-        compute_capability: (9, 0),
-        multiprocessors: 2,
-        threads_per_multiprocessor: 1024,
-        blocks_per_multiprocessor: 2,
-    };
-    let operation = |elements, in_place| {
-        Box::new(AllReduce { algorithm: Algorithm::OneShot, dtype: Dtype::BFloat16, elements, in_place }) as _
-    };
-    let case = Case {
-        name: "one-shot",
-        world_size: 2,
-        device,
-        resident_blocks: 8,
-        operations: vec![operation(1, false), operation(1000, true), operation(6001, false), operation(6001, false)],
-    };
-    case.check(&kernels, 1..21);
+    check(cases::all_reduce(), 3);
+}
+
+#[test]
+fn rms_norm() {
+    check(cases::rms_norm(), 2);
+}
+
+#[test]
+fn minimax() {
+    check(cases::minimax(), 2);
+}
+
+#[test]
+fn setup() {
+    check(cases::setup(), 4);
+}
+
+#[test]
+fn mixtures() {
+    check(cases::mixtures(), 4);
+}
+
+#[test]
+fn limited_residency() {
+    check(cases::limited_residency(), 4);
+}
+
+#[test]
+fn every_module_is_run() {
+    let all = [cases::all_reduce(), cases::rms_norm(), cases::minimax(), cases::setup()];
+    let mut run = HashSet::new();
+    for case in all.iter().flatten() {
+        run.extend(case.operations.iter().map(|operation| operation.module(&case.setting())));
+    }
+    let missing: Vec<_> = ModuleKey::all().filter(|key| !run.contains(key)).map(ModuleKey::name).collect();
+    assert!(missing.is_empty(), "no case runs {missing:#?}");
 }

@@ -1,5 +1,7 @@
 //! Runs chains of operations, and checks all that they leave.
 
+use std::env;
+use std::ops::Range;
 use std::time::Duration;
 
 use lamport_rs_kernels::plan::Device;
@@ -11,10 +13,23 @@ use crate::operations::{Operation, Prepared, Setting};
 use crate::values::Random;
 use crate::workspace::Workspace;
 
+/// Says which seeds to run: how many, or which of them (`17..18`).
+const SEEDS_VARIABLE: &str = "LAMPORT_RS_EMULATOR_SEEDS";
+
+/// The seeds to run: those of the variable, or as many as `usual`.
+pub fn seeds(usual: u64) -> Range<u64> {
+    let Ok(text) = env::var(SEEDS_VARIABLE) else { return 0..usual };
+    let number = |text: &str| text.parse().unwrap_or_else(|_| panic!("{SEEDS_VARIABLE}={text} is not a number or a range"));
+    match text.split_once("..") {
+        Some((begin, end)) => number(begin)..number(end),
+        None => 0..number(&text),
+    }
+}
+
 /// Operations that follow each other on one workspace.
 #[derive(Debug)]
 pub struct Case {
-    pub name: &'static str,
+    pub name: String,
     pub world_size: usize,
     pub device: Device,
     /// Blocks of a rank that run at once.
@@ -49,8 +64,9 @@ impl Case {
         let mut random = Random(self.operations.len() as u64 * 1000 + self.world_size as u64);
         let mut prepared: Vec<Box<dyn Prepared>> = Vec::new();
         for operation in &self.operations {
-            let prior = prepared.last().and_then(|prior| prior.outputs());
-            prepared.push(operation.prepare(&setting, &mut random, prior.as_deref()));
+            let prior = prepared.last().map(|prior| &**prior);
+            let next = operation.prepare(&setting, &mut random, prior);
+            prepared.push(next);
         }
         prepared
     }
@@ -85,6 +101,10 @@ impl Case {
                 operation.check(rank).map_err(place)?;
                 results.push(operation.results(rank));
             }
+            let of_ranks = &results[results.len() - self.world_size..];
+            if operation.is_alike_on_all_ranks() && of_ranks.iter().any(|of_rank| *of_rank != of_ranks[0]) {
+                return Err(Failure::WrongResult(format!("operation {index}: ranks have different bits")));
+            }
         }
         let control = self.control(&setting);
         workspace.check_control(&control).map_err(Failure::WrongControl)?;
@@ -93,7 +113,7 @@ impl Case {
     }
 
     /// Runs the case with every seed, and compares their results. Panics with the first failure.
-    pub fn check(&self, kernels: &Kernels, seeds: impl Iterator<Item = u64>) {
+    pub fn check(&self, kernels: &Kernels, seeds: Range<u64>) {
         let mut first: Option<Vec<Vec<u8>>> = None;
         for seed in seeds {
             let results = self

@@ -116,6 +116,34 @@ pub fn sum(dtype: Dtype, tensors: &[Vec<u8>], residual: Option<&[u8]>) -> Vec<u8
     scrubbed(&to_bytes(dtype, &rounded))
 }
 
+/// RMSNorm, in float64, of the first part of rows whose columns are spread over `parts`, of `width` columns each, with
+/// the weights of those columns.
+pub fn rms_norm(
+    dtype: Dtype,
+    parts: &[&[u8]],
+    width: usize,
+    (weight_dtype, weights): (Dtype, &[u8]),
+    epsilon: f32,
+    weight_bias: f32,
+) -> Vec<f64> {
+    let numbers = |part: &&[u8]| -> Vec<f64> {
+        elements(dtype, part).into_iter().map(|bits| decode(dtype, bits).into()).collect()
+    };
+    let parts: Vec<_> = parts.iter().map(numbers).collect();
+    let weights: Vec<f64> = elements(weight_dtype, weights)
+        .into_iter()
+        .map(|bits| f64::from(decode(weight_dtype, bits)) + f64::from(weight_bias))
+        .collect();
+    let mut normalised = Vec::new();
+    for (token, row) in parts[0].chunks_exact(width).enumerate() {
+        let columns = token * width..(token + 1) * width;
+        let squares: f64 = parts.iter().flat_map(|part| &part[columns.clone()]).map(|x| x * x).sum();
+        let scale = 1.0 / (squares / (width * parts.len()) as f64 + f64::from(epsilon)).sqrt();
+        normalised.extend(row.iter().zip(&weights).map(|(x, weight)| x * scale * weight));
+    }
+    normalised
+}
+
 /// Compares bit by bit; one NaN is as good as another.
 pub fn check_bits(what: &str, dtype: Dtype, found: &[u8], expected: &[u8]) -> Result<(), String> {
     for (index, (found, expected)) in elements(dtype, found).into_iter().zip(elements(dtype, expected)).enumerate() {

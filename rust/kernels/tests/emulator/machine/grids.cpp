@@ -142,6 +142,7 @@ void Machine::wait_for_prior_grid() {
             wait(State::prior_grid, 0);
         }
     }
+    current_->accessor.has_waited = true;
     current_->accessor.floor = memory_.time();
     yield_sometimes();
 }

@@ -11,22 +11,20 @@ void Memory::add(Address begin, std::uint64_t bytes, Kind kind, std::uint32_t ra
     Region region{begin, begin + bytes, kind, rank, std::move(name), {}};
     region.history.resize(is_relaxed ? bytes / sizeof(std::uint32_t) : 0);
     regions_.emplace(begin, std::move(region));
-    if (waiting_.size() <= rank) {
-        waiting_.resize(rank + 1);
-    }
 }
 
 Memory::Region* Memory::find(Address address) {
     const auto holds = [&](const Region& region) { return region.begin <= address && address < region.end; };
-    if (last_ != nullptr && holds(*last_)) {
-        return last_;
+    Region*& found = found_[(address >> 10) % found_.size()];
+    if (found != nullptr && holds(*found)) {
+        return found;
     }
     auto after = regions_.upper_bound(address);
     if (after == regions_.begin() || !holds(std::prev(after)->second)) {
         return nullptr;
     }
-    last_ = &std::prev(after)->second;
-    return last_;
+    found = &std::prev(after)->second;
+    return found;
 }
 
 Memory::History& Memory::history(Address address) {
@@ -56,6 +54,9 @@ bool Memory::check_relaxed(const Accessor& accessor, Address address, bool is_sy
     if (address % sizeof(std::uint32_t) != 0) {
         return refuse(address, "a word that is not aligned");
     }
+    if (!accessor.has_waited) {
+        return refuse(address, "a relaxed access before the wait for the grids before");
+    }
     switch (region->kind) {
         case Kind::system:
             return is_system || refuse(address, "an access of device scope to what other devices reach");
@@ -80,6 +81,9 @@ bool Memory::check_weak(const Accessor& accessor, Address address, std::uint32_t
     if (region->rank != accessor.rank) {
         return refuse(address, "an access to another rank's tensor");
     }
+    if (!accessor.has_waited && region->kind != Kind::weight) {
+        return refuse(address, "an access to a tensor before the wait for the grids before");
+    }
     return !writes || region->kind == Kind::output || refuse(address, "a store to an input");
 }
 
@@ -88,18 +92,14 @@ bool Memory::comes_before(const Store& store, const Accessor& accessor) {
 }
 
 std::uint32_t Memory::load(const Accessor& accessor, Address address, bool may_be_stale) {
-    auto& waiting = waiting_[accessor.rank];
-    if (!waiting.empty()) {
-        if (const auto found = waiting.find(address); found != waiting.end()) {
-            const auto& stores = found->second;
-            const auto last = std::find_if(stores.rbegin(), stores.rend(),
-                                           [&](const Store& store) { return comes_before(store, accessor); });
-            if (last != stores.rend()) {
-                return last->sets_bits ? word(address) | last->word : last->word;
-            }
-        }
-    }
     History& known = history(address);
+    const Store* last = nullptr;
+    for (std::uint32_t at = known.waiting; at != 0; at = stores_[at - 1].next) {
+        last = comes_before(stores_[at - 1], accessor) ? &stores_[at - 1] : last;
+    }
+    if (last != nullptr) {
+        return last->sets_bits ? word(address) | last->word : last->word;
+    }
     const bool is_ordered = known.time <= accessor.floor || known.block == accessor.block || known.is_seen;
     if (may_be_stale && !is_ordered) {
         return known.before;
@@ -108,44 +108,58 @@ std::uint32_t Memory::load(const Accessor& accessor, Address address, bool may_b
     return word(address);
 }
 
-void Memory::store(const Accessor& accessor, Address address, const Store& store) {
-    waiting_[accessor.rank][address].push_back(store);
-}
-
-void Memory::write(Address address, std::uint32_t value, std::uint64_t block) {
-    history(address) = History{word(address), ++time_, block, false};
-    *reinterpret_cast<std::uint32_t*>(address) = value;
+void Memory::store(Address address, const Store& store) {
+    std::uint32_t at = free_;
+    if (at == 0) {
+        stores_.push_back(store);
+        at = static_cast<std::uint32_t>(stores_.size());
+    } else {
+        free_ = stores_[at - 1].next;
+        stores_[at - 1] = store;
+    }
+    std::uint32_t* end = &history(address).waiting;
+    while (*end != 0) {
+        end = &stores_[*end - 1].next;
+    }
+    *end = at;
 }
 
 bool Memory::deliver(std::uint32_t rank, Address address) {
-    auto& waiting = waiting_[rank];
-    const auto found = waiting.find(address);
-    const Store store = found->second.front();
-    found->second.erase(found->second.begin());
-    if (found->second.empty()) {
-        waiting.erase(found);
+    History& known = history(address);
+    std::uint32_t* link = &known.waiting;
+    while (stores_[*link - 1].rank != rank) {
+        link = &stores_[*link - 1].next;
     }
+    const std::uint32_t at = *link;
+    Store& store = stores_[at - 1];
+    *link = store.next;
     --*store.outstanding;
-    const std::uint32_t before = word(address);
-    const std::uint32_t after = store.sets_bits ? before | store.word : store.word;
-    write(address, after, store.block);
-    return before != after;
+    write(address, known, store.sets_bits ? word(address) | store.word : store.word, store.block);
+    store = Store{};
+    store.next = free_;
+    free_ = at;
+    const bool is_polled = known.is_polled;
+    known.is_polled = false;
+    return is_polled;
 }
 
 bool Memory::has_prior_store(const Accessor& accessor) const {
-    for (const auto& [address, stores] : waiting_[accessor.rank]) {
-        for (const Store& store : stores) {
-            if (comes_before(store, accessor)) {
-                return true;
-            }
-        }
-    }
-    return false;
+    return std::any_of(stores_.begin(), stores_.end(), [&](const Store& store) {
+        return store.outstanding != nullptr && comes_before(store, accessor);
+    });
+}
+
+void Memory::write(Address address, History& known, std::uint32_t value, std::uint64_t block) {
+    known.before = word(address);
+    known.time = ++time_;
+    known.block = block;
+    known.is_seen = false;
+    *reinterpret_cast<std::uint32_t*>(address) = value;
 }
 
 std::uint32_t Memory::increment(const Accessor& accessor, Address address, std::uint32_t last) {
     const std::uint32_t before = word(address);
-    write(address, before >= last ? 0 : before + 1, accessor.block);
+    write(address, history(address), before >= last ? 0 : before + 1, accessor.block);
     return before;
 }
 

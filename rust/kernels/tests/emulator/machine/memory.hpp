@@ -3,10 +3,10 @@
 // something orders the two.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "random.hpp"
@@ -21,9 +21,10 @@ enum class Kind : std::uint32_t {
     system,
     // Of one device: relaxed.
     device,
-    // Tensors of one device: weak.
+    // Tensors of one device: weak. Weights may be read before the grid-dependency wait.
     input,
     output,
+    weight,
 };
 
 // Who accesses memory: a thread of a block of a grid, and what is ordered ahead of it.
@@ -31,6 +32,8 @@ struct Accessor {
     std::uint32_t rank = 0;
     std::uint64_t block = 0;
     std::uint64_t thread = 0;
+    // Whether it has waited for the grids before its own.
+    bool has_waited = false;
     // Stores delivered up to this time cannot be missed.
     std::uint64_t floor = 0;
     // Stores of the own block up to this number come before whatever the thread does now.
@@ -41,12 +44,15 @@ struct Accessor {
 struct Store {
     std::uint32_t word;
     bool sets_bits;
+    std::uint32_t rank;
     std::uint64_t block;
     std::uint64_t thread;
     // Among those of the block.
     std::uint64_t number;
-    // Of a grid: how many of its stores have not been delivered.
+    // Of a grid: how many of its stores have not been delivered. Null in an entry that is not in use.
     std::size_t* outstanding;
+    // The next store to the same word, or the next free entry: an index, and 1.
+    std::uint32_t next = 0;
 };
 
 class Memory {
@@ -65,9 +71,11 @@ public:
     std::uint32_t word(Address address) const { return *reinterpret_cast<const std::uint32_t*>(address); }
 
     // Puts a store off.
-    void store(const Accessor& accessor, Address address, const Store& store);
-    // Delivers the oldest store to the word. Returns whether the word changed.
+    void store(Address address, const Store& store);
+    // Delivers the rank's oldest store to the word. Returns whether a thread polls the word.
     bool deliver(std::uint32_t rank, Address address);
+    // Says that a thread polls the word: the next delivery tells.
+    void poll(Address address) { history(address).is_polled = true; }
     // Whether a store that comes before what the thread does now waits.
     bool has_prior_store(const Accessor& accessor) const;
 
@@ -89,6 +97,9 @@ private:
         std::uint64_t block = 0;
         // Whether a thread has seen the last store.
         bool is_seen = false;
+        bool is_polled = false;
+        // The oldest store that waits: an index, and 1.
+        std::uint32_t waiting = 0;
     };
 
     struct Region {
@@ -103,15 +114,16 @@ private:
     Region* find(Address address);
     History& history(Address address);
     bool refuse(Address address, const char* why);
-    void write(Address address, std::uint32_t word, std::uint64_t block);
+    void write(Address address, History& history, std::uint32_t word, std::uint64_t block);
     static bool comes_before(const Store& store, const Accessor& accessor);
 
     // By where they begin.
     std::map<Address, Region> regions_;
-    // The last one found.
-    Region* last_ = nullptr;
-    // Per rank, by word; the oldest first.
-    std::vector<std::unordered_map<Address, std::vector<Store>>> waiting_;
+    // Those found lately.
+    std::array<Region*, 256> found_{};
+    // That wait, in lists by word.
+    std::vector<Store> stores_;
+    std::uint32_t free_ = 0;
     std::uint64_t time_ = 1;
     std::string error_;
 };

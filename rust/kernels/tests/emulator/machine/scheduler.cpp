@@ -27,7 +27,7 @@ Habits::Habits(Random& random)
     : turns_per_delivery(one_of(random, {1, 4, 32, 256, 0})),
       contenders(one_of(random, {1, 2, 4, 8})),
       loads_per_stale(one_of(random, {0, 2, 8})),
-      accesses_per_yield(one_of(random, {2, 8, 64})),
+      accesses_per_yield(one_of(random, {4, 16, 128})),
       turns_per_start(one_of(random, {1, 64, 1024})),
       late_rank(random.below(16)) {}
 
@@ -154,13 +154,14 @@ bool Machine::deliver_one() {
         storing_[index] = storing_.back();
         storing_.pop_back();
     }
-    memory_.deliver(grid.rank, address);
     idle_turns_ = idle_times_ = 0;
-    if (const auto found = polling_.find(address); found != polling_.end()) {
-        for (Thread* thread : found->second) {
-            make_ready(*thread);
+    if (memory_.deliver(grid.rank, address)) {
+        if (const auto found = polling_.find(address); found != polling_.end()) {
+            for (Thread* thread : found->second) {
+                make_ready(*thread);
+            }
+            polling_.erase(found);
         }
-        polling_.erase(found);
     }
     Rank& rank = ranks_[grid.rank];
     for (Thread* thread : rank.fencing) {

@@ -27,6 +27,7 @@ void Machine::poll(Address address, std::uint32_t word) {
         yield();
         return;
     }
+    memory_.poll(address);
     polling_[address].push_back(current_);
     wait(State::word, address);
 }
@@ -39,8 +40,8 @@ void Machine::store(Address address, std::uint32_t word, bool sets_bits, bool is
     Block& block = *thread.block;
     Grid& grid = *block.grid;
     grid.outstanding += 1;
-    memory_.store(thread.accessor, address,
-                  Store{word, sets_bits, block.id, thread.accessor.thread, ++block.stores, &grid.outstanding});
+    memory_.store(address, Store{word, sets_bits, grid.rank, block.id, thread.accessor.thread, ++block.stores,
+                                 &grid.outstanding});
     if (grid.pending.empty()) {
         storing_.push_back(&grid);
     }

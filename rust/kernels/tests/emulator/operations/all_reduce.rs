@@ -8,7 +8,7 @@ use lamport_rs_protocol::algorithm::Algorithm;
 
 use crate::machine::{Kernels, Kind, Machine};
 use crate::memory::Memory;
-use crate::operations::{Operation, Prepared, Setting, declare};
+use crate::operations::{Inputs, Operation, Prepared, Setting, declare};
 use crate::values::{Random, Values, check_bits, sum, tensor};
 use crate::workspace::Member;
 
@@ -26,9 +26,7 @@ struct Tensors {
     setting: Setting,
     dtype: Dtype,
     plan: AllReducePlan,
-    /// As the test left them, by rank; none where they are results of the operation before.
-    originals: Vec<Option<Vec<u8>>>,
-    inputs: Vec<Rc<Memory>>,
+    inputs: Inputs,
     outputs: Vec<Rc<Memory>>,
 }
 
@@ -49,29 +47,16 @@ impl Operation for AllReduce {
         self.plan(setting).launch.module
     }
 
-    fn prepare(&self, setting: &Setting, random: &mut Random, prior: Option<&[Rc<Memory>]>) -> Box<dyn Prepared> {
+    fn prepare(&self, setting: &Setting, random: &mut Random, prior: Option<&dyn Prepared>) -> Box<dyn Prepared> {
         let bytes = self.elements * self.dtype.size();
-        let mut inputs = Vec::new();
-        let mut originals = Vec::new();
-        for rank in setting.ranks() {
-            match prior {
-                Some(prior) if prior[rank].len() == bytes && !self.in_place => {
-                    inputs.push(prior[rank].clone());
-                    originals.push(None);
-                }
-                _ => {
-                    let original = tensor(random, self.dtype, self.elements, Values::Any);
-                    inputs.push(Rc::new(Memory::of_bytes(&original)));
-                    originals.push(Some(original));
-                }
-            }
-        }
+        let prior = prior.filter(|_| !self.in_place).and_then(Prepared::outputs);
+        let inputs = Inputs::new(setting, bytes, prior, || tensor(random, self.dtype, self.elements, Values::Any));
         let outputs = match self.in_place {
-            true => inputs.clone(),
-            false => inputs.iter().map(|_| Rc::new(Memory::filled(bytes, 0xa5))).collect(),
+            true => inputs.memory.clone(),
+            false => setting.ranks().map(|_| Rc::new(Memory::filled(bytes, 0xa5))).collect(),
         };
         let (setting, dtype) = (*setting, self.dtype);
-        Box::new(Tensors { setting, dtype, plan: self.plan(&setting), originals, inputs, outputs })
+        Box::new(Tensors { setting, dtype, plan: self.plan(&setting), inputs, outputs })
     }
 
     fn region_bytes(&self, setting: &Setting) -> Option<usize> {
@@ -83,7 +68,7 @@ impl Operation for AllReduce {
 
 impl Prepared for Tensors {
     fn launch(&self, machine: &mut Machine, kernels: &Kernels, rank: usize, member: &Member) {
-        let (input, output) = (&self.inputs[rank], &self.outputs[rank]);
+        let (input, output) = (&self.inputs.memory[rank], &self.outputs[rank]);
         declare(machine, rank, &[("output", output, Kind::Output), ("input", input, Kind::Input)]);
         let addresses = (input.address(), output.address());
         let parameters = self.plan.parameters(&self.setting.geometry, member.group, addresses.0, addresses.1);
@@ -91,8 +76,7 @@ impl Prepared for Tensors {
     }
 
     fn check(&self, rank: usize) -> Result<(), String> {
-        let input = |rank: usize| self.originals[rank].clone().unwrap_or_else(|| self.inputs[rank].bytes());
-        let inputs: Vec<_> = self.setting.ranks().map(input).collect();
+        let inputs: Vec<_> = self.setting.ranks().map(|rank| self.inputs.bytes(rank)).collect();
         check_bits("the sum", self.dtype, &self.outputs[rank].bytes(), &sum(self.dtype, &inputs, None))
     }
 
@@ -100,7 +84,11 @@ impl Prepared for Tensors {
         self.outputs[rank].bytes()
     }
 
-    fn outputs(&self) -> Option<Vec<Rc<Memory>>> {
-        Some(self.outputs.clone())
+    fn is_alike_on_all_ranks(&self) -> bool {
+        true
+    }
+
+    fn outputs(&self) -> Option<&[Rc<Memory>]> {
+        Some(&self.outputs)
     }
 }
