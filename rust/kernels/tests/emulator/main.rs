@@ -4,6 +4,8 @@ mod cases;
 mod compile;
 #[path = "../../build/constants.rs"]
 mod constants;
+mod defects;
+mod faults;
 mod machine;
 mod memory;
 mod operations;
@@ -53,12 +55,37 @@ fn setup() {
 
 #[test]
 fn mixtures() {
-    check(cases::mixtures(), 4);
+    check(cases::mixtures(), 3);
 }
 
 #[test]
 fn limited_residency() {
-    check(cases::limited_residency(), 4);
+    check(cases::limited_residency(), 2);
+}
+
+#[test]
+fn faults() {
+    let kernels = Kernels::new(Sources::of_kernels());
+    let panic = |name: &str, seed, text| panic!("{name}, seed {seed}: {text}");
+    for seed in seeds(2) {
+        for case in faults::cases() {
+            let name = &case.case.name;
+            faults::check_absent_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
+            faults::check_late_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
+        }
+        faults::check_absent_in_verification(&kernels, seed).unwrap_or_else(|text| panic("verify", seed, text));
+    }
+}
+
+#[test]
+fn planted_defects_are_caught() {
+    let sound = Kernels::new(Sources::of_kernels());
+    for defect in defects::all() {
+        let seed = defect.find();
+        let run = defect.run(&sound, seed);
+        assert_eq!(run, Ok(()), "{}, seed {seed}: the sources without the defect must pass", defect.name);
+        println!("{}: caught with seed {seed}", defect.name);
+    }
 }
 
 #[test]

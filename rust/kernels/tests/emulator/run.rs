@@ -45,6 +45,7 @@ pub enum Failure {
     WrongResult(String),
     WrongControl(String),
     NotCleared(String),
+    WrongFault(String),
 }
 
 impl Case {
