@@ -1,0 +1,209 @@
+//! What is run: one table per kind of operation, and one of mixtures. Together they have every module of the catalogue.
+
+use lamport_rs_kernels::Dtype::{self, BFloat16, Float16, Float32};
+use lamport_rs_kernels::plan::Device;
+use lamport_rs_kernels::variants::{capacity, rms_norm_bounds};
+use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
+
+use crate::operations::{AllReduce, AllReduceRmsNorm, Fill, Minimax, Operation, Verify};
+use crate::run::Case;
+use crate::values::Random;
+
+const DTYPES: [Dtype; 3] = [Float32, Float16, BFloat16];
+/// Rows and weights.
+const DTYPES_WITH_WEIGHTS: [(Dtype, Dtype); 5] =
+    [(Float32, Float32), (Float16, Float16), (Float16, Float32), (BFloat16, BFloat16), (BFloat16, Float32)];
+/// The last is for the kernels of the largest groups, of up to 16 ranks.
+const WORLD_SIZES: [usize; 6] = [2, 3, 4, 6, 8, 9];
+
+type Operations = Vec<Box<dyn Operation>>;
+
+/// A device so small that plans for it have grids of a few blocks.
+pub const fn device(multiprocessors: u32, blocks_per_multiprocessor: u32) -> Device {
+    Device {
+        compute_capability: (9, 0),
+        multiprocessors,
+        threads_per_multiprocessor: 2048,
+        blocks_per_multiprocessor,
+    }
+}
+
+fn case(name: String, world_size: usize, device: Device, operations: Operations) -> Case {
+    // Room for the next grid's blocks beside those of the present.
+    let resident_blocks = 2 * device.multiprocessors * device.blocks_per_multiprocessor;
+    Case { name, world_size, device, resident_blocks, operations }
+}
+
+/// Sums: a single element, tails of every kind, several rounds of a thread, in place, and sums of sums.
+pub fn all_reduce() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (algorithm, dtype) in Algorithm::ALL.into_iter().flat_map(|algorithm| DTYPES.map(|dtype| (algorithm, dtype))) {
+        for world_size in WORLD_SIZES {
+            let sum = |elements, in_place| -> Box<dyn Operation> {
+                Box::new(AllReduce { algorithm, dtype, elements, in_place })
+            };
+            // Of 128 threads, in the last of which a block has few of its vectors.
+            let rounds = vectors(algorithm, 300, world_size) * 16 / dtype.size() + 1;
+            let odd = 7 * world_size + 3;
+            let operations =
+                vec![sum(1, false), sum(odd, false), sum(rounds, false), sum(odd, true), sum(600, false), sum(600, false)];
+            let name = format!("all_reduce, {algorithm:?}, {dtype:?}, {world_size} ranks");
+            let device = device(1, 1 + world_size as u32 % 2);
+            cases.push(case(name, world_size, device, operations));
+        }
+    }
+    cases
+}
+
+/// Vectors of a tensor of which each rank sums `share`.
+fn vectors(algorithm: Algorithm, share: usize, world_size: usize) -> usize {
+    if algorithm == OneShot { share } else { share * world_size }
+}
+
+/// Norms of sums: rows that are held and rows that are not, more rows than blocks and fewer, in place, and in a row.
+pub fn rms_norm() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for algorithm in Algorithm::ALL {
+        for (dtype, weight) in DTYPES_WITH_WEIGHTS {
+            for world_size in WORLD_SIZES {
+                let per_vector = 16 / dtype.size();
+                let norm = |tokens, vectors: usize, in_place| -> Box<dyn Operation> {
+                    let hidden = vectors * per_vector;
+                    Box::new(AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, in_place })
+                };
+                let name = format!("all_reduce_rms_norm, {algorithm:?}, {dtype:?} and {weight:?}, {world_size} ranks");
+                let few = world_size;
+                let held = vec![norm(few, 1, false), norm(13, 33, false), norm(13, 33, false), norm(few + 4, 40, true)];
+                cases.push(case(format!("{name}, held"), world_size, device(1, 2), held));
+                if weight == dtype {
+                    // More than a block has threads.
+                    let vectors = rms_norm_bounds(capacity(world_size as u32)).max_threads as usize + 1;
+                    let rows = if algorithm == OneShot { 2 } else { world_size };
+                    let wide = vec![norm(rows, vectors, false), norm(few, 1, true)];
+                    cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
+                }
+            }
+        }
+    }
+    cases
+}
+
+/// For each variant of `variants.rs`: tokens per block, and the vectors of the first matrix and of the second.
+const MINIMAX_VARIANTS: [(u32, u32, u32); 7] =
+    [(1, 40, 33), (2, 40, 33), (4, 3, 33), (8, 40, 1), (1, 1000, 8), (4, 490, 20), (1, 2000, 8)];
+
+/// MiniMax norms, of one matrix and of two: blocks that are full and blocks that are not, in place.
+pub fn minimax() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (index, (dtype, weight)) in DTYPES_WITH_WEIGHTS.into_iter().enumerate() {
+        for (variant, (tokens_per_block, first, second)) in MINIMAX_VARIANTS.into_iter().enumerate() {
+            let per_vector = 16 / dtype.size() as u32;
+            let tokens_per_block = Some(tokens_per_block);
+            let one = |tokens, in_place| -> Box<dyn Operation> {
+                Box::new(Minimax { dtype, weight, tokens, widths: [first * per_vector], tokens_per_block, in_place })
+            };
+            let two = |tokens, in_place| -> Box<dyn Operation> {
+                let widths = [first * per_vector, second * per_vector];
+                Box::new(Minimax { dtype, weight, tokens, widths, tokens_per_block, in_place })
+            };
+            // Where a block has hundreds of threads, fewer blocks.
+            let is_large = first >= 490;
+            let world_size = 2 + (index + variant) % if is_large { 3 } else { 7 };
+            let most = if is_large { 3 } else { 9 };
+            let name = format!("minimax, {dtype:?} and {weight:?}, {tokens_per_block:?} per block, {world_size} ranks");
+            let operations = vec![one(1, false), two(most - 1, true), one(most, true), two(2, false)];
+            cases.push(case(name, world_size, device(2, 4), operations));
+        }
+    }
+    cases
+}
+
+/// What comes before all operations.
+pub fn setup() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for world_size in [2, 5, 8, 16] {
+        let fill = |first, words| -> Box<dyn Operation> { Box::new(Fill { first, words }) };
+        let verify = |liar| -> Box<dyn Operation> { Box::new(Verify { liar }) };
+        for liar in [None, Some(1)] {
+            // One verification: a second would need a barrier between the two.
+            let operations = vec![fill(0, 5000), fill(3, 1), fill(1, 2), fill(2, 3001), verify(liar)];
+            cases.push(case(format!("setup, {world_size} ranks"), world_size, device(1, 1), operations));
+        }
+    }
+    cases
+}
+
+/// All kinds after each other on one workspace, in random order and of random sizes. Half of them on devices without
+/// programmatic dependent launch.
+pub fn mixtures() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for world_size in 2..=8 {
+        for part in 0..4 {
+            let mut random = Random(100 * world_size as u64 + part);
+            let operations = (0..12).map(|_| any_operation(&mut random, world_size)).collect();
+            let capability = if part % 2 == 0 { (9, 0) } else { (8, 0) };
+            let device = Device { compute_capability: capability, ..device(1 + part as u32 % 3, 2) };
+            cases.push(case(format!("mixture {part}, {world_size} ranks"), world_size, device, operations));
+        }
+    }
+    cases
+}
+
+fn any_operation(random: &mut Random, world_size: usize) -> Box<dyn Operation> {
+    let (dtype, weight) = DTYPES_WITH_WEIGHTS[random.below(DTYPES_WITH_WEIGHTS.len())];
+    let per_vector = 16 / dtype.size();
+    let in_place = random.below(2) == 0;
+    let algorithm = if random.below(2) == 0 { OneShot } else { TwoShot };
+    let tokens = 1 + random.below(12);
+    let vectors = [1, 5, 32, 70][random.below(4)];
+    match random.below(4) {
+        0 => {
+            let elements = [1, 9, 64, 700, 5000][random.below(5)] + random.below(8);
+            Box::new(AllReduce { algorithm, dtype, elements, in_place })
+        }
+        1 => {
+            let algorithm = if tokens < world_size { OneShot } else { algorithm };
+            Box::new(AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden: vectors * per_vector, in_place })
+        }
+        2 => {
+            let widths = [(vectors * per_vector) as u32];
+            Box::new(Minimax { dtype, weight, tokens: tokens as u32, widths, tokens_per_block: None, in_place })
+        }
+        _ => {
+            let widths = [(vectors * per_vector) as u32, 3 * per_vector as u32];
+            Box::new(Minimax { dtype, weight, tokens: tokens as u32, widths, tokens_per_block: None, in_place })
+        }
+    }
+}
+
+/// Grids of more blocks than run at once: they start in ascending order, and no block waits for one that cannot start.
+pub fn limited_residency() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for world_size in [2, 3, 7] {
+        for resident_blocks in [1, 3] {
+            let dtype = BFloat16;
+            let all_reduce = |algorithm, elements| -> Box<dyn Operation> {
+                Box::new(AllReduce { algorithm, dtype, elements, in_place: false })
+            };
+            let norm = |algorithm, tokens| -> Box<dyn Operation> {
+                let (weight, hidden) = (dtype, 40);
+                Box::new(AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, in_place: false })
+            };
+            let minimax = |tokens| -> Box<dyn Operation> {
+                let (weight, widths) = (dtype, [64, 8]);
+                Box::new(Minimax { dtype, weight, tokens, widths, tokens_per_block: Some(1), in_place: false })
+            };
+            let operations = vec![
+                all_reduce(OneShot, 3000),
+                all_reduce(TwoShot, 3000 * world_size),
+                norm(OneShot, 20),
+                norm(TwoShot, 20),
+                minimax(17),
+                all_reduce(OneShot, 10),
+            ];
+            let name = format!("{resident_blocks} blocks at once, {world_size} ranks");
+            cases.push(Case { name, world_size, device: device(3, 4), resident_blocks, operations });
+        }
+    }
+    cases
+}

@@ -1,0 +1,138 @@
+//! Compiles the CUDA sources, and the machine that runs them, with the host's C++ compiler.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Command, id};
+use std::sync::OnceLock;
+use std::{env, fs};
+
+use lamport_rs_kernels::ModuleKey;
+
+use crate::constants;
+
+/// What every kernel is compiled with. `-nostartfiles`: a kernel's shared variables are then all that can be written.
+/// Products and sums are contracted where the source says so, and nowhere else.
+const KERNEL_FLAGS: [&str; 9] = [
+    "-std=c++17",
+    "-O1",
+    "-fPIC",
+    "-shared",
+    "-nostartfiles",
+    "-fno-gnu-unique",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-Wno-unknown-pragmas",
+];
+const MACHINE_FLAGS: [&str; 7] = ["-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"];
+
+/// Files that are compiled together, by name.
+#[derive(Clone, Debug)]
+pub struct Sources(BTreeMap<String, String>);
+
+impl Sources {
+    /// The kernels, unchanged but for `ptx.cuh`, in whose place is the emulator's.
+    pub fn of_kernels() -> Self {
+        let mut files = read_folder(&manifest().join("../../kernels"));
+        files.extend(read_folder(&folder().join("cuda")));
+        files.insert("constants.cuh".to_owned(), constants::header());
+        Self(files)
+    }
+
+    fn of_machine() -> Self {
+        let mut files = read_folder(&folder().join("machine"));
+        files.extend(read_folder(&folder().join("cuda")));
+        Self(files)
+    }
+
+    /// Replaces `old`, which must be there once, in a file.
+    pub fn replace(&mut self, file: &str, old: &str, new: &str) {
+        let text = self.0.get_mut(file).unwrap_or_else(|| panic!("there is no {file}"));
+        let found = text.matches(old).count();
+        assert_eq!(found, 1, "{file} has this {found} times, but must have it once, so bring the defect up to date:\n{old}");
+        *text = text.replace(old, new);
+    }
+
+    /// Compiles the module of `key`, or finds it compiled.
+    pub fn compile(&self, key: ModuleKey) -> PathBuf {
+        let function = key.function().to_str().expect("kernels have ASCII names");
+        let entry = format!("#include \"cuda.h\"\n#include \"{function}.cu\"\n\nEMULATOR_EXPORT({function})\n");
+        let mut sources = self.clone();
+        sources.0.insert("entry.cpp".to_owned(), entry);
+        let definitions = key.definitions();
+        let mut flags: Vec<String> = KERNEL_FLAGS.map(str::to_owned).into();
+        flags.extend(definitions.iter().map(|(name, value)| format!("-D{name}={value}")));
+        sources.build(&key.name(), &flags, &["entry.cpp".to_owned()])
+    }
+
+    /// Compiles the machine, or finds it compiled.
+    pub fn compile_machine() -> PathBuf {
+        let sources = Self::of_machine();
+        let units: Vec<_> = sources.0.keys().filter(|name| name.ends_with(".cpp")).cloned().collect();
+        sources.build("machine", &MACHINE_FLAGS.map(str::to_owned), &units)
+    }
+
+    /// The shared object is named after all that it is made of, so one that is there is the right one.
+    fn build(&self, name: &str, flags: &[String], units: &[String]) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        (&self.0, flags, compiler_version()).hash(&mut hasher);
+        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
+        let object = out.join(format!("{name}.{:016x}.so", hasher.finish()));
+        if object.exists() {
+            return object;
+        }
+        // Others may compile the same at the same time.
+        let stage = out.join(unique(name));
+        fs::create_dir_all(&stage).expect("the target folder can be written to");
+        for (file, text) in &self.0 {
+            fs::write(stage.join(file), text).expect("the target folder can be written to");
+        }
+        let made = stage.join("object.so");
+        let mut command = Command::new(compiler());
+        command.current_dir(&stage).args(flags).args(units).arg("-o").arg(&made);
+        let output = command.output().unwrap_or_else(|error| panic!("{error}: {command:?}"));
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name} does not compile for the emulator: {command:?}\n{log}");
+        fs::rename(&made, &object).expect("the target folder can be written to");
+        fs::remove_dir_all(&stage).expect("the target folder can be written to");
+        object
+    }
+}
+
+/// A name that nobody else uses, in this process or another.
+pub fn unique(name: &str) -> String {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    format!("{name}.{}.{}", id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn compiler() -> String {
+    env::var("CXX").unwrap_or_else(|_| "c++".to_owned())
+}
+
+fn compiler_version() -> &'static str {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    VERSION.get_or_init(|| {
+        let output = Command::new(compiler()).arg("--version").output().unwrap_or_else(|error| {
+            panic!("{}: {error}; the emulator needs a C++ compiler: install g++ or name one in CXX", compiler())
+        });
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    })
+}
+
+fn manifest() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn folder() -> PathBuf {
+    manifest().join("tests/emulator")
+}
+
+fn read_folder(folder: &Path) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let read = |path: PathBuf| {
+        let name = path.file_name().expect("a file of a folder has a name").to_string_lossy().into_owned();
+        (name, fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+    };
+    entries.map(|entry| read(entry.expect("the folder can be read").path())).collect()
+}

@@ -1,0 +1,250 @@
+//! Defects that must be caught, each for its reason: a replacement in the sources, and what it must lead to.
+
+use lamport_rs_kernels::Dtype::BFloat16;
+use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
+
+use crate::cases::device;
+use crate::compile::Sources;
+use crate::faults::{FaultCase, check_absent_rank, check_late_rank};
+use crate::machine::Kernels;
+use crate::operations::{AllReduce, AllReduceRmsNorm, Minimax, Operation};
+use crate::run::{Case, Failure};
+
+/// A defect that no seed below this shows is one that is not caught.
+const SEEDS: u64 = 60;
+
+/// What a defect leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expected {
+    Hang,
+    Misuse,
+    WrongResult,
+    WrongControl,
+    NotCleared,
+    WrongFault,
+}
+use Expected::{Hang, Misuse, NotCleared, WrongControl, WrongFault, WrongResult};
+
+/// What is run to find it.
+enum Run {
+    Chain(Case),
+    Absent(FaultCase),
+    Late(FaultCase),
+}
+
+/// A defect.
+pub struct Defect {
+    pub name: &'static str,
+    file: &'static str,
+    old: &'static str,
+    new: &'static str,
+    run: Run,
+    expected: Expected,
+}
+
+impl Defect {
+    /// The first seed with which the defect leads to what it should. Panics if there is none.
+    pub fn find(&self) -> u64 {
+        let mut sources = Sources::of_kernels();
+        sources.replace(self.file, self.old, self.new);
+        let kernels = Kernels::new(sources);
+        let mut failures = Vec::new();
+        for seed in 0..SEEDS {
+            match self.run(&kernels, seed) {
+                Err(failure) if Expected::of(&failure) == self.expected => return seed,
+                Err(failure) => failures.push(failure),
+                Ok(()) => {}
+            }
+        }
+        panic!(
+            "{}: no seed of {SEEDS} leads to {:?}; {} lead to something else: {:#?}",
+            self.name,
+            self.expected,
+            failures.len(),
+            failures.first()
+        );
+    }
+
+    pub fn run(&self, kernels: &Kernels, seed: u64) -> Result<(), Failure> {
+        match &self.run {
+            Run::Chain(case) => case.run(kernels, seed).map(drop),
+            Run::Absent(case) => check_absent_rank(case, kernels, seed).map_err(Failure::WrongFault),
+            Run::Late(case) => check_late_rank(case, kernels, seed).map_err(Failure::WrongFault),
+        }
+    }
+}
+
+impl Expected {
+    fn of(failure: &Failure) -> Self {
+        match failure {
+            Failure::Hang(_) => Hang,
+            Failure::Misuse(_) => Misuse,
+            Failure::WrongResult(_) => WrongResult,
+            Failure::WrongControl(_) => WrongControl,
+            Failure::NotCleared(_) => NotCleared,
+            Failure::WrongFault(_) => WrongFault,
+        }
+    }
+}
+
+fn all_reduce(algorithm: Algorithm, elements: usize) -> AllReduce {
+    AllReduce { algorithm, dtype: BFloat16, elements, in_place: false }
+}
+
+fn norm(algorithm: Algorithm) -> AllReduceRmsNorm {
+    let (dtype, weight) = (BFloat16, BFloat16);
+    AllReduceRmsNorm { algorithm, dtype, weight, tokens: 9, hidden: 72 * 8, in_place: false }
+}
+
+fn minimax() -> Minimax<1> {
+    let (dtype, weight, widths) = (BFloat16, BFloat16, [72 * 8]);
+    Minimax { dtype, weight, tokens: 3, widths, tokens_per_block: Some(1), in_place: false }
+}
+
+/// As many of one operation, in a group of three.
+fn chain(operation: impl Operation + Clone + 'static, count: usize) -> Run {
+    let operations = (0..count).map(|_| Box::new(operation.clone()) as _).collect();
+    Run::Chain(Case { name: String::new(), world_size: 3, device: device(1, 2), resident_blocks: 4, operations })
+}
+
+/// The table.
+pub fn all() -> Vec<Defect> {
+    vec![
+        Defect {
+            name: "contributions are not scrubbed",
+            file: "sentinel.cuh",
+            old: "return word == SENTINEL ? 0u : word;",
+            new: "return word;",
+            run: chain(all_reduce(OneShot, 700), 1),
+            expected: Hang,
+        },
+        Defect {
+            name: "half of the regions are cleared",
+            file: "control.cuh",
+            old: "const uint32 to_clear = (group.world_size - 1) * region;",
+            new: "const uint32 to_clear = (group.world_size - 1) * region / 2;",
+            run: chain(all_reduce(OneShot, 700), 2),
+            expected: NotCleared,
+        },
+        Defect {
+            name: "half of the regions are cleared, and used again",
+            file: "control.cuh",
+            old: "const uint32 to_clear = (group.world_size - 1) * region;",
+            new: "const uint32 to_clear = (group.world_size - 1) * region / 2;",
+            run: chain(all_reduce(TwoShot, 700), 6),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "the slot in use is cleared",
+            file: "control.cuh",
+            old: "const uint32 previous = slot == 0 ? SLOTS - 1 : slot - 1;",
+            new: "const uint32 previous = slot;",
+            run: chain(all_reduce(OneShot, 700), 6),
+            expected: Hang,
+        },
+        Defect {
+            name: "two slots",
+            file: "constants.cuh",
+            old: "SLOTS = 3u",
+            new: "SLOTS = 2u",
+            run: chain(all_reduce(OneShot, 700), 6),
+            expected: Hang,
+        },
+        Defect {
+            name: "the control words move on before all warps of a block have read them",
+            file: "control.cuh",
+            old: "ptx::wait_at_barrier(BLOCK_BARRIER, threads_that_have_read(control));",
+            new: "",
+            run: chain(all_reduce(TwoShot, 3000), 6),
+            expected: Hang,
+        },
+        Defect {
+            name: "no wait for the grids before",
+            file: "all_reduce_one_shot.cu",
+            old: "    ptx::wait_for_prior_grids();\n\n",
+            new: "",
+            run: chain(all_reduce(OneShot, 700), 2),
+            expected: Misuse,
+        },
+        Defect {
+            name: "the residual is read before the wait",
+            file: "all_reduce_rms_norm_one_shot.cu",
+            old: "    const ControlReader control_reader(group);\n",
+            new: "    const ControlReader control_reader(group);\n    rows.load_residual(threadIdx.x);\n",
+            run: chain(norm(OneShot), 2),
+            expected: Misuse,
+        },
+        Defect {
+            name: "only the first word of a vector is looked at",
+            file: "sentinel.cuh",
+            old: "return min(min(word(0), word(1)), min(word(2), word(3)));",
+            new: "return word(0);",
+            run: chain(all_reduce(OneShot, 700), 1),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "a region's stride is too large",
+            file: "all_reduce_one_shot.cu",
+            old: "uint64{group.rank} * parameters.region_bytes + place",
+            new: "uint64{group.rank} * (parameters.region_bytes + VECTOR_BYTES) + place",
+            run: chain(all_reduce(OneShot, 700), 1),
+            expected: Hang,
+        },
+        Defect {
+            name: "the arrival counter is not reset",
+            file: "control.cuh",
+            old: "return ptx::count_device(group.counters + ARRIVAL_COUNTER * sizeof(uint32), gridDim.x - 1);",
+            new: "return ptx::count_device(group.counters + ARRIVAL_COUNTER * sizeof(uint32), ~0u);",
+            run: chain(all_reduce(OneShot, 700), 1),
+            expected: WrongControl,
+        },
+        Defect {
+            name: "no barrier between the partial sums of two rows",
+            file: "all_reduce_rms_norm_one_shot.cu",
+            old: "            // The partials of the row before have been read.\n            __syncthreads();\n",
+            new: "",
+            run: chain(norm(OneShot), 2),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "partial sums of warps that do not exist are not made 0",
+            file: "all_reduce_rms_norm.cuh",
+            old: "        pad(partials);\n",
+            new: "",
+            run: chain(norm(OneShot), 1),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "no barrier after the exchange of a row's sums",
+            file: "minimax_exchange.cuh",
+            old: "        // Lanes leave the polling at different times.\n        __syncwarp();\n        __syncthreads();\n",
+            new: "",
+            run: chain(minimax(), 2),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "the warps that push count without the service warp",
+            file: "control.cuh",
+            old: "ptx::arrive_at_barrier(SERVICE_BARRIER, threads_that_have_read(control));",
+            new: "ptx::arrive_at_barrier(SERVICE_BARRIER, threads_that_have_read(control) - WARP_THREADS);",
+            run: chain(all_reduce(OneShot, 700), 1),
+            expected: Misuse,
+        },
+        Defect {
+            name: "a rank that has failed pushes on",
+            file: "all_reduce_one_shot.cu",
+            old: "if (awaited != 0 && control.failed == 0) {",
+            new: "if (awaited != 0) {",
+            run: Run::Absent(FaultCase::new(3, true, all_reduce(OneShot, 700))),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "a sum is pushed although a contribution did not come",
+            file: "all_reduce_two_shot.cu",
+            old: "if (active && complete) {",
+            new: "if (active) {",
+            run: Run::Late(FaultCase::new(3, false, all_reduce(TwoShot, 700))),
+            expected: WrongFault,
+        },
+    ]
+}

@@ -1,0 +1,156 @@
+//! A rank that does not take part, or is late: the others end, name it, and push nothing more.
+
+use std::time::Duration;
+
+use lamport_rs_kernels::Dtype::BFloat16;
+use lamport_rs_protocol::algorithm::Algorithm::{OneShot, TwoShot};
+use lamport_rs_protocol::geometry::SLOTS;
+
+use crate::cases::device;
+use crate::machine::{Kernels, Machine};
+use crate::operations::{AllReduce, AllReduceRmsNorm, Minimax, Operation, Prepared, Verify};
+use crate::run::Case;
+use crate::workspace::Workspace;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Waiting threads look at the clock after thousands of polls. The timeout must be longer, or all give up at once.
+const TICK: Duration = Duration::from_millis(1);
+
+/// As many operations of one kind as there are slots.
+#[derive(Debug)]
+pub struct FaultCase {
+    pub case: Case,
+    /// Whether a late rank gets all that it needs for its first operation: what ranks send before they wait.
+    completes_first: bool,
+}
+
+impl FaultCase {
+    pub fn new(world_size: usize, completes_first: bool, operation: impl Operation + Clone + 'static) -> Self {
+        let operations = (0..SLOTS).map(|_| Box::new(operation.clone()) as _).collect();
+        let name = format!("{operation:?}, {world_size} ranks");
+        // A block for every rank at least, as on any real device: with fewer, a rank of a two-shot norm comes to its own
+        // rows, and so to the absent rank, only after another rank's, and names that one.
+        let case = Case { name, world_size, device: device(3, 2), resident_blocks: 12, operations };
+        Self { case, completes_first }
+    }
+}
+
+/// One of each kind.
+pub fn cases() -> Vec<FaultCase> {
+    let (dtype, weight, in_place) = (BFloat16, BFloat16, false);
+    let mut cases = Vec::new();
+    for world_size in [2, 4] {
+        for algorithm in [OneShot, TwoShot] {
+            let one_shot = algorithm == OneShot;
+            cases.push(FaultCase::new(world_size, one_shot, AllReduce { algorithm, dtype, elements: 700, in_place }));
+            let (tokens, hidden) = (world_size + 2, 64);
+            let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, in_place };
+            cases.push(FaultCase::new(world_size, one_shot, norm));
+        }
+        let (tokens, tokens_per_block) = (4, Some(1));
+        let one = Minimax { dtype, weight, tokens, widths: [64], tokens_per_block, in_place };
+        let two = Minimax { dtype, weight, tokens, widths: [64, 8], tokens_per_block, in_place };
+        cases.extend([FaultCase::new(world_size, true, one), FaultCase::new(world_size, true, two)]);
+    }
+    cases
+}
+
+/// A group whose last rank is late.
+struct Group<'a> {
+    case: &'a FaultCase,
+    kernels: &'a Kernels,
+    workspace: Workspace,
+    prepared: Vec<Box<dyn Prepared>>,
+    machine: Machine,
+}
+
+impl<'a> Group<'a> {
+    fn new(case: &'a FaultCase, kernels: &'a Kernels, seed: u64) -> Self {
+        let FaultCase { case: chain, .. } = case;
+        let workspace = Workspace::new(chain.setting().geometry, Some(TIMEOUT));
+        let mut machine = Machine::new(chain.world_size, seed, chain.limits(TICK));
+        workspace.declare(&mut machine);
+        Self { case, kernels, workspace, prepared: chain.prepare(), machine }
+    }
+
+    fn late(&self) -> usize {
+        self.case.case.world_size - 1
+    }
+
+    fn launch(&mut self, rank: usize, operation: usize) {
+        let member = &self.workspace.members[rank];
+        self.prepared[operation].launch(&mut self.machine, self.kernels, rank, member);
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        self.machine.run().map_err(|fault| format!("{fault:?}"))
+    }
+
+    /// Runs all but the late rank, which they must name.
+    fn run_without_late_rank(&mut self) -> Result<(), String> {
+        let late = self.late();
+        for rank in 0..late {
+            (0..self.prepared.len()).for_each(|operation| self.launch(rank, operation));
+        }
+        self.run()?;
+        for rank in 0..late {
+            let found = self.workspace.report(rank);
+            if found != 1 << late {
+                return Err(format!("rank {rank} reports the ranks {found:#b}, but only {late} was late"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that nobody's slots have anything of the operations after the first.
+    fn check_silence(&self) -> Result<(), String> {
+        for rank in 0..self.case.case.world_size {
+            if let Some(slot) = (1..SLOTS).find(|&slot| !self.workspace.is_empty(rank, slot)) {
+                return Err(format!("a rank that had failed pushed into rank {rank}'s slot {slot}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The others end, name the rank that never came, and push nothing after that.
+pub fn check_absent_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
+    let mut group = Group::new(case, kernels, seed);
+    group.run_without_late_rank()?;
+    group.check_silence()
+}
+
+/// A rank that was only late ends too. It misses others in the end, and until then its results are right: what it gets is
+/// what they pushed before they gave up, and neither sums that lack a contribution nor another operation's data.
+pub fn check_late_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
+    let mut group = Group::new(case, kernels, seed);
+    group.run_without_late_rank()?;
+    let late = group.late();
+    for operation in 0..group.prepared.len() {
+        group.launch(late, operation);
+        group.run()?;
+        let missed = group.workspace.report(late);
+        if operation == 0 && case.completes_first && missed != 0 {
+            return Err(format!("the late rank misses {missed:#b} in its first operation"));
+        }
+        if missed == 0 {
+            group.prepared[operation].check(late).map_err(|text| format!("late, operation {operation}: {text}"))?;
+        }
+    }
+    if group.workspace.report(late) == 0 {
+        return Err("the late rank misses nobody".to_owned());
+    }
+    Ok(())
+}
+
+/// The verification says which rank never came.
+pub fn check_absent_in_verification(kernels: &Kernels, seed: u64) -> Result<(), String> {
+    let world_size = 3;
+    let case = FaultCase::new(world_size, false, Verify { liar: Some(world_size - 1) });
+    let mut group = Group::new(&case, kernels, seed);
+    for rank in 0..group.late() {
+        group.launch(rank, 0);
+    }
+    group.run()?;
+    (0..group.late()).try_for_each(|rank| group.prepared[0].check(rank))
+}

@@ -1,0 +1,100 @@
+//! Runs the kernels without a GPU: see docs/emulator.md.
+
+mod cases;
+mod compile;
+#[path = "../../build/constants.rs"]
+mod constants;
+mod defects;
+mod faults;
+mod machine;
+mod memory;
+mod operations;
+mod run;
+mod values;
+mod workspace;
+
+// Where `build/constants.rs` looks for them.
+use lamport_rs_kernels::{parameters, variants};
+
+use std::collections::HashSet;
+
+use lamport_rs_kernels::ModuleKey;
+
+use compile::Sources;
+use machine::Kernels;
+use run::{Case, seeds};
+
+fn check(cases: Vec<Case>, usual_seeds: u64) {
+    let kernels = Kernels::new(Sources::of_kernels());
+    for case in cases {
+        let start = std::time::Instant::now();
+        case.check(&kernels, seeds(usual_seeds));
+        eprintln!("{:8.3} {}", start.elapsed().as_secs_f64(), case.name);
+    }
+}
+
+#[test]
+fn all_reduce() {
+    check(cases::all_reduce(), 3);
+}
+
+#[test]
+fn rms_norm() {
+    check(cases::rms_norm(), 2);
+}
+
+#[test]
+fn minimax() {
+    check(cases::minimax(), 2);
+}
+
+#[test]
+fn setup() {
+    check(cases::setup(), 4);
+}
+
+#[test]
+fn mixtures() {
+    check(cases::mixtures(), 3);
+}
+
+#[test]
+fn limited_residency() {
+    check(cases::limited_residency(), 2);
+}
+
+#[test]
+fn faults() {
+    let kernels = Kernels::new(Sources::of_kernels());
+    let panic = |name: &str, seed, text| panic!("{name}, seed {seed}: {text}");
+    for seed in seeds(2) {
+        for case in faults::cases() {
+            let name = &case.case.name;
+            faults::check_absent_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
+            faults::check_late_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
+        }
+        faults::check_absent_in_verification(&kernels, seed).unwrap_or_else(|text| panic("verify", seed, text));
+    }
+}
+
+#[test]
+fn planted_defects_are_caught() {
+    let sound = Kernels::new(Sources::of_kernels());
+    for defect in defects::all() {
+        let seed = defect.find();
+        let run = defect.run(&sound, seed);
+        assert_eq!(run, Ok(()), "{}, seed {seed}: the sources without the defect must pass", defect.name);
+        println!("{}: caught with seed {seed}", defect.name);
+    }
+}
+
+#[test]
+fn every_module_is_run() {
+    let all = [cases::all_reduce(), cases::rms_norm(), cases::minimax(), cases::setup()];
+    let mut run = HashSet::new();
+    for case in all.iter().flatten() {
+        run.extend(case.operations.iter().map(|operation| operation.module(&case.setting())));
+    }
+    let missing: Vec<_> = ModuleKey::all().filter(|key| !run.contains(key)).map(ModuleKey::name).collect();
+    assert!(missing.is_empty(), "no case runs {missing:#?}");
+}

@@ -1,0 +1,136 @@
+//! The all-reduce with a residual and RMSNorm.
+
+use std::rc::Rc;
+
+use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormPlan, AllReduceRmsNormShape, AllReduceRmsNormTensors};
+use lamport_rs_kernels::{Dtype, ModuleKey};
+use lamport_rs_protocol::algorithm::Algorithm;
+
+use crate::machine::{Kernels, Kind, Machine};
+use crate::memory::Memory;
+use crate::operations::{Inputs, Operation, Prepared, Setting, declare};
+use crate::values::{Random, Values, check_bits, check_near, rms_norm, sum, tensor};
+use crate::workspace::Member;
+
+const EPSILON: f32 = 1e-3;
+const WEIGHT_BIAS: f32 = 0.5;
+
+/// `tokens` rows of `hidden` elements.
+#[derive(Clone, Copy, Debug)]
+pub struct AllReduceRmsNorm {
+    pub algorithm: Algorithm,
+    pub dtype: Dtype,
+    pub weight: Dtype,
+    pub tokens: usize,
+    pub hidden: usize,
+    /// Whether the results replace input and residual.
+    pub in_place: bool,
+}
+
+struct Tensors {
+    operation: AllReduceRmsNorm,
+    setting: Setting,
+    plan: AllReduceRmsNormPlan,
+    inputs: Inputs,
+    residuals: Inputs,
+    weights: Vec<Memory>,
+    outputs: Vec<Rc<Memory>>,
+    residual_outputs: Vec<Rc<Memory>>,
+}
+
+impl AllReduceRmsNorm {
+    fn shape(&self, setting: &Setting) -> AllReduceRmsNormShape {
+        let Self { algorithm, dtype, weight, tokens, hidden, .. } = *self;
+        AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size: setting.geometry.world_size(), algorithm }
+    }
+
+    fn plan(&self, setting: &Setting) -> AllReduceRmsNormPlan {
+        self.shape(setting).plan(setting.device).expect("the case has a plan")
+    }
+}
+
+impl Operation for AllReduceRmsNorm {
+    fn module(&self, setting: &Setting) -> ModuleKey {
+        self.plan(setting).launch.module
+    }
+
+    fn prepare(&self, setting: &Setting, random: &mut Random, prior: Option<&dyn Prepared>) -> Box<dyn Prepared> {
+        let Self { dtype, tokens, hidden, in_place, .. } = *self;
+        let (count, bytes) = (tokens * hidden, tokens * hidden * dtype.size());
+        let prior = prior.filter(|_| !in_place);
+        let values = |random: &mut Random| tensor(random, dtype, count, Values::Any);
+        let inputs = Inputs::new(setting, bytes, prior.and_then(Prepared::outputs), || values(random));
+        // The same on every rank.
+        let residual = values(random);
+        let residuals = Inputs::new(setting, bytes, prior.and_then(Prepared::residuals), || residual.clone());
+        let weight = tensor(random, self.weight, hidden, Values::Finite);
+        let weights = setting.ranks().map(|_| Memory::of_bytes(&weight)).collect();
+        let results = |inputs: &Inputs| match in_place {
+            true => inputs.memory.clone(),
+            false => setting.ranks().map(|_| Rc::new(Memory::filled(bytes, 0xa5))).collect(),
+        };
+        let (outputs, residual_outputs) = (results(&inputs), results(&residuals));
+        let plan = self.plan(setting);
+        let (operation, setting) = (*self, *setting);
+        Box::new(Tensors { operation, setting, plan, inputs, residuals, weights, outputs, residual_outputs })
+    }
+
+    fn region_bytes(&self, setting: &Setting) -> Option<usize> {
+        let AllReduceRmsNormShape { tokens, world_size, .. } = self.shape(setting);
+        let message = self.algorithm.message_bytes(tokens, self.hidden * self.dtype.size(), world_size);
+        Some(setting.geometry.region_bytes(message).expect("the case fits into its slots"))
+    }
+}
+
+impl Prepared for Tensors {
+    fn launch(&self, machine: &mut Machine, kernels: &Kernels, rank: usize, member: &Member) {
+        let (input, residual) = (&*self.inputs.memory[rank], &*self.residuals.memory[rank]);
+        let (output, residual_output) = (&*self.outputs[rank], &*self.residual_outputs[rank]);
+        declare(
+            machine,
+            rank,
+            &[
+                ("output", output, Kind::Output),
+                ("residual output", residual_output, Kind::Output),
+                ("input", input, Kind::Input),
+                ("residual", residual, Kind::Input),
+                ("weight", &self.weights[rank], Kind::Weight),
+            ],
+        );
+        let tensors = AllReduceRmsNormTensors {
+            input: input.address(),
+            residual: residual.address(),
+            weight: self.weights[rank].address(),
+            output: output.address(),
+            residual_output: residual_output.address(),
+        };
+        let parameters = self.plan.parameters(&self.setting.geometry, member.group, tensors, EPSILON, WEIGHT_BIAS);
+        machine.launch(kernels, rank, &self.plan.launch, &parameters.expect("the case fits into its slots"));
+    }
+
+    fn check(&self, rank: usize) -> Result<(), String> {
+        let AllReduceRmsNorm { dtype, weight, hidden, .. } = self.operation;
+        let inputs: Vec<_> = self.setting.ranks().map(|rank| self.inputs.bytes(rank)).collect();
+        let rows = sum(dtype, &inputs, Some(&self.residuals.bytes(rank)));
+        check_bits("the residual's sum", dtype, &self.residual_outputs[rank].bytes(), &rows)?;
+        let weights = self.weights[rank].bytes();
+        let normalised = rms_norm(dtype, &[&rows], hidden, (weight, &weights), EPSILON, WEIGHT_BIAS);
+        check_near("the norm", dtype, &self.outputs[rank].bytes(), &normalised)
+    }
+
+    fn results(&self, rank: usize) -> Vec<u8> {
+        [self.outputs[rank].bytes(), self.residual_outputs[rank].bytes()].concat()
+    }
+
+    fn is_alike_on_all_ranks(&self) -> bool {
+        true
+    }
+
+    fn outputs(&self) -> Option<&[Rc<Memory>]> {
+        Some(&self.outputs)
+    }
+
+    fn residuals(&self) -> Option<&[Rc<Memory>]> {
+        Some(&self.residual_outputs)
+    }
+}

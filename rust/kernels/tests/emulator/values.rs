@@ -1,0 +1,173 @@
+//! Tensors' contents, and the reference: written anew, on words and float32, from docs/protocol.md.
+
+use half::{bf16, f16};
+use lamport_rs_kernels::Dtype;
+use lamport_rs_protocol::sentinel::SENTINEL;
+
+/// A small generator of random numbers: SplitMix64.
+#[derive(Clone, Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        ((u128::from(self.next()) * end as u128) >> 64) as usize
+    }
+}
+
+/// An element's bits as a number.
+pub fn decode(dtype: Dtype, bits: u32) -> f32 {
+    match dtype {
+        Dtype::Float32 => f32::from_bits(bits),
+        Dtype::Float16 => f16::from_bits(bits as u16).to_f32(),
+        Dtype::BFloat16 => bf16::from_bits(bits as u16).to_f32(),
+    }
+}
+
+/// A number, rounded, as an element's bits.
+pub fn encode(dtype: Dtype, value: f32) -> u32 {
+    match dtype {
+        Dtype::Float32 => value.to_bits(),
+        Dtype::Float16 => f16::from_f32(value).to_bits().into(),
+        Dtype::BFloat16 => bf16::from_f32(value).to_bits().into(),
+    }
+}
+
+/// A tensor's elements, as bits.
+pub fn elements(dtype: Dtype, bytes: &[u8]) -> Vec<u32> {
+    match dtype.size() {
+        4 => bytes.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        _ => bytes.chunks_exact(2).map(|b| u16::from_ne_bytes([b[0], b[1]]).into()).collect(),
+    }
+}
+
+/// Elements, as bits, in memory.
+pub fn to_bytes(dtype: Dtype, elements: &[u32]) -> Vec<u8> {
+    elements.iter().flat_map(|bits| bits.to_ne_bytes()[..dtype.size()].to_vec()).collect()
+}
+
+/// What a tensor is filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Values {
+    /// Moderate numbers, both zeros, subnormal numbers, and sentinels.
+    Finite,
+    /// NaN and infinities too.
+    Any,
+}
+
+/// A tensor of random elements.
+pub fn tensor(random: &mut Random, dtype: Dtype, count: usize, values: Values) -> Vec<u8> {
+    let sign = 1 << (8 * dtype.size() - 1);
+    let mut bits: Vec<u32> = (0..count)
+        .map(|_| match random.below(24) {
+            0 => 0,
+            1 | 2 => sign,
+            3 => (random.next() as u32 & sign) | (1 + random.below(3) as u32),
+            4 if values == Values::Any && random.below(8) == 0 => {
+                encode(dtype, [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][random.below(3)])
+            }
+            _ => encode(dtype, (random.below(4001) as f32 - 2000.0) / 256.0),
+        })
+        .collect();
+    // The pair (+0, -0), which is the sentinel too.
+    if dtype.size() == 2 {
+        for pair in bits.chunks_exact_mut(2) {
+            if random.below(16) == 0 {
+                pair.copy_from_slice(&[0, sign]);
+            }
+        }
+    }
+    to_bytes(dtype, &bits)
+}
+
+/// The words of a tensor, its missing elements 0, as they travel: without sentinels.
+fn scrubbed(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    for word in bytes.chunks_exact_mut(4) {
+        if u32::from_ne_bytes([word[0], word[1], word[2], word[3]]) == SENTINEL {
+            word.fill(0);
+        }
+    }
+    bytes
+}
+
+/// The sum of all ranks' tensors, and of a residual, in float32 and in rank order, rounded once and scrubbed.
+pub fn sum(dtype: Dtype, tensors: &[Vec<u8>], residual: Option<&[u8]>) -> Vec<u8> {
+    let tensors: Vec<_> = tensors.iter().map(|tensor| elements(dtype, &scrubbed(tensor))).collect();
+    let mut sums: Vec<f32> = tensors[0].iter().map(|&bits| decode(dtype, bits)).collect();
+    for tensor in &tensors[1..] {
+        for (sum, &bits) in sums.iter_mut().zip(tensor) {
+            *sum += decode(dtype, bits);
+        }
+    }
+    if let Some(residual) = residual {
+        for (sum, bits) in sums.iter_mut().zip(elements(dtype, residual)) {
+            *sum += decode(dtype, bits);
+        }
+    }
+    let rounded: Vec<u32> = sums.into_iter().map(|sum| encode(dtype, sum)).collect();
+    scrubbed(&to_bytes(dtype, &rounded))
+}
+
+/// RMSNorm, in float64, of the first part of rows whose columns are spread over `parts`, of `width` columns each, with
+/// the weights of those columns.
+pub fn rms_norm(
+    dtype: Dtype,
+    parts: &[&[u8]],
+    width: usize,
+    (weight_dtype, weights): (Dtype, &[u8]),
+    epsilon: f32,
+    weight_bias: f32,
+) -> Vec<f64> {
+    let numbers = |part: &&[u8]| -> Vec<f64> {
+        elements(dtype, part).into_iter().map(|bits| decode(dtype, bits).into()).collect()
+    };
+    let parts: Vec<_> = parts.iter().map(numbers).collect();
+    let weights: Vec<f64> = elements(weight_dtype, weights)
+        .into_iter()
+        .map(|bits| f64::from(decode(weight_dtype, bits)) + f64::from(weight_bias))
+        .collect();
+    let mut normalised = Vec::new();
+    for (token, row) in parts[0].chunks_exact(width).enumerate() {
+        let columns = token * width..(token + 1) * width;
+        let squares: f64 = parts.iter().flat_map(|part| &part[columns.clone()]).map(|x| x * x).sum();
+        let scale = 1.0 / (squares / (width * parts.len()) as f64 + f64::from(epsilon)).sqrt();
+        normalised.extend(row.iter().zip(&weights).map(|(x, weight)| x * scale * weight));
+    }
+    normalised
+}
+
+/// Compares bit by bit; one NaN is as good as another.
+pub fn check_bits(what: &str, dtype: Dtype, found: &[u8], expected: &[u8]) -> Result<(), String> {
+    for (index, (found, expected)) in elements(dtype, found).into_iter().zip(elements(dtype, expected)).enumerate() {
+        let both_nan = decode(dtype, found).is_nan() && decode(dtype, expected).is_nan();
+        if found != expected && !both_nan {
+            return Err(format!("{what}: element {index} is {found:#x}, but should be {expected:#x}"));
+        }
+    }
+    Ok(())
+}
+
+/// Compares with float64 numbers: within what rounding to `dtype`, and sums in float32, may do.
+pub fn check_near(what: &str, dtype: Dtype, found: &[u8], expected: &[f64]) -> Result<(), String> {
+    let (relative, least) = match dtype {
+        Dtype::Float32 => (1e-5, f64::from(f32::MIN_POSITIVE)),
+        Dtype::Float16 => (1e-3, 1.2e-7),
+        Dtype::BFloat16 => (8e-3, f64::from(f32::MIN_POSITIVE)),
+    };
+    for (index, (bits, &expected)) in elements(dtype, found).into_iter().zip(expected).enumerate() {
+        let found = f64::from(decode(dtype, bits));
+        let is_near = (found - expected).abs() <= relative * expected.abs() + least;
+        if !is_near && found != expected && !(found.is_nan() && expected.is_nan()) {
+            return Err(format!("{what}: element {index} is {found}, but should be {expected}"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! The memory of a group, as `rust/core` lays it out, and what must be in it.
+
+use std::time::Duration;
+
+use lamport_rs_kernels::group::ControlAddresses;
+use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group};
+use lamport_rs_protocol::geometry::{Geometry, SLOTS};
+use lamport_rs_protocol::sentinel::SENTINEL;
+use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, COMM_SIZE, COUNTERS, Control, EXTENTS, SLOT_INDEX};
+
+use crate::machine::{Kind, Machine};
+use crate::memory::Memory;
+
+const WORD_BYTES: usize = 4;
+const COPY_WORDS: usize = CONTROL_COPY_BYTES / WORD_BYTES;
+
+/// A rank's memory.
+pub struct Member {
+    pub group: Group,
+    slots: Memory,
+    counters: Memory,
+    extents: Memory,
+    copies: Memory,
+    report: Memory,
+}
+
+/// A group's memory.
+pub struct Workspace {
+    pub geometry: Geometry,
+    pub members: Vec<Member>,
+}
+
+impl Workspace {
+    pub fn new(geometry: Geometry, timeout: Option<Duration>) -> Self {
+        let ranks = 0..geometry.world_size();
+        let slots: Vec<_> = ranks
+            .clone()
+            .map(|_| Memory::of_words(std::iter::repeat_n(SENTINEL, geometry.used_bytes() / WORD_BYTES)))
+            .collect();
+        let addresses: Vec<_> = slots.iter().map(Memory::address).collect();
+        let member = |(rank, slots)| {
+            let counters = Memory::filled(COUNTERS * WORD_BYTES, 0);
+            let mut extents = [0_u64; EXTENTS];
+            extents[COMM_SIZE] = geometry.comm_size() as u64;
+            let extents = Memory::of_bytes(&extents.map(u64::to_ne_bytes).concat());
+            let copies = Memory::filled(CONTROL_COPIES * CONTROL_COPY_BYTES, 0);
+            let report = Memory::filled(WORD_BYTES, 0);
+            let control = ControlAddresses {
+                counters: counters.address(),
+                extents: extents.address(),
+                copies: copies.address(),
+                report: report.address(),
+            };
+            let group = Group::new(&geometry, rank, &addresses, control, timeout);
+            Member { group, slots, counters, extents, copies, report }
+        };
+        Self { geometry, members: ranks.zip(slots).map(member).collect() }
+    }
+
+    /// Tells the machine of it.
+    pub fn declare(&self, machine: &mut Machine) {
+        for (rank, member) in self.members.iter().enumerate() {
+            let mut add = |memory: &Memory, kind, name| {
+                machine.add_memory(memory.address(), memory.len(), kind, rank, name);
+            };
+            add(&member.slots, Kind::System, "slots");
+            add(&member.report, Kind::System, "report");
+            add(&member.counters, Kind::Device, "counters");
+            add(&member.extents, Kind::Device, "extents");
+            add(&member.copies, Kind::Device, "control copies");
+        }
+    }
+
+    /// Checks every rank's control words after operations that left `control`.
+    pub fn check_control(&self, control: &Control) -> Result<(), String> {
+        for (rank, member) in self.members.iter().enumerate() {
+            let check = |what: &str, found: u64, expected: u64| {
+                let message = || format!("rank {rank}: {what} is {found}, but should be {expected}");
+                (found == expected).then_some(()).ok_or_else(message)
+            };
+            let counters = member.counters.words();
+            check("the arrival counter", counters[ARRIVAL_COUNTER].into(), 0)?;
+            check("the slot index", counters[SLOT_INDEX].into(), control.slot as u64)?;
+            check("the counter between them", counters[1].into(), 0)?;
+            let extents = member.extents.words();
+            let extent = |index: usize| u64::from(extents[2 * index]) | u64::from(extents[2 * index + 1]) << 32;
+            let region = control.previous_region_bytes;
+            check("the extent to clear", extent(CLEAR_EXTENT), (self.geometry.world_size() * region) as u64)?;
+            check("the table's comm_size", extent(COMM_SIZE), self.geometry.comm_size() as u64)?;
+            for (index, copy) in member.copies.words().chunks(COPY_WORDS).enumerate() {
+                check(&format!("the slot in copy {index}"), copy[0].into(), control.slot as u64)?;
+                check(&format!("the region in copy {index}"), copy[1].into(), (region / 16) as u64)?;
+                check(&format!("the mark in copy {index}"), copy[2].into(), 0)?;
+            }
+            check("the report", self.report(rank).into(), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that every rank's words are the sentinel, but for those that the operation before left in its slot.
+    pub fn check_cleared(&self, control: &Control) -> Result<(), String> {
+        let (world_size, region) = (self.geometry.world_size(), control.previous_region_bytes);
+        let used = self.geometry.slot_offset(control.previous_slot());
+        for (rank, member) in self.members.iter().enumerate() {
+            for (index, word) in member.slots.words().into_iter().enumerate() {
+                let offset = index * WORD_BYTES;
+                let in_peers = (0..world_size).filter(|&peer| peer != rank).any(|peer| {
+                    let begin = used + peer * region;
+                    (begin..begin + region).contains(&offset)
+                });
+                if word != SENTINEL && !in_peers {
+                    let slot = offset / self.geometry.comm_size();
+                    let place = if slot < SLOTS { format!("slot {slot}") } else { "the verification".to_owned() };
+                    return Err(format!("rank {rank}: byte {offset}, in {place}, was not cleared: {word:#010x}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The ranks, a bit each, that a rank has missed.
+    pub fn report(&self, rank: usize) -> u32 {
+        self.members[rank].report.words()[0]
+    }
+
+    /// Whether a rank's slot holds nothing.
+    pub fn is_empty(&self, rank: usize, slot: usize) -> bool {
+        let begin = self.geometry.slot_offset(slot) / WORD_BYTES;
+        let end = begin + self.geometry.comm_size() / WORD_BYTES;
+        self.members[rank].slots.words()[begin..end].iter().all(|&word| word == SENTINEL)
+    }
+}
