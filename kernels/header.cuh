@@ -90,14 +90,15 @@ public:
         // Lanes leave the polling at different times.
         __syncwarp();
         const bool differs = came && !equal(found, own_);
-        const uint32 differing = __ballot_sync(0xffffffffu, differs);
-        if (differing == 0 && __all_sync(0xffffffffu, came)) {
+        if (__reduce_or_sync(0xffffffffu, differs || !came ? 1 : 0) == 0) {
             return true;
         }
         if (differs) {
             ptx::store_system(group_.report + REPORT_PEERS + peer() * VECTOR_BYTES, found);
         }
-        report_operation(group_, own_);
+        if (lane_ == 0) {
+            report_operation(group_, own_);
+        }
         if (differs) {
             report_failure(group_, 1u << (MISMATCH_SHIFT + peer()));
         }

@@ -5,13 +5,14 @@ use std::ops::Range;
 use std::time::Duration;
 
 use lamport_rs_kernels::plan::Device;
+use lamport_rs_protocol::exchange::Extent;
 use lamport_rs_protocol::geometry::Geometry;
 use lamport_rs_protocol::table::Control;
 
 use crate::machine::{Fault, Kernels, Limits, Machine};
 use crate::operations::{Operation, Prepared, Setting};
 use crate::values::Random;
-use crate::workspace::Workspace;
+use crate::workspace::{HEADER, Workspace};
 
 /// Says which seeds to run: how many, or which of them (`17..18`).
 const SEEDS_VARIABLE: &str = "LAMPORT_RS_EMULATOR_SEEDS";
@@ -19,7 +20,8 @@ const SEEDS_VARIABLE: &str = "LAMPORT_RS_EMULATOR_SEEDS";
 /// The seeds to run: those of the variable, or as many as `usual`.
 pub fn seeds(usual: u64) -> Range<u64> {
     let Ok(text) = env::var(SEEDS_VARIABLE) else { return 0..usual };
-    let number = |text: &str| text.parse().unwrap_or_else(|_| panic!("{SEEDS_VARIABLE}={text} is not a number or a range"));
+    let number =
+        |text: &str| text.parse().unwrap_or_else(|_| panic!("{SEEDS_VARIABLE}={text} is not a number or a range"));
     match text.split_once("..") {
         Some((begin, end)) => number(begin)..number(end),
         None => 0..number(&text),
@@ -108,7 +110,8 @@ impl Case {
             }
         }
         let control = self.control(&setting);
-        workspace.check_control(&control).map_err(Failure::WrongControl)?;
+        let launched = self.operations.iter().filter(|operation| operation.region_bytes(&setting).is_some()).count();
+        workspace.check_control(&control, launched as u32).map_err(Failure::WrongControl)?;
         workspace.check_cleared(&control).map_err(Failure::NotCleared)?;
         Ok(results)
     }
@@ -117,9 +120,8 @@ impl Case {
     pub fn check(&self, kernels: &Kernels, seeds: Range<u64>) {
         let mut first: Option<Vec<Vec<u8>>> = None;
         for seed in seeds {
-            let results = self
-                .run(kernels, seed)
-                .unwrap_or_else(|failure| panic!("{}, seed {seed}: {failure:#?}", self.name));
+            let results =
+                self.run(kernels, seed).unwrap_or_else(|failure| panic!("{}, seed {seed}: {failure:#?}", self.name));
             let first = first.get_or_insert_with(|| results.clone());
             assert_eq!(first, &results, "{}, seed {seed}: other bits than with the first seed", self.name);
         }
@@ -127,6 +129,7 @@ impl Case {
 
     fn control(&self, setting: &Setting) -> Control {
         let regions = self.operations.iter().filter_map(|operation| operation.region_bytes(setting));
-        regions.fold(Control::default(), |control, region| control.rotated(region))
+        let extent = |region_bytes| Extent { region_bytes, chunk_vectors: 1, lead_chunks: 1, header: Some(HEADER) };
+        regions.fold(Control::default(), |control, region| control.rotated(extent(region)))
     }
 }

@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use lamport_rs_kernels::group::ControlAddresses;
-use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group};
+use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group, Report};
 use lamport_rs_protocol::geometry::{Geometry, SLOTS};
-use lamport_rs_protocol::sentinel::SENTINEL;
+use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, Vector};
 use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, COMM_SIZE, COUNTERS, Control, EXTENTS, SLOT_INDEX};
 
 use crate::machine::{Kind, Machine};
 use crate::memory::Memory;
 
 const WORD_BYTES: usize = 4;
+/// What is told of every operation: that it is the next one, and three words that say nothing here.
+pub const HEADER: Vector = [1, 2, 3, 4];
 const COPY_WORDS: usize = CONTROL_COPY_BYTES / WORD_BYTES;
 
 /// A rank's memory.
@@ -43,15 +45,16 @@ impl Workspace {
             let mut extents = [0_u64; EXTENTS];
             extents[COMM_SIZE] = geometry.comm_size() as u64;
             let extents = Memory::of_bytes(&extents.map(u64::to_ne_bytes).concat());
-            let copies = Memory::filled(CONTROL_COPIES * CONTROL_COPY_BYTES, 0);
-            let report = Memory::filled(WORD_BYTES, 0);
+            // Behind the copies lies the header of the operation in progress.
+            let copies = Memory::filled((CONTROL_COPIES + 1) * CONTROL_COPY_BYTES, 0);
+            let report = Memory::filled(size_of::<Report>(), 0);
             let control = ControlAddresses {
                 counters: counters.address(),
                 extents: extents.address(),
                 copies: copies.address(),
                 report: report.address(),
             };
-            let group = Group::new(&geometry, rank, &addresses, control, timeout);
+            let group = Group::new(&geometry, rank, &addresses, control, timeout).with_header(HEADER);
             Member { group, slots, counters, extents, copies, report }
         };
         Self { geometry, members: ranks.zip(slots).map(member).collect() }
@@ -71,8 +74,8 @@ impl Workspace {
         }
     }
 
-    /// Checks every rank's control words after operations that left `control`.
-    pub fn check_control(&self, control: &Control) -> Result<(), String> {
+    /// Checks every rank's control words after `operations` operations that left `control`.
+    pub fn check_control(&self, control: &Control, operations: u32) -> Result<(), String> {
         for (rank, member) in self.members.iter().enumerate() {
             let check = |what: &str, found: u64, expected: u64| {
                 let message = || format!("rank {rank}: {what} is {found}, but should be {expected}");
@@ -87,9 +90,10 @@ impl Workspace {
             let region = control.previous_region_bytes;
             check("the extent to clear", extent(CLEAR_EXTENT), (self.geometry.world_size() * region) as u64)?;
             check("the table's comm_size", extent(COMM_SIZE), self.geometry.comm_size() as u64)?;
-            for (index, copy) in member.copies.words().chunks(COPY_WORDS).enumerate() {
-                check(&format!("the slot in copy {index}"), copy[0].into(), control.slot as u64)?;
-                check(&format!("the region in copy {index}"), copy[1].into(), (region / 16) as u64)?;
+            for (index, copy) in member.copies.words().chunks(COPY_WORDS).take(CONTROL_COPIES).enumerate() {
+                check(&format!("the slot in copy {index}"), u64::from(copy[0] & 3), control.slot as u64)?;
+                check(&format!("the region in copy {index}"), u64::from(copy[0] >> 2), (region / 16) as u64)?;
+                check(&format!("the number in copy {index}"), copy[1].into(), operations.into())?;
                 check(&format!("the mark in copy {index}"), copy[2].into(), 0)?;
             }
             check("the report", self.report(rank).into(), 0)?;
@@ -108,9 +112,9 @@ impl Workspace {
                     let begin = used + peer * region;
                     (begin..begin + region).contains(&offset)
                 });
-                if word != SENTINEL && !in_peers {
+                if word != SENTINEL && !in_peers && !self.is_header(control, rank, offset) {
                     let slot = offset / self.geometry.comm_size();
-                    let place = if slot < SLOTS { format!("slot {slot}") } else { "the verification".to_owned() };
+                    let place = if slot < SLOTS { format!("slot {slot}") } else { "the headers".to_owned() };
                     return Err(format!("rank {rank}: byte {offset}, in {place}, was not cleared: {word:#010x}"));
                 }
             }
@@ -118,7 +122,16 @@ impl Workspace {
         Ok(())
     }
 
-    /// The ranks, a bit each, that a rank has missed.
+    /// Whether `offset` is in what a peer of `rank` told of the operation that left `control`.
+    fn is_header(&self, control: &Control, rank: usize, offset: usize) -> bool {
+        let begin = |peer| self.geometry.header_offset(control.previous_slot(), peer);
+        control.previous_has_header
+            && (0..self.geometry.world_size())
+                .filter(|&peer| peer != rank)
+                .any(|peer| (begin(peer)..begin(peer) + VECTOR_BYTES).contains(&offset))
+    }
+
+    /// The ranks, a bit each, that a rank has missed; from bit 16 on, those that did something else.
     pub fn report(&self, rank: usize) -> u32 {
         self.members[rank].report.words()[0]
     }

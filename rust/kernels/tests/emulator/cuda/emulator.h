@@ -41,4 +41,7 @@ void emulator_launch_dependents();
 
 unsigned long long emulator_nanoseconds();
 
+// Waits until all other threads wait.
+void emulator_sleep();
+
 }

@@ -45,6 +45,8 @@ inline void load_system_if(bool condition, Address address, Vector& vector) {
     }
 }
 
+inline void fence_system() { emulator_fence(); }
+
 inline void set_bits_system(Address address, uint32 bits) { emulator_set_bits(address, bits, EMULATOR_SYSTEM); }
 
 // ---- Control words: relaxed, device scope ---------------------------------------------------------------------------
@@ -62,6 +64,17 @@ inline void store_device(Address address, uint32 word) { emulator_store(address,
 inline void store_device(Address address, uint32 first, uint32 second) {
     store_device(address, first);
     store_device(address + sizeof(uint32), second);
+}
+
+inline void store_device(Address address, const Vector& vector) {
+    for (uint32 i = 0; i < VECTOR_WORDS; ++i) {
+        store_device(address + i * sizeof(uint32), vector.words[i]);
+    }
+}
+
+inline uint64 load_device_long(Address address) {
+    const uint64 low = load_device(address);
+    return low | uint64{load_device(address + sizeof(uint32))} << 32;
 }
 
 inline void store_device_long(Address address, uint64 value) {
@@ -112,6 +125,7 @@ inline void wait_at_barrier(uint32 barrier, uint32 threads) { emulator_barrier(b
 inline void wait_for_prior_grids() { emulator_wait_for_prior_grid(); }
 inline void launch_dependents() { emulator_launch_dependents(); }
 inline uint64 nanoseconds() { return emulator_nanoseconds(); }
+inline void sleep_a_millisecond() { emulator_sleep(); }
 
 // ---- Conversions, two 16-bit values a word, the first in the low half -----------------------------------------------
 // To nearest even; any NaN becomes 0x7fff.

@@ -62,6 +62,7 @@ void emulator_sync_warp() { machine->warp_operation(emulator::WarpOperation::syn
 void emulator_wait_for_prior_grid() { machine->wait_for_prior_grid(); }
 void emulator_launch_dependents() { machine->launch_dependents(); }
 unsigned long long emulator_nanoseconds() { return machine->nanoseconds(); }
+void emulator_sleep() { machine->sleep(); }
 
 // ---- For the tests --------------------------------------------------------------------------------------------------
 

@@ -157,6 +157,7 @@ public:
     std::uint32_t load(Address address, bool is_system);
     void store(Address address, std::uint32_t word, bool sets_bits, bool is_system);
     std::uint32_t increment(Address address, std::uint32_t last);
+    void sleep();
     void poll(Address address, std::uint32_t word);
     void read(Address address, void* to, std::uint32_t bytes);
     void write(Address address, const void* from, std::uint32_t bytes);

@@ -32,6 +32,12 @@ void Machine::poll(Address address, std::uint32_t word) {
     wait(State::word, address);
 }
 
+// Among those that poll, of a word that is never stored: it goes on when time passes.
+void Machine::sleep() {
+    polling_[0].push_back(current_);
+    wait(State::word, 0);
+}
+
 void Machine::store(Address address, std::uint32_t word, bool sets_bits, bool is_system) {
     Thread& thread = *current_;
     if (!memory_.check_relaxed(thread.accessor, address, is_system)) {

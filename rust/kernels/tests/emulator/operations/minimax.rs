@@ -134,10 +134,8 @@ impl<const MATRICES: usize> Prepared for Tensors<MATRICES> {
         for index in 0..MATRICES {
             // The own rows first: those are normalised.
             let others = self.setting.ranks().filter(|&other| other != rank);
-            let rows: Vec<_> = std::iter::once(rank)
-                .chain(others)
-                .map(|rank| self.rows(&self.inputs.bytes(rank), index))
-                .collect();
+            let rows: Vec<_> =
+                std::iter::once(rank).chain(others).map(|rank| self.rows(&self.inputs.bytes(rank), index)).collect();
             let rows: Vec<_> = rows.iter().map(Vec::as_slice).collect();
             let weights = self.weights[index][rank].bytes();
             let normalised = rms_norm(dtype, &rows, widths[index] as usize, (weight, &weights), EPSILON, 0.0);
