@@ -218,13 +218,24 @@ fn find_workspace(workspace: &Bound<'_, PyAny>) -> PyResult<AnyWorkspace> {
     if let Ok(workspace) = workspace.cast::<Workspace>() {
         return Ok(workspace.get().workspace.clone());
     }
-    let pointer = workspace.call_method0(intern!(workspace.py(), "data_ptr")).and_then(|pointer| pointer.extract());
-    pointer.ok().and_then(registry::find).ok_or_else(|| {
+    let py = workspace.py();
+    let pointer = workspace.call_method0(intern!(py, "data_ptr")).and_then(|pointer| pointer.extract());
+    pointer.ok().and_then(registry::find).or_else(|| find_copied(workspace)).ok_or_else(|| {
         LamportError::new_err(
             "workspace must be a LamportWorkspace, or the tensor that its `workspace` property or \
-             get_allreduce_workspace() returned, not a copy of it",
+             get_allreduce_workspace() returned, not a copy of it on a GPU",
         )
     })
+}
+
+/// By the values of a tensor on the CPU.
+fn find_copied(table: &Bound<'_, PyAny>) -> Option<AnyWorkspace> {
+    let py = table.py();
+    if !table.getattr(intern!(py, "is_cpu")).and_then(|is_cpu| is_cpu.is_truthy()).unwrap_or(false) {
+        return None;
+    }
+    let entries: Vec<i64> = table.call_method0(intern!(py, "tolist")).ok()?.extract().ok()?;
+    registry::find_copied(&entries)
 }
 
 fn check_member(workspace: &AnyWorkspace, rank: i64, world_size: i64) -> PyResult<()> {
