@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use lamport_rs_protocol::sentinel::Vector;
+use lamport_rs_protocol::sentinel::{Vector, scrub};
 
 use crate::error::{Error, Result};
 use crate::exchange::{Payload, Reader, Writer, enumerate};
@@ -74,7 +74,9 @@ impl Payload for Hello {
             },
             layout: reader.u32()?,
         };
-        reader.end().map(|()| hello)
+        reader.end()?;
+        // A reader would wait for words that look like memory nobody has written to.
+        (scrub(hello.nonce) == hello.nonce).then_some(hello)
     }
 }
 
@@ -136,7 +138,7 @@ pub fn nonce() -> Result<Vector> {
             .map_err(|error| Error::system("getrandom", error))?;
     }
     let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    Ok(lamport_rs_protocol::sentinel::scrub([word(0), word(4), word(8), word(12)]))
+    Ok(scrub([word(0), word(4), word(8), word(12)]))
 }
 
 #[cfg(test)]
@@ -175,6 +177,12 @@ mod tests {
     #[test]
     fn a_hello_with_bytes_behind_its_end_is_not_decoded() {
         assert_eq!(Hello::decode(&[hello().encode().as_slice(), &[0]].concat()), None);
+    }
+
+    #[test]
+    fn a_hello_whose_nonce_looks_like_empty_memory_is_not_decoded() {
+        let sentinel = lamport_rs_protocol::sentinel::SENTINEL;
+        assert_eq!(Hello::decode(&Hello { nonce: [1, 2, sentinel, 4], ..hello() }.encode()), None);
     }
 
     #[test]
