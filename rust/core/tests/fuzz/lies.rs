@@ -78,7 +78,11 @@ pub enum File {
     Device,
     Socket,
     /// In memory: bytes more or less than a block's, whether sealed, and whether by our name.
-    Memory { more: i64, sealed: bool, named: bool },
+    Memory {
+        more: i64,
+        sealed: bool,
+        named: bool,
+    },
     /// The block of the rank that is being lied to.
     Victims,
 }
