@@ -22,6 +22,8 @@ pub enum Lie {
     Handle(HandleNumber, Change),
     /// The handle of another file, told as it is or with a block's size.
     File(File, bool),
+    /// The handle and the random vector of another rank, or of the one that is being lied to.
+    Stolen(usize),
     /// Any payload.
     Payload(Vec<u8>),
     /// A failure, for any reason.
@@ -83,8 +85,6 @@ pub enum File {
         sealed: bool,
         named: bool,
     },
-    /// The block of the rank that is being lied to.
-    Victims,
 }
 
 impl Change {
@@ -128,7 +128,7 @@ fn text() -> impl Strategy<Value = Vec<u8>> {
 fn file() -> impl Strategy<Value = File> {
     let more = select(vec![-12288, -4096, -1, 0, 1, 4096]);
     prop_oneof![
-        3 => select(vec![File::Regular, File::Fifo, File::Directory, File::Device, File::Socket, File::Victims]),
+        3 => select(vec![File::Regular, File::Fifo, File::Directory, File::Device, File::Socket]),
         2 => (more, any::<bool>(), any::<bool>()).prop_map(|(more, sealed, named)| File::Memory { more, sealed, named }),
     ]
 }
@@ -148,6 +148,7 @@ pub fn lie() -> impl Strategy<Value = Lie> {
         1 => vec(any::<u8>(), 0..140).prop_map(Lie::HandleBytes),
         5 => (handle, change).prop_map(|(place, change)| Lie::Handle(place, change)),
         6 => (file(), any::<bool>()).prop_map(|(file, as_a_block)| Lie::File(file, as_a_block)),
+        2 => (0..4_usize).prop_map(Lie::Stolen),
         1 => vec(any::<u8>(), 0..480).prop_map(Lie::Payload),
         2 => text().prop_map(Lie::Failure),
         4 => (0..512_usize, any::<u8>()).prop_map(|(at, value)| Lie::Byte(at, value)),

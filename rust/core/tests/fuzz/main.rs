@@ -15,7 +15,9 @@ mod allocations;
 mod lies;
 mod peers;
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -155,6 +157,10 @@ fn number(name: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{name} is {value:?}, but must be a number")))
 }
 
+fn seed() -> u64 {
+    number("LAMPORT_RS_FUZZ_SEED").unwrap_or(1)
+}
+
 fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
@@ -176,25 +182,47 @@ fn run_batch(seed: u64, batch: u64, start: Instant, strangers: &Strangers) {
     }
 }
 
+/// Runs the cases, and says on its standard output which batch it is at.
 #[test]
-fn whatever_peers_send_ends_in_an_error_or_in_their_memory() {
+#[ignore = "what the test below runs, as a process of its own: a fault may end it"]
+fn worker() {
     static BATCH: AtomicU64 = AtomicU64::new(0);
-    let seed = number("LAMPORT_RS_FUZZ_SEED").unwrap_or(1);
-    let only = number("LAMPORT_RS_FUZZ_BATCH");
+    let (seed, only) = (seed(), number("LAMPORT_RS_FUZZ_BATCH"));
     let (start, time) = (Instant::now(), Duration::from_secs(number("LAMPORT_RS_FUZZ_SECONDS").unwrap_or(5)));
     watch(start, seed, &BATCH);
     let strangers = Strangers::new();
     let files = open_files();
-    BATCH.store(only.unwrap_or(0), Ordering::Relaxed);
+    let mut batch = only.unwrap_or(0);
     loop {
-        let batch = BATCH.load(Ordering::Relaxed);
+        BATCH.store(batch, Ordering::Relaxed);
+        println!("{AT_BATCH}{batch}");
         run_batch(seed, batch, start, &strangers);
         assert_eq!(open_files(), files, "descriptors are left open; {}", how_to_repeat(seed, batch));
+        batch += 1;
         if only.is_some() || start.elapsed() >= time {
             break;
         }
-        BATCH.store(batch + 1, Ordering::Relaxed);
     }
-    let batches = BATCH.load(Ordering::Relaxed) + 1 - only.unwrap_or(0);
-    println!("seed {seed}: {} cases in {:?}", batches * u64::from(CASES_PER_BATCH), start.elapsed());
+    let cases = (batch - only.unwrap_or(0)) * u64::from(CASES_PER_BATCH);
+    println!("seed {seed}: {cases} cases in {:?}", start.elapsed());
+}
+
+const AT_BATCH: &str = "at batch ";
+
+#[test]
+fn whatever_peers_send_ends_in_an_error_or_in_their_memory() {
+    let mut worker = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "worker", "--ignored", "--nocapture"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut batch = 0;
+    for line in BufReader::new(worker.stdout.take().unwrap()).lines().map_while(std::result::Result::ok) {
+        match line.strip_prefix(AT_BATCH) {
+            Some(at) => batch = at.parse().unwrap(),
+            None => println!("{line}"),
+        }
+    }
+    let status = worker.wait().unwrap();
+    assert!(status.success(), "the fuzzer ended with {status}; {}", how_to_repeat(seed(), batch));
 }

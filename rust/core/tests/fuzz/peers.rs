@@ -111,7 +111,7 @@ impl<'a> Peers<'a> {
     }
 
     fn tell(&mut self, peer: usize, lie: &Lie, messages: &mut [Vec<u8>]) {
-        let (victim, copied) = (messages[self.rank].clone(), messages.to_vec());
+        let sent = messages.to_vec();
         let message = &mut messages[peer];
         match lie {
             Lie::Header(Number(at, bytes), value) => set(message, *at, &value.to_le_bytes()[..*bytes]),
@@ -123,18 +123,20 @@ impl<'a> Peers<'a> {
             }
             Lie::Handle(number, change) => change_handle(message, |handle| change_number(handle, *number, *change)),
             Lie::File(file, as_a_block) => {
-                let victims = Hello::decode(content_of(&victim)).and_then(|hello| Handle::decode(&hello.handle));
-                let Some(victims) = victims else { return };
-                let named = self.name(*file, victims, peer);
+                let named = self.name(*file, peer);
                 let size = if *as_a_block { self.blocks_bytes() } else { named.bytes };
                 change_handle(message, |handle| *handle = Handle { bytes: size, ..named });
+            }
+            Lie::Stolen(of) => {
+                let Some(stolen) = Hello::decode(content_of(&sent[of % self.ranks])) else { return };
+                change_hello(message, |hello| (hello.handle, hello.nonce) = (stolen.handle, stolen.nonce));
             }
             Lie::Payload(bytes) => *message = message_of(self.step, peer, 0, bytes),
             Lie::Failure(reason) => *message = message_of(self.step, peer, 1, reason),
             Lie::Byte(at, value) => set(message, *at, &[*value]),
             Lie::Cut(length) => message.truncate(*length),
             Lie::Extended(by) => message.resize(message.len() + by, 0x55),
-            Lie::Copy(of) => message.clone_from(&copied[of % self.ranks]),
+            Lie::Copy(of) => message.clone_from(&sent[of % self.ranks]),
             Lie::Count(_) | Lie::Failed => {}
         }
     }
@@ -145,7 +147,7 @@ impl<'a> Peers<'a> {
     }
 
     /// The honest handle of a file that is no peer's block.
-    fn name(&mut self, file: File, victims: Handle, peer: usize) -> Handle {
+    fn name(&mut self, file: File, peer: usize) -> Handle {
         let strangers = self.strangers;
         let of = |file: &dyn AsRawFd, status: rustix::fs::Stat| Handle {
             process: std::process::id(),
@@ -163,7 +165,6 @@ impl<'a> Peers<'a> {
             File::Directory => of(&strangers.directory, rustix::fs::fstat(&strangers.directory).unwrap()),
             File::Device => of(&strangers.device, rustix::fs::fstat(&strangers.device).unwrap()),
             File::Socket => of(&strangers.socket, rustix::fs::fstat(&strangers.socket).unwrap()),
-            File::Victims => victims,
             File::Memory { more, sealed, named } => {
                 let name = if named { NAME } else { "stranger" };
                 let file = memfd_create(name, MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
