@@ -63,7 +63,7 @@ fn case() -> impl Strategy<Value = Case> {
 
 /// What one rank has, in the end: kept, for its memory to stay.
 enum Made {
-    Workspace(HostWorkspace),
+    Workspace(Box<HostWorkspace>),
     Buffer(Buffer<HostBackend>),
 }
 
@@ -89,7 +89,7 @@ impl Case {
         let (rank, world_size, comm_size) = (self.rank as i64, self.ranks as i64, COMM_SIZE as i64);
         if self.workspace {
             let settings = Settings { rank, world_size, comm_size, timeout: 1.0, two_shot_from: None };
-            return HostWorkspace::create(&settings, peers).map(Made::Workspace);
+            return HostWorkspace::create(&settings, peers).map(Box::new).map(Made::Workspace);
         }
         Buffer::create(&HostBackend, rank, world_size, comm_size, peers).map(Made::Buffer)
     }

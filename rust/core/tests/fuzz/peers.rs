@@ -35,7 +35,8 @@ impl Strangers {
         fs::create_dir_all(&folder).unwrap();
         let path = |name: &str| folder.join(name);
         mkfifoat(rustix::fs::CWD, path("fifo"), Mode::RWXU).unwrap();
-        let read_write = |path: PathBuf| fs::File::options().read(true).write(true).create(true).open(path).unwrap();
+        let read_write =
+            |path: PathBuf| fs::File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
         Self {
             regular: read_write(path("regular")),
             fifo: rustix::fs::open(path("fifo"), OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()).unwrap(),
