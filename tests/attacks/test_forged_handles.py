@@ -73,6 +73,7 @@ FILES = {
     "open to further seals": (None, {"seals": fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK}, "its size can change"),
     "sealed against writing": (None, {"seals": ALL_SEALS | fcntl.F_SEAL_WRITE}, "mapping .* bytes of shared memory"),
     "a stranger's, as the name says": (None, {"name": "stranger"}, r"it is /memfd:stranger .*, no block of lamport-rs"),
+    "almost a block, as the name says": (None, {"name": f"{NAME}2"}, r"it is /memfd:lamport-rs2 .*, no block of"),
     "with another mark": (None, {"mark": b"something else.."}, "what the peer wrote there is not what is read here"),
 }
 

@@ -105,7 +105,8 @@ impl Handle {
         // The kernel's own words for what the descriptor is; to read them does not ask the file's file system.
         let link = readlink(self.path(), vec![]).map_err(|error| self.failed(error))?;
         let name = link.to_string_lossy();
-        if !name.starts_with(&format!("/memfd:{NAME}")) {
+        let in_memory = name.strip_prefix("/memfd:").map(|name| name.strip_suffix(" (deleted)").unwrap_or(name));
+        if in_memory != Some(NAME) {
             let name = legible(&name, NAME_BYTES);
             return Err(self.refused(format!("it is {name}, no block of lamport-rs; {ONE_NAMESPACE}")));
         }
