@@ -5,10 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find rust kernels python -type f -not -name '*.pyc') Cargo.toml Cargo.lock pyproject.toml \
   README.md LICENSE
+FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= $(shell date +%s)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help build demo test test-rust test-python test-gpu test-races bench soak soak-gpu lint format wheel \
-  clean
+.PHONY: help build demo test test-rust test-python test-gpu test-races fuzz bench soak soak-gpu lint format \
+  wheel clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -25,6 +27,10 @@ test-rust: $(VENV)/.ready ## Rust unit tests, property tests and model checks.
 
 test-races: $(VENV)/.ready ## The host backend under ThreadSanitizer.
 	tests/race_detector.sh
+
+fuzz: $(VENV)/.ready ## Messages of lying peers, for ten minutes (FUZZ_SECONDS), another sequence every time (FUZZ_SEED).
+	LAMPORT_RS_FUZZ_SECONDS=$(FUZZ_SECONDS) LAMPORT_RS_FUZZ_SEED=$(FUZZ_SEED) \
+	  cargo test --package lamport-rs-core --test fuzz -- --nocapture
 
 test-python: build ## The package, with ranks as processes.
 	$(BIN)/python -m pytest

@@ -1,10 +1,11 @@
 //! A Python callable as the exchange's transport.
 
 use lamport_rs_core::Error;
-use lamport_rs_core::exchange::{AllGather, Exchange};
-use pyo3::exceptions::PyException;
+use lamport_rs_core::exchange::{AllGather, Exchange, MESSAGE_BYTES};
+use pyo3::exceptions::{PyException, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PySequence};
 
 use crate::errors::interruptible;
 
@@ -37,14 +38,52 @@ impl Callable {
 impl AllGather for Callable {
     fn all_gather(&mut self, message: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         Python::attach(|py| {
-            let gathered = self.callable.call1(py, (PyBytes::new(py, message),));
-            gathered.and_then(|gathered| gathered.extract::<Vec<Vec<u8>>>(py)).map_err(|error| {
+            let gathered = self.callable.bind(py).call1((PyBytes::new(py, message),));
+            gathered.and_then(|gathered| messages(&gathered)).map_err(|error| {
                 let text = error.to_string();
                 self.raised = Some(error);
                 text
             })
         })
     }
+}
+
+/// More messages than any group has ranks.
+const MOST_MESSAGES: usize = 1 << 16;
+/// More bytes than a message has in any version.
+const MOST_BYTES: usize = 1 << 16;
+
+/// What the callable returned. It may be anything, and say anything about itself, so nothing is allocated by its word.
+fn messages(gathered: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<u8>>> {
+    let sequence = gathered.cast::<PySequence>().map_err(|_| {
+        let kind = kind_of(gathered);
+        PyTypeError::new_err(format!("all_gather returned {kind}, but must return a list of every rank's bytes"))
+    })?;
+    let count = sequence.len()?;
+    if count > MOST_MESSAGES {
+        return Err(PyValueError::new_err(format!(
+            "all_gather returned {count} messages; one of every rank is needed"
+        )));
+    }
+    (0..count).map(|rank| message(rank, &sequence.get_item(rank)?)).collect()
+}
+
+fn message(rank: usize, gathered: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
+    let bytes = gathered.extract::<PyBackedBytes>().map_err(|_| {
+        let kind = kind_of(gathered);
+        PyTypeError::new_err(format!("all_gather returned {kind} as the message of rank {rank}, but must return bytes"))
+    })?;
+    if bytes.len() > MOST_BYTES {
+        let length = bytes.len();
+        return Err(PyValueError::new_err(format!(
+            "all_gather returned {length} bytes as the message of rank {rank}, but a message has {MESSAGE_BYTES}"
+        )));
+    }
+    Ok(bytes.to_vec())
+}
+
+fn kind_of(object: &Bound<'_, PyAny>) -> String {
+    object.get_type().name().map_or_else(|_| "an object".to_owned(), |name| name.to_string())
 }
 
 /// Takes part in an exchange only to say why this rank cannot: all ranks raise the same error, and none is left waiting.

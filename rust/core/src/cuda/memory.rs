@@ -76,15 +76,32 @@ pub struct PeerMemory {
 }
 
 impl PeerMemory {
-    /// Maps what a peer exported, for kernels of `device`.
-    pub fn open(device: &Arc<Device>, handle: [u8; HANDLE_BYTES]) -> Result<Self> {
+    /// Maps what a peer exported, for kernels of `device`, if it is an allocation of `bytes` bytes.
+    pub fn open(device: &Arc<Device>, handle: [u8; HANDLE_BYTES], bytes: usize) -> Result<Self> {
         let _entered = device.enter()?;
         let handle = sys::CUipcMemHandle { reserved: handle.map(|byte| byte as i8) };
         let flags = sys::CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
         let mut address = 0;
-        // SAFETY: the context is current, and the handle comes from a peer's `export`.
+        // SAFETY: the context is current; the driver refuses bytes that are no handle.
         check("cuIpcOpenMemHandle", unsafe { sys::cuIpcOpenMemHandle_v2(&mut address, handle, flags) })?;
-        Ok(Self { device: device.clone(), address })
+        let memory = Self { device: device.clone(), address };
+        memory.check_range(bytes)?;
+        Ok(memory)
+    }
+
+    /// Checks that the mapping begins where kernels are told, and is as long: they store into all of it.
+    fn check_range(&self, bytes: usize) -> Result<()> {
+        let (mut base, mut size) = (0, 0);
+        // SAFETY: the context is current, as in `open`.
+        check("cuMemGetAddressRange", unsafe { sys::cuMemGetAddressRange_v2(&mut base, &mut size, self.address) })?;
+        if (base, size) == (self.address, bytes) {
+            return Ok(());
+        }
+        let offset = self.address.wrapping_sub(base);
+        Err(Error::Argument(format!(
+            "it is {size} bytes of device memory, mapped from byte {offset} on, but {bytes} bytes from the first were \
+             agreed on"
+        )))
     }
 
     /// Where it is in this process.

@@ -9,13 +9,17 @@
 //! | 24 … 28 | 0: payload, 1: failure |
 //! | 28 … 32 | length of what follows |
 //! | 32 … 512 | payload, or UTF-8 text of the failure |
+//!
+//! A message is whatever a peer chose to send: decoding it allocates no more than it has bytes, and believes nothing.
+
+use super::text::legible;
 
 /// Bytes per message: fixed for ever, so that different versions can at least tell each other so.
 pub const MESSAGE_BYTES: usize = 512;
 const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"LAMPORT\0";
 /// Raised when the header or a payload changes its meaning.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Something that travels in a message.
 pub trait Payload: Sized {
@@ -79,10 +83,11 @@ impl Message {
         let rank = reader.u64().ok_or_else(unreadable)? as i64;
         let kind = reader.u32().ok_or_else(unreadable)?;
         let length = reader.u32().ok_or_else(unreadable)? as usize;
-        let content = reader.bytes(length).ok_or_else(unreadable)?.to_vec();
+        let content = reader.bytes(length).ok_or_else(unreadable)?;
         let body = match kind {
-            0 => Body::Payload(content),
-            _ => Body::Failure(String::from_utf8_lossy(&content).into_owned()),
+            0 => Body::Payload(content.to_vec()),
+            1 => Body::Failure(legible(&String::from_utf8_lossy(content), MESSAGE_BYTES - HEADER_BYTES)),
+            _ => return Err(unreadable()),
         };
         Ok(Self { rank, step, body })
     }
@@ -109,9 +114,9 @@ impl Writer {
         self.bytes(&value.to_le_bytes())
     }
 
-    /// A text of at most 255 bytes; longer ones are cut.
-    pub fn text(&mut self, text: &str) -> &mut Self {
-        let text = &text[..text.floor_char_boundary(u8::MAX as usize)];
+    /// A text of at most `most` bytes; longer ones are cut.
+    pub fn text(&mut self, text: &str, most: u8) -> &mut Self {
+        let text = &text[..text.floor_char_boundary(most.into())];
         self.bytes(&[text.len() as u8]).bytes(text.as_bytes())
     }
 
@@ -147,9 +152,18 @@ impl<'a> Reader<'a> {
         Some(u64::from_le_bytes(self.bytes(8)?.try_into().ok()?))
     }
 
-    /// The next text.
-    pub fn text(&mut self) -> Option<String> {
+    /// The next text, of at most `most` bytes, with escapes for what is not to be seen in a text.
+    pub fn text(&mut self, most: u8) -> Option<String> {
         let length = *self.bytes(1)?.first()?;
-        String::from_utf8(self.bytes(length as usize)?.to_vec()).ok()
+        if length > most {
+            return None;
+        }
+        let text = str::from_utf8(self.bytes(length.into())?).ok()?;
+        Some(legible(text, most.into()))
+    }
+
+    /// The end: nothing is left to read.
+    pub fn end(&self) -> Option<()> {
+        self.0.is_empty().then_some(())
     }
 }

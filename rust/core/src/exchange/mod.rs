@@ -3,10 +3,20 @@
 //!
 //! Messages are plain bytes of one fixed size, never pickles. Whatever carries them only has to bring every rank's
 //! message to every rank, in rank order.
+//!
+//! | module | concept |
+//! | --- | --- |
+//! | `message` | the bytes of a message |
+//! | `text` | texts of peers in errors |
+//! | `transcript` | whether the ranks were brought the same messages |
 
 mod message;
+mod text;
+mod transcript;
 
 pub use message::{MESSAGE_BYTES, Payload, Reader, Writer};
+pub(crate) use text::{enumerate, legible};
+pub use transcript::Transcript;
 
 use message::{Body, Message};
 
@@ -26,13 +36,17 @@ pub struct Exchange<'a> {
     step: u32,
     /// How many messages the first step brought; every step must bring as many.
     ranks: Option<usize>,
+    /// All that was brought so far.
+    transcript: Transcript,
+    /// Whether this rank's own messages came back as they were sent.
+    unchanged: bool,
 }
 
 impl<'a> Exchange<'a> {
     /// Starts an exchange as `rank` of `world_size`; `agree` checks the one against what the transport brings,
     /// `check_size` the other.
     pub fn new(transport: &'a mut dyn AllGather, rank: i64, world_size: i64) -> Self {
-        Self { transport, rank, world_size, step: 0, ranks: None }
+        Self { transport, rank, world_size, step: 0, ranks: None, transcript: Transcript::default(), unchanged: true }
     }
 
     /// Takes part only to say why this rank cannot go on: the error that every rank gets.
@@ -56,6 +70,8 @@ impl<'a> Exchange<'a> {
             // This rank's own failure says more than that it could not tell the others.
             Err(reason) => return Err(local.err().unwrap_or(Error::Transport(reason))),
         };
+        self.transcript.add(&gathered);
+        self.unchanged &= usize::try_from(self.rank).is_ok_and(|rank| gathered.get(rank) == Some(&message));
         let messages = gathered.iter().map(|bytes| Message::decode(bytes)).collect::<Vec<_>>();
         self.check(&messages, step)?;
         // A transport that loses this rank's message must not turn its failure into success.
@@ -104,6 +120,18 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
+    /// What was brought so far, for the other ranks to compare with what they were brought ([`Transcript::check`]); an
+    /// error, for the next agreement, if this rank's own messages did not come back as they were sent.
+    pub fn transcript(&self) -> Result<Transcript> {
+        if self.unchanged {
+            return Ok(self.transcript);
+        }
+        Err(Error::Agreement(
+            "the all-gather changed the message of this rank; it must bring every rank's bytes as they were sent"
+                .into(),
+        ))
+    }
+
     /// Checks that `ranks`, as many as the transport brought, are as many as this rank was told. To be called once the
     /// ranks know that all were told the same, so that all come to the same verdict here too.
     pub fn check_size(&self, ranks: usize) -> Result<()> {
@@ -123,8 +151,7 @@ fn describe(failures: &[(usize, String)], ranks: usize) -> String {
     if failures.len() == ranks && failures.iter().all(|(_, reason)| reason == first) {
         return first.clone();
     }
-    let each: Vec<String> = failures.iter().map(|(rank, reason)| format!("rank {rank}: {reason}")).collect();
-    each.join("; ")
+    enumerate(failures.iter().map(|(rank, reason)| format!("rank {rank}: {reason}")), "; ")
 }
 
 #[cfg(test)]

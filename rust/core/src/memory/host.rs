@@ -5,17 +5,16 @@
 //! `/proc/<pid>/fd/<fd>`, which the kernel allows to processes of the same user only. Its size is sealed, so that no
 //! peer can shrink it under another's feet.
 
-use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
 
-use rustix::fs::{MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, fstat, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, fchmod, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use lamport_rs_protocol::sentinel::Vector;
 
 use crate::error::{Error, Result};
+use crate::memory::handle::{Handle, LEAST_DESCRIPTOR, NAME, SEALS};
 use crate::memory::vector_access::{Portable, VectorAccess};
 
 /// Bytes at a block's end for what its owner lets peers find there.
@@ -66,21 +65,6 @@ impl Drop for Mapping {
     }
 }
 
-/// What a peer needs to map a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Handle {
-    /// The owner.
-    pub process: u32,
-    /// The owner's descriptor of the block.
-    pub descriptor: i32,
-    /// The file's identity, so that a recycled process or descriptor number is noticed.
-    pub device: u64,
-    /// Likewise.
-    pub inode: u64,
-    /// The block's size in bytes.
-    pub bytes: u64,
-}
-
 /// A block that this process owns. Behind what was asked for lies the mark, by which peers prove their mappings.
 #[derive(Debug)]
 pub struct Block {
@@ -93,24 +77,16 @@ pub struct Block {
 impl Block {
     /// Allocates `bytes` bytes and writes `word` over all of them.
     pub fn allocate(bytes: usize, word: u32) -> Result<Self> {
-        let bytes = (bytes + MARK_BYTES).next_multiple_of(rustix::param::page_size());
+        let bytes = file_bytes(bytes);
         check_available(bytes)?;
         let file = create_file().map_err(|error| Error::system("memfd_create", error))?;
         fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(|error| Error::system("fchmod", error))?;
         ftruncate(&file, bytes as u64)
             .map_err(|error| Error::system(format!("allocating {bytes} bytes of shared memory"), error))?;
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
-            .map_err(|error| Error::system("sealing shared memory", error))?;
+        fcntl_add_seals(&file, SEALS).map_err(|error| Error::system("sealing shared memory", error))?;
         fill(&file, bytes, word)?;
         let mapping = Mapping::new(&file, bytes)?;
-        let status = fstat(&file).map_err(|error| Error::system("fstat", error))?;
-        let handle = Handle {
-            process: std::process::id(),
-            descriptor: file.as_raw_fd(),
-            device: status.st_dev,
-            inode: status.st_ino,
-            bytes: bytes as u64,
-        };
+        let handle = Handle::of(&file)?;
         Ok(Self { file: Some(file), mapping, handle })
     }
 
@@ -138,14 +114,23 @@ impl Block {
     }
 }
 
+/// Bytes of the file of a block of `bytes` bytes.
+fn file_bytes(bytes: usize) -> usize {
+    (bytes + MARK_BYTES).next_multiple_of(rustix::param::page_size())
+}
+
 /// An empty file in memory, which nobody can make executable where the kernel knows to prevent it (from Linux 6.3).
 fn create_file() -> rustix::io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    memfd_create("lamport-rs", flags | MemfdFlags::NOEXEC_SEAL).or_else(|error| match error {
+    let file = memfd_create(NAME, flags | MemfdFlags::NOEXEC_SEAL).or_else(|error| match error {
         // A flag that it does not know.
-        rustix::io::Errno::INVAL => memfd_create("lamport-rs", flags),
+        rustix::io::Errno::INVAL => memfd_create(NAME, flags),
         error => Err(error),
-    })
+    })?;
+    if file.as_raw_fd() >= LEAST_DESCRIPTOR {
+        return Ok(file);
+    }
+    rustix::io::fcntl_dupfd_cloexec(&file, LEAST_DESCRIPTOR)
 }
 
 /// Refuses what the machine cannot hold. The kernel would hand it out, and end a process when it is written.
@@ -180,32 +165,16 @@ fn fill(file: &OwnedFd, bytes: usize, word: u32) -> Result<()> {
     Ok(())
 }
 
-/// Maps a peer's block, and looks for the peer's mark in it: what the one wrote must be what the other reads.
-pub fn open(handle: &Handle, mark: Vector) -> Result<Mapping> {
-    let path = format!("/proc/{}/fd/{}", handle.process, handle.descriptor);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(rustix::fs::OFlags::CLOEXEC.bits() as i32)
-        .open(&path)
-        .map_err(|error| {
-            let advice = "the ranks must run as the same user and see the same processes (one PID namespace)";
-            Error::system(format!("opening a peer's shared memory ({path})"), format!("{error}; {advice}"))
-        })?;
-    let status = fstat(&file).map_err(|error| Error::system("fstat", error))?;
-    let has_mark = handle.bytes > 0 && handle.bytes.is_multiple_of(rustix::param::page_size() as u64);
-    let same = (status.st_dev, status.st_ino, status.st_size as u64) == (handle.device, handle.inode, handle.bytes);
-    if !(same && has_mark) {
-        return Err(Error::system(
-            format!("opening a peer's shared memory ({path})"),
-            "it is another file than the peer exported; the ranks must see the same processes (one PID namespace)",
-        ));
-    }
-    let mapping = Mapping::new(&file, handle.bytes as usize)?;
+/// Maps a peer's block of `bytes` bytes, and looks for the peer's mark in it: what the one wrote must be what the other
+/// reads.
+pub fn open(handle: &Handle, mark: Vector, bytes: usize) -> Result<Mapping> {
+    let bytes = file_bytes(bytes);
+    let file = handle.open(bytes as u64)?;
+    let mapping = Mapping::new(&file, bytes)?;
     // SAFETY: the mark is aligned, and its owner wrote it before it exported the block.
     if unsafe { Portable::load(mapping.mark()) } != mark {
         return Err(Error::system(
-            format!("verifying a peer's shared memory ({path})"),
+            format!("verifying the shared memory of process {}", handle.process),
             "what the peer wrote there is not what is read here",
         ));
     }
@@ -219,7 +188,7 @@ mod tests {
     #[test]
     fn a_mapping_shows_what_its_owner_wrote() {
         let mut block = Block::allocate(4096, 7).unwrap();
-        let mapping = open(&block.export([1, 2, 3, 4]), [1, 2, 3, 4]).unwrap();
+        let mapping = open(&block.export([1, 2, 3, 4]), [1, 2, 3, 4], 4096).unwrap();
         // SAFETY: both mappings are as long, and nobody else has them.
         unsafe {
             block.pointer().cast::<u32>().write_volatile(8);
@@ -231,8 +200,8 @@ mod tests {
     #[test]
     fn a_block_with_another_mark_is_an_error() {
         let mut block = Block::allocate(4096, 0).unwrap();
-        let error = open(&block.export([1, 2, 3, 4]), [1, 2, 3, 5]).unwrap_err().to_string();
-        assert!(error.contains("verifying a peer's shared memory"), "{error}");
+        let error = open(&block.export([1, 2, 3, 4]), [1, 2, 3, 5], 4096).unwrap_err().to_string();
+        assert!(error.contains("verifying the shared memory"), "{error}");
     }
 
     #[test]
@@ -240,7 +209,7 @@ mod tests {
         let kernel_can = memfd_create("probe", MemfdFlags::NOEXEC_SEAL).is_ok();
         let block = Block::allocate(4096, 0).unwrap();
         let file = block.file.as_ref().unwrap();
-        assert_eq!(fstat(file).unwrap().st_mode & 0o777, 0o600);
+        assert_eq!(rustix::fs::fstat(file).unwrap().st_mode & 0o777, 0o600);
         assert_eq!(fchmod(file, Mode::RWXU).is_err(), kernel_can);
     }
 }

@@ -3,11 +3,13 @@
 //! | module | concept |
 //! | --- | --- |
 //! | [`fork`] | noticing that a process was forked from the one that mapped it |
-//! | [`host`] | blocks of shared memory: allocation, handles, mappings |
+//! | [`handle`] | what a rank sends of its block, and how a peer's becomes an open file |
+//! | [`host`] | blocks of shared memory: allocation, mappings |
 //! | [`host_slots`] | those blocks as the protocol sees them |
 //! | [`vector_access`] | the 16-byte accesses, the only place where slots are touched |
 
 pub mod fork;
+pub mod handle;
 pub mod host;
 pub mod host_slots;
 pub mod vector_access;

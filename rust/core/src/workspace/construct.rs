@@ -4,10 +4,11 @@
 
 use std::fmt::Debug;
 
+use lamport_rs_protocol::geometry::LAYOUT_VERSION;
 use lamport_rs_protocol::sentinel::Vector;
 
 use crate::error::{Error, Result};
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Transcript};
 use crate::workspace::hello::{self, AS_MEASURED, Hello};
 
 /// A kind of memory that crosses processes.
@@ -26,8 +27,13 @@ pub trait Backend {
     /// What a peer needs to map `block`. Where a processor can look into a block that it maps, the owner leaves `nonce`
     /// for it to find; elsewhere the workspace proves its mappings by a transfer of its own.
     fn export(&self, block: &mut Self::Block, nonce: Vector) -> Result<Vec<u8>>;
-    /// Maps the block that a peer exported with `nonce`.
-    fn open(&self, handle: &[u8], nonce: Vector) -> Result<Self::Peer>;
+    /// What tells the memory of a handle from another's: no two ranks may send the same. A claim, for `open` to check.
+    fn identity(handle: &[u8]) -> &[u8] {
+        handle
+    }
+    /// Maps the block that a peer exported with `nonce`, if it is one of `bytes` bytes, as `allocate` makes them. The
+    /// handle is a claim of the peer's: nothing of what it names may be changed before it is known to be such a block.
+    fn open(&self, handle: &[u8], nonce: Vector, bytes: usize) -> Result<Self::Peer>;
     /// Called when all peers have mapped `block`.
     fn all_have_mapped(&self, _block: &mut Self::Block) {}
     /// Where `block` is, for this process's processor or device.
@@ -89,6 +95,7 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
             device: backend.device(),
             nonce,
             handle: backend.export(&mut block, nonce)?,
+            layout: LAYOUT_VERSION,
         };
         Ok((request, block, hello))
     });
@@ -100,23 +107,41 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
     let (request, mut own) = own?;
     hello::check_agreement(&hellos, request.size_name)?;
     exchange.check_size(hellos.len())?;
-    let peers = hellos
-        .iter()
-        .enumerate()
-        .map(|(peer, hello)| {
-            if peer == request.rank {
-                return Ok(None);
-            }
-            backend.open(&hello.handle, hello.nonce).map(Some).map_err(|error| {
-                Error::Argument(format!("cannot map the memory of rank {peer} ({}): {error}", hello.device))
-            })
-        })
-        .collect::<Result<Vec<_>>>();
-    let (peers, mapped) = match peers {
-        Ok(peers) => (peers, Ok(())),
+    hello::check_distinct(&hellos, B::identity)?;
+    let mapped = exchange.transcript().and_then(|brought| Ok((map_peers(backend, &request, &own, &hellos)?, brought)));
+    let (peers, brought) = match mapped {
+        Ok((peers, brought)) => (peers, Ok(brought)),
         Err(error) => (vec![], Err(error)),
     };
-    exchange.agree(mapped)?;
+    Transcript::check(&exchange.agree(brought)?)?;
     backend.all_have_mapped(&mut own);
     Ok(Group { own, peers, nonces: hellos.iter().map(|hello| hello.nonce).collect() })
+}
+
+/// Maps the block of every other rank.
+fn map_peers<B: Backend>(
+    backend: &B,
+    request: &Request,
+    own: &B::Block,
+    hellos: &[Hello],
+) -> Result<Vec<Option<B::Peer>>> {
+    let mut addresses = vec![B::own_address(own)];
+    let open = |(peer, hello): (usize, &Hello)| {
+        if peer == request.rank {
+            return Ok(None);
+        }
+        let opened = backend.open(&hello.handle, hello.nonce, request.bytes).and_then(|mapped| {
+            // What the handles' identities did not tell: a driver that has mapped some memory gives the same address.
+            let address = B::peer_address(&mapped);
+            if addresses.contains(&address) {
+                return Err(Error::Argument("it is the memory of another rank".to_owned()));
+            }
+            addresses.push(address);
+            Ok(Some(mapped))
+        });
+        opened.map_err(|error| {
+            Error::Argument(format!("cannot map the memory of rank {peer} ({}): {error}", hello.device))
+        })
+    };
+    hellos.iter().enumerate().map(open).collect()
 }

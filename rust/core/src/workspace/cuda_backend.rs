@@ -14,6 +14,8 @@ use crate::cuda::memory::{DeviceMemory, HANDLE_BYTES, PeerMemory};
 use crate::error::{Error, Result};
 use crate::workspace::construct::Backend;
 
+/// Bytes of a device's UUID, in front of a handle of the driver's.
+const UUID_BYTES: usize = 16;
 /// Environment variable that lets several ranks be on one GPU.
 const SHARE_GPU: &str = "LAMPORT_RS_SHARE_GPU";
 
@@ -21,6 +23,12 @@ const SHARE_GPU: &str = "LAMPORT_RS_SHARE_GPU";
 /// so slow that it is an error by default.
 fn ranks_may_share_a_gpu() -> bool {
     std::env::var_os(SHARE_GPU).is_some_and(|value| value == "1")
+}
+
+/// Bytes to allocate for a block of `bytes`. Smaller allocations share a block with strangers, and exporting one exports
+/// the block.
+fn allocated_bytes(bytes: usize) -> usize {
+    bytes.next_multiple_of(lamport_rs_protocol::geometry::ALLOCATION_GRANULARITY)
 }
 
 /// Device memory of one host's GPUs.
@@ -45,8 +53,7 @@ impl Backend for CudaBackend {
     }
 
     fn allocate(&self, bytes: usize, word: u32) -> Result<DeviceMemory> {
-        // Smaller allocations share a block with strangers, and exporting one exports the block.
-        let bytes = bytes.next_multiple_of(lamport_rs_protocol::geometry::ALLOCATION_GRANULARITY);
+        let bytes = allocated_bytes(bytes);
         let memory = DeviceMemory::allocate(&self.device, bytes)?;
         let _entered = self.device.enter()?;
         if word == SENTINEL {
@@ -66,8 +73,13 @@ impl Backend for CudaBackend {
         Ok([self.device.uuid.as_slice(), &block.export()?].concat())
     }
 
-    fn open(&self, handle: &[u8], _nonce: Vector) -> Result<PeerMemory> {
-        let (uuid, handle) = handle.split_at_checked(self.device.uuid.len()).unwrap_or_default();
+    fn identity(handle: &[u8]) -> &[u8] {
+        // Without the device, which a handle of the driver's implies.
+        handle.get(UUID_BYTES..).unwrap_or(handle)
+    }
+
+    fn open(&self, handle: &[u8], _nonce: Vector, bytes: usize) -> Result<PeerMemory> {
+        let (uuid, handle) = handle.split_at_checked(UUID_BYTES).unwrap_or_default();
         let handle: [u8; HANDLE_BYTES] =
             handle.try_into().map_err(|_| Error::Argument("its handle cannot be read".to_owned()))?;
         if uuid == self.device.uuid && !ranks_may_share_a_gpu() {
@@ -77,7 +89,7 @@ impl Backend for CudaBackend {
                 self.device.describe()
             )));
         }
-        PeerMemory::open(&self.device, handle)
+        PeerMemory::open(&self.device, handle, allocated_bytes(bytes))
     }
 
     fn own_address(block: &DeviceMemory) -> u64 {

@@ -1,15 +1,24 @@
 //! What ranks tell each other first, and the mismatches that are errors.
 
-use lamport_rs_protocol::sentinel::Vector;
+use std::collections::HashMap;
+
+use lamport_rs_protocol::sentinel::{Vector, scrub};
 
 use crate::error::{Error, Result};
-use crate::exchange::{Payload, Reader, Writer};
+use crate::exchange::{Payload, Reader, Writer, enumerate};
 
 /// The package's version: ranks of different versions do not share memory.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// [`Hello::two_shot_from`] of a rank that asks for no size of its own.
 pub const AS_MEASURED: u64 = u64::MAX;
+
+// Bytes of each field of variable length, at most: with the others they fit into a message, whatever a peer sends.
+const VERSION_BYTES: u8 = 32;
+const HOST_BYTES: u8 = 64;
+const BACKEND_BYTES: u8 = 16;
+const DEVICE_BYTES: u8 = 160;
+const HANDLE_BYTES: usize = 128;
 
 /// One rank's introduction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,39 +41,46 @@ pub struct Hello {
     pub nonce: Vector,
     /// The backend's handle of the sender's block.
     pub handle: Vec<u8>,
+    /// How the sender lays out its block.
+    pub layout: u32,
 }
 
 impl Payload for Hello {
     fn encode(&self) -> Vec<u8> {
+        assert!(self.handle.len() <= HANDLE_BYTES, "a handle of {} bytes does not fit", self.handle.len());
         let mut writer = Writer::default();
-        writer.text(&self.version).text(&self.host).text(&self.backend).u64(self.world_size).u64(self.comm_size);
-        writer.u64(self.two_shot_from).text(&self.device);
+        writer.text(&self.version, VERSION_BYTES).text(&self.host, HOST_BYTES).text(&self.backend, BACKEND_BYTES);
+        writer.u64(self.world_size).u64(self.comm_size).u64(self.two_shot_from).text(&self.device, DEVICE_BYTES);
         for word in self.nonce {
             writer.u32(word);
         }
-        writer.u32(self.handle.len() as u32).bytes(&self.handle).finish()
+        writer.u32(self.handle.len() as u32).bytes(&self.handle).u32(self.layout).finish()
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(bytes);
-        Some(Self {
-            version: reader.text()?,
-            host: reader.text()?,
-            backend: reader.text()?,
+        let hello = Self {
+            version: reader.text(VERSION_BYTES)?,
+            host: reader.text(HOST_BYTES)?,
+            backend: reader.text(BACKEND_BYTES)?,
             world_size: reader.u64()?,
             comm_size: reader.u64()?,
             two_shot_from: reader.u64()?,
-            device: reader.text()?,
+            device: reader.text(DEVICE_BYTES)?,
             nonce: [reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?],
             handle: {
-                let length = reader.u32()? as usize;
+                let length = usize::try_from(reader.u32()?).ok().filter(|length| *length <= HANDLE_BYTES)?;
                 reader.bytes(length)?.to_vec()
             },
-        })
+            layout: reader.u32()?,
+        };
+        reader.end()?;
+        // A reader would wait for words that look like memory nobody has written to.
+        (scrub(hello.nonce) == hello.nonce).then_some(hello)
     }
 }
 
-/// Whether the ranks agree on everything but their handles. All ranks check the same list, so all raise the same error.
+/// Whether the ranks agree on everything but what is each rank's own. All ranks check the same list, so all raise the same error.
 /// `size_name` is what the caller knows [`Hello::comm_size`] by.
 pub fn check_agreement(hellos: &[Hello], size_name: &str) -> Result<()> {
     let check = |name: &str, value: &dyn Fn(&Hello) -> String, advice: &str| {
@@ -72,11 +88,12 @@ pub fn check_agreement(hellos: &[Hello], size_name: &str) -> Result<()> {
         if values.iter().all(|value| *value == values[0]) {
             return Ok(());
         }
-        let each: Vec<String> =
-            values.iter().enumerate().map(|(rank, value)| format!("rank {rank} has {value}")).collect();
-        Err(Error::Agreement(format!("the ranks differ in {name}: {}; {advice}", each.join(", "))))
+        let each = values.iter().enumerate().map(|(rank, value)| format!("rank {rank} has {value}"));
+        Err(Error::Agreement(format!("the ranks differ in {name}: {}; {advice}", enumerate(each, ", "))))
     };
-    check("version of lamport-rs", &|hello| hello.version.clone(), "install the same version everywhere")?;
+    let same_everywhere = "install the same version everywhere";
+    check("version of lamport-rs", &|hello| hello.version.clone(), same_everywhere)?;
+    check("layout of their memory", &|hello| hello.layout.to_string(), same_everywhere)?;
     check("host", &|hello| hello.host.clone(), "the ranks of a group must run on one host")?;
     check("backend", &|hello| hello.backend.clone(), "pass the same backend and kind of device on every rank")?;
     check("world_size", &|hello| hello.world_size.to_string(), "pass the group's size on every rank")?;
@@ -87,6 +104,20 @@ pub fn check_agreement(hellos: &[Hello], size_name: &str) -> Result<()> {
         bytes => bytes.to_string(),
     };
     check("two_shot_from", &two_shot_from, "pass the same on every rank")
+}
+
+/// Whether every rank sent memory of its own. `identity` is what tells a handle's memory from another's. All ranks check
+/// the same list, so all raise the same error.
+pub fn check_distinct(hellos: &[Hello], identity: fn(&[u8]) -> &[u8]) -> Result<()> {
+    let mut owners = HashMap::new();
+    for (rank, hello) in hellos.iter().enumerate() {
+        if let Some(owner) = owners.insert(identity(&hello.handle), rank) {
+            return Err(Error::Agreement(format!(
+                "rank {owner} and rank {rank} sent handles of the same memory; each must send the handle of its own"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The host's name and the identity of its present boot: equal for all processes under one kernel, containers included.
@@ -107,12 +138,15 @@ pub fn nonce() -> Result<Vector> {
             .map_err(|error| Error::system("getrandom", error))?;
     }
     let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    Ok(lamport_rs_protocol::sentinel::scrub([word(0), word(4), word(8), word(12)]))
+    Ok(scrub([word(0), word(4), word(8), word(12)]))
 }
 
 #[cfg(test)]
 mod tests {
+    use lamport_rs_protocol::geometry::LAYOUT_VERSION;
+
     use super::*;
+    use crate::exchange::MESSAGE_BYTES;
 
     fn hello() -> Hello {
         Hello {
@@ -125,6 +159,7 @@ mod tests {
             device: "cpu".into(),
             nonce: [1, 2, 3, 4],
             handle: vec![5; 64],
+            layout: LAYOUT_VERSION,
         }
     }
 
@@ -140,9 +175,60 @@ mod tests {
     }
 
     #[test]
+    fn a_hello_with_bytes_behind_its_end_is_not_decoded() {
+        assert_eq!(Hello::decode(&[hello().encode().as_slice(), &[0]].concat()), None);
+    }
+
+    #[test]
+    fn a_hello_whose_nonce_looks_like_empty_memory_is_not_decoded() {
+        let sentinel = lamport_rs_protocol::sentinel::SENTINEL;
+        assert_eq!(Hello::decode(&Hello { nonce: [1, 2, sentinel, 4], ..hello() }.encode()), None);
+    }
+
+    #[test]
+    fn the_longest_hello_fits_into_a_message_and_longer_fields_are_not_decoded() {
+        let long = |bytes| "x".repeat(bytes);
+        let longest = Hello {
+            version: long(VERSION_BYTES.into()),
+            host: long(HOST_BYTES.into()),
+            backend: long(BACKEND_BYTES.into()),
+            device: long(DEVICE_BYTES.into()),
+            handle: vec![5; HANDLE_BYTES],
+            ..hello()
+        };
+        assert!(longest.encode().len() <= MESSAGE_BYTES - 32);
+        assert_eq!(Hello::decode(&longest.encode()), Some(longest.clone()));
+        let with_device_of = |bytes: u8| {
+            let before = 33 + 65 + 17 + 24;
+            let mut message = longest.encode();
+            message
+                .splice(before..=before + usize::from(DEVICE_BYTES), [vec![bytes], vec![b'x'; bytes.into()]].concat());
+            Hello::decode(&message)
+        };
+        assert_eq!(with_device_of(DEVICE_BYTES), Some(longest.clone()));
+        assert_eq!(with_device_of(DEVICE_BYTES + 1), None);
+    }
+
+    #[test]
+    fn texts_of_a_hello_cannot_write_to_a_terminal() {
+        let decoded = Hello::decode(&Hello { device: "cpu\n\u{1b}[2J".into(), ..hello() }.encode()).unwrap();
+        assert_eq!(decoded.device, r"cpu\n\u{1b}[2J");
+    }
+
+    #[test]
+    fn ranks_that_send_the_same_memory_are_named() {
+        let other = |handle| Hello { handle, ..hello() };
+        let ranks = [other(vec![1, 7]), other(vec![2, 8]), other(vec![3, 7])];
+        assert!(check_distinct(&ranks, |handle| handle).is_ok());
+        let error = check_distinct(&ranks, |handle| &handle[1..]).unwrap_err().to_string();
+        assert!(error.starts_with("rank 0 and rank 2 sent handles of the same memory"), "{error}");
+    }
+
+    #[test]
     fn every_mismatch_names_the_field_and_what_each_rank_has() {
         let changed = [
             ("version of lamport-rs: rank 0 has", Hello { version: "9.9".into(), ..hello() }),
+            ("layout of their memory: rank 0 has", Hello { layout: 1, ..hello() }),
             ("host: rank 0 has here, rank 1 has there", Hello { host: "there".into(), ..hello() }),
             ("backend: rank 0 has host, rank 1 has cuda", Hello { backend: "cuda".into(), ..hello() }),
             ("world_size: rank 0 has 2, rank 1 has 4", Hello { world_size: 4, ..hello() }),

@@ -14,9 +14,10 @@ use lamport_rs_protocol::table::{self, Control};
 use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 
 use crate::error::{Error, Result};
-use crate::exchange::{AllGather, Exchange, Reader, Writer};
+use crate::exchange::{AllGather, Exchange};
 use crate::floating_point::DefaultSettings;
-use crate::memory::host::{self, Block, Handle, Mapping};
+use crate::memory::handle::Handle;
+use crate::memory::host::{self, Block, Mapping};
 use crate::memory::host_slots::Blocks;
 use crate::operations::operation::{Description, Operation, Skipped, advance};
 use crate::wait::{BoundedWait, Interrupted};
@@ -41,23 +42,16 @@ impl Backend for HostBackend {
     }
 
     fn export(&self, block: &mut Block, nonce: Vector) -> Result<Vec<u8>> {
-        let Handle { process, descriptor, device, inode, bytes } = block.export(nonce);
-        Ok(Writer::default().u32(process).u32(descriptor as u32).u64(device).u64(inode).u64(bytes).finish())
+        Ok(block.export(nonce).encode())
     }
 
-    fn open(&self, handle: &[u8], nonce: Vector) -> Result<Mapping> {
-        let mut reader = Reader::new(handle);
-        let mut decode = || {
-            Some(Handle {
-                process: reader.u32()?,
-                descriptor: reader.u32()? as i32,
-                device: reader.u64()?,
-                inode: reader.u64()?,
-                bytes: reader.u64()?,
-            })
-        };
-        let handle = decode().ok_or_else(|| Error::Argument("its handle cannot be read".into()))?;
-        host::open(&handle, nonce)
+    fn identity(handle: &[u8]) -> &[u8] {
+        Handle::file(handle)
+    }
+
+    fn open(&self, handle: &[u8], nonce: Vector, bytes: usize) -> Result<Mapping> {
+        let handle = Handle::decode(handle).ok_or_else(|| Error::Argument("its handle cannot be read".into()))?;
+        host::open(&handle, nonce, bytes)
     }
 
     fn all_have_mapped(&self, block: &mut Block) {

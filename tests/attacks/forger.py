@@ -1,0 +1,138 @@
+"""A rank that lies, beside ranks that do not.
+
+The honest ranks are threads of this process that create a workspace or a buffer; their all-gather shows the forger what
+they sent before it answers, as the strongest adversary would see it. The forger says the truth in everything but the
+lie that a test gives it, so that a refusal is the lie's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import lamport_rs
+import wire
+from lamport_rs import LamportError, LamportWorkspace
+
+COMM_SIZE = 1 << 16
+PROMPTLY = 5.0
+NONCE = b"sixteen bytes!!!"
+NAME = "lamport-rs"
+ALL_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+Create: TypeAlias = Callable[[int, int, Callable[[bytes], list[bytes]]], Any]
+"""Creates something of one honest rank: rank, world size, all-gather."""
+Lie: TypeAlias = Callable[[wire.Hello], "wire.Hello | bytes"]
+"""Changes the forger's introduction, or gives the whole first message."""
+
+
+def workspace(rank: int, world_size: int, all_gather: Callable[[bytes], list[bytes]]) -> LamportWorkspace:
+    return LamportWorkspace(rank, world_size, COMM_SIZE, all_gather, device="cpu", timeout=2)
+
+
+def buffer(rank: int, world_size: int, all_gather: Callable[[bytes], list[bytes]]) -> lamport_rs.IpcBuffer:
+    return lamport_rs.IpcBuffer(rank, world_size, COMM_SIZE, all_gather, device="cpu")
+
+
+@contextmanager
+def memory_file(size: int, *, name: str = NAME, seals: int = ALL_SEALS, mark: bytes = NONCE) -> Iterator[int]:
+    """A file in memory as a rank makes them: of a size, by a name, sealed, and with the mark at its end."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+        os.pwrite(descriptor, mark, max(0, size - len(mark)))
+        if seals:
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def handle_of(descriptor: int, **lies: int) -> bytes:
+    """The handle of an open file of this process: the truth, but for `lies`."""
+    status = os.fstat(descriptor)
+    truth = wire.HostHandle(os.getpid(), descriptor, status.st_dev, status.st_ino, status.st_size)
+    return replace(truth, **lies).encode()
+
+
+def size_of_block(hello: wire.Hello) -> int:
+    """Bytes of the file that a rank has to send, as the other ranks' handles say."""
+    return wire.HostHandle.decode(hello.handle).size
+
+
+class Forger:
+    """The last rank of a group, between honest ones."""
+
+    def __init__(self, honest: int, lie: Lie) -> None:
+        self._rank, self._lie, self._step, self._block = honest, lie, 0, None
+        self._sent: list[bytes] = [b""] * honest
+        self._gathered: list[bytes] = []
+        self._barrier = threading.Barrier(honest, action=self._answer)
+
+    def all_gather(self, rank: int, message: bytes) -> list[bytes]:
+        """What carries the exchange of honest rank `rank`."""
+        self._sent[rank] = message
+        self._barrier.wait(PROMPTLY)
+        gathered = list(self._gathered)
+        self._barrier.wait(PROMPTLY)
+        return gathered
+
+    def _answer(self) -> None:
+        """Once all honest ranks are there: before they go on with what was gathered, and after."""
+        step, between = divmod(self._step, 2)
+        self._step += 1
+        if between:
+            return
+        honest = list(self._sent)
+        self._gathered = [*honest, self._message(step, honest)]
+
+    def _message(self, step: int, honest: list[bytes]) -> bytes:
+        if step:
+            return wire.message(step, self._rank, wire.transcript(self._gathered))
+        model = wire.Hello.decode(wire.content_of(honest[0]))
+        self._block = memory_file(size_of_block(model))
+        mine = replace(model, device=b"cpu, forged", nonce=NONCE, handle=handle_of(self._block.__enter__()))
+        answer = self._lie(mine)
+        return answer if isinstance(answer, bytes) else wire.message(0, self._rank, answer.encode())
+
+    def close(self) -> None:
+        if self._block is not None:
+            self._block.__exit__(None, None, None)
+
+
+def outcomes(lie: Lie, *, honest: int = 2, create: Create = workspace) -> list[Any]:
+    """What each honest rank gets: what it creates, or what it raises."""
+    forger = Forger(honest, lie)
+
+    def attempt(rank: int) -> Any:
+        try:
+            return create(rank, honest + 1, lambda message: forger.all_gather(rank, message))
+        except Exception as error:
+            return error
+
+    try:
+        with ThreadPoolExecutor(honest) as executor:
+            return list(executor.map(attempt, range(honest)))
+    finally:
+        forger.close()
+
+
+def refusal(lie: Lie, *, honest: int = 2, create: Create = workspace) -> str:
+    """The one error that every honest rank raises, promptly."""
+    started = time.monotonic()
+    errors = outcomes(lie, honest=honest, create=create)
+    took = time.monotonic() - started
+    assert [type(error) for error in errors] == [LamportError] * honest, errors
+    assert len({str(error) for error in errors}) == 1, errors
+    assert took < PROMPTLY
+    text = str(errors[0])
+    assert text.isprintable()
+    assert len(text) < 4096
+    return text

@@ -1,0 +1,99 @@
+"""What ranks send each other, byte by byte, written down a second time: a forger uses nothing of the package's own.
+
+The formats are those of rust/core/src/exchange/message.rs, workspace/hello.rs and memory/handle.rs.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+MESSAGE_BYTES = 512
+MAGIC = b"LAMPORT\0"
+FORMAT = 2
+PAYLOAD, FAILURE = 0, 1
+_HEADER = struct.Struct("<8sIIqII")
+_HANDLE = struct.Struct("<IiQQQ")
+
+
+def message(
+    step: int, rank: int, content: bytes, *, kind: int = PAYLOAD, form: int = FORMAT, length: int | None = None
+) -> bytes:
+    """A message of one rank; `length` is what it says of its content, the truth if None."""
+    header = _HEADER.pack(MAGIC, form, step, rank, kind, len(content) if length is None else length)
+    return (header + content).ljust(MESSAGE_BYTES, b"\0")
+
+
+def content_of(message: bytes) -> bytes:
+    """A message's payload, or its failure's text."""
+    *_, length = _HEADER.unpack_from(message)
+    return message[_HEADER.size : _HEADER.size + length]
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The payload of the first step. The texts are bytes here: a forger's need not be text."""
+
+    version: bytes
+    host: bytes
+    backend: bytes
+    world_size: int
+    comm_size: int
+    two_shot_from: int
+    device: bytes
+    nonce: bytes
+    handle: bytes
+    layout: int
+
+    def encode(self) -> bytes:
+        texts = [bytes([len(text)]) + text for text in (self.version, self.host, self.backend, self.device)]
+        numbers = struct.pack("<QQQ", self.world_size, self.comm_size, self.two_shot_from)
+        handle = struct.pack("<I", len(self.handle)) + self.handle
+        return b"".join([*texts[:3], numbers, texts[3], self.nonce, handle, struct.pack("<I", self.layout)])
+
+    @staticmethod
+    def decode(payload: bytes) -> Hello:
+        rest = memoryview(payload)
+
+        def take(count: int) -> bytes:
+            nonlocal rest
+            taken, rest = bytes(rest[:count]), rest[count:]
+            assert len(taken) == count
+            return taken
+
+        def text() -> bytes:
+            return take(take(1)[0])
+
+        names = text(), text(), text()
+        numbers = struct.unpack("<QQQ", take(24))
+        device, nonce, (length,) = text(), take(16), struct.unpack("<I", take(4))
+        handle, (layout,) = take(length), struct.unpack("<I", take(4))
+        assert not rest
+        return Hello(*names, *numbers, device, nonce, handle, layout)
+
+
+@dataclass(frozen=True)
+class HostHandle:
+    """The handle of a block of shared memory: descriptor of a process, identity and size of the file."""
+
+    process: int
+    descriptor: int
+    device: int
+    inode: int
+    size: int
+
+    def encode(self) -> bytes:
+        return _HANDLE.pack(self.process, self.descriptor, self.device, self.inode, self.size)
+
+    @staticmethod
+    def decode(handle: bytes) -> HostHandle:
+        return HostHandle(*_HANDLE.unpack(handle))
+
+
+def transcript(gathered: list[bytes]) -> bytes:
+    """The payload of the second step: a digest (FNV-1a, 64 bits) of what the first step brought."""
+    digest = 0xCBF29CE484222325
+    for each in gathered:
+        for byte in struct.pack("<Q", len(each)) + each:
+            digest = (digest ^ byte) * 0x100000001B3 % 2**64
+    return struct.pack("<Q", digest)
