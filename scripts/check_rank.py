@@ -11,7 +11,9 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -28,19 +30,19 @@ PATIENCE = timedelta(seconds=240)
 ROWS, Q_SIZE, K_SIZE = 6, 64, 32
 EPS = 1e-6
 
+Function: TypeAlias = Callable[..., Any]
+
 
 def main() -> None:
     """Run the collectives, plain and compiled, and leave the group."""
     rank, world_size, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=PATIENCE
-    )
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=PATIENCE)
     with workspace_of(rank, world_size) as workspace:
         check_operations(workspace, lambda function: function)
         say(rank, "all_reduce and all_reduce_rms_norm")
         for backend in compilers(rank):
-            check_operations(workspace, lambda function: torch.compile(function, fullgraph=True, backend=backend))
+            check_operations(workspace, partial(torch.compile, fullgraph=True, backend=backend))
             say(rank, f"the same, compiled by {backend}")
     with torch.inference_mode(), workspace_of(rank, world_size) as workspace:
         check_operations(workspace, lambda function: function)
@@ -76,7 +78,7 @@ def tensor_of(rank: int, columns: int) -> torch.Tensor:
     return torch.randn(ROWS, columns, generator=torch.Generator().manual_seed(rank))
 
 
-def check_operations(workspace: LamportWorkspace, wrap: Callable[[Callable], Callable]) -> None:
+def check_operations(workspace: LamportWorkspace, wrap: Callable[[Function], Function]) -> None:
     """Compare a sum and a norm, each between other operations, with what one process computes."""
     tensors = [tensor_of(rank, Q_SIZE) for rank in range(workspace.world_size)]
     mine, weight = tensors[workspace.rank], torch.linspace(0.5, 1.5, Q_SIZE)
