@@ -74,7 +74,10 @@ def run_group() -> None:
                 process.kill()
                 process.wait()
     if statuses != [0] * WORLD_SIZE:
-        raise SystemExit(f"the ranks ended with {statuses}, expected 0 of each; None: not within {GROUP_SECONDS:g} s")
+        raise SystemExit(
+            f"the ranks ended with {statuses}, expected 0 of each within {GROUP_SECONDS:g} s; None had not ended when "
+            "the time was over or the other failed"
+        )
     print(f"  {WORLD_SIZE} ranks ended by themselves", flush=True)
 
 

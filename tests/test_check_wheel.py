@@ -79,7 +79,7 @@ def test_a_command_that_fails_or_hangs_is_an_error_with_what_it_printed(tmp_path
 @pytest.mark.parametrize(
     ("code", "statuses"),
     [
-        ("raise SystemExit(rank)", [0, 1]),
+        ("import time; time.sleep(60 * (1 - rank)); raise SystemExit(rank)", [None, 1]),
         ("import time; time.sleep(60 * rank)", [0, None]),
         ("", [0, 0]),
     ],
