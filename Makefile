@@ -1,6 +1,8 @@
 # Every target makes what it needs: the virtual environment in .venv, the wheel in dist, and the rest.
 
 PYTHON ?= python3
+# Those that `check-wheel` chooses the oldest and the newest of; without any it looks for them.
+PYTHONS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find rust kernels python -type f -not -name '*.pyc') Cargo.toml Cargo.lock pyproject.toml \
@@ -10,7 +12,7 @@ FUZZ_SEED ?= $(shell date +%s)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .PHONY: help build demo test test-rust test-python test-gpu test-races fuzz bench soak soak-gpu lint format \
-  wheel clean
+  wheel check-wheel clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -61,8 +63,12 @@ format: $(VENV)/.ready ## Format all code.
 
 wheel: $(VENV)/.ready ## Build the wheel that is published: manylinux_2_28, CPython 3.10 and later.
 	$(BIN)/pip install --quiet 'ziglang>=0.13'
+	rm -rf dist/manylinux
 	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" \
 	  maturin build --release --locked --zig --compatibility manylinux_2_28 --out dist/manylinux
+
+check-wheel: wheel ## Install the wheel with the oldest and the newest torch, without anything else, and check it.
+	$(BIN)/python scripts/check_wheel.py dist/manylinux/*.whl $(PYTHONS)
 
 clean: ## Remove what was built, and the virtual environment.
 	rm -rf target dist $(VENV)

@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import lamport_rs
 import pytest
@@ -99,3 +100,30 @@ def test_the_stubs_have_the_cores_parameters(name):
     members = {member for member in vars(found) if member not in inherited and member not in ("__module__",)}
     described = {each.name for each in node.body if isinstance(each, ast.FunctionDef)} - {"__new__"}
     assert described == {member for member in members if callable(getattr(found, member))}
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    """The packages that a module imports, anywhere; numpy for tensors that are turned into arrays or made of them."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {each.name.split(".")[0] for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Attribute) and node.attr in ("numpy", "from_numpy"):
+            found.add("numpy")
+    return found
+
+
+def test_the_package_imports_only_what_it_declares():
+    """torch works without numpy, and most machines have it: only the sources tell, or an environment without it."""
+    sources = sorted(Path(lamport_rs.__file__).parent.rglob("*.py"))
+    assert len(sources) > 30
+    # matplotlib is the extra `bench`.
+    allowed = {"lamport_rs", "torch", *sys.stdlib_module_names}
+    undeclared = {}
+    for source in sources:
+        optional = {"matplotlib"} if source.name == "plot.py" else set()
+        if names := imports_of(ast.parse(source.read_text())) - allowed - optional:
+            undeclared[source.name] = sorted(names)
+    assert undeclared == {}
