@@ -59,7 +59,11 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
     "a larger size": (total(4), total(8), "all_reduce of 8 float32"),
     "a size of several chunks": (total(LARGE), total(LARGE - 8), f"all_reduce of {LARGE - 8} float32"),
     "another dtype of as many bytes": (total(8), total(16, torch.bfloat16), "all_reduce of 16 bfloat16"),
-    "another dtype of as many elements": (total(8, torch.float16), total(8, torch.bfloat16), "all_reduce of 8 bfloat16"),
+    "another dtype of as many elements": (
+        total(8, torch.float16),
+        total(8, torch.bfloat16),
+        "all_reduce of 8 bfloat16",
+    ),
     "another algorithm": (total(algorithm="one_shot"), total(algorithm="two_shot"), "8 float32, two_shot"),
     "another operation": (total(256, torch.bfloat16), norm(), r"all_reduce_rms_norm of \[4, 64\] bfloat16"),
     "as many elements in other rows": (norm(4, 64), norm(2, 128), r"all_reduce_rms_norm of \[2, 128\] bfloat16"),

@@ -19,7 +19,9 @@ def test_ranks_whose_calls_differ_all_hear_what_the_other_does(world_size, name)
     of_rank_1 = DIFFERENT[name][2]
     for rank, text in enumerate(texts):
         if rank == 1:
-            assert re.search(rf"rank 1 runs operation \d, .*{of_rank_1}.*, but rank [02] runs operation 3, ", text), text
+            assert re.search(rf"rank 1 runs operation \d, .*{of_rank_1}.*, but rank [02] runs operation 3, ", text), (
+                text
+            )
         else:
             assert re.search(rf"rank {rank} runs operation 3, .*, but rank 1 runs .*{of_rank_1}", text), text
 
@@ -63,7 +65,9 @@ def wait_for_a_rank(me: Rank, calls: int) -> str:
 
 def test_a_timeout_says_what_this_rank_was_doing():
     text = ThreadRanks(2).run(wait_for_a_rank, 2)[0]
-    assert re.match(r"operation 3, all_reduce_rms_norm of \[2, 16\] float32, one_shot \(digest .*\): waited .* rank 1", text)
+    assert re.match(
+        r"operation 3, all_reduce_rms_norm of \[2, 16\] float32, one_shot \(digest .*\): waited .* rank 1", text
+    )
 
 
 def wait_for_one_that_differs_and_one_that_is_missing(me: Rank) -> None:
@@ -100,7 +104,8 @@ def call_from_two_threads(me: Rank) -> tuple[list[float], list[str]]:
         stop.set()
 
     threads = [
-        threading.Thread(target=sum_again_and_again, args=arguments) for arguments in ((1.0, 10**6, 0), (10.0, 20, 0.01))
+        threading.Thread(target=sum_again_and_again, args=arguments)
+        for arguments in ((1.0, 10**6, 0), (10.0, 20, 0.01))
     ]
     for thread in threads:
         thread.start()

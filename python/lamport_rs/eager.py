@@ -2,6 +2,9 @@
 
 `lamport_rs.operations` has them for callers, and for tracers; `lamport_rs.torch_operators` as operators. No more calls
 than needed in what follows: it is part of every eager operation's latency.
+
+A call that raises has sent nothing, and counts all the same: if its caller goes on, this rank's next operation differs
+from that of ranks whose call was served, and all raise `LamportMismatchError`.
 """
 
 from __future__ import annotations
@@ -41,14 +44,18 @@ def run_all_reduce(
     """`all_reduce`, without a tracer."""
     given, core = out, _core_of(workspace)
     try:
-        if out is None:
-            out = torch.empty_like(input)
-        _core.all_reduce(core, input, out, algorithm)
-    except LamportLayoutError:
-        out = empty_dense(input) if given is None else given
-        run_on_copies(lambda read, written: _core.all_reduce(core, *read, *written, algorithm), [input], [], [out])
-    except (TypeError, RuntimeError) as error:
-        _explain(error, "input", input)
+        try:
+            if out is None:
+                out = torch.empty_like(input)
+            _core.all_reduce(core, input, out, algorithm)
+        except LamportLayoutError:
+            out = empty_dense(input) if given is None else given
+            run_on_copies(lambda read, written: _core.all_reduce(core, *read, *written, algorithm), [input], [], [out])
+        except (TypeError, RuntimeError) as error:
+            _explain(error, "input", input)
+            raise
+    except Exception:
+        _core.note_refusal(core)
         raise
     if given is not None:
         note_change(given)
@@ -95,21 +102,25 @@ def run_all_reduce_rms_norm(
     """`all_reduce_rms_norm`, without a tracer."""
     given, given_residual, core = out, residual_out, _core_of(workspace)
     try:
-        if out is None:
-            out = torch.empty_like(input)
-        if residual_out is None:
-            residual_out = torch.empty_like(input)
-        _core.all_reduce_rms_norm(core, input, residual, weight, eps, weight_bias, out, residual_out, algorithm)
-    except LamportLayoutError:
-        out = empty_dense(input) if given is None else given
-        residual_out = empty_dense(input) if given_residual is None else given_residual
+        try:
+            if out is None:
+                out = torch.empty_like(input)
+            if residual_out is None:
+                residual_out = torch.empty_like(input)
+            _core.all_reduce_rms_norm(core, input, residual, weight, eps, weight_bias, out, residual_out, algorithm)
+        except LamportLayoutError:
+            out = empty_dense(input) if given is None else given
+            residual_out = empty_dense(input) if given_residual is None else given_residual
 
-        def operation(read: Tensors, written: Tensors) -> None:
-            _core.all_reduce_rms_norm(core, *read, eps, weight_bias, *written, algorithm)
+            def operation(read: Tensors, written: Tensors) -> None:
+                _core.all_reduce_rms_norm(core, *read, eps, weight_bias, *written, algorithm)
 
-        run_on_copies(operation, [input, residual], [weight], [out, residual_out])
-    except (TypeError, RuntimeError) as error:
-        _explain(error, "input", input)
+            run_on_copies(operation, [input, residual], [weight], [out, residual_out])
+        except (TypeError, RuntimeError) as error:
+            _explain(error, "input", input)
+            raise
+    except Exception:
+        _core.note_refusal(core)
         raise
     if given is not None:
         note_change(given)
@@ -132,18 +143,22 @@ def run_minimax_rms(
     """`minimax_allreduce_rms`, without a tracer."""
     given, core = out, _core_of(workspace)
     try:
-        if out is None:
-            out = empty_dense(input)
-        _core.minimax_rms(core, rank, nranks, input, norm_weight, eps, out)
-    except LamportLayoutError:
-        out = empty_dense(input) if given is None else given
+        try:
+            if out is None:
+                out = empty_dense(input)
+            _core.minimax_rms(core, rank, nranks, input, norm_weight, eps, out)
+        except LamportLayoutError:
+            out = empty_dense(input) if given is None else given
 
-        def operation(read: Tensors, written: Tensors) -> None:
-            _core.minimax_rms(core, rank, nranks, *read, eps, *written)
+            def operation(read: Tensors, written: Tensors) -> None:
+                _core.minimax_rms(core, rank, nranks, *read, eps, *written)
 
-        run_on_copies(operation, [input], [norm_weight], [out])
-    except (TypeError, RuntimeError) as error:
-        _explain(error, "input", input)
+            run_on_copies(operation, [input], [norm_weight], [out])
+        except (TypeError, RuntimeError) as error:
+            _explain(error, "input", input)
+            raise
+    except Exception:
+        _core.note_refusal(core)
         raise
     if given is not None:
         note_change(given)
@@ -163,31 +178,35 @@ def run_minimax_rms_qk(
     outputs: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`minimax_allreduce_rms_qk`, without a tracer."""
-    check_tensor("qkv", qkv)
     core, (q_out, k_out) = _core_of(workspace), outputs
     try:
-        # Sizes that qkv does not hold are refused by the core; they must not be allocated before.
-        columns = qkv.shape[-1] if qkv.dim() > 0 else 0
-        if q_out is None:
-            q_out = qkv.new_empty((*qkv.shape[:-1], min(max(sizes[0], 0), columns)))
-        if k_out is None:
-            k_out = qkv.new_empty((*qkv.shape[:-1], min(max(sizes[1], 0), columns)))
-    except (TypeError, RuntimeError) as error:
-        for name, size in zip(("q_size", "kv_size"), sizes, strict=True):
-            _check_size(name, size)
-        _explain(error, "qkv", qkv)
-        raise
-    try:
-        _core.minimax_rms_qk(core, rank, nranks, qkv, *sizes, *weights, eps, q_out, k_out)
-    except LamportLayoutError:
+        check_tensor("qkv", qkv)
+        try:
+            # Sizes that qkv does not hold are refused by the core; they must not be allocated before.
+            columns = qkv.shape[-1] if qkv.dim() > 0 else 0
+            if q_out is None:
+                q_out = qkv.new_empty((*qkv.shape[:-1], min(max(sizes[0], 0), columns)))
+            if k_out is None:
+                k_out = qkv.new_empty((*qkv.shape[:-1], min(max(sizes[1], 0), columns)))
+        except (TypeError, RuntimeError) as error:
+            for name, size in zip(("q_size", "kv_size"), sizes, strict=True):
+                _check_size(name, size)
+            _explain(error, "qkv", qkv)
+            raise
+        try:
+            _core.minimax_rms_qk(core, rank, nranks, qkv, *sizes, *weights, eps, q_out, k_out)
+        except LamportLayoutError:
 
-        def operation(read: Tensors, written: Tensors) -> None:
-            packed, *dense_weights = read
-            _core.minimax_rms_qk(core, rank, nranks, packed, *sizes, *dense_weights, eps, *written)
+            def operation(read: Tensors, written: Tensors) -> None:
+                packed, *dense_weights = read
+                _core.minimax_rms_qk(core, rank, nranks, packed, *sizes, *dense_weights, eps, *written)
 
-        run_on_copies(operation, [qkv], weights, [q_out, k_out])
-    except LamportError as error:
-        _explain(error, "qkv", qkv)
+            run_on_copies(operation, [qkv], weights, [q_out, k_out])
+        except LamportError as error:
+            _explain(error, "qkv", qkv)
+            raise
+    except Exception:
+        _core.note_refusal(core)
         raise
     for given in outputs:
         if given is not None:

@@ -6,10 +6,14 @@ where a thread flushes subnormal numbers to zero or rounds otherwise: on the hos
 settings, and the caller has his own back afterwards. A row's bits do not depend on how many rows share the call, nor on
 where it is among them. A contribution of -0.0 counts as +0.0.
 
-All raise `LamportError` for tensors, values and workspaces they cannot take, having changed nothing, and
-`LamportTimeoutError`, naming the missing ranks, when peers do not come; after that the workspace can no longer be used.
-Neither can it after a host operation was interrupted by an exception of a signal's handler, such as
-`KeyboardInterrupt`, while it waited for peers (but after one that waited for another thread's operation it can).
+All raise `LamportError` for tensors, values and workspaces they cannot take, before anything is sent, and for a call
+while another thread's is running. Such a call counts all the same: if all ranks refuse it, they go on together; if one
+does and goes on, the ranks have parted.
+
+They raise `LamportMismatchError`, on every rank and naming both operations, when ranks have parted or call different
+operations, sizes, dtypes, algorithms or scalars; `LamportTimeoutError`, naming the missing ranks, when peers do not come.
+After either the workspace can no longer be used, and on a GPU results are NaN from that operation on. Neither can it be
+used after a host operation was interrupted by an exception of a signal's handler, such as `KeyboardInterrupt`.
 
 A plain argument (a number, a name, a group) of a wrong type is a `TypeError`, as in torch, and an integer of more than
 64 bits an `OverflowError`.

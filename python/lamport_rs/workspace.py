@@ -84,7 +84,7 @@ class LamportWorkspace:
         It shares the workspace's memory and keeps it alive, also after this object is gone. Entries `2N` to `3N - 1`
         (N is `world_size`) point to the ranks' slots, entry `3N` to `int32[3]` (arrival counter, unused, slot index),
         entry `3N + 1` to `int64[2]` (extent to clear, `comm_size`, both in bytes); the others are 0. A workspace serves
-        either foreign kernels or the package's own operations: on the host those raise once others have used the table.
+        either foreign kernels or the package's own operations: those raise once others have used the table.
         """
         if self._table is None:
             raise LamportError(_CLEANED_UP)
