@@ -1,4 +1,4 @@
-"""Calls that differ between ranks, for both backends: rank 1 makes the second call of each pair, all others the first."""
+"""Calls that differ between ranks, for both backends: rank 1 makes the second of each pair, all others the first."""
 
 from __future__ import annotations
 
@@ -97,18 +97,25 @@ REFUSED: dict[str, Callable[[Rank, LamportWorkspace], Any]] = {
 """Calls that one rank refuses."""
 
 
+def synchronize(_me: Rank, workspace: LamportWorkspace) -> None:
+    workspace.synchronize()
+
+
+def call_all(calls: list[Call], me: Rank, workspace: LamportWorkspace) -> None:
+    for call in calls:
+        call(me, workspace)
+
+
 def check_that_they_differ(me: Rank, name: str) -> str:
     """Two equal calls, then those that differ, then one more. Returns what this rank was told."""
     others, rank_1s, _ = DIFFERENT[name]
     workspace = me.workspace(4 << 20, timeout=20)
     for _ in range(2):
         total()(me, workspace)
+    # Whose call has nothing to do, and on a GPU whoever has launched it, hears of it later.
+    calls = [rank_1s if me.rank == 1 else others, total(), synchronize, total()]
     with pytest.raises(LamportMismatchError, match="the ranks differ") as caught:
-        (rank_1s if me.rank == 1 else others)(me, workspace)
-        # Whose call has nothing to do, and on a GPU whoever has launched it, hears of it later.
-        total()(me, workspace)
-        workspace.synchronize()
-        total()(me, workspace)
+        call_all(calls, me, workspace)
     error = caught.value
     assert (error.rank, error.peer == me.rank) == (me.rank, False)
     assert error.operation in str(error)
@@ -126,9 +133,7 @@ def go_on_after_a_refusal(me: Rank, name: str) -> str:
         with pytest.raises((LamportError, TypeError)):
             REFUSED[name](me, workspace)
     with pytest.raises(LamportMismatchError, match="went on after a call that raised") as caught:
-        result = total()(me, workspace)
-        workspace.synchronize()
-        raise AssertionError(f"rank {me.rank} got {result.tolist()}")
+        call_all([total(), synchronize], me, workspace)
     return str(caught.value)
 
 

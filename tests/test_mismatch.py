@@ -8,7 +8,15 @@ import lamport_rs
 import pytest
 import torch
 from lamport_rs import LamportError, LamportMismatchError, LamportTimeoutError
-from mismatches import DIFFERENT, REFUSED, check_that_they_differ, go_on_after_a_refusal, refuse_on_all_ranks, total
+from mismatches import (
+    DIFFERENT,
+    REFUSED,
+    call_all,
+    check_that_they_differ,
+    go_on_after_a_refusal,
+    refuse_on_all_ranks,
+    total,
+)
 from ranks import Rank, ThreadRanks
 
 
@@ -44,8 +52,7 @@ def exchange_in_another_order(me: Rank) -> None:
     workspace = me.workspace(4096, timeout=20)
     calls = [total(4), total(8)]
     with pytest.raises(LamportMismatchError):
-        for call in calls[::-1] if me.rank == 0 else calls:
-            call(me, workspace)
+        call_all(calls[::-1] if me.rank == 0 else calls, me, workspace)
 
 
 def test_another_order_is_noticed_between_processes(ranks_of):
