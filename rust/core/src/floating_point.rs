@@ -46,7 +46,7 @@ impl Drop for DefaultSettings {
 }
 
 fn set_default(found: u32) {
-    // Reading takes a nanosecond or two, writing some more, and nearly all callers have these settings.
+    // Writing takes longer than reading, and nearly all callers have these settings.
     if !is_default(found) {
         processor::write(processor::DEFAULT);
     }

@@ -187,12 +187,12 @@ pub fn all_reduce_comm_size(max_bytes: i64, world_size: i64) -> Result<usize, Ge
 /// Bytes of the largest region that two shots of whole rows need, if the rows have `bytes` bytes at most, or less than
 /// one shot needs.
 ///
-/// Of `rows` rows a rank sums `ceil(rows / ranks)`. With `q` of these the fewest rows are the widest, `ranks × (q - 1)
-/// + 1` of them (`ranks`, if `q` is 1). The region is at most `2q / rows` of the tensor then. For three ranks and more
-/// that is no more than all of it, which one shot needs. For two it is `2q / (2q - 1)`: most for three rows, 4/3. As
-/// rows are whole vectors, three rows may leave up to two vectors out, and more rows may then need more, but not where
-/// the tensor has 20 vectors: `4 (20 - 2) / 3 = 6/5 × 20`, and five rows or more need no more than that. So 20 rows are
-/// enough to look at.
+/// Of some rows a rank sums `q`, their number by that of the ranks, rounded up. The fewest rows with that `q` may be the
+/// widest: `ranks (q - 1) + 1` of them, or `ranks` if `q` is 1. The region is at most `2q / rows` of the tensor then. For
+/// three ranks and more that is no more than all of it, which one shot needs. For two it is `2q / (2q - 1)`: most for
+/// three rows, 4/3. As rows are whole vectors, three rows may leave up to two vectors out, and more rows may then need
+/// more. But from 20 vectors on three rows need at least `4 (20 - 2) / 3 = 6/5 × 20`, and five rows or more need no more
+/// than that. So 20 rows are enough to look at.
 fn two_shot_rows_bytes(bytes: usize, ranks: usize) -> usize {
     let vectors = bytes / VECTOR_BYTES;
     let region = |rows| Algorithm::TwoShot.message_bytes(rows, vectors / rows * VECTOR_BYTES, ranks);
