@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,9 @@ Create: TypeAlias = Callable[[int, int, Callable[[bytes], list[bytes]]], Any]
 """Creates something of one honest rank: rank, world size, all-gather."""
 Lie: TypeAlias = Callable[[wire.Hello], "wire.Hello | bytes"]
 """Changes the forger's introduction, or gives the whole first message."""
+
+Second: TypeAlias = Callable[[bytes], bytes]
+"""Changes the forger's second message, which says that it has mapped the others' memory."""
 
 
 def workspace(rank: int, world_size: int, all_gather: Callable[[bytes], list[bytes]]) -> LamportWorkspace:
@@ -70,8 +74,9 @@ def size_of_block(hello: wire.Hello) -> int:
 class Forger:
     """The last rank of a group, between honest ones."""
 
-    def __init__(self, honest: int, lie: Lie) -> None:
-        self._rank, self._lie, self._step, self._block = honest, lie, 0, None
+    def __init__(self, honest: int, lie: Lie, second: Second, heard: list[wire.Hello]) -> None:
+        self._rank, self._lie, self._second, self._heard = honest, lie, second, heard
+        self._step, self._block = 0, None
         self._sent: list[bytes] = [b""] * honest
         self._gathered: list[bytes] = []
         self._barrier = threading.Barrier(honest, action=self._answer)
@@ -95,8 +100,9 @@ class Forger:
 
     def _message(self, step: int, honest: list[bytes]) -> bytes:
         if step:
-            return wire.message(step, self._rank, wire.transcript(self._gathered))
-        model = wire.Hello.decode(wire.content_of(honest[0]))
+            return self._second(wire.message(step, self._rank, wire.transcript(self._gathered)))
+        self._heard[:] = [wire.Hello.decode(wire.content_of(message)) for message in honest]
+        model = self._heard[0]
         self._block = memory_file(size_of_block(model))
         mine = replace(model, device=b"cpu, forged", nonce=NONCE, handle=handle_of(self._block.__enter__()))
         answer = self._lie(mine)
@@ -107,9 +113,23 @@ class Forger:
             self._block.__exit__(None, None, None)
 
 
-def outcomes(lie: Lie, *, honest: int = 2, create: Create = workspace) -> list[Any]:
-    """What each honest rank gets: what it creates, or what it raises."""
-    forger = Forger(honest, lie)
+def truth(message: Any) -> Any:
+    return message
+
+
+def outcomes(
+    lie: Lie = truth,
+    *,
+    second: Second = truth,
+    heard: list[wire.Hello] | None = None,
+    honest: int = 2,
+    create: Create = workspace,
+) -> list[Any]:
+    """What each honest rank gets: what it creates, or what it raises.
+
+    `heard` is filled with the introductions of the honest ranks before the lie is told.
+    """
+    forger = Forger(honest, lie, second, [] if heard is None else heard)
 
     def attempt(rank: int) -> Any:
         try:
@@ -124,10 +144,10 @@ def outcomes(lie: Lie, *, honest: int = 2, create: Create = workspace) -> list[A
         forger.close()
 
 
-def refusal(lie: Lie, *, honest: int = 2, create: Create = workspace) -> str:
-    """The one error that every honest rank raises, promptly."""
+def refusal(lie: Lie = truth, *, honest: int = 2, **options: Any) -> str:
+    """The one error that every honest rank raises, promptly; the options are those of `outcomes`."""
     started = time.monotonic()
-    errors = outcomes(lie, honest=honest, create=create)
+    errors = outcomes(lie, honest=honest, **options)
     took = time.monotonic() - started
     assert [type(error) for error in errors] == [LamportError] * honest, errors
     assert len({str(error) for error in errors}) == 1, errors
@@ -136,3 +156,8 @@ def refusal(lie: Lie, *, honest: int = 2, create: Create = workspace) -> str:
     assert text.isprintable()
     assert len(text) < 4096
     return text
+
+
+def check(pattern: str, text: str) -> None:
+    """Whether the pattern is found in the text; if not, both are shown."""
+    assert re.search(pattern, text), f"{pattern!r} is not in {text!r}"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import wire
-from forger import buffer, outcomes, refusal, workspace
+from forger import buffer, check, outcomes, refusal, workspace
 
 ESCAPES = b"\x1b[2J\x1b]0;owned\x07\r\nrank 0: all is well\x00\x7f\xc2\x9b1m\xe2\x80\xaeevil"
 SHOWN = r"\u{1b}[2J\u{1b}]0;owned\u{7}\r\nrank 0: all is well\0\u{7f}\u{9b}1m\u{202e}evil"
@@ -40,8 +40,7 @@ def test_a_lie_is_the_same_error_on_every_rank(name, create):
     said = refusal(lambda hello: replace(hello, **changes), create=create)
     if create is buffer:
         text = text.replace("comm_size", "size")
-    with pytest.raises(AssertionError, match=text):
-        raise AssertionError(said)
+    check(text, said)
 
 
 @pytest.mark.parametrize("field", ["version", "host", "backend"])

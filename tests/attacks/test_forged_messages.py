@@ -2,7 +2,7 @@
 
 import pytest
 import wire
-from forger import refusal
+from forger import buffer, refusal, workspace
 
 HEADERS = {
     "another format": ({"form": 77}, "rank 2: it runs a version of lamport-rs with message format 77"),
@@ -66,3 +66,25 @@ def test_a_message_that_was_another_ranks_is_refused():
 
     assert "rank 2: it is rank 2 of the group, but was told rank=1" in refusal(lie)
     assert seen
+
+
+SECOND = {
+    "another digest": (lambda digest: wire.message(1, 2, bytes(8)), "brought the ranks different messages"),
+    "no digest": (lambda digest: wire.message(1, 2, b""), "rank 2 sent a payload that cannot be read"),
+    "half a digest": (lambda digest: wire.message(1, 2, digest[:4]), "rank 2 sent a payload that cannot be read"),
+    "a digest and more": (lambda digest: wire.message(1, 2, digest + b"\0"), "rank 2 sent a payload that cannot be"),
+    "the first step again": (
+        lambda digest: wire.message(0, 2, digest),
+        "rank 2: it is at step 0 of the exchange, not 1",
+    ),
+    "the step after": (lambda digest: wire.message(2, 2, digest), "rank 2: it is at step 2 of the exchange, not 1"),
+    "a failure": (lambda digest: wire.message(1, 2, b"\x1b[2J", kind=wire.FAILURE), r"rank 2: \u{1b}[2J"),
+    "no message": (lambda digest: b"", "rank 2: its message has 0 bytes"),
+}
+
+
+@pytest.mark.parametrize("create", [workspace, buffer], ids=lambda create: create.__name__)
+@pytest.mark.parametrize("name", SECOND)
+def test_a_lie_in_the_second_message_is_the_same_error_on_every_rank(name, create):
+    change, text = SECOND[name]
+    assert text in refusal(second=lambda message: change(wire.content_of(message)), create=create)

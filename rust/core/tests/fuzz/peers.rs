@@ -16,8 +16,8 @@ use crate::lies::{Change, File, HandleNumber, Lie, Number};
 
 const HEADER_BYTES: usize = 32;
 const NONCE: [u32; 4] = [1, 2, 3, 4];
-/// What fills the block of peer `rank`: by it a mapping is known.
-pub const TAG: u32 = 0x7a60_0000;
+/// What fills the first file that is a block; the next is filled with the next word. By it a mapping is known.
+const TAG: u32 = 0x7a60_0000;
 
 /// Files that are there all the time, for handles to name.
 pub struct Strangers {
@@ -79,6 +79,8 @@ pub struct Peers<'a> {
     /// What must live as long as the exchange.
     blocks: Vec<Block>,
     files: Vec<OwnedFd>,
+    /// How many files are as a block must be.
+    tags: u32,
     step: usize,
 }
 
@@ -90,7 +92,17 @@ impl<'a> Peers<'a> {
         lies: &'a [(usize, usize, Lie)],
         strangers: &'a Strangers,
     ) -> Self {
-        Self { rank, ranks, lies, strangers, bytes, blocks: vec![], files: vec![], step: 0 }
+        Self { rank, ranks, lies, strangers, bytes, blocks: vec![], files: vec![], tags: 0, step: 0 }
+    }
+
+    /// Whether `word` fills one of the peers' blocks.
+    pub fn is_tag(&self, word: u32) -> bool {
+        (TAG..TAG + self.tags).contains(&word)
+    }
+
+    fn next_tag(&mut self) -> u32 {
+        self.tags += 1;
+        TAG + self.tags - 1
     }
 
     /// What honest peers would send.
@@ -103,7 +115,7 @@ impl<'a> Peers<'a> {
                     return message.to_vec();
                 }
                 let Some(hello) = &hello else { return message_of(self.step, peer, 0, content) };
-                let mut block = Block::allocate(self.bytes, TAG + peer as u32).unwrap();
+                let mut block = Block::allocate(self.bytes, self.next_tag()).unwrap();
                 let handle = block.export(NONCE).encode();
                 self.blocks.push(block);
                 message_of(0, peer, 0, &Hello { nonce: NONCE, handle, ..hello.clone() }.encode())
@@ -124,7 +136,7 @@ impl<'a> Peers<'a> {
             }
             Lie::Handle(number, change) => change_handle(message, |handle| change_number(handle, *number, *change)),
             Lie::File(file, as_a_block) => {
-                let named = self.name(*file, peer);
+                let named = self.name(*file);
                 let size = if *as_a_block { self.blocks_bytes() } else { named.bytes };
                 change_handle(message, |handle| *handle = Handle { bytes: size, ..named });
             }
@@ -148,7 +160,7 @@ impl<'a> Peers<'a> {
     }
 
     /// The honest handle of a file that is no peer's block.
-    fn name(&mut self, file: File, peer: usize) -> Handle {
+    fn name(&mut self, file: File) -> Handle {
         let strangers = self.strangers;
         let of = |file: &dyn AsRawFd, status: rustix::fs::Stat| Handle {
             process: std::process::id(),
@@ -171,9 +183,9 @@ impl<'a> Peers<'a> {
                 let file = memfd_create(name, MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
                 let bytes = self.blocks_bytes().saturating_add_signed(more).max(16);
                 ftruncate(&file, bytes).unwrap();
-                // With nothing wrong it is the peer's block, and must look so.
+                // With nothing wrong it is a block as good as any.
                 if (more, sealed, named) == (0, true, true) {
-                    rustix::io::pwrite(&file, &(TAG + peer as u32).to_le_bytes().repeat(self.bytes / 4), 0).unwrap();
+                    rustix::io::pwrite(&file, &self.next_tag().to_le_bytes().repeat(self.bytes / 4), 0).unwrap();
                 }
                 rustix::io::pwrite(&file, &mark(), bytes - 16).unwrap();
                 if sealed {
