@@ -12,6 +12,7 @@
 
 #include "failure.cuh"
 #include "group.cuh"
+#include "keep.cuh"
 #include "ptx.cuh"
 #include "sentinel.cuh"
 #include "wait.cuh"
@@ -21,14 +22,12 @@ namespace lamport {
 // Words of headers have 31 bits, so that none is the sentinel.
 constexpr uint32 HEADER_WORD_MASK = 0x7fffffffu;
 
-__device__ __forceinline__ Address header_cell(Address block, const Group& group, uint32 slot, uint32 rank) {
-    return block + SLOTS * group.comm_size + uint64{slot * group.world_size + rank} * HEADER_BYTES;
+// Bytes from a block's start to the header of rank `rank` in slot 0, and from there to that in the next slot.
+__device__ __forceinline__ uint64 header_offset(const Group& group, uint32 rank) {
+    return SLOTS * group.comm_size + rank * HEADER_BYTES;
 }
 
-// The number of the operation that follows the one of number `previous`.
-__device__ __forceinline__ uint32 next_number(const Group& group, uint32 previous) {
-    return (previous + group.header[0]) & HEADER_WORD_MASK;
-}
+__device__ __forceinline__ uint32 header_stride(const Group& group) { return group.world_size * HEADER_BYTES; }
 
 __device__ __forceinline__ bool equal(const Vector& a, const Vector& b) {
     return ((a.words[0] ^ b.words[0]) | (a.words[1] ^ b.words[1]) | (a.words[2] ^ b.words[2]) |
@@ -52,26 +51,37 @@ __device__ __forceinline__ void fill_with_nan(Address begin, uint64 bytes) {
     }
 }
 
-// The part of the warp that speaks for its rank. All its lanes make it and call it together.
+// The part of the warp that speaks for its rank. All its lanes make it, before the grid-dependency wait, and call it
+// together. What there is to do after the wait is as little as for data, which must not come sooner than headers.
 class HeaderExchange {
 public:
-    // `slot` and `number` are the operation's own.
-    __device__ __forceinline__ HeaderExchange(const Group& group, uint32 slot, uint32 number)
-        : group_(group),
-          slot_(slot),
-          lane_(threadIdx.x % WARP_THREADS),
-          own_{{number, group.header[1], group.header[2], group.header[3]}} {}
+    __device__ __forceinline__ explicit HeaderExchange(const Group& group) : group_(group) {
+        const uint32 lane = threadIdx.x % WARP_THREADS;
+        const bool has_peer = lane < group.world_size - 1;
+        peer_ = keep(has_peer ? successor(group, lane) : group.rank);
+        stride_ = keep(header_stride(group));
+        // A computed index, but into parameters that nothing writes to: they stay in constant memory.
+        push_ = keep((has_peer ? group.peers[lane] : group.own) + header_offset(group, group.rank));
+        poll_ = keep(group.own + header_offset(group, peer_));
+    }
 
-    // Tells the peers, and clears what they told before.
-    __device__ __forceinline__ void push() const {
-        if (lane_ == 0) {
-            ptx::store_device(operation_in_progress(group_), own_);
-        }
+    // Tells the peers that this is the operation of this number, in this slot.
+    __device__ __forceinline__ void push(uint32 slot, uint32 number) {
+        own_ = Vector{{number, group_.header[1], group_.header[2], group_.header[3]}};
+        offset_ = slot * stride_;
         if (has_peer()) {
-            // A computed index, but into parameters that nothing writes to: they stay in constant memory.
-            ptx::store_system(header_cell(group_.peers[lane_], group_, slot_, group_.rank), own_);
-            const uint32 previous = slot_ == 0 ? SLOTS - 1 : slot_ - 1;
-            ptx::store_system(header_cell(group_.own, group_, previous, peer()), empty_vector());
+            ptx::store_system(push_ + offset_, own_);
+        }
+    }
+
+    // Puts the sentinel back over what the peers told before, and notes what is going on.
+    __device__ __forceinline__ void clear(uint32 slot) const {
+        const uint32 previous = slot == 0 ? SLOTS - 1 : slot - 1;
+        if (has_peer()) {
+            ptx::store_system(poll_ + previous * stride_, empty_vector());
+        }
+        if (threadIdx.x % WARP_THREADS == 0) {
+            ptx::store_device(operation_in_progress(group_), own_);
         }
     }
 
@@ -80,12 +90,11 @@ public:
         Vector found = own_;
         bool came = true;
         if (has_peer()) {
-            const Address cell = header_cell(group_.own, group_, slot_, peer());
             const auto look = [&] {
-                found = ptx::load_system_vector(cell);
+                found = ptx::load_system_vector(poll_ + offset_);
                 return has_arrived(found);
             };
-            came = await(group_, look, [&] { return 1u << peer(); });
+            came = await(group_, look, [&] { return 1u << peer_; });
         }
         // Lanes leave the polling at different times.
         __syncwarp();
@@ -94,25 +103,31 @@ public:
             return true;
         }
         if (differs) {
-            ptx::store_system(group_.report + REPORT_PEERS + peer() * VECTOR_BYTES, found);
+            ptx::store_system(group_.report + REPORT_PEERS + peer_ * VECTOR_BYTES, found);
         }
-        if (lane_ == 0) {
+        if (threadIdx.x % WARP_THREADS == 0) {
             report_operation(group_, own_);
         }
         if (differs) {
-            report_failure(group_, 1u << (MISMATCH_SHIFT + peer()));
+            report_failure(group_, 1u << (MISMATCH_SHIFT + peer_));
         }
         return false;
     }
 
 private:
-    __device__ __forceinline__ bool has_peer() const { return lane_ < group_.world_size - 1; }
-    __device__ __forceinline__ uint32 peer() const { return successor(group_, lane_); }
+    __device__ __forceinline__ bool has_peer() const { return peer_ != group_.rank; }
 
     const Group& group_;
-    uint32 slot_;
-    uint32 lane_;
+    // Whom this lane speaks with; the own rank, where there is nobody.
+    uint32 peer_;
+    // Bytes from a header in one slot to that in the next.
+    uint32 stride_;
+    // Where the own header goes, and where the peer's arrives, as if in slot 0.
+    Address push_;
+    Address poll_;
+    // The operation's.
     Vector own_;
+    uint32 offset_;
 };
 
 // Waits until no thread of the grid is left that stores results, of which there are `bytes` bytes, after the workspace
