@@ -122,6 +122,10 @@ struct Habits {
     std::uint32_t turns_per_delivery;
     // So many ready threads are drawn, and the one of the highest priority runs.
     std::uint32_t contenders;
+    // One turn in so many is not taken: the thread is held back instead, until so many turns of others have passed, or
+    // none can go on without it.
+    std::uint32_t turns_per_hold;
+    std::uint32_t turns_per_release;
     // One load in so many is old, if it can be.
     std::uint32_t loads_per_stale;
     // A thread goes on after all but one in so many accesses.
@@ -184,6 +188,7 @@ private:
     void place_shared(Block& block);
     bool deliver_one();
     bool pass_time();
+    bool release_one();
     void make_ready(Thread& thread);
     void wait(State state, std::uint64_t awaited);
     void yield();
@@ -200,6 +205,7 @@ private:
     Context scheduler_;
     Thread* current_ = nullptr;
     std::vector<Block*> ready_;
+    std::vector<Thread*> held_;
     // Grids with stores that wait.
     std::vector<Grid*> storing_;
     // Threads that wait for a word to change, by its address.

@@ -69,10 +69,11 @@ impl<const MATRICES: usize> Operation for Minimax<MATRICES> {
 
     fn prepare(&self, setting: &Setting, random: &mut Random, _: Option<&dyn Prepared>) -> Box<dyn Prepared> {
         let bytes = self.tokens as usize * self.row_bytes();
-        let inputs =
-            Inputs::new(setting, bytes, None, || tensor(random, self.dtype, bytes / self.dtype.size(), Values::Any));
+        let (row, all) = (self.row_bytes() / self.dtype.size(), bytes / self.dtype.size());
+        let inputs = Inputs::new(setting, bytes, None, || tensor(random, self.dtype, row, all, Values::Any));
         let weights = std::array::from_fn(|index| {
-            let mut weight = || tensor(random, self.weight, self.widths[index] as usize, Values::Finite);
+            let width = self.widths[index] as usize;
+            let mut weight = || tensor(random, self.weight, width, width, Values::Finite);
             setting.ranks().map(|_| Memory::of_bytes(&weight())).collect()
         });
         let output = |rank: usize| {
