@@ -20,12 +20,7 @@ type Operations = Vec<Box<dyn Operation>>;
 
 /// A device so small that plans for it have grids of a few blocks.
 pub const fn device(multiprocessors: u32, blocks_per_multiprocessor: u32) -> Device {
-    Device {
-        compute_capability: (9, 0),
-        multiprocessors,
-        threads_per_multiprocessor: 2048,
-        blocks_per_multiprocessor,
-    }
+    Device { compute_capability: (9, 0), multiprocessors, threads_per_multiprocessor: 2048, blocks_per_multiprocessor }
 }
 
 fn case(name: String, world_size: usize, device: Device, operations: Operations) -> Case {
@@ -45,8 +40,14 @@ pub fn all_reduce() -> Vec<Case> {
             // Of 128 threads, in the last of which a block has few of its vectors.
             let rounds = vectors(algorithm, 300, world_size) * 16 / dtype.size() + 1;
             let odd = 7 * world_size + 3;
-            let operations =
-                vec![sum(1, false), sum(odd, false), sum(rounds, false), sum(odd, true), sum(600, false), sum(600, false)];
+            let operations = vec![
+                sum(1, false),
+                sum(odd, false),
+                sum(rounds, false),
+                sum(odd, true),
+                sum(600, false),
+                sum(600, false),
+            ];
             let name = format!("all_reduce, {algorithm:?}, {dtype:?}, {world_size} ranks");
             let device = device(1, 1 + world_size as u32 % 2);
             cases.push(case(name, world_size, device, operations));

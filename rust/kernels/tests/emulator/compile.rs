@@ -49,7 +49,10 @@ impl Sources {
     pub fn replace(&mut self, file: &str, old: &str, new: &str) {
         let text = self.0.get_mut(file).unwrap_or_else(|| panic!("there is no {file}"));
         let found = text.matches(old).count();
-        assert_eq!(found, 1, "{file} has this {found} times, but must have it once, so bring the defect up to date:\n{old}");
+        assert_eq!(
+            found, 1,
+            "{file} has this {found} times, but must have it once, so bring the defect up to date:\n{old}"
+        );
         *text = text.replace(old, new);
     }
 

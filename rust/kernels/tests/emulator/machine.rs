@@ -159,8 +159,7 @@ impl Machine {
     pub fn new(ranks: usize, seed: u64, limits: Limits) -> Self {
         let Limits { resident_blocks, resident_threads, tick } = limits;
         // SAFETY: plain values.
-        let pointer =
-            unsafe { (interface().create)(ranks as u32, seed, resident_blocks, resident_threads, tick) };
+        let pointer = unsafe { (interface().create)(ranks as u32, seed, resident_blocks, resident_threads, tick) };
         Self { pointer, kernels: Vec::new() }
     }
 

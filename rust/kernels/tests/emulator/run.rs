@@ -19,7 +19,8 @@ const SEEDS_VARIABLE: &str = "LAMPORT_RS_EMULATOR_SEEDS";
 /// The seeds to run: those of the variable, or as many as `usual`.
 pub fn seeds(usual: u64) -> Range<u64> {
     let Ok(text) = env::var(SEEDS_VARIABLE) else { return 0..usual };
-    let number = |text: &str| text.parse().unwrap_or_else(|_| panic!("{SEEDS_VARIABLE}={text} is not a number or a range"));
+    let number =
+        |text: &str| text.parse().unwrap_or_else(|_| panic!("{SEEDS_VARIABLE}={text} is not a number or a range"));
     match text.split_once("..") {
         Some((begin, end)) => number(begin)..number(end),
         None => 0..number(&text),
@@ -117,9 +118,8 @@ impl Case {
     pub fn check(&self, kernels: &Kernels, seeds: Range<u64>) {
         let mut first: Option<Vec<Vec<u8>>> = None;
         for seed in seeds {
-            let results = self
-                .run(kernels, seed)
-                .unwrap_or_else(|failure| panic!("{}, seed {seed}: {failure:#?}", self.name));
+            let results =
+                self.run(kernels, seed).unwrap_or_else(|failure| panic!("{}, seed {seed}: {failure:#?}", self.name));
             let first = first.get_or_insert_with(|| results.clone());
             assert_eq!(first, &results, "{}, seed {seed}: other bits than with the first seed", self.name);
         }

@@ -132,16 +132,14 @@ impl<const MATRICES: usize> Prepared for Tensors<MATRICES> {
 
     fn check(&self, rank: usize) -> Result<(), String> {
         let Minimax { dtype, weight, widths, .. } = self.operation;
-        for index in 0..MATRICES {
+        for (index, width) in widths.into_iter().enumerate() {
             // The own rows first: those are normalised.
             let others = self.setting.ranks().filter(|&other| other != rank);
-            let rows: Vec<_> = std::iter::once(rank)
-                .chain(others)
-                .map(|rank| self.rows(&self.inputs.bytes(rank), index))
-                .collect();
+            let rows: Vec<_> =
+                std::iter::once(rank).chain(others).map(|rank| self.rows(&self.inputs.bytes(rank), index)).collect();
             let rows: Vec<_> = rows.iter().map(Vec::as_slice).collect();
             let weights = self.weights[index][rank].bytes();
-            let normalised = rms_norm(dtype, &rows, widths[index] as usize, (weight, &weights), EPSILON, 0.0);
+            let normalised = rms_norm(dtype, &rows, width as usize, (weight, &weights), EPSILON, 0.0);
             check_near(&format!("matrix {index}"), dtype, &self.found(rank, index), &normalised)?;
         }
         if self.operation.in_place {
