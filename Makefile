@@ -5,11 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find rust kernels python -type f -not -name '*.pyc') Cargo.toml Cargo.lock pyproject.toml \
   README.md LICENSE
-# Of the emulator.
-SEEDS ?= 100
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help build demo test test-rust test-python test-gpu test-races test-emulator bench lint format wheel clean
+.PHONY: help build demo test test-rust test-python test-gpu test-races bench lint format wheel clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -27,6 +25,8 @@ test-rust: $(VENV)/.ready ## Rust unit tests, property tests and model checks.
 test-races: $(VENV)/.ready ## The host backend under ThreadSanitizer.
 	tests/race_detector.sh
 
+SEEDS ?= 100
+.PHONY: test-emulator
 test-emulator: $(VENV)/.ready ## The kernels on the emulator, with many seeds; `test-rust` runs a few.
 	LAMPORT_RS_EMULATOR_SEEDS=$(SEEDS) cargo test -p lamport-rs-kernels --test emulator
 
