@@ -6,6 +6,7 @@ mod compile;
 mod constants;
 mod defects;
 mod faults;
+mod litmus;
 mod machine;
 mod memory;
 mod operations;
@@ -84,6 +85,16 @@ fn planted_defects_are_caught() {
         assert_eq!(run, Ok(()), "{}, seed {seed}: the sources without the defect must pass", defect.name);
         println!("{}: caught with seed {seed}", defect.name);
     }
+}
+
+#[test]
+fn a_message_is_missed_where_nothing_orders_it() {
+    litmus::check_message(&Kernels::new(Sources::of_kernels()));
+}
+
+#[test]
+fn a_seed_repeats_a_run() {
+    litmus::check_repetition(&Kernels::new(Sources::of_kernels()));
 }
 
 #[test]

@@ -154,6 +154,7 @@ public:
     void launch(std::unique_ptr<Grid> grid);
     Outcome run();
     const std::string& message() const { return message_; }
+    std::uint64_t turns() const { return turns_; }
     Memory& memory() { return memory_; }
 
     // ---- Called by the thread that runs -----------------------------------------------------------------------------
@@ -215,6 +216,7 @@ private:
     std::uint64_t blocks_ = 0;
     std::uint64_t threads_ = 0;
     std::uint64_t nanoseconds_ = 1;
+    std::uint64_t turns_ = 0;
     std::size_t incomplete_ = 0;
     // Turns, and times that all waited for words, since anything else happened.
     std::uint64_t idle_turns_ = 0;

@@ -68,6 +68,7 @@ bool Machine::take_turn() {
             return true;
         }
         run(*thread);
+        turns_ += 1;
         idle_turns_ += 1;
         if (idle_turns_ < IDLE_TURNS) {
             return !has_failed_;
