@@ -37,6 +37,11 @@ fuzz: $(VENV)/.ready ## Messages of lying peers, for ten minutes (FUZZ_SECONDS),
 test-python: build ## The package, with ranks as processes.
 	$(BIN)/python -m pytest
 
+SEEDS ?= 100
+.PHONY: test-emulator
+test-emulator: $(VENV)/.ready ## The kernels on the emulator, with many seeds; `test-rust` runs a few.
+	LAMPORT_RS_EMULATOR_SEEDS=$(SEEDS) cargo test -p lamport-rs-kernels --test emulator
+
 test-gpu: build ## The package on GPUs, one per rank; skipped where there are none.
 	$(BIN)/python -m pytest tests/gpu -m gpu
 

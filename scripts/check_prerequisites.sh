@@ -16,6 +16,8 @@ elif found=$(rustc --version | cut -d' ' -f2) && [ "$(printf '%s\n' "$rust" "$fo
     need "Rust $rust or later: this is $found (rustup update)"
 fi
 command -v cc >/dev/null || need "cc, which Rust links with: install gcc or clang (Debian: apt-get install gcc libc6-dev)"
+command -v "${CXX:-c++}" >/dev/null ||
+    need "${CXX:-c++}, with which the tests run the kernels without a GPU: install g++ or name another compiler in CXX"
 if ! command -v "$python" >/dev/null; then
     need "$python (3.10 or later); another one can be named: make PYTHON=/path/to/python3"
 elif ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then

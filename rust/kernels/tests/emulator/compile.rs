@@ -35,6 +35,7 @@ impl Sources {
     pub fn of_kernels() -> Self {
         let mut files = read_folder(&manifest().join("../../kernels"));
         files.extend(read_folder(&folder().join("cuda")));
+        files.extend(read_folder(&folder().join("litmus")));
         files.insert("constants.cuh".to_owned(), constants::header());
         Self(files)
     }
@@ -59,13 +60,17 @@ impl Sources {
     /// Compiles the module of `key`, or finds it compiled.
     pub fn compile(&self, key: ModuleKey) -> PathBuf {
         let function = key.function().to_str().expect("kernels have ASCII names");
+        self.compile_function(function, &key.name(), &key.definitions())
+    }
+
+    /// Compiles `<function>.cu` with macros. The result is named `name`, among other things.
+    pub fn compile_function(&self, function: &str, name: &str, definitions: &[(&str, String)]) -> PathBuf {
         let entry = format!("#include \"cuda.h\"\n#include \"{function}.cu\"\n\nEMULATOR_EXPORT({function})\n");
         let mut sources = self.clone();
         sources.0.insert("entry.cpp".to_owned(), entry);
-        let definitions = key.definitions();
         let mut flags: Vec<String> = KERNEL_FLAGS.map(str::to_owned).into();
         flags.extend(definitions.iter().map(|(name, value)| format!("-D{name}={value}")));
-        sources.build(&key.name(), &flags, &["entry.cpp".to_owned()])
+        sources.build(name, &flags, &["entry.cpp".to_owned()])
     }
 
     /// Compiles the machine, or finds it compiled.

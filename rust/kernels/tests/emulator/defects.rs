@@ -217,7 +217,7 @@ pub fn all() -> Vec<Defect> {
         Defect {
             name: "no barrier after the exchange of a row's sums",
             file: "minimax_exchange.cuh",
-            old: "        // Lanes leave the polling at different times.\n        __syncwarp();\n        __syncthreads();\n",
+            old: "        __syncwarp();\n        __syncthreads();\n",
             new: "",
             run: chain(minimax(), 2),
             expected: WrongResult,

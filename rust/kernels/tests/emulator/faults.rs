@@ -28,8 +28,8 @@ impl FaultCase {
     pub fn new(world_size: usize, completes_first: bool, operation: impl Operation + Clone + 'static) -> Self {
         let operations = (0..SLOTS).map(|_| Box::new(operation.clone()) as _).collect();
         let name = format!("{operation:?}, {world_size} ranks");
-        // A block for every rank at least, as on any real device: with fewer, a rank of a two-shot norm comes to its own
-        // rows, and so to the absent rank, only after another rank's, and names that one.
+        // A block for every rank at least, as on any real device: with fewer, a rank of a two-shot norm comes to its
+        // own rows, and so to the absent rank, only after another rank's, and names that one.
         let case = Case { name, world_size, device: device(3, 2), resident_blocks: 12, operations };
         Self { case, completes_first }
     }
@@ -120,8 +120,8 @@ pub fn check_absent_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Resu
     group.check_silence()
 }
 
-/// A rank that was only late ends too. It misses others in the end, and until then its results are right: what it gets is
-/// what they pushed before they gave up, and neither sums that lack a contribution nor another operation's data.
+/// A rank that was only late ends too. It misses others in the end, and until then its results are right: what it gets
+/// is what they pushed before they gave up, and neither sums that lack a contribution nor another operation's data.
 pub fn check_late_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
     let mut group = Group::new(case, kernels, seed);
     group.run_without_late_rank()?;

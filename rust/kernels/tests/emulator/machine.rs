@@ -4,11 +4,10 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::OnceLock;
 
-use lamport_rs_kernels::ModuleKey;
 use lamport_rs_kernels::plan::LaunchPlan;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 
@@ -73,6 +72,7 @@ struct Interface {
     launch: unsafe extern "C" fn(*mut c_void, *const Launch),
     run: unsafe extern "C" fn(*mut c_void) -> u32,
     message: unsafe extern "C" fn(*const c_void) -> *const c_char,
+    turns: unsafe extern "C" fn(*const c_void) -> u64,
     _library: Library,
 }
 
@@ -90,6 +90,7 @@ fn interface() -> &'static Interface {
                 add_memory: *library.get(b"emulator_add_memory\0").expect("the machine has it"),
                 launch: *library.get(b"emulator_launch\0").expect("the machine has it"),
                 run: *library.get(b"emulator_run\0").expect("the machine has it"),
+                turns: *library.get(b"emulator_turns\0").expect("the machine has it"),
                 message: *library.get(b"emulator_message\0").expect("the machine has it"),
                 _library: library,
             }
@@ -97,10 +98,11 @@ fn interface() -> &'static Interface {
     })
 }
 
-/// Kernels, compiled and loaded when they are first asked for. For one thread: a loaded kernel has shared variables.
+/// Kernels, by name, compiled and loaded when they are first asked for. For one thread: a loaded kernel has shared
+/// variables.
 pub struct Kernels {
     sources: Sources,
-    loaded: RefCell<HashMap<ModuleKey, Rc<Kernel>>>,
+    loaded: RefCell<HashMap<String, Rc<Kernel>>>,
 }
 
 struct Kernel {
@@ -115,9 +117,10 @@ impl Kernels {
         Self { sources, loaded: RefCell::default() }
     }
 
-    fn get(&self, key: ModuleKey) -> Rc<Kernel> {
+    fn get(&self, name: &str, compile: impl FnOnce(&Sources) -> PathBuf) -> Rc<Kernel> {
         let mut loaded = self.loaded.borrow_mut();
-        loaded.entry(key).or_insert_with(|| Rc::new(Kernel::load(&self.sources.compile(key)))).clone()
+        let load = || Rc::new(Kernel::load(&compile(&self.sources)));
+        loaded.entry(name.to_owned()).or_insert_with(load).clone()
     }
 }
 
@@ -174,12 +177,30 @@ impl Machine {
 
     /// Puts a launch at the end of the rank's stream.
     pub fn launch<P>(&mut self, kernels: &Kernels, rank: usize, plan: &LaunchPlan, parameters: &P) {
-        let kernel = kernels.get(plan.module);
-        let name = CString::new(plan.module.name()).expect("names are plain");
+        let name = plan.module.name();
+        let kernel = kernels.get(&name, |sources| sources.compile(plan.module));
         if let Some(bounds) = plan.module.bounds() {
             assert!(plan.block <= bounds.max_threads, "{plan:?}");
         }
-        assert_eq!(kernel.parameter_bytes, size_of::<P>() as u64, "{plan:?} takes another struct");
+        self.launch_kernel(kernel, &name, rank, (plan.grid, plan.block, plan.dependent_launch), parameters);
+    }
+
+    /// Likewise one block of a kernel that is not in the catalogue.
+    pub fn launch_function<P>(&mut self, kernels: &Kernels, rank: usize, function: &str, threads: u32, parameters: &P) {
+        let kernel = kernels.get(function, |sources| sources.compile_function(function, function, &[]));
+        self.launch_kernel(kernel, function, rank, (1, threads, true), parameters);
+    }
+
+    fn launch_kernel<P>(
+        &mut self,
+        kernel: Rc<Kernel>,
+        name: &str,
+        rank: usize,
+        (blocks, block_threads, is_dependent): (u32, u32, bool),
+        parameters: &P,
+    ) {
+        assert_eq!(kernel.parameter_bytes, size_of::<P>() as u64, "{name} takes another struct");
+        let name = CString::new(name).expect("names are plain");
         let launch = Launch {
             name: name.as_ptr(),
             enter: kernel.enter,
@@ -188,9 +209,9 @@ impl Machine {
             parameters: std::ptr::from_ref(parameters).cast(),
             parameter_bytes: kernel.parameter_bytes,
             rank: rank as u32,
-            blocks: plan.grid,
-            block_threads: plan.block,
-            is_dependent: u32::from(plan.dependent_launch),
+            blocks,
+            block_threads,
+            is_dependent: u32::from(is_dependent),
         };
         // SAFETY: the machine is alive; it copies name and parameters, and the kernel is kept below.
         unsafe { (interface().launch)(self.pointer, &launch) };
@@ -209,6 +230,14 @@ impl Machine {
             1 => Err(Fault::Hang(message)),
             _ => Err(Fault::Misuse(message)),
         }
+    }
+}
+
+impl Machine {
+    /// How often a thread was chosen to run so far.
+    pub fn turns(&self) -> u64 {
+        // SAFETY: the machine is alive.
+        unsafe { (interface().turns)(self.pointer) }
     }
 }
 

@@ -6,6 +6,7 @@ mod compile;
 mod constants;
 mod defects;
 mod faults;
+mod litmus;
 mod machine;
 mod memory;
 mod operations;
@@ -27,9 +28,7 @@ use run::{Case, seeds};
 fn check(cases: Vec<Case>, usual_seeds: u64) {
     let kernels = Kernels::new(Sources::of_kernels());
     for case in cases {
-        let start = std::time::Instant::now();
         case.check(&kernels, seeds(usual_seeds));
-        eprintln!("{:8.3} {}", start.elapsed().as_secs_f64(), case.name);
     }
 }
 
@@ -86,6 +85,16 @@ fn planted_defects_are_caught() {
         assert_eq!(run, Ok(()), "{}, seed {seed}: the sources without the defect must pass", defect.name);
         println!("{}: caught with seed {seed}", defect.name);
     }
+}
+
+#[test]
+fn a_message_is_missed_where_nothing_orders_it() {
+    litmus::check_message(&Kernels::new(Sources::of_kernels()));
+}
+
+#[test]
+fn a_seed_repeats_a_run() {
+    litmus::check_repetition(&Kernels::new(Sources::of_kernels()));
 }
 
 #[test]

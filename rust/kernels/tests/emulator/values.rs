@@ -57,24 +57,27 @@ pub fn to_bytes(dtype: Dtype, elements: &[u32]) -> Vec<u8> {
 pub enum Values {
     /// Moderate numbers, both zeros, subnormal numbers, and sentinels.
     Finite,
-    /// NaN and infinities too.
+    /// NaN and infinities too, in a few rows: a row that has one has no other result.
     Any,
 }
 
-/// A tensor of random elements.
-pub fn tensor(random: &mut Random, dtype: Dtype, count: usize, values: Values) -> Vec<u8> {
+/// One row in so many has numbers that are not finite.
+const ROWS_PER_SPECIAL: usize = 12;
+
+/// A tensor of random elements, in rows of `width`.
+pub fn tensor(random: &mut Random, dtype: Dtype, width: usize, count: usize, values: Values) -> Vec<u8> {
     let sign = 1 << (8 * dtype.size() - 1);
-    let mut bits: Vec<u32> = (0..count)
-        .map(|_| match random.below(24) {
+    let mut bits = Vec::new();
+    while bits.len() < count {
+        let special = values == Values::Any && random.below(ROWS_PER_SPECIAL) == 0;
+        bits.extend((0..width.min(count - bits.len())).map(|_| match random.below(24) {
             0 => 0,
             1 | 2 => sign,
             3 => (random.next() as u32 & sign) | (1 + random.below(3) as u32),
-            4 if values == Values::Any && random.below(8) == 0 => {
-                encode(dtype, [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][random.below(3)])
-            }
+            4 if special => encode(dtype, [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][random.below(3)]),
             _ => encode(dtype, (random.below(4001) as f32 - 2000.0) / 256.0),
-        })
-        .collect();
+        }));
+    }
     // The pair (+0, -0), which is the sentinel too.
     if dtype.size() == 2 {
         for pair in bits.chunks_exact_mut(2) {

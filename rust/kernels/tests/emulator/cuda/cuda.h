@@ -83,7 +83,7 @@ inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
     return emulator_or_of_warp(value);
 }
 
-// ---- Shared memory ---------------------------------------------------------------------------------------------------
+// ---- Shared memory --------------------------------------------------------------------------------------------------
 
 // A kernel's only variables that can be written are its shared ones, so this is where they begin and end.
 extern "C" char __bss_start[] __attribute__((visibility("hidden")));
@@ -95,7 +95,7 @@ inline unsigned long long __cvta_generic_to_shared(const void* object) {
 
 inline void* __cvta_shared_to_generic(unsigned long long address) { return __bss_start + address; }
 
-// ---- How the machine enters a kernel ---------------------------------------------------------------------------------
+// ---- How the machine enters a kernel --------------------------------------------------------------------------------
 
 template <class Parameters>
 struct EmulatorKernel {
@@ -107,6 +107,7 @@ struct EmulatorKernel {
     }
 };
 
+// Only its type is asked for.
 template <class Parameters>
 EmulatorKernel<Parameters> emulator_kernel(void (*)(Parameters));
 

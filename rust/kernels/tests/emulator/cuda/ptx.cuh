@@ -1,5 +1,5 @@
-// The functions of kernels/ptx.cuh, for the machine. A function that is missing here is one that kernels/ptx.cuh has got
-// and the emulator has not: say here what it does to the machine.
+// The functions of kernels/ptx.cuh, for the machine. If a kernel does not compile because one is missing here, it is
+// new there: say here what it does to the machine.
 #pragma once
 
 #include "sentinel.cuh"

@@ -11,10 +11,10 @@ constexpr std::size_t STACK_WORDS = Stack::BYTES / sizeof(std::uint64_t);
 
 }  // namespace
 
-#if defined(__x86_64__)
+#if EMULATOR_HAS_OWN_SWITCH
 
-// Pushes the registers that a function must keep, swaps stacks, and pops those of the other. Not `swapcontext`: that is a
-// system call each time, for the signal mask.
+// Pushes the registers that a function must keep, swaps stacks, and pops those of the other. Not `swapcontext`: that is
+// a system call each time, for the signal mask.
 extern "C" void emulator_switch(void** from, void* to);
 asm(R"(
 .text

@@ -6,7 +6,14 @@
 #include <memory>
 #include <vector>
 
-#if !defined(__x86_64__)
+// Elsewhere, and where it is asked for, the C library switches, which is slower.
+#if defined(__x86_64__) && !defined(EMULATOR_USES_UCONTEXT)
+#define EMULATOR_HAS_OWN_SWITCH 1
+#else
+#define EMULATOR_HAS_OWN_SWITCH 0
+#endif
+
+#if !EMULATOR_HAS_OWN_SWITCH
 #include <ucontext.h>
 #endif
 
@@ -14,7 +21,7 @@ namespace emulator {
 
 // Where a fiber, or the scheduler, goes on when it is switched to.
 struct Context {
-#if defined(__x86_64__)
+#if EMULATOR_HAS_OWN_SWITCH
     void* stack_pointer = nullptr;
 #else
     ucontext_t context;

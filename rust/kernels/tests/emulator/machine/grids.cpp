@@ -3,8 +3,8 @@
 
 namespace emulator {
 
-// A grid may start once the one before it is complete; with programmatic dependent launch already once all blocks of that
-// one have launched dependents or ended. Blocks start in ascending order, as far as there is room.
+// A grid may start once the one before it is complete; with programmatic dependent launch already once all blocks of
+// that one have launched dependents or ended. Blocks start in ascending order, as far as there is room.
 bool Machine::may_start(const Rank& rank) const {
     if (rank.next == rank.stream.size()) {
         return false;

@@ -113,6 +113,9 @@ std::uint32_t emulator_run(Machine* created) {
     return static_cast<std::uint32_t>(outcome);
 }
 
+// How often a thread was chosen to run.
+std::uint64_t emulator_turns(const Machine* created) { return created->turns(); }
+
 // What went wrong. Valid until the machine is destroyed.
 const char* emulator_message(const Machine* created) { return created->message().c_str(); }
 

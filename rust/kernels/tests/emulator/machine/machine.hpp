@@ -122,6 +122,10 @@ struct Habits {
     std::uint32_t turns_per_delivery;
     // So many ready threads are drawn, and the one of the highest priority runs.
     std::uint32_t contenders;
+    // One turn in so many is not taken: the thread is held back instead, until so many turns of others have passed, or
+    // none can go on without it.
+    std::uint32_t turns_per_hold;
+    std::uint32_t turns_per_release;
     // One load in so many is old, if it can be.
     std::uint32_t loads_per_stale;
     // A thread goes on after all but one in so many accesses.
@@ -150,6 +154,7 @@ public:
     void launch(std::unique_ptr<Grid> grid);
     Outcome run();
     const std::string& message() const { return message_; }
+    std::uint64_t turns() const { return turns_; }
     Memory& memory() { return memory_; }
 
     // ---- Called by the thread that runs -----------------------------------------------------------------------------
@@ -185,6 +190,7 @@ private:
     void place_shared(Block& block);
     bool deliver_one();
     bool pass_time();
+    bool release_one();
     void make_ready(Thread& thread);
     void wait(State state, std::uint64_t awaited);
     void yield();
@@ -201,6 +207,7 @@ private:
     Context scheduler_;
     Thread* current_ = nullptr;
     std::vector<Block*> ready_;
+    std::vector<Thread*> held_;
     // Grids with stores that wait.
     std::vector<Grid*> storing_;
     // Threads that wait for a word to change, by its address.
@@ -210,6 +217,7 @@ private:
     std::uint64_t blocks_ = 0;
     std::uint64_t threads_ = 0;
     std::uint64_t nanoseconds_ = 1;
+    std::uint64_t turns_ = 0;
     std::size_t incomplete_ = 0;
     // Turns, and times that all waited for words, since anything else happened.
     std::uint64_t idle_turns_ = 0;

@@ -1,6 +1,6 @@
 // The memory of all ranks. A relaxed store is seen late: it waits, word by word, until the machine delivers it, in any
-// order but that of the stores to one word. A relaxed load may see the word as it was before the last store to it, unless
-// something orders the two.
+// order but that of the stores to one word. A relaxed load may see the word as it was before the last store to it,
+// unless something orders the two.
 #pragma once
 
 #include <array>

@@ -26,6 +26,8 @@ std::uint32_t one_of(Random& random, std::initializer_list<std::uint32_t> choice
 Habits::Habits(Random& random)
     : turns_per_delivery(one_of(random, {1, 4, 32, 256, 0})),
       contenders(one_of(random, {1, 2, 4, 8})),
+      turns_per_hold(one_of(random, {0, 16, 128, 1024})),
+      turns_per_release(one_of(random, {64, 1024, 16384})),
       loads_per_stale(one_of(random, {0, 2, 8})),
       accesses_per_yield(one_of(random, {4, 16, 128})),
       turns_per_start(one_of(random, {1, 64, 1024})),
@@ -57,13 +59,21 @@ bool Machine::take_turn() {
             return true;
         }
     }
+    if (!held_.empty() && random_.once_in(habits_.turns_per_release)) {
+        release_one();
+    }
     if (Thread* thread = draw()) {
+        if (random_.once_in(habits_.turns_per_hold)) {
+            held_.push_back(thread);
+            return true;
+        }
         run(*thread);
+        turns_ += 1;
         idle_turns_ += 1;
         if (idle_turns_ < IDLE_TURNS) {
             return !has_failed_;
         }
-    } else if (pass_time()) {
+    } else if (release_one() || pass_time()) {
         return true;
     }
     outcome_ = Outcome::hang;
@@ -169,6 +179,18 @@ bool Machine::deliver_one() {
     }
     rank.fencing.clear();
     complete(grid);
+    return true;
+}
+
+// Lets a thread go on that was held back. False if there is none.
+bool Machine::release_one() {
+    if (held_.empty()) {
+        return false;
+    }
+    Thread*& drawn = held_[random_.below(held_.size())];
+    make_ready(*drawn);
+    drawn = held_.back();
+    held_.pop_back();
     return true;
 }
 

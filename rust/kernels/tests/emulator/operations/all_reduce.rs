@@ -50,7 +50,7 @@ impl Operation for AllReduce {
     fn prepare(&self, setting: &Setting, random: &mut Random, prior: Option<&dyn Prepared>) -> Box<dyn Prepared> {
         let bytes = self.elements * self.dtype.size();
         let prior = prior.filter(|_| !self.in_place).and_then(Prepared::outputs);
-        let inputs = Inputs::new(setting, bytes, prior, || tensor(random, self.dtype, self.elements, Values::Any));
+        let inputs = Inputs::new(setting, bytes, prior, || tensor(random, self.dtype, 32, self.elements, Values::Any));
         let outputs = match self.in_place {
             true => inputs.memory.clone(),
             false => setting.ranks().map(|_| Rc::new(Memory::filled(bytes, 0xa5))).collect(),

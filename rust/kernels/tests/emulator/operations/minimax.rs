@@ -69,10 +69,11 @@ impl<const MATRICES: usize> Operation for Minimax<MATRICES> {
 
     fn prepare(&self, setting: &Setting, random: &mut Random, _: Option<&dyn Prepared>) -> Box<dyn Prepared> {
         let bytes = self.tokens as usize * self.row_bytes();
-        let inputs =
-            Inputs::new(setting, bytes, None, || tensor(random, self.dtype, bytes / self.dtype.size(), Values::Any));
+        let (row, all) = (self.row_bytes() / self.dtype.size(), bytes / self.dtype.size());
+        let inputs = Inputs::new(setting, bytes, None, || tensor(random, self.dtype, row, all, Values::Any));
         let weights = std::array::from_fn(|index| {
-            let mut weight = || tensor(random, self.weight, self.widths[index] as usize, Values::Finite);
+            let width = self.widths[index] as usize;
+            let mut weight = || tensor(random, self.weight, width, width, Values::Finite);
             setting.ranks().map(|_| Memory::of_bytes(&weight())).collect()
         });
         let output = |rank: usize| {
@@ -131,14 +132,14 @@ impl<const MATRICES: usize> Prepared for Tensors<MATRICES> {
 
     fn check(&self, rank: usize) -> Result<(), String> {
         let Minimax { dtype, weight, widths, .. } = self.operation;
-        for index in 0..MATRICES {
+        for (index, width) in widths.into_iter().enumerate() {
             // The own rows first: those are normalised.
             let others = self.setting.ranks().filter(|&other| other != rank);
             let rows: Vec<_> =
                 std::iter::once(rank).chain(others).map(|rank| self.rows(&self.inputs.bytes(rank), index)).collect();
             let rows: Vec<_> = rows.iter().map(Vec::as_slice).collect();
             let weights = self.weights[index][rank].bytes();
-            let normalised = rms_norm(dtype, &rows, widths[index] as usize, (weight, &weights), EPSILON, 0.0);
+            let normalised = rms_norm(dtype, &rows, width as usize, (weight, &weights), EPSILON, 0.0);
             check_near(&format!("matrix {index}"), dtype, &self.found(rank, index), &normalised)?;
         }
         if self.operation.in_place {

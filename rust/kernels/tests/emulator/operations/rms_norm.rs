@@ -58,12 +58,12 @@ impl Operation for AllReduceRmsNorm {
         let Self { dtype, tokens, hidden, in_place, .. } = *self;
         let (count, bytes) = (tokens * hidden, tokens * hidden * dtype.size());
         let prior = prior.filter(|_| !in_place);
-        let values = |random: &mut Random| tensor(random, dtype, count, Values::Any);
+        let values = |random: &mut Random| tensor(random, dtype, hidden, count, Values::Any);
         let inputs = Inputs::new(setting, bytes, prior.and_then(Prepared::outputs), || values(random));
         // The same on every rank.
         let residual = values(random);
         let residuals = Inputs::new(setting, bytes, prior.and_then(Prepared::residuals), || residual.clone());
-        let weight = tensor(random, self.weight, hidden, Values::Finite);
+        let weight = tensor(random, self.weight, hidden, hidden, Values::Finite);
         let weights = setting.ranks().map(|_| Memory::of_bytes(&weight)).collect();
         let results = |inputs: &Inputs| match in_place {
             true => inputs.memory.clone(),
