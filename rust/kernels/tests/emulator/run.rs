@@ -93,7 +93,10 @@ impl Case {
             }
         }
         machine.run().map_err(|fault| match fault {
-            Fault::Hang(message) => Failure::Hang(message),
+            Fault::Hang(message) => {
+                let reports: Vec<_> = setting.ranks().map(|rank| workspace.report_words(rank)).collect();
+                Failure::Hang(format!("{message}\nreports: {reports:x?}"))
+            }
             Fault::Misuse(message) => Failure::Misuse(message),
         })?;
 

@@ -136,6 +136,11 @@ impl Workspace {
         self.members[rank].report.words()[0]
     }
 
+    /// All of a rank's report.
+    pub fn report_words(&self, rank: usize) -> Vec<u32> {
+        self.members[rank].report.words()
+    }
+
     /// Whether a rank's slot holds nothing.
     pub fn is_empty(&self, rank: usize, slot: usize) -> bool {
         let begin = self.geometry.slot_offset(slot) / WORD_BYTES;
