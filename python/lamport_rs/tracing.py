@@ -39,7 +39,10 @@ def is_recording() -> bool:
 def is_plain(value: object) -> bool:
     """Whether `value` is what it seems to be: not a tracer's own tensor or proxy, nor another subclass of tensors."""
     kind = type(value)
-    return kind is torch.Tensor or kind is torch.nn.Parameter or not hasattr(kind, "__torch_function__")
+    if kind is torch.Tensor or kind is torch.nn.Parameter:
+        return True
+    # The core says best what is wrong with a nested tensor, or with what is no tensor at all.
+    return not hasattr(kind, "__torch_function__") or getattr(value, "is_nested", False) is True
 
 
 def functorch_is_active() -> bool:
