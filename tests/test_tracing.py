@@ -53,7 +53,9 @@ def trace(me: Rank) -> None:
         traced = tracer()
         expected = (work_without_shapes(me, workspace) if name == "symbolic_trace" else work)(ANOTHER)
         check_same_bits(traced(ANOTHER), expected, name)
-        recorded = [str(node.kind() if name == "jit.trace" else node.target) for node in traced.graph.nodes]
+        by_jit = name == "jit.trace"
+        nodes = traced.graph.nodes() if by_jit else traced.graph.nodes
+        recorded = [str(node.kind() if by_jit else node.target) for node in nodes]
         calls = [each for each in recorded if "lamport_rs" in each]
         assert len(calls) == (1 if name == "symbolic_trace" else 5), (name, recorded)
 
@@ -62,14 +64,8 @@ def work_without_shapes(me: Rank, workspace):
     return lambda x: lamport_rs.all_reduce(x * 2, workspace) + 1
 
 
-def test_every_tracer_records_the_operations():
-    # One rank after the other: some tracers are not made for threads.
-    ThreadRanks(2).run(trace_in_turn)
-
-
-def trace_in_turn(me: Rank) -> None:
-    # What a tracer runs while it traces is an operation of this rank, and its peer's is another trace.
-    trace(me)
+def test_every_tracer_records_the_operations(ranks_of):
+    ranks_of(2).run(trace)
 
 
 def note_operators(me: Rank) -> None:
