@@ -80,7 +80,9 @@ def lay_out_otherwise(me: Rank, layout) -> None:
             before = {each: tensor.resolve_neg().clone() for each, tensor in change.items() if each in inputs}
             found = call(**{**inputs, **change})
             for result, wanted in zip(found, expected, strict=True):
-                check_same_bits(result.resolve_neg().contiguous(), wanted, f"{name} with {sorted(change)} {layout.__name__}")
+                check_same_bits(
+                    result.resolve_neg().contiguous(), wanted, f"{name} with {sorted(change)} {layout.__name__}"
+                )
             for index, each in enumerate(outputs):
                 assert each not in change or found[index] is change[each]
             for each, tensor in before.items():
@@ -97,7 +99,9 @@ def use_the_operand_itself(me: Rank) -> None:
     for layout in LAYOUTS:
         rows = layout(torch.full((ROWS, COLUMNS), 1.0 + me.rank))
         assert lamport_rs.all_reduce(rows, workspace, out=rows) is rows
-        check_same_bits(rows.resolve_neg().contiguous(), torch.full((ROWS, COLUMNS), 3.0), f"in place, {layout.__name__}")
+        check_same_bits(
+            rows.resolve_neg().contiguous(), torch.full((ROWS, COLUMNS), 3.0), f"in place, {layout.__name__}"
+        )
     packed = torch.full((ROWS, 24), 2.0)
     q, k = packed[:, :16], packed[:, 16:]
     lamport_rs.minimax_allreduce_rms_qk(
@@ -122,7 +126,7 @@ def refuse_outputs_that_overlap(me: Rank) -> None:
     with pytest.raises(LamportError, match="elements that share memory"):
         norm(x, x, x[0], workspace, out=torch.zeros(COLUMNS).expand(ROWS, -1))
     assert not memory.any()
-    out, residual = norm(x, x, x[0], workspace, out=memory[:, :16], residual_out=memory[:, 16:])
+    _, residual = norm(x, x, x[0], workspace, out=memory[:, :16], residual_out=memory[:, 16:])
     check_same_bits(residual.contiguous(), torch.full((ROWS, COLUMNS), 3.0))
     with pytest.raises(lamport_rs.LamportSizeError):
         lamport_rs.all_reduce(misaligned(torch.ones(1 << 16)), workspace)

@@ -36,13 +36,23 @@ def is_recording() -> bool:
     )
 
 
-def is_plain(value: object) -> bool:
-    """Whether `value` is what it seems to be: not a tracer's own tensor or proxy, nor another subclass of tensors."""
+def must_dispatch(value: object) -> bool:
+    """Whether an operation on `value` has to go through torch: a tracer is at work, or `value` is a tensor of its own
+    kind, such as a tracer's.
+    """
+    # As `is_recording`, without the call.
+    if (
+        is_dynamo_compiling()
+        or is_tracing_jit()
+        or count_dispatch_modes() > 0
+        or (count_function_modes() > 0 and count_pre_dispatch_modes() > 0)
+    ):
+        return True
     kind = type(value)
     if kind is torch.Tensor or kind is torch.nn.Parameter:
-        return True
+        return False
     # The core says best what is wrong with a nested tensor, or with what is no tensor at all.
-    return not hasattr(kind, "__torch_function__") or getattr(value, "is_nested", False) is True
+    return hasattr(kind, "__torch_function__") and getattr(value, "is_nested", False) is not True
 
 
 def functorch_is_active() -> bool:
@@ -57,12 +67,13 @@ def without_jit_tracer(kernel: Callable[Parameters, Result]) -> Callable[Paramet
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         if not is_tracing_jit():
             return kernel(*args, **kwargs)
-        state = torch._C._get_tracing_state()
-        torch._C._set_tracing_state(None)
+        internals: Any = torch._C
+        state = internals._get_tracing_state()
+        internals._set_tracing_state(None)
         try:
             return kernel(*args, **kwargs)
         finally:
-            torch._C._set_tracing_state(state)
+            internals._set_tracing_state(state)
 
     return call
 
