@@ -37,9 +37,7 @@ def is_recording() -> bool:
 
 
 def must_dispatch(value: object) -> bool:
-    """Whether an operation on `value` has to go through torch: a tracer is at work, or `value` is a tensor of its own
-    kind, such as a tracer's.
-    """
+    """Whether an operation on `value` goes through torch, as a tracer is at work or has made `value`."""
     # As `is_recording`, without the call.
     if (
         is_dynamo_compiling()
@@ -81,8 +79,8 @@ def without_jit_tracer(kernel: Callable[Parameters, Result]) -> Callable[Paramet
 def never_compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Have torch.compile break its graph at calls of `function`, and leave alone what it calls.
 
-    `torch.compiler.disable` does that, but imports the compiler, which takes a second. Here it is imported by others, or
-    not needed.
+    `torch.compiler.disable` does that, but imports the compiler, which takes a second. Here it is imported by others,
+    or not needed.
     """
     disabled: list[Callable[Parameters, Result]] = []
 
