@@ -60,10 +60,11 @@ def reduce_what_requires_a_gradient(me: Rank) -> None:
     x, weight = torch.ones(2, 16, requires_grad=True), torch.ones(16, requires_grad=True)
     settings, operators, table = (me.rank, me.world_size, EPS), torch.ops.lamport_rs, workspace.workspace
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("ignore")
         results = [
             lamport_rs.all_reduce(x, workspace),
             operators.all_reduce(x, table),
+            operators.all_reduce.default(x, table),
             *lamport_rs.all_reduce_rms_norm(x, x, weight, workspace),
             *operators.all_reduce_rms_norm(x, x, weight, table),
             lamport_rs.minimax_allreduce_rms(x, weight, workspace, *settings),
@@ -79,3 +80,38 @@ def reduce_what_requires_a_gradient(me: Rank) -> None:
 
 def test_results_require_no_gradient_from_functions_operators_and_compiled_code_alike(ranks_of):
     ranks_of(2).run(reduce_what_requires_a_gradient)
+
+
+def warnings_of(call) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(each.message) for each in caught if "lamport_rs" in str(each.message)]
+
+
+def lose_gradients(me: Rank, how: str) -> None:
+    workspace, settings = me.workspace(4096, timeout=30), (me.rank, me.world_size, EPS)
+    x, weight, table = torch.ones(2, 16), torch.ones(16, requires_grad=True), workspace.workspace
+    needs_gradient = x.clone().requires_grad_()
+    calls = {
+        "all_reduce": lambda: lamport_rs.all_reduce(needs_gradient, workspace),
+        "all_reduce_rms_norm": lambda: torch.ops.lamport_rs.all_reduce_rms_norm(x, x, weight, table),
+        "minimax_allreduce_rms": lambda: lamport_rs.minimax_allreduce_rms(x, weight, workspace, *settings),
+        "minimax_allreduce_rms_qk": lambda: lamport_rs.minimax_allreduce_rms_qk(
+            x, weight[:8], weight[8:], workspace, 8, 8, *settings
+        ),
+    }
+    lamport_rs.autograd._warned_of.clear()
+    for name, call in calls.items():
+        call = call if how == "eager" else torch.compile(call, backend=how)
+        with torch.no_grad():
+            assert warnings_of(call) == [], name
+        (text,) = warnings_of(call)
+        assert text.startswith(f"lamport_rs.{name} has no gradient"), text
+        assert warnings_of(call) == [], name
+    assert warnings_of(lambda: lamport_rs.all_reduce(x, workspace)) == []
+
+
+@pytest.mark.parametrize("how", ["eager", "aot_eager"])
+def test_a_gradient_that_is_lost_is_warned_of_once_per_operation(ranks_of, how):
+    ranks_of(2).run(lose_gradients, how, timeout=180)

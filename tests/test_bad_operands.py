@@ -25,8 +25,6 @@ X = torch.ones(2, COLUMNS)
 W = torch.ones(COLUMNS)
 INTEGERS = X.int()
 META = torch.ones(2, COLUMNS, device="meta")
-SHIFTED = torch.ones(2 * COLUMNS + 1)[1:].view(2, COLUMNS)
-TRANSPOSED = torch.ones(COLUMNS, 2).T
 NARROW = torch.ones(2, 12)
 MEMORY = torch.ones(8, COLUMNS)
 PACKED = torch.ones(2, 3 * COLUMNS)
@@ -87,13 +85,8 @@ CASES = {
     "an out without memory": (reduce_with(out=META), "out is on meta"),
     "an input whose memory is freed": (reduce_with(input=FREED), "input has no memory of its own"),
     "an out whose memory is freed": (reduce_with(out=FREED), "out has no memory of its own"),
-    "an input negated when read": (reduce_with(input=torch._neg_view(X)), r"pass input.resolve_neg\(\)"),
     "an input that is no tensor": (lambda w: all_reduce([1.0], w), "input must be a torch.Tensor, not list"),
-    "a misaligned input": (reduce_with(input=SHIFTED), r"input is not aligned to 16 bytes; pass input.clone\(\)"),
-    "a misaligned out": (reduce_with(out=SHIFTED), "out is not aligned to 16 bytes"),
-    "an input that is not contiguous": (reduce_with(input=TRANSPOSED), r"not contiguous; pass input.contiguous\(\)"),
-    "an out that is not contiguous": (reduce_with(out=TRANSPOSED), "out is not contiguous"),
-    "an expanded out": (reduce_with(out=torch.ones(COLUMNS).expand(2, -1)), "out is not contiguous"),
+    "an expanded out": (reduce_with(out=torch.ones(COLUMNS).expand(2, -1)), "out has elements that share memory"),
     "an out that overlaps in part": (reduce_with(input=MEMORY[:2], out=MEMORY[1:3]), "out overlaps input in part"),
     "a list as input": (reduce_with(input=[1.0]), "input must be a torch.Tensor, not list"),
     "a number as out": (reduce_with(out=1.0), "out must be a torch.Tensor, not float"),
@@ -134,7 +127,6 @@ CASES = {
     "a weight of another width": (norm_with(weight=torch.ones(8)), r"weight has shape \[8\], but must have \[16\]"),
     "a weight of two dimensions": (norm_with(weight=W[None]), "weight has shape"),
     "a 16-bit weight for float32": (norm_with(weight=W.half()), "weight is float16, but must be float32"),
-    "a weight that is not contiguous": (norm_with(weight=torch.ones(32)[::2]), "weight is not contiguous"),
     "a width that is no multiple of 8": (
         norm_with(input=NARROW, residual=NARROW, weight=torch.ones(12), out=NARROW, residual_out=NARROW),
         "last dimension must be a positive multiple of 8",
@@ -157,12 +149,6 @@ CASES = {
     "minimax with a negative eps": (minimax_with(eps=-1.0), "eps is -1"),
     "minimax with an integer input": (minimax_with(input=INTEGERS), "input is torch.int32"),
     "minimax with a weight of another width": (minimax_with(norm_weight=W[:8]), "norm_weight has shape"),
-    "minimax with strided columns": (minimax_with(input=torch.ones(2, 32)[:, ::2]), "rows that are not contiguous"),
-    "minimax with misaligned rows": (minimax_with(input=torch.ones(2, 18)[:, :16]), "must start at a multiple of 16"),
-    "minimax with an out that is not contiguous": (
-        minimax_with(out=torch.ones(2, 32)[:, :16]),
-        "out is not contiguous",
-    ),
     "minimax with too many tokens": (
         minimax_with(input=torch.ones(513, 8), norm_weight=torch.ones(8)),
         "comm_size=4128 or more",
@@ -263,14 +249,17 @@ def test_the_size_that_the_error_advises_is_the_smallest_that_works():
 def pass_foreign_tables(me: Rank) -> None:
     workspace = me.workspace(COMM_SIZE, timeout=10)
     table = workspace.workspace
-    foreign = [table.clone(), table[1:], torch.zeros_like(table), torch.empty(0, dtype=torch.int64), None, "table", 5]
+    changed = table.clone()
+    changed[-1] += 16
+    foreign = [changed, table[1:], torch.zeros_like(table), torch.empty(0, dtype=torch.int64), None, "table", 5]
     for each in foreign:
         with pytest.raises(LamportError, match="workspace must be a LamportWorkspace, or the tensor"):
             all_reduce(X, each)
-    check_same_bits(all_reduce(X, table), X * me.world_size)
+    for same in (table, table.clone(), table.view(-1)):
+        check_same_bits(all_reduce(X, same), X * me.world_size)
 
 
-def test_only_the_table_itself_stands_for_its_workspace():
+def test_only_what_a_table_says_stands_for_its_workspace():
     ThreadRanks(2).run(pass_foreign_tables)
 
 

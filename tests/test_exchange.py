@@ -1,6 +1,8 @@
 """The exchange of handles: over any group, several at once, and what happens when ranks disagree."""
 
 import struct
+import subprocess
+import sys
 import time
 
 import lamport_rs
@@ -278,3 +280,19 @@ def test_what_a_callable_raises_is_the_cause_of_the_error(failing_call):
 
     text = raise_alike(2, create)
     assert "exchanging handles failed on this rank: ConnectionError: the wire is cut" in text
+
+
+WITHOUT_NUMPY = """
+import sys
+sys.modules["numpy"] = None
+import tempfile, torch, torch.distributed as dist
+from lamport_rs.exchange import all_gather_over
+with tempfile.TemporaryDirectory() as folder:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    assert all_gather_over(None)(bytes(range(256))) == [bytes(range(256))]
+    dist.destroy_process_group()
+"""
+
+
+def test_messages_travel_without_numpy():
+    subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_NUMPY], check=True, timeout=60)

@@ -126,7 +126,7 @@ def refuse_outputs_that_overlap(me: Rank) -> None:
     with pytest.raises(LamportError, match="elements that share memory"):
         norm(x, x, x[0], workspace, out=torch.zeros(COLUMNS).expand(ROWS, -1))
     assert not memory.any()
-    out, residual = norm(x, x, x[0], workspace, out=memory[:, :16], residual_out=memory[:, 16:])
+    _, residual = norm(x, x, x[0], workspace, out=memory[:, :16], residual_out=memory[:, 16:])
     check_same_bits(residual.contiguous(), torch.full((ROWS, COLUMNS), 3.0))
     with pytest.raises(lamport_rs.LamportSizeError):
         lamport_rs.all_reduce(misaligned(torch.ones(1 << 16)), workspace)

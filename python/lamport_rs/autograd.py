@@ -1,11 +1,10 @@
-"""What autograd hears of the operations: they have no gradient, and change outputs in place."""
+"""What the user hears of gradients: the operations have none."""
 
 from __future__ import annotations
 
 import warnings
 
 import torch
-from torch.autograd.graph import increment_version
 
 _warned_of: set[str] = set()
 
@@ -20,10 +19,3 @@ def warn_of_lost_gradient(operation: str, *inputs: torch.Tensor) -> None:
         warnings.warn(text, stacklevel=4)
         # Behind it: where warnings are errors, every call raises.
         _warned_of.add(operation)
-
-
-def note_change(output: torch.Tensor) -> None:
-    """Tell autograd that `output`, passed in by the caller, was written: a backward pass may have saved it."""
-    # Tensors of inference mode cannot be saved, and to ask is half as dear.
-    if not output.is_inference():
-        increment_version(output)

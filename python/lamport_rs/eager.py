@@ -1,7 +1,11 @@
 """The operations as they run: outputs allocated, the core called, and what it cannot take as it lies copied.
 
-`lamport_rs.operations` has them for callers, and for tracers; `lamport_rs.torch_operators` as operators. No more calls
-than needed in what follows: it is part of every eager operation's latency.
+`lamport_rs.operations` has them for callers, and for tracers; `lamport_rs.torch_operators` as operators. Arguments are
+those of the operators, and then the outputs.
+
+No more calls than needed in what follows: it is part of every eager operation's latency. What autograd has saved for a
+backward pass may be an output that is passed in, so torch has to hear that it was written. Tensors of inference mode
+cannot be saved, and to ask is half as dear.
 
 A call that raises has sent nothing, and counts all the same: if its caller goes on, this rank's next operation differs
 from that of ranks whose call was served, and all raise `LamportMismatchError`.
@@ -10,20 +14,21 @@ from that of ranks whose call was served, and all raise `LamportMismatchError`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, SupportsIndex, TypeAlias
+from typing import Any, Literal, SupportsIndex, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import is_grad_enabled
+from torch.autograd.graph import increment_version
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError, LamportLayoutError, LamportSizeError
-from lamport_rs.autograd import note_change, warn_of_lost_gradient
+from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.layout import empty_dense, is_dense, run_on_copies
 from lamport_rs.tracing import functorch_is_active
 from lamport_rs.workspace import LamportWorkspace
 
-Tensors: TypeAlias = Sequence[torch.Tensor]
+Operands: TypeAlias = Sequence[Any]
 
 Algorithm: TypeAlias = Literal["auto", "one_shot", "two_shot"]
 """How a tensor is reduced.
@@ -38,8 +43,8 @@ workspace has room for. All give the same bits. On the host `all_reduce_rms_norm
 def run_all_reduce(
     input: torch.Tensor,  # noqa: A002  (torch's name)
     workspace: LamportWorkspace | torch.Tensor,
-    out: torch.Tensor | None,
-    algorithm: Algorithm,
+    algorithm: Algorithm = "auto",
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`all_reduce`, without a tracer."""
     given, core = out, _core_of(workspace)
@@ -50,15 +55,15 @@ def run_all_reduce(
             _core.all_reduce(core, input, out, algorithm)
         except LamportLayoutError:
             out = empty_dense(input) if given is None else given
-            run_on_copies(lambda read, written: _core.all_reduce(core, *read, *written, algorithm), [input], [], [out])
+            run_on_copies(lambda read, written: _core.all_reduce(core, read[0], written[0], algorithm), [input], [], [out])
         except (TypeError, RuntimeError) as error:
             _explain(error, "input", input)
             raise
     except Exception:
         _core.note_refusal(core)
         raise
-    if given is not None:
-        note_change(given)
+    if given is not None and not given.is_inference():
+        increment_version(given)
     if is_grad_enabled():
         warn_of_lost_gradient("all_reduce", input)
     return out
@@ -68,12 +73,12 @@ def run_all_reduce_or(
     fallback: dist.ProcessGroup,
     input: torch.Tensor,  # noqa: A002
     workspace: LamportWorkspace | torch.Tensor,
-    out: torch.Tensor | None,
     algorithm: Algorithm,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     """`all_reduce`, by `fallback` if the tensor is too large for the workspace."""
     try:
-        return run_all_reduce(input, workspace, out, algorithm)
+        return run_all_reduce(input, workspace, algorithm, out)
     except LamportSizeError:
         out = empty_dense(input) if out is None else out
         total = out if is_dense(out) else empty_dense(out)
@@ -84,7 +89,8 @@ def run_all_reduce_or(
         if total is not out:
             with torch.inference_mode():
                 out.copy_(total)
-    note_change(out)
+    if not out.is_inference():
+        increment_version(out)
     return out
 
 
@@ -93,11 +99,11 @@ def run_all_reduce_rms_norm(
     residual: torch.Tensor,
     weight: torch.Tensor,
     workspace: LamportWorkspace | torch.Tensor,
-    eps: float,
-    weight_bias: float,
-    out: torch.Tensor | None,
-    residual_out: torch.Tensor | None,
-    algorithm: Algorithm,
+    eps: float = 1e-6,
+    weight_bias: float = 0.0,
+    algorithm: Algorithm = "auto",
+    out: torch.Tensor | None = None,
+    residual_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`all_reduce_rms_norm`, without a tracer."""
     given, given_residual, core = out, residual_out, _core_of(workspace)
@@ -112,8 +118,10 @@ def run_all_reduce_rms_norm(
             out = empty_dense(input) if given is None else given
             residual_out = empty_dense(input) if given_residual is None else given_residual
 
-            def operation(read: Tensors, written: Tensors) -> None:
-                _core.all_reduce_rms_norm(core, *read, eps, weight_bias, *written, algorithm)
+            def operation(read: Operands, written: Operands) -> None:
+                _core.all_reduce_rms_norm(
+                    core, read[0], read[1], read[2], eps, weight_bias, written[0], written[1], algorithm
+                )
 
             run_on_copies(operation, [input, residual], [weight], [out, residual_out])
         except (TypeError, RuntimeError) as error:
@@ -122,10 +130,10 @@ def run_all_reduce_rms_norm(
     except Exception:
         _core.note_refusal(core)
         raise
-    if given is not None:
-        note_change(given)
-    if given_residual is not None:
-        note_change(given_residual)
+    if given is not None and not given.is_inference():
+        increment_version(given)
+    if given_residual is not None and not given_residual.is_inference():
+        increment_version(given_residual)
     if is_grad_enabled():
         warn_of_lost_gradient("all_reduce_rms_norm", input, residual, weight)
     return out, residual_out
@@ -138,7 +146,7 @@ def run_minimax_rms(
     rank: int,
     nranks: int,
     eps: float,
-    out: torch.Tensor | None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`minimax_allreduce_rms`, without a tracer."""
     given, core = out, _core_of(workspace)
@@ -150,8 +158,8 @@ def run_minimax_rms(
         except LamportLayoutError:
             out = empty_dense(input) if given is None else given
 
-            def operation(read: Tensors, written: Tensors) -> None:
-                _core.minimax_rms(core, rank, nranks, *read, eps, *written)
+            def operation(read: Operands, written: Operands) -> None:
+                _core.minimax_rms(core, rank, nranks, read[0], read[1], eps, written[0])
 
             run_on_copies(operation, [input], [norm_weight], [out])
         except (TypeError, RuntimeError) as error:
@@ -160,8 +168,8 @@ def run_minimax_rms(
     except Exception:
         _core.note_refusal(core)
         raise
-    if given is not None:
-        note_change(given)
+    if given is not None and not given.is_inference():
+        increment_version(given)
     if is_grad_enabled():
         warn_of_lost_gradient("minimax_allreduce_rms", input, norm_weight)
     return out
@@ -169,50 +177,57 @@ def run_minimax_rms(
 
 def run_minimax_rms_qk(
     qkv: torch.Tensor,
-    weights: tuple[torch.Tensor, torch.Tensor],
+    norm_weight_q: torch.Tensor,
+    norm_weight_k: torch.Tensor,
     workspace: LamportWorkspace | torch.Tensor,
-    sizes: tuple[int, int],
+    q_size: int,
+    kv_size: int,
     rank: int,
     nranks: int,
     eps: float,
-    outputs: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    q_out: torch.Tensor | None = None,
+    k_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`minimax_allreduce_rms_qk`, without a tracer."""
-    core, (q_out, k_out) = _core_of(workspace), outputs
+    core, rank, nranks, packed, q_size, kv_size, weight_q, weight_k, eps, written[0], written[1]
     try:
         check_tensor("qkv", qkv)
+        given_q, given_k, core = q_out, k_out, _core_of(workspace)
         try:
             # Sizes that qkv does not hold are refused by the core; they must not be allocated before.
             columns = qkv.shape[-1] if qkv.dim() > 0 else 0
-            if q_out is None:
-                q_out = qkv.new_empty((*qkv.shape[:-1], min(max(sizes[0], 0), columns)))
-            if k_out is None:
-                k_out = qkv.new_empty((*qkv.shape[:-1], min(max(sizes[1], 0), columns)))
-        except (TypeError, RuntimeError) as error:
-            for name, size in zip(("q_size", "kv_size"), sizes, strict=True):
-                _check_size(name, size)
-            _explain(error, "qkv", qkv)
-            raise
-        try:
-            _core.minimax_rms_qk(core, rank, nranks, qkv, *sizes, *weights, eps, q_out, k_out)
-        except LamportLayoutError:
-
-            def operation(read: Tensors, written: Tensors) -> None:
-                packed, *dense_weights = read
-                _core.minimax_rms_qk(core, rank, nranks, packed, *sizes, *dense_weights, eps, *written)
-
-            run_on_copies(operation, [qkv], weights, [q_out, k_out])
-        except LamportError as error:
-            _explain(error, "qkv", qkv)
-            raise
-    except Exception:
+        except Exception:
         _core.note_refusal(core)
         raise
-    for given in outputs:
-        if given is not None:
-            note_change(given)
+    if q_out is None:
+            q_out = qkv.new_empty((*qkv.shape[:-1], min(max(q_size, 0), columns)))
+        if k_out is None:
+            k_out = qkv.new_empty((*qkv.shape[:-1], min(max(kv_size, 0), columns)))
+    except (TypeError, RuntimeError) as error:
+        _check_size("q_size", q_size)
+        _check_size("kv_size", kv_size)
+        _explain(error, "qkv", qkv)
+        raise
+    try:
+        _core.minimax_rms_qk(core, rank, nranks, qkv, q_size, kv_size, norm_weight_q, norm_weight_k, eps, q_out, k_out)
+    except LamportLayoutError:
+
+        def operation(read: Operands, written: Operands) -> None:
+            packed, weight_q, weight_k = read
+            _core.minimax_rms_qk(
+                core, rank, nranks, packed, q_size, kv_size, weight_q, weight_k, eps, written[0], written[1]
+            )
+
+        run_on_copies(operation, [qkv], [norm_weight_q, norm_weight_k], [q_out, k_out])
+    except LamportError as error:
+        _explain(error, "qkv", qkv)
+        raise
+    if given_q is not None and not given_q.is_inference():
+        increment_version(given_q)
+    if given_k is not None and not given_k.is_inference():
+        increment_version(given_k)
     if is_grad_enabled():
-        warn_of_lost_gradient("minimax_allreduce_rms_qk", qkv, *weights)
+        warn_of_lost_gradient("minimax_allreduce_rms_qk", qkv, norm_weight_q, norm_weight_k)
     return q_out, k_out
 
 

@@ -19,10 +19,12 @@ A plain argument (a number, a name, a group) of a wrong type is a `TypeError`, a
 64 bits an `OverflowError`.
 
 Tensors are on the workspace's device, float32, float16 or bfloat16, in any layout. Kernels take them contiguous and
-aligned to 16 bytes, as torch allocates them; others are copied, which costs what a copy costs. An output may be the very
-tensor it is computed from. None of the operations has a gradient: results do not require one, whatever the inputs do
-(where gradients are enabled and an input requires one, a warning says so, once per process and operation), and an output
-that is passed in counts as changed in place.
+aligned to 16 bytes, as torch allocates them; others are copied, which costs what a copy costs. An output may be the
+very tensor it is computed from, but its elements must not share memory.
+
+None of the operations has a gradient: results do not require one, whatever the inputs do. Where gradients are enabled
+and an input requires one, a warning says so, once per process and operation. An output that is passed in counts as
+changed in place.
 
 Under torch.compile, torch.export, torch.jit.trace and make_fx the functions become the operators of
 `lamport_rs.torch_operators`. Those are never left out, reordered, merged or run again, and neither are the functions.
@@ -50,7 +52,7 @@ from lamport_rs.eager import (
     run_minimax_rms,
     run_minimax_rms_qk,
 )
-from lamport_rs.tracing import is_plain, is_recording
+from lamport_rs.tracing import is_recording, must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
 
@@ -83,10 +85,10 @@ def all_reduce(
     """
     if fallback is not None:
         _check_fallback(fallback)
-        return run_all_reduce_or(fallback, input, workspace, out, algorithm)
-    if is_recording() or not is_plain(input):
+        return run_all_reduce_or(fallback, input, workspace, algorithm, out)
+    if must_dispatch(input):
         return _copy_to("out", out, torch.ops.lamport_rs.all_reduce(input, _table_of(workspace), algorithm))
-    return run_all_reduce(input, workspace, out, algorithm)
+    return run_all_reduce(input, workspace, algorithm, out)
 
 
 def all_reduce_rms_norm(
@@ -127,12 +129,12 @@ def all_reduce_rms_norm(
         LamportSizeError: If the workspace is too small, or the tensor has more than a GiB on a GPU. The text gives the
             size that does.
     """
-    if is_recording() or not is_plain(input):
+    if must_dispatch(input):
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm(
             input, residual, weight, _table_of(workspace), eps, weight_bias, algorithm
         )
         return _copy_to("out", out, outputs[0]), _copy_to("residual_out", residual_out, outputs[1])
-    return run_all_reduce_rms_norm(input, residual, weight, workspace, eps, weight_bias, out, residual_out, algorithm)
+    return run_all_reduce_rms_norm(input, residual, weight, workspace, eps, weight_bias, algorithm, out, residual_out)
 
 
 def minimax_allreduce_rms(
@@ -164,7 +166,7 @@ def minimax_allreduce_rms(
     Returns:
         `out`.
     """
-    if is_recording() or not is_plain(input):
+    if must_dispatch(input):
         table = _table_of(workspace)
         output: torch.Tensor = torch.ops.lamport_rs.minimax_allreduce_rms(input, norm_weight, table, rank, nranks, eps)
         return _copy_to("out", out, output)
@@ -207,13 +209,14 @@ def minimax_allreduce_rms_qk(
     Returns:
         `(q_out, k_out)`.
     """
-    if is_recording() or not is_plain(qkv):
+    if must_dispatch(qkv):
         outputs = torch.ops.lamport_rs.minimax_allreduce_rms_qk(
             qkv, norm_weight_q, norm_weight_k, _table_of(workspace), q_size, kv_size, rank, nranks, eps
         )
         return _copy_to("q_out", q_out, outputs[0]), _copy_to("k_out", k_out, outputs[1])
-    sizes, weights = (q_size, kv_size), (norm_weight_q, norm_weight_k)
-    return run_minimax_rms_qk(qkv, weights, workspace, sizes, rank, nranks, eps, (q_out, k_out))
+    return run_minimax_rms_qk(
+        qkv, norm_weight_q, norm_weight_k, workspace, q_size, kv_size, rank, nranks, eps, q_out, k_out
+    )
 
 
 def _table_of(workspace: LamportWorkspace | torch.Tensor) -> torch.Tensor:

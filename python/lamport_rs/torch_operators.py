@@ -22,27 +22,18 @@ import torch
 from lamport_rs._core import LamportError
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.eager import (
-    Algorithm,
     run_all_reduce,
     run_all_reduce_rms_norm,
     run_minimax_rms,
     run_minimax_rms_qk,
 )
-from lamport_rs.tracing import is_plain, is_recording, without_jit_tracer
+from lamport_rs.tracing import must_dispatch, without_jit_tracer
 
 _NAMESPACE, _PREFIX = "lamport_rs", "ordered_"
 _library = torch.library.Library(_NAMESPACE, "DEF")
 
 
-def all_reduce(
-    input: torch.Tensor,  # noqa: A002  (torch's name)
-    workspace: torch.Tensor,
-    algorithm: Algorithm = "auto",
-) -> torch.Tensor:
-    return run_all_reduce(input, workspace, None, algorithm)
-
-
-def all_reduce_fake(
+def _all_reduce_fake(
     input: torch.Tensor,  # noqa: A002
     workspace: torch.Tensor,
     algorithm: str = "auto",
@@ -51,19 +42,7 @@ def all_reduce_fake(
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
-def all_reduce_rms_norm(
-    input: torch.Tensor,  # noqa: A002
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    workspace: torch.Tensor,
-    eps: float = 1e-6,
-    weight_bias: float = 0.0,
-    algorithm: Algorithm = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return run_all_reduce_rms_norm(input, residual, weight, workspace, eps, weight_bias, None, None, algorithm)
-
-
-def all_reduce_rms_norm_fake(
+def _all_reduce_rms_norm_fake(
     input: torch.Tensor,  # noqa: A002
     residual: torch.Tensor,
     weight: torch.Tensor,
@@ -77,18 +56,7 @@ def all_reduce_rms_norm_fake(
     return torch.empty_like(input, memory_format=dense), torch.empty_like(input, memory_format=dense)
 
 
-def minimax_allreduce_rms(
-    input: torch.Tensor,  # noqa: A002
-    norm_weight: torch.Tensor,
-    workspace: torch.Tensor,
-    rank: int,
-    nranks: int,
-    eps: float,
-) -> torch.Tensor:
-    return run_minimax_rms(input, norm_weight, workspace, rank, nranks, eps, None)
-
-
-def minimax_allreduce_rms_fake(
+def _minimax_allreduce_rms_fake(
     input: torch.Tensor,  # noqa: A002
     norm_weight: torch.Tensor,
     workspace: torch.Tensor,
@@ -100,22 +68,7 @@ def minimax_allreduce_rms_fake(
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
-def minimax_allreduce_rms_qk(
-    qkv: torch.Tensor,
-    norm_weight_q: torch.Tensor,
-    norm_weight_k: torch.Tensor,
-    workspace: torch.Tensor,
-    q_size: int,
-    kv_size: int,
-    rank: int,
-    nranks: int,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    sizes, weights = (q_size, kv_size), (norm_weight_q, norm_weight_k)
-    return run_minimax_rms_qk(qkv, weights, workspace, sizes, rank, nranks, eps)
-
-
-def minimax_allreduce_rms_qk_fake(
+def _minimax_allreduce_rms_qk_fake(
     qkv: torch.Tensor,
     norm_weight_q: torch.Tensor,
     norm_weight_k: torch.Tensor,
@@ -144,7 +97,7 @@ def _refuse_transformation(*_arguments: Any, **_options: Any) -> NoReturn:
     )
 
 
-class _Operator(torch._ops.OpOverloadPacket):  # type: ignore[type-arg]
+class _Operator(torch._ops.OpOverloadPacket):
     """An operator that is called without torch's dispatcher where nothing wants to see the call.
 
     The dispatcher takes longer than the rest of what the host does for an operation.
@@ -153,12 +106,19 @@ class _Operator(torch._ops.OpOverloadPacket):  # type: ignore[type-arg]
     _eager: Callable[..., Any]
 
     def __call__(self, /, *arguments: Any, **options: Any) -> Any:
-        if not arguments or is_recording() or not is_plain(arguments[0]):
-            return super().__call__(*arguments, **options)
-        return self._eager(*arguments, **options)
+        if not arguments or must_dispatch(arguments[0]):
+            # Not of this class: a tracer that calls again what it is given gets past this.
+            return self.default(*arguments, **options)
+        try:
+            return self._eager(*arguments, **options)
+        except LamportError:
+            if not getattr(arguments[0], "is_meta", False):
+                raise
+        # Tensors without memory are asked for the shapes of results. That need not be quick.
+        return self.default(*arguments, **options)
 
 
-def _register_effect(operator: torch._ops.OpOverload) -> None:  # type: ignore[type-arg]
+def _register_effect(operator: torch._ops.OpOverload) -> None:
     """Tell all compilers that calls are to be kept as they are, and in order."""
     try:
         from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
@@ -171,8 +131,7 @@ def _register_effect(operator: torch._ops.OpOverload) -> None:  # type: ignore[t
         ) from error
 
 
-def _define(schema: str, eager: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    public = eager.__name__
+def _define(public: str, schema: str, eager: Callable[..., Any], fake: Callable[..., Any]) -> None:
     name = f"{_PREFIX}{public}"
     _library.define(f"{name}{schema}")
     kernel = without_jit_tracer(eager)
@@ -190,21 +149,29 @@ def _define(schema: str, eager: Callable[..., Any], fake: Callable[..., Any]) ->
     setattr(namespace, public, operator)
 
 
-_define('(Tensor input, Tensor workspace, str algorithm="auto") -> Tensor', all_reduce, all_reduce_fake)
 _define(
+    "all_reduce",
+    '(Tensor input, Tensor workspace, str algorithm="auto") -> Tensor',
+    run_all_reduce,
+    _all_reduce_fake,
+)
+_define(
+    "all_reduce_rms_norm",
     "(Tensor input, Tensor residual, Tensor weight, Tensor workspace, float eps=1e-06, float weight_bias=0.0,"
     ' str algorithm="auto") -> (Tensor, Tensor)',
-    all_reduce_rms_norm,
-    all_reduce_rms_norm_fake,
+    run_all_reduce_rms_norm,
+    _all_reduce_rms_norm_fake,
 )
 _define(
+    "minimax_allreduce_rms",
     "(Tensor input, Tensor norm_weight, Tensor workspace, int rank, int nranks, float eps) -> Tensor",
-    minimax_allreduce_rms,
-    minimax_allreduce_rms_fake,
+    run_minimax_rms,
+    _minimax_allreduce_rms_fake,
 )
 _define(
+    "minimax_allreduce_rms_qk",
     "(Tensor qkv, Tensor norm_weight_q, Tensor norm_weight_k, Tensor workspace, int q_size, int kv_size, int rank,"
     " int nranks, float eps) -> (Tensor, Tensor)",
-    minimax_allreduce_rms_qk,
-    minimax_allreduce_rms_qk_fake,
+    run_minimax_rms_qk,
+    _minimax_allreduce_rms_qk_fake,
 )

@@ -36,10 +36,21 @@ def is_recording() -> bool:
     )
 
 
-def is_plain(value: object) -> bool:
-    """Whether `value` is what it seems to be: not a tracer's own tensor or proxy, nor another subclass of tensors."""
+def must_dispatch(value: object) -> bool:
+    """Whether an operation on `value` goes through torch, as a tracer is at work or has made `value`."""
+    # As `is_recording`, without the call.
+    if (
+        is_dynamo_compiling()
+        or is_tracing_jit()
+        or count_dispatch_modes() > 0
+        or (count_function_modes() > 0 and count_pre_dispatch_modes() > 0)
+    ):
+        return True
     kind = type(value)
-    return kind is torch.Tensor or kind is torch.nn.Parameter or not hasattr(kind, "__torch_function__")
+    if kind is torch.Tensor or kind is torch.nn.Parameter:
+        return False
+    # The core says best what is wrong with a nested tensor, or with what is no tensor at all.
+    return hasattr(kind, "__torch_function__") and getattr(value, "is_nested", False) is not True
 
 
 def functorch_is_active() -> bool:
@@ -54,12 +65,13 @@ def without_jit_tracer(kernel: Callable[Parameters, Result]) -> Callable[Paramet
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         if not is_tracing_jit():
             return kernel(*args, **kwargs)
-        state = torch._C._get_tracing_state()
-        torch._C._set_tracing_state(None)
+        internals: Any = torch._C
+        state = internals._get_tracing_state()
+        internals._set_tracing_state(None)
         try:
             return kernel(*args, **kwargs)
         finally:
-            torch._C._set_tracing_state(state)
+            internals._set_tracing_state(state)
 
     return call
 
@@ -67,8 +79,8 @@ def without_jit_tracer(kernel: Callable[Parameters, Result]) -> Callable[Paramet
 def never_compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Have torch.compile break its graph at calls of `function`, and leave alone what it calls.
 
-    `torch.compiler.disable` does that, but imports the compiler, which takes a second. Here it is imported by others, or
-    not needed.
+    `torch.compiler.disable` does that, but imports the compiler, which takes a second. Here it is imported by others,
+    or not needed.
     """
     disabled: list[Callable[Parameters, Result]] = []
 

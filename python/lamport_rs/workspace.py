@@ -73,8 +73,8 @@ class LamportWorkspace:
         settings = self._rank, self._world_size, self._comm_size, seconds, least
         self._core = _core.Workspace(*settings, cuda_index, all_gather)
         self._table = from_dlpack(self._core.table())
-        # What `torch._dynamo.mark_static_address` does, which imports the compiler: CUDA graphs of compiled code copy other
-        # inputs to memory of their own, and the operators know a table on a GPU by its address.
+        # What `torch._dynamo.mark_static_address` does, which imports the compiler: CUDA graphs of compiled code copy
+        # other inputs to memory of their own, and the operators know a table on a GPU by its address.
         vars(self._table)["_dynamo_static_input_type"] = "unguarded"
 
     @property

@@ -66,8 +66,6 @@ CASES = {
         lambda me, w: two(me, w, ones(me, 2, 24), k_out=ones(me, 2, 8, device="cpu")),
         "k_out is on cpu",
     ),
-    "a misaligned input": (lambda me, w: one(me, w, ones(me, 33)[1:].view(2, 16)), "input is not aligned to 16 bytes"),
-    "misaligned rows": (lambda me, w: one(me, w, ones(me, 2, 17)[:, :16]), "must start at a multiple of 16"),
     "float64": (lambda me, w: one(me, w, ones(me, 2, 16).double()), "input is torch.float64"),
     "a width of no vectors": (lambda me, w: one(me, w, ones(me, 2, 12)), "multiple of 8"),
     "too many tokens": (lambda me, w: one(me, w, ones(me, 5000, 8)), r"comm_size=\d+ or more"),
@@ -83,8 +81,6 @@ CASES = {
         lambda me, w: total(me, w, ones(me, 16), out=ones(me, 16, device=another_device(me))),
         r"out is on cuda:\d, but the workspace is on cuda:\d",
     ),
-    "a sum of a misaligned tensor": (lambda me, w: total(me, w, ones(me, 17)[1:]), "input is not aligned to 16 bytes"),
-    "a sum of rows that lie apart": (lambda me, w: total(me, w, ones(me, 2, 24)[:, :16]), "input is not contiguous"),
     "a sum over part of its input": (
         lambda me, w: (memory := ones(me, 32), total(me, w, memory[:16], out=memory[8:24])),
         "out overlaps input in part",

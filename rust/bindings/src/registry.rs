@@ -21,8 +21,8 @@ pub fn find(pointer: u64) -> Option<AnyWorkspace> {
     workspaces.as_ref()?.get(&pointer)?.upgrade()
 }
 
-/// The workspace of the host whose table has these `entries`: a copy says as much as the table itself, and compilers and
-/// torch's checks of operators make copies of what they are given. Device memory is not read for that.
+/// The workspace of the host whose table has these `entries`: a copy says as much as the table itself, and compilers
+/// and torch's checks of operators make copies of what they are given. Device memory is not read for that.
 pub fn find_copied(entries: &[i64]) -> Option<AnyWorkspace> {
     let workspaces = WORKSPACES.lock().unwrap_or_else(PoisonError::into_inner);
     let mut live = workspaces.as_ref()?.values().filter_map(WeakWorkspace::upgrade);

@@ -164,8 +164,8 @@ impl Tensor {
         first < other.rows() && span.start + first * stride < own.end
     }
 
-    /// Whether two elements of this tensor may be one. No for strides that each reach beyond all shorter ones together,
-    /// as those of every slice, transposition and split of a dense tensor do.
+    /// Whether two elements of this tensor may be one. No for strides that each reach beyond all shorter ones
+    /// together, as those of every slice, transposition and split of a dense tensor do.
     pub fn shares_memory_within(&self) -> bool {
         if self.is_contiguous() || self.elements() == 0 {
             return false;
