@@ -55,7 +55,9 @@ def run_all_reduce(
             _core.all_reduce(core, input, out, algorithm)
         except LamportLayoutError:
             out = empty_dense(input) if given is None else given
-            run_on_copies(lambda read, written: _core.all_reduce(core, read[0], written[0], algorithm), [input], [], [out])
+            run_on_copies(
+                lambda read, written: _core.all_reduce(core, read[0], written[0], algorithm), [input], [], [out]
+            )
         except (TypeError, RuntimeError) as error:
             _explain(error, "input", input)
             raise
@@ -189,38 +191,38 @@ def run_minimax_rms_qk(
     k_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`minimax_allreduce_rms_qk`, without a tracer."""
-    core, rank, nranks, packed, q_size, kv_size, weight_q, weight_k, eps, written[0], written[1]
+    given_q, given_k, core = q_out, k_out, _core_of(workspace)
     try:
         check_tensor("qkv", qkv)
-        given_q, given_k, core = q_out, k_out, _core_of(workspace)
         try:
             # Sizes that qkv does not hold are refused by the core; they must not be allocated before.
             columns = qkv.shape[-1] if qkv.dim() > 0 else 0
-        except Exception:
+            if q_out is None:
+                q_out = qkv.new_empty((*qkv.shape[:-1], min(max(q_size, 0), columns)))
+            if k_out is None:
+                k_out = qkv.new_empty((*qkv.shape[:-1], min(max(kv_size, 0), columns)))
+        except (TypeError, RuntimeError) as error:
+            _check_size("q_size", q_size)
+            _check_size("kv_size", kv_size)
+            _explain(error, "qkv", qkv)
+            raise
+        weights = (norm_weight_q, norm_weight_k)
+        try:
+            _core.minimax_rms_qk(core, rank, nranks, qkv, q_size, kv_size, *weights, eps, q_out, k_out)
+        except LamportLayoutError:
+
+            def operation(read: Operands, written: Operands) -> None:
+                packed, weight_q, weight_k = read
+                _core.minimax_rms_qk(
+                    core, rank, nranks, packed, q_size, kv_size, weight_q, weight_k, eps, written[0], written[1]
+                )
+
+            run_on_copies(operation, [qkv], weights, [q_out, k_out])
+        except LamportError as error:
+            _explain(error, "qkv", qkv)
+            raise
+    except Exception:
         _core.note_refusal(core)
-        raise
-    if q_out is None:
-            q_out = qkv.new_empty((*qkv.shape[:-1], min(max(q_size, 0), columns)))
-        if k_out is None:
-            k_out = qkv.new_empty((*qkv.shape[:-1], min(max(kv_size, 0), columns)))
-    except (TypeError, RuntimeError) as error:
-        _check_size("q_size", q_size)
-        _check_size("kv_size", kv_size)
-        _explain(error, "qkv", qkv)
-        raise
-    try:
-        _core.minimax_rms_qk(core, rank, nranks, qkv, q_size, kv_size, norm_weight_q, norm_weight_k, eps, q_out, k_out)
-    except LamportLayoutError:
-
-        def operation(read: Operands, written: Operands) -> None:
-            packed, weight_q, weight_k = read
-            _core.minimax_rms_qk(
-                core, rank, nranks, packed, q_size, kv_size, weight_q, weight_k, eps, written[0], written[1]
-            )
-
-        run_on_copies(operation, [qkv], [norm_weight_q, norm_weight_k], [q_out, k_out])
-    except LamportError as error:
-        _explain(error, "qkv", qkv)
         raise
     if given_q is not None and not given_q.is_inference():
         increment_version(given_q)

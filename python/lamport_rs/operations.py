@@ -11,9 +11,9 @@ while another thread's is running. Such a call counts all the same: if all ranks
 does and goes on, the ranks have parted.
 
 They raise `LamportMismatchError`, on every rank and naming both operations, when ranks have parted or call different
-operations, sizes, dtypes, algorithms or scalars; `LamportTimeoutError`, naming the missing ranks, when peers do not come.
-After either the workspace can no longer be used, and on a GPU results are NaN from that operation on. Neither can it be
-used after a host operation was interrupted by an exception of a signal's handler, such as `KeyboardInterrupt`.
+operations, sizes, dtypes, algorithms or scalars; and `LamportTimeoutError`, naming the missing ranks, when peers do not
+come. After either the workspace can no longer be used, and on a GPU results are NaN from that operation on. Neither can
+it be used after a host operation was interrupted by an exception of a signal's handler, such as `KeyboardInterrupt`.
 
 A plain argument (a number, a name, a group) of a wrong type is a `TypeError`, as in torch, and an integer of more than
 64 bits an `OverflowError`.
