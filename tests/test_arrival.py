@@ -22,6 +22,7 @@ from reductions import NormedReduction, Reduction
 from reference import SENTINEL
 
 COMM_SIZE = 1 << 16
+HEADER_BYTES = 64
 TIMEOUT = 1.5
 HEAD_START = 0.02
 """Seconds that rank 0 has to come to its wait."""
@@ -55,12 +56,18 @@ def region_of_rank_1(me: Rank, workspace, read: Callable) -> tuple[int, int]:
     return entries[2 * me.world_size] + region_bytes, region_bytes // 4
 
 
-def trickle(address: int, words: list[int], dice: random.Random, write: Callable) -> None:
-    """Store words in random order, some at once and some after a pause."""
-    order = [index for index, word in enumerate(words) if word != SENTINEL]
+def header_of_rank_1(me: Rank, workspace, slot: int) -> int:
+    """Where rank 1 tells rank 0 what operation it runs: behind the slots, a line for each slot and rank."""
+    base = workspace.workspace.tolist()[2 * me.world_size]
+    return base + 3 * COMM_SIZE + (slot * me.world_size + 1) * HEADER_BYTES
+
+
+def trickle(words: dict[int, int], dice: random.Random, write: Callable) -> None:
+    """Store words, by address, in random order, some at once and some after a pause."""
+    order = [address for address, word in words.items() if word != SENTINEL]
     dice.shuffle(order)
-    for index in order:
-        write(address + 4 * index, [words[index]])
+    for address in order:
+        write(address, [words[address]])
         if dice.random() < 0.1:
             time.sleep(dice.uniform(0, 0.002))
 
@@ -72,6 +79,7 @@ def receive_word_by_word(me: Rank, make: Callable, left_out: bool, read=read_wor
     expected = step.results()
     address, count = region_of_rank_1(me, workspace, read)
     words = read(address, count).tolist()
+    number, *rest = read(header_of_rank_1(me, workspace, 0), 4).tolist()
     step.poison()
     dist.barrier()
     if me.rank == 0:
@@ -81,7 +89,11 @@ def receive_word_by_word(me: Rank, make: Callable, left_out: bool, read=read_wor
         if left_out:
             words[LEFT_OUT] = SENTINEL
         time.sleep(HEAD_START)
-        trickle(address + COMM_SIZE, words, random.Random(0), write)
+        # The next operation, of the next number, in the next slot.
+        begin = header_of_rank_1(me, workspace, 1)
+        told = {begin + 4 * index: word for index, word in enumerate([number + 1, *rest])}
+        pushed = {address + COMM_SIZE + 4 * index: word for index, word in enumerate(words)}
+        trickle({**told, **pushed}, random.Random(0), write)
         outcome = "sent"
     dist.barrier()  # Rank 0 may push to rank 1 until it has ended.
     return outcome

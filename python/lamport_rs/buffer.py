@@ -43,7 +43,7 @@ class IpcBuffer:
         backend: Backend = "auto",
     ) -> None:
         self._core: _core.Buffer | None = None
-        all_gather = all_gather_over(process_group)
+        all_gather = all_gather_over(process_group, device)
         with refused_on_all_ranks(rank, world_size, all_gather):
             self._rank, ranks = as_integer("rank", rank), as_integer("world_size", world_size)
             size = as_integer("size", size)

@@ -24,11 +24,12 @@ def resolve_group(group: Group) -> dist.ProcessGroup | AllGather | None:
     return group
 
 
-def all_gather_over(group: Group) -> AllGather:
+def all_gather_over(group: Group, device: object = None) -> AllGather:
     """Return the all-gather of bytes over `group`.
 
     Messages travel as fixed-size uint8 tensors, on the CPU or, where the group's backend takes only CUDA tensors, on
-    the current CUDA device.
+    `device` if that is one (checked or not), and else on the current one. Were the current one another rank's, the
+    group's backend would wait for ever.
     """
     resolved = resolve_group(group)
     if resolved is None:
@@ -42,7 +43,7 @@ def all_gather_over(group: Group) -> AllGather:
         return unavailable
     if isinstance(resolved, dist.ProcessGroup):
         process_group = resolved
-        return lambda message: _all_gather_tensors(message, process_group)
+        return lambda message: _all_gather_tensors(message, process_group, device)
     if callable(resolved):
         return resolved
     if isinstance(resolved, int) and resolved == dist.GroupMember.NON_GROUP_MEMBER:
@@ -57,12 +58,22 @@ def all_gather_over(group: Group) -> AllGather:
     )
 
 
-def _all_gather_tensors(message: bytes, group: dist.ProcessGroup) -> list[bytes]:
+def _all_gather_tensors(message: bytes, group: dist.ProcessGroup, device: object) -> list[bytes]:
     takes_cpu_tensors = any(device.type == "cpu" for device in group._device_types)
-    device = torch.device("cpu") if takes_cpu_tensors else torch.device("cuda", torch.cuda.current_device())
-    sent = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(device)
+    place = torch.device("cpu") if takes_cpu_tensors else _cuda_device(device)
+    sent = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(place)
     received = [torch.empty_like(sent) for _ in range(group.size())]
     # The group's own method: `dist.all_gather` around it takes as long again as the exchange.
     group.allgather([received], [sent]).wait()
     # Not by way of numpy, which torch does without.
     return [bytes(tensor.tolist()) for tensor in received]
+
+
+def _cuda_device(asked: object) -> torch.device:
+    """The CUDA device that was asked for, or the current one: what else is wrong is for the exchange to tell all ranks."""
+    try:
+        device = torch.device(asked)  # type: ignore[arg-type]
+    except Exception:
+        device = torch.device("cuda")
+    is_certain = device.type == "cuda" and device.index is not None and device.index < torch.cuda.device_count()
+    return device if is_certain else torch.device("cuda", torch.cuda.current_device())

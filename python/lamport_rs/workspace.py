@@ -63,7 +63,7 @@ class LamportWorkspace:
     ) -> None:
         self._core: _core.Workspace | None = None
         self._table: torch.Tensor | None = None
-        all_gather = all_gather_over(process_group)
+        all_gather = all_gather_over(process_group, device)
         with refused_on_all_ranks(rank, world_size, all_gather):
             self._rank, self._world_size = as_integer("rank", rank), as_integer("world_size", world_size)
             self._comm_size, seconds = as_integer("comm_size", comm_size), as_seconds("timeout", timeout)

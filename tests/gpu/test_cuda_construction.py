@@ -8,7 +8,7 @@ import torch.distributed as dist
 from lamport_rs import LamportError
 from minimax_rows import Operation, workspace_for
 from ranks import Rank, errors_of
-from worlds import WORLD_SIZES, all_on_the_first_gpu, only_its_own_gpu
+from worlds import WORLD_SIZES, all_on_the_first_gpu, only_its_own_gpu, without_setting_the_device
 
 BAD = {
     # name: (changes to the arguments, what the error says)
@@ -95,6 +95,30 @@ def create_over_nccl(me: Rank) -> None:
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_handles_can_be_exchanged_over_nccl(new_gpu_ranks, world_size):
     new_gpu_ranks(world_size).run(create_over_nccl)
+
+
+def create_on_another_device(me: Rank) -> list[float]:
+    """On a rank's own device, with another one, the same on all ranks, for the current one."""
+    assert torch.cuda.current_device() == 0
+    group = dist.new_group(backend="nccl")
+    try:
+        x = torch.ones(8, device=me.device)
+        with me.workspace(1 << 16, process_group=group) as workspace:
+            total = lamport_rs.all_reduce(x, workspace).tolist()
+        table = lamport_rs.get_allreduce_workspace(me.rank, me.world_size, process_group=group, device=me.device)
+        assert table.device == me.device
+        lamport_rs.IpcBuffer(me.rank, me.world_size, 4096, group, device=me.device).cleanup()
+        lamport_rs.clear_workspace_cache()
+        return total
+    finally:
+        dist.destroy_process_group(group)
+
+
+@pytest.mark.own_gpus
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_the_exchange_runs_on_the_workspaces_device_and_not_on_the_current_one(new_gpu_ranks, world_size):
+    ranks = new_gpu_ranks(world_size, without_setting_the_device)
+    assert ranks.run(create_on_another_device) == [[float(world_size)] * 8] * world_size
 
 
 def keep_old_tables(me: Rank, rounds: int) -> None:

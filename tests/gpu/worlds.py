@@ -32,6 +32,11 @@ def all_on_the_first_gpu(_rank: int) -> torch.device:
     return torch.device("cuda", 0)
 
 
+def without_setting_the_device(rank: int) -> torch.device:
+    """A program that names its devices, and leaves the current one as it is."""
+    return torch.device("cuda", rank)
+
+
 def without_a_compilation_cache(rank: int) -> torch.device:
     """As on a machine that runs the package for the first time. The driver reads the variable when it starts."""
     os.environ["CUDA_CACHE_DISABLE"] = "1"
