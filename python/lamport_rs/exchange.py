@@ -70,7 +70,7 @@ def _all_gather_tensors(message: bytes, group: dist.ProcessGroup, device: object
 
 
 def _cuda_device(asked: object) -> torch.device:
-    """The CUDA device that was asked for, or the current one: what else is wrong is for the exchange to tell all ranks."""
+    """The CUDA device that was asked for, or else the current one: what is wrong is for the exchange to tell."""
     try:
         device = torch.device(asked)  # type: ignore[arg-type]
     except Exception:
