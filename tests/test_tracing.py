@@ -98,8 +98,9 @@ def transform(me: Rank) -> None:
     check_same_bits(lamport_rs.all_reduce(X, workspace), X * 2, "the next sum")
 
 
-def test_transformations_of_functions_are_refused():
-    ThreadRanks(2).run(transform)
+def test_transformations_of_functions_are_refused(ranks_of):
+    # Between processes: torch's forward mode is one for all threads.
+    ranks_of(2).run(transform)
 
 
 def fall_back(me: Rank) -> None:
