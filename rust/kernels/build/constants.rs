@@ -81,7 +81,8 @@ fn layouts() -> String {
                 rank,
                 world_size,
                 control_copies,
-                header
+                header,
+                speaking_blocks
             ]
         ),
         layout!("AllReduce", AllReduceParameters, [group, input, output, bytes, region_bytes, vectors]),

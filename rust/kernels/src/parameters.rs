@@ -33,6 +33,10 @@ pub struct Group {
     pub control_copies: u64,
     /// By how much the operation's number is above that of the one before, and the other words of its header.
     pub header: Vector,
+    /// [`plan::Device::speaking_blocks`](crate::plan::Device::speaking_blocks).
+    pub speaking_blocks: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// What kernels tell the host of faults, in pinned memory.
@@ -135,6 +139,8 @@ pub struct VerifyParameters {
     pub group: Group,
     /// A 32-bit word that the host can read: gets a bit for each rank whose vector was wrong or did not arrive.
     pub result: u64,
+    /// 0.
+    pub reserved: u64,
     /// Each rank's vector, by rank; the same on every rank. No word may be the sentinel.
     pub nonces: [Vector; MAX_WORLD_SIZE],
 }

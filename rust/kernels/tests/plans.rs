@@ -18,12 +18,14 @@ const H200: Device = Device {
     multiprocessors: 132,
     threads_per_multiprocessor: 2048,
     blocks_per_multiprocessor: 32,
+    speaking_blocks: 1,
 };
 const A100: Device = Device {
     compute_capability: (8, 0),
     multiprocessors: 108,
     threads_per_multiprocessor: 2048,
     blocks_per_multiprocessor: 32,
+    speaking_blocks: 1,
 };
 
 fn minimax_qk(tokens: u32, world_size: u32) -> MinimaxShape<2> {

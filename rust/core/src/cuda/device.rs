@@ -41,6 +41,19 @@ pub fn device_count() -> Result<usize> {
     }
 }
 
+/// Environment variable that says whether the ranks compare what operations they run on GPUs: `1` or `0`.
+const CHECK: &str = "LAMPORT_RS_CHECK";
+/// If it does not. docs/performance.md has what the comparison costs.
+const CHECKED_BY_DEFAULT: bool = true;
+
+fn operations_are_checked() -> bool {
+    match std::env::var(CHECK).as_deref() {
+        Ok("1") => true,
+        Ok("0") => false,
+        _ => CHECKED_BY_DEFAULT,
+    }
+}
+
 /// The calling thread's context, until dropped.
 #[derive(Debug)]
 pub struct Entered {
@@ -97,6 +110,7 @@ impl Device {
                 multiprocessors,
                 threads_per_multiprocessor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?,
                 blocks_per_multiprocessor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR)?,
+                speaking_blocks: u32::from(operations_are_checked()),
             },
             modules: Modules::default(),
             context,

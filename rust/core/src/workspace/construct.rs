@@ -20,6 +20,10 @@ pub trait Backend {
     /// A mapping of a peer's block.
     type Peer: Debug;
 
+    /// Its name, and what else of it all ranks must have in common.
+    fn name(&self) -> String {
+        Self::NAME.to_owned()
+    }
     /// The device, in words.
     fn device(&self) -> String;
     /// Allocates `bytes` bytes, writes `word` over all of them, and waits until that is done.
@@ -88,7 +92,7 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
         let hello = Hello {
             version: hello::VERSION.to_owned(),
             host: hello::host_identity(),
-            backend: B::NAME.to_owned(),
+            backend: backend.name(),
             world_size: request.world_size as u64,
             comm_size: request.comm_size as u64,
             two_shot_from: request.two_shot_from.map_or(AS_MEASURED, |bytes| bytes as u64),

@@ -127,7 +127,8 @@ impl CudaWorkspace {
             copies: control.address() + COPIES_OFFSET as u64,
             report: pinned.report_address(),
         };
-        let kernel_group = KernelGroup::new(&geometry, rank, &slots, addresses, timeout);
+        let kernel_group = KernelGroup::new(&geometry, rank, &slots, addresses, timeout)
+            .with_speaking_blocks(device.plan.speaking_blocks);
         Self {
             member,
             timeout,
@@ -162,6 +163,7 @@ impl CudaWorkspace {
             group: KernelGroup { timeout_nanoseconds: VERIFICATION_TIMEOUT.as_nanos() as u64, ..self.group },
             nonces: all,
             result: self.pinned.result_address(),
+            reserved: 0,
         };
         let _entered = self.device.enter()?;
         let function = self.device.modules.function(ModuleKey::Verify, &self.device)?;

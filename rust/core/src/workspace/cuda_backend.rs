@@ -48,6 +48,11 @@ impl Backend for CudaBackend {
     type Block = DeviceMemory;
     type Peer = PeerMemory;
 
+    fn name(&self) -> String {
+        let checked = if self.device.plan.speaking_blocks > 0 { ", operations checked" } else { "" };
+        format!("{}{checked}", Self::NAME)
+    }
+
     fn device(&self) -> String {
         self.device.describe()
     }

@@ -95,7 +95,11 @@ pub fn check_agreement(hellos: &[Hello], size_name: &str) -> Result<()> {
     check("version of lamport-rs", &|hello| hello.version.clone(), same_everywhere)?;
     check("layout of their memory", &|hello| hello.layout.to_string(), same_everywhere)?;
     check("host", &|hello| hello.host.clone(), "the ranks of a group must run on one host")?;
-    check("backend", &|hello| hello.backend.clone(), "pass the same backend and kind of device on every rank")?;
+    check(
+        "backend",
+        &|hello| hello.backend.clone(),
+        "pass the same backend and kind of device on every rank, and set LAMPORT_RS_CHECK alike",
+    )?;
     check("world_size", &|hello| hello.world_size.to_string(), "pass the group's size on every rank")?;
     let advice = format!("pass the same {size_name} on every rank");
     check(size_name, &|hello| hello.comm_size.to_string(), &advice)?;

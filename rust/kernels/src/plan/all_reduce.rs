@@ -77,7 +77,7 @@ impl AllReduceShape {
         let resident = device.resident_blocks(bounds, block);
         let launch = LaunchPlan {
             module: ModuleKey::AllReduce(AllReduceKernel { algorithm, dtype, capacity }),
-            grid: reduction_grid(vectors.div_ceil(workers), resident),
+            grid: reduction_grid(vectors.div_ceil(workers), resident, device),
             block,
             dependent_launch: device.has_dependent_launch(),
         };

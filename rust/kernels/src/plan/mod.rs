@@ -22,6 +22,9 @@ pub struct Device {
     pub threads_per_multiprocessor: u32,
     /// Blocks that a multiprocessor holds.
     pub blocks_per_multiprocessor: u32,
+    /// Blocks of every operation's grid that have no data: one that speaks for the rank where operations are checked, and
+    /// none otherwise.
+    pub speaking_blocks: u32,
 }
 
 impl Device {
@@ -108,13 +111,10 @@ pub enum PlanError {
 /// Measured on two H100: with up to 66 blocks, sums of up to 32 KiB take 0.03 us more at most, and the smallest less.
 pub const MIN_BLOCKS: u32 = 32;
 
-/// Blocks of every operation's grid that have no data: one, which speaks for the rank.
-const SPEAKING_BLOCKS: u32 = 1;
-
-/// The grid of a reduction whose data makes work for `blocks` blocks, on a device that holds `resident` at once: all blocks
+/// The grid of a reduction whose data makes work for `blocks` blocks, where the device holds `resident` at once: all blocks
 /// run at once, so that none waits for a peer's block that waits for room.
-fn reduction_grid(blocks: u32, resident: u32) -> u32 {
-    (blocks + SPEAKING_BLOCKS).max(MIN_BLOCKS).min(resident).max(SPEAKING_BLOCKS + 1)
+fn reduction_grid(blocks: u32, resident: u32, device: Device) -> u32 {
+    (blocks + device.speaking_blocks).max(MIN_BLOCKS).min(resident).max(1 + device.speaking_blocks)
 }
 
 /// More would overflow the kernels' 32-bit offsets within a region.

@@ -84,7 +84,7 @@ impl AllReduceRmsNormShape {
         let held = needed <= bounds.max_threads;
         let module = ModuleKey::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm, dtype, capacity, held });
         let resident = device.resident_blocks(bounds, block);
-        let grid = reduction_grid(tokens as u32, resident);
+        let grid = reduction_grid(tokens as u32, resident, device);
         let launch = LaunchPlan { module, grid, block, dependent_launch: device.has_dependent_launch() };
         Ok(AllReduceRmsNormPlan { launch, shape: *self })
     }

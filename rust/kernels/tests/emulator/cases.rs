@@ -20,7 +20,13 @@ type Operations = Vec<Box<dyn Operation>>;
 
 /// A device so small that plans for it have grids of a few blocks.
 pub const fn device(multiprocessors: u32, blocks_per_multiprocessor: u32) -> Device {
-    Device { compute_capability: (9, 0), multiprocessors, threads_per_multiprocessor: 2048, blocks_per_multiprocessor }
+    Device {
+        compute_capability: (9, 0),
+        multiprocessors,
+        threads_per_multiprocessor: 2048,
+        blocks_per_multiprocessor,
+        speaking_blocks: 1,
+    }
 }
 
 fn case(name: String, world_size: usize, device: Device, operations: Operations) -> Case {
@@ -143,7 +149,10 @@ pub fn mixtures() -> Vec<Case> {
             let mut random = Random(100 * world_size as u64 + part);
             let operations = (0..12).map(|_| any_operation(&mut random, world_size)).collect();
             let capability = if part % 2 == 0 { (9, 0) } else { (8, 0) };
-            let device = Device { compute_capability: capability, ..device(1 + part as u32 % 3, 2) };
+            // With headers and without.
+            let speaking_blocks = part as u32 / 2 % 2;
+            let small = device(1 + part as u32 % 3, 2);
+            let device = Device { compute_capability: capability, speaking_blocks, ..small };
             cases.push(case(format!("mixture {part}, {world_size} ranks"), world_size, device, operations));
         }
     }

@@ -67,7 +67,7 @@ struct Group<'a> {
 impl<'a> Group<'a> {
     fn new(case: &'a FaultCase, kernels: &'a Kernels, seed: u64) -> Self {
         let FaultCase { case: chain, .. } = case;
-        let workspace = Workspace::new(chain.setting().geometry, Some(TIMEOUT));
+        let workspace = Workspace::new(chain.setting().geometry, chain.device, Some(TIMEOUT));
         let mut machine = Machine::new(chain.world_size, seed, chain.limits(TICK));
         workspace.declare(&mut machine);
         Self { case, kernels, workspace, prepared: chain.prepare(), machine }

@@ -83,7 +83,7 @@ impl Case {
     /// Runs the case. Returns every result of every rank.
     pub fn run(&self, kernels: &Kernels, seed: u64) -> Result<Vec<Vec<u8>>, Failure> {
         let setting = self.setting();
-        let workspace = Workspace::new(setting.geometry, None);
+        let workspace = Workspace::new(setting.geometry, setting.device, None);
         let prepared = self.prepare();
         let mut machine = Machine::new(self.world_size, seed, self.limits(Duration::ZERO));
         workspace.declare(&mut machine);

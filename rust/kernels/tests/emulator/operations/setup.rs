@@ -101,7 +101,8 @@ impl Prepared for Verification {
         if self.verify.liar == Some(rank) {
             nonces[rank][2] ^= 1;
         }
-        let parameters = VerifyParameters { group: member.group, result: self.results[rank].address(), nonces };
+        let parameters =
+            VerifyParameters { group: member.group, result: self.results[rank].address(), reserved: 0, nonces };
         machine.launch(kernels, rank, &plan::verify(self.device), &parameters);
     }
 
