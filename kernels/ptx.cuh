@@ -92,17 +92,14 @@ __device__ __forceinline__ void store_device(Address address, const Vector& vect
                  : "memory");
 }
 
-// Stores, and returns the value before.
-__device__ __forceinline__ uint32 exchange_device(Address address, uint32 word) {
-    uint32 before;
-    asm volatile("atom.relaxed.gpu.global.exch.b32 %0, [%1], %2;" : "=r"(before) : "l"(address), "r"(word) : "memory");
-    return before;
+__device__ __forceinline__ void store_device_long(Address address, uint64 value) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
 }
 
-__device__ __forceinline__ uint64 exchange_device(Address address, uint64 value) {
-    uint64 before;
-    asm volatile("atom.relaxed.gpu.global.exch.b64 %0, [%1], %2;" : "=l"(before) : "l"(address), "l"(value) : "memory");
-    return before;
+__device__ __forceinline__ uint64 load_device_long(Address address) {
+    uint64 value;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+    return value;
 }
 
 // Adds 1, or sets the word to 0 if it is `last`. Returns the value before.

@@ -157,8 +157,8 @@ pub enum Error {
     },
     /// A foreign kernel has used the table between two operations of the package's own, on a GPU.
     #[error(
-        "a foreign kernel has used the table of this workspace since the last operation of this package but one: its data \
-         may lie where the last one looked for its own, whose results mean nothing. A workspace serves either foreign kernels or the \
+        "a foreign kernel has used the table of this workspace between two operations of this package: its data may lie \
+         where the second looked for its own, whose results are NaN for that. A workspace serves either foreign kernels or the \
          package's own operations: create one for each, on every rank"
     )]
     ForeignKernel,

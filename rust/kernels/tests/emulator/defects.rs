@@ -153,7 +153,7 @@ pub fn all() -> Vec<Defect> {
         Defect {
             name: "the control words move on before all warps of a block have read them",
             file: "control.cuh",
-            old: "    ptx::wait_at_barrier(BLOCK_BARRIER, threads_that_have_read(control, blockDim.x));",
+            old: "    ptx::wait_at_barrier(BLOCK_BARRIER, threads_that_have_read(control));",
             new: "",
             run: chain(all_reduce(TwoShot, 3000), 6),
             expected: Hang,
@@ -225,8 +225,8 @@ pub fn all() -> Vec<Defect> {
         Defect {
             name: "the warps that push count without the service warp",
             file: "control.cuh",
-            old: "ptx::arrive_at_barrier(SERVICE_BARRIER, threads_that_have_read(control, blockDim.x));",
-            new: "ptx::arrive_at_barrier(SERVICE_BARRIER, threads_that_have_read(control, blockDim.x) - WARP_THREADS);",
+            old: "ptx::arrive_at_barrier(SERVICE_BARRIER, threads_that_have_read(control));",
+            new: "ptx::arrive_at_barrier(SERVICE_BARRIER, threads_that_have_read(control) - WARP_THREADS);",
             run: chain(all_reduce(OneShot, 700), 1),
             expected: Misuse,
         },

@@ -72,15 +72,13 @@ inline void store_device(Address address, const Vector& vector) {
     }
 }
 
-inline uint32 exchange_device(Address address, uint32 word) {
-    const uint32 before = load_device(address);
-    store_device(address, word);
-    return before;
+inline void store_device_long(Address address, uint64 value) {
+    store_device(address, static_cast<uint32>(value), static_cast<uint32>(value >> 32));
 }
 
-inline uint64 exchange_device(Address address, uint64 value) {
-    const uint64 low = exchange_device(address, static_cast<uint32>(value));
-    return low | uint64{exchange_device(address + sizeof(uint32), static_cast<uint32>(value >> 32))} << 32;
+inline uint64 load_device_long(Address address) {
+    const uint64 low = load_device(address);
+    return low | uint64{load_device(address + sizeof(uint32))} << 32;
 }
 
 inline uint32 count_device(Address address, uint32 last) { return emulator_increment(address, last, EMULATOR_DEVICE); }
