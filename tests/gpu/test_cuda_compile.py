@@ -136,8 +136,10 @@ def merge(me: Rank, workspace, compiled) -> None:
         other = lamport_rs.all_reduce(half + bias if me.rank == 0 else half, workspace)
         return one + half, other + half
 
-    x = tensor(me, 1.0, 4, 64).requires_grad_()
     for _ in range(3):
+        # A new input each time: its gradient lies in memory that the next replay writes again.
+        x = tensor(me, 1.0, 4, 64).requires_grad_()
+        torch.compiler.cudagraph_mark_step_begin()
         one, other = compiled(work)(x, tensor(me, 1.0, 64))
         assert (one[0, 0].item(), other[0, 0].item()) == (2 * me.world_size + 2, 2 * me.world_size + 3)
         (one + other).sum().backward()

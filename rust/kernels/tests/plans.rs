@@ -13,19 +13,22 @@ use lamport_rs_kernels::{Dtype, ModuleKey, module};
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::geometry::{Geometry, GeometryError, all_reduce_comm_size, minimax_comm_size};
 
+/// The blocks of a grid that have no data: where operations are checked, the one that speaks for the rank.
+const SPEAKING: u32 = 1;
+
 const H200: Device = Device {
     compute_capability: (9, 0),
     multiprocessors: 132,
     threads_per_multiprocessor: 2048,
     blocks_per_multiprocessor: 32,
-    speaking_blocks: 1,
+    speaking_blocks: SPEAKING,
 };
 const A100: Device = Device {
     compute_capability: (8, 0),
     multiprocessors: 108,
     threads_per_multiprocessor: 2048,
     blocks_per_multiprocessor: 32,
-    speaking_blocks: 1,
+    speaking_blocks: SPEAKING,
 };
 
 fn minimax_qk(tokens: u32, world_size: u32) -> MinimaxShape<2> {
@@ -44,7 +47,7 @@ fn variant_of(key: ModuleKey) -> MinimaxVariant {
 fn few_tokens_get_a_block_each_and_a_thread_per_vector() {
     for tokens in [1, 8, 32, 128] {
         let plan = minimax_qk(tokens, 2).plan(H200, None).unwrap();
-        assert_eq!((plan.launch.grid, plan.tokens_per_block), (tokens, 1));
+        assert_eq!((plan.launch.grid, plan.tokens_per_block), (tokens + SPEAKING, 1));
         // 384 + 64 vectors and the service warp.
         assert_eq!(plan.launch.block, 384 + 64 + 32);
         assert!(plan.launch.dependent_launch);
@@ -57,7 +60,7 @@ fn many_tokens_share_blocks_so_that_the_grid_is_one_wave() {
     for (tokens, per_block) in [(264, 1), (265, 2), (528, 2), (529, 4), (1056, 4), (1057, 8), (16384, 8)] {
         let plan = minimax_qk(tokens, 2).plan(H200, None).unwrap();
         assert_eq!((tokens, plan.tokens_per_block), (tokens, per_block));
-        assert_eq!(plan.launch.grid, tokens.div_ceil(per_block));
+        assert_eq!(plan.launch.grid, tokens.div_ceil(per_block) + SPEAKING);
     }
 }
 
@@ -65,7 +68,7 @@ fn many_tokens_share_blocks_so_that_the_grid_is_one_wave() {
 fn the_caller_can_choose_the_tokens_of_a_block() {
     for tokens_per_block in [1, 2, 4, 8] {
         let plan = minimax_qk(100, 4).plan(H200, Some(tokens_per_block)).unwrap();
-        assert_eq!((plan.tokens_per_block, plan.launch.grid), (tokens_per_block, 100_u32.div_ceil(tokens_per_block)));
+        assert_eq!((plan.tokens_per_block, plan.launch.grid), (tokens_per_block, 100_u32.div_ceil(tokens_per_block) + SPEAKING));
     }
     let error = minimax_qk(100, 4).plan(H200, Some(3)).unwrap_err();
     assert_eq!(error, PlanError::TokensPerBlock { tokens: 3, possible: vec![1, 2, 4, 8] });
@@ -106,7 +109,7 @@ fn check<const MATRICES: usize>(shape: MinimaxShape<MATRICES>) {
             plan.launch.block <= variant.bounds.max_threads && plan.launch.block.is_multiple_of(WARP_THREADS),
             "{what}"
         );
-        assert_eq!(plan.launch.grid, shape.tokens.div_ceil(variant.tokens), "{what}");
+        assert_eq!(plan.launch.grid, shape.tokens.div_ceil(variant.tokens) + SPEAKING, "{what}");
 
         let geometry =
             Geometry::new(shape.world_size.into(), comm_size(shape.tokens, shape.world_size, MATRICES == 2)).unwrap();
@@ -248,19 +251,20 @@ fn every_sum_has_a_launch_whose_blocks_run_at_once() {
                     // No more blocks have nothing to reduce than are there to clear.
                     let service = if algorithm == Algorithm::OneShot { WARP_THREADS } else { 0 };
                     let workers = u64::from(plan.launch.block - service);
-                    let is_needed = (u64::from(plan.launch.grid) - 1) * workers < vectors;
-                    assert!(workers > 0 && (is_needed || plan.launch.grid == MIN_BLOCKS), "{what}");
+                    let data_blocks = plan.launch.grid - SPEAKING;
+                    let is_needed = u64::from(data_blocks - 1) * workers < vectors;
+                    assert!(workers > 0 && (is_needed || data_blocks == MIN_BLOCKS), "{what}");
                 }
             }
         }
     }
 }
 
-/// Grid and block of a sum of bfloat16.
+/// Blocks with data and threads of a block, for a sum of bfloat16.
 fn launch_of(algorithm: Algorithm, world_size: usize, bytes: usize) -> (u32, u32) {
     let shape = AllReduceShape { bytes, dtype: Dtype::BFloat16, world_size, algorithm };
     let launch = shape.plan(H200).unwrap().launch;
-    (launch.grid, launch.block)
+    (launch.grid - SPEAKING, launch.block)
 }
 
 #[test]
@@ -307,7 +311,7 @@ fn check_norm(shape: AllReduceRmsNormShape, device: Device) {
     let what = format!("{plan:?}");
     check_exchange(plan.launch, device, &what);
     let most_blocks = tokens.max(MIN_BLOCKS as usize);
-    assert!(plan.launch.grid as usize <= most_blocks, "{what}: a block without a row, and not there to clear");
+    assert!((plan.launch.grid - SPEAKING) as usize <= most_blocks, "{what}: a block without a row, and not there to clear");
     let ModuleKey::AllReduceRmsNorm(kernel) = plan.launch.module else { panic!("{what}") };
     assert_eq!((kernel.algorithm, kernel.dtype), (algorithm, dtype), "{what}");
     assert!((world_size..2 * world_size).contains(&(kernel.capacity as usize)), "{what}");
