@@ -36,8 +36,8 @@ __device__ __forceinline__ void fail(const Group& group) {
     }
 }
 
-// Where the report has the ranks that differ, as bits of its first word. The own rank's bit: a foreign kernel has used the
-// table.
+// Where the report has the ranks that differ, as bits of its first word. The own rank's bit: a foreign kernel has used
+// the table.
 constexpr uint32 MISMATCH_SHIFT = 16;
 
 // Tells the host what this rank was doing. It may come after the report's first word: the host waits a little for it.

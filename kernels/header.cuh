@@ -1,13 +1,13 @@
 // What a rank tells its peers of an operation, so that ranks which do different things notice: a number, and what all
 // must have in common (rust/core/src/operations/operation.rs says what the words are).
 //
-// One warp of the grid does it, one lane per peer, beside the warps that move data: it pushes the header first thing, and
-// compares the peers' while they wait. Headers lie behind the slots, at a place that depends on the slot and the rank
-// only, so they are found whatever the peer does. They are pushed, awaited and cleared like data.
+// One warp of the grid does it, one lane per peer, beside the warps that move data: it pushes the header first thing,
+// and compares the peers' while they wait. Headers lie behind the slots, at a place that depends on the slot and the
+// rank only, so they are found whatever the peer does. They are pushed, awaited and cleared like data.
 //
 // By the time that a difference is noticed, results may have been stored, of data that does not belong together. So the
-// warp then marks the workspace as failed, waits until no other thread is left that would store, and writes NaN over the
-// results. It does so too where data did not come, and in all operations of a workspace that has failed.
+// warp then marks the workspace as failed, waits until no other thread is left that would store, and writes NaN over
+// the results. It does so too where data did not come, and in all operations of a workspace that has failed.
 #pragma once
 
 #include "failure.cuh"

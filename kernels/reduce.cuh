@@ -20,11 +20,12 @@ constexpr uint32 LANES_PER_SUM = WARP_THREADS / groups / count;
 //
 // Each step folds the lanes in halves and gives each half of the lanes one half of the values still in play, so 8 sums
 // take 9 shuffles where one butterfly each would take 40. Whatever `count`, the first step adds lanes that are half a
-// group apart, the second a quarter and so on. So every sum is the same tree, but for which operand of an addition comes
-// first.
+// group apart, the second a quarter and so on. So every sum is the same tree, but for which operand of an addition
+// comes first.
 template <uint32 count, uint32 groups = 1>
 __device__ __forceinline__ float warp_sums(float (&values)[count]) {
-    static_assert(count >= 1 && count * groups <= WARP_THREADS && (count & (count - 1)) == 0, "count must be a power of two");
+    static_assert(count >= 1 && count * groups <= WARP_THREADS && (count & (count - 1)) == 0,
+                  "count must be a power of two");
     const uint32 lane = threadIdx.x % WARP_THREADS;
     uint32 mask = WARP_THREADS / groups / 2;
 #pragma unroll

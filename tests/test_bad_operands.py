@@ -10,6 +10,7 @@ import pytest
 import torch
 from lamport_rs import (
     LamportError,
+    LamportMismatchError,
     LamportWorkspace,
     all_reduce,
     all_reduce_rms_norm,
@@ -192,18 +193,22 @@ CASES = {
 
 
 def refuse_and_carry_on(me: Rank, call, text: str) -> None:
-    """The bad call comes between good ones, on every rank or on one of them only."""
-    workspace = me.workspace(COMM_SIZE, timeout=10)
+    """Refused on every rank, the call changes nothing; on one only, the ranks are apart, and each hears of it."""
     inputs = [random_tensor((100,), torch.float16, rank) for rank in range(me.world_size)]
     for offenders in ([0, 1], [1], [0]):
+        workspace = me.workspace(COMM_SIZE, timeout=10)
         if me.rank in offenders:
             with pytest.raises(LamportError, match=text):
                 call(workspace)
-        check_same_bits(all_reduce(inputs[me.rank], workspace), rounded_sum(inputs), "the next sum")
+        if len(offenders) == me.world_size:
+            check_same_bits(all_reduce(inputs[me.rank], workspace), rounded_sum(inputs), "the next sum")
+        else:
+            with pytest.raises(LamportMismatchError, match="the ranks differ"):
+                all_reduce(inputs[me.rank], workspace)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_operation_refuses_and_changes_nothing(name):
+def test_a_refused_operation_is_followed_by_no_wrong_sum(name):
     ThreadRanks(2).run(refuse_and_carry_on, *CASES[name])
 
 

@@ -72,7 +72,8 @@ def test_missing_ranks_are_named_after_the_timeout(absent, operation):
         assert TIMEOUT <= waited < TIMEOUT + SLACK
         assert error.missing_ranks == tuple(absent)
         named = f"rank {absent[0]}" if len(absent) == 1 else "ranks " + ", ".join(map(str, absent))
-        assert str(error).startswith(f"{operation.split()[0]}: waited")
+        assert str(error).startswith(f"operation 6, {operation.split()[0]} of ")
+        assert "): waited " in str(error)
         assert f"for {named};" in str(error)
         assert "create a new one" in str(error)
 

@@ -68,7 +68,10 @@ fn many_tokens_share_blocks_so_that_the_grid_is_one_wave() {
 fn the_caller_can_choose_the_tokens_of_a_block() {
     for tokens_per_block in [1, 2, 4, 8] {
         let plan = minimax_qk(100, 4).plan(H200, Some(tokens_per_block)).unwrap();
-        assert_eq!((plan.tokens_per_block, plan.launch.grid), (tokens_per_block, 100_u32.div_ceil(tokens_per_block) + SPEAKING));
+        assert_eq!(
+            (plan.tokens_per_block, plan.launch.grid),
+            (tokens_per_block, 100_u32.div_ceil(tokens_per_block) + SPEAKING)
+        );
     }
     let error = minimax_qk(100, 4).plan(H200, Some(3)).unwrap_err();
     assert_eq!(error, PlanError::TokensPerBlock { tokens: 3, possible: vec![1, 2, 4, 8] });
@@ -311,7 +314,10 @@ fn check_norm(shape: AllReduceRmsNormShape, device: Device) {
     let what = format!("{plan:?}");
     check_exchange(plan.launch, device, &what);
     let most_blocks = tokens.max(MIN_BLOCKS as usize);
-    assert!((plan.launch.grid - SPEAKING) as usize <= most_blocks, "{what}: a block without a row, and not there to clear");
+    assert!(
+        (plan.launch.grid - SPEAKING) as usize <= most_blocks,
+        "{what}: a block without a row, and not there to clear"
+    );
     let ModuleKey::AllReduceRmsNorm(kernel) = plan.launch.module else { panic!("{what}") };
     assert_eq!((kernel.algorithm, kernel.dtype), (algorithm, dtype), "{what}");
     assert!((world_size..2 * world_size).contains(&(kernel.capacity as usize)), "{what}");
