@@ -122,7 +122,7 @@ def use_in_a_handler(me: Rank, ready: str, handled: str) -> None:
         await_file(handled)
     check_same_bits(lamport_rs.all_reduce(torch.ones(4), workspace), torch.full((4,), 2.0))
     with pytest.raises(
-        LamportMismatchError, match="rank 0 runs operation 4, .*rank 1 runs operation 2,|rank 1 .*rank 0"
+        LamportMismatchError, match=r"rank 0 runs operation 4, .*rank 1 runs operation 2,|rank 1 .*rank 0"
     ):
         lamport_rs.all_reduce(torch.ones(4), workspace)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -69,10 +69,10 @@ def _all_gather_tensors(message: bytes, group: dist.ProcessGroup, device: object
     return [bytes(tensor.tolist()) for tensor in received]
 
 
-def _cuda_device(asked: object) -> torch.device:
+def _cuda_device(asked: Any) -> torch.device:
     """The CUDA device that was asked for, or else the current one: what is wrong is for the exchange to tell."""
     try:
-        device = torch.device(asked)  # type: ignore[arg-type]
+        device = torch.device(asked)
     except Exception:
         device = torch.device("cuda")
     is_certain = device.type == "cuda" and device.index is not None and device.index < torch.cuda.device_count()
