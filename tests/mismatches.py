@@ -79,6 +79,14 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
 }
 """The last differs in that rank 1's call has nothing to do, and its next is another number."""
 
+
+class Interrupting:
+    """A number during whose conversion the user presses Ctrl-C."""
+
+    def __float__(self) -> float:
+        raise KeyboardInterrupt
+
+
 REFUSED: dict[str, Callable[[Rank, LamportWorkspace], Any]] = {
     "an integer tensor": lambda _me, workspace: lamport_rs.all_reduce(torch.ones(8, dtype=torch.int32), workspace),
     "a list": lambda _me, workspace: lamport_rs.all_reduce([1.0], workspace),
@@ -86,6 +94,8 @@ REFUSED: dict[str, Callable[[Rank, LamportWorkspace], Any]] = {
     "an epsilon that is no number": lambda me, workspace: norm(eps="x")(me, workspace),
     "an infinite epsilon": lambda me, workspace: norm(eps=float("inf"))(me, workspace),
     "a tensor that is too large": lambda me, workspace: total(1 << 20)(me, workspace),
+    "a fallback that is none": lambda _me, workspace: lamport_rs.all_reduce(torch.ones(8), workspace, fallback=3),
+    "an interrupt in an argument": lambda me, workspace: norm(eps=Interrupting())(me, workspace),
     "another rank": lambda me, workspace: minimax()(Rank(me.rank + 1, me.world_size, me.device), workspace),
     "a qkv that is none": lambda me, workspace: lamport_rs.minimax_allreduce_rms_qk(
         None, torch.ones(8), torch.ones(8), workspace, 8, 8, me.rank, me.world_size, 1e-6
@@ -130,7 +140,7 @@ def go_on_after_a_refusal(me: Rank, name: str) -> str:
     workspace = me.workspace(1 << 16, timeout=20)
     total()(me, workspace)
     if me.rank == 1:
-        with pytest.raises((LamportError, TypeError)):
+        with pytest.raises((LamportError, TypeError, KeyboardInterrupt)):
             REFUSED[name](me, workspace)
     with pytest.raises(LamportMismatchError, match="went on after a call that raised") as caught:
         call_all([total(), synchronize], me, workspace)
@@ -140,7 +150,7 @@ def go_on_after_a_refusal(me: Rank, name: str) -> str:
 def refuse_on_all_ranks(me: Rank, name: str) -> list[float]:
     """What all ranks refuse parts nobody."""
     workspace = me.workspace(1 << 16, timeout=20)
-    with pytest.raises((LamportError, TypeError)):
+    with pytest.raises((LamportError, TypeError, KeyboardInterrupt)):
         REFUSED[name](me, workspace)
     result = total()(me, workspace)
     workspace.synchronize()

@@ -61,7 +61,7 @@ def run_all_reduce(
         except (TypeError, RuntimeError) as error:
             _explain(error, "input", input)
             raise
-    except Exception:
+    except BaseException:
         _core.note_refusal(core)
         raise
     if given is not None and not given.is_inference():
@@ -79,6 +79,9 @@ def run_all_reduce_or(
     out: torch.Tensor | None,
 ) -> torch.Tensor:
     """`all_reduce`, by `fallback` if the tensor is too large for the workspace."""
+    if not isinstance(fallback, dist.ProcessGroup):
+        _core.note_refusal(_core_of(workspace))
+        raise TypeError(f"argument 'fallback': must be a torch process group or None, not {type(fallback).__name__}")
     try:
         return run_all_reduce(input, workspace, algorithm, out)
     except LamportSizeError:
@@ -129,7 +132,7 @@ def run_all_reduce_rms_norm(
         except (TypeError, RuntimeError) as error:
             _explain(error, "input", input)
             raise
-    except Exception:
+    except BaseException:
         _core.note_refusal(core)
         raise
     if given is not None and not given.is_inference():
@@ -167,7 +170,7 @@ def run_minimax_rms(
         except (TypeError, RuntimeError) as error:
             _explain(error, "input", input)
             raise
-    except Exception:
+    except BaseException:
         _core.note_refusal(core)
         raise
     if given is not None and not given.is_inference():
@@ -221,7 +224,7 @@ def run_minimax_rms_qk(
         except LamportError as error:
             _explain(error, "qkv", qkv)
             raise
-    except Exception:
+    except BaseException:
         _core.note_refusal(core)
         raise
     if given_q is not None and not given_q.is_inference():

@@ -8,7 +8,9 @@ where it is among them. A contribution of -0.0 counts as +0.0.
 
 All raise `LamportError` for tensors, values and workspaces they cannot take, before anything is sent, and for a call
 while another thread's is running. Such a call counts all the same: if all ranks refuse it, they go on together; if one
-does and goes on, the ranks have parted.
+does and goes on, the ranks have parted. What names no workspace cannot count: a call without one,
+or one whose arguments Python cannot bind to parameters. Nor does one that torch refuses in a fake mode before the
+operator runs.
 
 They raise `LamportMismatchError`, on every rank and naming both operations, when ranks have parted or call different
 operations, sizes, dtypes, algorithms or scalars; and `LamportTimeoutError`, naming the missing ranks, when peers do not
@@ -73,8 +75,8 @@ def all_reduce(
         out: Where the sum goes: shape and dtype of `input`; may be `input`. None to allocate it.
         algorithm: See `Algorithm`; the same on every rank.
         fallback: A process group of the same ranks that sums tensors which are too large for the workspace. Its sums
-            are its own: in another order perhaps, and rounded at every step. None to raise instead. With a fallback
-            torch.compile breaks its graph here, whichever sums.
+            are its own: in another order perhaps, rounded at every step, and not compared between
+            ranks. None to raise instead. With a fallback torch.compile breaks its graph here, whichever sums.
 
     Returns:
         `out`: the sum in float32 and in rank order, rounded once to `input`'s dtype; the same bits on every rank.
@@ -84,7 +86,7 @@ def all_reduce(
             fallback. The text gives the size that does.
     """
     if fallback is not None:
-        _check_fallback(fallback)
+        _check_that_nothing_records()
         return run_all_reduce_or(fallback, input, workspace, algorithm, out)
     if must_dispatch(input):
         return _copy_to("out", out, torch.ops.lamport_rs.all_reduce(input, _table_of(workspace), algorithm))
@@ -223,9 +225,7 @@ def _table_of(workspace: LamportWorkspace | torch.Tensor) -> torch.Tensor:
     return workspace.workspace if isinstance(workspace, LamportWorkspace) else workspace
 
 
-def _check_fallback(fallback: object) -> None:
-    if not isinstance(fallback, dist.ProcessGroup):
-        raise TypeError(f"argument 'fallback': must be a torch process group or None, not {type(fallback).__name__}")
+def _check_that_nothing_records() -> None:
     # torch.compile breaks its graph instead.
     if is_recording() and not is_dynamo_compiling():
         raise LamportError(
