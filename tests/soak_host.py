@@ -14,10 +14,10 @@ import threading
 import time
 
 import torch
-from minimax_rows import WEIGHTS, Operation
+from minimax_rows import Operation
 from ranks import ProcessRanks, Rank
 from reductions import NormedReduction, Reduction, comm_size_for
-from soak_programs import POISON, Case, Maker, impartial_digest, make_cases, make_programs
+from soak_programs import POISON, Case, Maker, impartial_digest, make_cases, make_makers, make_programs
 from soak_report import Clock, Outcome, describe_start, parse_arguments, report
 
 OPERATIONS = 10_000_000
@@ -41,24 +41,10 @@ MINIMAX = [
 
 
 def makers() -> list[Maker]:
-    """For each shape and pair of dtypes, what makes the operation from a rank and a seed."""
-    return [
-        *(
-            lambda me, seed, shape=shape, dtypes=dtypes: Reduction.random(me, *shape, dtypes[0], seed)
-            for shape in SUMS
-            for dtypes in WEIGHTS[:3]
-        ),
-        *(
-            lambda me, seed, shape=shape, dtypes=dtypes: NormedReduction.random(me, *shape, "auto", *dtypes, seed)
-            for shape in NORMS
-            for dtypes in WEIGHTS
-        ),
-        *(
-            lambda me, seed, shape=shape, dtypes=dtypes: Operation.random(me, *shape, *dtypes, seed)
-            for shape in MINIMAX
-            for dtypes in WEIGHTS
-        ),
-    ]
+    """Of all kinds; the norms as the workspace chooses."""
+    return make_makers(
+        (Reduction, SUMS), (NormedReduction, [(*shape, "auto") for shape in NORMS]), (Operation, MINIMAX)
+    )
 
 
 def rather_small(case: Case) -> float:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 import torch
-from minimax_rows import Operation
+from minimax_rows import WEIGHTS, Operation
 from ranks import Rank
 from reductions import NormedReduction, Reduction
 from reference import digest
@@ -50,6 +50,16 @@ def kind_of(step: Step) -> str:
     if isinstance(step, Operation):
         return "minimax_allreduce_rms" if len(step.widths) == 1 else "minimax_allreduce_rms_qk"
     return f"{'all_reduce' if isinstance(step, Reduction) else 'all_reduce_rms_norm'}, {step.algorithm}"
+
+
+def make_makers(*kinds: tuple[type[Step], Sequence[tuple]]) -> list[Maker]:
+    """For each kind of operation, each of its shapes and each pair of dtypes; a sum has one dtype."""
+    return [
+        lambda me, seed, kind=kind, shape=shape, dtypes=dtypes: kind.random(me, *shape, *dtypes, seed)
+        for kind, shapes in kinds
+        for shape in shapes
+        for dtypes in ([pair[:1] for pair in WEIGHTS[:3]] if kind is Reduction else WEIGHTS)
+    ]
 
 
 class Case:

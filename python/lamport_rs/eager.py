@@ -25,7 +25,7 @@ from lamport_rs import _core
 from lamport_rs._core import LamportError, LamportLayoutError, LamportSizeError
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.layout import empty_dense, is_dense, run_on_copies
-from lamport_rs.tracing import functorch_is_active
+from lamport_rs.tracing import UNDER_TRANSFORMATION, functorch_is_active
 from lamport_rs.workspace import LamportWorkspace
 
 Operands: TypeAlias = Sequence[Any]
@@ -250,10 +250,7 @@ def _check_size(name: str, size: object) -> None:
 def _explain(error: Exception, name: str, value: torch.Tensor) -> None:
     """Raise a better error in the place of `error`, which the operation or the allocation of its output raised."""
     if functorch_is_active():
-        raise LamportError(
-            f"{name}: a transformation of functions (torch.vmap, torch.func.grad and the like) is active, and a "
-            "collective has no batching rule and no gradient; call the operation outside it"
-        ) from error
+        raise LamportError(f"{name}: {UNDER_TRANSFORMATION}; call the operation outside it") from error
     if isinstance(error, LamportError):
         return
     check_tensor(name, value)

@@ -27,7 +27,8 @@ from lamport_rs.eager import (
     run_minimax_rms,
     run_minimax_rms_qk,
 )
-from lamport_rs.tracing import must_dispatch, without_jit_tracer
+from lamport_rs.layout import empty_dense
+from lamport_rs.tracing import UNDER_TRANSFORMATION, must_dispatch, without_jit_tracer
 
 _NAMESPACE, _PREFIX = "lamport_rs", "ordered_"
 _library = torch.library.Library(_NAMESPACE, "DEF")
@@ -39,7 +40,7 @@ def _all_reduce_fake(
     algorithm: str = "auto",
 ) -> torch.Tensor:
     _warn("all_reduce", input)
-    return torch.empty_like(input, memory_format=torch.contiguous_format)
+    return empty_dense(input)
 
 
 def _all_reduce_rms_norm_fake(
@@ -52,8 +53,7 @@ def _all_reduce_rms_norm_fake(
     algorithm: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     _warn("all_reduce_rms_norm", input, residual, weight)
-    dense = torch.contiguous_format
-    return torch.empty_like(input, memory_format=dense), torch.empty_like(input, memory_format=dense)
+    return empty_dense(input), empty_dense(input)
 
 
 def _minimax_allreduce_rms_fake(
@@ -65,7 +65,7 @@ def _minimax_allreduce_rms_fake(
     eps: float,
 ) -> torch.Tensor:
     _warn("minimax_allreduce_rms", input, norm_weight)
-    return torch.empty_like(input, memory_format=torch.contiguous_format)
+    return empty_dense(input)
 
 
 def _minimax_allreduce_rms_qk_fake(
@@ -91,10 +91,7 @@ def _warn(operation: str, *inputs: torch.Tensor) -> None:
 
 
 def _refuse_transformation(*_arguments: Any, **_options: Any) -> NoReturn:
-    raise LamportError(
-        "a transformation of functions (torch.vmap, torch.func.grad and the like) is active, and a collective has no "
-        "batching rule and no gradient; call the operator outside it"
-    )
+    raise LamportError(f"{UNDER_TRANSFORMATION}; call the operator outside it")
 
 
 class _Operator(torch._ops.OpOverloadPacket):
@@ -127,7 +124,7 @@ def _register_effect(operator: torch._ops.OpOverload) -> None:
     except (ImportError, AttributeError, TypeError) as error:
         raise ImportError(
             f"torch {torch.__version__} has no way known to lamport_rs of keeping torch.compile from reordering "
-            "collectives, and wrong sums could follow; use a version from 2.5 to 2.15, or report this"
+            "collectives, and wrong sums could follow; use a version from 2.6 to 2.15, or report this"
         ) from error
 
 

@@ -20,6 +20,12 @@ from torch._C._functorch import maybe_current_level as functorch_level
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch as count_pre_dispatch_modes
 from torch.compiler import is_dynamo_compiling
 
+UNDER_TRANSFORMATION = (
+    "a transformation of functions (torch.vmap, torch.func.grad and the like) is active, and a collective has no "
+    "batching rule and no gradient"
+)
+"""Why an operation is refused there."""
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 

@@ -17,10 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from minimax_rows import WEIGHTS, Operation
+from minimax_rows import Operation
 from ranks import ProcessRanks, Rank, one_gpu_per_rank
 from reductions import NormedReduction, Reduction, comm_size_for
-from soak_programs import POISON, Case, Maker, Program, impartial_digest, make_cases, make_programs
+from soak_programs import POISON, Case, Maker, Program, impartial_digest, make_cases, make_makers, make_programs
 from soak_report import Clock, Outcome, describe_start, parse_arguments, report
 from test_cuda_soak import MINIMAX, MOST_BYTES, NORMS, SUMS
 
@@ -38,24 +38,8 @@ LOAD, LOAD_BYTES, HOST_LOAD_BYTES = 0.5, 256 << 20, 16 << 20
 
 
 def makers() -> list[Maker]:
-    """For each shape and pair of dtypes, what makes the operation from a rank and a seed."""
-    return [
-        *(
-            lambda me, seed, shape=shape, dtypes=dtypes: Operation.random(me, *shape, *dtypes, seed)
-            for shape in MINIMAX
-            for dtypes in WEIGHTS
-        ),
-        *(
-            lambda me, seed, shape=shape, dtypes=dtypes: Reduction.random(me, *shape, dtypes[0], seed)
-            for shape in SUMS
-            for dtypes in WEIGHTS[:3]
-        ),
-        *(
-            lambda me, seed, shape=shape, dtypes=dtypes: NormedReduction.random(me, *shape, *dtypes, seed)
-            for shape in NORMS
-            for dtypes in WEIGHTS
-        ),
-    ]
+    """Of all kinds."""
+    return make_makers((Operation, MINIMAX), (Reduction, SUMS), (NormedReduction, NORMS))
 
 
 def rather_small(case: Case) -> float:
