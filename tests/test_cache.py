@@ -10,7 +10,13 @@ import lamport_rs
 import pytest
 import torch
 import torch.distributed as dist
-from lamport_rs import LamportError, LamportWorkspace, clear_workspace_cache, get_allreduce_workspace
+from lamport_rs import (
+    LamportError,
+    LamportWorkspace,
+    bind_to_thread,
+    clear_workspace_cache,
+    get_allreduce_workspace,
+)
 from ranks import Rank, ThreadRanks
 from reference import check_same_bits
 
@@ -123,7 +129,13 @@ def test_threads_that_call_at_once_get_the_same_tensor():
         assert len({id(table) for table in tables}) == 1
     steps = len(exchanges)
     assert found[0][0] is not found[1][0]
-    ThreadRanks(2).run(lambda me: check_table(me, found[me.rank][0]))
+
+    def check(me: Rank) -> None:
+        table = found[me.rank][0]
+        bind_to_thread(table)
+        check_table(me, table)
+
+    ThreadRanks(2).run(check)
     ranks.run(lambda me: me.workspace(4096, process_group=gathers[me.rank]))
     assert len(exchanges) == 2 * steps, "the threads created more than one workspace"
 

@@ -140,7 +140,11 @@ def call_beside_a_thread(me: Rank) -> tuple[float, str]:
         return 0.0, ""
     errors: list[LamportError] = []
 
+    bound = threading.Event()
+
     def wait_in_vain() -> None:
+        lamport_rs.bind_to_thread(workspace)
+        bound.set()
         try:
             lamport_rs.all_reduce(torch.ones(4), workspace)
         except LamportError as error:
@@ -148,9 +152,12 @@ def call_beside_a_thread(me: Rank) -> tuple[float, str]:
 
     thread = threading.Thread(target=wait_in_vain, daemon=True)
     thread.start()
+    bound.wait(PATIENCE)
     time.sleep(0.2)
-    with pytest.raises(LamportError, match="another thread"):
+    with pytest.raises(LamportError, match="in another thread than the one"):
         lamport_rs.all_reduce(torch.ones(4), workspace)
+    with pytest.raises(LamportError, match="another thread's operation"):
+        lamport_rs.bind_to_thread(workspace)
     workspace.synchronize()
     assert not errors
     started = time.monotonic()

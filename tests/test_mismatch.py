@@ -1,8 +1,11 @@
 """Ranks that do different things: an error on every rank that names both operations, and never a number."""
 
+import _thread
 import re
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import lamport_rs
 import pytest
@@ -124,7 +127,44 @@ def call_from_two_threads(me: Rank) -> tuple[list[float], list[str]]:
 def test_two_threads_on_one_workspace_are_refused_and_no_sum_is_of_both(new_ranks):
     for wrong, errors in new_ranks(2).run(call_from_two_threads):
         assert not wrong
-        assert any("another thread's operation" in error or "the ranks differ" in error for error in errors), errors
+        assert errors
+        assert all("in another thread" in error for error in errors), errors
+
+
+def start_and_join(function: Callable[..., object], *arguments: object) -> None:
+    thread = threading.Thread(target=function, args=arguments)
+    thread.start()
+    thread.join()
+
+
+def call_beside_the_maker(me: Rank) -> tuple[list[float], list[str]]:
+    """Sums of ones by the thread that made the workspace, and of tens by another. They never overlap."""
+    workspace = me.workspace(4096, timeout=5)
+    wrong: list[float] = []
+    errors: list[str] = []
+
+    def reduce(value: float) -> None:
+        try:
+            result = lamport_rs.all_reduce(torch.full((4,), value), workspace)[0].item()
+        except LamportError as error:
+            errors.append(str(error))
+        else:
+            if result != value * me.world_size:
+                wrong.append(result)
+
+    # In another order on every rank.
+    for thread in [10.0, 1.0] if me.rank else [1.0, 10.0]:
+        if thread == 1.0:
+            reduce(thread)
+        else:
+            start_and_join(reduce, thread)
+    return wrong, errors
+
+
+def test_calls_of_two_threads_that_never_overlap_are_refused_too():
+    for wrong, errors in ThreadRanks(2).run(call_beside_the_maker):
+        assert not wrong
+        assert any("in another thread than the one" in error for error in errors), errors
 
 
 def hand_over(me: Rank) -> list[float]:
@@ -133,14 +173,56 @@ def hand_over(me: Rank) -> list[float]:
     sums: list[float] = []
 
     def reduce(value: float) -> None:
+        lamport_rs.bind_to_thread(workspace)
         sums.append(lamport_rs.all_reduce(torch.full((4,), value), workspace)[0].item())
 
     for value in range(20):
-        thread = threading.Thread(target=reduce, args=(float(value),))
-        thread.start()
-        thread.join()
+        start_and_join(reduce, float(value))
     return sums
 
 
-def test_threads_that_wait_for_each_other_may_take_turns():
+def test_threads_that_are_bound_one_after_the_other_take_turns():
     assert ThreadRanks(2).run(hand_over) == [[2.0 * value for value in range(20)]] * 2
+
+
+class _SumsGradients(torch.autograd.Function):
+    """The identity, whose gradient is summed over the ranks."""
+
+    @staticmethod
+    def forward(context: Any, tensor: torch.Tensor, workspace: lamport_rs.LamportWorkspace) -> torch.Tensor:
+        context.workspace = workspace
+        return tensor.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return lamport_rs.all_reduce(gradients[0], context.workspace), None
+
+
+def run_backward_elsewhere(me: Rank) -> tuple[list[float], list[str]]:
+    """Backward passes in a thread that Python has not made, as autograd's own are, and in another of Python's."""
+    workspace = me.workspace(4096, timeout=20)
+    gradients: list[float] = []
+    errors: list[str] = []
+    done = threading.Event()
+
+    def backward() -> None:
+        tensor = torch.ones(4, requires_grad=True)
+        try:
+            _SumsGradients.apply(tensor, workspace).sum().backward()
+            assert tensor.grad is not None
+            gradients.append(tensor.grad[0].item())
+        except LamportError as error:
+            errors.append(str(error))
+        done.set()
+
+    _thread.start_new_thread(backward, ())
+    assert done.wait(20)
+    start_and_join(backward)
+    return gradients, errors
+
+
+def test_backward_passes_run_in_the_threads_of_autograd_and_no_other():
+    for gradients, errors in ThreadRanks(2).run(run_backward_elsewhere):
+        assert gradients == [2.0]
+        assert len(errors) == 1
+        assert "bind_to_thread" in errors[0]

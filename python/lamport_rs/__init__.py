@@ -13,7 +13,7 @@ from lamport_rs._core import LamportError, LamportMismatchError, LamportSizeErro
 from lamport_rs.buffer import IpcBuffer, lamport_fill_neg_zero
 from lamport_rs.cache import clear_workspace_cache, get_allreduce_workspace
 from lamport_rs.operations import all_reduce, all_reduce_rms_norm, minimax_allreduce_rms, minimax_allreduce_rms_qk
-from lamport_rs.workspace import LamportWorkspace
+from lamport_rs.workspace import LamportWorkspace, bind_to_thread
 
 __all__ = [
     "IpcBuffer",
@@ -25,6 +25,7 @@ __all__ = [
     "__version__",
     "all_reduce",
     "all_reduce_rms_norm",
+    "bind_to_thread",
     "clear_workspace_cache",
     "get_allreduce_workspace",
     "lamport_fill_neg_zero",

@@ -1,7 +1,8 @@
-"""What the user hears of gradients: the operations have none."""
+"""What there is to know of gradients: the operations have none, and run in backward passes all the same."""
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import torch
@@ -19,3 +20,13 @@ def warn_of_lost_gradient(operation: str, *inputs: torch.Tensor) -> None:
         warnings.warn(text, stacklevel=4)
         # Behind it: where warnings are errors, every call raises.
         _warned_of.add(operation)
+
+
+def in_thread_of_autograd() -> bool:
+    """Whether this is one of the threads in which torch runs backward passes, while the one that asked for it waits.
+
+    A backward pass runs in the caller's own thread too, on the CPU. That one has a name in Python, and autograd's have
+    none.
+    """
+    in_backward_pass = torch._C._current_graph_task_id() != -1
+    return in_backward_pass and isinstance(threading.current_thread(), threading._DummyThread)

@@ -24,7 +24,8 @@ class LamportWorkspace:
     """Memory through which the ranks of one group exchange small tensors, and the state of that exchange.
 
     Creating one is collective: all ranks of the group do it, and all get a workspace or all raise the same error. It
-    serves one operation at a time, on all ranks in the same order. It cannot be copied or pickled: a copy would be the
+    serves one operation at a time, on all ranks in the same order, and operations of one thread: the one that made it,
+    until `bind_to_thread` is called in another. It cannot be copied or pickled: a copy would be the
     same memory under another owner. Neither can it be used after a fork: the forked process must create its own, and on
     the host is refused.
 
@@ -185,3 +186,20 @@ class LamportWorkspace:
             f"LamportWorkspace(rank={self._rank}, world_size={self._world_size}, comm_size={self._comm_size}, "
             f'device="{self._device}", backend="{self._backend}"{state})'
         )
+
+
+@never_compiled
+def bind_to_thread(workspace: LamportWorkspace | torch.Tensor) -> None:
+    """Bind a workspace to the calling thread: it may call operations from now on, and no other thread may.
+
+    To be called on every rank between the same two operations. Threads that took turns without it would come in an
+    order of their own on each rank, and sums would be of tensors that do not belong together. Torch's own threads, in
+    which it runs backward passes on GPUs, need not be bound.
+
+    Args:
+        workspace: The workspace, or the table of one.
+
+    Raises:
+        LamportError: While an operation is running, or if there is no such workspace.
+    """
+    _core.bind_to_thread(workspace._usable_core() if isinstance(workspace, LamportWorkspace) else workspace)

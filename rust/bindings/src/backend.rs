@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
-use lamport_rs_core::workspace::exclusive::Entered;
+use lamport_rs_core::workspace::exclusive::ThreadGate;
 use lamport_rs_core::workspace::host::HostWorkspace;
 use lamport_rs_protocol::exchange::Member;
 
@@ -35,10 +35,10 @@ impl AnyWorkspace {
 
     /// Lets one call in at a time: until it has the interpreter's lock again, so that no other thread's comes between its
     /// operation and its return.
-    pub fn enter_call(&self, operation: &'static str) -> lamport_rs_core::Result<Entered<'_>> {
+    pub fn calls(&self) -> &ThreadGate {
         match self {
-            Self::Host(workspace) => workspace.calls.enter(operation),
-            Self::Cuda(workspace) => workspace.calls.enter(operation),
+            Self::Host(workspace) => &workspace.calls,
+            Self::Cuda(workspace) => &workspace.calls,
         }
     }
 

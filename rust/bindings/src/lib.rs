@@ -28,7 +28,7 @@ mod _core {
     use super::exchange::refuse;
     #[pymodule_export]
     use super::operations::{
-        all_reduce, all_reduce_rms_norm, fill_sentinel, minimax_rms, minimax_rms_qk, note_refusal,
+        all_reduce, all_reduce_rms_norm, bind_to_thread, fill_sentinel, minimax_rms, minimax_rms_qk, note_refusal,
     };
     #[pymodule_export]
     use super::sizing::{all_reduce_comm_size, minimax_comm_size};

@@ -1,6 +1,5 @@
 //! The operations: tensors in, nothing out. Outputs are passed in, allocated by the package.
 
-use lamport_rs_core::Result;
 use lamport_rs_core::cuda::Stream;
 use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
@@ -9,7 +8,9 @@ use lamport_rs_core::operations::{cuda, host};
 use lamport_rs_core::wait::Interrupted;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::cuda_backend::fill;
+use lamport_rs_core::workspace::exclusive::Entered;
 use lamport_rs_core::workspace::host::HostWorkspace;
+use lamport_rs_core::{Error, Result};
 use lamport_rs_protocol::algorithm::Algorithm;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -158,7 +159,7 @@ unsafe fn run(
     on_host: impl FnOnce(&HostWorkspace, Interrupted<'_>) -> Result<()> + Send,
     on_device: impl FnOnce(&CudaWorkspace, Stream) -> Result<()> + Send,
 ) -> PyResult<()> {
-    let _entered = workspace.enter_call(operation).map_err(|error| to_python(py, error))?;
+    let _entered = enter(py, workspace, operation)?;
     match workspace {
         AnyWorkspace::Host(workspace) => interruptible(py, |interrupted| on_host(workspace, interrupted)),
         AnyWorkspace::Cuda(workspace) => {
@@ -168,6 +169,29 @@ unsafe fn run(
             launched.map_err(|error| to_python(py, error))
         }
     }
+}
+
+/// Lets the call in, if it is of the workspace's thread or in its place.
+#[inline]
+fn enter<'a>(py: Python<'_>, workspace: &'a AnyWorkspace, operation: &'static str) -> PyResult<Entered<'a>> {
+    let calls = workspace.calls();
+    let entered = match calls.enter(operation) {
+        Err(Error::OtherThread { .. }) if runs_for_another_thread(py)? => calls.enter_for_another(operation),
+        entered => entered,
+    };
+    entered.map_err(|error| to_python(py, error))
+}
+
+#[cold]
+fn runs_for_another_thread(py: Python<'_>) -> PyResult<bool> {
+    py.import(intern!(py, "lamport_rs.autograd"))?.call_method0(intern!(py, "in_thread_of_autograd"))?.extract()
+}
+
+/// Lets the calling thread's operations in from now on, and no other's.
+#[pyfunction]
+pub fn bind_to_thread(workspace: &Bound<'_, PyAny>) -> PyResult<()> {
+    let found = find_workspace(workspace)?;
+    found.calls().bind().map_err(|error| to_python(workspace.py(), error))
 }
 
 /// Counts a call on `workspace`, or on that of the table, which was refused before it came here or by what is here: this

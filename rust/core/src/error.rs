@@ -132,6 +132,17 @@ pub enum Error {
         /// What was called.
         operation: &'static str,
     },
+    /// A call of another thread than the one that the workspace is bound to.
+    #[error(
+        "{operation} was called in another thread than the one that this workspace is bound to, which is the one that made \
+         it or that called bind_to_thread() last. If threads take turns, nothing says that they come in the same order on \
+         every rank: use a workspace per thread, or call lamport_rs.bind_to_thread(workspace) in the one that is to use it \
+         from now on, on every rank. This call counts: ranks that did not make it will differ from here on"
+    )]
+    OtherThread {
+        /// What was called.
+        operation: &'static str,
+    },
     /// Use in a process that was forked from the one that the workspace belongs to.
     #[error(
         "this workspace belongs to process {creator}, from which this one ({process}) was forked: its peers would take what \

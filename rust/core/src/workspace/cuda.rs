@@ -25,7 +25,7 @@ use crate::operations::operation::{Description, Operation, Skipped};
 use crate::workspace::Settings;
 use crate::workspace::construct::{Group, construct};
 use crate::workspace::cuda_backend::CudaBackend;
-use crate::workspace::exclusive::Gate;
+use crate::workspace::exclusive::ThreadGate;
 
 /// Longest wait of the verification's kernel, whose data is on its way when it starts.
 const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,7 +53,7 @@ pub struct CudaWorkspace {
     /// Calls that sent nothing.
     pub skipped: Skipped,
     /// For callers whose calls last longer than the launch in them.
-    pub calls: Gate,
+    pub calls: ThreadGate,
     // Dropped in this order: freeing device memory waits for the kernels that run, the later ones do not.
     _own: DeviceMemory,
     /// Control words and table.
@@ -137,7 +137,7 @@ impl CudaWorkspace {
             state: Mutex::new(State { failure: None, order: StreamOrder::new(&device), plans: Plans::default() }),
             cleaned_up: AtomicBool::new(false),
             skipped: Skipped::default(),
-            calls: Gate::default(),
+            calls: ThreadGate::new(),
             pinned,
             control,
             _peers: group.peers.into_iter().flatten().collect(),

@@ -1,7 +1,9 @@
-//! Who may use a workspace: one operation at a time, of the process that made it, until it fails or is cleaned up.
+//! Who may use a workspace: one operation at a time, of one thread of the process that made it, until it fails or is
+//! cleaned up.
 //!
-//! A second operation is refused, and does not wait: if two threads call operations at the same time, nothing says that
-//! they come in the same order on every rank, and sums would be paired wrongly.
+//! A second operation is refused, and does not wait: if two threads call operations, nothing says that they come in the
+//! same order on every rank, and sums would be paired wrongly. That holds as well if their calls never overlap. So a
+//! [`ThreadGate`] lets one thread in, until another is named.
 //!
 //! An operation that waits may run a signal's handler, and the handler may do anything, also with this workspace. So what
 //! a handler or another thread must be able to say and to ask at any time (that the workspace is cleaned up; whether it
@@ -50,12 +52,54 @@ impl Drop for Entered<'_> {
     }
 }
 
-/// A number that no other running thread has.
+/// Lets one operation in at a time, of the thread that it is bound to.
+#[derive(Debug)]
+pub struct ThreadGate {
+    gate: Gate,
+    thread: AtomicUsize,
+}
+
+impl ThreadGate {
+    /// A gate for the calling thread.
+    #[expect(clippy::new_without_default, reason = "it depends on the thread")]
+    pub fn new() -> Self {
+        Self { gate: Gate::default(), thread: AtomicUsize::new(this_thread()) }
+    }
+
+    /// Enters for `operation`. An error if the calling thread is another one, or if another operation is inside.
+    #[inline]
+    pub fn enter(&self, operation: &'static str) -> Result<Entered<'_>> {
+        let thread = self.thread.load(Ordering::Relaxed);
+        if thread == this_thread() {
+            return self.gate.enter(operation);
+        }
+        Err(Error::OtherThread { operation })
+    }
+
+    /// Likewise, from a thread that runs the operation in the place of the one that it is bound to, which waits.
+    pub fn enter_for_another(&self, operation: &'static str) -> Result<Entered<'_>> {
+        self.gate.enter(operation)
+    }
+
+    /// Lets the calling thread in from now on, and no other. An error if an operation is inside.
+    pub fn bind(&self) -> Result<()> {
+        let _entered = self.gate.enter("bind_to_thread")?;
+        self.thread.store(this_thread(), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A number that no other thread of this process has, had or will have. Never [`NOBODY`].
 #[inline]
 fn this_thread() -> usize {
-    // The address of something of the thread's own, which is cheaper to get than the system's or Rust's number.
-    thread_local!(static OWN: Cell<u8> = const { Cell::new(0) });
-    OWN.with(|own| std::ptr::from_ref(own).addr())
+    static LAST: AtomicUsize = AtomicUsize::new(NOBODY);
+    thread_local!(static OWN: Cell<usize> = const { Cell::new(NOBODY) });
+    OWN.with(|own| {
+        if own.get() == NOBODY {
+            own.set(LAST.fetch_add(1, Ordering::Relaxed) + 1);
+        }
+        own.get()
+    })
 }
 
 /// What one operation at a time may touch, and whether any may.
@@ -176,5 +220,25 @@ mod tests {
         });
         drop(entered);
         assert!(gate.enter("fourth").is_ok());
+    }
+
+    #[test]
+    fn a_gate_lets_no_other_thread_in_than_the_one_it_is_bound_to() {
+        let gate = ThreadGate::new();
+        let elsewhere =
+            |call: &(dyn Fn() -> Result<()> + Sync)| std::thread::scope(|scope| scope.spawn(call).join().unwrap());
+        let enter = || gate.enter("call").map(drop);
+        assert!(enter().is_ok());
+        assert!(matches!(elsewhere(&enter), Err(Error::OtherThread { operation: "call" })));
+        assert!(elsewhere(&|| gate.enter_for_another("call").map(drop)).is_ok());
+        assert!(enter().is_ok());
+
+        let entered = gate.enter("call").unwrap();
+        assert!(matches!(elsewhere(&|| gate.bind()), Err(Error::InUse { .. })));
+        drop(entered);
+        assert!(elsewhere(&|| gate.bind()).is_ok());
+        // A thread that has ended gives its number to no other.
+        assert!(matches!(elsewhere(&enter), Err(Error::OtherThread { .. })));
+        assert!(matches!(enter(), Err(Error::OtherThread { .. })));
     }
 }

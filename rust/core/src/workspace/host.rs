@@ -23,7 +23,7 @@ use crate::operations::operation::{Description, Operation, Skipped, advance};
 use crate::wait::{BoundedWait, Interrupted};
 use crate::workspace::Settings;
 use crate::workspace::construct::{Backend, Group, construct};
-use crate::workspace::exclusive::{Access, Exclusive, Gate};
+use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
 
 /// Shared memory of one host.
 pub struct HostBackend;
@@ -99,7 +99,7 @@ pub struct HostWorkspace {
     /// Calls that sent nothing.
     pub skipped: Skipped,
     /// For callers whose calls last longer than the operation in them.
-    pub calls: Gate,
+    pub calls: ThreadGate,
     /// Keeps `blocks` valid.
     _mappings: Vec<Arc<Mapping>>,
 }
@@ -155,7 +155,7 @@ impl HostWorkspace {
             table,
             state: Exclusive::new(State::default()),
             skipped: Skipped::default(),
-            calls: Gate::default(),
+            calls: ThreadGate::new(),
             _mappings: mappings,
         }
     }
