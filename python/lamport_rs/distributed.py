@@ -220,6 +220,7 @@ def _timeout_of(group: dist.ProcessGroup) -> float:
     return DEFAULT_TIMEOUT
 
 
+_TYPES = (torch.Tensor, torch.nn.Parameter)
 _SUM = dist.ReduceOp.SUM
 _Options: Any = dist.AllreduceOptions
 _TELLS_ASYNC = hasattr(_Options(), "asyncOp")
@@ -234,7 +235,7 @@ def allreduce(self: dist.ProcessGroup, *arguments: Any, **named: Any) -> Any:
         tensors, options = arguments
         if type(tensors) is list and len(tensors) == 1 and type(options) is _Options:
             tensor = tensors[0]
-            if type(tensor) is torch.Tensor and tensor.layout is torch.strided and not _is_watched(tensor):
+            if type(tensor) in _TYPES and tensor.layout is torch.strided and not _is_watched(tensor):
                 sums = _groups.get(id(self))
                 is_sync = _TELLS_ASYNC and not options.asyncOp
                 if sums is not None and tensor.dtype in _DTYPES and options.reduceOp == _SUM and sums.add(self, tensor):
@@ -269,7 +270,6 @@ def _operator_kernel(keys: Any, tensors: list[torch.Tensor], group: Any, reduce_
     return torch.ops.c10d.allreduce_.default.redispatch(keys & _BEHIND, tensors, group, reduce_op, *rest)
 
 
-_TYPES = (torch.Tensor, torch.nn.Parameter)
 _BEHIND: Any = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
 """The dispatch keys of the backends' own kernels."""
 
