@@ -24,14 +24,15 @@ NEEDS_THE_NAME_GLOO = {
 """Tests that fail, and why."""
 
 CHOSEN = "LAMPORT_RS_TORCH_SUITE"
-"""The variable that tells the ranks' processes which backend to make groups of."""
+"""The variable that says which backend to make groups of."""
 
 os.environ["BACKEND"] = "gloo"
 os.environ.setdefault("WORLD_SIZE", "2")
 os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
 os.environ.setdefault("TEMP_DIR", tempfile.gettempdir())
 
-import torch.distributed as dist
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 
 _plain_init = dist.init_process_group
 
@@ -40,16 +41,17 @@ def _init_process_group(backend: Any = None, *arguments: Any, **named: Any) -> N
     _plain_init(os.environ[CHOSEN] if backend == "gloo" else backend, *arguments, **named)
 
 
-# Ranks are spawned, and so import this module too.
+# Ranks are forked from this process.
 dist.init_process_group = _init_process_group
 
-from torch.testing._internal.distributed.distributed_test import DistributedTest, TestDistBackend
+from torch.testing._internal.distributed.distributed_test import DistributedTest, TestDistBackend  # noqa: E402
 
 
 class Suite(TestDistBackend, DistributedTest._DistTestBase):
     def setUp(self) -> None:
         super().setUp()
-        self._spawn_processes()
+        # Spawned ones would import torch, which takes seconds, in each test.
+        self._start_processes(torch.multiprocessing.get_context("fork").Process)
 
 
 class Outcomes(unittest.TextTestResult):
