@@ -36,8 +36,6 @@ from lamport_rs.exchange import resolve_group
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import DEFAULT_TIMEOUT, LamportWorkspace, bind_to_thread
 
-MAX_BYTES = 1 << 20
-"""Bytes of the largest tensor that goes through the package; NCCL or gloo sum larger ones."""
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 _logger = logging.getLogger("lamport_rs")
@@ -48,8 +46,8 @@ def install(group: dist.ProcessGroup | None = None) -> None:
 
     For programs that insist on a group of NCCL or gloo: the group stays what it is, `get_backend` included. Its
     all-reduces with `ReduceOp.SUM` of float32, float16 and bfloat16 tensors go through a workspace, if the ranks share
-    a machine; all else is as before. To be called on every rank of the group, between the same two collectives of it.
-    On ranks that are not in the group it does nothing, and neither does a second call.
+    a machine, and all else is as before. To be called on every rank of the group, between the same two collectives of
+    it. On ranks that are not in the group it does nothing, and neither does a second call.
 
     Args:
         group: The process group; None for the default group.
@@ -134,7 +132,7 @@ class _GroupSums:
 
         It is dense, has a dtype that the package sums, and is to be summed.
         """
-        if not 0 < tensor.nbytes <= MAX_BYTES:
+        if tensor.numel() == 0:
             return False
         index = tensor.get_device()  # -1 for the CPU.
         try:
@@ -160,18 +158,19 @@ class _GroupSums:
         with self._lock:
             if index in self._devices:
                 return self._devices[index]
-            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                _logger.warning(
-                    "group %s: the first sum on %s is in a CUDA graph, where no workspace can be made, and NCCL does "
-                    "it; run one before the capture",
-                    group.group_name,
-                    device,
-                )
-                return None
             sums = None
             if group.size() > 1 and self._serves(group, device):
+                if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                    _logger.warning(
+                        "group %s: its first sum on %s is captured in a CUDA graph, where no workspace can be made, so "
+                        "NCCL does it; run one before the capture",
+                        group.group_name,
+                        device,
+                    )
+                    return None
                 try:
-                    sums = _DeviceSums(_make_workspace(group, device, self._seconds))
+                    # On all ranks, or the same error on all.
+                    sums = _DeviceSums(LamportWorkspace.for_group(group, device=device, timeout=self._seconds))
                 except LamportError as error:
                     if group.rank() == 0:
                         _logger.warning(
@@ -184,13 +183,6 @@ class _GroupSums:
         if self._only is None:
             return True
         return f"{device.type}:{self._only}" in dist.get_backend_config(group).split(",")
-
-
-def _make_workspace(group: dist.ProcessGroup, device: torch.device, seconds: float) -> LamportWorkspace:
-    """Make the workspace of `group`, on all its ranks, or raise the same `LamportError` on all of them."""
-    rank, world_size = group.rank(), group.size()
-    comm_size = LamportWorkspace.compute_comm_size_for_all_reduce(MAX_BYTES, world_size)
-    return LamportWorkspace(rank, world_size, comm_size, group, device=device, timeout=seconds)
 
 
 _groups: dict[int, _GroupSums] = {}
