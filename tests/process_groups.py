@@ -27,18 +27,18 @@ def group_of(backend: str = "lamport", ranks: list[int] | None = None) -> Iterat
 def counted(expected: int) -> Iterator[None]:
     """Check how many sums of the block the package does."""
     count = 0
-    plain = distributed.run_all_reduce
+    plain = distributed.run_all_reduce_in_place
 
-    def counting(*arguments: Any) -> torch.Tensor:
+    def counting(*arguments: Any) -> None:
         nonlocal count
         count += 1
-        return plain(*arguments)
+        plain(*arguments)
 
-    distributed.run_all_reduce = counting
+    distributed.run_all_reduce_in_place = counting
     try:
         yield
     finally:
-        distributed.run_all_reduce = plain
+        distributed.run_all_reduce_in_place = plain
     assert count == expected, f"the package did {count} sums, not {expected}"
 
 
