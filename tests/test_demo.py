@@ -28,7 +28,7 @@ def test_the_demo_checks_every_collective_and_prints_a_row_per_size():
     assert all(float(own) > 0 and float(group) > 0 for _, own, group, _ in rows)
 
 
-@pytest.mark.parametrize("ranks", ["-1", "0", "1", "17", "two", "9" * 30])
+@pytest.mark.parametrize("ranks", ["-1", "0", "17", "two", "9" * 30])
 def test_a_number_of_ranks_that_no_group_has_is_a_usage_error(ranks, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lamport-rs", "demo", "--backend", "host", f"--ranks={ranks}"])
     with pytest.raises(SystemExit) as exit_:
