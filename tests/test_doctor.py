@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import lamport_rs
 import pytest
 from lamport_rs import LamportError, __main__
 from lamport_rs.command_line.cores import Cores
@@ -48,6 +49,13 @@ def test_every_ordered_pair_of_ranks_is_tried_and_every_pair_measured(examined):
     assert examined["cores"]["affinity"] == len(os.sched_getaffinity(0))
 
 
+def documented_names(heading: str) -> set[str]:
+    """What the table below a heading of docs/doctor.md has in its first column."""
+    text = (Path(__file__).parent.parent / "docs" / "doctor.md").read_text()
+    section = text.partition(f"{heading}\n")[2].partition("\n## ")[0]
+    return set(re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE))
+
+
 def keys_of(value: object, prefix: str = "") -> set[str]:
     """The keys of JSON, with dots; those of a list's elements as `list[].key`."""
     if isinstance(value, dict):
@@ -58,12 +66,16 @@ def keys_of(value: object, prefix: str = "") -> set[str]:
 
 
 def test_every_key_of_the_json_is_documented(examined):
-    text = (Path(__file__).parent.parent / "docs" / "doctor.md").read_text()
-    documented = set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
+    documented = documented_names("## JSON")
     with_gpus = {**examined, "gpus": [asdict(H100[0])], "links": [asdict(Link(0, 1, True, "NV18"))]}
     assert keys_of(with_gpus) == documented
+
+
+def test_every_check_is_documented_and_says_what_to_do(examined):
+    sources = "".join(path.read_text() for path in Path(run.__file__).parent.glob("*.py"))
+    assert set(re.findall(r'Finding\(\s*"(\w+)"', sources)) == documented_names("## Checks")
     for each in examined["findings"]:
-        assert f"`{each['check']}`" in text, f"docs/doctor.md does not explain {each['check']}"
+        assert each["check"] in documented_names("## Checks")
         assert (each["remedy"] is None) == (each["status"] == "ok")
 
 
@@ -107,11 +119,19 @@ def dying(rank, _place, peer, report):
     pairs._examine_rank(rank, None, peer, report)
 
 
+class Astray(lamport_rs.IpcBuffer):
+    """Rank 1's, which takes its own buffer for that of rank 0."""
+
+    @property
+    def peer_ptrs(self):
+        return 2 * super().peer_ptrs[1:]
+
+
 def mute(rank, place, peer, report):
     """What rank 1 stores never arrives."""
     pairs._ARRIVAL_SECONDS = 0.2
     if rank == 1:
-        pairs._WORD = 0  # A fresh buffer has it: storing it changes nothing, and it seems to have arrived.
+        lamport_rs.IpcBuffer = Astray
     pairs._examine_rank(rank, place, peer, report)
 
 
