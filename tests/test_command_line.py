@@ -172,6 +172,32 @@ def test_ranks_end_with_a_parent_that_is_killed(tmp_path):
         assert wait_until_gone(ranks) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_doctor_that_is_ended_is_quiet_and_leaves_no_process(number):
+    process = subprocess.Popen(
+        [*COMMAND, "doctor", "--backend", "host", "--ranks", "16"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(started := ranks_of(process)) < 4:  # Tracker, fork server, and a pair.
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        # A terminal sends Ctrl-C to all of them.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert output == ""
+    assert errors == ("lamport-rs: interrupted\n" if number == signal.SIGINT else "")
+    assert process.returncode == (INTERRUPTED if number == signal.SIGINT else -number)
+    assert wait_until_gone(started) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "status"),
     # argparse does not tell.

@@ -6,6 +6,7 @@ process group, and so no NCCL.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -157,7 +158,8 @@ def _examine_rank(rank: int, place: Place, peer: Connection, report: Connection)
             report.send(_measure(rank, device, all_gather))
         report.send({"done": True})
     except Exception as error:  # Whatever it is, it is what was found.
-        report.send({"error": " ".join(f"{error}".split()) or type(error).__name__, "done": True})
+        with contextlib.suppress(OSError):  # Nobody listens any more.
+            report.send({"error": " ".join(str(error).split()) or type(error).__name__, "done": True})
 
 
 def _send_word(rank: int, device: torch.device, all_gather: Callable[[bytes], list[bytes]]) -> bool:
