@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -84,7 +85,7 @@ def test_people_read_the_same_in_a_narrow_terminal():
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "ok       transfers: a word arrives between all 2 ordered" in finished.stdout
     assert re.search(r"^0 and 1 +[\d.]+ +[\d.]+$", finished.stdout, re.MULTILINE)
-    assert finished.stdout.splitlines()[-1].startswith("everything works: 0 errors, ")
+    assert finished.stdout.splitlines()[-1].startswith("everything works; errors: 0, ")
     assert max(map(len, finished.stdout.splitlines())) <= 60
     assert finished.stderr == ""
 
@@ -166,6 +167,27 @@ def test_ranks_that_hang_or_die_are_told_in_time(job, seconds, reason):
     assert pair.latency_us is None
 
 
+def test_a_process_that_cannot_be_killed_is_not_waited_for():
+    code = """
+import multiprocessing, time
+from lamport_rs.command_line.doctor import run
+from lamport_rs.command_line.doctor.report import Finding, Report
+run.examine = lambda *_arguments: Report("host", 2, findings=[Finding("transfers", "error", "broken", "mend it")])
+process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+process.start()
+print(process.pid, flush=True)
+run.run(2, "host", False)
+"""
+    started = time.monotonic()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as finished:
+        held = int(finished.stdout.readline())
+        status = finished.wait(25)
+        os.kill(held, signal.SIGKILL)
+        assert "something is wrong" in finished.stdout.read()
+    assert status == 1
+    assert time.monotonic() - started < 25
+
+
 def test_pairs_whose_turn_never_comes_are_told():
     found = list(pairs.examine(3, lambda _rank: None, total=0.0))
     assert [pair.ranks for pair, _ in found] == [(0, 1), (0, 2), (1, 2)]
@@ -195,7 +217,7 @@ def test_the_exit_status_is_1_if_something_is_wrong(monkeypatch, capsys):
     assert __main__.main() == 1
     output = capsys.readouterr().out
     assert "error    transfers: broken\n         -> mend it\n" in output
-    assert output.endswith("something is wrong: 1 errors, 0 warnings\n")
+    assert output.endswith("something is wrong; errors: 1, warnings: 0\n")
     report.findings[0] = Finding("cores", "warning", "few", "take more")
     assert __main__.main() == 0
 

@@ -41,10 +41,11 @@ class Cores:
     def shortage(self, ranks: int) -> str | None:
         """Return what is short for so many ranks, and what to do; None if each has a core."""
         if self.most < ranks:
+            plural = "" if self.affinity == 1 else "s"
             quota = "" if self.quota is None else f", a quota of {self.quota:g}"
             return (
-                f"{ranks} ranks on {self.affinity} cores{quota}: ranks wait for the scheduler, and latencies are its; "
-                f"allow {ranks} cores, or take fewer ranks"
+                f"{ranks} ranks on {self.affinity} core{plural}{quota}: ranks wait for the scheduler, and latencies "
+                f"are its; allow {ranks} cores, or take fewer ranks"
             )
         if self.free < ranks - _TOLERANCE:
             return (

@@ -29,6 +29,8 @@ from lamport_rs.command_line.exit_status import BROKEN_PIPE, TERMINATED
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
 """The ranks' environment, unless it says otherwise: NVLink multicast can put a shared host's GPUs out of service."""
 TIMEOUT = timedelta(seconds=300)
+_KILLED_SECONDS = 5.0
+"""Most seconds until a killed rank is gone; one that the driver holds stays."""
 _PR_SET_PDEATHSIG = 1
 """Of Linux's `prctl.h`."""
 
@@ -80,7 +82,7 @@ def launch(
             for process in ranks.processes:
                 if process.is_alive():
                     process.kill()
-                process.join()
+                process.join(_KILLED_SECONDS)
 
 
 def end_with_parent() -> None:

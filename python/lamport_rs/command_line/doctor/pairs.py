@@ -35,6 +35,8 @@ TOTAL_SECONDS = 600.0
 """Most seconds for all pairs. Those whose turn never comes are told."""
 _EXCHANGE_SECONDS = 30.0
 _ARRIVAL_SECONDS = 2.0
+_KILLED_SECONDS = 5.0
+"""Most seconds until a killed process is gone; one that the driver holds stays."""
 _TIMEOUT = 5.0
 """Seconds that an operation waits."""
 _WORD = 0x8000_0000
@@ -84,7 +86,7 @@ def run_pair(context: Any, job: Callable[..., None], places: tuple[Place, Place]
     finally:
         for process in processes:
             process.kill()
-            process.join()
+            process.join(_KILLED_SECONDS)
         for each in (*peers, *reports):
             each.close()
 

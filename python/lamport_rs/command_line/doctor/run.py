@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
 import platform
 import sys
@@ -34,7 +35,12 @@ def run(ranks: int | None, backend: Backend, as_json: bool) -> int:
     cores = cores_here()  # Before torch is imported, which keeps one busy.
     report = examine(ranks, backend, cores)
     print(json.dumps(as_dictionary(report), indent=1) if as_json else as_text(report, output_width()))
-    return SUCCESS if report.healthy else FAILURE
+    status = SUCCESS if report.healthy else FAILURE
+    if multiprocessing.active_children():
+        # Python would wait at its end for one that the driver holds, and that cannot be killed.
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 def as_dictionary(report: Report) -> dict[str, Any]:
@@ -55,7 +61,7 @@ def as_text(report: Report, width: int) -> str:
         lines += ["", format_table(["ranks", "latency, us", "GB/s each way"], body, width)]
     count = {status: sum(each.status == status for each in report.findings) for status in ("error", "warning")}
     verdict = "everything works" if report.healthy else "something is wrong"
-    return "\n".join([*lines, "", f"{verdict}: {count['error']} errors, {count['warning']} warnings"])
+    return "\n".join([*lines, "", f"{verdict}; errors: {count['error']}, warnings: {count['warning']}"])
 
 
 def examine(ranks: int | None, backend: Backend, cores: Any) -> Report:
