@@ -17,7 +17,7 @@ operations, sizes, dtypes, algorithms or scalars; and `LamportTimeoutError`, nam
 come. After either the workspace can no longer be used, and on a GPU results are NaN from that operation on. Neither can
 it be used after a host operation was interrupted by an exception of a signal's handler, such as `KeyboardInterrupt`.
 
-A plain argument (a number, a name, a group) of a wrong type is a `TypeError`, as in torch, and an integer of more than
+A plain argument (a number or a name) of a wrong type is a `TypeError`, as in torch, and an integer of more than
 64 bits an `OverflowError`.
 
 Tensors are on the workspace's device, float32, float16 or bfloat16, in any layout. Kernels take them contiguous and
@@ -27,6 +27,10 @@ very tensor it is computed from, but its elements must not share memory.
 None of the operations has a gradient: results do not require one, whatever the inputs do. Where gradients are enabled
 and an input requires one, a warning says so, once per process and operation. An output that is passed in counts as
 changed in place.
+
+No tensor is too large. One of which a slot has no room for the message of every rank runs as several operations through
+the slots there are, with the same bits. `compute_comm_size_for_all_reduce` and `compute_comm_size_for_minimax` give the
+`comm_size` with which tensors up to some size run as one.
 
 Under torch.compile, torch.export, torch.jit.trace and make_fx the functions become the operators of
 `lamport_rs.torch_operators`. Those are never left out, reordered, merged or run again, and neither are the functions.
@@ -41,20 +45,17 @@ they are launched on, not by the library.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
-from torch.compiler import is_dynamo_compiling
 
 from lamport_rs._core import LamportError
 from lamport_rs.eager import (
     Algorithm,
     check_tensor,
     run_all_reduce,
-    run_all_reduce_or,
     run_all_reduce_rms_norm,
     run_minimax_rms,
     run_minimax_rms_qk,
 )
-from lamport_rs.tracing import is_recording, must_dispatch
+from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
 
@@ -64,30 +65,18 @@ def all_reduce(
     out: torch.Tensor | None = None,
     *,
     algorithm: Algorithm = "auto",
-    fallback: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Sum `input` over the ranks.
 
     Args:
-        input: This rank's tensor, of any shape. One-shot takes `world_size` times its bytes of a slot,
-            two-shot twice its bytes; `compute_comm_size_for_all_reduce` gives a `comm_size` that does for both.
+        input: This rank's tensor, of any shape and size.
         workspace: The group's workspace, or its table.
         out: Where the sum goes: shape and dtype of `input`; may be `input`. None to allocate it.
         algorithm: See `Algorithm`; the same on every rank.
-        fallback: A process group of the same ranks that sums tensors which are too large for the workspace. Its sums
-            are its own: in another order perhaps, rounded at every step, and not compared between
-            ranks. None to raise instead. With a fallback torch.compile breaks its graph here, whichever sums.
 
     Returns:
         `out`: the sum in float32 and in rank order, rounded once to `input`'s dtype; the same bits on every rank.
-
-    Raises:
-        LamportSizeError: If the workspace is too small, or the tensor has more than a GiB on a GPU, and there is no
-            fallback. The text gives the size that does.
     """
-    if fallback is not None:
-        _check_that_nothing_records()
-        return run_all_reduce_or(fallback, input, workspace, algorithm, out)
     if must_dispatch(input):
         return _copy_to("out", out, torch.ops.lamport_rs.all_reduce(input, _table_of(workspace), algorithm))
     return run_all_reduce(input, workspace, algorithm, out)
@@ -95,7 +84,7 @@ def all_reduce(
 
 def all_reduce_rms_norm(
     input: torch.Tensor,  # noqa: A002
-    residual: torch.Tensor,
+    residual: torch.Tensor | None,
     weight: torch.Tensor,
     workspace: LamportWorkspace | torch.Tensor,
     eps: float = 1e-6,
@@ -114,7 +103,7 @@ def all_reduce_rms_norm(
 
     Args:
         input: This rank's tensor, `[..., hidden]`, `hidden` a multiple of 8.
-        residual: `[..., hidden]`, dtype of `input`, the same on every rank.
+        residual: `[..., hidden]`, dtype of `input`, the same on every rank. None to add nothing.
         weight: `[hidden]`, dtype of `input` or float32, the same on every rank.
         workspace: The group's workspace, or its table.
         eps: Added to the mean of squares.
@@ -128,8 +117,7 @@ def all_reduce_rms_norm(
         `(out, residual_out)`; the same bits on every rank.
 
     Raises:
-        LamportSizeError: If the workspace is too small, or the tensor has more than a GiB on a GPU. The text gives the
-            size that does.
+        LamportSizeError: On a GPU, if a slot has no room for one row of every rank. The text gives the size that does.
     """
     if must_dispatch(input):
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm(
@@ -158,8 +146,7 @@ def minimax_allreduce_rms(
         input: This rank's columns of the rows, `[..., width]`, `width` a multiple of 8; rows that lie apart evenly,
             at multiples of 16 bytes, are not copied.
         norm_weight: This rank's columns of the weight, `[width]`, dtype of `input` or float32.
-        workspace: The group's workspace, or its table; `comm_size` at least
-            `compute_comm_size_for_minimax(rows, nranks, fused_qk=False)`.
+        workspace: The group's workspace, or its table.
         rank: This rank; checked against the workspace.
         nranks: Ranks in the group; checked against the workspace.
         eps: Added to the mean of squares.
@@ -198,8 +185,7 @@ def minimax_allreduce_rms_qk(
             16 bytes, are not copied.
         norm_weight_q: This rank's columns of Q's weight, `[q_size]`, dtype of `qkv` or float32.
         norm_weight_k: This rank's columns of K's weight, `[kv_size]`, likewise.
-        workspace: The group's workspace, or its table; `comm_size` at least
-            `compute_comm_size_for_minimax(rows, nranks)`.
+        workspace: The group's workspace, or its table.
         q_size: This rank's columns of Q, a multiple of 8.
         kv_size: This rank's columns of K, a multiple of 8.
         rank: This rank; checked against the workspace.
@@ -223,14 +209,6 @@ def minimax_allreduce_rms_qk(
 
 def _table_of(workspace: LamportWorkspace | torch.Tensor) -> torch.Tensor:
     return workspace.workspace if isinstance(workspace, LamportWorkspace) else workspace
-
-
-def _check_that_nothing_records() -> None:
-    # torch.compile breaks its graph instead.
-    if is_recording() and not is_dynamo_compiling():
-        raise LamportError(
-            "a tracer cannot record which way a sum with a fallback goes: pass fallback=None, or trace around it"
-        )
 
 
 def _copy_to(name: str, destination: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:

@@ -42,6 +42,14 @@ create_exception!(
     "An operand of which a copy will do: the package makes it, and calls again. Nothing was changed."
 );
 
+create_exception!(
+    lamport_rs,
+    LamportSingleRankError,
+    LamportError,
+    "An operation for which a group of one needs no kernel of ours: the package computes it with torch's. Nothing was \
+     changed."
+);
+
 /// The exception for `error`.
 pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
     let text = error.to_string();
@@ -59,6 +67,7 @@ pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
         }
         Error::Geometry(GeometryError::MessageTooLarge { .. }) | Error::TooLarge(_) => LamportSizeError::new_err(text),
         Error::Layout(_) => LamportLayoutError::new_err(text),
+        Error::SingleRank => LamportSingleRankError::new_err(text),
         _ => LamportError::new_err(text),
     }
 }

@@ -93,7 +93,7 @@ fn all_reduce(algorithm: Algorithm, elements: usize) -> AllReduce {
 
 fn norm(algorithm: Algorithm) -> AllReduceRmsNorm {
     let (dtype, weight) = (BFloat16, BFloat16);
-    AllReduceRmsNorm { algorithm, dtype, weight, tokens: 9, hidden: 72 * 8, in_place: false }
+    AllReduceRmsNorm { algorithm, dtype, weight, tokens: 9, hidden: 72 * 8, has_residual: true, in_place: false }
 }
 
 fn minimax() -> Minimax<1> {
