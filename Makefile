@@ -48,6 +48,11 @@ test-emulator: $(VENV)/.ready ## The kernels on the emulator, with many seeds; `
 test-gpu: build ## The package on GPUs, one per rank; skipped where there are none.
 	$(BIN)/python -m pytest tests/gpu -m gpu
 
+.PHONY: test-torch-suite
+test-torch-suite: build ## torch's own tests of process groups, on the CPU, on the backend "lamport".
+	$(BIN)/pip install --quiet 'expecttest>=0.3'
+	$(BIN)/python tests/torch_suite.py
+
 bench: build ## Compare all implementations found here; records and draws the run in benchmarks/results.
 	$(BIN)/python -m lamport_rs bench
 

@@ -1,0 +1,33 @@
+"""What every `import torch` runs, through the entry point group `torch.backends`: the name "lamport" becomes known.
+
+It must not take time, and must not fail: it loads nothing but itself. The rest of the package is loaded when a process
+group of this backend is made.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+BACKEND = "lamport"
+"""The name of the backend of torch.distributed."""
+
+
+def register() -> None:
+    """Make `torch.distributed.init_process_group("lamport")` known to torch. Safe to call twice."""
+    import torch.distributed as dist
+
+    if dist.is_available() and BACKEND not in dist.Backend.backend_list:
+        dist.Backend.register_backend(BACKEND, _make_group, extended_api=True, devices=["cpu", "cuda"])
+    if getattr(sys.modules["lamport_rs"], "_imported_before_torch", False):
+        # The operators could not be registered then.
+        import lamport_rs.torch_operators  # noqa: F401
+
+
+def _make_group(options: Any, backend_options: Any) -> dist.ProcessGroup:
+    from lamport_rs.distributed import make_group
+
+    return make_group(options, backend_options)
