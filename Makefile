@@ -11,13 +11,16 @@ FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= $(shell date +%s)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help build demo test test-rust test-python test-gpu test-races fuzz bench soak soak-gpu lint format \
+.PHONY: help build doctor demo test test-rust test-python test-gpu test-races fuzz bench soak soak-gpu lint format \
   wheel check-wheel clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 build: $(VENV)/.installed ## Build the wheel and install it in .venv.
+
+doctor: build ## Say what works on this machine, and what to do about the rest.
+	$(BIN)/python -m lamport_rs doctor
 
 demo: build ## Run the collectives between processes, check them, and print a latency table.
 	$(BIN)/python -m lamport_rs demo

@@ -31,6 +31,79 @@ def test_importing_the_package_takes_little_beyond_torch():
     assert best < MOST_SECONDS
 
 
+IMPORT_ALONE = """
+import sys, time
+started = time.perf_counter()
+import lamport_rs
+print(time.perf_counter() - started)
+assert "torch" not in sys.modules, "the import brought torch"
+lamport_rs.LamportError, lamport_rs.__version__, dir(lamport_rs)
+assert not hasattr(lamport_rs, "no_such_name") and not hasattr(lamport_rs, "__wrapped__")
+assert "torch" not in sys.modules, "what needs no torch brought it"
+"""
+MOST_SECONDS_ALONE = 0.1
+
+
+def run_python(code: str) -> str:
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
+
+
+def test_importing_the_package_alone_is_quick_and_brings_no_torch():
+    best = 1.0
+    for _ in range(ATTEMPTS):
+        best = min(best, float(run_python(IMPORT_ALONE)))
+        if best < MOST_SECONDS_ALONE:
+            break
+    assert best < MOST_SECONDS_ALONE
+
+
+@pytest.mark.parametrize(
+    ("code", "before_torch"),
+    [
+        ("import torch, lamport_rs", False),
+        ("import lamport_rs, torch; lamport_rs.all_reduce", True),
+        ("import lamport_rs; lamport_rs.LamportWorkspace; import torch", True),
+        ("import lamport_rs; from lamport_rs import *; import torch", True),
+        ("import lamport_rs.torch_operators, lamport_rs, torch", True),
+    ],
+)
+def test_the_operators_are_registered_with_torch_or_at_the_first_use(code, before_torch):
+    said = run_python(f"{code}; print(lamport_rs._imported_before_torch, torch.ops.lamport_rs.all_reduce)")
+    assert said == f"{before_torch} lamport_rs.ordered_all_reduce"
+
+
+def test_a_torch_that_is_still_being_imported_is_left_alone():
+    said = run_python("""
+import importlib.machinery, sys, types
+torch = types.ModuleType("torch")
+torch.__spec__ = importlib.machinery.ModuleSpec("torch", None)
+torch.__spec__._initializing = True
+sys.modules["torch"] = torch
+import lamport_rs
+print(lamport_rs._imported_before_torch, "lamport_rs.torch_operators" in sys.modules)
+""")
+    assert said == "True False"
+
+
+def test_the_module_looks_the_same_before_torch_as_after():
+    said = run_python("""
+import pickle, pydoc, lamport_rs
+before = dir(lamport_rs)
+assert set(lamport_rs.__all__) <= set(before), before
+assert pickle.loads(pickle.dumps(lamport_rs.all_reduce)) is lamport_rs.all_reduce
+assert pickle.loads(pickle.dumps(lamport_rs.LamportTimeoutError)) is lamport_rs.LamportTimeoutError
+assert set(before) <= set(dir(lamport_rs))
+text = pydoc.plain(pydoc.render_doc(lamport_rs))
+assert "all_reduce(input" in text and "class LamportWorkspace" in text, text
+space = {}
+exec("from lamport_rs import *", space)
+print(set(lamport_rs.__all__) <= set(space))
+""")
+    assert said == "True"
+
+
 def test_importing_the_package_starts_neither_cuda_nor_the_compiler():
     code = """
 import sys, torch

@@ -17,6 +17,8 @@ import torch
 from lamport_rs._core import LamportMismatchError, LamportTimeoutError
 
 logger = logging.getLogger("lamport_rs")
+# Faults are raised, too: where nobody configures a log, they need not be printed besides.
+logger.addHandler(logging.NullHandler())
 
 NVTX_VARIABLE = "LAMPORT_RS_NVTX"
 
@@ -27,7 +29,8 @@ Result = TypeVar("Result")
 def log_fault(error: BaseException) -> None:
     """Tell the log if `error` is one after which the workspace cannot be used any more."""
     if isinstance(error, LamportTimeoutError | LamportMismatchError):
-        logger.error("%s", error)
+        # The text: a handler may keep what it is given, and the error has the operation's frames.
+        logger.error("%s", str(error))
 
 
 def with_range(name: str, operation: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
