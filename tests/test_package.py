@@ -190,10 +190,11 @@ def imports_of(tree: ast.AST) -> set[str]:
 
 def test_the_package_imports_only_what_it_declares():
     """torch works without numpy, and most machines have it: only the sources tell, or an environment without it."""
-    sources = sorted(Path(lamport_rs.__file__).parent.rglob("*.py"))
+    folder = Path(lamport_rs.__file__).parent
+    sources = sorted([*folder.rglob("*.py"), *(folder.parent / "lamport_rs_autoload").rglob("*.py")])
     assert len(sources) > 30
     # matplotlib is the extra `bench`.
-    allowed = {"lamport_rs", "torch", *sys.stdlib_module_names}
+    allowed = {"lamport_rs", "lamport_rs_autoload", "torch", *sys.stdlib_module_names}
     undeclared = {}
     for source in sources:
         optional = {"matplotlib"} if source.name == "plot.py" else set()

@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lamport_rs_autoload import BACKEND, register
 from torch._C._distributed_c10d import (  # type: ignore[attr-defined]
     PrefixStore,
     _create_work_from_future,
 )
 from torch.autograd import _profiler_enabled  # type: ignore[attr-defined]
 
-from lamport_rs import autoload
 from lamport_rs._core import LamportError
 from lamport_rs.eager import run_all_reduce_in_place
 from lamport_rs.exchange import resolve_group
@@ -90,7 +90,7 @@ def make_group(options: Any, backend_options: Any) -> dist.ProcessGroup:
     else:
         group._register_backend(cuda, kinds.GLOO, gloo)
         group._set_default_backend(kinds.GLOO)
-    _register(group, _GroupSums(options.timeout.total_seconds(), only=autoload.BACKEND))
+    _register(group, _GroupSums(options.timeout.total_seconds(), only=BACKEND))
     return group
 
 
@@ -288,4 +288,4 @@ def _hook() -> None:
         group_class.allreduce = allreduce
 
 
-autoload.register()  # For programs that switch torch's entry points off, and import this module.
+register()  # For programs that switch torch's entry points off, and import this module.
