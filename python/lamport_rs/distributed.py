@@ -21,6 +21,7 @@ import threading
 import weakref
 from typing import Any
 
+import lamport_rs_autoload
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import (  # type: ignore[attr-defined]
@@ -29,7 +30,6 @@ from torch._C._distributed_c10d import (  # type: ignore[attr-defined]
 )
 from torch.autograd import _profiler_enabled  # type: ignore[attr-defined]
 
-from lamport_rs import autoload
 from lamport_rs._core import LamportError
 from lamport_rs.eager import run_all_reduce
 from lamport_rs.exchange import resolve_group
@@ -91,7 +91,7 @@ def make_group(options: Any, backend_options: Any) -> dist.ProcessGroup:
     else:
         group._register_backend(cuda, kinds.GLOO, gloo)
         group._set_default_backend(kinds.GLOO)
-    _register(group, _GroupSums(options.timeout.total_seconds(), only=autoload.BACKEND))
+    _register(group, _GroupSums(options.timeout.total_seconds(), only=lamport_rs_autoload.BACKEND))
     return group
 
 
@@ -292,4 +292,4 @@ def _hook() -> None:
         group_class.allreduce = allreduce
 
 
-autoload.register()  # For programs that switch torch's entry points off, and import this module.
+lamport_rs_autoload.register()  # For programs that switch torch's entry points off, and import this module.

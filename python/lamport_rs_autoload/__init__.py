@@ -1,7 +1,7 @@
 """What every `import torch` runs, through the entry point group `torch.backends`: the name "lamport" becomes known.
 
-It must not take time, and must not fail: it loads nothing but itself. The rest of the package is loaded when a process
-group of this backend is made.
+It must not take time, and must not fail: it loads nothing but itself. So it is a package of its own: `lamport_rs` is
+loaded when a process group of this backend is made.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def register() -> None:
 
     if dist.is_available() and BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(BACKEND, _make_group, extended_api=True, devices=["cpu", "cuda"])
-    if getattr(sys.modules["lamport_rs"], "_imported_before_torch", False):
-        # The operators could not be registered then.
+    if "lamport_rs" in sys.modules:
+        # It was imported before torch, and could not register the operators.
         import lamport_rs.torch_operators  # noqa: F401
 
 
