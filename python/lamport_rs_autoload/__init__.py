@@ -6,6 +6,7 @@ loaded when a process group of this backend is made.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,10 @@ def register() -> None:
     if dist.is_available() and BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(BACKEND, _make_group, extended_api=True, devices=["cpu", "cuda"])
     if "lamport_rs" in sys.modules:
-        # It was imported before torch, and could not register the operators.
-        import lamport_rs.torch_operators  # noqa: F401
+        # It was imported before torch, and could not register the operators. With a torch that it does not know it
+        # cannot either, and says so at their first use.
+        with contextlib.suppress(ImportError):
+            import lamport_rs.torch_operators  # noqa: F401
 
 
 def _make_group(options: Any, backend_options: Any) -> dist.ProcessGroup:
