@@ -21,9 +21,9 @@ import weakref
 from threading import get_ident
 from typing import Any
 
+import lamport_rs_autoload
 import torch
 import torch.distributed as dist
-from lamport_rs_autoload import BACKEND, register
 from torch._C._distributed_c10d import (  # type: ignore[attr-defined]
     PrefixStore,
     _create_work_from_future,
@@ -90,7 +90,7 @@ def make_group(options: Any, backend_options: Any) -> dist.ProcessGroup:
     else:
         group._register_backend(cuda, kinds.GLOO, gloo)
         group._set_default_backend(kinds.GLOO)
-    _register(group, _GroupSums(options.timeout.total_seconds(), only=BACKEND))
+    _register(group, _GroupSums(options.timeout.total_seconds(), only=lamport_rs_autoload.BACKEND))
     return group
 
 
@@ -288,4 +288,4 @@ def _hook() -> None:
         group_class.allreduce = allreduce
 
 
-register()  # For programs that switch torch's entry points off, and import this module.
+lamport_rs_autoload.register()  # For programs that switch torch's entry points off, and import this module.
