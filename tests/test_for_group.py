@@ -171,6 +171,7 @@ SUPPORTED: dict[str, tuple[torch.Tensor, dict[str, Any], bool]] = {
     "a long sum": (torch.empty(1 << 32, dtype=torch.bfloat16, device="meta"), {}, True),
     "a scalar": (torch.ones(()), {}, True),
     "an empty tensor": (torch.ones(0, 3), {}, True),
+    "a huge empty tensor": (torch.empty(0, 1 << 60), {}, True),
     "nine dimensions": (torch.ones([1] * 9), {}, False),
     "a sparse tensor": (X.to_sparse(), {}, False),
     "a norm": (X, {"operation": "all_reduce_rms_norm"}, True),
@@ -190,11 +191,12 @@ def call(x: torch.Tensor, workspace: LamportWorkspace, options: dict[str, Any]) 
     """The call that `supports` was asked about."""
     options = dict(options)
     operation, dtype = options.pop("operation", "all_reduce"), options.pop("weight_dtype", x.dtype)
-    weight = torch.ones(x.shape[-1:], dtype=dtype)
     rank, world_size = workspace.rank, workspace.world_size
     if operation == "all_reduce":
         lamport_rs.all_reduce(x, workspace, **options)
-    elif operation == "all_reduce_rms_norm":
+        return
+    weight = torch.ones(x.shape[-1:], dtype=dtype)
+    if operation == "all_reduce_rms_norm":
         lamport_rs.all_reduce_rms_norm(x, None, weight, workspace, **options)
     elif operation == "minimax_allreduce_rms":
         lamport_rs.minimax_allreduce_rms(x, weight, workspace, rank, world_size, 1e-6)
@@ -258,6 +260,8 @@ ranges = []
 torch.cuda.nvtx.range_push = ranges.append
 torch.cuda.nvtx.range_pop = lambda: ranges.append(None)
 import lamport_rs
+lamport_rs.LamportWorkspace
+ranges.clear()
 workspace = lamport_rs.LamportWorkspace(0, 1, 4096, lambda message: [message], device="cpu")
 lamport_rs.all_reduce(torch.ones(4), workspace)
 try:

@@ -153,3 +153,30 @@ def ask_for_too_much(me: Rank) -> None:
 
 def test_slots_without_room_for_a_vector_of_every_rank_are_an_error_that_names_the_size():
     ThreadRanks(2).run(ask_for_too_much)
+
+
+def sum_with_room_for_one_shot_only(me: Rank) -> None:
+    workspace = me.workspace(16 * me.world_size, timeout=20, two_shot_from=64)
+    for elements in (8, 4096):
+        inputs = [random_tensor((elements,), torch.float16, rank) for rank in range(me.world_size)]
+        assert workspace.supports(inputs[0])
+        check_same_bits(lamport_rs.all_reduce(inputs[me.rank], workspace), rounded_sum(inputs))
+
+
+def test_one_shot_is_taken_where_the_slots_have_no_room_for_two():
+    ThreadRanks(3).run(sum_with_room_for_one_shot_only)
+
+
+def write_twice(me: Rank) -> None:
+    workspace, rows = me.workspace(COMM_SIZE, timeout=20), torch.ones(4, 8)
+    table, out = workspace.workspace, torch.empty(4, 8)
+
+    def function(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        return lamport_rs.all_reduce_rms_norm(x, None, x[0], table, out=out, residual_out=out)[0]
+
+    with pytest.raises(Exception, match="out overlaps residual_out"):
+        torch.compile(function, backend="eager", fullgraph=True)(rows, out)
+
+
+def test_a_compiled_call_refuses_one_tensor_for_both_outputs(ranks_of):
+    ranks_of(2).run(write_twice)

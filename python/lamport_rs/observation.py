@@ -37,6 +37,12 @@ def with_range(name: str, operation: Callable[Parameters, Result]) -> Callable[P
     """`operation`, in an NVTX range called `lamport_rs.<name>` if the environment asks for ranges."""
     if os.environ.get(NVTX_VARIABLE) != "1":
         return operation
+    try:
+        torch.cuda.nvtx.range_push(name)
+        torch.cuda.nvtx.range_pop()
+    except RuntimeError as error:
+        logger.warning("%s=1 has no effect on %s: %s", NVTX_VARIABLE, name, error)
+        return operation
 
     @functools.wraps(operation)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:

@@ -4,7 +4,8 @@ Each is a collective call: all ranks of the workspace's group make it, with tens
 the same order. Sums are taken in float32 and in rank order, so all ranks get the same bits, on every run. So they do
 where a thread flushes subnormal numbers to zero or rounds otherwise: on the host an operation computes with the default
 settings, and the caller has his own back afterwards. A row's bits do not depend on how many rows share the call, nor on
-where it is among them. A contribution of -0.0 counts as +0.0.
+where it is among them. A contribution of -0.0 counts as +0.0. Only in a group of one on a GPU,
+where a sum is a copy, it stays what it is.
 
 All raise `LamportError` for tensors, values and workspaces they cannot take, before anything is sent, and for a call
 while another thread's is running. Such a call counts all the same: if all ranks refuse it, they go on together; if one
@@ -109,7 +110,7 @@ def all_reduce_rms_norm(
         eps: Added to the mean of squares.
         weight_bias: Added to each weight: 1.0 for models that keep weights as their distance from 1 (Gemma).
         out: Where the normalised rows go, like `input`; may be `input`. None to allocate it.
-        residual_out: Where the sum goes, like `input`; may be `residual`. None to allocate it.
+        residual_out: Where the sum goes, like `input`; may be `residual`, or `input`. None to allocate it.
         algorithm: See `Algorithm`; the same on every rank. With `"two_shot"` each rank sums whole rows, every
             `world_size`-th; for GPUs only. Fewer rows than ranks are summed in one shot, whatever is asked for.
 
@@ -120,6 +121,7 @@ def all_reduce_rms_norm(
         LamportSizeError: On a GPU, if a slot has no room for one row of every rank. The text gives the size that does.
     """
     if must_dispatch(input):
+        _check_apart("out", out, "residual_out", residual_out)
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm(
             input, residual, weight, _table_of(workspace), eps, weight_bias, algorithm
         )
@@ -198,6 +200,7 @@ def minimax_allreduce_rms_qk(
         `(q_out, k_out)`.
     """
     if must_dispatch(qkv):
+        _check_apart("q_out", q_out, "k_out", k_out)
         outputs = torch.ops.lamport_rs.minimax_allreduce_rms_qk(
             qkv, norm_weight_q, norm_weight_k, _table_of(workspace), q_size, kv_size, rank, nranks, eps
         )
@@ -209,6 +212,11 @@ def minimax_allreduce_rms_qk(
 
 def _table_of(workspace: LamportWorkspace | torch.Tensor) -> torch.Tensor:
     return workspace.workspace if isinstance(workspace, LamportWorkspace) else workspace
+
+
+def _check_apart(name: str, out: torch.Tensor | None, other_name: str, other: torch.Tensor | None) -> None:
+    if out is not None and out is other:
+        raise LamportError(f"{name} overlaps {other_name}; they must be separate tensors")
 
 
 def _copy_to(name: str, destination: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,5 @@ def normalise_pair(
     """`minimax_allreduce_rms_qk` of one rank."""
     with torch.inference_mode():
         matrices = qkv[..., : q_size + kv_size].split([q_size, kv_size], dim=-1)
-        # All is read before anything is written: an output may lie where the other's input does.
-        rows = [matrix.float() for matrix in matrices]
-    for row, weight, out in zip(rows, weights, outputs, strict=True):
-        normalise(row, weight, eps, out)
+    for matrix, weight, out in zip(matrices, weights, outputs, strict=True):
+        normalise(matrix, weight, eps, out)

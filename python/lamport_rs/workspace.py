@@ -191,7 +191,7 @@ class LamportWorkspace:
         q_size: int = 0,
         kv_size: int = 0,
     ) -> bool:
-        """Whether a call will be served: the same on every rank for tensors of the same shape and dtype.
+        """Whether a working workspace will serve a call: the same on every rank for tensors of one shape and dtype.
 
         Args:
             input: The operation's first tensor, of any layout. Only its shape, dtype and device are looked at, so
@@ -296,7 +296,7 @@ def bind_to_thread(workspace: LamportWorkspace | torch.Tensor) -> None:
 
     To be called on every rank between the same two operations. Threads that took turns without it would come in an
     order of their own on each rank, and sums would be of tensors that do not belong together. Torch's own threads, in
-    which it runs backward passes on GPUs, need not be bound.
+    which it runs backward passes on GPUs, need not be bound: whoever starts a pass answers for it.
 
     Args:
         workspace: The workspace, or the table of one.

@@ -129,6 +129,8 @@ def run_in_chunks(me: Rank, captured: bool) -> None:
             (Reduction.random(me, 1_500_000, algorithm), 4096 * me.world_size),
             (NormedReduction.random(me, 7, 8200, algorithm), 2 * 4 * 8200 * me.world_size),
             (NormedReduction.random(me, 2 * me.world_size + 1, 64, algorithm), 2 * 4 * 64 * me.world_size),
+            # In two shots the last rows are fewer than the ranks, and as many as a slot has no room for.
+            (NormedReduction.random(me, 2 * me.world_size - 1, 64, algorithm), 2 * 4 * 64 * me.world_size),
             (Operation.random(me, 1001, (64, 8)), 64 * me.world_size),
         ):
             for comm_size in (smallest, 3 * smallest + 16):

@@ -51,13 +51,25 @@ fn most_units(algorithm: Algorithm, geometry: &Geometry, unit: usize) -> Result<
 }
 
 /// All chunks, in order.
-pub(super) fn all(units: usize, most: usize) -> impl Iterator<Item = Chunk> {
+pub(super) fn all(units: usize, most: usize) -> impl Iterator<Item = Chunk> + Clone + use<> {
     (0..units).step_by(most).map(move |start| start..units.min(start.saturating_add(most)))
 }
 
-/// Those between which no other is of another length.
-pub(super) fn first_and_last(units: usize, most: usize) -> [Chunk; 2] {
-    [0..units.min(most), (units - 1) / most * most..units]
+/// The chunks of rows for sums with a norm. Two shots need a row for every rank: what is left and has fewer is cut once
+/// more, for one shot.
+pub(super) fn rows(
+    rows: usize,
+    algorithm: Algorithm,
+    geometry: &Geometry,
+    row_bytes: usize,
+) -> Result<impl Iterator<Item = Chunk> + Clone + use<>, GeometryError> {
+    let most = most_rows(algorithm, geometry, row_bytes)?;
+    let left = rows % most;
+    let is_cut_again = algorithm == Algorithm::TwoShot && left < geometry.world_size();
+    let last = if is_cut_again { rows - left } else { rows };
+    let most_left = if is_cut_again { most_rows(Algorithm::OneShot, geometry, row_bytes)? } else { most };
+    let all_left = all(rows - last, most_left).map(move |chunk| last + chunk.start..last + chunk.end);
+    Ok(all(last, most).chain(all_left))
 }
 
 #[cfg(test)]
@@ -66,14 +78,43 @@ mod tests {
 
     use super::*;
 
+    /// The chunks lie side by side from 0 to `units`.
+    fn check_cover(chunks: &[Chunk], units: usize) {
+        let ends = || [0].into_iter().chain(chunks.iter().map(|chunk| chunk.end));
+        assert!(chunks.iter().zip(ends()).all(|(chunk, end)| chunk.start == end && !chunk.is_empty()), "{chunks:?}");
+        assert_eq!(ends().next_back(), Some(units), "{chunks:?}");
+    }
+
     #[test]
-    fn chunks_cover_all_and_the_first_and_the_last_are_all_there_is_to_check() {
-        for (units, most) in [(1, 1), (7, 3), (9, 3), (3, usize::MAX), (10, 9)] {
+    fn chunks_cover_all() {
+        for (units, most) in [(0, 3), (1, 1), (7, 3), (9, 3), (3, usize::MAX), (10, 9)] {
             let chunks: Vec<Chunk> = all(units, most).collect();
-            assert_eq!(chunks.iter().cloned().flatten().collect::<Vec<_>>(), (0..units).collect::<Vec<_>>());
-            let [first, last] = first_and_last(units, most);
-            assert_eq!((&chunks[0], chunks.last().unwrap()), (&first, &last));
-            assert!(chunks[..chunks.len() - 1].iter().all(|chunk| chunk.len() == first.len()));
+            check_cover(&chunks, units);
+            assert!(chunks.iter().all(|chunk| chunk.len() <= most));
+        }
+    }
+
+    #[test]
+    fn every_chunk_of_rows_has_room_for_its_algorithm() {
+        const ROW: usize = 48;
+        for world_size in 1..=16 {
+            for room in 1..=9 {
+                let geometry = Geometry::new(world_size as i64, (world_size * room * ROW) as i64).unwrap();
+                for (algorithm, tokens) in Algorithm::ALL.into_iter().flat_map(|each| (0..100).map(move |n| (each, n)))
+                {
+                    let Ok(chunks) = rows(tokens, algorithm, &geometry, ROW) else {
+                        assert!(algorithm == TwoShot && room == 1, "{world_size} ranks, {room} rows");
+                        continue;
+                    };
+                    let chunks: Vec<Chunk> = chunks.collect();
+                    check_cover(&chunks, tokens);
+                    for chunk in chunks {
+                        let algorithm = if chunk.len() < world_size { OneShot } else { algorithm };
+                        let message = algorithm.message_bytes(chunk.len(), ROW, world_size);
+                        assert!(geometry.region_bytes(message).is_ok(), "{world_size} ranks, {room} rows, {chunk:?}");
+                    }
+                }
+            }
         }
     }
 

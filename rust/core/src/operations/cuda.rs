@@ -42,7 +42,10 @@ pub unsafe fn all_reduce(workspace: &CudaWorkspace, operands: &AllReduce, stream
     };
     let description = operands.describe(algorithm);
     // SAFETY: the caller's promises.
-    unsafe { launch(workspace, &description, bytes, most, |plans| &mut plans.all_reduce, shape, parameters, stream) }
+    unsafe {
+        let chunks = chunk::all(bytes, most);
+        launch(workspace, &description, chunks, |plans| &mut plans.all_reduce, shape, parameters, stream)
+    }
 }
 
 /// Checks the operands, and says how the operation runs: the algorithm, and the most bytes of a launch.
@@ -53,7 +56,8 @@ pub fn check_all_reduce(workspace: &CudaWorkspace, operands: &AllReduce) -> Resu
     let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(world_size));
     let message = |algorithm: Algorithm| algorithm.tensor_message_bytes(bytes, world_size);
     let fits = |algorithm| message(algorithm) <= geometry.largest_region_bytes();
-    let algorithm = choose(operands.algorithm, is_large, fits);
+    let has_room = |algorithm| chunk::most_bytes(algorithm, &geometry).is_ok();
+    let algorithm = choose(operands.algorithm, is_large, fits, has_room);
     Ok((algorithm, chunk::most_bytes(algorithm, &geometry)?))
 }
 
@@ -66,22 +70,16 @@ pub unsafe fn all_reduce_rms_norm(
     operands: &AllReduceRmsNorm,
     stream: sys::CUstream,
 ) -> Result<()> {
-    let (algorithm, most) = check_all_reduce_rms_norm(workspace, operands)?;
+    let algorithm = check_all_reduce_rms_norm(workspace, operands)?;
     let geometry = workspace.member().geometry;
     let world_size = geometry.world_size();
     if world_size == 1 {
+        workspace.check_open()?;
         return Err(Error::SingleRank);
     }
     let input = operands.input;
-    let (tokens, hidden) = (input.rows(), input.columns());
-    let row_bytes = hidden * input.dtype.size();
-    let (dtype, weight) = (input.dtype, operands.weight.dtype);
-    let shape = |chunk: &Chunk| {
-        let tokens = chunk.len();
-        // The last rows may be too few.
-        let algorithm = if rms_norm::has_two_shot(tokens, world_size) { algorithm } else { Algorithm::OneShot };
-        Ok(AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm })
-    };
+    let (tokens, row_bytes) = (input.rows(), input.columns() * input.dtype.size());
+    let shape = |chunk: &Chunk| Ok(rms_norm_shape(operands, algorithm, world_size, chunk.len()));
     let parameters = |plan: <AllReduceRmsNormShape as Planned>::Plan, group, chunk: &Chunk| {
         let row = |tensor: &Tensor| tensor.pointer as u64 + (chunk.start * row_bytes) as u64;
         let tensors = AllReduceRmsNormTensors {
@@ -95,14 +93,27 @@ pub unsafe fn all_reduce_rms_norm(
     };
     let rows = if input.elements() > 0 { tokens } else { 0 };
     let description = operands.describe(algorithm);
+    let chunks = chunk::rows(rows, algorithm, &geometry, row_bytes)?;
     // SAFETY: the caller's promises.
     unsafe {
-        launch(workspace, &description, rows, most, |plans| &mut plans.all_reduce_rms_norm, shape, parameters, stream)
+        launch(workspace, &description, chunks, |plans| &mut plans.all_reduce_rms_norm, shape, parameters, stream)
     }
 }
 
-/// Checks the operands, and says how the operation runs: the algorithm, and the most rows of a launch.
-pub fn check_all_reduce_rms_norm(workspace: &CudaWorkspace, operands: &AllReduceRmsNorm) -> Result<(Algorithm, usize)> {
+/// The shape of `tokens` of the rows. The last rows may be too few for two shots.
+fn rms_norm_shape(
+    operands: &AllReduceRmsNorm,
+    algorithm: Algorithm,
+    world_size: usize,
+    tokens: usize,
+) -> AllReduceRmsNormShape {
+    let algorithm = if rms_norm::has_two_shot(tokens, world_size) { algorithm } else { Algorithm::OneShot };
+    let (hidden, dtype, weight) = (operands.input.columns(), operands.input.dtype, operands.weight.dtype);
+    AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm }
+}
+
+/// Checks the operands, and says by which algorithm the operation runs.
+pub fn check_all_reduce_rms_norm(workspace: &CudaWorkspace, operands: &AllReduceRmsNorm) -> Result<Algorithm> {
     operands.check(Device::Cuda(workspace.device.index))?;
     let geometry = workspace.member().geometry;
     let (world_size, input) = (geometry.world_size(), operands.input);
@@ -111,8 +122,12 @@ pub fn check_all_reduce_rms_norm(workspace: &CudaWorkspace, operands: &AllReduce
     let message = |algorithm: Algorithm| algorithm.message_bytes(tokens, row_bytes, world_size);
     let fits = |algorithm| message(algorithm) <= geometry.largest_region_bytes();
     let asked = if rms_norm::has_two_shot(tokens, world_size) { operands.algorithm } else { Some(Algorithm::OneShot) };
-    let algorithm = choose(asked, is_large, fits);
-    Ok((algorithm, chunk::most_rows(algorithm, &geometry, row_bytes)?))
+    let has_room = |algorithm| chunk::most_rows(algorithm, &geometry, row_bytes).is_ok();
+    let algorithm = choose(asked, is_large, fits, has_room);
+    for chunk in chunk::rows(tokens, algorithm, &geometry, row_bytes)?.take(1) {
+        rms_norm_shape(operands, algorithm, world_size, chunk.len()).check()?;
+    }
+    Ok(algorithm)
 }
 
 /// Runs the operation in `stream`'s order. A collective call: all ranks pass as many tokens.
@@ -122,6 +137,7 @@ pub fn check_all_reduce_rms_norm(workspace: &CudaWorkspace, operands: &AllReduce
 pub unsafe fn minimax_rms(workspace: &CudaWorkspace, operands: &MinimaxRms, stream: sys::CUstream) -> Result<()> {
     let most = check_minimax_rms(workspace, operands)?;
     if workspace.member().geometry.world_size() == 1 {
+        workspace.check_open()?;
         return Err(Error::SingleRank);
     }
     match operands.norms {
@@ -141,7 +157,7 @@ pub unsafe fn minimax_rms(workspace: &CudaWorkspace, operands: &MinimaxRms, stre
 pub fn check_minimax_rms(workspace: &CudaWorkspace, operands: &MinimaxRms) -> Result<usize> {
     operands.check(Device::Cuda(workspace.device.index))?;
     for norm in operands.norms.iter().flatten() {
-        narrow(norm.input.columns())?;
+        tensors(norm)?;
     }
     Ok(chunk::most_tokens(operands.matrices(), &workspace.member().geometry)?)
 }
@@ -175,33 +191,31 @@ where
     };
     let rows = norms[0].input.rows();
     // SAFETY: the caller's promises.
-    unsafe { launch(workspace, &operands.describe(), rows, most, plans, shape, parameters, stream) }
+    unsafe { launch(workspace, &operands.describe(), chunk::all(rows, most), plans, shape, parameters, stream) }
 }
 
-/// Launches what `units` units need, at most `most` in each of the launches. With none there is nothing to do but to be
-/// counted.
+/// Launches an operation for each of the chunks. With none there is nothing to do but to be counted.
 ///
 /// All chunks are told to the peers as the whole operation, so that they differ from the first on if that does.
 #[allow(clippy::too_many_arguments, reason = "what differs between operations")]
 unsafe fn launch<Shape: Planned, P>(
     workspace: &CudaWorkspace,
     description: &Description,
-    units: usize,
-    most: usize,
+    chunks: impl Iterator<Item = Chunk> + Clone,
     plans: impl Fn(&mut Plans) -> &mut PlansOf<Shape>,
     shape: impl Fn(&Chunk) -> Result<Shape>,
     parameters: impl Fn(Shape::Plan, KernelGroup, &Chunk) -> std::result::Result<P, GeometryError>,
     stream: sys::CUstream,
 ) -> Result<()> {
-    if units == 0 {
+    if chunks.clone().next().is_none() {
         return workspace.skip();
     }
     // First: a shape that has no plan changes nothing.
-    for chunk in chunk::first_and_last(units, most) {
+    for chunk in chunks.clone() {
         shape(&chunk)?.check()?;
     }
     let mut launching = workspace.begin(description, stream)?;
-    for chunk in chunk::all(units, most) {
+    for chunk in chunks {
         let group = launching.group;
         let launched = shape(&chunk).and_then(|shape| {
             let (plan, function): (Shape::Plan, Function) = plans(launching.plans()).get(shape, &workspace.device)?;
@@ -221,7 +235,8 @@ fn tensors(norm: &Norm) -> Result<MinimaxTensors> {
     let size = norm.input.dtype.size();
     Ok(MinimaxTensors {
         input: norm.input.pointer as u64,
-        input_row_bytes: narrow(norm.input.row_stride().unwrap_or(0) * size)?,
+        input_row_bytes: u32::try_from(norm.input.row_stride().unwrap_or(0) * size)
+            .map_err(|_| Error::Layout("rows lie 4 GiB apart or more".to_owned()))?,
         weight: norm.weight.pointer as u64,
         output: norm.output.pointer as u64,
         output_row_bytes: narrow(norm.output.columns() * size)?,

@@ -103,13 +103,13 @@ const PLACE: usize = 4096;
 
 fn dense(place: usize, shape: &[usize], dtype: Dtype, device: Device) -> Result<Tensor> {
     let too_many = || Error::Argument(format!("a tensor has {} dimensions, which are too many", shape.len()));
-    let elements = shape.iter().try_fold(dtype.size(), |product, size| product.checked_mul((*size).max(1)));
-    if elements.is_none_or(|bytes| bytes > isize::MAX as usize / 16) {
+    let bytes = shape.iter().try_fold(dtype.size(), |product, size| product.checked_mul(*size));
+    if !shape.contains(&0) && bytes.is_none_or(|bytes| bytes > isize::MAX as usize / 16) {
         return Err(Error::Argument(format!("a tensor of shape {shape:?} is more than this machine can address")));
     }
     let mut strides = vec![1; shape.len()];
     for dimension in (1..shape.len()).rev() {
-        strides[dimension - 1] = strides[dimension] * shape[dimension].max(1);
+        strides[dimension - 1] = usize::saturating_mul(strides[dimension], shape[dimension].max(1));
     }
     Ok(Tensor {
         pointer: std::ptr::without_provenance_mut(place),

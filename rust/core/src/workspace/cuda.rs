@@ -232,12 +232,17 @@ impl CudaWorkspace {
         Ok(())
     }
 
+    /// Whether an operation may run.
+    pub fn check_open(&self) -> Result<()> {
+        self.check_usable(&mut self.lock())
+    }
+
     /// Copies a tensor on `stream`: the sum of a single rank.
     ///
     /// # Safety
     /// Both are device addresses, valid for `bytes` bytes until the stream has passed the copy.
     pub unsafe fn copy(&self, from: u64, to: u64, bytes: usize, stream: sys::CUstream) -> Result<()> {
-        self.check_usable(&mut self.lock())?;
+        self.check_open()?;
         if bytes == 0 || from == to {
             return Ok(());
         }

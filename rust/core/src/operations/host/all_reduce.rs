@@ -55,9 +55,11 @@ pub fn check(workspace: &HostWorkspace, operands: &AllReduce) -> Result<(Algorit
     let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(geometry.world_size()));
     let message = |algorithm: Algorithm| algorithm.tensor_message_bytes(bytes, geometry.world_size());
     let fits = |algorithm| message(algorithm) <= geometry.largest_region_bytes();
-    let algorithm = choose(operands.algorithm, is_large, fits);
+    let parts = |algorithm| if algorithm == Algorithm::TwoShot { 2 } else { 1 };
+    let has_room = |algorithm| check_room(workspace, parts(algorithm)).is_ok();
+    let algorithm = choose(operands.algorithm, is_large, fits, has_room);
+    check_room(workspace, parts(algorithm))?;
     let region_bytes = region_bytes(algorithm, geometry, bytes);
-    check_room(workspace, if algorithm == Algorithm::TwoShot { 2 } else { 1 })?;
     Ok((algorithm, region_bytes))
 }
 
