@@ -1,7 +1,7 @@
 """A tensor-parallel MLP under torch.compile: sum, residual and norm are operators of the one graph.
 
-GPUs get torch's default backend, inductor. CPUs get "aot_eager", which traces the same graph and generates no code: that
-takes no C++ compiler and no time.
+On GPUs torch's default backend compiles it, inductor. On CPUs it is "aot_eager", which traces the same graph and
+generates no code: that takes a second, and no C++ compiler.
 
 torchrun --nproc-per-node 2 examples/compiled.py
 """
@@ -12,7 +12,7 @@ import lamport_rs
 import torch
 import torch.distributed as dist
 
-HIDDEN, INTERMEDIATE, TOKENS = 512, 2048, 8
+HIDDEN, INTERMEDIATE, LAYERS, TOKENS = 512, 2048, 3, 8
 
 if torch.cuda.is_available():
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -33,10 +33,10 @@ with torch.no_grad(), lamport_rs.LamportWorkspace.for_group() as workspace:
 
     compiled = torch.compile(mlp, fullgraph=True, backend="inductor" if device.type == "cuda" else "aot_eager")
     hidden = residual
-    for layer in range(3):
+    for _ in range(LAYERS):
         expected = mlp(hidden, residual)
         hidden, residual = compiled(hidden, residual)
         torch.testing.assert_close((hidden, residual), expected, rtol=1e-3, atol=1e-3)
-    print(f"rank {rank}: {layer + 1} compiled layers agree with eager ones")
+    print(f"rank {rank}: {LAYERS} compiled layers agree with eager ones")
 
 dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Greedy decoding with a tensor-parallel model: on GPUs a step is captured in a CUDA graph, and replayed for each token.
+"""Greedy decoding with a tensor-parallel model. On GPUs a step is a CUDA graph, replayed for each token.
 
 The layers have an MLP and no attention, to be short. Every rank finds the same tokens without asking the others: sums
 have the same bits everywhere.
@@ -12,7 +12,6 @@ from collections.abc import Callable
 import lamport_rs
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.nn import functional
 
 VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, STEPS = 1000, 256, 1024, 4, 12

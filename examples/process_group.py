@@ -33,8 +33,8 @@ rows = torch.randn(8, 256, device=device)
 with torch.no_grad():
     expected = model(rows)
     mesh = init_device_mesh(device.type, (world_size,))
-    model = parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
-    torch.testing.assert_close(model(rows), expected, rtol=1e-4, atol=1e-4)
+    sharded = parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    torch.testing.assert_close(sharded(rows), expected, rtol=1e-4, atol=1e-4)
 print(f"rank {rank}: parallelize_module agrees with the whole model")
 
 dist.destroy_process_group()

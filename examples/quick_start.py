@@ -1,4 +1,7 @@
-"""The collectives of a group of two, on GPUs or without: torchrun --nproc-per-node 2 examples/quick_start.py"""
+"""Sums over two ranks, on GPUs or without.
+
+torchrun --nproc-per-node 2 examples/quick_start.py
+"""
 
 import os
 

@@ -1,7 +1,7 @@
 """transformers' tensor parallelism, whose sums lamport-rs does: one line more than without, and no import.
 
-The model is a tiny Llama with random weights, so that nothing is downloaded. Needs `pip install transformers accelerate`,
-transformers from 5.17 on.
+The model is a tiny Llama with random weights, so that nothing is downloaded. Needs transformers 5.17 or later, and
+accelerate, which transformers asks for.
 
 torchrun --nproc-per-node 2 examples/transformers_generate.py
 """
@@ -12,8 +12,7 @@ import tempfile
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers.distributed import DistributedConfig
+from transformers import AutoModelForCausalLM, DistributedConfig, LlamaConfig, LlamaForCausalLM
 
 logging.basicConfig()
 logging.getLogger("lamport_rs").setLevel("INFO")  # Says when the workspace is made.
@@ -35,9 +34,9 @@ config = LlamaConfig(
     eos_token_id=None,
 )
 torch.manual_seed(0)  # The same weights on every rank.
-whole = LlamaForCausalLM(config).eval().to(device)
 with tempfile.TemporaryDirectory() as directory:
-    whole.save_pretrained(directory)
+    LlamaForCausalLM(config).save_pretrained(directory)
+    whole = AutoModelForCausalLM.from_pretrained(directory, device_map=device)
 
     # The one line. Without it transformers makes a group of NCCL or gloo.
     dist.init_process_group("lamport")

@@ -24,22 +24,28 @@ def group_of(backend: str = "lamport", ranks: list[int] | None = None) -> Iterat
 
 
 @contextmanager
-def counted(expected: int) -> Iterator[None]:
-    """Check how many sums of the block the package does."""
-    count = 0
+def recorded() -> Iterator[list[torch.Size]]:
+    """The shapes of the sums of the block that the package does."""
+    shapes: list[torch.Size] = []
     plain = distributed.run_all_reduce
 
-    def counting(*arguments: Any) -> torch.Tensor:
-        nonlocal count
-        count += 1
-        return plain(*arguments)
+    def record(tensor: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        shapes.append(tensor.shape)
+        return plain(tensor, *arguments)
 
-    distributed.run_all_reduce = counting
+    distributed.run_all_reduce = record
     try:
-        yield
+        yield shapes
     finally:
         distributed.run_all_reduce = plain
-    assert count == expected, f"the package did {count} sums, not {expected}"
+
+
+@contextmanager
+def counted(expected: int) -> Iterator[None]:
+    """Check how many sums of the block the package does."""
+    with recorded() as shapes:
+        yield
+    assert len(shapes) == expected, f"the package did {len(shapes)} sums, not {expected}"
 
 
 def total_of(me: Rank) -> int:

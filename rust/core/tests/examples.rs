@@ -4,8 +4,9 @@ use std::process::Command;
 
 #[test]
 fn two_processes_sum_without_python() {
+    // With the profile of the tests, for which the example has been built already.
     let finished = Command::new(env!("CARGO"))
-        .args(["run", "--quiet", "--package", "lamport-rs-core", "--example", "all_reduce"])
+        .args(["run", "--quiet", "--profile", "test", "--package", "lamport-rs-core", "--example", "all_reduce"])
         .output()
         .unwrap();
     let said = String::from_utf8(finished.stderr).unwrap();
