@@ -27,17 +27,17 @@ def group_of(backend: str = "lamport", ranks: list[int] | None = None) -> Iterat
 def recorded() -> Iterator[list[torch.Size]]:
     """The shapes of the sums of the block that the package does."""
     shapes: list[torch.Size] = []
-    plain = distributed.run_all_reduce
+    plain = distributed.run_all_reduce_in_place
 
-    def record(tensor: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    def record(tensor: torch.Tensor, *arguments: Any) -> None:
         shapes.append(tensor.shape)
-        return plain(tensor, *arguments)
+        plain(tensor, *arguments)
 
-    distributed.run_all_reduce = record
+    distributed.run_all_reduce_in_place = record
     try:
         yield shapes
     finally:
-        distributed.run_all_reduce = plain
+        distributed.run_all_reduce_in_place = plain
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """`LamportWorkspace.for_group`, groups of one rank, `supports`, and what a workspace says of itself."""
 
 import logging
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import lamport_rs
@@ -10,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lamport_rs import LamportError, LamportWorkspace
+from lamport_rs.sizing import default_comm_size
 from ranks import Rank, ThreadRanks
 from reference import check_same_bits, random_tensor, rounded_sum
 
@@ -41,6 +44,18 @@ def make_for_groups(me: Rank) -> None:
 
 def test_a_workspace_knows_its_group(ranks_of):
     ranks_of(3).run(make_for_groups)
+
+
+def test_the_documented_sizes_are_those_of_the_package():
+    text = (Path(__file__).parent.parent / "docs" / "memory.md").read_text()
+    table = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+    assert [int(row[0]) for row in table] == [2, 4, 8, 16]
+    for world_size, *documented in [map(int, row) for row in table]:
+        sizes = [
+            LamportWorkspace.compute_comm_size_for_all_reduce(size, world_size) for size in (1 << 16, MIB, 8 * MIB)
+        ]
+        slots = [*sizes, default_comm_size(world_size)]
+        assert [-(-3 * (slot + 64 * world_size) // (2 * MIB)) * 2 for slot in slots] == documented
 
 
 def test_what_is_no_torch_group_is_refused():

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
 from importlib.resources import files
@@ -44,8 +45,10 @@ assert "torch" not in sys.modules, "what needs no torch brought it"
 MOST_SECONDS_ALONE = 0.1
 
 
-def run_python(code: str) -> str:
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+def run_python(code: str, **environment: str) -> str:
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout.strip()
 
@@ -69,9 +72,16 @@ def test_importing_the_package_alone_is_quick_and_brings_no_torch():
         ("import lamport_rs.torch_operators, lamport_rs, torch", True),
     ],
 )
-def test_the_operators_are_registered_with_torch_or_at_the_first_use(code, before_torch):
-    said = run_python(f"{code}; print(lamport_rs._imported_before_torch, torch.ops.lamport_rs.all_reduce)")
+def test_without_the_entry_point_the_operators_are_registered_with_torch_or_at_the_first_use(code, before_torch):
+    code = f"{code}; print(lamport_rs._imported_before_torch, torch.ops.lamport_rs.all_reduce)"
+    said = run_python(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     assert said == f"{before_torch} lamport_rs.ordered_all_reduce"
+
+
+@pytest.mark.parametrize("code", ["import torch, lamport_rs", "import lamport_rs, torch"])
+def test_the_operators_are_there_after_both_imports_in_any_order(code):
+    said = run_python(f"{code}; print(torch.ops.lamport_rs.all_reduce)", TORCH_DEVICE_BACKEND_AUTOLOAD="1")
+    assert said == "lamport_rs.ordered_all_reduce"
 
 
 def test_a_torch_that_is_still_being_imported_is_left_alone():
@@ -190,10 +200,11 @@ def imports_of(tree: ast.AST) -> set[str]:
 
 def test_the_package_imports_only_what_it_declares():
     """torch works without numpy, and most machines have it: only the sources tell, or an environment without it."""
-    sources = sorted(Path(lamport_rs.__file__).parent.rglob("*.py"))
+    folder = Path(lamport_rs.__file__).parent
+    sources = sorted([*folder.rglob("*.py"), *(folder.parent / "lamport_rs_autoload").rglob("*.py")])
     assert len(sources) > 30
     # matplotlib is the extra `bench`.
-    allowed = {"lamport_rs", "torch", *sys.stdlib_module_names}
+    allowed = {"lamport_rs", "lamport_rs_autoload", "torch", *sys.stdlib_module_names}
     undeclared = {}
     for source in sources:
         optional = {"matplotlib"} if source.name == "plot.py" else set()

@@ -411,7 +411,7 @@ def test_the_backend_is_known_without_an_import(tmp_path, backend):
     served = "cuda:lamport" not in backend
     script = f"""
 import torch.distributed as dist, torch
-assert "lamport_rs.distributed" not in sys.modules
+assert "lamport_rs" not in sys.modules
 dist.init_process_group({backend!r}, init_method=method, rank=rank, world_size=size)
 tensor = torch.ones(8)
 dist.all_reduce(tensor)
@@ -426,8 +426,13 @@ dist.destroy_process_group()
     run_script(script, 2, tmp_path)
 
 
-def test_importing_torch_loads_nothing_of_the_package_but_its_name(tmp_path):
-    script = "import sys, torch, json; print(json.dumps([name for name in sys.modules if name.startswith('lamport')]))"
-    modules = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
-    assert "lamport_rs.autoload" in modules
-    assert "lamport_rs.distributed" not in modules
+def modules_after(imports: str) -> list[str]:
+    script = f"import json, sys, {imports}; print(json.dumps([*sys.modules]))"
+    names = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
+    return [name for name in names if name.startswith("lamport_rs")]
+
+
+def test_importing_torch_loads_nothing_of_the_package_but_the_backends_name():
+    assert modules_after("torch") == ["lamport_rs_autoload"]
+    assert "lamport_rs.torch_operators" in modules_after("lamport_rs, torch")
+    assert "lamport_rs.distributed" not in modules_after("torch, lamport_rs")

@@ -7,8 +7,8 @@ memory, and a reader spins until the sentinel is gone (the Lamport protocol).
 >>> workspace = lamport_rs.LamportWorkspace(rank, world_size, comm_size, process_group)  # doctest: +SKIP
 >>> total = lamport_rs.all_reduce(tensor, workspace)  # doctest: +SKIP
 
-The import is quick and leaves torch alone. `torch.ops.lamport_rs` is registered at once if torch has been imported, and
-else with the first use of what needs torch.
+The import is quick and leaves torch alone. `torch.ops.lamport_rs` is registered at once if torch has been imported,
+else when it is (`lamport_rs.autoload`), or with the first use of what needs torch.
 """
 
 import importlib
@@ -82,6 +82,7 @@ def __dir__() -> list[str]:
 
 
 _imported_before_torch = not _torch_is_imported()
-"""Whether the operators were left for later; `lamport_rs.torch_operators` registers them when it is imported."""
+"""Whether the operators were left for later, as torch's import had not ended. (It may be what has brought this module,
+by way of `lamport_rs.autoload`.) Importing `lamport_rs.torch_operators` registers them."""
 if not _imported_before_torch:
     _load()

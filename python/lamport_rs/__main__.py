@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_ranks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--ranks", type=_group_size, metavar="N", help="2 to 16 processes (default: one per GPU, or 2 on the CPU)"
+        "--ranks", type=_group_size, metavar="N", help="1 to 16 processes (default: one per GPU, or 2 on the CPU)"
     )
     parser.add_argument(
         "--backend", choices=["auto", "host", "cuda"], default="auto", help="auto: GPUs if there are several"

@@ -30,7 +30,7 @@ class LamportMismatchError(LamportError):
     """What that one runs."""
 
 class LamportSizeError(LamportError):
-    """A tensor that is too large for the workspace, or for any. Nothing was changed."""
+    """Slots that have no room for a row or a vector of every rank. Nothing was changed."""
 
 class LamportLayoutError(LamportError):
     """An operand of which a copy will do. Nothing was changed."""

@@ -16,11 +16,12 @@ ranks have in common: the order of calls, the dtype, the size.
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
+from threading import get_ident
 from typing import Any
 
+import lamport_rs_autoload
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import (  # type: ignore[attr-defined]
@@ -29,16 +30,14 @@ from torch._C._distributed_c10d import (  # type: ignore[attr-defined]
 )
 from torch.autograd import _profiler_enabled  # type: ignore[attr-defined]
 
-from lamport_rs import autoload
 from lamport_rs._core import LamportError
-from lamport_rs.eager import run_all_reduce
+from lamport_rs.eager import run_all_reduce_in_place
 from lamport_rs.exchange import resolve_group
+from lamport_rs.observation import logger
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import DEFAULT_TIMEOUT, LamportWorkspace, bind_to_thread
 
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
-
-_logger = logging.getLogger("lamport_rs")
 
 
 def install(group: dist.ProcessGroup | None = None) -> None:
@@ -91,7 +90,7 @@ def make_group(options: Any, backend_options: Any) -> dist.ProcessGroup:
     else:
         group._register_backend(cuda, kinds.GLOO, gloo)
         group._set_default_backend(kinds.GLOO)
-    _register(group, _GroupSums(options.timeout.total_seconds(), only=autoload.BACKEND))
+    _register(group, _GroupSums(options.timeout.total_seconds(), only=lamport_rs_autoload.BACKEND))
     return group
 
 
@@ -100,7 +99,7 @@ class _DeviceSums:
 
     def __init__(self, workspace: LamportWorkspace) -> None:
         self._workspace = workspace
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         # A signal's handler may sum while its thread does, which the workspace then refuses: so no plain lock.
         self._lock = threading.RLock()
 
@@ -108,10 +107,10 @@ class _DeviceSums:
         """Sum `tensor` over the ranks, in place."""
         with self._lock:
             # The group answers for the order, not the thread: torch's rule is that all ranks call in the same one.
-            if self._thread != threading.get_ident():
+            if self._thread != get_ident():
                 bind_to_thread(self._workspace)
-                self._thread = threading.get_ident()
-            run_all_reduce(tensor, self._workspace, "auto", tensor)
+                self._thread = get_ident()
+            run_all_reduce_in_place(tensor, self._workspace)
 
     def close(self) -> None:
         """Give the workspace up."""
@@ -161,7 +160,7 @@ class _GroupSums:
             sums = None
             if group.size() > 1 and self._serves(group, device):
                 if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                    _logger.warning(
+                    logger.warning(
                         "group %s: its first sum on %s is captured in a CUDA graph, where no workspace can be made, so "
                         "NCCL does it; run one before the capture",
                         group.group_name,
@@ -173,7 +172,7 @@ class _GroupSums:
                     sums = _DeviceSums(LamportWorkspace.for_group(group, device=device, timeout=self._seconds))
                 except LamportError as error:
                     if group.rank() == 0:
-                        _logger.warning(
+                        logger.warning(
                             "group %s: NCCL or gloo does all sums on %s: %s", group.group_name, device, error
                         )
             self._devices[index] = sums
@@ -227,7 +226,9 @@ def allreduce(self: dist.ProcessGroup, *arguments: Any, **named: Any) -> Any:
         tensors, options = arguments
         if type(tensors) is list and len(tensors) == 1 and type(options) is _Options:
             tensor = tensors[0]
-            if type(tensor) in _TYPES and tensor.layout is torch.strided and not _is_watched(tensor):
+            # A tracer, a mode or a profiler wants to see the operator.
+            is_watched = must_dispatch(tensor) or _profiler_enabled()
+            if type(tensor) in _TYPES and tensor.layout is torch.strided and not is_watched:
                 sums = _groups.get(id(self))
                 is_sync = _TELLS_ASYNC and not options.asyncOp
                 if sums is not None and tensor.dtype in _DTYPES and options.reduceOp == _SUM and sums.add(self, tensor):
@@ -237,11 +238,6 @@ def allreduce(self: dist.ProcessGroup, *arguments: Any, **named: Any) -> Any:
                     backend: Any = self._get_backend(tensor.device)
                     return backend.allreduce(tensors, options)
     return _plain_allreduce(self, *arguments, **named)
-
-
-def _is_watched(tensor: torch.Tensor) -> bool:
-    """Whether somebody wants to see the operator: a tracer, a mode or a profiler."""
-    return must_dispatch(tensor) or _profiler_enabled()
 
 
 def _operator_kernel(keys: Any, tensors: list[torch.Tensor], group: Any, reduce_op: Any, *rest: Any) -> Any:
@@ -292,4 +288,4 @@ def _hook() -> None:
         group_class.allreduce = allreduce
 
 
-autoload.register()  # For programs that switch torch's entry points off, and import this module.
+lamport_rs_autoload.register()  # For programs that switch torch's entry points off, and import this module.

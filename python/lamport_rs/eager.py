@@ -72,6 +72,24 @@ def run_all_reduce(
     return out
 
 
+def run_all_reduce_in_place(tensor: torch.Tensor, workspace: LamportWorkspace) -> None:
+    """`all_reduce` of `tensor` into itself, as torch's own collectives do it: autograd hears nothing."""
+    core = _core_of(workspace)
+    try:
+        try:
+            _core.all_reduce(core, tensor, tensor, "auto")
+        except LamportLayoutError:
+            run_on_copies(
+                lambda read, written: _core.all_reduce(core, read[0], written[0], "auto"), [tensor], [], [tensor]
+            )
+        except (TypeError, RuntimeError) as error:
+            _explain(error, "tensor", tensor)
+            raise
+    except BaseException as error:
+        _note_refusal(core, error)
+        raise
+
+
 def run_all_reduce_rms_norm(
     input: torch.Tensor,  # noqa: A002
     residual: torch.Tensor | None,
@@ -264,6 +282,7 @@ def _core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | to
 
 
 run_all_reduce = with_range("all_reduce", run_all_reduce)
+run_all_reduce_in_place = with_range("all_reduce", run_all_reduce_in_place)
 run_all_reduce_rms_norm = with_range("all_reduce_rms_norm", run_all_reduce_rms_norm)
 run_minimax_rms = with_range("minimax_allreduce_rms", run_minimax_rms)
 run_minimax_rms_qk = with_range("minimax_allreduce_rms_qk", run_minimax_rms_qk)

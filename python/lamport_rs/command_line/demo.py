@@ -30,7 +30,7 @@ _TOKENS = (1, 7, 32, 128, 1000)
 
 
 def run(ranks: int | None, backend: Backend) -> int:
-    """Run the demonstration with 2 to 16 `ranks`, None for the default; return 0 if all results were right."""
+    """Run the demonstration with 1 to 16 `ranks`, None for the default; return 0 if all results were right."""
     name, gpus = choose_backend(backend)
     world_size = (min(gpus, MAX_WORLD_SIZE) if name == "cuda" else 2) if ranks is None else ranks
     if name == "cuda" and not 2 <= world_size <= gpus:

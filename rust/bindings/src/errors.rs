@@ -32,7 +32,7 @@ create_exception!(
     lamport_rs,
     LamportSizeError,
     LamportError,
-    "A tensor that is too large for the workspace, or for any. The text says what would do. Nothing was changed."
+    "Slots that have no room for a row or a vector of every rank. The text says what would do. Nothing was changed."
 );
 
 create_exception!(

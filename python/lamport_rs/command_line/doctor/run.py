@@ -27,7 +27,7 @@ _REINSTALL = "install torch 2.6 or later again, in this environment: pip install
 
 
 def run(ranks: int | None, backend: Backend, as_json: bool) -> int:
-    """Examine this installation and machine for 2 to 16 `ranks`, None for the default; return 1 if something is wrong.
+    """Examine this installation and machine for 1 to 16 `ranks`, None for the default; return 1 if something is wrong.
 
     Raises:
         LamportError: If so many ranks of this backend cannot run here.
@@ -162,9 +162,10 @@ def judge_transfers(transfers: Sequence[Transfer], pairs: Sequence[Pair], on_gpu
         if pair.reason is not None and pair.ranks not in broken:
             text = f"words of ranks {pair.ranks[0]} and {pair.ranks[1]} arrive, but operations fail: {pair.reason}"
             findings.append(Finding("operations", "error", text, remedy))
-    return findings or [
-        Finding("transfers", "ok", f"a word arrives between all {len(transfers)} ordered pairs of ranks")
-    ]
+    whole = (
+        f"a word arrives between all {len(transfers)} ordered pairs of ranks" if transfers else "a single rank has none"
+    )
+    return findings or [Finding("transfers", "ok", whole)]
 
 
 def _cells(pair: Pair) -> list[str]:

@@ -143,6 +143,22 @@ pub fn all() -> Vec<Defect> {
             expected: Hang,
         },
         Defect {
+            name: "headers are not cleared",
+            file: "header.cuh",
+            old: "ptx::store_system(poll_ + previous * stride_, empty_vector());",
+            new: "",
+            run: chain(all_reduce(OneShot, 700), 6),
+            expected: Hang,
+        },
+        Defect {
+            name: "headers go to the slot before",
+            file: "header.cuh",
+            old: "ptx::store_system(push_ + offset_, own_);",
+            new: "ptx::store_system(push_ + (slot == 0 ? SLOTS - 1 : slot - 1) * stride_, own_);",
+            run: chain(all_reduce(OneShot, 700), 6),
+            expected: Hang,
+        },
+        Defect {
             name: "two slots",
             file: "constants.cuh",
             old: "SLOTS = 3u",

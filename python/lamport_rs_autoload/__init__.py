@@ -1,11 +1,12 @@
 """What every `import torch` runs, through the entry point group `torch.backends`: the name "lamport" becomes known.
 
-It must not take time, and must not fail: it loads nothing but itself. The rest of the package is loaded when a process
-group of this backend is made.
+It must not take time, and must not fail: it loads nothing but itself. So it is a package of its own: `lamport_rs` is
+loaded when a process group of this backend is made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,11 @@ def register() -> None:
 
     if dist.is_available() and BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(BACKEND, _make_group, extended_api=True, devices=["cpu", "cuda"])
-    if getattr(sys.modules["lamport_rs"], "_imported_before_torch", False):
-        # The operators could not be registered then.
-        import lamport_rs.torch_operators  # noqa: F401
+    if "lamport_rs" in sys.modules:
+        # It was imported before torch, and could not register the operators. With a torch that it does not know it
+        # cannot either, and says so at their first use.
+        with contextlib.suppress(ImportError):
+            import lamport_rs.torch_operators  # noqa: F401
 
 
 def _make_group(options: Any, backend_options: Any) -> dist.ProcessGroup:
