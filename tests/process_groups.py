@@ -24,22 +24,28 @@ def group_of(backend: str = "lamport", ranks: list[int] | None = None) -> Iterat
 
 
 @contextmanager
-def counted(expected: int) -> Iterator[None]:
-    """Check how many sums of the block the package does."""
-    count = 0
+def recorded() -> Iterator[list[torch.Size]]:
+    """The shapes of the sums of the block that the package does."""
+    shapes: list[torch.Size] = []
     plain = distributed.run_all_reduce_in_place
 
-    def counting(*arguments: Any) -> None:
-        nonlocal count
-        count += 1
-        plain(*arguments)
+    def record(tensor: torch.Tensor, *arguments: Any) -> None:
+        shapes.append(tensor.shape)
+        plain(tensor, *arguments)
 
-    distributed.run_all_reduce_in_place = counting
+    distributed.run_all_reduce_in_place = record
     try:
-        yield
+        yield shapes
     finally:
         distributed.run_all_reduce_in_place = plain
-    assert count == expected, f"the package did {count} sums, not {expected}"
+
+
+@contextmanager
+def counted(expected: int) -> Iterator[None]:
+    """Check how many sums of the block the package does."""
+    with recorded() as shapes:
+        yield
+    assert len(shapes) == expected, f"the package did {len(shapes)} sums, not {expected}"
 
 
 def total_of(me: Rank) -> int:

@@ -323,6 +323,27 @@ def test_threads_may_take_turns_and_overlap(ranks_of):
     ranks_of(2).run(sum_from_threads, 20)
 
 
+def sum_from_thread_after_thread(me: Rank) -> None:
+    """Most threads have the number of the one before, which has ended."""
+    with group_of() as group:
+
+        def reduce() -> None:
+            tensor = contribution(me, 1000)
+            dist.all_reduce(tensor, group=group)
+            totals.append(tensor[0].item())
+
+        totals: list[float] = []
+        for _ in range(10):
+            thread = threading.Thread(target=reduce)
+            thread.start()
+            thread.join()
+        assert totals == [total_of(me)] * 10
+
+
+def test_a_thread_may_take_the_place_of_one_that_has_ended(ranks_of):
+    ranks_of(2).run(sum_from_thread_after_thread)
+
+
 class _Records(logging.Handler):
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from threading import get_ident
 from typing import Any
 
 import lamport_rs_autoload
@@ -94,12 +93,24 @@ def make_group(options: Any, backend_options: Any) -> dist.ProcessGroup:
     return group
 
 
+_thread_local = threading.local()
+
+
+def _this_thread() -> object:
+    """Return what stands for the calling thread alone. `get_ident` gives the number of one that has ended again."""
+    try:
+        return _thread_local.token
+    except AttributeError:
+        token = _thread_local.token = object()
+        return token
+
+
 class _DeviceSums:
     """The sums of one group on one device."""
 
     def __init__(self, workspace: LamportWorkspace) -> None:
         self._workspace = workspace
-        self._thread = get_ident()
+        self._thread = _this_thread()
         # A signal's handler may sum while its thread does, which the workspace then refuses: so no plain lock.
         self._lock = threading.RLock()
 
@@ -107,9 +118,10 @@ class _DeviceSums:
         """Sum `tensor` over the ranks, in place."""
         with self._lock:
             # The group answers for the order, not the thread: torch's rule is that all ranks call in the same one.
-            if self._thread != get_ident():
+            thread = _this_thread()
+            if self._thread is not thread:
                 bind_to_thread(self._workspace)
-                self._thread = get_ident()
+                self._thread = thread
             run_all_reduce_in_place(tensor, self._workspace)
 
     def close(self) -> None:
