@@ -171,10 +171,11 @@ def test_a_process_that_cannot_be_killed_is_not_waited_for():
     code = """
 import multiprocessing, time
 from lamport_rs.command_line.doctor import run
-from lamport_rs.command_line.doctor.report import Finding, Report
+from lamport_rs.command_line.doctor.report import Finding, Report, held_processes
 run.examine = lambda *_arguments: Report("host", 2, findings=[Finding("transfers", "error", "broken", "mend it")])
 process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
 process.start()
+held_processes.append(process)
 print(process.pid, flush=True)
 run.run(2, "host", False)
 """

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import torch
 
 import lamport_rs
-from lamport_rs.command_line.doctor.report import Pair, Transfer
+from lamport_rs.command_line.doctor.report import Pair, Transfer, held_processes
 from lamport_rs.command_line.launch import NO_MULTICAST, end_with_parent, interrupts_blocked
 
 Told: TypeAlias = dict[str, Any]
@@ -87,6 +87,8 @@ def run_pair(context: Any, job: Callable[..., None], places: tuple[Place, Place]
         for process in processes:
             process.kill()
             process.join(_KILLED_SECONDS)
+            if process.is_alive():
+                held_processes.append(process)
         for each in (*peers, *reports):
             each.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal, TypeAlias
 
 Status: TypeAlias = Literal["ok", "warning", "error"]
@@ -86,3 +87,7 @@ class Report:
     def healthy(self) -> bool:
         """Whether nothing is an error."""
         return all(each.status != "error" for each in self.findings)
+
+
+held_processes: list[BaseProcess] = []
+"""Processes of this one's that were killed and are not gone, because the driver holds them."""

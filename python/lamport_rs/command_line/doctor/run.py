@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import multiprocessing
 import os
 import platform
 import sys
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lamport_rs import LamportError, __version__, _core
 from lamport_rs.command_line.cores import cores_here
 from lamport_rs.command_line.doctor import machine
-from lamport_rs.command_line.doctor.report import Finding, Pair, Report, Transfer
+from lamport_rs.command_line.doctor.report import Finding, Pair, Report, Transfer, held_processes
 from lamport_rs.command_line.exit_status import FAILURE, SUCCESS
 from lamport_rs.command_line.table import format_table, output_width, wrap
 
@@ -36,8 +35,8 @@ def run(ranks: int | None, backend: Backend, as_json: bool) -> int:
     report = examine(ranks, backend, cores)
     print(json.dumps(as_dictionary(report), indent=1) if as_json else as_text(report, output_width()))
     status = SUCCESS if report.healthy else FAILURE
-    if multiprocessing.active_children():
-        # Python would wait at its end for one that the driver holds, and that cannot be killed.
+    if any(process.is_alive() for process in held_processes):
+        # Python would wait for them at its end.
         sys.stdout.flush()
         os._exit(status)
     return status
