@@ -18,30 +18,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from lamport_rs import LamportError, distributed
-from process_groups import contribution, counted, group_of, total_of
+from process_groups import contribution, counted, group_of, sum_dtypes, total_of, use_tensor_parallelism
 from ranks import Rank
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 ANY_BACKEND = pytest.mark.parametrize("backend", ["lamport", "gloo"])
 """A group of the backend, and one of gloo after `install`."""
-
-
-def sum_dtypes(me: Rank, backend: str) -> None:
-    with group_of(backend) as group:
-        for dtype, served in [
-            (torch.float32, 1),
-            (torch.float16, 1),
-            (torch.bfloat16, 1),
-            (torch.float64, 0),
-            (torch.int64, 0),
-            (torch.uint8, 0),
-        ]:
-            tensor = contribution(me, 1000, dtype=dtype)
-            with counted(served):
-                assert dist.all_reduce(tensor, group=group) is None
-            assert (tensor == total_of(me)).all(), dtype
 
 
 @ANY_BACKEND
@@ -202,31 +183,8 @@ def test_groups_of_others_keep_their_sums(ranks_of):
     ranks_of(2).run(leave_other_groups_alone)
 
 
-def use_tensor_parallelism(me: Rank) -> None:
-    mesh = mesh_of(me)
-    with counted(1):
-        partial = DTensor.from_local(contribution(me, 100), mesh, [Partial()])
-        whole = partial.redistribute(placements=[Replicate()]).to_local()
-    assert (whole == total_of(me)).all()
-    torch.manual_seed(0)
-    linear = torch.nn.Linear
-    model = torch.nn.Sequential(linear(64, 128, bias=False), torch.nn.ReLU(), linear(128, 64, bias=False))
-    rows = torch.randn(4, 64)
-    with torch.no_grad():
-        expected = model(rows)
-        model = parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
-        with counted(1):
-            torch.testing.assert_close(model(rows), expected)
-    dist.destroy_process_group(mesh.get_group())
-
-
-def mesh_of(me: Rank) -> DeviceMesh:
-    group = dist.new_group(backend="lamport")
-    return DeviceMesh.from_group(group, "cpu", mesh=list(range(me.world_size)))
-
-
 def test_distributed_tensors_and_parallel_modules_sum_through_the_package(ranks_of):
-    ranks_of(2).run(use_tensor_parallelism)
+    ranks_of(2).run(use_tensor_parallelism, None)
 
 
 def train(me: Rank, backend: str) -> None:

@@ -8,7 +8,7 @@ memory, and a reader spins until the sentinel is gone (the Lamport protocol).
 >>> total = lamport_rs.all_reduce(tensor, workspace)  # doctest: +SKIP
 
 The import is quick and leaves torch alone. `torch.ops.lamport_rs` is registered at once if torch has been imported,
-else when it is (`lamport_rs.autoload`), or with the first use of what needs torch.
+else when it is (by the package `lamport_rs_autoload`), or with the first use of what needs torch.
 """
 
 import importlib
@@ -82,7 +82,6 @@ def __dir__() -> list[str]:
 
 
 _imported_before_torch = not _torch_is_imported()
-"""Whether the operators were left for later, as torch's import had not ended. (It may be what has brought this module,
-by way of `lamport_rs.autoload`.) Importing `lamport_rs.torch_operators` registers them."""
+"""Whether the operators were left for later. Importing `lamport_rs.torch_operators` registers them."""
 if not _imported_before_torch:
     _load()

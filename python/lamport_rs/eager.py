@@ -110,7 +110,7 @@ def run_all_reduce_rms_norm(
             if residual_out is None:
                 residual_out = torch.empty_like(input)
             _core.all_reduce_rms_norm(core, input, residual, weight, eps, weight_bias, out, residual_out, algorithm)
-        except LamportLayoutError:
+        except (LamportLayoutError, LamportSingleRankError):
             out = empty_dense(input) if given is None else given
             residual_out = empty_dense(input) if given_residual is None else given_residual
 
@@ -124,10 +124,6 @@ def run_all_reduce_rms_norm(
                     normalise_sum(read[0], added, read[-1], eps, weight_bias, written[0], written[1])
 
             run_on_copies(operation, [input] if residual is None else [input, residual], [weight], [out, residual_out])
-        except LamportSingleRankError:
-            assert out is not None
-            assert residual_out is not None
-            normalise_sum(input, residual, weight, eps, weight_bias, out, residual_out)
         except (TypeError, RuntimeError) as error:
             _explain(error, "input", input)
             raise
@@ -159,7 +155,7 @@ def run_minimax_rms(
             if out is None:
                 out = empty_dense(input)
             _core.minimax_rms(core, rank, nranks, input, norm_weight, eps, out)
-        except LamportLayoutError:
+        except (LamportLayoutError, LamportSingleRankError):
             out = empty_dense(input) if given is None else given
 
             def operation(read: Operands, written: Operands) -> None:
@@ -169,9 +165,6 @@ def run_minimax_rms(
                     normalise(read[0], read[1], eps, written[0])
 
             run_on_copies(operation, [input], [norm_weight], [out])
-        except LamportSingleRankError:
-            assert out is not None
-            normalise(input, norm_weight, eps, out)
         except (TypeError, RuntimeError) as error:
             _explain(error, "input", input)
             raise
@@ -217,7 +210,7 @@ def run_minimax_rms_qk(
         weights = (norm_weight_q, norm_weight_k)
         try:
             _core.minimax_rms_qk(core, rank, nranks, qkv, q_size, kv_size, *weights, eps, q_out, k_out)
-        except LamportLayoutError:
+        except (LamportLayoutError, LamportSingleRankError):
 
             def operation(read: Operands, written: Operands) -> None:
                 packed, weight_q, weight_k = read
@@ -229,8 +222,6 @@ def run_minimax_rms_qk(
                     normalise_pair(packed, q_size, kv_size, (weight_q, weight_k), eps, (written[0], written[1]))
 
             run_on_copies(operation, [qkv], weights, [q_out, k_out])
-        except LamportSingleRankError:
-            normalise_pair(qkv, q_size, kv_size, weights, eps, (q_out, k_out))
         except LamportError as error:
             _explain(error, "qkv", qkv)
             raise

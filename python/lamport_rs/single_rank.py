@@ -6,6 +6,7 @@ Operands are as the kernels take them, and checked.
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import rms_norm
 
 
 def normalise_sum(
@@ -31,9 +32,7 @@ def normalise(
 ) -> None:
     """`minimax_allreduce_rms` of one rank."""
     with torch.inference_mode():
-        rows = input.float()
-        scale = torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps)
-        out.copy_(rows * scale * weight.float())
+        out.copy_(rms_norm(input.float(), weight.shape, weight.float(), eps))
 
 
 def normalise_pair(

@@ -14,9 +14,8 @@ DEFAULT_MAX_BYTES = 8 << 20
 """Bytes of the largest tensor that such a workspace takes at once, if the memory allows."""
 ALONE_MAX_BYTES = 64 << 10
 """Likewise for a single rank, which sends nothing."""
-_ALLOCATION = 2 << 20
-"""Blocks are multiples of this."""
-_SLOTS, _HEADER_BYTES, _VECTOR_BYTES = 3, 64, 16
+LEAST_MEMORY = 2 << 20
+"""Bytes of the smallest block."""
 
 
 def default_comm_size(world_size: int) -> int:
@@ -25,10 +24,7 @@ def default_comm_size(world_size: int) -> int:
     Raises:
         LamportError: If the environment variable is no number of bytes, or too small a one.
     """
-    memory = memory_limit()
-    # Three slots, and a header of each rank in each of them, in whole blocks.
-    available = memory // _ALLOCATION * _ALLOCATION - _SLOTS * world_size * _HEADER_BYTES
-    bound = available // _SLOTS // _VECTOR_BYTES * _VECTOR_BYTES
+    bound = _core.comm_size_within(memory_limit(), world_size)
     wanted = _core.all_reduce_comm_size(ALONE_MAX_BYTES if world_size == 1 else DEFAULT_MAX_BYTES, world_size)
     return min(bound, wanted)
 
@@ -42,8 +38,8 @@ def memory_limit() -> int:
         memory = int(text)
     except ValueError:
         memory = -1
-    if not _ALLOCATION <= memory < 2**60:
+    if not LEAST_MEMORY <= memory < 2**60:
         raise LamportError(
-            f"{MEMORY_VARIABLE} is {text!r}, but must be a number of bytes, {_ALLOCATION} (2 MiB) or more"
+            f"{MEMORY_VARIABLE} is {text!r}, but must be a number of bytes, {LEAST_MEMORY} (2 MiB) or more"
         )
     return memory

@@ -4,11 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
-from process_groups import contribution, counted, group_of, total_of
+from process_groups import contribution, counted, group_of, sum_dtypes, total_of, use_tensor_parallelism
 from ranks import Rank
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 # NCCL takes no two ranks on one GPU.
 pytestmark = [pytest.mark.gpu(2), pytest.mark.own_gpus]
@@ -17,19 +14,8 @@ ANY_BACKEND = pytest.mark.parametrize("backend", ["lamport", "nccl"])
 """A group of the backend, and one of NCCL after `install`."""
 
 
-def sum_dtypes(me: Rank, backend: str) -> None:
+def sum_otherwise(me: Rank, backend: str) -> None:
     with group_of(backend) as group:
-        for dtype, served in [
-            (torch.float32, 1),
-            (torch.float16, 1),
-            (torch.bfloat16, 1),
-            (torch.float64, 0),
-            (torch.int64, 0),
-        ]:
-            tensor = contribution(me, 1000, dtype=dtype)
-            with counted(served):
-                dist.all_reduce(tensor, group=group)
-            assert (tensor == total_of(me)).all(), dtype
         with counted(0):
             for operation, expected in [(dist.ReduceOp.MAX, me.world_size), (dist.ReduceOp.AVG, 1.5)]:
                 tensor = contribution(me, 8)
@@ -44,6 +30,7 @@ def sum_dtypes(me: Rank, backend: str) -> None:
 @ANY_BACKEND
 def test_sums_of_floats_go_through_the_package_and_others_to_nccl(ranks_of, backend):
     ranks_of(2).run(sum_dtypes, backend)
+    ranks_of(2).run(sum_otherwise, backend)
 
 
 def sum_asynchronously(me: Rank, backend: str) -> None:
@@ -159,27 +146,8 @@ def test_compiled_sums_are_whole_graphs(ranks_of, backend, mode):
     ranks_of(2).run(compile_sums, backend, mode)
 
 
-def use_tensor_parallelism(me: Rank) -> None:
-    group = dist.new_group(backend="lamport")
-    mesh = DeviceMesh.from_group(group, "cuda", mesh=list(range(me.world_size)))
-    with counted(1):
-        partial = DTensor.from_local(contribution(me, 100), mesh, [Partial()])
-        whole = partial.redistribute(placements=[Replicate()]).to_local()
-    assert (whole == total_of(me)).all()
-    torch.manual_seed(0)
-    linear = torch.nn.Linear
-    model = torch.nn.Sequential(linear(64, 128, bias=False), torch.nn.ReLU(), linear(128, 64, bias=False))
-    model, rows = model.to(me.device), torch.randn(4, 64).to(me.device)
-    with torch.no_grad():
-        expected = model(rows)
-        model = parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
-        with counted(1):
-            torch.testing.assert_close(model(rows), expected, atol=1e-3, rtol=1e-3)
-    dist.destroy_process_group(group)
-
-
 def test_distributed_tensors_and_parallel_modules_sum_through_the_package(ranks_of):
-    ranks_of(2).run(use_tensor_parallelism)
+    ranks_of(2).run(use_tensor_parallelism, 1e-3)
 
 
 def run_other_collectives(me: Rank) -> None:

@@ -33,8 +33,8 @@ impl AnyWorkspace {
         }
     }
 
-    /// Lets one call in at a time: until it has the interpreter's lock again, so that no other thread's comes between its
-    /// operation and its return.
+    /// What lets one call in at a time, of one thread. A call stays inside until it has the interpreter's lock again, so that
+    /// no other comes between its operation and its return.
     pub fn calls(&self) -> &ThreadGate {
         match self {
             Self::Host(workspace) => &workspace.calls,

@@ -33,7 +33,7 @@ mod _core {
         obstacle,
     };
     #[pymodule_export]
-    use super::sizing::{all_reduce_comm_size, minimax_comm_size};
+    use super::sizing::{all_reduce_comm_size, comm_size_within, minimax_comm_size};
     #[pymodule_export]
     use super::workspace::{Table, Workspace, cuda_obstacle};
 

@@ -17,3 +17,9 @@ pub fn minimax_comm_size(py: Python<'_>, max_tokens: i64, world_size: i64, fused
 pub fn all_reduce_comm_size(py: Python<'_>, max_bytes: i64, world_size: i64) -> PyResult<usize> {
     geometry::all_reduce_comm_size(max_bytes, world_size).map_err(|error| to_python(py, Error::from(error)))
 }
+
+/// The most bytes per slot with which a workspace's block takes `memory_bytes` bytes at most.
+#[pyfunction]
+pub fn comm_size_within(py: Python<'_>, memory_bytes: i64, world_size: i64) -> PyResult<i64> {
+    geometry::comm_size_within(memory_bytes, world_size).map_err(|error| to_python(py, Error::from(error)))
+}

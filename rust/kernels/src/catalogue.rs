@@ -10,8 +10,6 @@ use lamport_rs_protocol::algorithm::Algorithm;
 use crate::dtype::Dtype::{self, BFloat16, Float16, Float32};
 use crate::variants::{CAPACITIES, LaunchBounds, MINIMAX_VARIANTS, MinimaxVariant, all_reduce_bounds, rms_norm_bounds};
 
-const DTYPES: [Dtype; 3] = [Float32, Float16, BFloat16];
-
 /// Names a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ModuleKey {
@@ -43,7 +41,7 @@ pub struct AllReduceKernel {
 impl AllReduceKernel {
     fn all() -> impl Iterator<Item = Self> {
         Algorithm::ALL.into_iter().flat_map(|algorithm| {
-            DTYPES.into_iter().flat_map(move |dtype| CAPACITIES.map(|capacity| Self { algorithm, dtype, capacity }))
+            Dtype::ALL.into_iter().flat_map(move |dtype| CAPACITIES.map(|capacity| Self { algorithm, dtype, capacity }))
         })
     }
 }

@@ -12,6 +12,9 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// All of them, in the order in which ranks tell each other of them.
+    pub const ALL: [Self; 3] = [Self::Float32, Self::Float16, Self::BFloat16];
+
     /// Bytes of one element.
     pub const fn size(self) -> usize {
         match self {
@@ -31,7 +34,7 @@ impl Dtype {
 
     /// The one of that name.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Float32, Self::Float16, Self::BFloat16].into_iter().find(|dtype| dtype.name() == name)
+        Self::ALL.into_iter().find(|dtype| dtype.name() == name)
     }
 
     /// The type of `numeric.cuh` that stands for it.

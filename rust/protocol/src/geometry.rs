@@ -204,6 +204,14 @@ fn two_shot_rows_bytes(bytes: usize, ranks: usize) -> usize {
     (ranks..=MOST_ROWS).map(region).max().unwrap_or(0)
 }
 
+/// The most bytes per slot with which a rank's block takes `memory_bytes` bytes at most; 0 or less if there are none.
+pub fn comm_size_within(memory_bytes: i64, world_size: i64) -> Result<i64, GeometryError> {
+    let headers = SLOTS * check_world_size(world_size)? * HEADER_BYTES;
+    let block_bytes = memory_bytes - memory_bytes % ALLOCATION_GRANULARITY as i64;
+    let slot_bytes = (block_bytes - headers as i64) / SLOTS as i64;
+    Ok(slot_bytes - slot_bytes % VECTOR_BYTES as i64)
+}
+
 fn check_positive(what: &'static str, value: i64) -> Result<usize, GeometryError> {
     if value > 0 { Ok(value as usize) } else { Err(GeometryError::NotPositive { what, value }) }
 }

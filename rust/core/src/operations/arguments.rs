@@ -11,7 +11,6 @@ use super::operation::{Description, Kind};
 use crate::error::{Error, Result};
 use crate::tensor::{Device, Dtype, Tensor};
 
-const DTYPES: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::BFloat16];
 /// Widths of the normalised rows are multiples of this many elements: a vector of 16-bit values.
 const COLUMN_MULTIPLE: usize = 8;
 
@@ -45,7 +44,7 @@ impl AllReduce {
     /// Checks the operands for a workspace on `device`.
     pub fn check(&self, device: Device) -> Result<()> {
         let (input, output) = (named("input", &self.input), named("out", &self.output));
-        input.check_dtype(&DTYPES)?;
+        input.check_dtype(&Dtype::ALL)?;
         output.check_dtype(&[self.input.dtype])?;
         output.check_shape(self.input.shape.as_slice())?;
         for operand in [input, output] {
@@ -101,7 +100,7 @@ impl AllReduceRmsNorm {
         let residual = self.residual.as_ref().map(|residual| named("residual", residual));
         let weight = named("weight", &self.weight);
         let (output, residual_output) = (named("out", &self.output), named("residual_out", &self.residual_output));
-        input.check_dtype(&DTYPES)?;
+        input.check_dtype(&Dtype::ALL)?;
         input.check_columns(COLUMN_MULTIPLE)?;
         for operand in residual.into_iter().chain([output, residual_output]) {
             operand.check_dtype(&[self.input.dtype])?;
@@ -280,7 +279,7 @@ struct NamedNorm<'a> {
 impl NamedNorm<'_> {
     fn check_values(&self, device: Device) -> Result<()> {
         let input = self.input.tensor;
-        self.input.check_dtype(&DTYPES)?;
+        self.input.check_dtype(&Dtype::ALL)?;
         self.input.check_columns(COLUMN_MULTIPLE)?;
         self.output.check_dtype(&[input.dtype])?;
         self.output.check_shape(input.shape.as_slice())?;

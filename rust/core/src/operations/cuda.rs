@@ -7,6 +7,7 @@ use lamport_rs_kernels::plan::minimax::{MinimaxPlan, MinimaxShape, MinimaxTensor
 use lamport_rs_kernels::plan::rms_norm::{self, AllReduceRmsNormShape, AllReduceRmsNormTensors};
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::geometry::GeometryError;
+use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
 use crate::cuda::launch::Function;
 use crate::cuda::plans::{Planned, Plans, PlansOf};
@@ -54,10 +55,7 @@ pub fn check_all_reduce(workspace: &CudaWorkspace, operands: &AllReduce) -> Resu
     let geometry = workspace.member().geometry;
     let (world_size, bytes) = (geometry.world_size(), operands.input.bytes());
     let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(world_size));
-    let message = |algorithm: Algorithm| algorithm.tensor_message_bytes(bytes, world_size);
-    let fits = |algorithm| message(algorithm) <= geometry.largest_region_bytes();
-    let has_room = |algorithm| chunk::most_bytes(algorithm, &geometry).is_ok();
-    let algorithm = choose(operands.algorithm, is_large, fits, has_room);
+    let algorithm = choose(operands.algorithm, is_large, &geometry, bytes.div_ceil(VECTOR_BYTES), VECTOR_BYTES);
     Ok((algorithm, chunk::most_bytes(algorithm, &geometry)?))
 }
 
@@ -70,15 +68,14 @@ pub unsafe fn all_reduce_rms_norm(
     operands: &AllReduceRmsNorm,
     stream: sys::CUstream,
 ) -> Result<()> {
-    let algorithm = check_all_reduce_rms_norm(workspace, operands)?;
+    let (algorithm, chunks) = check_all_reduce_rms_norm(workspace, operands)?;
     let geometry = workspace.member().geometry;
     let world_size = geometry.world_size();
     if world_size == 1 {
         workspace.check_open()?;
         return Err(Error::SingleRank);
     }
-    let input = operands.input;
-    let (tokens, row_bytes) = (input.rows(), input.columns() * input.dtype.size());
+    let row_bytes = operands.input.columns() * operands.input.dtype.size();
     let shape = |chunk: &Chunk| Ok(rms_norm_shape(operands, algorithm, world_size, chunk.len()));
     let parameters = |plan: <AllReduceRmsNormShape as Planned>::Plan, group, chunk: &Chunk| {
         let row = |tensor: &Tensor| tensor.pointer as u64 + (chunk.start * row_bytes) as u64;
@@ -91,9 +88,7 @@ pub unsafe fn all_reduce_rms_norm(
         };
         plan.parameters(&geometry, group, tensors, operands.epsilon, operands.weight_bias)
     };
-    let rows = if input.elements() > 0 { tokens } else { 0 };
     let description = operands.describe(algorithm);
-    let chunks = chunk::rows(rows, algorithm, &geometry, row_bytes)?;
     // SAFETY: the caller's promises.
     unsafe {
         launch(workspace, &description, chunks, |plans| &mut plans.all_reduce_rms_norm, shape, parameters, stream)
@@ -112,22 +107,23 @@ fn rms_norm_shape(
     AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm }
 }
 
-/// Checks the operands, and says by which algorithm the operation runs.
-pub fn check_all_reduce_rms_norm(workspace: &CudaWorkspace, operands: &AllReduceRmsNorm) -> Result<Algorithm> {
+/// Checks the operands, and says how the operation runs: the algorithm, and the rows of each launch.
+pub fn check_all_reduce_rms_norm(
+    workspace: &CudaWorkspace,
+    operands: &AllReduceRmsNorm,
+) -> Result<(Algorithm, impl Iterator<Item = Chunk> + Clone + use<>)> {
     operands.check(Device::Cuda(workspace.device.index))?;
     let geometry = workspace.member().geometry;
     let (world_size, input) = (geometry.world_size(), operands.input);
     let (tokens, row_bytes) = (input.rows(), input.columns() * input.dtype.size());
     let is_large = input.bytes() >= workspace.two_shot_from.unwrap_or_else(|| rms_norm::two_shot_from(world_size));
-    let message = |algorithm: Algorithm| algorithm.message_bytes(tokens, row_bytes, world_size);
-    let fits = |algorithm| message(algorithm) <= geometry.largest_region_bytes();
     let asked = if rms_norm::has_two_shot(tokens, world_size) { operands.algorithm } else { Some(Algorithm::OneShot) };
-    let has_room = |algorithm| chunk::most_rows(algorithm, &geometry, row_bytes).is_ok();
-    let algorithm = choose(asked, is_large, fits, has_room);
-    for chunk in chunk::rows(tokens, algorithm, &geometry, row_bytes)?.take(1) {
-        rms_norm_shape(operands, algorithm, world_size, chunk.len()).check()?;
+    let algorithm = choose(asked, is_large, &geometry, tokens, row_bytes);
+    let chunks = chunk::rows(tokens, algorithm, &geometry, row_bytes)?;
+    if let Some(first) = chunks.clone().next() {
+        rms_norm_shape(operands, algorithm, world_size, first.len()).check()?;
     }
-    Ok(algorithm)
+    Ok((algorithm, chunks))
 }
 
 /// Runs the operation in `stream`'s order. A collective call: all ranks pass as many tokens.

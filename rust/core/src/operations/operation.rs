@@ -32,7 +32,6 @@ const COLUMN_BITS: u32 = 24;
 const PAIR_BITS: u32 = COLUMN_BITS / 2;
 /// Widths of Q and K are multiples of this.
 const PAIR_UNIT: usize = 8;
-const DTYPES: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::BFloat16];
 
 /// Which collective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +89,8 @@ pub struct Description {
 impl Description {
     /// As ranks tell it, with `number` in its place.
     pub fn header(&self, number: u32) -> Header {
-        let dtype = DTYPES.iter().position(|dtype| *dtype == self.dtype).expect("every dtype is in the list") as u32;
+        let dtype =
+            Dtype::ALL.iter().position(|dtype| *dtype == self.dtype).expect("every dtype is in the list") as u32;
         let mut shape = (self.kind as u32) << KIND_SHIFT | dtype << DTYPE_SHIFT | self.shown_columns();
         if self.algorithm == Algorithm::TwoShot {
             shape |= TWO_SHOT;
@@ -155,7 +155,7 @@ impl Operation {
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [number, shape, rows, digest] = self.0;
-        let dtype = DTYPES.get((shape >> DTYPE_SHIFT & 3) as usize);
+        let dtype = Dtype::ALL.get((shape >> DTYPE_SHIFT & 3) as usize);
         let (Some(kind), Some(dtype)) = (self.kind(), dtype) else {
             return write!(f, "something that is no operation ({:08x?})", self.0);
         };

@@ -69,10 +69,18 @@ impl ThreadGate {
     /// Enters for `operation`. An error if the calling thread is another one, or if another operation is inside.
     #[inline]
     pub fn enter(&self, operation: &'static str) -> Result<Entered<'_>> {
-        // Inside: nobody is named meanwhile. Another thread hears that it is one, whoever is inside.
-        let entered = self.gate.enter(operation);
+        // Before: another thread does not stand in the way of the one that may enter.
+        self.check_thread(operation)?;
+        let entered = self.gate.enter(operation)?;
+        // Again: another may have been named meanwhile. Now none can be.
+        self.check_thread(operation)?;
+        Ok(entered)
+    }
+
+    #[inline]
+    fn check_thread(&self, operation: &'static str) -> Result<()> {
         if self.thread.load(Ordering::Relaxed) == this_thread() {
-            entered
+            Ok(())
         } else {
             Err(Error::OtherThread { operation })
         }

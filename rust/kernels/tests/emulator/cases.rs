@@ -75,16 +75,8 @@ pub fn rms_norm() -> Vec<Case> {
             for world_size in WORLD_SIZES {
                 let per_vector = 16 / dtype.size();
                 let norm = |tokens, vectors: usize, in_place| -> Box<dyn Operation> {
-                    let hidden = vectors * per_vector;
-                    Box::new(AllReduceRmsNorm {
-                        algorithm,
-                        dtype,
-                        weight,
-                        tokens,
-                        hidden,
-                        has_residual: true,
-                        in_place,
-                    })
+                    let (hidden, has_residual) = (vectors * per_vector, true);
+                    Box::new(AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place })
                 };
                 let name = format!("all_reduce_rms_norm, {algorithm:?}, {dtype:?} and {weight:?}, {world_size} ranks");
                 let few = world_size;
@@ -205,16 +197,8 @@ pub fn limited_residency() -> Vec<Case> {
                 Box::new(AllReduce { algorithm, dtype, elements, in_place: false })
             };
             let norm = |algorithm, tokens| -> Box<dyn Operation> {
-                let (weight, hidden) = (dtype, 40);
-                Box::new(AllReduceRmsNorm {
-                    algorithm,
-                    dtype,
-                    weight,
-                    tokens,
-                    hidden,
-                    has_residual: true,
-                    in_place: false,
-                })
+                let (weight, hidden, has_residual, in_place) = (dtype, 40, true, false);
+                Box::new(AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place })
             };
             let minimax = |tokens| -> Box<dyn Operation> {
                 let (weight, widths) = (dtype, [64, 8]);

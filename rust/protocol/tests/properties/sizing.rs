@@ -2,7 +2,7 @@
 
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::geometry::{
-    ALLOCATION_GRANULARITY, Geometry, GeometryError, all_reduce_comm_size, minimax_comm_size,
+    ALLOCATION_GRANULARITY, Geometry, GeometryError, all_reduce_comm_size, comm_size_within, minimax_comm_size,
 };
 use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 use proptest::prelude::*;
@@ -192,6 +192,20 @@ fn jobs_without_tokens_or_bytes_are_refused_by_name() {
         }
         assert_eq!(all_reduce_comm_size(value, 4), Err(GeometryError::NotPositive { what: "max_bytes", value }));
     }
+}
+
+#[test]
+fn a_block_of_the_size_within_some_memory_takes_no_more_and_with_a_vector_more_per_slot_does() {
+    for world_size in 1..=16 {
+        for memory in [2 << 20, (2 << 20) + 5, 7 << 20, 64 << 20, 1 << 40] {
+            let comm_size = comm_size_within(memory, world_size).unwrap();
+            let block = |comm_size| Geometry::new(world_size, comm_size).unwrap().block_bytes() as i64;
+            assert!(block(comm_size) <= memory, "{memory} bytes, {world_size} ranks");
+            assert!(block(comm_size + 16) > memory, "{memory} bytes, {world_size} ranks");
+        }
+        assert!(comm_size_within(0, world_size).unwrap() <= 0);
+    }
+    assert_eq!(comm_size_within(2 << 20, 17), Err(GeometryError::WorldSize(17)));
 }
 
 #[test]

@@ -53,14 +53,9 @@ pub fn check(workspace: &HostWorkspace, operands: &AllReduce) -> Result<(Algorit
     operands.check(Device::Cpu)?;
     let (geometry, bytes) = (workspace.member().geometry, operands.input.bytes());
     let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(geometry.world_size()));
-    let message = |algorithm: Algorithm| algorithm.tensor_message_bytes(bytes, geometry.world_size());
-    let fits = |algorithm| message(algorithm) <= geometry.largest_region_bytes();
-    let parts = |algorithm| if algorithm == Algorithm::TwoShot { 2 } else { 1 };
-    let has_room = |algorithm| check_room(workspace, parts(algorithm)).is_ok();
-    let algorithm = choose(operands.algorithm, is_large, fits, has_room);
-    check_room(workspace, parts(algorithm))?;
-    let region_bytes = region_bytes(algorithm, geometry, bytes);
-    Ok((algorithm, region_bytes))
+    let algorithm = choose(operands.algorithm, is_large, &geometry, bytes.div_ceil(VECTOR_BYTES), VECTOR_BYTES);
+    check_room(workspace, algorithm)?;
+    Ok((algorithm, region_bytes(algorithm, geometry, bytes)))
 }
 
 /// Of regions in whole lines, unless vectors fit into the slots at once and lines do not: what is too much is sent as

@@ -7,6 +7,7 @@
 
 use std::marker::PhantomData;
 
+use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, VECTOR_WORDS, Vector};
 
@@ -69,7 +70,7 @@ pub unsafe fn minimax_rms(
 /// Checks the operands.
 pub fn check(workspace: &HostWorkspace, operands: &MinimaxRms) -> Result<()> {
     operands.check(Device::Cpu)?;
-    check_room(workspace, 1)
+    check_room(workspace, Algorithm::OneShot)
 }
 
 /// The own sum of squares of each row, `matrices` words apart.

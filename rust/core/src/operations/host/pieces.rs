@@ -4,6 +4,7 @@
 //! lines that the reader has just cleared, and nothing of the exchange reaches main memory. And a message may be longer
 //! than the slots.
 
+use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::exchange::{Collective, Extent};
 use lamport_rs_protocol::memory::{LINE_VECTORS, Line, SlotMemory};
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
@@ -68,9 +69,10 @@ fn whole_chunks(bytes: usize, chunk_vectors: usize) -> usize {
     (bytes / VECTOR_BYTES / chunk_vectors).max(1) * chunk_vectors
 }
 
-/// Checks that the slots have room for a vector in each of `parts` equal parts of a region.
-pub fn check_room(workspace: &HostWorkspace, parts: usize) -> Result<()> {
-    workspace.member().geometry.region_bytes(parts * VECTOR_BYTES)?;
+/// Checks that the slots have room for the smallest piece: a vector, or one of every shard.
+pub fn check_room(workspace: &HostWorkspace, algorithm: Algorithm) -> Result<()> {
+    let geometry = workspace.member().geometry;
+    geometry.region_bytes(algorithm.message_bytes(1, VECTOR_BYTES, geometry.world_size()))?;
     Ok(())
 }
 

@@ -54,7 +54,7 @@ pub unsafe fn all_reduce_rms_norm(
 pub fn check(workspace: &HostWorkspace, operands: &AllReduceRmsNorm) -> Result<()> {
     operands.check(Device::Cpu)?;
     check_algorithm(operands.algorithm)?;
-    check_room(workspace, 1)
+    check_room(workspace, Algorithm::OneShot)
 }
 
 /// Refuses what only GPUs do.
