@@ -21,8 +21,8 @@ MULTIPROCESSORS = 132
 """Of an H100 or H200."""
 
 # What rust/kernels/src says; tests/test_cost_model.py compares.
-TWO_RANKS_TWO_SHOT_FROM = 4 << 20
-WAY_BYTES = 400_000
+MEASURED_TWO_SHOT_FROM = {2: 4 << 20, 3: 296 << 10, 4: 160 << 10}
+WAY_BYTES = 222_000
 ONE_SHOT_WORKERS = 128
 RESIDENT_THREADS: dict[Algorithm, dict[int, int]] = {
     "one_shot": {2: 1536, 4: 1024, 8: 512, 16: 256},
@@ -92,8 +92,8 @@ class Fit:
 
 def two_shot_from(world_size: int) -> int:
     """Return the bytes from which the launch plan chooses two-shot."""
-    if world_size == 2:
-        return TWO_RANKS_TWO_SHOT_FROM
+    if world_size in MEASURED_TWO_SHOT_FROM:
+        return MEASURED_TWO_SHOT_FROM[world_size]
     return WAY_BYTES * world_size // ((world_size - 1) * (world_size - 2))
 
 

@@ -11,14 +11,14 @@ namespace lamport {
 template <class Value, uint32 capacity>
 __device__ __forceinline__ void all_reduce_one_shot(const AllReduceParameters& parameters) {
     const Group& group = parameters.group;
-    if (is_speaking_block(group)) {
+    if (is_speaking_block()) {
         speak_for_sum(parameters);
         return;
     }
     const TensorVectors input(parameters.input, parameters.bytes), output(parameters.output, parameters.bytes);
     const uint32 workers = blockDim.x - WARP_THREADS;
-    const uint32 threads = data_blocks(group) * workers;
-    uint32 at = data_block(group) * workers + threadIdx.x;
+    const uint32 threads = data_blocks() * workers;
+    uint32 at = data_block() * workers + threadIdx.x;
     const uint64 place = uint64{at} * VECTOR_BYTES;
     const Address input_address = keep(input.address(at));
     const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes + place, place,

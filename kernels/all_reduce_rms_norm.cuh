@@ -54,7 +54,7 @@ public:
     __device__ __forceinline__ RmsNormRows(const AllReduceRmsNormParameters& parameters, WarpPartials& partials)
         : parameters_(parameters),
           partials_(partials),
-          token_(data_block(parameters.group)),
+          token_(data_block()),
           row_vectors_(token_ < parameters.tokens ? parameters.row_vectors : 0) {
         pad(partials);
     }
@@ -63,7 +63,7 @@ public:
 
     // Moves to the block's next row. False if there is none.
     __device__ __forceinline__ bool advance() {
-        token_ += data_blocks(parameters_.group);
+        token_ += data_blocks();
         return token_ < parameters_.tokens;
     }
 

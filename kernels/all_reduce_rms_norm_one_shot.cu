@@ -7,7 +7,7 @@ template <class Value, uint32 capacity, bool held>
 __device__ __forceinline__ void all_reduce_rms_norm_one_shot(const AllReduceRmsNormParameters& parameters) {
     __shared__ WarpPartials partials;
     const Group& group = parameters.group;
-    if (is_speaking_block(group)) {
+    if (is_speaking_block()) {
         speak_for_norm(parameters);
         return;
     }
@@ -66,7 +66,7 @@ __device__ __forceinline__ void all_reduce_rms_norm_one_shot(const AllReduceRmsN
         if (!rows.advance()) {
             break;
         }
-        distance += data_blocks(group) * parameters.row_vectors;
+        distance += data_blocks() * parameters.row_vectors;
     }
 }
 

@@ -61,14 +61,14 @@ private:
 template <class Value, uint32 capacity>
 __device__ __forceinline__ void all_reduce_two_shot(const AllReduceParameters& parameters) {
     const Group& group = parameters.group;
-    if (is_speaking_block(group)) {
+    if (is_speaking_block()) {
         speak_for_sum(parameters);
         return;
     }
     const TensorVectors input(parameters.input, parameters.bytes), output(parameters.output, parameters.bytes);
     const uint32 shard = parameters.vectors;
-    const uint32 threads = data_blocks(group) * blockDim.x;
-    uint32 at = data_block(group) * blockDim.x + threadIdx.x;
+    const uint32 threads = data_blocks() * blockDim.x;
+    uint32 at = data_block() * blockDim.x + threadIdx.x;
     const uint64 to_sums = uint64{shard} * VECTOR_BYTES;
     const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes, 0,
                                         parameters.region_bytes);

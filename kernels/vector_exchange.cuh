@@ -55,6 +55,16 @@ struct RankVectors {
     }
 };
 
+// Awaits the vector at `address`, which rank `source` sends once it has the others'. False if it did not come: see
+// `await`.
+__device__ __forceinline__ bool await_result(const Group& group, uint32 source, Address address, Vector& vector) {
+    const auto look = [&] {
+        vector = ptx::load_system_vector(address);
+        return has_arrived(vector);
+    };
+    return await<Awaited::second_hand>(group, look, [&] { return 1u << source; });
+}
+
 // The way of a thread's vectors to the peers, and of theirs back, as if in slot 0. Made before the grid-dependency
 // wait: then only the slot's offset is to be added when the vector is ready.
 template <uint32 capacity>
@@ -118,12 +128,7 @@ public:
 
     // Awaits the vector of rank `source`, which it sends once it has the others'.
     __device__ __forceinline__ bool await_result(uint32 source, uint64 offset, Vector& vector) const {
-        const Address address = arrival_ + offset + uint64{source} * region_bytes_;
-        const auto look = [&] {
-            vector = ptx::load_system_vector(address);
-            return has_arrived(vector);
-        };
-        return await<Awaited::second_hand>(group_, look, [&] { return 1u << source; });
+        return lamport::await_result(group_, source, arrival_ + offset + uint64{source} * region_bytes_, vector);
     }
 
     // Whether there is such a rank, and it is another.

@@ -77,12 +77,13 @@ def test_a_thread_waits_once_per_way_and_again_for_each_vector_more():
 
 def test_the_model_knows_what_the_launch_plan_says():
     plan, variants = (PLANS / "plan" / "all_reduce.rs").read_text(), (PLANS / "variants.rs").read_text()
-    assert f"TWO_RANKS_TWO_SHOT_FROM: usize = {model.TWO_RANKS_TWO_SHOT_FROM >> 20} << 20;" in plan
+    for world_size, size in model.MEASURED_TWO_SHOT_FROM.items():
+        assert any(f" {world_size} => {size >> bits} << {bits}," in plan for bits in (10, 20)), world_size
     assert f"WAY_BYTES: usize = {model.WAY_BYTES:_};" in plan
     assert f"ONE_SHOT_WORKERS: u32 = {model.ONE_SHOT_WORKERS};" in plan
     assert "_ => WAY_BYTES * world_size / ((world_size - 1) * (world_size - 2))," in plan
     body = variants.partition("fn all_reduce_bounds(")[2].partition("\n}\n")[0]
-    arms = re.findall(r"(?:\((?:Algorithm::)?(\w+), (\d+)\)|_) => LaunchBounds::new\((\d+), (\d+)\)", body)
+    arms = re.findall(r"(?:\((?:AllReduceMethod::)?(\w+), (\d+)\)|_) => LaunchBounds::new\((\d+), (\d+)\)", body)
     names = {"one_shot": "OneShot", "two_shot": "TwoShot"}
     for algorithm, threads in model.RESIDENT_THREADS.items():
         for capacity, expected in threads.items():

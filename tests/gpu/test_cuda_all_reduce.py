@@ -21,7 +21,7 @@ MULTIPROCESSORS = 132
 def boundaries(world_size: int) -> list[int]:
     """Bytes at which the plans of `rust/kernels/src/plan/all_reduce.rs` change."""
     warp, block = 32 * VECTOR_BYTES, 128 * VECTOR_BYTES
-    two_shot_from = 4 * MIB if world_size == 2 else 400_000 * world_size // ((world_size - 1) * (world_size - 2))
+    two_shot_from = {2: 4 * MIB, 3: 296 << 10, 4: 160 << 10}[world_size]
     # Of two-shot, small blocks become large ones.
     larger_blocks = world_size * MIB
     # Of one-shot: the blocks that there are at least; blocks of another size, of two ranks.
@@ -29,8 +29,13 @@ def boundaries(world_size: int) -> list[int]:
     # What all blocks that run at once sum in one round.
     one_shot_round = MULTIPROCESSORS * (9 if world_size == 2 else 6) * block
     two_shot_round = world_size * MULTIPROCESSORS * (2048 if world_size == 2 else 1024) * VECTOR_BYTES
+    # Of two-shot in phases: so many warps of a shard per block, and the most that its grid takes.
+    most_warps = 16 // (world_size - 1)
+    shard_warps = [3 * MULTIPROCESSORS * warps // 5 for warps in (1, 2, 3)] + [4 * MULTIPROCESSORS]
+    phased = [world_size * warps * warp for warps in shard_warps]
+    phased_round = world_size * 2 * MULTIPROCESSORS * most_warps * warp
     switches = [two_shot_from, larger_blocks, least_blocks, world_size * least_blocks, *other_blocks]
-    return [warp, block, world_size * block, *switches, one_shot_round, two_shot_round]
+    return [warp, block, world_size * block, *switches, *phased, phased_round, one_shot_round, two_shot_round]
 
 
 def element_counts(world_size: int, dtype: torch.dtype) -> list[int]:

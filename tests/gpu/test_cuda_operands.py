@@ -1,4 +1,4 @@
-"""Operands that an operation on a GPU cannot take: an error that says why, and nothing has changed."""
+"""Operands that an operation on a GPU cannot take: an error that says why, and no wrong number after it."""
 
 from itertools import product
 
@@ -6,7 +6,13 @@ import lamport_rs
 import pytest
 import torch
 import torch.distributed as dist
-from lamport_rs import LamportError, LamportSizeError, minimax_allreduce_rms, minimax_allreduce_rms_qk
+from lamport_rs import (
+    LamportError,
+    LamportMismatchError,
+    LamportSizeError,
+    minimax_allreduce_rms,
+    minimax_allreduce_rms_qk,
+)
 from minimax_rows import Operation
 from ranks import Rank
 from reductions import ALGORITHMS, NormedReduction, Reduction, contributions, run_checked
@@ -99,25 +105,35 @@ CASES = {
 }
 
 
+NAMES_NO_WORKSPACE = "a copy of the table"
+"""Of those, a call that no workspace hears of, and so none counts."""
+
+
 def refuse_and_carry_on(me: Rank, name: str) -> None:
-    """The bad call comes between good ones, on every rank or on one of them only."""
+    """Refused on every rank, the call changes nothing; on one only, the ranks are apart, and each hears of it."""
     call, text = CASES[name]
-    workspace, everybody = me.workspace(COMM_SIZE, timeout=10), list(range(me.world_size))
+    everybody = list(range(me.world_size))
     for offenders in (everybody, [0], [me.world_size - 1]):
+        workspace = me.workspace(COMM_SIZE, timeout=10)
         if me.rank in offenders:
             with pytest.raises(LamportError, match=text):
                 call(me, workspace)
         operation = Operation.random(me, 33, (64, 8))
         operation(workspace)
-        operation.check("the next operation")
-    workspace.synchronize()
+        if offenders == everybody or name == NAMES_NO_WORKSPACE:
+            operation.check("the next operation")
+            workspace.synchronize()
+        else:
+            with pytest.raises(LamportMismatchError, match="the ranks differ"):
+                workspace.synchronize()
+            assert all(bool(out.isnan().all()) for out in operation.outs), f"{name}: a number after ranks differed"
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.own_gpus) if "another GPU" in name else name for name in CASES]
 )
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_an_operation_refuses_and_changes_nothing(ranks_of, world_size, name):
+def test_a_refused_operation_is_followed_by_no_wrong_number(ranks_of, world_size, name):
     ranks_of(world_size).run(refuse_and_carry_on, name)
 
 

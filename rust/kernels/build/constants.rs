@@ -11,7 +11,7 @@ use crate::parameters::{
     AllReduceParameters, AllReduceRmsNormParameters, CONTROL_COPIES, CONTROL_COPY_BYTES, FillParameters, Group,
     MinimaxMatrix, MinimaxParameters, Report, RmsNorm, VerifyParameters,
 };
-use crate::variants::{FILL_THREADS, WARP_THREADS};
+use crate::variants::{FILL_THREADS, SPEAKING_BLOCKS, WARP_THREADS};
 
 /// A macro `ASSERT_LAYOUT_OF_<name>(type)` that asserts that a CUDA struct has the size of a Rust struct and the named
 /// fields at the same offsets.
@@ -61,6 +61,7 @@ fn constants() -> String {
     constant("REPORT_PEERS", &offset_of!(Report, peers));
     constant("WARP_THREADS", &WARP_THREADS);
     constant("FILL_THREADS", &FILL_THREADS);
+    constant("SPEAKING_BLOCKS", &SPEAKING_BLOCKS);
     text.push_str("\n}  // namespace lamport\n");
     text
 }
@@ -72,17 +73,17 @@ fn layouts() -> String {
             Group,
             [
                 own,
-                peers,
                 comm_size,
+                control_copies,
+                rank,
+                world_size,
+                header,
+                peers,
                 counters,
                 extents,
                 report,
                 timeout_nanoseconds,
-                rank,
-                world_size,
-                control_copies,
-                header,
-                speaking_blocks
+                is_checked
             ]
         ),
         layout!("AllReduce", AllReduceParameters, [group, input, output, bytes, region_bytes, vectors]),

@@ -8,7 +8,9 @@ use std::ffi::CStr;
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use crate::dtype::Dtype::{self, BFloat16, Float16, Float32};
-use crate::variants::{CAPACITIES, LaunchBounds, MINIMAX_VARIANTS, MinimaxVariant, all_reduce_bounds, rms_norm_bounds};
+use crate::variants::{
+    CAPACITIES, LaunchBounds, MINIMAX_VARIANTS, MinimaxVariant, PHASED_CAPACITIES, all_reduce_bounds, rms_norm_bounds,
+};
 
 /// Names a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,11 +29,27 @@ pub enum ModuleKey {
     MinimaxRmsQk(MinimaxKernel),
 }
 
+/// How an all-reduce kernel works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AllReduceMethod {
+    /// One-shot.
+    OneShot,
+    /// Two-shot: a thread has a vector of every shard. Tensors of any size.
+    TwoShot,
+    /// Two-shot, where a warp has vectors of one peer's shard: three to eight ranks, and tensors that the grid takes in
+    /// one round.
+    TwoShotPhased,
+}
+
+impl AllReduceMethod {
+    const ALL: [Self; 3] = [Self::OneShot, Self::TwoShot, Self::TwoShotPhased];
+}
+
 /// An all-reduce kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AllReduceKernel {
     /// How it reduces.
-    pub algorithm: Algorithm,
+    pub method: AllReduceMethod,
     /// Of the tensor.
     pub dtype: Dtype,
     /// Largest group: one of [`CAPACITIES`].
@@ -40,10 +58,20 @@ pub struct AllReduceKernel {
 
 impl AllReduceKernel {
     fn all() -> impl Iterator<Item = Self> {
-        Algorithm::ALL.into_iter().flat_map(|algorithm| {
-            Dtype::ALL.into_iter().flat_map(move |dtype| CAPACITIES.map(|capacity| Self { algorithm, dtype, capacity }))
-        })
+        AllReduceMethod::ALL
+            .into_iter()
+            .flat_map(|method| per_dtype_and_capacity(move |dtype, capacity| Self { method, dtype, capacity }))
+            .filter(|kernel| {
+                kernel.method != AllReduceMethod::TwoShotPhased || PHASED_CAPACITIES.contains(&kernel.capacity)
+            })
     }
+}
+
+fn per_dtype_and_capacity<Kernel>(kernel: impl Fn(Dtype, u32) -> Kernel) -> impl Iterator<Item = Kernel> {
+    Dtype::ALL
+        .into_iter()
+        .flat_map(|dtype| CAPACITIES.map(|capacity| (dtype, capacity)))
+        .map(move |(d, c)| kernel(d, c))
 }
 
 /// An all-reduce kernel with RMSNorm.
@@ -61,8 +89,10 @@ pub struct AllReduceRmsNormKernel {
 
 impl AllReduceRmsNormKernel {
     fn all() -> impl Iterator<Item = Self> {
-        AllReduceKernel::all().flat_map(|AllReduceKernel { algorithm, dtype, capacity }| {
-            [true, false].map(|held| Self { algorithm, dtype, capacity, held })
+        Algorithm::ALL.into_iter().flat_map(|algorithm| {
+            [true, false].into_iter().flat_map(move |held| {
+                per_dtype_and_capacity(move |dtype, capacity| Self { algorithm, dtype, capacity, held })
+            })
         })
     }
 }
@@ -102,8 +132,11 @@ impl ModuleKey {
         match self {
             Self::Fill => c"fill",
             Self::Verify => c"verify",
-            Self::AllReduce(AllReduceKernel { algorithm: Algorithm::OneShot, .. }) => c"all_reduce_one_shot",
-            Self::AllReduce(AllReduceKernel { algorithm: Algorithm::TwoShot, .. }) => c"all_reduce_two_shot",
+            Self::AllReduce(AllReduceKernel { method, .. }) => match method {
+                AllReduceMethod::OneShot => c"all_reduce_one_shot",
+                AllReduceMethod::TwoShot => c"all_reduce_two_shot",
+                AllReduceMethod::TwoShotPhased => c"all_reduce_two_shot_phased",
+            },
             Self::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm: Algorithm::OneShot, .. }) => {
                 c"all_reduce_rms_norm_one_shot"
             }
@@ -119,7 +152,7 @@ impl ModuleKey {
     pub const fn bounds(self) -> Option<LaunchBounds> {
         match self {
             Self::Fill | Self::Verify => None,
-            Self::AllReduce(kernel) => Some(all_reduce_bounds(kernel.algorithm, kernel.capacity)),
+            Self::AllReduce(kernel) => Some(all_reduce_bounds(kernel.method, kernel.capacity)),
             Self::AllReduceRmsNorm(kernel) => Some(rms_norm_bounds(kernel.capacity)),
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => Some(kernel.variant.bounds),
         }

@@ -54,14 +54,14 @@ impl Group {
             world_size: world_size as u32,
             control_copies: control.copies,
             header: [0; VECTOR_WORDS],
-            speaking_blocks: 0,
+            is_checked: 0,
             reserved: 0,
         }
     }
 
-    /// For grids of which so many blocks speak.
-    pub fn with_speaking_blocks(self, speaking_blocks: u32) -> Self {
-        Self { speaking_blocks, ..self }
+    /// For operations that the ranks compare, or that they do not.
+    pub fn with_checks(self, is_checked: bool) -> Self {
+        Self { is_checked: u32::from(is_checked), ..self }
     }
 
     /// For an operation with this header, whose number is `header[0]` above that of the one before.

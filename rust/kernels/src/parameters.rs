@@ -12,10 +12,19 @@ use lamport_rs_protocol::sentinel::Vector;
 pub struct Group {
     /// The own block.
     pub own: u64,
-    /// The peers' blocks, rotated: `peers[i]` is rank `(rank + 1 + i) % world_size`.
-    pub peers: [u64; MAX_WORLD_SIZE - 1],
     /// Bytes per slot.
     pub comm_size: u64,
+    /// [`CONTROL_COPIES`] copies of what an operation reads first, and of the mark of one that gave up waiting,
+    /// [`CONTROL_COPY_BYTES`] apart, and the header of the operation in progress behind them; all 0 at first.
+    pub control_copies: u64,
+    /// The rank.
+    pub rank: u32,
+    /// The group's size.
+    pub world_size: u32,
+    /// By how much the operation's number is above that of the one before, and the other words of its header.
+    pub header: Vector,
+    /// The peers' blocks, rotated: `peers[i]` is rank `(rank + 1 + i) % world_size`.
+    pub peers: [u64; MAX_WORLD_SIZE - 1],
     /// `int32[3]` of the table.
     pub counters: u64,
     /// `int64[2]` of the table.
@@ -24,17 +33,8 @@ pub struct Group {
     pub report: u64,
     /// How long to wait for a peer, in nanoseconds. 0: for ever.
     pub timeout_nanoseconds: u64,
-    /// The rank.
-    pub rank: u32,
-    /// The group's size.
-    pub world_size: u32,
-    /// [`CONTROL_COPIES`] copies of what an operation reads first, and of the mark of one that gave up waiting,
-    /// [`CONTROL_COPY_BYTES`] apart, and the header of the operation in progress behind them; all 0 at first.
-    pub control_copies: u64,
-    /// By how much the operation's number is above that of the one before, and the other words of its header.
-    pub header: Vector,
-    /// [`plan::Device::speaking_blocks`](crate::plan::Device::speaking_blocks).
-    pub speaking_blocks: u32,
+    /// 1 if the ranks compare what they run, otherwise 0.
+    pub is_checked: u32,
     /// 0.
     pub reserved: u32,
 }

@@ -1,12 +1,15 @@
 //! The variants of a kernel, and how large a launch of each may be. The build script passes these numbers on to the
 //! CUDA sources.
 
-use lamport_rs_protocol::algorithm::Algorithm;
+use crate::catalogue::AllReduceMethod;
 
 /// Threads of a warp.
 pub const WARP_THREADS: u32 = 32;
 /// Threads of a block of `fill`.
 pub const FILL_THREADS: u32 = 256;
+
+/// Blocks of every operation's grid that have no data, but speak for the rank.
+pub const SPEAKING_BLOCKS: u32 = 1;
 
 /// Bounds of a launch, which in turn bound the registers of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +42,10 @@ impl LaunchBounds {
 /// registers, so a kernel for many ranks is slow for few.
 pub const CAPACITIES: [u32; 4] = [2, 4, 8, 16];
 
+/// Those of them that the two-shot kernel in phases is compiled for. With one peer each warp has the same to do as in the
+/// other kernel; with fifteen a block of a warp for each leaves a thread too few registers.
+pub const PHASED_CAPACITIES: [u32; 2] = [4, 8];
+
 /// The smallest capacity that holds the group. Kernels rely on it: they take the first half of the ranks, and one more, to
 /// be there.
 pub const fn capacity(world_size: u32) -> u32 {
@@ -47,11 +54,11 @@ pub const fn capacity(world_size: u32) -> u32 {
 }
 
 /// Bounds of the all-reduce kernels.
-pub const fn all_reduce_bounds(algorithm: Algorithm, capacity: u32) -> LaunchBounds {
-    match (algorithm, capacity) {
+pub const fn all_reduce_bounds(method: AllReduceMethod, capacity: u32) -> LaunchBounds {
+    match (method, capacity) {
         // Large tensors: all the threads that a multiprocessor holds.
-        (Algorithm::TwoShot, 2) => LaunchBounds::new(512, 4),
-        (Algorithm::OneShot, 2) => LaunchBounds::new(512, 3),
+        (AllReduceMethod::TwoShot, 2) => LaunchBounds::new(512, 4),
+        (AllReduceMethod::OneShot, 2) => LaunchBounds::new(512, 3),
         (_, 4) => LaunchBounds::new(512, 2),
         (_, 8) => LaunchBounds::new(512, 1),
         _ => LaunchBounds::new(256, 1),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lamport_rs_kernels::catalogue::AllReduceMethod;
 use lamport_rs_kernels::group::ControlAddresses;
 use lamport_rs_kernels::parameters::Group;
 use lamport_rs_kernels::plan::all_reduce::{self, AllReduceShape};
@@ -13,7 +14,7 @@ use lamport_rs_kernels::{Dtype, ModuleKey, module};
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::geometry::{Geometry, GeometryError, all_reduce_comm_size, minimax_comm_size};
 
-/// The blocks of a grid that have no data: where operations are checked, the one that speaks for the rank.
+/// The blocks of a grid that have no data: the one that speaks for the rank.
 const SPEAKING: u32 = 1;
 
 const H200: Device = Device {
@@ -21,14 +22,12 @@ const H200: Device = Device {
     multiprocessors: 132,
     threads_per_multiprocessor: 2048,
     blocks_per_multiprocessor: 32,
-    speaking_blocks: SPEAKING,
 };
 const A100: Device = Device {
     compute_capability: (8, 0),
     multiprocessors: 108,
     threads_per_multiprocessor: 2048,
     blocks_per_multiprocessor: 32,
-    speaking_blocks: SPEAKING,
 };
 
 fn minimax_qk(tokens: u32, world_size: u32) -> MinimaxShape<2> {
@@ -242,7 +241,8 @@ fn every_sum_has_a_launch_whose_blocks_run_at_once() {
                     let what = format!("{plan:?}");
                     check_exchange(plan.launch, device, &what);
                     let ModuleKey::AllReduce(kernel) = plan.launch.module else { panic!("{what}") };
-                    assert_eq!((kernel.algorithm, kernel.dtype), (algorithm, dtype), "{what}");
+                    let is_one_shot = kernel.method == AllReduceMethod::OneShot;
+                    assert_eq!((is_one_shot, kernel.dtype), (algorithm == Algorithm::OneShot, dtype), "{what}");
                     assert!((world_size..2 * world_size).contains(&(kernel.capacity as usize)), "{what}");
 
                     let parameters = plan.parameters(&geometry, group(&geometry), 16, 32).unwrap();
@@ -252,9 +252,18 @@ fn every_sum_has_a_launch_whose_blocks_run_at_once() {
                     assert!(vectors * sums * 16 >= bytes as u64, "{what}: nobody sums the end");
                     assert!((vectors - 1) * sums * 16 < bytes as u64, "{what}: a rank sums more than its share");
                     // No more blocks have nothing to reduce than are there to clear.
-                    let service = if algorithm == Algorithm::OneShot { WARP_THREADS } else { 0 };
-                    let workers = u64::from(plan.launch.block - service);
+                    let peers = world_size as u32 - 1;
                     let data_blocks = plan.launch.grid - SPEAKING;
+                    let workers = u64::from(match kernel.method {
+                        AllReduceMethod::OneShot => plan.launch.block - WARP_THREADS,
+                        AllReduceMethod::TwoShot => plan.launch.block,
+                        AllReduceMethod::TwoShotPhased => plan.launch.block / peers,
+                    });
+                    if kernel.method == AllReduceMethod::TwoShotPhased {
+                        // Whole warps for each peer, and one round takes all.
+                        assert!(peers >= 2 && plan.launch.block.is_multiple_of(peers * WARP_THREADS), "{what}");
+                        assert!(u64::from(data_blocks) * workers >= vectors, "{what}");
+                    }
                     let is_needed = u64::from(data_blocks - 1) * workers < vectors;
                     assert!(workers > 0 && (is_needed || plan.launch.grid == MIN_BLOCKS), "{what}");
                 }
@@ -278,9 +287,9 @@ fn small_sums_are_spread_over_blocks_with_a_service_warp_of_their_own() {
     assert_eq!(launch_of(Algorithm::OneShot, 4, fewest as usize * block), (fewest, 160));
     assert_eq!(launch_of(Algorithm::OneShot, 4, fewest as usize * block + 2), (fewest + 1, 160));
     // Two-shot has none: its threads share that work.
-    assert_eq!(launch_of(Algorithm::TwoShot, 4, 2), (fewest, 32));
-    assert_eq!(launch_of(Algorithm::TwoShot, 4, fewest as usize * 4 * block), (fewest, 128));
-    assert_eq!(launch_of(Algorithm::TwoShot, 4, fewest as usize * 4 * block + 2), (fewest + 1, 128));
+    assert_eq!(launch_of(Algorithm::TwoShot, 2, 2), (fewest, 32));
+    assert_eq!(launch_of(Algorithm::TwoShot, 2, fewest as usize * 2 * block), (fewest, 128));
+    assert_eq!(launch_of(Algorithm::TwoShot, 2, fewest as usize * 2 * block + 2), (fewest + 1, 128));
 }
 
 #[test]
@@ -382,8 +391,11 @@ fn the_more_ranks_the_earlier_two_shot_is_faster() {
             all_reduce::two_shot_from(world_size + 1) < all_reduce::two_shot_from(world_size),
             "{world_size} ranks"
         );
-        assert_eq!(rms_norm::two_shot_from(world_size), all_reduce::two_shot_from(world_size));
+        for row_bytes in [16, 4 << 10, 8 << 10, 16 << 10, 1 << 20] {
+            let from = |world_size| rms_norm::two_shot_from(world_size, row_bytes);
+            assert!(from(world_size + 1) < from(world_size), "{world_size} ranks, rows of {row_bytes} bytes");
+            // Two ranks would wait for each other row by row, and push no less.
+            assert_eq!(from(2), usize::MAX);
+        }
     }
-    // Two ranks would wait for each other row by row, and push no less.
-    assert_eq!(rms_norm::two_shot_from(2), usize::MAX);
 }

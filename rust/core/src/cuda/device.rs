@@ -22,6 +22,8 @@ pub struct Device {
     pub name: String,
     /// What launch plans need to know.
     pub plan: plan::Device,
+    /// Whether the ranks compare what operations they run.
+    pub checks_operations: bool,
     /// Kernels loaded so far.
     pub modules: Modules,
     context: sys::CUcontext,
@@ -110,8 +112,8 @@ impl Device {
                 multiprocessors,
                 threads_per_multiprocessor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?,
                 blocks_per_multiprocessor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR)?,
-                speaking_blocks: u32::from(operations_are_checked()),
             },
+            checks_operations: operations_are_checked(),
             modules: Modules::default(),
             context,
         })

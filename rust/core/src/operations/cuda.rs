@@ -116,7 +116,8 @@ pub fn check_all_reduce_rms_norm(
     let geometry = workspace.member().geometry;
     let (world_size, input) = (geometry.world_size(), operands.input);
     let (tokens, row_bytes) = (input.rows(), input.columns() * input.dtype.size());
-    let is_large = input.bytes() >= workspace.two_shot_from.unwrap_or_else(|| rms_norm::two_shot_from(world_size));
+    let is_large =
+        input.bytes() >= workspace.two_shot_from.unwrap_or_else(|| rms_norm::two_shot_from(world_size, row_bytes));
     let asked = if rms_norm::has_two_shot(tokens, world_size) { operands.algorithm } else { Some(Algorithm::OneShot) };
     let algorithm = choose(asked, is_large, &geometry, tokens, row_bytes);
     let chunks = chunk::rows(tokens, algorithm, &geometry, row_bytes)?;

@@ -127,8 +127,8 @@ impl CudaWorkspace {
             copies: control.address() + COPIES_OFFSET as u64,
             report: pinned.report_address(),
         };
-        let kernel_group = KernelGroup::new(&geometry, rank, &slots, addresses, timeout)
-            .with_speaking_blocks(device.plan.speaking_blocks);
+        let kernel_group =
+            KernelGroup::new(&geometry, rank, &slots, addresses, timeout).with_checks(device.checks_operations);
         Self {
             member,
             timeout,

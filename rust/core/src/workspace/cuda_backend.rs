@@ -49,7 +49,7 @@ impl Backend for CudaBackend {
     type Peer = PeerMemory;
 
     fn name(&self) -> String {
-        let checked = if self.device.plan.speaking_blocks > 0 { ", operations checked" } else { "" };
+        let checked = if self.device.checks_operations { ", operations checked" } else { "" };
         format!("{}{checked}", Self::NAME)
     }
 

@@ -6,11 +6,11 @@ use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::geometry::{Geometry, GeometryError};
 use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
-use crate::catalogue::{AllReduceKernel, ModuleKey};
+use crate::catalogue::{AllReduceKernel, AllReduceMethod, ModuleKey};
 use crate::dtype::Dtype;
 use crate::parameters::{AllReduceParameters, Group};
 use crate::plan::{Device, LaunchPlan, PlanError, check_bytes, reduction_grid};
-use crate::variants::{WARP_THREADS, all_reduce_bounds, capacity};
+use crate::variants::{PHASED_CAPACITIES, SPEAKING_BLOCKS, WARP_THREADS, all_reduce_bounds, capacity};
 
 /// Threads of a one-shot block beside the service warp.
 const ONE_SHOT_WORKERS: u32 = 128;
@@ -21,7 +21,8 @@ const LARGE_WORKERS: u32 = 480;
 const TWO_SHOT_SMALL: u32 = 1 << 16;
 const TWO_SHOT_SMALL_BLOCK: u32 = 128;
 
-/// Bytes from which two-shot is faster than one-shot.
+/// Bytes from which two-shot is faster than one-shot: as measured for groups of up to four ranks (docs/performance.md),
+/// and for larger ones as those let expect.
 ///
 /// Two-shot has one more way over the link, and pushes `2 (N-1)/N` tensors where one-shot pushes `N-1`: it gains once
 /// the difference takes the link longer than a way. With two ranks there is no difference; what two-shot then gains for
@@ -29,16 +30,16 @@ const TWO_SHOT_SMALL_BLOCK: u32 = 128;
 pub fn two_shot_from(world_size: usize) -> usize {
     match world_size {
         1 => usize::MAX,
-        2 => TWO_RANKS_TWO_SHOT_FROM,
+        2 => 4 << 20,
+        3 => 296 << 10,
+        4 => 160 << 10,
         _ => WAY_BYTES * world_size / ((world_size - 1) * (world_size - 2)),
     }
 }
 
-/// Measured on H200.
-const TWO_RANKS_TWO_SHOT_FROM: usize = 4 << 20;
-/// What the links of one GPU move while a tensor's last words travel to a peer and are seen there: 1.1 us at 360 GB/s, by
-/// the fit of docs/scaling.md.
-const WAY_BYTES: usize = 400_000;
+/// What the links of one GPU move while a tensor's last words travel to a peer and are seen there, so that the formula
+/// gives what was measured with three and with four ranks, to a tenth.
+const WAY_BYTES: usize = 222_000;
 
 /// An all-reduce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +52,15 @@ pub struct AllReduceShape {
     pub world_size: usize,
     /// How to reduce.
     pub algorithm: Algorithm,
+}
+
+/// A kernel with its blocks.
+struct Blocks {
+    method: AllReduceMethod,
+    /// Vectors of a rank's share that a block takes in a round.
+    workers: u32,
+    /// Threads of a block.
+    block: u32,
 }
 
 /// A launch, and how the tensor is divided.
@@ -70,15 +80,13 @@ impl AllReduceShape {
     /// Plans the launch.
     pub fn plan(&self, device: Device) -> Result<AllReducePlan, PlanError> {
         self.check()?;
-        let Self { dtype, algorithm, .. } = *self;
-        let capacity = capacity(self.world_size as u32);
-        let bounds = all_reduce_bounds(algorithm, capacity);
+        let (dtype, capacity) = (self.dtype, capacity(self.world_size as u32));
         let vectors = self.vectors();
-        let (workers, block) = self.block(vectors, bounds.max_threads);
-        let resident = device.resident_blocks(bounds, block);
+        let Blocks { method, workers, block } = self.blocks(vectors, capacity, device);
+        let resident = device.resident_blocks(all_reduce_bounds(method, capacity), block);
         let launch = LaunchPlan {
-            module: ModuleKey::AllReduce(AllReduceKernel { algorithm, dtype, capacity }),
-            grid: reduction_grid(vectors.div_ceil(workers), resident, device),
+            module: ModuleKey::AllReduce(AllReduceKernel { method, dtype, capacity }),
+            grid: reduction_grid(vectors.div_ceil(workers), resident),
             block,
             dependent_launch: device.has_dependent_launch(),
         };
@@ -90,24 +98,52 @@ impl AllReduceShape {
         self.algorithm.share(self.bytes.div_ceil(VECTOR_BYTES), self.world_size) as u32
     }
 
-    /// Threads of a block that have vectors, and all of them.
+    /// The kernel, and its blocks.
     ///
     /// Measured on H200 and H100: small blocks are best for small tensors, which they spread over many multiprocessors,
     /// and again for large ones; two-shot is for the largest, which want every thread there is.
-    fn block(&self, vectors: u32, most: u32) -> (u32, u32) {
+    fn blocks(&self, vectors: u32, capacity: u32, device: Device) -> Blocks {
         let needed = vectors.next_multiple_of(WARP_THREADS);
         match self.algorithm {
             Algorithm::OneShot => {
                 let large = self.world_size == 2 && TWO_RANKS_LARGE_BLOCKS.contains(&vectors);
                 let workers = if large { LARGE_WORKERS } else { ONE_SHOT_WORKERS }.min(needed);
-                (workers, workers + WARP_THREADS)
+                Blocks { method: AllReduceMethod::OneShot, workers, block: workers + WARP_THREADS }
             }
-            Algorithm::TwoShot => {
+            Algorithm::TwoShot => self.phased_blocks(vectors, capacity, device).unwrap_or_else(|| {
+                let method = AllReduceMethod::TwoShot;
+                let most = all_reduce_bounds(method, capacity).max_threads;
                 let threads = if needed <= TWO_SHOT_SMALL { TWO_SHOT_SMALL_BLOCK } else { most };
                 let threads = threads.min(most).min(needed);
-                (threads, threads)
-            }
+                Blocks { method, workers: threads, block: threads }
+            }),
         }
+    }
+
+    /// The blocks of the kernel in phases, if there is one for the group, and they take all of the shard in one round.
+    ///
+    /// Measured on H100 with three and four ranks: best is a block on every second multiprocessor or two, of four warps
+    /// of a shard at most; once those are more than the multiprocessors, blocks of two.
+    fn phased_blocks(&self, vectors: u32, capacity: u32, device: Device) -> Option<Blocks> {
+        if !PHASED_CAPACITIES.contains(&capacity) {
+            return None;
+        }
+        let method = AllReduceMethod::TwoShotPhased;
+        let bounds = all_reduce_bounds(method, capacity);
+        let peers = self.world_size as u32 - 1;
+        let most_warps = bounds.max_threads / WARP_THREADS / peers;
+        let warps = vectors.div_ceil(WARP_THREADS).max(1);
+        let fits = |warps_of_block: &u32| {
+            let resident = device.resident_blocks(bounds, warps_of_block * WARP_THREADS * peers);
+            warps.div_ceil(*warps_of_block) + SPEAKING_BLOCKS <= resident
+        };
+        let best = match warps.div_ceil(device.multiprocessors) {
+            0..=4 => (5 * warps).div_ceil(3 * device.multiprocessors).min(4),
+            _ => 2,
+        };
+        let warps_of_block = (best.min(most_warps)..=most_warps).find(fits)?;
+        let workers = warps_of_block * WARP_THREADS;
+        Some(Blocks { method, workers, block: workers * peers })
     }
 }
 

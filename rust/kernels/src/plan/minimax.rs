@@ -9,7 +9,7 @@ use crate::catalogue::{MinimaxKernel, ModuleKey};
 use crate::dtype::Dtype;
 use crate::parameters::{Group, MinimaxMatrix, MinimaxParameters};
 use crate::plan::{Device, LaunchPlan, PlanError, check_weight, row_vectors};
-use crate::variants::{MINIMAX_VARIANTS, MINIMAX_WIDE, MinimaxVariant, WARP_THREADS};
+use crate::variants::{MINIMAX_VARIANTS, MINIMAX_WIDE, MinimaxVariant, SPEAKING_BLOCKS, WARP_THREADS};
 
 /// Rows that one operation can normalise: more would overflow the kernels' 32-bit offsets within a region.
 pub const MAX_TOKENS: u32 = 1 << 24;
@@ -125,7 +125,7 @@ impl<const MATRICES: usize> MinimaxShape<MATRICES> {
         let kernel = MinimaxKernel { dtype: self.dtype, weight: self.weight, variant: division.variant };
         let module = if MATRICES == 1 { ModuleKey::MinimaxRms(kernel) } else { ModuleKey::MinimaxRmsQk(kernel) };
         let tokens_per_block = division.variant.tokens;
-        let grid = self.tokens.div_ceil(tokens_per_block) + device.speaking_blocks;
+        let grid = self.tokens.div_ceil(tokens_per_block) + SPEAKING_BLOCKS;
         let launch =
             LaunchPlan { module, grid, block: division.threads, dependent_launch: device.has_dependent_launch() };
         let inverse_counts = self.widths.map(|width| (1.0 / (f64::from(width) * f64::from(self.world_size))) as f32);
@@ -205,7 +205,7 @@ fn share<const MATRICES: usize>(warps: u32, vectors: [u32; MATRICES]) -> [u32; M
 /// per block are faster (2.9 us). Likewise at every doubling.
 fn choose<const MATRICES: usize>(divisions: &[Division<MATRICES>], tokens: u32, device: Device) -> Division<MATRICES> {
     let one_wave = |division: &&Division<MATRICES>| {
-        let grid = tokens.div_ceil(division.variant.tokens) + device.speaking_blocks;
+        let grid = tokens.div_ceil(division.variant.tokens) + SPEAKING_BLOCKS;
         grid <= device.multiprocessors * division.blocks_per_multiprocessor()
     };
     *divisions.iter().find(one_wave).or(divisions.last()).expect("rows of any width have a variant")

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use crate::catalogue::ModuleKey;
 use crate::dtype::Dtype;
-use crate::variants::{FILL_THREADS, LaunchBounds, WARP_THREADS};
+use crate::variants::{FILL_THREADS, LaunchBounds, SPEAKING_BLOCKS, WARP_THREADS};
 
 /// What a plan needs to know of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +22,6 @@ pub struct Device {
     pub threads_per_multiprocessor: u32,
     /// Blocks that a multiprocessor holds.
     pub blocks_per_multiprocessor: u32,
-    /// Blocks of every operation's grid that have no data: one that speaks for the rank where operations are checked, and
-    /// none otherwise.
-    pub speaking_blocks: u32,
 }
 
 impl Device {
@@ -113,8 +110,8 @@ pub const MIN_BLOCKS: u32 = 32;
 
 /// The grid of a reduction whose data makes work for `blocks` blocks, where the device holds `resident` at once: all blocks
 /// run at once, so that none waits for a peer's block that waits for room.
-fn reduction_grid(blocks: u32, resident: u32, device: Device) -> u32 {
-    (blocks + device.speaking_blocks).max(MIN_BLOCKS).min(resident).max(1 + device.speaking_blocks)
+fn reduction_grid(blocks: u32, resident: u32) -> u32 {
+    (blocks + SPEAKING_BLOCKS).max(MIN_BLOCKS).min(resident).max(1 + SPEAKING_BLOCKS)
 }
 
 /// Bytes of a tensor that one operation can reduce: more would overflow the kernels' 32-bit offsets within a region.

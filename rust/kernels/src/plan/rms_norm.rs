@@ -10,10 +10,22 @@ use crate::parameters::{AllReduceRmsNormParameters, Group, RmsNorm};
 use crate::plan::{Device, LaunchPlan, PlanError, all_reduce, check_bytes, check_weight, reduction_grid, row_vectors};
 use crate::variants::{WARP_THREADS, capacity, rms_norm_bounds};
 
-/// Bytes from which two-shot is faster than one-shot: as for the all-reduce, but never with two ranks, which would wait
+/// Bytes of rows of `row_bytes` bytes from which two-shot is faster than one-shot: as measured for groups of up to four
+/// ranks with rows of 4, 8 and 16 KiB, and as for the all-reduce for larger ones. Never with two ranks, which would wait
 /// for each other row by row and gain nothing.
-pub fn two_shot_from(world_size: usize) -> usize {
-    if world_size <= 2 { usize::MAX } else { all_reduce::two_shot_from(world_size) }
+pub fn two_shot_from(world_size: usize, row_bytes: usize) -> usize {
+    const SHORT: usize = 6 << 10;
+    const MIDDLE: usize = 12 << 10;
+    match (world_size, row_bytes) {
+        (..=2, _) => usize::MAX,
+        (3, ..SHORT) => 92 * (4 << 10),
+        (3, SHORT..MIDDLE) => 53 * (8 << 10),
+        (3, _) => 25 * (16 << 10),
+        (4, ..SHORT) => 50 * (4 << 10),
+        (4, SHORT..MIDDLE) => 29 * (8 << 10),
+        (4, _) => 13 * (16 << 10),
+        _ => all_reduce::two_shot_from(world_size),
+    }
 }
 
 /// Whether `tokens` rows can be reduced in two shots: only if every rank owns one. Otherwise two ranks without a row would
@@ -84,7 +96,7 @@ impl AllReduceRmsNormShape {
         let held = needed <= bounds.max_threads;
         let module = ModuleKey::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm, dtype, capacity, held });
         let resident = device.resident_blocks(bounds, block);
-        let grid = reduction_grid(tokens as u32, resident, device);
+        let grid = reduction_grid(tokens as u32, resident);
         let launch = LaunchPlan { module, grid, block, dependent_launch: device.has_dependent_launch() };
         Ok(AllReduceRmsNormPlan { launch, shape: *self })
     }

@@ -104,7 +104,21 @@ fn minimax() -> Minimax<1> {
 /// As many of one operation, in a group of three.
 fn chain(operation: impl Operation + Clone + 'static, count: usize) -> Run {
     let operations = (0..count).map(|_| Box::new(operation.clone()) as _).collect();
-    Run::Chain(Case { name: String::new(), world_size: 3, device: device(1, 2), resident_blocks: 4, operations })
+    Run::Chain(Case {
+        name: String::new(),
+        world_size: 3,
+        device: device(1, 2),
+        resident_blocks: 4,
+        operations,
+        is_checked: true,
+    })
+}
+
+/// One operation in a group of three, of whose grids one block runs at a time.
+fn few_at_once(operation: impl Operation + 'static) -> Run {
+    let operations = vec![Box::new(operation) as _];
+    let (name, device) = (String::new(), device(3, 4));
+    Run::Chain(Case { name, world_size: 3, device, resident_blocks: 1, operations, is_checked: true })
 }
 
 /// The table.
@@ -259,8 +273,32 @@ pub fn all() -> Vec<Defect> {
             file: "all_reduce_two_shot.cu",
             old: "if (active && complete) {",
             new: "if (active) {",
+            run: Run::Late(FaultCase::new(2, false, all_reduce(TwoShot, 700))),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "in phases, a sum is pushed although a contribution did not come",
+            file: "all_reduce_two_shot_phased.cu",
+            old: "if (awaits && complete) {",
+            new: "if (awaits) {",
             run: Run::Late(FaultCase::new(3, false, all_reduce(TwoShot, 700))),
             expected: WrongFault,
+        },
+        Defect {
+            name: "in phases, a rank that has failed pushes on",
+            file: "all_reduce_two_shot_phased.cu",
+            old: "const bool active = theirs.is_there && control.failed == 0;",
+            new: "const bool active = theirs.is_there;",
+            run: Run::Absent(FaultCase::new(3, true, all_reduce(TwoShot, 700))),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "in phases, a block sums what later blocks push",
+            file: "all_reduce_two_shot_phased.cu",
+            old: "keep(first + threadIdx.x)",
+            new: "keep((data_blocks() - 1 - data_block()) * chunk + threadIdx.x)",
+            run: few_at_once(all_reduce(TwoShot, 3000)),
+            expected: Hang,
         },
     ]
 }

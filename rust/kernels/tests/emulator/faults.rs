@@ -30,7 +30,7 @@ impl FaultCase {
         let name = format!("{operation:?}, {world_size} ranks");
         // A block for every rank at least, as on any real device: with fewer, a rank of a two-shot norm comes to its
         // own rows, and so to the absent rank, only after another rank's, and names that one.
-        let case = Case { name, world_size, device: device(3, 2), resident_blocks: 12, operations };
+        let case = Case { name, world_size, device: device(3, 2), resident_blocks: 12, operations, is_checked: true };
         Self { case, completes_first }
     }
 }
@@ -67,7 +67,7 @@ struct Group<'a> {
 impl<'a> Group<'a> {
     fn new(case: &'a FaultCase, kernels: &'a Kernels, seed: u64) -> Self {
         let FaultCase { case: chain, .. } = case;
-        let workspace = Workspace::new(chain.setting().geometry, chain.device, Some(TIMEOUT));
+        let workspace = Workspace::new(chain.setting().geometry, chain.is_checked, Some(TIMEOUT));
         let mut machine = Machine::new(chain.world_size, seed, chain.limits(TICK));
         workspace.declare(&mut machine);
         Self { case, kernels, workspace, prepared: chain.prepare(), machine }

@@ -34,6 +34,8 @@ pub struct Case {
     pub name: String,
     pub world_size: usize,
     pub device: Device,
+    /// Whether the ranks compare what they run.
+    pub is_checked: bool,
     /// Blocks of a rank that run at once.
     pub resident_blocks: u32,
     pub operations: Vec<Box<dyn Operation>>,
@@ -83,7 +85,7 @@ impl Case {
     /// Runs the case. Returns every result of every rank.
     pub fn run(&self, kernels: &Kernels, seed: u64) -> Result<Vec<Vec<u8>>, Failure> {
         let setting = self.setting();
-        let workspace = Workspace::new(setting.geometry, setting.device, None);
+        let workspace = Workspace::new(setting.geometry, self.is_checked, None);
         let prepared = self.prepare();
         let mut machine = Machine::new(self.world_size, seed, self.limits(Duration::ZERO));
         workspace.declare(&mut machine);

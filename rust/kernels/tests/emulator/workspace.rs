@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use lamport_rs_kernels::group::ControlAddresses;
 use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group, Report};
-use lamport_rs_kernels::plan::Device;
 use lamport_rs_protocol::geometry::{Geometry, SLOTS};
 use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, Vector};
 use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, COMM_SIZE, COUNTERS, Control, EXTENTS, SLOT_INDEX};
@@ -34,7 +33,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    pub fn new(geometry: Geometry, device: Device, timeout: Option<Duration>) -> Self {
+    pub fn new(geometry: Geometry, is_checked: bool, timeout: Option<Duration>) -> Self {
         let ranks = 0..geometry.world_size();
         let slots: Vec<_> = ranks
             .clone()
@@ -55,9 +54,8 @@ impl Workspace {
                 copies: copies.address(),
                 report: report.address(),
             };
-            let group = Group::new(&geometry, rank, &addresses, control, timeout)
-                .with_header(HEADER)
-                .with_speaking_blocks(device.speaking_blocks);
+            let group =
+                Group::new(&geometry, rank, &addresses, control, timeout).with_header(HEADER).with_checks(is_checked);
             Member { group, slots, counters, extents, copies, report }
         };
         Self { geometry, members: ranks.zip(slots).map(member).collect() }
