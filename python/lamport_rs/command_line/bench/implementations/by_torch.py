@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
+from lamport_rs.command_line.bench.arguments import STEPS
 from lamport_rs.command_line.bench.cases import Case
+from lamport_rs.command_line.bench.decode_step import DecodeStep
+from lamport_rs.command_line.bench.decoder import Communication, add_rms_norm
 from lamport_rs.command_line.bench.implementations.base import Call, Implementation, Outputs
 from lamport_rs.command_line.bench.member import Member
 from lamport_rs.command_line.bench.problems import (
@@ -25,10 +29,12 @@ class Nccl(Implementation):
 
     name = "nccl"
     backend = "cuda"
-    operations = frozenset({"all_reduce"})
+    operations = frozenset({"all_reduce", *STEPS})
 
     def prepare(self, problem: Problem) -> Call:
-        """Return the call on a copy of the input."""
+        """Return the call on a copy of the input, or the step with it and the norm."""
+        if isinstance(problem, DecodeStep):
+            return Call(partial(problem.run, Communication(reduce_then_norm)))
         assert isinstance(problem, AllReduce)
         buffer = problem.input.clone()
 
@@ -88,6 +94,14 @@ class EagerGloo(EagerNccl):
 
     name = "torch_eager_gloo"
     backend = "host"
+
+
+def reduce_then_norm(
+    partial_sum: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The process group's all-reduce, in place, and the norm."""
+    dist.all_reduce(partial_sum)
+    return add_rms_norm(partial_sum, residual, weight)
 
 
 class SymmMem(Implementation):
