@@ -90,11 +90,18 @@ class Bench:
             self._findings.write(self._path)
 
     def _measure_case(self, case: Case, present: Sequence[Implementation]) -> None:
-        create = pose_decode_step if case.op in STEPS else pose
-        problem = self._attempt(case.op, partial(create, case, self._member), case)
-        if problem is None:
-            self._report(case, {})
+        if case.op not in STEPS:
+            self._measure_problem(pose(case, self._member), present)
             return
+        self._progress.doing(f"{case}: making the model")
+        step = self._attempt(case.op, partial(pose_decode_step, case, self._member), case)
+        if step is None:
+            self._report(case, {})
+        else:
+            self._measure_problem(step, present)
+
+    def _measure_problem(self, problem: Problem, present: Sequence[Implementation]) -> None:
+        case = problem.case
         calls: list[tuple[Implementation, Call]] = []
         for implementation in present:
             self._progress.doing(f"{case}: checking {implementation.name}")

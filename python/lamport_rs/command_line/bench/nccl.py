@@ -51,7 +51,7 @@ class Window:
             raise UnavailableError(f"NCCL {nccl_version()} registered no window: {self._reason(found)}")
         # It is no error where symmetric kernels cannot run: the others would be measured under their name.
         if not self._handle:
-            raise UnavailableError(f"NCCL {nccl_version()} has no symmetric kernels for these GPUs, or not enabled")
+            raise UnavailableError(f"NCCL {nccl_version()} made no window: its symmetric kernels do not run here")
 
     def close(self) -> None:
         """Give the window up."""
