@@ -34,7 +34,7 @@ BACK_TO_BACK, KERNEL_BETWEEN = "back_to_back", "kernel_between"
 TIMINGS = (BACK_TO_BACK, KERNEL_BETWEEN)
 """What stands between two operations of a CUDA graph: nothing, or another kernel, whose own time is taken off."""
 OPERATIONS = COLLECTIVES + STEPS + COSTS
-TIME_LIMIT = 600.0
+TIME_LIMIT = 900.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
