@@ -6,14 +6,21 @@ import ctypes
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from lamport_rs.command_line.bench import nccl
-from lamport_rs.command_line.bench.member import UnavailableError
+from lamport_rs.command_line.bench.cases import all_reduce_case, decode_case
+from lamport_rs.command_line.bench.decode_step import pose_decode_step
+from lamport_rs.command_line.bench.implementations import nccl_windows
+from lamport_rs.command_line.bench.member import UnavailableError, join
 from lamport_rs.command_line.bench.nccl import Window, format_version, nccl_version
+from lamport_rs.command_line.bench.problems import pose
+from ranks import Rank
 
 needs_nccl = pytest.mark.skipif(not dist.is_nccl_available(), reason="torch was built without NCCL")
 SAY_THE_VERSION = "from lamport_rs.command_line.bench.nccl import nccl_version; print(nccl_version())"
@@ -100,3 +107,65 @@ def test_a_window_that_nccl_does_not_make_is_none(library, status, handle, reaso
     library.status, library.handle = status, handle
     with pytest.raises(UnavailableError, match=reason):
         Window(1, 4096, 512)
+
+
+@dataclass
+class Registered:
+    """What took the place of `Window`."""
+
+    communicator: int
+    address: int
+    size: int
+    open: bool = True
+
+    def close(self) -> None:
+        self.open = False
+
+
+def sum_in_a_window(me: Rank) -> dict[str, object]:
+    """`nccl_windows` between processes, where gloo sums and all memory is alike."""
+    communicator = SimpleNamespace(mem_allocator=None, _comm_ptr=lambda: 1)
+    with pytest.MonkeyPatch.context() as patch, join(me.rank, me.world_size, me.device, 1 << 20, 1) as member:
+        patch.setattr(nccl_windows, "_communicator", lambda _: communicator)
+        patch.setattr(nccl_windows, "Window", Registered)
+        patch.setattr(torch.cuda, "MemPool", lambda allocator: allocator)
+        patch.setattr(torch.cuda, "use_mem_pool", lambda _: nullcontext())
+        patch.setattr(torch.cuda, "synchronize", lambda _: None)
+        cases = [all_reduce_case(512, torch.float32), decode_case(2, "host", 1)]
+        windows = nccl_windows.NcclWindows(member, cases)
+        window, memory = windows._window, windows._memory
+        problem = pose(cases[0], member)
+        call = windows.prepare(problem)
+        problem.check(call.run(), rounds_once=False)
+        step = pose_decode_step(cases[1], member)
+        memory.zero_()
+        step.check(windows.prepare(step).run(), rounds_once=False)
+        found = {
+            "registered": (window.address, window.size) == (memory.data_ptr(), memory.nbytes),
+            "size": window.size,
+            "in the window": call.in_place.data_ptr() == memory.data_ptr(),
+            "the step's sums, too": bool(memory.any()),
+        }
+        windows.close()
+        return {**found, "open": window.open}
+
+
+def test_sums_and_steps_are_in_the_window_and_right(ranks_of):
+    for found in ranks_of(2).run(sum_in_a_window):
+        assert found == {
+            "registered": True,
+            "size": 2 << 20,
+            "in the window": True,
+            "the step's sums, too": True,
+            "open": False,
+        }
+
+
+def test_a_torch_that_does_not_give_its_communicator_is_named(monkeypatch):
+    for missing in ("_comm_ptr", "mem_allocator"):
+        nccl_of_old = SimpleNamespace(**{name: 1 for name in ("_comm_ptr", "mem_allocator") if name != missing})
+        group = SimpleNamespace(_get_backend=lambda _, backend=nccl_of_old: backend)
+        made_up = SimpleNamespace(all_reduce=lambda _: None, group=SimpleNamespace(WORLD=group))
+        monkeypatch.setattr(nccl_windows, "dist", made_up)
+        with pytest.raises(UnavailableError, match=f"does not give NCCL's {missing} to programs; 2.11 does"):
+            nccl_windows._communicator(torch.device("cpu"))
