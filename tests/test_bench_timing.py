@@ -10,21 +10,25 @@ from pathlib import Path
 import pytest
 import torch
 from lamport_rs.command_line import replay
-from lamport_rs.command_line.bench import graphs, options
+from lamport_rs.command_line.bench import graphs, measure, options
 from lamport_rs.command_line.bench.arguments import BACK_TO_BACK, KERNEL_BETWEEN, TIMINGS, add_arguments
 from lamport_rs.command_line.bench.cases import all_reduce_case
-from lamport_rs.command_line.bench.graphs import Between, GraphTimer
+from lamport_rs.command_line.bench.graphs import Between, GraphTimer, Timed
 from lamport_rs.command_line.bench.implementations import Call
 from lamport_rs.command_line.bench.implementations.own import Lamport, LamportTwoShot
-from lamport_rs.command_line.bench.options import options_from
+from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
+from lamport_rs.command_line.bench.options import Options, options_from
 from lamport_rs.command_line.bench.plot import draw
 from lamport_rs.command_line.bench.problems import AllReduce, Expected
 from lamport_rs.command_line.bench.record import Record, Row, read, write
 from lamport_rs.command_line.bench.report import tables
 from lamport_rs.command_line.timing import Latency
+from ranks import Rank, errors_of
 
 CASE = all_reduce_case(512, torch.bfloat16)
 KERNEL_US = 1.5
+LOG: list[float] = []
+"""What ran, in microseconds."""
 
 
 class Graph(replay.Replay):
@@ -37,23 +41,37 @@ class Graph(replay.Replay):
         pass
 
 
-def measured(graphs_in_turn, align, replays) -> list[Latency]:
-    taken = [graph._operation() for graph in graphs_in_turn]
-    times = [each[0].item() if isinstance(each, tuple) else each for each in taken]
-    return [Latency(us, us - 0.25, us + 0.25) for us in times]
-
-
 class Taking(Between):
-    """A kernel that takes `KERNEL_US`, after operations that return what they take."""
+    """A kernel that takes `KERNEL_US`."""
 
-    def after(self, operation):
-        return lambda: operation()[0].item() + KERNEL_US
-
-    def alone(self) -> float:
-        return KERNEL_US
+    def after(self, result: torch.Tensor) -> None:
+        LOG.append(KERNEL_US)
 
 
-def time_calls(monkeypatch, timings, refused=()) -> tuple[dict[tuple[str, str], Latency], list[str]]:
+def measured(graphs_in_turn, align, replays) -> list[Latency]:
+    """What the operations of each graph take, by the log."""
+    taken = []
+    for graph in graphs_in_turn:
+        LOG.clear()
+        graph._operation()
+        taken.append(sum(LOG))
+    return [Latency(us, us - 0.25, us + 0.25) for us in taken]
+
+
+def taking(microseconds: float, *, in_place: bool = False) -> Call:
+    result = torch.full((256,), microseconds)
+
+    def run() -> tuple[torch.Tensor]:
+        LOG.append(microseconds)
+        return (result,)
+
+    return Call(run, in_place=result if in_place else None)
+
+
+CALLS = ((Lamport, taking(2.0)), (LamportTwoShot, taking(3.0, in_place=True)))
+
+
+def time_calls(monkeypatch, timings, refused: str | None = None) -> tuple[list[Timed], list[str]]:
     """What `GraphTimer` finds of calls that take 2 and 3 us, and what it tried to capture."""
     for name, made_up in {"Replay": Graph, "measure_replays": measured, "Between": Taking}.items():
         monkeypatch.setattr(graphs, name, made_up)
@@ -61,43 +79,87 @@ def time_calls(monkeypatch, timings, refused=()) -> tuple[dict[tuple[str, str], 
 
     def attempt(what, action, case):
         tried.append(what)
-        return None if any(each in what for each in refused) else action()
+        return None if refused is not None and refused in what else action()
 
     values = torch.zeros(256, dtype=torch.bfloat16)
     problem = AllReduce(CASE, 2, (Expected(values, exact=True),), values)
-    times = {Lamport: 2.0, LamportTwoShot: 3.0}
-    calls = [(kind(None, []), Call(lambda us=us: (torch.tensor(us),))) for kind, us in times.items()]
-    found = GraphTimer(lambda: None, attempt, 3).measure(problem, calls, timings, torch.device("cpu"))
-    return found, tried
+    calls = [(implementation(None, []), call) for implementation, call in CALLS]
+    return GraphTimer(lambda: None, attempt, 3).measure(problem, calls, timings, torch.device("cpu")), tried
+
+
+def latencies(timed: list[Timed]) -> dict[tuple[str, str], Latency]:
+    return {(each.implementation.name, each.timing): each.latency for each in timed}
 
 
 def test_the_kernel_between_is_measured_by_itself_and_taken_off(monkeypatch):
-    found, _ = time_calls(monkeypatch, (KERNEL_BETWEEN,))
-    assert found == {
-        ("lamport_rs", KERNEL_BETWEEN): Latency(2.0, 1.75, 2.25),
-        ("lamport_rs_two_shot", KERNEL_BETWEEN): Latency(3.0, 2.75, 3.25),
+    found, _ = time_calls(monkeypatch, TIMINGS)
+    own, two_shot = Latency(2.0, 1.75, 2.25), Latency(3.0, 2.75, 3.25)
+    assert latencies(found) == {
+        ("lamport_rs", BACK_TO_BACK): own,
+        ("lamport_rs_two_shot", BACK_TO_BACK): two_shot,
+        ("lamport_rs", KERNEL_BETWEEN): own,
+        ("lamport_rs_two_shot", KERNEL_BETWEEN): two_shot,
     }
+    monkeypatch.setattr(graphs.Latency, "less", lambda self, _: self)
+    found, _ = time_calls(monkeypatch, (KERNEL_BETWEEN,))
+    assert [each.latency.median_us for each in found] == [2.0 + KERNEL_US, 3.0 + KERNEL_US], (
+        "there is no kernel between"
+    )
 
 
 def test_without_the_kernels_own_time_nothing_with_it_is_told(monkeypatch):
-    found, tried = time_calls(monkeypatch, (KERNEL_BETWEEN,), refused=("alone",))
-    assert found == {}
-    assert tried == ["all_reduce the kernel between, alone, kernel_between, in a CUDA graph"]
+    found, tried = time_calls(monkeypatch, (KERNEL_BETWEEN,), refused="nothing but the kernel between")
+    assert found == []
+    assert tried == ["all_reduce with nothing but the kernel between, in a CUDA graph"]
 
 
 def test_what_cannot_be_captured_one_way_is_measured_the_other(monkeypatch):
-    found, _ = time_calls(monkeypatch, TIMINGS, refused=("by lamport_rs_two_shot, kernel_between",))
-    assert {key: latency.median_us for key, latency in found.items()} == {
-        ("lamport_rs", BACK_TO_BACK): 2.0,
-        ("lamport_rs_two_shot", BACK_TO_BACK): 3.0,
-        ("lamport_rs", KERNEL_BETWEEN): 2.0,
-    }
+    found, _ = time_calls(monkeypatch, TIMINGS, refused="by lamport_rs, back_to_back")
+    assert list(latencies(found)) == [
+        ("lamport_rs_two_shot", BACK_TO_BACK),
+        ("lamport_rs", KERNEL_BETWEEN),
+        ("lamport_rs_two_shot", KERNEL_BETWEEN),
+    ]
+    assert {each.latency.median_us for each in found} == {2.0, 3.0}
+
+
+def test_what_the_timed_operations_leave_is_there_to_be_checked_unless_it_is_in_place(monkeypatch):
+    found, _ = time_calls(monkeypatch, TIMINGS)
+    left = {each.implementation.name: each.outputs for each in found}
+    assert left["lamport_rs"][0].tolist() == 256 * [2.0]
+    assert left["lamport_rs_two_shot"] is None
+
+
+def wrong_when_timed(me: Rank, path: Path) -> None:
+    """One implementation is right until it has been timed."""
+    timed = []
+
+    def measure_and_note(operations, rounds, device):
+        timed.append(True)
+        return [Latency(1.0, 1.0, 1.0) for _ in operations]
+
+    prepare = Lamport.prepare
+
+    def wrong_later(self, problem):
+        call = prepare(self, problem)
+        return Call(lambda: tuple(output + bool(timed) for output in call.run()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "measure_in_turns", measure_and_note)
+        patch.setattr(Lamport, "prepare", wrong_later)
+        run_rank(me.rank, me.world_size, me.device, Options("host", (2,), ("all_reduce",), sizes=(512,)), path)
+
+
+def test_a_result_that_is_wrong_after_timing_ends_the_run(ranks_of, tmp_path):
+    for error in errors_of(ranks_of(2).try_run(wrong_when_timed, tmp_path / "findings")):
+        assert isinstance(error, WrongResultError)
+        assert "all_reduce of float32, 512 by lamport_rs is wrong" in str(error)
 
 
 def test_the_kernel_reads_the_result_and_leaves_it_as_it_is():
     result = torch.tensor([2.0, -4.0])
     between = Between(torch.zeros(2))
-    between.after(lambda: (result,))()
+    between.after(result)
     assert between._out.tolist() == [1.0, -2.0]
     assert result.tolist() == [2.0, -4.0]
     between.alone()

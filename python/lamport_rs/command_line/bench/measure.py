@@ -15,7 +15,7 @@ from lamport_rs.command_line.bench.arguments import BACK_TO_BACK, COSTS, NO_COMM
 from lamport_rs.command_line.bench.cases import Case, message_bytes
 from lamport_rs.command_line.bench.decode_step import pose_decode_step
 from lamport_rs.command_line.bench.findings import Findings, Missing
-from lamport_rs.command_line.bench.graphs import Calls, GraphTimer, Latencies
+from lamport_rs.command_line.bench.graphs import Calls, GraphTimer, Timed
 from lamport_rs.command_line.bench.implementations import Call, Implementation, Outputs, implementations_of
 from lamport_rs.command_line.bench.member import Member, UnavailableError, join
 from lamport_rs.command_line.bench.options import Options
@@ -96,7 +96,7 @@ class Bench:
         self._progress.doing(f"{case}: making the model")
         step = self._attempt(case.op, partial(pose_decode_step, case, self._member), case)
         if step is None:
-            self._report(case, {})
+            self._report(case, [])
         else:
             self._measure_problem(step, present)
 
@@ -112,14 +112,13 @@ class Bench:
             if call is not None and outputs is not None:
                 self._verify(implementation, problem, outputs)
                 calls.append((implementation, call))
-        latencies = self._time(problem, calls)
-        measured = {name for name, _ in latencies}
-        for implementation, call in calls:
-            if call.in_place is None and implementation.name in measured:
-                self._verify(implementation, problem, call.run())
-        self._report(case, latencies)
+        timed = self._time(problem, calls)
+        for each in timed:
+            if each.outputs is not None:
+                self._verify(each.implementation, problem, each.outputs)
+        self._report(case, timed)
 
-    def _time(self, problem: Problem, calls: Calls) -> Latencies:
+    def _time(self, problem: Problem, calls: Calls) -> list[Timed]:
         for _, call in calls:
             if call.in_place is not None:
                 call.in_place.zero_()  # Sums of sums would overflow, and denormals and infinities may take longer.
@@ -127,7 +126,10 @@ class Bench:
         if device.type != "cuda":
             self._progress.doing(f"{problem.case}: timing")
             found = measure_in_turns([call.run for _, call in calls], samples, device)
-            return {(each.name, BACK_TO_BACK): latency for (each, _), latency in zip(calls, found, strict=True)}
+            return [
+                Timed(each, BACK_TO_BACK, latency, call.run() if call.in_place is None else None)
+                for (each, call), latency in zip(calls, found, strict=True)
+            ]
         self._progress.doing(f"{problem.case}: capturing and timing")
         timer = GraphTimer(self._align, self._attempt, samples)
         return timer.measure(problem, calls, self._options.timings_of(problem.case.op), device)
@@ -144,13 +146,14 @@ class Bench:
         if (agreed := self._member.agree(reason)) is not None:
             raise WrongResultError(f"{problem.case} by {implementation.name} is wrong: {agreed}")
 
-    def _report(self, case: Case, latencies: Latencies) -> None:
-        for (name, timing), latency in latencies.items():
-            self._findings.rows.append(Row.of(case, name, self._member.world_size, latency, timing))
+    def _report(self, case: Case, timed: Sequence[Timed]) -> None:
+        rows = [
+            Row.of(case, each.implementation.name, self._member.world_size, each.latency, each.timing) for each in timed
+        ]
+        self._findings.rows += rows
         self._save()
         figures = ", ".join(
-            f"{name}{'' if timing == BACK_TO_BACK else ', ' + timing} {latency.median_us:.2f}"
-            for (name, timing), latency in latencies.items()
+            f"{row.impl}{'' if row.timing == BACK_TO_BACK else ', ' + row.timing} {row.median_us:.2f}" for row in rows
         )
         self._progress.done(f"{case}: {figures} us" if figures else f"{case}: nothing could be measured")
 
