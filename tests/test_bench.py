@@ -36,10 +36,10 @@ from ranks import Rank, errors_of
 KEYS = ["schema", "date", "commit", "gpu", "gpus", "driver", "torch", "nccl", "cpu", "python", "method"]
 
 
-def run_bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_bench(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "lamport_rs", "bench", *map(str, arguments)]
     # Without COLUMNS, which readline, imported by pytest, has set behind Python's back.
-    return subprocess.run(line, capture_output=True, text=True, timeout=240, env={**os.environ})
+    return subprocess.run(line, capture_output=True, text=True, timeout=240, env={**os.environ, **environment})
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,14 @@ def test_figures_are_drawn_where_matplotlib_is(host_run):
     else:
         operations = ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk")
         assert drawn == {f"{op}.{suffix}" for op in operations for suffix in ("png", "svg")}
+
+
+def test_it_needs_no_numpy(tmp_path):
+    (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError('there is no numpy')\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    arguments = ["--backend", "host", "--sizes", "512", "--tokens", "1", "--layers", "1", "--replays", "1"]
+    finished = run_bench(*arguments, "--no-record", PYTHONPATH=path)
+    assert finished.returncode == 0, finished.stderr
 
 
 @pytest.mark.gpu(2)
