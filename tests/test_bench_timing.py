@@ -12,7 +12,7 @@ import torch
 from lamport_rs.command_line import replay
 from lamport_rs.command_line.bench import graphs, measure, options
 from lamport_rs.command_line.bench.arguments import BACK_TO_BACK, KERNEL_BETWEEN, TIMINGS, add_arguments
-from lamport_rs.command_line.bench.cases import all_reduce_case
+from lamport_rs.command_line.bench.cases import Case, all_reduce_case, decode_case
 from lamport_rs.command_line.bench.graphs import Between, GraphTimer, Timed
 from lamport_rs.command_line.bench.implementations import Call
 from lamport_rs.command_line.bench.implementations.own import Lamport, LamportTwoShot
@@ -71,7 +71,7 @@ def taking(microseconds: float, *, in_place: bool = False) -> Call:
 CALLS = ((Lamport, taking(2.0)), (LamportTwoShot, taking(3.0, in_place=True)))
 
 
-def time_calls(monkeypatch, timings, refused: str | None = None) -> tuple[list[Timed], list[str]]:
+def time_calls(monkeypatch, timings, refused: str | None = None, case: Case = CASE) -> tuple[list[Timed], list[str]]:
     """What `GraphTimer` finds of calls that take 2 and 3 us, and what it tried to capture."""
     for name, made_up in {"Replay": Graph, "measure_replays": measured, "Between": Taking}.items():
         monkeypatch.setattr(graphs, name, made_up)
@@ -82,7 +82,7 @@ def time_calls(monkeypatch, timings, refused: str | None = None) -> tuple[list[T
         return None if refused is not None and refused in what else action()
 
     values = torch.zeros(256, dtype=torch.bfloat16)
-    problem = AllReduce(CASE, 2, (Expected(values, exact=True),), values)
+    problem = AllReduce(case, 2, (Expected(values, exact=True),), values)
     calls = [(implementation(None, []), call) for implementation, call in CALLS]
     return GraphTimer(lambda: None, attempt, 3).measure(problem, calls, timings, torch.device("cpu")), tried
 
@@ -128,6 +128,14 @@ def test_what_the_timed_operations_leave_is_there_to_be_checked_unless_it_is_in_
     left = {each.implementation.name: each.outputs for each in found}
     assert left["lamport_rs"][0].tolist() == 256 * [2.0]
     assert left["lamport_rs_two_shot"] is None
+
+
+def test_a_graph_has_a_hundred_operations_or_one_step(monkeypatch):
+    captured = []
+    monkeypatch.setattr(Graph, "_capture", lambda self, operations: captured.append(operations))
+    for case in (CASE, decode_case(1, "cuda", 1)):
+        time_calls(monkeypatch, (BACK_TO_BACK,), case=case)
+    assert captured == [100, 100, 1, 1]
 
 
 def wrong_when_timed(me: Rank, path: Path) -> None:
