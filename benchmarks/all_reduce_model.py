@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 from lamport_rs import LamportError
+from lamport_rs.command_line.bench.arguments import BACK_TO_BACK
 from lamport_rs.command_line.bench.record import Record
 
 Algorithm = Literal["one_shot", "two_shot"]
@@ -140,11 +141,14 @@ def size_grid(largest: int) -> list[int]:
 
 
 def points_of(records: Sequence[Record]) -> tuple[Point, ...]:
-    """Return the all-reduces by lamport_rs on GPUs; of the automatic ones the launch plan says the algorithm."""
+    """Return the all-reduces by lamport_rs on GPUs, back to back.
+
+    Of the automatic ones the launch plan says the algorithm.
+    """
     points = []
     for record in records:
         for row in record.rows if record.gpu else ():
-            if row.op != "all_reduce" or row.bytes is None:
+            if row.op != "all_reduce" or row.bytes is None or row.timing != BACK_TO_BACK:
                 continue
             known: dict[str, Algorithm] = {f"{OWN}_{algorithm}": algorithm for algorithm in ALGORITHMS}
             known[OWN] = automatic(row.world_size, row.bytes)

@@ -36,16 +36,16 @@ from ranks import Rank, errors_of
 KEYS = ["schema", "date", "commit", "gpu", "gpus", "driver", "torch", "nccl", "cpu", "python", "method"]
 
 
-def run_bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_bench(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "lamport_rs", "bench", *map(str, arguments)]
     # Without COLUMNS, which readline, imported by pytest, has set behind Python's back.
-    return subprocess.run(line, capture_output=True, text=True, timeout=240, env={**os.environ})
+    return subprocess.run(line, capture_output=True, text=True, timeout=240, env={**os.environ, **environment})
 
 
 @pytest.fixture(scope="module")
 def host_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("bench")
-    sizes = ["--sizes", "512", "8Ki", "--tokens", "1", "8"]
+    sizes = ["--sizes", "512", "8Ki", "--tokens", "1", "8", "--layers", "2"]
     finished = run_bench("--backend", "host", "--replays", "1", "--record", folder, *sizes)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return folder, finished
@@ -61,22 +61,27 @@ def test_the_record_has_every_measurement_in_the_documented_form(host_run):
             for dtype in ("float32", "bfloat16") for size in (512, 8192)}  # fmt: skip
     norms = {(op, impl, "bfloat16", None, tokens) for op in ("all_reduce_rms_norm", "minimax_allreduce_rms_qk")
              for impl in ("lamport_rs", "torch_eager_gloo") for tokens in (1, 8)}  # fmt: skip
-    assert found == sums | norms | {("create_workspace", "lamport_rs", "uint8", 2 << 20, None)}
+    steps = {("decode_step", impl, "float32", None, tokens) for tokens in (1, 8)
+             for impl in ("lamport_rs", "lamport_rs_unfused", "gloo", "no_communication")}  # fmt: skip
+    assert found == sums | norms | steps | {("create_workspace", "lamport_rs", "uint8", 2 << 20, None)}
     for row in run["rows"]:
-        assert row["world_size"] == 2
+        assert (row["world_size"], row["timing"]) == (2, "back_to_back")
+        assert row.get("layers") == (2 if row["op"] == "decode_step" else None)
         assert 0 < row["min_us"] <= row["median_us"] <= row["max_us"]
 
 
 def test_a_table_per_operation_and_dtype_is_printed_with_ratios(host_run):
     output = host_run[1].stdout
     for title in ("all_reduce, float32", "all_reduce, bfloat16", "all_reduce_rms_norm, bfloat16"):
-        assert f"{title}, 2 processes: median latency in microseconds" in output
-    assert output.count("best other / lamport_rs") == 4
+        assert f"{title}, 2 processes, back to back: median latency in microseconds" in output
+    assert "create_workspace, uint8, 2 processes: median latency in microseconds" in output
+    assert "decode_step, float32, 2 processes, 2 layers of 256: median ms per step" in output
+    assert output.count("best other / lamport_rs") == 5
 
 
 def test_progress_is_a_line_per_case_by_one_rank(host_run):
     lines = [line for line in host_run[1].stderr.splitlines() if line.startswith("[2 processes, ")]
-    assert [line.split("]")[0] for line in lines] == [f"[2 processes, {step}/9" for step in range(1, 10)]
+    assert [line.split("]")[0] for line in lines] == [f"[2 processes, {step}/11" for step in range(1, 12)]
 
 
 def test_figures_are_drawn_where_matplotlib_is(host_run):
@@ -89,21 +94,31 @@ def test_figures_are_drawn_where_matplotlib_is(host_run):
         assert drawn == {f"{op}.{suffix}" for op in operations for suffix in ("png", "svg")}
 
 
+def test_it_needs_no_numpy(tmp_path):
+    (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError('there is no numpy')\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    arguments = ["--backend", "host", "--sizes", "512", "--tokens", "1", "--layers", "1", "--replays", "1"]
+    finished = run_bench(*arguments, "--no-record", PYTHONPATH=path)
+    assert finished.returncode == 0, finished.stderr
+
+
 @pytest.mark.gpu(2)
 @pytest.mark.own_gpus
 def test_on_gpus_every_implementation_is_measured_or_named_with_a_reason(tmp_path):
-    arguments = ["--world-sizes", "2", "--sizes", "8Ki", "1Mi", "--tokens", "1", "8", "--replays", "3"]
-    finished = run_bench("--backend", "cuda", "--record", tmp_path, *arguments)
+    arguments = ["--world-sizes", "2", "--sizes", "8Ki", "1Mi", "--tokens", "1", "8", "--layers", "2"]
+    finished = run_bench("--backend", "cuda", "--replays", "3", "--record", tmp_path, *arguments)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     (path,) = tmp_path.glob("*.json")
     run = json.loads(path.read_text())
     assert run["gpus"] == 2
     assert "NCCL_NVLS_ENABLE=0" in run["method"]
-    for op in ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk"):
+    for op in ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk", "decode_step"):
         measured = {row["impl"] for row in run["rows"] if row["op"] == op}
         for implementation in implementations_of(op, "cuda"):
             named = f"{op} by {implementation.name}, " in finished.stderr
             assert implementation.name in measured or named, finished.stderr
+        timings = {row["timing"] for row in run["rows"] if row["op"] == op}
+        assert timings == ({"back_to_back"} if op == "decode_step" else {"back_to_back", "kernel_between"})
 
 
 def wrong_on_rank_1(me: Rank, path: Path) -> None:
@@ -176,6 +191,7 @@ def test_ranks_that_hang_are_ended():
         (["--world-sizes", "1"], "cannot be had"),
         (["--world-sizes", "17"], "cannot be had"),
         (["--operations", "host_time"], "measured on GPUs"),
+        (["--timing", "back_to_back", "kernel_between"], "measured on GPUs"),
         (["--draw", "/nowhere.json"], "holds no record"),
     ],
 )
@@ -249,7 +265,7 @@ def test_a_table_leaves_out_nothing_where_an_implementation_is_missing():
         row_of(all_reduce_case(8192, torch.bfloat16), "lamport_rs", 2.0),
     ]
     lines = tables(rows, "GPUs", 200).splitlines()
-    assert lines[0] == "all_reduce, bfloat16, 2 GPUs: median latency in microseconds (least-most)"
+    assert lines[0] == "all_reduce, bfloat16, 2 GPUs, back to back: median latency in microseconds (least-most)"
     nccl, own = ("7.00", "(7.00-7.00)"), ("2.00", "(2.00-2.00)")
     assert [line.split() for line in lines[3:]] == [
         ["512", "6.00", "(6.00-6.00)", "-", "-"],

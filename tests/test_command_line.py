@@ -137,7 +137,7 @@ def test_a_run_that_is_interrupted_leaves_what_it_has_measured(number, status, t
     run = json.loads(path.read_text())
     assert run["interrupted"] is True
     assert {row["impl"] for row in run["rows"]} == {"lamport_rs", "gloo"}
-    assert "all_reduce, float32, 2 processes: median latency" in output
+    assert "all_reduce, float32, 2 processes, back to back: median latency" in output
     assert f"record, interrupted: {path}" in output
     assert wait_until_gone(ranks) == []
 

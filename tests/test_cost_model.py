@@ -140,6 +140,12 @@ def test_rows_by_lamport_rs_are_of_the_algorithm_that_the_plan_chooses():
     assert model.points_of([replace(record(), gpu=None)]) == ()
 
 
+def test_the_model_is_of_operations_back_to_back():
+    back_to_back = record().rows
+    between = tuple(replace(row, median_us=9.0, timing="kernel_between") for row in back_to_back)
+    assert model.points_of([replace(record(), rows=back_to_back + between)]) == model.points_of([record()])
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_predictions_grow_with_the_message(algorithm):
     for world_size in (2, 4, 8, 16):

@@ -23,7 +23,7 @@ _ATTEMPTS = 20
 
 
 class Replay:
-    """A CUDA graph of operations back to back. Every method is collective.
+    """A CUDA graph of an operation, over and over. Every method is collective.
 
     A replay is enqueued whole behind a delay kernel before the device begins with it. The delay is made longer, and the
     graph shorter, until that works: launching a graph may wait for the device once a queue is full.
@@ -34,15 +34,20 @@ class Replay:
         operation: Callable[[], object],
         device: torch.device,
         capturing: Callable[[], AbstractContextManager[object]] = nullcontext,
+        operations: int = GRAPH_OPERATIONS,
     ) -> None:
-        """Capture `operation`, a collective call on a GPU; what `capturing` returns is entered around the capture."""
+        """Capture `operation`, a collective call on a GPU, `operations` times.
+
+        What `capturing` returns is entered around the capture.
+        """
         self._operation, self._device, self._capturing = operation, device, capturing
+        self._wanted = operations
         self._delay = _DELAY
         self.host_keeps_ahead = True
         """Whether the figures are the device's alone."""
         for _ in range(WARM_UP):
             operation()
-        self._capture(GRAPH_OPERATIONS)
+        self._capture(operations)
 
     def settle(self, align: Callable[[], object]) -> None:
         """Find a delay and a number of operations for which the host keeps ahead, or see that there are none."""
@@ -71,7 +76,7 @@ class Replay:
 
     def latency_of(self, times: list[float]) -> Latency:
         """Return this group's figures out of each rank's times."""
-        shorter = self.operations if self.operations < GRAPH_OPERATIONS else None
+        shorter = self.operations if self.operations < self._wanted else None
         found = slowest_rank(times, self._device)
         return replace(found, graph_operations=shorter, host_included=None if self.host_keeps_ahead else True)
 

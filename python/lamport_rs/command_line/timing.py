@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,11 @@ class Latency:
     """Operations of the CUDA graph, if it was made shorter than others for the host to keep ahead of the device."""
     host_included: bool | None = None
     """True if the device has waited for the host all the same."""
+
+    def less(self, microseconds: float) -> Latency:
+        """Return the figures with `microseconds`, which something else took, taken off."""
+        least, most = self.min_us - microseconds, self.max_us - microseconds
+        return replace(self, median_us=self.median_us - microseconds, min_us=least, max_us=most)
 
 
 def measure(operation: Callable[[], object], repetitions: int, device: torch.device) -> Latency:

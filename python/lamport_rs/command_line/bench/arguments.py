@@ -7,13 +7,19 @@ from pathlib import Path
 
 COLLECTIVES = ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk")
 """Operations that several implementations serve."""
+STEPS = ("decode_step",)
+"""What a model does per token, with the collectives of several implementations in it."""
 COSTS = ("create_workspace", "host_time")
 """What is measured of lamport_rs around the kernels."""
+NO_COMMUNICATION = "no_communication"
+"""What the communication's share of a step is told from."""
 IMPLEMENTATION_NAMES = (
     "lamport_rs",
     "lamport_rs_one_shot",
     "lamport_rs_two_shot",
+    "lamport_rs_unfused",
     "nccl",
+    "nccl_windows",
     "gloo",
     "symm_mem_one_shot",
     "symm_mem_two_shot",
@@ -21,9 +27,14 @@ IMPLEMENTATION_NAMES = (
     "vllm_custom",
     "torch_eager_nccl",
     "torch_eager_gloo",
+    NO_COMMUNICATION,
 )
 """Those of `implementations.IMPLEMENTATIONS`."""
-TIME_LIMIT = 600.0
+BACK_TO_BACK, KERNEL_BETWEEN = "back_to_back", "kernel_between"
+TIMINGS = (BACK_TO_BACK, KERNEL_BETWEEN)
+"""What stands between two operations of a CUDA graph: nothing, or another kernel, whose own time is taken off."""
+OPERATIONS = COLLECTIVES + STEPS + COSTS
+TIME_LIMIT = 900.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choice.add_argument(
         "--world-sizes", type=_positive, nargs="+", metavar="N", help="default: 2 and 4 as GPUs allow; 2 on the host"
     )
-    choice.add_argument(
-        "--operations", nargs="+", choices=COLLECTIVES + COSTS, metavar="OP", help=_all_of(COLLECTIVES + COSTS)
-    )
+    choice.add_argument("--operations", nargs="+", choices=OPERATIONS, metavar="OP", help=_all_of(OPERATIONS))
     choice.add_argument(
         "--implementations", nargs="+", choices=IMPLEMENTATION_NAMES, metavar="IMPL", help=_all_of(IMPLEMENTATION_NAMES)
     )
@@ -49,7 +58,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of all_reduce, as 512, 8Ki or 1Mi (default: 512 to 8Mi)",
     )
     choice.add_argument(
-        "--tokens", type=_positive, nargs="+", metavar="T", help="of the norms (default: 1 to 128 or 2048)"
+        "--tokens",
+        type=_positive,
+        nargs="+",
+        metavar="T",
+        help="of the norms, and the batches of decode_step (default: 1 to 128 or 2048)",
+    )
+    choice.add_argument(
+        "--layers",
+        type=_positive,
+        metavar="N",
+        help="of decode_step's model (default: 32; on the host 4, of a small one)",
+    )
+    choice.add_argument(
+        "--timing",
+        nargs="+",
+        choices=TIMINGS,
+        metavar="HOW",
+        help=f"some of {', '.join(TIMINGS)}: what stands between two operations (default: both; on the host the first)",
     )
     choice.add_argument(
         "--replays",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lamport_rs.command_line.bench.arguments import format_bytes
+from lamport_rs.command_line.bench.decoder import LLAMA_3_8B, SMALL
 
 SIZES = (512, 8 << 10, 64 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20, 8 << 20)
 HIDDEN = 4096
@@ -16,7 +17,9 @@ Q_SIZE, KV_SIZE = 6144, 1024
 _TOKENS = {
     "all_reduce_rms_norm": (1, 8, 32, 128),
     "minimax_allreduce_rms_qk": (1, 8, 32, 128, 512, 2048),
+    "decode_step": (1, 8, 32, 128),
 }
+_LAYERS = {"cuda": 32, "host": 4}
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Case:
     bytes: int | None = None
     tokens: int | None = None
     hidden: int | str | None = None
+    layers: int | None = None
+    """Of the model, where the operation is a step of it."""
 
     def __str__(self) -> str:
         return f"{self.op} of {dtype_name(self.dtype)}, {self.size}{'' if self.tokens is None else ' tokens'}"
@@ -45,14 +50,23 @@ class Case:
             "bytes": self.bytes,
             "tokens": self.tokens,
             "hidden": self.hidden,
+            "layers": self.layers,
         }
 
 
-def cases_of(op: str, backend: str, sizes: Sequence[int] = SIZES, tokens: Sequence[int] | None = None) -> list[Case]:
-    """Return the cases of one of `COLLECTIVES`; without `tokens`, those that suit it."""
+def cases_of(
+    op: str,
+    backend: str,
+    sizes: Sequence[int] = SIZES,
+    tokens: Sequence[int] | None = None,
+    layers: int | None = None,
+) -> list[Case]:
+    """Return the cases of one of `COLLECTIVES` or `STEPS`; without `tokens` and `layers`, those that suit it."""
     if op == "all_reduce":
         dtypes = (torch.bfloat16,) if backend == "cuda" else (torch.float32, torch.bfloat16)
         return [all_reduce_case(size, dtype) for dtype in dtypes for size in sizes]
+    if op == "decode_step":
+        return [decode_case(count, backend, layers or _LAYERS[backend]) for count in tokens or _TOKENS[op]]
     create = {"all_reduce_rms_norm": rms_norm_case, "minimax_allreduce_rms_qk": minimax_case}[op]
     return [create(count) for count in tokens or _TOKENS[op]]
 
@@ -72,9 +86,16 @@ def minimax_case(tokens: int) -> Case:
     return Case("minimax_allreduce_rms_qk", torch.bfloat16, tokens=tokens, hidden=f"{Q_SIZE}+{KV_SIZE}")
 
 
+def decode_case(tokens: int, backend: str, layers: int) -> Case:
+    """Return the step of a batch of `tokens`: Llama-3-8B's dimensions on GPUs, small ones on the host."""
+    if backend == "cuda":
+        return Case("decode_step", torch.bfloat16, tokens=tokens, hidden=LLAMA_3_8B.hidden, layers=layers)
+    return Case("decode_step", torch.float32, tokens=tokens, hidden=SMALL.hidden, layers=layers)
+
+
 def message_bytes(case: Case) -> int | None:
     """Return the bytes of the vectors that are summed; None where something smaller is."""
-    if case.op == "all_reduce_rms_norm" and case.tokens is not None and isinstance(case.hidden, int):
+    if case.op in ("all_reduce_rms_norm", "decode_step") and case.tokens is not None and isinstance(case.hidden, int):
         return case.tokens * case.hidden * case.dtype.itemsize
     return case.bytes if case.op == "all_reduce" else None
 

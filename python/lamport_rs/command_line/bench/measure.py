@@ -11,17 +11,18 @@ import torch
 
 import lamport_rs
 from lamport_rs.command_line.bench import costs
-from lamport_rs.command_line.bench.arguments import COLLECTIVES
+from lamport_rs.command_line.bench.arguments import BACK_TO_BACK, COSTS, NO_COMMUNICATION, STEPS
 from lamport_rs.command_line.bench.cases import Case, message_bytes
+from lamport_rs.command_line.bench.decode_step import pose_decode_step
 from lamport_rs.command_line.bench.findings import Findings, Missing
+from lamport_rs.command_line.bench.graphs import Calls, GraphTimer, Timed
 from lamport_rs.command_line.bench.implementations import Call, Implementation, Outputs, implementations_of
 from lamport_rs.command_line.bench.member import Member, UnavailableError, join
 from lamport_rs.command_line.bench.options import Options
 from lamport_rs.command_line.bench.problems import EPSILON, Problem, pose
 from lamport_rs.command_line.bench.progress import Progress
 from lamport_rs.command_line.bench.record import Row
-from lamport_rs.command_line.replay import Replay, measure_replays
-from lamport_rs.command_line.timing import Latency, measure_in_turns
+from lamport_rs.command_line.timing import measure_in_turns
 
 T = TypeVar("T")
 
@@ -32,14 +33,14 @@ class WrongResultError(Exception):
 
 def run_rank(rank: int, world_size: int, device: torch.device, options: Options, path: Path) -> None:
     """Measure what the options ask for; rank 0 leaves its findings at `path`. Collective."""
-    cases = [case for op in options.collectives for case in options.cases_of(op)]
+    cases = [case for op in options.compared for case in options.cases_of(op)]
     largest = max([message_bytes(case) or 0 for case in cases], default=0) or (1 << 20)
     most_tokens = max([case.tokens or 0 for case in cases], default=0) or 1
     where = f"{world_size} GPUs" if device.type == "cuda" else f"{world_size} processes"
     with join(rank, world_size, device, largest, most_tokens) as member:
         progress = Progress(where, len(cases) + len(options.costs), speaks=rank == 0)
         bench = Bench(member, options, progress, path if rank == 0 else None)
-        for what in (*options.collectives, *options.costs):
+        for what in (*options.compared, *options.costs):
             bench.measure(what)
         progress.close()
 
@@ -61,18 +62,18 @@ class Bench:
         self._align = lambda: lamport_rs.minimax_allreduce_rms(row, row[0], *arguments, out=out)
 
     def measure(self, what: str) -> None:
-        """Measure one of `COLLECTIVES` or of `COSTS`."""
-        if what in COLLECTIVES:
-            self._measure_collective(what)
-        else:
+        """Measure one of `COLLECTIVES`, `STEPS` or `COSTS`."""
+        if what in COSTS:
             self._measure_cost(what)
+        else:
+            self._compare(what)
 
-    def _measure_collective(self, op: str) -> None:
+    def _compare(self, op: str) -> None:
         """Measure an operation at all sizes, by all implementations that were asked for."""
         cases = self._options.cases_of(op)
         present: list[Implementation] = []
         for create in implementations_of(op, self._options.backend):
-            if self._options.wants(create.name):
+            if self._options.wants(create.name) or create.name == NO_COMMUNICATION:
                 self._progress.doing(f"{op}: setting up {create.name}")
                 implementation = self._attempt(f"{op} by {create.name}", partial(create, self._member, cases))
                 if implementation is not None:
@@ -89,7 +90,18 @@ class Bench:
             self._findings.write(self._path)
 
     def _measure_case(self, case: Case, present: Sequence[Implementation]) -> None:
-        problem = pose(case, self._member)
+        if case.op not in STEPS:
+            self._measure_problem(pose(case, self._member), present)
+            return
+        self._progress.doing(f"{case}: making the model")
+        step = self._attempt(case.op, partial(pose_decode_step, case, self._member), case)
+        if step is None:
+            self._report(case, [])
+        else:
+            self._measure_problem(step, present)
+
+    def _measure_problem(self, problem: Problem, present: Sequence[Implementation]) -> None:
+        case = problem.case
         calls: list[tuple[Implementation, Call]] = []
         for implementation in present:
             self._progress.doing(f"{case}: checking {implementation.name}")
@@ -100,33 +112,31 @@ class Bench:
             if call is not None and outputs is not None:
                 self._verify(implementation, problem, outputs)
                 calls.append((implementation, call))
-        latencies = self._time(case, calls)
-        for implementation, call in calls:
-            if call.in_place is None and implementation.name in latencies:
-                self._verify(implementation, problem, call.run())
-        self._report(case, latencies)
+        timed = self._time(problem, calls)
+        for each in timed:
+            if each.outputs is not None:
+                self._verify(each.implementation, problem, each.outputs)
+        self._report(case, timed)
 
-    def _time(self, case: Case, calls: Sequence[tuple[Implementation, Call]]) -> dict[str, Latency]:
-        device, samples = self._member.device, self._options.samples
+    def _time(self, problem: Problem, calls: Calls) -> list[Timed]:
         for _, call in calls:
             if call.in_place is not None:
                 call.in_place.zero_()  # Sums of sums would overflow, and denormals and infinities may take longer.
+        device, samples = self._member.device, self._options.samples
         if device.type != "cuda":
+            self._progress.doing(f"{problem.case}: timing")
             found = measure_in_turns([call.run for _, call in calls], samples, device)
-            return {implementation.name: latency for (implementation, _), latency in zip(calls, found, strict=True)}
-        graphs: dict[str, Replay] = {}
-        for implementation, call in calls:
-            self._progress.doing(f"{case}: capturing {implementation.name}")
-            what = f"{case.op} by {implementation.name}, in a CUDA graph"
-            graph = self._attempt(what, partial(Replay, call.run, device, implementation.capturing), case)
-            if graph is None or self._attempt(what, partial(_settled, graph, self._align), case) is None:
-                continue
-            graphs[implementation.name] = graph
-        self._progress.doing(f"{case}: timing")
-        found = measure_replays(list(graphs.values()), self._align, samples)
-        return dict(zip(graphs, found, strict=True))
+            return [
+                Timed(each, BACK_TO_BACK, latency, call.run() if call.in_place is None else None)
+                for (each, call), latency in zip(calls, found, strict=True)
+            ]
+        self._progress.doing(f"{problem.case}: capturing and timing")
+        timer = GraphTimer(self._align, self._attempt, samples)
+        return timer.measure(problem, calls, self._options.timings_of(problem.case.op), device)
 
     def _verify(self, implementation: Implementation, problem: Problem, outputs: Outputs) -> None:
+        if not implementation.solves:
+            return
         reason = None
         try:
             self._member.synchronize()
@@ -136,11 +146,15 @@ class Bench:
         if (agreed := self._member.agree(reason)) is not None:
             raise WrongResultError(f"{problem.case} by {implementation.name} is wrong: {agreed}")
 
-    def _report(self, case: Case, latencies: dict[str, Latency]) -> None:
-        for name, latency in latencies.items():
-            self._findings.rows.append(Row.of(case, name, self._member.world_size, latency))
+    def _report(self, case: Case, timed: Sequence[Timed]) -> None:
+        rows = [
+            Row.of(case, each.implementation.name, self._member.world_size, each.latency, each.timing) for each in timed
+        ]
+        self._findings.rows += rows
         self._save()
-        figures = ", ".join(f"{name} {latency.median_us:.2f}" for name, latency in latencies.items())
+        figures = ", ".join(
+            f"{row.impl}{'' if row.timing == BACK_TO_BACK else ', ' + row.timing} {row.median_us:.2f}" for row in rows
+        )
         self._progress.done(f"{case}: {figures} us" if figures else f"{case}: nothing could be measured")
 
     def _measure_cost(self, cost: str) -> None:
@@ -168,8 +182,3 @@ class Bench:
             size = None if case is None else case.size
             self._findings.missing.append(Missing(what, self._member.world_size, str(error), size))
             return None
-
-
-def _settled(graph: Replay, align: Callable[[], object]) -> Replay:
-    graph.settle(align)
-    return graph

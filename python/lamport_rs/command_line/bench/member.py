@@ -12,9 +12,12 @@ import torch.distributed as dist
 
 import lamport_rs
 from lamport_rs.command_line.launch import TIMEOUT
+from lamport_rs.exchange import all_gather_over
 
 T = TypeVar("T")
 _LONGEST_REASON = 240
+_MESSAGE_BYTES = 2048
+"""That ranks send one another to agree; what is longer, as a comparison of tensors may be, is cut off."""
 
 
 class UnavailableError(Exception):
@@ -52,9 +55,11 @@ class Member:
 
     def agree(self, reason: str | None) -> str | None:
         """Return the first rank's reason that is not None, on all ranks. Collective."""
-        reasons: list[str | None] = [None] * self.world_size
-        dist.all_gather_object(reasons, reason, group=self.host_group)
-        found = {rank: each for rank, each in enumerate(reasons) if each is not None}
+        # Objects would be gathered by way of numpy, which torch does without.
+        text = b"" if reason is None else reason.encode()[:_MESSAGE_BYTES]
+        message = bytes([reason is not None]) + text.ljust(_MESSAGE_BYTES, b"\0")
+        gathered = enumerate(all_gather_over(self.host_group)(message))
+        found = {rank: each[1:].rstrip(b"\0").decode(errors="replace") for rank, each in gathered if each[0]}
         if not found:
             return None
         rank, first = next(iter(found.items()))

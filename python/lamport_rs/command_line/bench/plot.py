@@ -12,7 +12,7 @@ from lamport_rs.command_line.bench.arguments import COLLECTIVES, format_bytes
 from lamport_rs.command_line.bench.cases import Case, message_bytes
 from lamport_rs.command_line.bench.link import floor_us
 from lamport_rs.command_line.bench.record import Record, Row
-from lamport_rs.command_line.bench.report import OWN, groups, implementations_in
+from lamport_rs.command_line.bench.report import OWN, groups, implementations_in, timing_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,8 +74,9 @@ def _figure(record: Record, op: str, rows: Sequence[Row]) -> Figure | None:
     unit = "GPUs" if record.gpu else "processes"
     note = ", interrupted" if record.interrupted else ""
     figure.suptitle(f"{op} on {record.machine}, {record.date[:10]}{note}", fontsize=11, fontweight="bold", color=_INK)
-    for ((_, world_size, dtype), group), (latency, throughput) in zip(panels, axes, strict=True):
-        latency.set_title(f"{world_size} {unit}, {dtype}", loc="left", fontsize=9.5, color=_INK)
+    for ((_, world_size, dtype, timing), group), (latency, throughput) in zip(panels, axes, strict=True):
+        title = f"{world_size} {unit}, {dtype}{timing_label(op, timing)}"
+        latency.set_title(title, loc="left", fontsize=9.5, color=_INK)
         _draw_latency(latency, group, styles, record.link_gb_per_s)
         _draw_throughput(throughput, group, styles, record.link_gb_per_s)
     return figure

@@ -102,7 +102,7 @@ def normalise(rows: torch.Tensor, mean_square: torch.Tensor, weight: torch.Tenso
 def _all_reduce(case: Case, device: torch.device, world_size: int) -> Problem:
     assert case.bytes is not None
     tensor = torch.randn(case.bytes // case.dtype.itemsize, device=device).to(case.dtype)
-    return AllReduce(case, world_size, (Expected(_rank_sum(tensor).to(case.dtype), exact=True),), tensor)
+    return AllReduce(case, world_size, (Expected(rank_sum(tensor).to(case.dtype), exact=True),), tensor)
 
 
 def _rms_norm(case: Case, device: torch.device, world_size: int) -> Problem:
@@ -110,9 +110,9 @@ def _rms_norm(case: Case, device: torch.device, world_size: int) -> Problem:
     assert isinstance(case.hidden, int)
     shape = (case.tokens, case.hidden)
     tensor = torch.randn(shape, device=device).to(case.dtype)
-    residual = _shared(torch.randn(shape, device=device).to(case.dtype))
-    weight = _shared((1 + 0.1 * torch.randn(case.hidden, device=device)).to(case.dtype))
-    total = _rank_sum(tensor) + residual.float()
+    residual = shared(torch.randn(shape, device=device).to(case.dtype))
+    weight = shared((1 + 0.1 * torch.randn(case.hidden, device=device)).to(case.dtype))
+    total = rank_sum(tensor) + residual.float()
     normalised = normalise(total, total.square().mean(-1, keepdim=True), weight)
     expected = Expected(normalised.to(case.dtype), exact=False), Expected(total.to(case.dtype), exact=True)
     return AllReduceRmsNorm(case, world_size, expected, tensor, residual, weight)
@@ -124,12 +124,12 @@ def _minimax(case: Case, device: torch.device, world_size: int) -> Problem:
     weights = [torch.randn(size, device=device).to(case.dtype) for size in (q_size, kv_size)]
     expected = []
     for part, weight in zip(qkv.split([q_size, kv_size, kv_size], dim=-1), weights, strict=False):
-        mean_square = _rank_sum(part.float().square().sum(-1, keepdim=True)) / (len(weight) * world_size)
+        mean_square = rank_sum(part.float().square().sum(-1, keepdim=True)) / (len(weight) * world_size)
         expected.append(Expected(normalise(part, mean_square, weight).to(case.dtype), exact=False))
     return MinimaxRmsQk(case, world_size, tuple(expected), qkv, *weights)
 
 
-def _rank_sum(tensor: torch.Tensor) -> torch.Tensor:
+def rank_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Every rank's tensor in float32, summed in rank order; gathered through the process group."""
     gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, tensor)
@@ -139,7 +139,7 @@ def _rank_sum(tensor: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _shared(tensor: torch.Tensor) -> torch.Tensor:
+def shared(tensor: torch.Tensor) -> torch.Tensor:
     """Rank 0's tensor, on all ranks."""
     dist.broadcast(tensor, 0)
     return tensor

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from lamport_rs import LamportError
+from lamport_rs.command_line.bench.arguments import BACK_TO_BACK
 from lamport_rs.command_line.bench.cases import Case
 from lamport_rs.command_line.bench.link import link_bandwidth, output_of
+from lamport_rs.command_line.bench.nccl import nccl_version
 from lamport_rs.command_line.timing import Latency
 
 _CHECKOUT_RESULTS = Path("benchmarks", "results")
@@ -37,12 +39,16 @@ class Row:
     bytes: int | None = None
     tokens: int | None = None
     hidden: int | str | None = None
+    layers: int | None = None
+    """Of the model, where the operation is a step of it."""
+    timing: str = BACK_TO_BACK
+    """One of `TIMINGS`. The first records do not say it."""
     graph_operations: int | None = None
     """As in `Latency`, and so below."""
     host_included: bool | None = None
 
     @classmethod
-    def of(cls, case: Case, impl: str, world_size: int, latency: Latency) -> Row:
+    def of(cls, case: Case, impl: str, world_size: int, latency: Latency, timing: str = BACK_TO_BACK) -> Row:
         """Return the row of an implementation's latency."""
         median, least, most = (round(each, _DIGITS) for each in (latency.median_us, latency.min_us, latency.max_us))
         return cls(
@@ -51,6 +57,7 @@ class Row:
             median_us=median,
             min_us=least,
             max_us=most,
+            timing=timing,
             graph_operations=latency.graph_operations,
             host_included=latency.host_included,
             **case.keys(),
@@ -59,7 +66,7 @@ class Row:
     @property
     def case(self) -> Case:
         """What was measured."""
-        return Case(self.op, getattr(torch, self.dtype), self.bytes, self.tokens, self.hidden)
+        return Case(self.op, getattr(torch, self.dtype), self.bytes, self.tokens, self.hidden, self.layers)
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def describe_run(rows: Sequence[Row], method: str, backend: str, interrupted: bo
         gpus=max(row.world_size for row in rows) if on_gpus else 0,
         driver=output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
         torch=torch.__version__,
-        nccl=".".join(map(str, torch.cuda.nccl.version())) if on_gpus else None,
+        nccl=nccl_version() if on_gpus else None,
         cpu=_cpu(),
         python=platform.python_version(),
         method=method,

@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from lamport_rs.command_line.bench.arguments import (
+    BACK_TO_BACK,
+    COLLECTIVES,
+    KERNEL_BETWEEN,
+    NO_COMMUNICATION,
+    STEPS,
+)
 from lamport_rs.command_line.bench.cases import Case
 from lamport_rs.command_line.bench.findings import Missing
 from lamport_rs.command_line.bench.record import Row
@@ -12,6 +19,8 @@ from lamport_rs.command_line.table import format_latency, format_table, wrap
 
 OWN = "lamport_rs"
 _RATIO = "best other / lamport_rs"
+_LATENCY = "median latency in microseconds (least-most)"
+_TIMING_LABELS = {BACK_TO_BACK: "back to back", KERNEL_BETWEEN: "another kernel between, its own time taken off"}
 _MARKS = {
     "*": "*  in a shorter graph, whose start weighs more (graph_operations in the record)",
     "**": "** with the host's time: it cannot enqueue the graph ahead of the device",
@@ -24,17 +33,27 @@ def tables(rows: Sequence[Row], ranks: str, width: int) -> str:
     `ranks` is what a rank is called: GPUs or processes.
     """
     return "\n\n".join(
-        _table(f"{op}, {dtype}, {world_size} {ranks}: median latency in microseconds (least-most)", group, width)
-        for (op, world_size, dtype), group in groups(rows)
+        _step_table(f"{op}, {dtype}, {world_size} {ranks}", group, width)
+        if op in STEPS
+        else _table(f"{op}, {dtype}, {world_size} {ranks}{timing_label(op, timing)}: {_LATENCY}", group, width)
+        for (op, world_size, dtype, timing), group in groups(rows)
     )
 
 
-def groups(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, int, str], list[Row]]]:
-    """Yield the rows that belong together, an operation after the other: operation, world size and dtype, and rows."""
+def timing_label(op: str, timing: str) -> str:
+    """Return what a title says of the timing; nothing for what is not a collective."""
+    return f", {_TIMING_LABELS[timing]}" if op in COLLECTIVES else ""
+
+
+def groups(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, int, str, str], list[Row]]]:
+    """Yield the rows that belong together, an operation after the other.
+
+    With each group its operation, world size, dtype and timing.
+    """
     ops = list(dict.fromkeys(row.op for row in rows))
-    found: dict[tuple[str, int, str], list[Row]] = {}
+    found: dict[tuple[str, int, str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: ops.index(row.op)):
-        found.setdefault((row.op, row.world_size, row.dtype), []).append(row)
+        found.setdefault((row.op, row.world_size, row.dtype, row.timing), []).append(row)
     yield from found.items()
 
 
@@ -45,7 +64,7 @@ def implementations_in(rows: Sequence[Row]) -> list[str]:
 
 def ratio(medians: Mapping[str, float]) -> float | None:
     """Return by how much lamport_rs is faster than the best of the others; None if either is missing."""
-    others = [median for name, median in medians.items() if not name.startswith(OWN)]
+    others = [median for name, median in medians.items() if not name.startswith((OWN, NO_COMMUNICATION))]
     return min(others) / medians[OWN] if others and OWN in medians else None
 
 
@@ -68,23 +87,55 @@ def missing_text(missing: Sequence[Missing], width: int) -> str:
 
 def _table(title: str, rows: Sequence[Row], width: int) -> str:
     names = implementations_in(rows)
+    by_case = _by_case(rows)
+    ratios = _ratios(by_case)
+    header = ["bytes" if rows[0].bytes is not None else "tokens", *names, *([_RATIO] if ratios else [])]
+    body = []
+    for case, found in by_case.items():
+        body.append([case.size, *(_format(found.get(name)) for name in names), *_ratio_cell(ratios, case)])
+    return "\n".join([wrap(title, width), "", format_table(header, body, width), *_notes(rows, width)])
+
+
+def _step_table(title: str, rows: Sequence[Row], width: int) -> str:
+    """A table in milliseconds; beside each, the part of the step that goes when the communication does."""
+    names = sorted(implementations_in(rows), key=lambda name: name != NO_COMMUNICATION)
+    by_case = _by_case(rows)
+    ratios = _ratios(by_case)
+    body = []
+    for case, found in by_case.items():
+        floor = found.get(NO_COMMUNICATION)
+        cells = [_format_step(found.get(name), floor) for name in names]
+        body.append([case.size, *cells, *_ratio_cell(ratios, case)])
+    title += f", {rows[0].layers} layers of {rows[0].hidden}: median ms per step (least-most), communication's share"
+    table = format_table(["batch", *names, *([_RATIO] if ratios else [])], body, width)
+    return "\n".join([wrap(title, width), "", table, *_notes(rows, width)])
+
+
+def _by_case(rows: Sequence[Row]) -> dict[Case, dict[str, Row]]:
     by_case: dict[Case, dict[str, Row]] = {}
     for row in rows:
         by_case.setdefault(row.case, {})[row.impl] = row
-    # What the host has slowed down says nothing of how much faster lamport_rs is.
-    ratios = {
-        case: ratio({row.impl: row.median_us for row in found.values() if not row.host_included})
-        for case, found in by_case.items()
+    return by_case
+
+
+def _ratios(by_case: Mapping[Case, Mapping[str, Row]]) -> dict[Case, float]:
+    """The ratio of each case that has one. What the host has slowed down says nothing of it, and is left out."""
+    found = {
+        case: ratio({name: row.median_us for name, row in rows.items() if not row.host_included})
+        for case, rows in by_case.items()
     }
-    compared = any(factor is not None for factor in ratios.values())
-    header = ["bytes" if rows[0].bytes is not None else "tokens", *names, *([_RATIO] if compared else [])]
-    body = []
-    for case, found in by_case.items():
-        factor = ratios[case]
-        cells = [case.size, *(_format(found.get(name)) for name in names)]
-        body.append([*cells, *(["-" if factor is None else f"{factor:.2f}"] if compared else [])])
-    notes = [wrap(text, width, "   ") for mark, text in _MARKS.items() if any(_mark(row) == mark for row in rows)]
-    return "\n".join([wrap(title, width), "", format_table(header, body, width), *notes])
+    return {case: factor for case, factor in found.items() if factor is not None}
+
+
+def _ratio_cell(ratios: Mapping[Case, float], case: Case) -> list[str]:
+    """The cell of the last column; none where no case has a ratio."""
+    if not ratios:
+        return []
+    return [f"{ratios[case]:.2f}" if case in ratios else "-"]
+
+
+def _notes(rows: Sequence[Row], width: int) -> list[str]:
+    return [wrap(text, width, "   ") for mark, text in _MARKS.items() if any(_mark(row) == mark for row in rows)]
 
 
 def _mark(row: Row) -> str:
@@ -95,3 +146,10 @@ def _mark(row: Row) -> str:
 
 def _format(row: Row | None) -> str:
     return "-" if row is None else format_latency(row.median_us, row.min_us, row.max_us, _mark(row))
+
+
+def _format_step(row: Row | None, floor: Row | None) -> str:
+    if row is None:
+        return "-"
+    cell = format_latency(row.median_us / 1e3, row.min_us / 1e3, row.max_us / 1e3, _mark(row))
+    return cell if floor in (None, row) else f"{cell}, {1 - floor.median_us / row.median_us:.1%}"

@@ -111,8 +111,10 @@ def describe_method(options: Options) -> str:
         return f"calls back to back, median of {options.samples} alternating rounds, slowest rank"
     multicast = " ".join(f"{name}={os.environ.get(name, value)}" for name, value in NO_MULTICAST.items())
     return (
-        f"CUDA graphs of {GRAPH_OPERATIONS} operations, or of graph_operations, enqueued behind a delay kernel and an "
-        f"aligning operation, implementations in turns, median of {options.samples} replays, slowest rank; host times "
+        f"CUDA graphs of {GRAPH_OPERATIONS} operations (decode_step: of one step), or of graph_operations, enqueued "
+        f"behind a delay kernel and an aligning operation, implementations in turns, median of {options.samples} "
+        "replays, slowest rank; kernel_between: an elementwise kernel reads each result, its own time, measured "
+        "alone in the same turns, taken off; host times "
         f"by the clock, in inference mode; {multicast}"
     )
 

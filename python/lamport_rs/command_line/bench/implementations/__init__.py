@@ -11,8 +11,15 @@ from lamport_rs.command_line.bench.implementations.by_torch import (
     SymmMemOneShot,
     SymmMemTwoShot,
 )
+from lamport_rs.command_line.bench.implementations.floor import NoCommunication
+from lamport_rs.command_line.bench.implementations.nccl_windows import NcclWindows
 from lamport_rs.command_line.bench.implementations.others import FlashInferOneShot, VllmCustom
-from lamport_rs.command_line.bench.implementations.own import Lamport, LamportOneShot, LamportTwoShot
+from lamport_rs.command_line.bench.implementations.own import (
+    Lamport,
+    LamportOneShot,
+    LamportTwoShot,
+    LamportUnfused,
+)
 
 __all__ = ["IMPLEMENTATIONS", "Call", "Implementation", "Outputs", "implementations_of"]
 
@@ -20,7 +27,9 @@ IMPLEMENTATIONS: tuple[type[Implementation], ...] = (
     Lamport,
     LamportOneShot,
     LamportTwoShot,
+    LamportUnfused,
     Nccl,
+    NcclWindows,
     Gloo,
     SymmMemOneShot,
     SymmMemTwoShot,
@@ -28,6 +37,7 @@ IMPLEMENTATIONS: tuple[type[Implementation], ...] = (
     VllmCustom,
     EagerNccl,
     EagerGloo,
+    NoCommunication,
 )
 
 

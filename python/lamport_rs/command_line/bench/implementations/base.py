@@ -39,6 +39,8 @@ class Implementation(ABC):
     operations: ClassVar[frozenset[str]]
     rounds_once: ClassVar[bool] = False
     """Whether sums are made in float32, in rank order, and rounded once."""
+    solves: ClassVar[bool] = True
+    """Whether it returns the result; what does not is a floor for the others."""
 
     def __init__(self, member: Member, cases: Sequence[Case]) -> None:
         self.member = member

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
-from lamport_rs.command_line.bench.cases import Case
+from lamport_rs.command_line.bench.arguments import STEPS
+from lamport_rs.command_line.bench.cases import Case, message_bytes
+from lamport_rs.command_line.bench.decode_step import DecodeStep
+from lamport_rs.command_line.bench.decoder import Communication, add_rms_norm
 from lamport_rs.command_line.bench.implementations.base import Call, Implementation, Outputs
 from lamport_rs.command_line.bench.member import Member
 from lamport_rs.command_line.bench.problems import (
@@ -25,10 +30,12 @@ class Nccl(Implementation):
 
     name = "nccl"
     backend = "cuda"
-    operations = frozenset({"all_reduce"})
+    operations = frozenset({"all_reduce", *STEPS})
 
     def prepare(self, problem: Problem) -> Call:
-        """Return the call on a copy of the input."""
+        """Return the call on a copy of the input, or the step with it and the norm."""
+        if isinstance(problem, DecodeStep):
+            return Call(partial(problem.run, Communication(reduce_then_norm)))
         assert isinstance(problem, AllReduce)
         buffer = problem.input.clone()
 
@@ -90,14 +97,22 @@ class EagerGloo(EagerNccl):
     backend = "host"
 
 
+def reduce_then_norm(
+    partial_sum: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The process group's all-reduce, in place, and the norm."""
+    dist.all_reduce(partial_sum)
+    return add_rms_norm(partial_sum, residual, weight)
+
+
 class SymmMem(Implementation):
-    """Symmetric memory, whose buffer holds the input from the start: no copy is timed.
+    """Symmetric memory, whose buffer holds the input, or takes a step's partial sums, from the start: no copy is timed.
 
     Never its `multimem` operators: they use NVLink multicast.
     """
 
     backend = "cuda"
-    operations = frozenset({"all_reduce"})
+    operations = frozenset({"all_reduce", *STEPS})
 
     def __init__(self, member: Member, cases: Sequence[Case]) -> None:
         super().__init__(member, cases)
@@ -106,9 +121,30 @@ class SymmMem(Implementation):
         group = dist.group.WORLD
         assert group is not None
         self._group_name = group.group_name
-        largest = max(case.bytes or 0 for case in cases)
+        largest = max(message_bytes(case) or 0 for case in cases)
         self._memory = _symmetric_memory.empty(largest, dtype=torch.uint8, device=member.device)
         self._handle = _symmetric_memory.rendezvous(self._memory, self._group_name)
+
+    def prepare(self, problem: Problem) -> Call:
+        """Return the call on the symmetric buffer."""
+        if isinstance(problem, DecodeStep):
+            place = self._memory.view(problem.case.dtype)
+            return Call(partial(problem.run, Communication(self._reduce_norm, place)))
+        assert isinstance(problem, AllReduce)
+        return self._all_reduce(problem)
+
+    def _reduce_norm(
+        self, partial_sum: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return add_rms_norm(self._sum(partial_sum), residual, weight)
+
+    @abstractmethod
+    def _all_reduce(self, problem: AllReduce) -> Call:
+        """Return the call that sums the problem's input."""
+
+    @abstractmethod
+    def _sum(self, partial_sum: torch.Tensor) -> torch.Tensor:
+        """Return the sum of what stands in the symmetric buffer."""
 
     def _buffer(self, problem: AllReduce) -> torch.Tensor:
         buffer = self._memory[: problem.input.nbytes].view(problem.input.dtype)
@@ -123,9 +159,8 @@ class SymmMemOneShot(SymmMem):
 
     name = "symm_mem_one_shot"
 
-    def prepare(self, problem: Problem) -> Call:
+    def _all_reduce(self, problem: AllReduce) -> Call:
         """Return the call, with the output allocated once."""
-        assert isinstance(problem, AllReduce)
         buffer, out, name = self._buffer(problem), torch.empty_like(problem.input), self._group_name
 
         def run() -> tuple[torch.Tensor]:
@@ -134,15 +169,18 @@ class SymmMemOneShot(SymmMem):
 
         return Call(run)
 
+    def _sum(self, partial_sum: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor = torch.ops.symm_mem.one_shot_all_reduce(partial_sum, "sum", self._group_name)
+        return total
+
 
 class SymmMemTwoShot(SymmMem):
     """Every rank sums its part of the peers' buffers and stores it there, in place."""
 
     name = "symm_mem_two_shot"
 
-    def prepare(self, problem: Problem) -> Call:
+    def _all_reduce(self, problem: AllReduce) -> Call:
         """Return the call on the symmetric buffer."""
-        assert isinstance(problem, AllReduce)
         buffer, name = self._buffer(problem), self._group_name
 
         def run() -> tuple[torch.Tensor]:
@@ -150,3 +188,7 @@ class SymmMemTwoShot(SymmMem):
             return (buffer,)
 
         return Call(run, in_place=buffer)
+
+    def _sum(self, partial_sum: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor = torch.ops.symm_mem.two_shot_all_reduce_(partial_sum, "sum", self._group_name)
+        return total

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
 import lamport_rs
-from lamport_rs.command_line.bench.arguments import COLLECTIVES
+from lamport_rs.command_line.bench.arguments import COLLECTIVES, STEPS
+from lamport_rs.command_line.bench.decode_step import DecodeStep
+from lamport_rs.command_line.bench.decoder import EPSILON as DECODER_EPSILON
+from lamport_rs.command_line.bench.decoder import Communication, add_rms_norm
 from lamport_rs.command_line.bench.implementations.base import Call, Implementation
 from lamport_rs.command_line.bench.problems import EPSILON, AllReduce, AllReduceRmsNorm, MinimaxRmsQk, Problem
 
@@ -17,7 +21,7 @@ class Lamport(Implementation):
 
     name = "lamport_rs"
     backend = "any"
-    operations = frozenset(COLLECTIVES)
+    operations = frozenset(COLLECTIVES + STEPS)
     rounds_once = True
     options: ClassVar[dict[str, Any]] = {}
 
@@ -27,6 +31,8 @@ class Lamport(Implementation):
             return self._all_reduce(problem)
         if isinstance(problem, AllReduceRmsNorm):
             return self._rms_norm(problem)
+        if isinstance(problem, DecodeStep):
+            return Call(partial(problem.run, Communication(self._reduce_norm)))
         assert isinstance(problem, MinimaxRmsQk)
         return self._minimax(problem)
 
@@ -56,6 +62,26 @@ class Lamport(Implementation):
             return lamport_rs.minimax_allreduce_rms_qk(*operands, *sizes, EPSILON, q_out=q_out, k_out=k_out)
 
         return Call(run)
+
+    def _reduce_norm(
+        self, partial_sum: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        operands = partial_sum, residual, weight, self.member.workspace, DECODER_EPSILON
+        return lamport_rs.all_reduce_rms_norm(*operands, out=partial_sum, residual_out=residual)
+
+
+class LamportUnfused(Lamport):
+    """The sum, followed by the norm that the others take."""
+
+    name = "lamport_rs_unfused"
+    operations = frozenset(STEPS)
+
+    def _reduce_norm(
+        self, partial_sum: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return add_rms_norm(
+            lamport_rs.all_reduce(partial_sum, self.member.workspace, out=partial_sum), residual, weight
+        )
 
 
 class LamportOneShot(Lamport):

@@ -1,0 +1,183 @@
+"""The benchmark's decode step: what it computes, how it is split, checked and shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from lamport_rs.command_line.bench.arguments import STEPS
+from lamport_rs.command_line.bench.cases import cases_of, decode_case, message_bytes
+from lamport_rs.command_line.bench.decode_step import DecodeStep
+from lamport_rs.command_line.bench.decoder import (
+    LLAMA_3_8B,
+    SMALL,
+    Communication,
+    Decoder,
+    Dimensions,
+    add_rms_norm,
+)
+from lamport_rs.command_line.bench.findings import Findings, Missing
+from lamport_rs.command_line.bench.implementations import by_torch
+from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
+from lamport_rs.command_line.bench.options import Options
+from lamport_rs.command_line.bench.problems import Expected
+from lamport_rs.command_line.bench.record import Row
+from lamport_rs.command_line.bench.report import tables
+from lamport_rs.command_line.timing import Latency
+from ranks import Rank, errors_of
+
+WHOLE = Communication(add_rms_norm)
+LAYERS = 2
+
+
+def decoder_of(dimensions: Dimensions = SMALL, batch: int = 3) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(dimensions, LAYERS, batch, 1, torch.float32, lambda tensor: tensor)
+
+
+def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Of one sequence: a query per head, and the keys and values of its key head."""
+    weights = torch.softmax(torch.einsum("hd,htd->ht", queries, keys) / queries.shape[-1] ** 0.5, -1)
+    return torch.einsum("ht,htd->hd", weights, values)
+
+
+def rotated(vectors: torch.Tensor, position: int) -> torch.Tensor:
+    pairs = torch.complex(*vectors.chunk(2, -1))
+    angles = position * 500000.0 ** -(torch.arange(pairs.shape[-1]) / pairs.shape[-1])
+    turned = pairs * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([turned.real, turned.imag], -1)
+
+
+def decoded(decoder: Decoder, token: int, sequence: int, dimensions: Dimensions) -> torch.Tensor:
+    """The logits of one sequence, written down plainly."""
+
+    def norm(weight: torch.Tensor) -> torch.Tensor:
+        return residual * torch.rsqrt(residual.square().mean() + 1e-5) * weight
+
+    heads, kv_heads, head = dimensions.heads, dimensions.kv_heads, dimensions.head
+    residual = decoder._embedding[token]
+    for layer in decoder._layers:
+        vectors = (layer.qkv @ norm(layer.attention_norm)).view(-1, head)
+        queries, keys = vectors[:heads], vectors[heads : heads + kv_heads]
+        cache = layer.cache[sequence].clone()
+        cache[:kv_heads, -1], cache[kv_heads:, -1] = rotated(keys, dimensions.context - 1), vectors[heads + kv_heads :]
+        each = [part.repeat_interleave(heads // kv_heads, 0) for part in cache.chunk(2)]
+        attended = attend(rotated(queries, dimensions.context - 1), *each)
+        residual = residual + layer.attention_out @ attended.flatten()
+        gate, up = (layer.gate_up @ norm(layer.mlp_norm)).chunk(2)
+        residual = residual + layer.down @ (F.silu(gate) * up)
+    return decoder._logits @ norm(decoder._last_norm)
+
+
+def test_the_step_is_a_decoders():
+    decoder, tokens = decoder_of(), torch.tensor([5, 0, 511])
+    _, logits = decoder.step(tokens, WHOLE)
+    for sequence, token in enumerate(tokens.tolist()):
+        torch.testing.assert_close(logits[sequence], decoded(decoder, token, sequence, SMALL), rtol=1e-4, atol=1e-4)
+
+
+def test_partial_sums_are_put_where_they_have_to_be():
+    decoder, tokens = decoder_of(), torch.tensor([5, 0, 511])
+    place = torch.empty(4 * SMALL.hidden)
+    seen = []
+
+    def look(partial_sum, residual, weight):
+        seen.append(partial_sum.data_ptr())
+        return add_rms_norm(partial_sum, residual, weight)
+
+    found = decoder.step(tokens, Communication(look, place))
+    assert seen == 2 * LAYERS * [place.data_ptr()]
+    torch.testing.assert_close(found, decoder.step(tokens, WHOLE))
+
+
+def test_a_model_is_shared_out_evenly_or_not_at_all():
+    assert LLAMA_3_8B.divide(4) == Dimensions(4096, 8, 2, 128, 3584, 32064, 1024)
+    with pytest.raises(ValueError, match="8 kv_heads cannot be shared out among 16 ranks"):
+        LLAMA_3_8B.divide(16)
+
+
+def test_a_step_of_the_default_layers_sums_whole_rows():
+    (case,) = cases_of("decode_step", "cuda", tokens=[128])
+    assert (case.layers, case.hidden, message_bytes(case)) == (32, 4096, 1 << 20)
+    assert [case.tokens for case in cases_of("decode_step", "cuda")] == [1, 8, 32, 128]
+
+
+@pytest.mark.parametrize("wrong", [1.1, float("nan"), 0.0])
+def test_no_tolerance_passes_a_wrong_step(wrong):
+    rows = torch.randn(4, 64).bfloat16()
+    expected = Expected(rows, exact=False), Expected(rows, exact=False)
+    step = DecodeStep(decode_case(4, "cuda", 1), 2, expected, None, None)
+    step.check((rows, rows * 1.004), rounds_once=False)
+    for outputs in ((rows, rows * wrong), (rows * wrong, rows)):
+        with pytest.raises(AssertionError, match="is allowed"):
+            step.check(outputs, rounds_once=False)
+
+
+def options_of(**others: object) -> Options:
+    return Options("host", (2,), operations=STEPS, tokens=(2,), layers=LAYERS, replays=1, **others)
+
+
+def without_a_sum_on_rank_1(me: Rank, path: Path) -> None:
+    """The last of the step's sums is not used by one rank."""
+    reduce_then_norm, calls = by_torch.reduce_then_norm, []
+
+    def forget(partial_sum, residual, weight):
+        calls.append(None)
+        own = partial_sum.clone()
+        found = reduce_then_norm(partial_sum, residual, weight)
+        last = len(calls) % (2 * LAYERS) == 0
+        return add_rms_norm(own, residual, weight) if last and me.rank == 1 else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(by_torch, "reduce_then_norm", forget)
+        run_rank(me.rank, me.world_size, me.device, options_of(), path)
+
+
+def test_a_sum_that_is_missing_on_one_rank_ends_the_run_on_all(ranks_of, tmp_path):
+    for error in errors_of(ranks_of(2).try_run(without_a_sum_on_rank_1, tmp_path / "findings")):
+        assert isinstance(error, WrongResultError)
+        assert "decode_step of float32, 2 tokens by gloo is wrong: rank 1: the last rows differ by" in str(error)
+
+
+def measure_steps(me: Rank, path: Path) -> None:
+    run_rank(me.rank, me.world_size, me.device, options_of(implementations=("lamport_rs",)), path)
+
+
+def test_the_floor_is_measured_whoever_was_asked_for(ranks_of, tmp_path):
+    ranks_of(2).run(measure_steps, tmp_path / "findings")
+    found = Findings()
+    found.take(tmp_path / "findings")
+    assert {row.impl for row in found.rows} == {"lamport_rs", "no_communication"}
+
+
+def test_a_model_that_ranks_cannot_share_is_left_out_with_the_reason(ranks_of, tmp_path):
+    ranks_of(3).run(measure_steps, tmp_path / "findings")
+    found = Findings()
+    found.take(tmp_path / "findings")
+    assert found.rows == []
+    assert found.missing == [Missing("decode_step", 3, "the model's 16 heads cannot be shared out among 3 ranks", "2")]
+
+
+def test_the_table_tells_milliseconds_and_the_share_of_communication():
+    medians = {"lamport_rs": 4000.0, "nccl": 5000.0, "no_communication": 3900.0}
+    rows = [
+        Row.of(
+            decode_case(tokens, "cuda", 32), impl, 2, Latency(us, us, us + 100, host_included=impl == "nccl" or None)
+        )
+        for tokens in (1, 8)
+        for impl, us in medians.items()
+        if (tokens, impl) != (8, "no_communication")
+    ]
+    lines = tables(rows, "GPUs", 200).splitlines()
+    assert lines[0] == (
+        "decode_step, bfloat16, 2 GPUs, 32 layers of 4096: median ms per step (least-most), communication's share"
+    )
+    assert lines[2].split() == ["batch", "no_communication", "lamport_rs", "nccl"]
+    assert [line.split() for line in lines[3:5]] == [
+        ["1", "3.90", "(3.90-4.00)", "4.00", "(4.00-4.10),", "2.5%", "5.00**", "(5.00-5.10),", "22.0%"],
+        ["8", "-", "4.00", "(4.00-4.10)", "5.00**", "(5.00-5.10)"],
+    ]
+    text = tables([row for row in rows if row.tokens == 8], "GPUs", 200)
+    assert "best other" not in text

@@ -1,0 +1,241 @@
+"""What stands between two operations that the benchmark times: nothing, or another kernel. Without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lamport_rs.command_line import replay
+from lamport_rs.command_line.bench import graphs, measure, options
+from lamport_rs.command_line.bench.arguments import BACK_TO_BACK, KERNEL_BETWEEN, TIMINGS, add_arguments
+from lamport_rs.command_line.bench.cases import Case, all_reduce_case, decode_case
+from lamport_rs.command_line.bench.graphs import Between, GraphTimer, Timed
+from lamport_rs.command_line.bench.implementations import Call
+from lamport_rs.command_line.bench.implementations.own import Lamport, LamportTwoShot
+from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
+from lamport_rs.command_line.bench.options import Options, options_from
+from lamport_rs.command_line.bench.plot import draw
+from lamport_rs.command_line.bench.problems import AllReduce, Expected
+from lamport_rs.command_line.bench.record import Record, Row, read, write
+from lamport_rs.command_line.bench.report import tables
+from lamport_rs.command_line.timing import Latency
+from ranks import Rank, errors_of
+
+CASE = all_reduce_case(512, torch.bfloat16)
+KERNEL_US = 1.5
+LOG: list[float] = []
+"""What ran, in microseconds."""
+
+
+class Graph(replay.Replay):
+    """A graph whose operations take what they return, instead of running on a GPU."""
+
+    def _capture(self, operations: int) -> None:
+        self.operations = operations
+
+    def settle(self, align) -> None:
+        pass
+
+
+class Taking(Between):
+    """A kernel that takes `KERNEL_US`."""
+
+    def after(self, result: torch.Tensor) -> None:
+        LOG.append(KERNEL_US)
+
+
+def measured(graphs_in_turn, align, replays) -> list[Latency]:
+    """What the operations of each graph take, by the log."""
+    taken = []
+    for graph in graphs_in_turn:
+        LOG.clear()
+        graph._operation()
+        taken.append(sum(LOG))
+    return [Latency(us, us - 0.25, us + 0.25) for us in taken]
+
+
+def taking(microseconds: float, *, in_place: bool = False) -> Call:
+    result = torch.full((256,), microseconds)
+
+    def run() -> tuple[torch.Tensor]:
+        LOG.append(microseconds)
+        return (result,)
+
+    return Call(run, in_place=result if in_place else None)
+
+
+CALLS = ((Lamport, taking(2.0)), (LamportTwoShot, taking(3.0, in_place=True)))
+
+
+def time_calls(monkeypatch, timings, refused: str | None = None, case: Case = CASE) -> tuple[list[Timed], list[str]]:
+    """What `GraphTimer` finds of calls that take 2 and 3 us, and what it tried to capture."""
+    for name, made_up in {"Replay": Graph, "measure_replays": measured, "Between": Taking}.items():
+        monkeypatch.setattr(graphs, name, made_up)
+    tried = []
+
+    def attempt(what, action, case):
+        tried.append(what)
+        return None if refused is not None and refused in what else action()
+
+    values = torch.zeros(256, dtype=torch.bfloat16)
+    problem = AllReduce(case, 2, (Expected(values, exact=True),), values)
+    calls = [(implementation(None, []), call) for implementation, call in CALLS]
+    return GraphTimer(lambda: None, attempt, 3).measure(problem, calls, timings, torch.device("cpu")), tried
+
+
+def latencies(timed: list[Timed]) -> dict[tuple[str, str], Latency]:
+    return {(each.implementation.name, each.timing): each.latency for each in timed}
+
+
+def test_the_kernel_between_is_measured_by_itself_and_taken_off(monkeypatch):
+    found, _ = time_calls(monkeypatch, TIMINGS)
+    own, two_shot = Latency(2.0, 1.75, 2.25), Latency(3.0, 2.75, 3.25)
+    assert latencies(found) == {
+        ("lamport_rs", BACK_TO_BACK): own,
+        ("lamport_rs_two_shot", BACK_TO_BACK): two_shot,
+        ("lamport_rs", KERNEL_BETWEEN): own,
+        ("lamport_rs_two_shot", KERNEL_BETWEEN): two_shot,
+    }
+    monkeypatch.setattr(graphs.Latency, "less", lambda self, _: self)
+    found, _ = time_calls(monkeypatch, (KERNEL_BETWEEN,))
+    assert [each.latency.median_us for each in found] == [2.0 + KERNEL_US, 3.0 + KERNEL_US], (
+        "there is no kernel between"
+    )
+
+
+def test_without_the_kernels_own_time_nothing_with_it_is_told(monkeypatch):
+    found, tried = time_calls(monkeypatch, (KERNEL_BETWEEN,), refused="nothing but the kernel between")
+    assert found == []
+    assert tried == ["all_reduce with nothing but the kernel between, in a CUDA graph"]
+
+
+def test_what_cannot_be_captured_one_way_is_measured_the_other(monkeypatch):
+    found, _ = time_calls(monkeypatch, TIMINGS, refused="by lamport_rs, back_to_back")
+    assert list(latencies(found)) == [
+        ("lamport_rs_two_shot", BACK_TO_BACK),
+        ("lamport_rs", KERNEL_BETWEEN),
+        ("lamport_rs_two_shot", KERNEL_BETWEEN),
+    ]
+    assert {each.latency.median_us for each in found} == {2.0, 3.0}
+
+
+def test_what_the_timed_operations_leave_is_there_to_be_checked_unless_it_is_in_place(monkeypatch):
+    found, _ = time_calls(monkeypatch, TIMINGS)
+    left = {each.implementation.name: each.outputs for each in found}
+    assert left["lamport_rs"][0].tolist() == 256 * [2.0]
+    assert left["lamport_rs_two_shot"] is None
+
+
+def test_a_graph_has_a_hundred_operations_or_one_step(monkeypatch):
+    captured = []
+    monkeypatch.setattr(Graph, "_capture", lambda self, operations: captured.append(operations))
+    for case in (CASE, decode_case(1, "cuda", 1)):
+        time_calls(monkeypatch, (BACK_TO_BACK,), case=case)
+    assert captured == [100, 100, 1, 1]
+
+
+def wrong_when_timed(me: Rank, path: Path) -> None:
+    """One implementation is right until it has been timed."""
+    timed = []
+
+    def measure_and_note(operations, rounds, device):
+        timed.append(True)
+        return [Latency(1.0, 1.0, 1.0) for _ in operations]
+
+    prepare = Lamport.prepare
+
+    def wrong_later(self, problem):
+        call = prepare(self, problem)
+        return Call(lambda: tuple(output + bool(timed) for output in call.run()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "measure_in_turns", measure_and_note)
+        patch.setattr(Lamport, "prepare", wrong_later)
+        run_rank(me.rank, me.world_size, me.device, Options("host", (2,), ("all_reduce",), sizes=(512,)), path)
+
+
+def test_a_result_that_is_wrong_after_timing_ends_the_run(ranks_of, tmp_path):
+    for error in errors_of(ranks_of(2).try_run(wrong_when_timed, tmp_path / "findings")):
+        assert isinstance(error, WrongResultError)
+        assert "all_reduce of float32, 512 by lamport_rs is wrong" in str(error)
+
+
+def test_the_kernel_reads_the_result_and_leaves_it_as_it_is():
+    result = torch.tensor([2.0, -4.0])
+    between = Between(torch.zeros(2))
+    between.after(result)
+    assert between._out.tolist() == [1.0, -2.0]
+    assert result.tolist() == [2.0, -4.0]
+    between.alone()
+    assert between._out.tolist() == [0.0, 0.0]
+
+
+def options_on(backend: str, monkeypatch, *arguments: str):
+    monkeypatch.setattr(options, "choose_backend", lambda _: (backend, 4))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return options_from(parser.parse_args(arguments), Path())
+
+
+def test_both_ways_are_the_default_on_gpus_and_one_on_the_host(monkeypatch):
+    assert options_on("cuda", monkeypatch).timings == TIMINGS
+    assert options_on("cuda", monkeypatch, "--timing", KERNEL_BETWEEN).timings == (KERNEL_BETWEEN,)
+    assert options_on("cuda", monkeypatch, "--timing", *reversed(TIMINGS)).timings == TIMINGS
+    assert options_on("host", monkeypatch).timings == (BACK_TO_BACK,)
+
+
+def test_a_step_is_timed_one_way(monkeypatch):
+    chosen = options_on("cuda", monkeypatch, "--timing", KERNEL_BETWEEN)
+    assert chosen.timings_of("all_reduce") == (KERNEL_BETWEEN,)
+    assert chosen.timings_of("decode_step") == (BACK_TO_BACK,)
+
+
+def both_ways() -> Record:
+    """All-reduces of which those with a kernel between take two microseconds more."""
+    more = {BACK_TO_BACK: 0.0, KERNEL_BETWEEN: 2.0}
+    rows = tuple(
+        Row.of(all_reduce_case(size, torch.bfloat16), impl, 2, Latency(*[us + more[timing]] * 3), timing)
+        for size in (512, 8192)
+        for timing in TIMINGS
+        for impl, us in {"lamport_rs": 2.0, "nccl": 18.0}.items()
+    )  # fmt: skip
+    return Record(1, "2026-01-02T03:04:05+00:00", None, "NVIDIA H200", 2, None, "2", "2", "cpu", "3", "none", rows)
+
+
+def test_each_way_has_rows_and_a_table_of_its_own(tmp_path):
+    record = both_ways()
+    path = write(record, tmp_path)
+    assert [row["timing"] for row in json.loads(path.read_text())["rows"]] == 2 * [
+        *2 * [BACK_TO_BACK],
+        *2 * [KERNEL_BETWEEN],
+    ]
+    assert read(path) == record
+    first, second = tables(record.rows, "GPUs", 200).split("\n\nall_reduce")
+    assert first.startswith("all_reduce, bfloat16, 2 GPUs, back to back: median latency")
+    assert second.startswith(", bfloat16, 2 GPUs, another kernel between, its own time taken off: median latency")
+    assert ("9.00" in first, "5.00" in second) == (True, True)
+    assert "20.00" not in first
+
+
+def test_a_record_that_does_not_say_it_is_of_operations_back_to_back(tmp_path):
+    path = write(both_ways(), tmp_path)
+    run = json.loads(path.read_text())
+    run["rows"] = [{key: value for key, value in row.items() if key != "timing"} for row in run["rows"][:2]]
+    path.write_text(json.dumps(run))
+    assert {row.timing for row in read(path).rows} == {BACK_TO_BACK}
+
+
+def test_each_way_has_panels_of_its_own(tmp_path):
+    pytest.importorskip("matplotlib")
+    text = draw(both_ways(), tmp_path)[1].read_text()
+    for title in ("2 GPUs, bfloat16, back to back", "2 GPUs, bfloat16, another kernel between"):
+        assert title in text
+
+
+def test_taking_a_time_off_keeps_what_else_is_known():
+    marked = Latency(5.0, 4.0, 9.0, graph_operations=25, host_included=True)
+    assert marked.less(1.5) == replace(marked, median_us=3.5, min_us=2.5, max_us=7.5)
