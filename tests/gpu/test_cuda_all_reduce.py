@@ -21,9 +21,9 @@ MULTIPROCESSORS = 132
 def boundaries(world_size: int) -> list[int]:
     """Bytes at which the plans of `rust/kernels/src/plan/all_reduce.rs` change."""
     warp, block = 32 * VECTOR_BYTES, 128 * VECTOR_BYTES
-    two_shot_from = {2: 4 * MIB, 3: 296 << 10, 4: 160 << 10}[world_size]
+    two_shot_from = {2: 2377 << 10, 3: 296 << 10, 4: 160 << 10}[world_size]
     # Of two-shot, small blocks become large ones.
-    larger_blocks = world_size * MIB
+    larger_blocks = 3 * MIB if world_size == 2 else world_size * MIB
     # Of one-shot: the blocks that there are at least; blocks of another size, of two ranks.
     least_blocks, other_blocks = 32 * block, [192 << 10, 448 << 10]
     # What all blocks that run at once sum in one round.

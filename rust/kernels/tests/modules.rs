@@ -151,3 +151,69 @@ fn ptx_ends_in_one_nul() {
     assert_eq!(fill.as_bytes_with_nul().last(), Some(&0));
     assert!(fill.as_bytes().ends_with(b"}\n") || fill.as_bytes().trim_ascii_end().ends_with(b"}"));
 }
+
+/// A block counts as one that has read the control words only once they have come: the barrier's count of threads is made
+/// of them. The compiler must not have seen through it, and put a number in its place.
+#[test]
+fn barriers_after_the_control_words_wait_for_them() {
+    for_every_module(|name, ptx, _| {
+        let counts: Vec<&str> = ptx.lines().filter_map(barrier_count).collect();
+        let is_reduction = name.starts_with("all_reduce");
+        assert_eq!(!counts.is_empty(), is_reduction, "{name} has barriers that count: {counts:?}");
+        let definitions: Vec<Definition> = ptx.lines().filter_map(Definition::of).collect();
+        for count in counts {
+            assert!(
+                depends_on_control_words(count, &definitions),
+                "{name}: {count} does not wait for the control words"
+            );
+        }
+    });
+}
+
+/// The register that says for how many threads a barrier waits; none of those that wait for all of the block.
+fn barrier_count(line: &str) -> Option<&str> {
+    let operands = ["bar.sync ", "bar.arrive "].iter().find_map(|opcode| line.trim().strip_prefix(opcode))?;
+    operands.split_once(',').map(|(_, count)| count.trim().trim_end_matches(';'))
+}
+
+/// An instruction: the registers that it writes, those that it reads, and whether it loads the control words.
+struct Definition<'a> {
+    writes: Vec<&'a str>,
+    reads: Vec<&'a str>,
+    loads_control_words: bool,
+}
+
+impl<'a> Definition<'a> {
+    fn of(line: &'a str) -> Option<Self> {
+        let line = line.trim().trim_start_matches('{');
+        let line = if line.starts_with('@') { line.split_once(' ')?.1.trim() } else { line };
+        let (opcode, operands) = line.split_once(char::is_whitespace)?;
+        let operands = operands.trim();
+        let split = if operands.starts_with('{') { operands.find('}')? } else { operands.find(',')? };
+        let (writes, reads) = operands.split_at(split);
+        let loads_control_words = opcode.starts_with("ld.relaxed.gpu.global.v4");
+        Some(Self { writes: registers(writes), reads: registers(reads), loads_control_words })
+    }
+}
+
+fn registers(operands: &str) -> Vec<&str> {
+    let is_register = |word: &&str| word.starts_with('%');
+    operands.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '%').filter(is_register).collect()
+}
+
+fn depends_on_control_words(register: &str, definitions: &[Definition]) -> bool {
+    let (mut seen, mut to_see) = (vec![], vec![register]);
+    while let Some(register) = to_see.pop() {
+        if seen.contains(&register) {
+            continue;
+        }
+        seen.push(register);
+        for definition in definitions.iter().filter(|definition| definition.writes.contains(&register)) {
+            if definition.loads_control_words {
+                return true;
+            }
+            to_see.extend(&definition.reads);
+        }
+    }
+    false
+}

@@ -17,8 +17,9 @@ const ONE_SHOT_WORKERS: u32 = 128;
 /// Of two ranks, vectors of a tensor (192 to 448 KiB) for which fewer and larger blocks are faster by 2 to 3 %.
 const TWO_RANKS_LARGE_BLOCKS: RangeInclusive<u32> = 12_288..=28_672;
 const LARGE_WORKERS: u32 = 480;
-/// Two-shot shards of up to so many vectors (1 MiB) are spread over small blocks.
+/// Two-shot shards of up to so many vectors (1 MiB; of two ranks, 1.5 MiB) are spread over small blocks.
 const TWO_SHOT_SMALL: u32 = 1 << 16;
+const TWO_RANKS_TWO_SHOT_SMALL: u32 = 3 << 15;
 const TWO_SHOT_SMALL_BLOCK: u32 = 128;
 
 /// Bytes from which two-shot is faster than one-shot: as measured for groups of up to four ranks (docs/performance.md),
@@ -30,7 +31,7 @@ const TWO_SHOT_SMALL_BLOCK: u32 = 128;
 pub fn two_shot_from(world_size: usize) -> usize {
     match world_size {
         1 => usize::MAX,
-        2 => 4 << 20,
+        2 => 2377 << 10,
         3 => 296 << 10,
         4 => 160 << 10,
         _ => WAY_BYTES * world_size / ((world_size - 1) * (world_size - 2)),
@@ -113,7 +114,8 @@ impl AllReduceShape {
             Algorithm::TwoShot => self.phased_blocks(vectors, capacity, device).unwrap_or_else(|| {
                 let method = AllReduceMethod::TwoShot;
                 let most = all_reduce_bounds(method, capacity).max_threads;
-                let threads = if needed <= TWO_SHOT_SMALL { TWO_SHOT_SMALL_BLOCK } else { most };
+                let small = if self.world_size == 2 { TWO_RANKS_TWO_SHOT_SMALL } else { TWO_SHOT_SMALL };
+                let threads = if needed <= small { TWO_SHOT_SMALL_BLOCK } else { most };
                 let threads = threads.min(most).min(needed);
                 Blocks { method, workers: threads, block: threads }
             }),
