@@ -35,6 +35,8 @@ the slots there are, with the same bits. `compute_comm_size_for_all_reduce` and 
 
 Under torch.compile, torch.export, torch.jit.trace and make_fx the functions become the operators of
 `lamport_rs.torch_operators`. Those are never left out, reordered, merged or run again, and neither are the functions.
+An activation checkpoint (torch.utils.checkpoint) within compiled code saves their results. Outside it runs them again
+in the backward pass; so compile a checkpoint on all ranks or on none.
 Transformations of functions, such as torch.vmap and torch.func.grad, are a `LamportError`.
 
 On a GPU the operations run in the order of torch's current stream and overlap the start of what comes before them: the
