@@ -137,6 +137,8 @@ def _register_effect(operator: torch._ops.OpOverload) -> None:
         from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
 
         _register_effectful_op(operator, _EffectType.ORDERED)
+        # What ends the order in a graph. torch 2.6 would leave it out, and with it all whose results are not used.
+        torch.fx.node.has_side_effect(torch.ops.prims._sink_tokens.default)
     except (ImportError, AttributeError, TypeError) as error:
         raise ImportError(
             f"torch {torch.__version__} has no way known to lamport_rs of keeping torch.compile from reordering "
