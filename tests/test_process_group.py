@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
+import torch.distributed._symmetric_memory as symm_mem
 from lamport_rs import LamportError, distributed
 from lamport_rs.reduce_op import gloo_takes_for_sum
 from process_groups import (
@@ -154,6 +155,24 @@ def run_other_collectives(me: Rank) -> None:
 
 def test_all_other_collectives_work(ranks_of):
     ranks_of(2).run(run_other_collectives)
+
+
+def ask_for_symmetric_memory(me: Rank) -> None:
+    """Torch's symmetric memory finds the group by its name, and exchanges handles over the store that it has."""
+    with group_of() as group:
+        assert torch._C._distributed_c10d._resolve_process_group(group.group_name) is group
+        stores = [dist.distributed_c10d._get_process_group_store(group)]
+        if hasattr(group, "get_group_store"):  # torch 2.6 has none.
+            stores.append(group.get_group_store())
+        for index, store in enumerate(stores):
+            store.set(f"{index} {me.rank}", f"handle of {me.rank}")
+            assert store.get(f"{index} {1 - me.rank}") == f"handle of {1 - me.rank}".encode()
+        with pytest.raises(RuntimeError, match="does not support device type cpu"):
+            symm_mem.rendezvous(symm_mem.empty(8, device="cpu"), group.group_name)
+
+
+def test_symmetric_memory_finds_in_the_group_what_it_finds_in_others(ranks_of):
+    ranks_of(2).run(ask_for_symmetric_memory)
 
 
 def sum_functionally(me: Rank, backend: str) -> None:

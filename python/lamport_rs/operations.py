@@ -9,9 +9,9 @@ it stays what it is.
 
 All raise `LamportError` for tensors, values and workspaces they cannot take, before anything is sent, and in another
 thread than the one that the workspace is bound to. Such a call counts all the same: if all ranks refuse it, they go on
-together; if one does and goes on, the ranks have parted. What names no workspace cannot count: a call without one, or
-one whose arguments Python cannot bind to parameters. Nor does one that torch refuses in a fake mode before the operator
-runs.
+together; if one does and goes on, the ranks have parted. Not counted are a call that names no workspace, one whose
+arguments do not fit the parameters (missing, unknown or too many), and one that torch refuses in a fake mode before the
+operator runs: after these a caller must not go on.
 
 They raise `LamportMismatchError`, on every rank and naming both operations, when ranks have parted or call different
 operations, sizes, dtypes, algorithms or scalars; and `LamportTimeoutError`, naming the missing ranks, when peers do not
