@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+NEEDS_A_PAUSE = torch.__version__.startswith("2.6.")
+"""torch 2.6 deadlocks if a group goes right after a collective of gloo, its own groups too.
+
+It holds the interpreter's lock while it waits for gloo's thread, which may still want that lock.
+"""
+
 
 @contextmanager
 def group_of(backend: str = "lamport", ranks: list[int] | None = None) -> Iterator[dist.ProcessGroup]:
@@ -24,6 +31,8 @@ def group_of(backend: str = "lamport", ranks: list[int] | None = None) -> Iterat
     yield group
     if group is not dist.GroupMember.NON_GROUP_MEMBER:
         dist.destroy_process_group(group)
+        if NEEDS_A_PAUSE:
+            time.sleep(0.2)
 
 
 @contextmanager

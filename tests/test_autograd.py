@@ -1,5 +1,7 @@
 """What autograd makes of the operations: they have no gradient, and an output that is passed in is changed in place."""
 
+import subprocess
+import sys
 import warnings
 
 import lamport_rs
@@ -115,3 +117,40 @@ def lose_gradients(me: Rank, how: str) -> None:
 @pytest.mark.parametrize("how", ["eager", "aot_eager"])
 def test_a_gradient_that_is_lost_is_warned_of_once_per_operation(ranks_of, how):
     ranks_of(2).run(lose_gradients, how, timeout=180)
+
+
+LINES = """
+import warnings, torch
+torch.cuda.nvtx.range_push = torch.cuda.nvtx.range_pop = lambda *_: None
+import lamport_rs
+workspace = lamport_rs.LamportWorkspace(0, 1, 4096, lambda message: [message], device="cpu")
+x, weight, table = torch.ones(2, 16, requires_grad=True), torch.ones(16), workspace.workspace
+operators = torch.ops.lamport_rs
+compiled = torch.compile(lambda: lamport_rs.all_reduce(x, workspace), backend="aot_eager")
+calls = [
+    lambda: lamport_rs.all_reduce(x, workspace),
+    lambda: lamport_rs.all_reduce_rms_norm(x, x, weight, workspace),
+    lambda: lamport_rs.minimax_allreduce_rms(x, weight, workspace, 0, 1, 1e-6),
+    lambda: lamport_rs.minimax_allreduce_rms_qk(x, weight[:8], weight[:8], workspace, 8, 8, 0, 1, 1e-6),
+    lambda: operators.all_reduce(x, table),
+    lambda: operators.all_reduce.default(x, table),
+    lambda: compiled(),
+]
+for call in calls:
+    lamport_rs.autograd._warned_of.clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    (warning,) = [each for each in caught if "has no gradient" in str(each.message)]
+    found, expected = (warning.filename, warning.lineno), (__file__, call.__code__.co_firstlineno)
+    assert found == expected, (found, expected)
+"""
+
+
+@pytest.mark.parametrize("ranges", ["1", "0"])
+def test_the_warning_names_the_line_of_the_caller_however_he_calls(ranges, monkeypatch, tmp_path):
+    monkeypatch.setenv("LAMPORT_RS_NVTX", ranges)
+    program = tmp_path / "program.py"
+    program.write_text(LINES)
+    finished = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr

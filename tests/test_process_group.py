@@ -17,8 +17,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
+import torch.distributed._symmetric_memory as symm_mem
 from lamport_rs import LamportError, distributed
-from process_groups import contribution, counted, group_of, sum_dtypes, total_of, use_tensor_parallelism
+from lamport_rs.reduce_op import gloo_takes_for_sum
+from process_groups import (
+    contribution,
+    counted,
+    group_of,
+    sum_dtypes,
+    total_of,
+    use_tensor_parallelism,
+)
 from ranks import Rank
 
 ANY_BACKEND = pytest.mark.parametrize("backend", ["lamport", "gloo"])
@@ -139,12 +148,31 @@ def run_other_collectives(me: Rank) -> None:
             dist.all_reduce_coalesced(pair, group=group)
         assert all((part == total_of(me)).all() for part in pair)
         assert dist.get_backend(group) == "lamport"
-        assert group.get_group_store() is not None
+        if hasattr(dist.ProcessGroup, "get_group_store"):  # torch 2.6 has none.
+            assert group.get_group_store() is not None
         assert type(group) is dist.ProcessGroup
 
 
 def test_all_other_collectives_work(ranks_of):
     ranks_of(2).run(run_other_collectives)
+
+
+def ask_for_symmetric_memory(me: Rank) -> None:
+    """Torch's symmetric memory finds the group by its name, and exchanges handles over the store that it has."""
+    with group_of() as group:
+        assert torch._C._distributed_c10d._resolve_process_group(group.group_name) is group
+        stores = [dist.distributed_c10d._get_process_group_store(group)]
+        if hasattr(group, "get_group_store"):  # torch 2.6 has none.
+            stores.append(group.get_group_store())
+        for index, store in enumerate(stores):
+            store.set(f"{index} {me.rank}", f"handle of {me.rank}")
+            assert store.get(f"{index} {1 - me.rank}") == f"handle of {1 - me.rank}".encode()
+        with pytest.raises(RuntimeError, match="does not support device type cpu"):
+            symm_mem.rendezvous(symm_mem.empty(8, device="cpu"), group.group_name)
+
+
+def test_symmetric_memory_finds_in_the_group_what_it_finds_in_others(ranks_of):
+    ranks_of(2).run(ask_for_symmetric_memory)
 
 
 def sum_functionally(me: Rank, backend: str) -> None:
@@ -168,6 +196,30 @@ def sum_functionally(me: Rank, backend: str) -> None:
 @ANY_BACKEND
 def test_functional_collectives_and_profilers_find_the_operator(ranks_of, backend):
     ranks_of(2).run(sum_functionally, backend)
+
+
+def tell_operations_apart(me: Rank) -> None:
+    """As with a torch whose operations cannot be asked what they are."""
+    asked, distributed.is_sum = distributed.is_sum, gloo_takes_for_sum
+    try:
+        with group_of() as group:
+            for operation, served, expected in [
+                ("sum", 1, total_of(me)),
+                ("max", 0, me.world_size),
+                ("min", 0, 1),
+                ("product", 0, 2),
+                ("sum", 1, total_of(me)),
+            ]:
+                with counted(served):
+                    result = functional.all_reduce(contribution(me, 100), operation, group) + 0
+                assert (result == expected).all(), operation
+        train(me, "lamport")
+    finally:
+        distributed.is_sum = asked
+
+
+def test_sums_are_told_from_other_operations_where_torch_does_not_say(ranks_of):
+    ranks_of(2).run(tell_operations_apart)
 
 
 def leave_other_groups_alone(me: Rank) -> None:

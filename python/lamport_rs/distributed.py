@@ -33,6 +33,7 @@ from lamport_rs._core import LamportError
 from lamport_rs.eager import run_all_reduce_in_place
 from lamport_rs.exchange import resolve_group
 from lamport_rs.observation import logger
+from lamport_rs.reduce_op import is_sum
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import DEFAULT_TIMEOUT, LamportWorkspace, bind_to_thread
 
@@ -261,9 +262,7 @@ def _operator_kernel(keys: Any, tensors: list[torch.Tensor], group: Any, reduce_
         and tensor.layout is torch.strided
         and tensor.dtype in _DTYPES
         and (sums := _groups.get(id(unboxed := dist.ProcessGroup.unbox(group)))) is not None
-        # The oldest versions of torch do not tell what the operation is.
-        and hasattr(reduce_op, "op")
-        and reduce_op.op() == _SUM.value
+        and is_sum(reduce_op)
         and sums.add(unboxed, tensor)
     ):
         return tensors, _finished(tensors).boxed()

@@ -9,9 +9,9 @@ it stays what it is.
 
 All raise `LamportError` for tensors, values and workspaces they cannot take, before anything is sent, and in another
 thread than the one that the workspace is bound to. Such a call counts all the same: if all ranks refuse it, they go on
-together; if one does and goes on, the ranks have parted. What names no workspace cannot count: a call without one, or
-one whose arguments Python cannot bind to parameters. Nor does one that torch refuses in a fake mode before the operator
-runs.
+together; if one does and goes on, the ranks have parted. Not counted are a call that names no workspace, one whose
+arguments do not fit the parameters (missing, unknown or too many), and one that torch refuses in a fake mode before the
+operator runs: after these a caller must not go on.
 
 They raise `LamportMismatchError`, on every rank and naming both operations, when ranks have parted or call different
 operations, sizes, dtypes, algorithms or scalars; and `LamportTimeoutError`, naming the missing ranks, when peers do not
@@ -35,6 +35,8 @@ the slots there are, with the same bits. `compute_comm_size_for_all_reduce` and 
 
 Under torch.compile, torch.export, torch.jit.trace and make_fx the functions become the operators of
 `lamport_rs.torch_operators`. Those are never left out, reordered, merged or run again, and neither are the functions.
+An activation checkpoint (torch.utils.checkpoint) within compiled code saves their results. Outside it runs them again
+in the backward pass; so compile a checkpoint on all ranks or on none.
 Transformations of functions, such as torch.vmap and torch.func.grad, are a `LamportError`.
 
 On a GPU the operations run in the order of torch's current stream and overlap the start of what comes before them: the

@@ -39,7 +39,7 @@ def _all_reduce_fake(
     workspace: torch.Tensor,
     algorithm: str = "auto",
 ) -> torch.Tensor:
-    _warn("all_reduce", input)
+    _prepare("all_reduce", input)
     return empty_dense(input)
 
 
@@ -52,7 +52,7 @@ def _all_reduce_rms_norm_fake(
     weight_bias: float = 0.0,
     algorithm: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    _warn("all_reduce_rms_norm", input, residual, weight)
+    _prepare("all_reduce_rms_norm", input, residual, weight)
     return empty_dense(input), empty_dense(input)
 
 
@@ -64,7 +64,7 @@ def _minimax_allreduce_rms_fake(
     nranks: int,
     eps: float,
 ) -> torch.Tensor:
-    _warn("minimax_allreduce_rms", input, norm_weight)
+    _prepare("minimax_allreduce_rms", input, norm_weight)
     return empty_dense(input)
 
 
@@ -79,15 +79,31 @@ def _minimax_allreduce_rms_qk_fake(
     nranks: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    _warn("minimax_allreduce_rms_qk", qkv, norm_weight_q, norm_weight_k)
+    _prepare("minimax_allreduce_rms_qk", qkv, norm_weight_q, norm_weight_k)
     rows = qkv.shape[:-1]
     return qkv.new_empty((*rows, q_size)), qkv.new_empty((*rows, kv_size))
 
 
-def _warn(operation: str, *inputs: torch.Tensor | None) -> None:
+def _prepare(operation: str, *inputs: torch.Tensor | None) -> None:
+    """Do what is to be done once for a call that is traced, and not when the compiled code runs."""
+    _keep_in_checkpoints()
     # Compiled code runs where gradients are not enabled any more: here is where they are.
     if torch.is_grad_enabled():
         warn_of_lost_gradient(operation, *inputs)
+
+
+def _keep_in_checkpoints() -> None:
+    """Have an activation checkpoint that is being compiled save the result, and not run the operation again.
+
+    torch itself does so from some version on (2.15 does). Others would compute again whatever lies in a checkpoint, and
+    fail, as there is no token of the order of effects in a backward pass. The tag is that of the node that is traced;
+    torch's selective checkpoints set it likewise.
+    """
+    tags = torch.fx.traceback.current_meta
+    if "recompute" in tags:
+        from torch.utils.checkpoint import CheckpointPolicy
+
+        tags["recompute"] = CheckpointPolicy.MUST_SAVE
 
 
 def _refuse_transformation(*_arguments: Any, **_options: Any) -> NoReturn:
@@ -121,6 +137,8 @@ def _register_effect(operator: torch._ops.OpOverload) -> None:
         from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
 
         _register_effectful_op(operator, _EffectType.ORDERED)
+        # What ends the order in a graph. torch 2.6 would leave it out, and with it all whose results are not used.
+        torch.fx.node.has_side_effect(torch.ops.prims._sink_tokens.default)
     except (ImportError, AttributeError, TypeError) as error:
         raise ImportError(
             f"torch {torch.__version__} has no way known to lamport_rs of keeping torch.compile from reordering "

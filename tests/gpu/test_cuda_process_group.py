@@ -1,9 +1,12 @@
 """The backend "lamport" of torch.distributed on GPUs, and `install` for groups of NCCL."""
 
+import os
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
+import torch.distributed._symmetric_memory as symm_mem
 from process_groups import contribution, counted, group_of, sum_dtypes, total_of, use_tensor_parallelism
 from ranks import Rank
 
@@ -172,3 +175,35 @@ def run_other_collectives(me: Rank) -> None:
 
 def test_other_collectives_and_cpu_tensors_work(ranks_of):
     ranks_of(2).run(run_other_collectives)
+
+
+def use_symmetric_memory(me: Rank, backend: str) -> None:
+    """torch's own sum on memory that the ranks share, between two of the package's, of which one is on that memory."""
+    # Before the first use: multicast can put a shared host's GPUs out of service.
+    os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
+    with group_of(backend) as group:
+        name = group.group_name
+        with counted(1):
+            dist.all_reduce(contribution(me, 8), group=group)
+        memory = symm_mem.empty(1024, dtype=torch.float32, device=me.device)
+        handle = symm_mem.rendezvous(memory, name)
+        assert (handle.rank, handle.world_size) == (me.rank, me.world_size)
+        memory.copy_(contribution(me, 1024))
+        handle.barrier()
+        theirs = handle.get_buffer(1 - me.rank, memory.shape, memory.dtype)
+        assert (theirs == 2 - me.rank).all()
+        with counted(0):
+            assert (torch.ops.symm_mem.one_shot_all_reduce(memory, "sum", name) == total_of(me)).all()
+        with counted(1):
+            dist.all_reduce(memory, group=group)
+        assert (memory == total_of(me)).all()
+        handle.barrier()
+        assert (theirs == total_of(me)).all()
+        # What the peer reads must live until here.
+        handle.barrier()
+        torch.cuda.synchronize()
+
+
+@ANY_BACKEND
+def test_symmetric_memory_works_on_the_group(ranks_of, backend):
+    ranks_of(2).run(use_symmetric_memory, backend)
