@@ -1,5 +1,6 @@
 //! Plans for the all-reduce.
 
+use std::iter::once;
 use std::ops::RangeInclusive;
 
 use lamport_rs_protocol::algorithm::Algorithm;
@@ -143,7 +144,7 @@ impl AllReduceShape {
             0..=4 => (5 * warps).div_ceil(3 * device.multiprocessors).min(4),
             _ => 2,
         };
-        let warps_of_block = (best.min(most_warps)..=most_warps).find(fits)?;
+        let warps_of_block = once(best.min(most_warps)).chain(1..=most_warps).find(fits)?;
         let workers = warps_of_block * WARP_THREADS;
         Some(Blocks { method, workers, block: workers * peers })
     }
