@@ -1,7 +1,7 @@
 //! Parking: a rank that has spun in vain sleeps in the kernel, until a peer that pushes something wakes it.
 //!
 //! Each rank has a word in its own block, where its peers see it: the set of the ranks that it awaits in its sleep, or
-//! [`AWAKE`]. Whoever has pushed looks at its peers' words, and asks the kernel to wake those that await it. While nobody
+//! [`AWAKE`] and on which core the peer ran that woke it last. Whoever has pushed looks at its peers' words, and asks the kernel to wake those that await it. While nobody
 //! sleeps that is a load of a line that nobody writes.
 //!
 //! A wake-up is a hint. Data is its own flag whether the reader slept or not, and a rank that sleeps looks again after
@@ -22,8 +22,13 @@ use rustix::thread::futex;
 
 use crate::memory::host_slots::Blocks;
 
-/// Of a rank that does not sleep: what blocks are filled with.
+/// In the word of a rank that does not sleep: what blocks are filled with.
 const AWAKE: u32 = SENTINEL;
+
+/// [`AWAKE`], and that the calling thread's core says so.
+fn awake_from_here() -> u32 {
+    AWAKE | (rustix::thread::sched_getcpu() as u32 + 1)
+}
 
 /// One rank's view of the group's words.
 #[derive(Clone, Copy)]
@@ -55,16 +60,18 @@ impl<'a> Parking<'a> {
         self.word(self.member.rank).store(AWAKE, Ordering::Relaxed);
     }
 
-    /// Sleeps until a peer takes the announcement back, a signal comes, or `longest` has passed.
-    pub fn sleep(&self, longest: Duration) {
+    /// Sleeps until a peer takes the announcement back, a signal comes, or `longest` has passed. Whether a peer did, on
+    /// the core that this rank had left to it.
+    pub fn sleep(&self, longest: Duration) -> bool {
         let word = self.word(self.member.rank);
-        let announced = word.load(Ordering::Relaxed);
-        if announced == AWAKE {
-            return;
+        let (announced, woken_from_here) = (word.load(Ordering::Relaxed), awake_from_here());
+        if announced & AWAKE != 0 {
+            return announced == woken_from_here;
         }
         let longest = futex::Timespec { tv_sec: longest.as_secs() as i64, tv_nsec: i64::from(longest.subsec_nanos()) };
         // Whatever ends it, the caller looks for itself.
         let _ = futex::wait(word, futex::Flags::empty(), announced, Some(&longest));
+        word.load(Ordering::Relaxed) == woken_from_here
     }
 
     /// Wakes the peers that await this rank.
@@ -72,7 +79,7 @@ impl<'a> Parking<'a> {
     pub fn wake_peers(&self) {
         for peer in (0..self.member.geometry.world_size()).filter(|&peer| peer != self.member.rank) {
             let announced = self.word(peer).load(Ordering::Relaxed);
-            if announced != AWAKE {
+            if announced & AWAKE == 0 {
                 self.wake(peer, announced);
             }
         }
@@ -83,7 +90,8 @@ impl<'a> Parking<'a> {
     fn wake(&self, peer: usize, announced: u32) {
         let word = self.word(peer);
         let awaits_this_rank = announced >> self.member.rank & 1 != 0;
-        if awaits_this_rank && word.compare_exchange(announced, AWAKE, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        let awake = awake_from_here();
+        if awaits_this_rank && word.compare_exchange(announced, awake, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             let _ = futex::wake(word, futex::Flags::empty(), 1);
         }
     }

@@ -19,8 +19,8 @@ use crate::parking::Parking;
 const MOST_SPINS: u32 = 4_000;
 /// Fewest, and all that there are where ranks share cores: the peer that is waited for may need this very core.
 const FEWEST_SPINS: u32 = 16;
-/// One wait in so many spins for as long as any may: the machine may have become idle.
-const TRIAL_INTERVAL: u32 = 256;
+/// What [`MOST_SPINS`] take, more or less: who comes later is not worth spinning for.
+const LONGEST_SPIN: Duration = Duration::from_micros(200);
 /// Most pauses between two looks. A look takes the line away from the peer that is writing it: a rank that looks all the
 /// time slows down the very peer it waits for, and stays on its heels. Looks therefore become rarer, up to the time that
 /// a chunk takes. So long a rank also looks out once it has announced its sleep, which is more than stores take to arrive.
@@ -28,48 +28,42 @@ const MAX_PAUSES: u32 = 64;
 /// A lost wake-up, and another thread's cleaning up, are noticed after this time at the latest.
 const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 
-/// How long a rank spins before it parks: from one wait to the next, twice what sufficed, or half of what did not.
+/// How long a rank spins before it parks: from one wait to the next twice what sufficed, or would have, or half of what
+/// was in vain.
 ///
 /// On an idle machine words come while the rank spins. Beside a busy process they often come only once the rank has left
-/// its core to the peer, and what it spins is lost.
+/// its core to the peer, and then all spinning is lost.
 #[derive(Debug)]
 pub struct SpinLimit {
     most: u32,
     limit: u32,
-    waits: u32,
 }
 
 impl SpinLimit {
     /// For a group of `world_size` ranks.
     pub fn new(world_size: usize) -> Self {
         let most = if world_size <= cores() { MOST_SPINS } else { FEWEST_SPINS };
-        Self { most, limit: most, waits: 0 }
+        Self { most, limit: most }
     }
 
-    fn of_next_wait(&mut self) -> u32 {
-        self.waits = self.waits.wrapping_add(1);
-        if self.waits.is_multiple_of(TRIAL_INTERVAL) { self.most } else { self.limit }
-    }
-
-    fn learn(&mut self, spun: u32, slept: bool) {
-        self.limit = if slept { (self.limit / 2).max(FEWEST_SPINS) } else { (2 * self.limit.max(spun)).min(self.most) };
+    fn learn(&mut self, in_vain: bool) {
+        self.limit = if in_vain { (self.limit / 2).max(FEWEST_SPINS) } else { (2 * self.limit).min(self.most) };
     }
 }
 
 /// How far one wait has come.
 struct Stage {
-    /// Pauses to spin, once it has begun.
-    limit: u32,
     spun: u32,
     pauses: u32,
     /// When it stopped to spin.
     started: Option<Instant>,
     announced: bool,
-    slept: bool,
+    /// It left its core to the peer that it waited for.
+    gave_way: bool,
 }
 
 impl Stage {
-    const FIRST: Self = Self { limit: 0, spun: 0, pauses: 1, started: None, announced: false, slept: false };
+    const FIRST: Self = Self { spun: 0, pauses: 1, started: None, announced: false, gave_way: false };
 }
 
 /// The bounded wait of one operation for its peers.
@@ -111,8 +105,9 @@ impl<'a, 'o> BoundedWait<'a, 'o> {
         }
         if self.stage.announced {
             // The next sleep will have to be announced again.
-            (self.stage.announced, self.stage.slept) = (false, true);
-            self.parking.sleep(timeout.map_or(LONGEST_SLEEP, |timeout| LONGEST_SLEEP.min(timeout - waited)));
+            self.stage.announced = false;
+            let longest = timeout.map_or(LONGEST_SLEEP, |timeout| LONGEST_SLEEP.min(timeout - waited));
+            self.stage.gave_way |= self.parking.sleep(longest);
         } else {
             self.stage.announced = true;
             self.parking.announce(missing());
@@ -128,11 +123,10 @@ impl Wait for BoundedWait<'_, '_> {
     fn pause(&mut self, awaited: Awaited, missing: impl FnOnce() -> RankSet) -> Result<(), Error> {
         let stage = &mut self.stage;
         if stage.spun == 0 {
-            stage.limit = self.spins.of_next_wait();
             // They may await what was pushed before this wait.
             self.parking.wake_peers();
         }
-        if stage.spun < stage.limit {
+        if stage.spun < self.spins.limit {
             spin(stage.pauses);
             stage.spun += stage.pauses;
             stage.pauses = (2 * stage.pauses).min(MAX_PAUSES);
@@ -142,10 +136,11 @@ impl Wait for BoundedWait<'_, '_> {
     }
 
     fn resume(&mut self) {
-        if self.stage.started.is_some() {
+        let in_vain = self.stage.started.is_some_and(|started| {
             self.parking.withdraw();
-        }
-        self.spins.learn(self.stage.spun, self.stage.slept);
+            self.stage.gave_way || started.elapsed() >= LONGEST_SPIN
+        });
+        self.spins.learn(in_vain);
         self.stage = Stage::FIRST;
     }
 
@@ -253,8 +248,9 @@ mod tests {
         waits.wait(Duration::MAX, &mut || true, |wait| {
             let started = Instant::now();
             let error = loop {
-                // Until it has slept once.
-                while !wait.stage.slept {
+                // Until it has slept some times.
+                let slept = Instant::now();
+                while slept.elapsed() < Duration::from_millis(5) {
                     if let Err(error) = wait.pause(Awaited::FirstHand, RankSet::default) {
                         assert!(matches!(error, Error::Interrupted { .. }), "{error}");
                         return;
@@ -279,14 +275,12 @@ mod tests {
 
     #[test]
     fn the_limit_falls_where_spinning_is_in_vain_and_rises_where_it_is_not() {
-        let mut spins = SpinLimit { most: MOST_SPINS, limit: MOST_SPINS, waits: 0 };
-        (0..20).for_each(|_| spins.learn(spins.limit, true));
+        let mut spins = SpinLimit { most: MOST_SPINS, limit: MOST_SPINS };
+        spins.learn(true);
+        assert_eq!(spins.limit, MOST_SPINS / 2);
+        (0..20).for_each(|_| spins.learn(true));
         assert_eq!(spins.limit, FEWEST_SPINS);
-        let tried = (1..=TRIAL_INTERVAL).filter(|_| spins.of_next_wait() == MOST_SPINS).count();
-        assert_eq!(tried, 1);
-        spins.learn(1_500, false);
-        assert_eq!(spins.limit, 3_000);
-        spins.learn(1, false);
+        (0..20).for_each(|_| spins.learn(false));
         assert_eq!(spins.limit, MOST_SPINS);
     }
 }
