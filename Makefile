@@ -11,13 +11,16 @@ FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= $(shell date +%s)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help build demo test test-rust test-python test-gpu test-races fuzz bench soak soak-gpu lint format \
+.PHONY: help build doctor demo test test-rust test-python test-gpu test-races fuzz bench soak soak-gpu lint format \
   wheel check-wheel clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 build: $(VENV)/.installed ## Build the wheel and install it in .venv.
+
+doctor: build ## Say what works on this machine, and what to do about the rest.
+	$(BIN)/python -m lamport_rs doctor
 
 demo: build ## Run the collectives between processes, check them, and print a latency table.
 	$(BIN)/python -m lamport_rs demo
@@ -44,6 +47,11 @@ test-emulator: $(VENV)/.ready ## The kernels on the emulator, with many seeds; `
 
 test-gpu: build ## The package on GPUs, one per rank; skipped where there are none.
 	$(BIN)/python -m pytest tests/gpu -m gpu
+
+.PHONY: test-torch-suite
+test-torch-suite: build ## torch's own tests of process groups, on the CPU, on the backend "lamport".
+	$(BIN)/pip install --quiet 'expecttest>=0.3'
+	$(BIN)/python tests/torch_suite.py
 
 bench: build ## Compare all implementations found here; records and draws the run in benchmarks/results.
 	$(BIN)/python -m lamport_rs bench

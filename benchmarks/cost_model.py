@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import all_reduce_model as model
 from all_reduce_model import ALGORITHMS, OWN, Algorithm, Fit, Model
 from lamport_rs import LamportError, LamportWorkspace
-from lamport_rs.command_line.bench.cases import SIZES, format_bytes
+from lamport_rs.command_line.bench.arguments import format_bytes
+from lamport_rs.command_line.bench.cases import SIZES
 from lamport_rs.command_line.bench.record import Record, read
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 // The sum over ranks, a residual added, and the RMSNorm of its rows:
 //
-//   residual_output = input summed over ranks + residual
+//   residual_output = input summed over ranks + residual, if there is one
 //   output          = rms_norm(residual_output)
 //
 // The sum and the residual are added in float32 and rounded once; the norm is of the rounded rows, as if it were an
@@ -20,6 +20,7 @@ namespace lamport {
 struct AllReduceRmsNormParameters {
     Group group;
     Address input;
+    // 0 if there is none.
     Address residual;
     // May be the input.
     Address output;
@@ -93,7 +94,13 @@ public:
     }
 
     // Loads what `add_up` adds: early, because it takes a while.
-    __device__ __forceinline__ void load_residual(uint32 column) { residual_ = load(parameters_.residual, column); }
+    __device__ __forceinline__ void load_residual(uint32 column) {
+        // -0.0 in every element: to add it changes nothing, the sign of a zero included.
+        constexpr uint32 NOTHING = PER_VECTOR<Value> == 4 ? 0x80000000u : 0x80008000u;
+        residual_ = Vector{{NOTHING, NOTHING, NOTHING, NOTHING}};
+        const bool is_there = has(column) && parameters_.residual != 0;
+        ptx::load_input_if(is_there, address(parameters_.residual, column), residual_);
+    }
 
     // Loads the weights of a held row: early too.
     __device__ __forceinline__ void load_weights(uint32 column) {

@@ -26,7 +26,7 @@ def main() -> int:
     """Run all checks; return the exit status. A check that fails ends the process with its reason."""
     check_imports()
     command = str(Path(sys.prefix, "bin", "lamport-rs"))
-    run_command([command, "info"])
+    run_command([command, "doctor"])
     run_command([command, "demo"])
     run_group()
     return 0

@@ -93,8 +93,6 @@ REFUSED: dict[str, Callable[[Rank, LamportWorkspace], Any]] = {
     "an unknown algorithm": lambda me, workspace: total(algorithm="three_shot")(me, workspace),
     "an epsilon that is no number": lambda me, workspace: norm(eps="x")(me, workspace),
     "an infinite epsilon": lambda me, workspace: norm(eps=float("inf"))(me, workspace),
-    "a tensor that is too large": lambda me, workspace: total(1 << 20)(me, workspace),
-    "a fallback that is none": lambda _me, workspace: lamport_rs.all_reduce(torch.ones(8), workspace, fallback=3),
     "an interrupt in an argument": lambda me, workspace: norm(eps=Interrupting())(me, workspace),
     "another rank": lambda me, workspace: minimax()(Rank(me.rank + 1, me.world_size, me.device), workspace),
     "a qkv that is none": lambda me, workspace: lamport_rs.minimax_allreduce_rms_qk(

@@ -24,8 +24,7 @@ class Unspeakable:
 
 BAD = {
     # name: (changes to the arguments, what the error says)
-    "a group of one": ({"world_size": 1}, "world_size is 1, but must be between 2 and 16"),
-    "a group of none": ({"world_size": 0}, "world_size is 0"),
+    "a group of none": ({"world_size": 0}, "world_size is 0, but must be between 1 and 16"),
     "a negative group": ({"world_size": -2}, "world_size is -2"),
     "a group of seventeen": ({"world_size": 17}, "world_size is 17"),
     "a negative rank": ({"rank": -1}, r"rank is -1, but must be between 0 and 1 \(world_size is 2\)"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ import pytest
 import torch
 from lamport_rs import LamportError, __main__
 from lamport_rs.command_line.bench import run as command
-from lamport_rs.command_line.bench.cases import Case, all_reduce_case, parse_bytes, rms_norm_case
+from lamport_rs.command_line.bench.arguments import IMPLEMENTATION_NAMES, parse_bytes
+from lamport_rs.command_line.bench.cases import Case, all_reduce_case, rms_norm_case
 from lamport_rs.command_line.bench.findings import Findings, Missing
 from lamport_rs.command_line.bench.implementations import IMPLEMENTATIONS, Call, implementations_of
 from lamport_rs.command_line.bench.implementations.by_torch import Gloo
@@ -30,14 +32,14 @@ from lamport_rs.command_line.bench.record import Record, Row, read, write
 from lamport_rs.command_line.bench.report import missing_text, ratio, tables
 from lamport_rs.command_line.launch import launch
 from ranks import Rank, errors_of
-from torch.multiprocessing.spawn import ProcessRaisedException
 
 KEYS = ["schema", "date", "commit", "gpu", "gpus", "driver", "torch", "nccl", "cpu", "python", "method"]
 
 
 def run_bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "lamport_rs", "bench", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=240)
+    # Without COLUMNS, which readline, imported by pytest, has set behind Python's back.
+    return subprocess.run(line, capture_output=True, text=True, timeout=240, env={**os.environ})
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,8 @@ def host_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
 def test_the_record_has_every_measurement_in_the_documented_form(host_run):
     (path,) = host_run[0].glob("*-cpu-x2.json")
     run = json.loads(path.read_text())
-    assert list(run) == [*KEYS, "link_gb_per_s", "rows"]
-    assert (run["schema"], run["gpu"], run["gpus"], run["nccl"]) == (1, None, 0, None)
+    assert list(run) == [*KEYS, "link_gb_per_s", "interrupted", "rows"]
+    assert (run["schema"], run["gpu"], run["gpus"], run["nccl"], run["interrupted"]) == (1, None, 0, None, False)
     found = {(row["op"], row["impl"], row["dtype"], row.get("bytes"), row.get("tokens")) for row in run["rows"]}
     sums = {("all_reduce", impl, dtype, size, None) for impl in ("lamport_rs", "gloo")
             for dtype in ("float32", "bfloat16") for size in (512, 8192)}  # fmt: skip
@@ -148,7 +150,7 @@ def test_an_implementation_that_one_rank_lacks_is_left_out_on_all_with_the_reaso
 
 def test_the_command_fails_when_a_rank_does(monkeypatch, capsys):
     def fail(*_arguments, **_options):
-        raise ProcessRaisedException("all_reduce by nccl is wrong", error_index=0, error_pid=1)
+        raise LamportError("all_reduce by nccl is wrong")
 
     monkeypatch.setattr(command, "launch", fail)
     monkeypatch.setattr(sys, "argv", ["lamport-rs", "bench", "--backend", "host", "--no-record"])
@@ -205,7 +207,8 @@ def test_no_tolerance_passes_a_wrong_sum(dtype, wrong):
 
 
 def test_names_of_implementations_are_distinct_and_each_serves_something():
-    assert len({each.name for each in IMPLEMENTATIONS}) == len(IMPLEMENTATIONS)
+    assert tuple(each.name for each in IMPLEMENTATIONS) == IMPLEMENTATION_NAMES
+    assert len(set(IMPLEMENTATION_NAMES)) == len(IMPLEMENTATIONS)
     for each in IMPLEMENTATIONS:
         assert any(each.serves(op, backend) for op in each.operations for backend in ("host", "cuda"))
 
@@ -245,14 +248,86 @@ def test_a_table_leaves_out_nothing_where_an_implementation_is_missing():
         row_of(all_reduce_case(8192, torch.bfloat16), "nccl", 7.0),
         row_of(all_reduce_case(8192, torch.bfloat16), "lamport_rs", 2.0),
     ]
-    lines = tables(rows, "GPUs").splitlines()
-    assert lines[0] == "all_reduce, bfloat16, 2 GPUs: median latency in microseconds"
-    assert [line.split() for line in lines[3:]] == [["512", "6.00", "-", "-"], ["8", "Ki", "7.00", "2.00", "3.50"]]
+    lines = tables(rows, "GPUs", 200).splitlines()
+    assert lines[0] == "all_reduce, bfloat16, 2 GPUs: median latency in microseconds (least-most)"
+    nccl, own = ("7.00", "(7.00-7.00)"), ("2.00", "(2.00-2.00)")
+    assert [line.split() for line in lines[3:]] == [
+        ["512", "6.00", "(6.00-6.00)", "-", "-"],
+        ["8", "Ki", *nccl, *own, "3.50"],
+    ]
+
+
+def test_the_extremes_stand_beside_the_median():
+    row = replace(row_of(all_reduce_case(512, torch.bfloat16), "nccl", 6.0), min_us=5.5, max_us=1234.5)
+    assert tables([row], "GPUs", 200).splitlines()[-1].split() == ["512", "6.00", "(5.50-1234)"]
+
+
+@pytest.mark.parametrize("width", [60, 40])
+def test_tables_fit_a_narrow_terminal(width):
+    rows = [replace(row, graph_operations=6) for row in sample_record().rows]
+    text = tables(rows, "processes", width)
+    assert max(map(len, text.splitlines())) <= width
+    for name in ("lamport_rs", "lamport_rs_two_shot", "nccl", "symm_mem_one_shot", "best other / lamport_rs"):
+        assert name in text
+    assert text.count("6.00* (6.00-6.00)") == 8
+    missing = [Missing("all_reduce by a", 2, "not installed, and so cannot be measured", size) for size in ("512", "1")]
+    assert max(map(len, missing_text(missing, width).splitlines())) <= width
+
+
+def test_one_size_is_a_table_but_no_figure(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    cases = [all_reduce_case(512, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    rows = tuple(row_of(case, impl, 2.0) for case in cases for impl in ("lamport_rs", "gloo"))
+    path = write(replace(sample_record(), rows=rows), tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lamport-rs", "bench", "--draw", str(path)])
+    assert __main__.main() == 0
+    output = capsys.readouterr().out
+    assert output.count("512") == 2
+    assert "no figures: they take several sizes" in output
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_record_is_drawn_where_it_is_told(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    path = write(sample_record(), tmp_path / "records")
+    monkeypatch.setattr(sys, "argv", ["lamport-rs", "bench", "--draw", str(path), "--record", str(tmp_path / "drawn")])
+    assert __main__.main() == 0
+    assert list((tmp_path / "records").iterdir()) == [path]
+    assert len(list((tmp_path / "drawn").iterdir())) == 4
+    for option in ("--no-record", "--no-plot"):
+        monkeypatch.setattr(sys, "argv", ["lamport-rs", "bench", "--draw", str(path), option])
+        assert __main__.main() == 0
+    assert list((tmp_path / "records").iterdir()) == [path]
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_a_folder_that_takes_no_files_is_refused_before_anything_starts(draws, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "launch", lambda *arguments, **options: pytest.fail("it ran"))
+    file = tmp_path / "file"
+    file.touch()
+    given = ["--draw", str(write(sample_record(), tmp_path))] if draws else ["--backend", "host"]
+    for folder in (file, file / "below", Path("/proc")):
+        monkeypatch.setattr(sys, "argv", ["lamport-rs", "bench", *given, "--record", str(folder)])
+        assert __main__.main() == 1
+        assert f"no record can be left in {folder}: " in capsys.readouterr().err
+
+
+def test_an_interrupted_run_does_not_replace_a_whole_one_and_is_marked(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    whole = write(sample_record(), tmp_path)
+    path = write(replace(sample_record(), interrupted=True), tmp_path)
+    assert path.name == "2026-01-02-h200-x4-interrupted.json"
+    assert not read(whole).interrupted
+    assert read(path).interrupted
+    assert "2026-01-02, interrupted" in draw(read(path), tmp_path)[1].read_text()
+    monkeypatch.setattr(sys, "argv", ["lamport-rs", "bench", "--draw", str(path), "--no-plot"])
+    assert __main__.main() == 0
+    assert capsys.readouterr().out.startswith("This run was interrupted.")
 
 
 def test_sizes_that_share_a_reason_are_named_together():
     missing = [Missing("all_reduce by a", 2, "too small", size) for size in ("512", "8 Ki")]
-    text = missing_text([*missing, Missing("all_reduce by b", 2, "not installed")])
+    text = missing_text([*missing, Missing("all_reduce by b", 2, "not installed")], 200)
     assert text.splitlines() == [
         "not measured:",
         "  all_reduce by a, 2 ranks, at 512, 8 Ki: too small",

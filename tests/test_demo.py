@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,10 +12,14 @@ from lamport_rs import LamportError
 from lamport_rs.__main__ import main
 from lamport_rs.command_line import demo
 
+LATENCY = r" +([\d.]+) \(([\d.]+)-([\d.]+)\)"
+ROW = re.compile(rf"^ *(\d+){LATENCY}{LATENCY} +([\d.]+)$", re.MULTILINE)
+
 
 def run_demo(*arguments: str) -> str:
     command = [sys.executable, "-m", "lamport_rs", "demo", *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    # Without COLUMNS, which readline, imported by pytest, has set behind Python's back.
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ})
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
 
@@ -23,12 +28,13 @@ def test_the_demo_checks_every_collective_and_prints_a_row_per_size():
     output = run_demo("--backend", "host")
     for operation in ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk"):
         assert re.search(rf"^  {operation}, .*: as the float32 reference, on every rank$", output, re.MULTILINE)
-    rows = re.findall(r"^ *(\d+) +([\d.]+) +([\d.]+) +([\d.]+)$", output, re.MULTILINE)
+    rows = ROW.findall(output)
     assert [int(size) for size, *_ in rows] == [512, 8192, 65536, 262144, 1048576, 8388608]
-    assert all(float(own) > 0 and float(group) > 0 for _, own, group, _ in rows)
+    assert all(0 < float(least) <= float(own) <= float(most) for _, own, least, most, *_ in rows)
+    assert all(0 < float(least) <= float(group) <= float(most) for *_, group, least, most, _ in rows)
 
 
-@pytest.mark.parametrize("ranks", ["-1", "0", "1", "17", "two", "9" * 30])
+@pytest.mark.parametrize("ranks", ["-1", "0", "17", "two", "9" * 30])
 def test_a_number_of_ranks_that_no_group_has_is_a_usage_error(ranks, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lamport-rs", "demo", "--backend", "host", f"--ranks={ranks}"])
     with pytest.raises(SystemExit) as exit_:
@@ -52,4 +58,4 @@ def test_the_demo_says_how_many_gpus_it_takes(ranks, gpus, monkeypatch):
 def test_the_demo_on_gpus_compares_the_minimax_operation_with_nccl():
     output = run_demo("--backend", "cuda", "--ranks", "2")
     assert "minimax_allreduce_rms_qk of bfloat16, in a CUDA graph" in output
-    assert len(re.findall(r"^ *(\d+) +([\d.]+) +([\d.]+) +([\d.]+)$", output, re.MULTILINE)) == 5
+    assert len(ROW.findall(output)) == 5

@@ -128,8 +128,6 @@ def refuse_outputs_that_overlap(me: Rank) -> None:
     assert not memory.any()
     _, residual = norm(x, x, x[0], workspace, out=memory[:, :16], residual_out=memory[:, 16:])
     check_same_bits(residual.contiguous(), torch.full((ROWS, COLUMNS), 3.0))
-    with pytest.raises(lamport_rs.LamportSizeError):
-        lamport_rs.all_reduce(misaligned(torch.ones(1 << 16)), workspace)
     check_same_bits(lamport_rs.all_reduce(x, workspace), x * 2, "the next sum")
 
 

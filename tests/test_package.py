@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
 from importlib.resources import files
@@ -29,6 +30,88 @@ def test_importing_the_package_takes_little_beyond_torch():
         if best < MOST_SECONDS:
             break
     assert best < MOST_SECONDS
+
+
+IMPORT_ALONE = """
+import sys, time
+started = time.perf_counter()
+import lamport_rs
+print(time.perf_counter() - started)
+assert "torch" not in sys.modules, "the import brought torch"
+lamport_rs.LamportError, lamport_rs.__version__, dir(lamport_rs)
+assert not hasattr(lamport_rs, "no_such_name") and not hasattr(lamport_rs, "__wrapped__")
+assert "torch" not in sys.modules, "what needs no torch brought it"
+"""
+MOST_SECONDS_ALONE = 0.1
+
+
+def run_python(code: str, **environment: str) -> str:
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
+
+
+def test_importing_the_package_alone_is_quick_and_brings_no_torch():
+    best = 1.0
+    for _ in range(ATTEMPTS):
+        best = min(best, float(run_python(IMPORT_ALONE)))
+        if best < MOST_SECONDS_ALONE:
+            break
+    assert best < MOST_SECONDS_ALONE
+
+
+@pytest.mark.parametrize(
+    ("code", "before_torch"),
+    [
+        ("import torch, lamport_rs", False),
+        ("import lamport_rs, torch; lamport_rs.all_reduce", True),
+        ("import lamport_rs; lamport_rs.LamportWorkspace; import torch", True),
+        ("import lamport_rs; from lamport_rs import *; import torch", True),
+        ("import lamport_rs.torch_operators, lamport_rs, torch", True),
+    ],
+)
+def test_without_the_entry_point_the_operators_are_registered_with_torch_or_at_the_first_use(code, before_torch):
+    code = f"{code}; print(lamport_rs._imported_before_torch, torch.ops.lamport_rs.all_reduce)"
+    said = run_python(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    assert said == f"{before_torch} lamport_rs.ordered_all_reduce"
+
+
+@pytest.mark.parametrize("code", ["import torch, lamport_rs", "import lamport_rs, torch"])
+def test_the_operators_are_there_after_both_imports_in_any_order(code):
+    said = run_python(f"{code}; print(torch.ops.lamport_rs.all_reduce)", TORCH_DEVICE_BACKEND_AUTOLOAD="1")
+    assert said == "lamport_rs.ordered_all_reduce"
+
+
+def test_a_torch_that_is_still_being_imported_is_left_alone():
+    said = run_python("""
+import importlib.machinery, sys, types
+torch = types.ModuleType("torch")
+torch.__spec__ = importlib.machinery.ModuleSpec("torch", None)
+torch.__spec__._initializing = True
+sys.modules["torch"] = torch
+import lamport_rs
+print(lamport_rs._imported_before_torch, "lamport_rs.torch_operators" in sys.modules)
+""")
+    assert said == "True False"
+
+
+def test_the_module_looks_the_same_before_torch_as_after():
+    said = run_python("""
+import pickle, pydoc, lamport_rs
+before = dir(lamport_rs)
+assert set(lamport_rs.__all__) <= set(before), before
+assert pickle.loads(pickle.dumps(lamport_rs.all_reduce)) is lamport_rs.all_reduce
+assert pickle.loads(pickle.dumps(lamport_rs.LamportTimeoutError)) is lamport_rs.LamportTimeoutError
+assert set(before) <= set(dir(lamport_rs))
+text = pydoc.plain(pydoc.render_doc(lamport_rs))
+assert "all_reduce(input" in text and "class LamportWorkspace" in text, text
+space = {}
+exec("from lamport_rs import *", space)
+print(set(lamport_rs.__all__) <= set(space))
+""")
+    assert said == "True"
 
 
 def test_importing_the_package_starts_neither_cuda_nor_the_compiler():
@@ -117,10 +200,11 @@ def imports_of(tree: ast.AST) -> set[str]:
 
 def test_the_package_imports_only_what_it_declares():
     """torch works without numpy, and most machines have it: only the sources tell, or an environment without it."""
-    sources = sorted(Path(lamport_rs.__file__).parent.rglob("*.py"))
+    folder = Path(lamport_rs.__file__).parent
+    sources = sorted([*folder.rglob("*.py"), *(folder.parent / "lamport_rs_autoload").rglob("*.py")])
     assert len(sources) > 30
     # matplotlib is the extra `bench`.
-    allowed = {"lamport_rs", "torch", *sys.stdlib_module_names}
+    allowed = {"lamport_rs", "lamport_rs_autoload", "torch", *sys.stdlib_module_names}
     undeclared = {}
     for source in sources:
         optional = {"matplotlib"} if source.name == "plot.py" else set()

@@ -101,13 +101,3 @@ def transform(me: Rank) -> None:
 def test_transformations_of_functions_are_refused(ranks_of):
     # Between processes: torch's forward mode is one for all threads.
     ranks_of(2).run(transform)
-
-
-def fall_back(me: Rank) -> None:
-    workspace, group = me.workspace(1 << 16, timeout=10), torch.distributed.group.WORLD
-    with pytest.raises(LamportError, match="cannot record which way a sum with a fallback goes"):
-        make_fx(lambda x: lamport_rs.all_reduce(x, workspace, fallback=group))(X)
-
-
-def test_a_fallback_is_not_traced(ranks_of):
-    ranks_of(2).run(fall_back)

@@ -1,53 +1,82 @@
-"""The command line: `lamport-rs info`, `demo` and `bench`; `python -m lamport_rs` is the same."""
+"""The command line: `lamport-rs doctor`, `demo` and `bench`; `python -m lamport_rs` is the same."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
-from torch.multiprocessing.spawn import ProcessException
-
-from lamport_rs import LamportError, LamportWorkspace
-from lamport_rs.command_line import demo, info
-from lamport_rs.command_line.bench import options as bench_options
-from lamport_rs.command_line.bench import run as bench
+from lamport_rs import LamportError, __version__, _core
+from lamport_rs.command_line.bench.arguments import add_arguments as add_bench_arguments
+from lamport_rs.command_line.exit_status import BROKEN_PIPE, FAILURE, INTERRUPTED
 
 
 def main() -> int:
     """Run the command that the arguments name; return the exit status."""
-    arguments = _parser().parse_args()
     try:
-        if arguments.command == "info":
-            return info.run()
-        if arguments.command == "demo":
-            return demo.run(arguments.ranks, arguments.backend)
-        return bench.run(arguments)
-    except (LamportError, ProcessException) as error:
+        try:
+            return _run(_parser().parse_args())
+        finally:
+            # Here and not when the interpreter ends, where a broken pipe would be told.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left to write goes nowhere.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        return BROKEN_PIPE
+    except (LamportError, OSError) as error:
         print(f"lamport-rs: {error}", file=sys.stderr)
-        return 1
+        return FAILURE
+    except KeyboardInterrupt:
+        print("lamport-rs: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    # Each brings torch, which takes seconds: not before the arguments are known to be right.
+    if arguments.command == "doctor":
+        from lamport_rs.command_line.doctor import run as doctor
+
+        return doctor.run(arguments.ranks, arguments.backend, as_json=arguments.json)
+    if arguments.command == "demo":
+        from lamport_rs.command_line import demo
+
+        return demo.run(arguments.ranks, arguments.backend)
+    from lamport_rs.command_line.bench import run as bench
+
+    return bench.run(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lamport-rs", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"lamport-rs {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="say what this installation can do here")
-    demonstration = commands.add_parser(
-        "demo", help="run the collectives between processes, check every result, and print a latency table"
-    )
-    demonstration.add_argument(
-        "--ranks", type=_group_size, help="processes, 2 to 16 (default: one per GPU, or 2 on the CPU)"
-    )
-    demonstration.add_argument("--backend", choices=["auto", "host", "cuda"], default="auto")
+    examination = "say what works here, what does not, and what to do about it; exit status 1 if something is wrong"
+    doctor = commands.add_parser("doctor", help=examination, description=examination)
+    _add_ranks(doctor)
+    doctor.add_argument("--json", action="store_true", help="print JSON, as docs/doctor.md describes it")
+    demonstration = "run the collectives between processes, check every result, and print a latency table"
+    _add_ranks(commands.add_parser("demo", help=demonstration, description=demonstration))
     benchmark = "compare every implementation found here, check every result, and record and draw the latencies"
-    bench_options.add_arguments(commands.add_parser("bench", help=benchmark, description=benchmark))
+    add_bench_arguments(commands.add_parser("bench", help=benchmark, description=benchmark))
     return parser
+
+
+def _add_ranks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ranks", type=_group_size, metavar="N", help="1 to 16 processes (default: one per GPU, or 2 on the CPU)"
+    )
+    parser.add_argument(
+        "--backend", choices=["auto", "host", "cuda"], default="auto", help="auto: GPUs if there are several"
+    )
 
 
 def _group_size(text: str) -> int:
     """Return the number, if the core takes groups of so many ranks."""
     try:
         world_size = int(text)
-        LamportWorkspace.compute_comm_size_for_all_reduce(1, world_size)
+        _core.all_reduce_comm_size(1, world_size)
     except (LamportError, OverflowError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} ranks cannot run: {error}") from error
     return world_size

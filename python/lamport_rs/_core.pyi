@@ -30,10 +30,13 @@ class LamportMismatchError(LamportError):
     """What that one runs."""
 
 class LamportSizeError(LamportError):
-    """A tensor that is too large for the workspace, or for any. Nothing was changed."""
+    """Slots that have no room for a row or a vector of every rank. Nothing was changed."""
 
 class LamportLayoutError(LamportError):
     """An operand of which a copy will do. Nothing was changed."""
+
+class LamportSingleRankError(LamportError):
+    """An operation that the package computes with torch in a group of one. Nothing was changed."""
 
 class Workspace:
     """One rank's workspace: over the memory of a CUDA device, or over shared memory."""
@@ -50,6 +53,7 @@ class Workspace:
     ) -> Workspace: ...
     def table(self) -> Table: ...
     def synchronize(self) -> None: ...
+    def memory_bytes(self) -> int: ...
     def clean_up(self) -> None: ...
 
 class Table:
@@ -67,6 +71,16 @@ class Buffer:
     def pointers(self) -> list[int]: ...
 
 def bind_to_thread(workspace: Workspace | torch.Tensor) -> None: ...
+def obstacle(
+    workspace: Workspace | torch.Tensor,
+    operation: str,
+    shape: list[int],
+    dtype: str,
+    weight_dtype: str,
+    algorithm: str,
+    q_size: int,
+    kv_size: int,
+) -> str | None: ...
 def note_refusal(workspace: Workspace | torch.Tensor) -> None: ...
 def refuse(rank: int, world_size: int, reason: str, all_gather: Callable[[bytes], list[bytes]]) -> NoReturn: ...
 def cuda_obstacle() -> str | None: ...
@@ -77,7 +91,7 @@ def all_reduce(workspace: Workspace | torch.Tensor, input: torch.Tensor, out: to
 def all_reduce_rms_norm(
     workspace: Workspace | torch.Tensor,
     input: torch.Tensor,
-    residual: torch.Tensor,
+    residual: torch.Tensor | None,
     weight: torch.Tensor,
     eps: float,
     weight_bias: float,

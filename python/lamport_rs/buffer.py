@@ -21,7 +21,7 @@ class IpcBuffer:
 
     Args:
         rank: This rank, 0 to `world_size - 1`.
-        world_size: Ranks in the group, 2 to 16.
+        world_size: Ranks in the group, 1 to 16.
         size: Bytes per buffer, the same on every rank.
         process_group: As for `LamportWorkspace`.
         device: As for `LamportWorkspace`.

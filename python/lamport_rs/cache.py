@@ -95,7 +95,7 @@ def get_allreduce_workspace(
 
     Args:
         rank: This rank.
-        world_size: Ranks in the group, 2 to 16.
+        world_size: Ranks in the group, 1 to 16.
         comm_size: Bytes per slot; None for what the fused Q+K operation takes for `max_tokens` tokens.
         max_tokens: Most tokens per operation; used if `comm_size` is None.
         process_group: As for `LamportWorkspace`.

@@ -17,14 +17,15 @@ from collections.abc import Sequence
 from typing import Any, Literal, SupportsIndex, TypeAlias
 
 import torch
-import torch.distributed as dist
 from torch import is_grad_enabled
 from torch.autograd.graph import increment_version
 
 from lamport_rs import _core
-from lamport_rs._core import LamportError, LamportLayoutError, LamportSizeError
+from lamport_rs._core import LamportError, LamportLayoutError, LamportSingleRankError
 from lamport_rs.autograd import warn_of_lost_gradient
-from lamport_rs.layout import empty_dense, is_dense, run_on_copies
+from lamport_rs.layout import empty_dense, run_on_copies
+from lamport_rs.observation import log_fault, with_range
+from lamport_rs.single_rank import normalise, normalise_pair, normalise_sum
 from lamport_rs.tracing import UNDER_TRANSFORMATION, functorch_is_active
 from lamport_rs.workspace import LamportWorkspace
 
@@ -61,8 +62,8 @@ def run_all_reduce(
         except (TypeError, RuntimeError) as error:
             _explain(error, "input", input)
             raise
-    except BaseException:
-        _core.note_refusal(core)
+    except BaseException as error:
+        _note_refusal(core, error)
         raise
     if given is not None and not given.is_inference():
         increment_version(given)
@@ -71,37 +72,27 @@ def run_all_reduce(
     return out
 
 
-def run_all_reduce_or(
-    fallback: dist.ProcessGroup,
-    input: torch.Tensor,  # noqa: A002
-    workspace: LamportWorkspace | torch.Tensor,
-    algorithm: Algorithm,
-    out: torch.Tensor | None,
-) -> torch.Tensor:
-    """`all_reduce`, by `fallback` if the tensor is too large for the workspace."""
-    if not isinstance(fallback, dist.ProcessGroup):
-        _core.note_refusal(_core_of(workspace))
-        raise TypeError(f"argument 'fallback': must be a torch process group or None, not {type(fallback).__name__}")
+def run_all_reduce_in_place(tensor: torch.Tensor, workspace: LamportWorkspace) -> None:
+    """`all_reduce` of `tensor` into itself, as torch's own collectives do it: autograd hears nothing."""
+    core = _core_of(workspace)
     try:
-        return run_all_reduce(input, workspace, algorithm, out)
-    except LamportSizeError:
-        out = empty_dense(input) if out is None else out
-        total = out if is_dense(out) else empty_dense(out)
-        with torch.inference_mode():
-            if total is not input:
-                total.copy_(input)
-        dist.all_reduce(total, group=fallback)
-        if total is not out:
-            with torch.inference_mode():
-                out.copy_(total)
-    if not out.is_inference():
-        increment_version(out)
-    return out
+        try:
+            _core.all_reduce(core, tensor, tensor, "auto")
+        except LamportLayoutError:
+            run_on_copies(
+                lambda read, written: _core.all_reduce(core, read[0], written[0], "auto"), [tensor], [], [tensor]
+            )
+        except (TypeError, RuntimeError) as error:
+            _explain(error, "tensor", tensor)
+            raise
+    except BaseException as error:
+        _note_refusal(core, error)
+        raise
 
 
 def run_all_reduce_rms_norm(
     input: torch.Tensor,  # noqa: A002
-    residual: torch.Tensor,
+    residual: torch.Tensor | None,
     weight: torch.Tensor,
     workspace: LamportWorkspace | torch.Tensor,
     eps: float = 1e-6,
@@ -124,16 +115,24 @@ def run_all_reduce_rms_norm(
             residual_out = empty_dense(input) if given_residual is None else given_residual
 
             def operation(read: Operands, written: Operands) -> None:
-                _core.all_reduce_rms_norm(
-                    core, read[0], read[1], read[2], eps, weight_bias, written[0], written[1], algorithm
-                )
+                added = None if residual is None else read[1]
+                try:
+                    _core.all_reduce_rms_norm(
+                        core, read[0], added, read[-1], eps, weight_bias, written[0], written[1], algorithm
+                    )
+                except LamportSingleRankError:
+                    normalise_sum(read[0], added, read[-1], eps, weight_bias, written[0], written[1])
 
-            run_on_copies(operation, [input, residual], [weight], [out, residual_out])
+            run_on_copies(operation, [input] if residual is None else [input, residual], [weight], [out, residual_out])
+        except LamportSingleRankError:
+            assert out is not None
+            assert residual_out is not None
+            normalise_sum(input, residual, weight, eps, weight_bias, out, residual_out)
         except (TypeError, RuntimeError) as error:
             _explain(error, "input", input)
             raise
-    except BaseException:
-        _core.note_refusal(core)
+    except BaseException as error:
+        _note_refusal(core, error)
         raise
     if given is not None and not given.is_inference():
         increment_version(given)
@@ -164,14 +163,20 @@ def run_minimax_rms(
             out = empty_dense(input) if given is None else given
 
             def operation(read: Operands, written: Operands) -> None:
-                _core.minimax_rms(core, rank, nranks, read[0], read[1], eps, written[0])
+                try:
+                    _core.minimax_rms(core, rank, nranks, read[0], read[1], eps, written[0])
+                except LamportSingleRankError:
+                    normalise(read[0], read[1], eps, written[0])
 
             run_on_copies(operation, [input], [norm_weight], [out])
+        except LamportSingleRankError:
+            assert out is not None
+            normalise(input, norm_weight, eps, out)
         except (TypeError, RuntimeError) as error:
             _explain(error, "input", input)
             raise
-    except BaseException:
-        _core.note_refusal(core)
+    except BaseException as error:
+        _note_refusal(core, error)
         raise
     if given is not None and not given.is_inference():
         increment_version(given)
@@ -216,16 +221,21 @@ def run_minimax_rms_qk(
 
             def operation(read: Operands, written: Operands) -> None:
                 packed, weight_q, weight_k = read
-                _core.minimax_rms_qk(
-                    core, rank, nranks, packed, q_size, kv_size, weight_q, weight_k, eps, written[0], written[1]
-                )
+                try:
+                    _core.minimax_rms_qk(
+                        core, rank, nranks, packed, q_size, kv_size, weight_q, weight_k, eps, written[0], written[1]
+                    )
+                except LamportSingleRankError:
+                    normalise_pair(packed, q_size, kv_size, (weight_q, weight_k), eps, (written[0], written[1]))
 
             run_on_copies(operation, [qkv], weights, [q_out, k_out])
+        except LamportSingleRankError:
+            normalise_pair(qkv, q_size, kv_size, weights, eps, (q_out, k_out))
         except LamportError as error:
             _explain(error, "qkv", qkv)
             raise
-    except BaseException:
-        _core.note_refusal(core)
+    except BaseException as error:
+        _note_refusal(core, error)
         raise
     if given_q is not None and not given_q.is_inference():
         increment_version(given_q)
@@ -234,6 +244,12 @@ def run_minimax_rms_qk(
     if is_grad_enabled():
         warn_of_lost_gradient("minimax_allreduce_rms_qk", qkv, norm_weight_q, norm_weight_k)
     return q_out, k_out
+
+
+def _note_refusal(core: _core.Workspace | torch.Tensor, error: BaseException) -> None:
+    """Count a call that sent nothing, or tell the log of one that failed."""
+    _core.note_refusal(core)
+    log_fault(error)
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -263,3 +279,10 @@ def _core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | to
     if type(workspace) is LamportWorkspace and workspace._core is not None:
         return workspace._core
     return workspace._usable_core() if isinstance(workspace, LamportWorkspace) else workspace
+
+
+run_all_reduce = with_range("all_reduce", run_all_reduce)
+run_all_reduce_in_place = with_range("all_reduce", run_all_reduce_in_place)
+run_all_reduce_rms_norm = with_range("all_reduce_rms_norm", run_all_reduce_rms_norm)
+run_minimax_rms = with_range("minimax_allreduce_rms", run_minimax_rms)
+run_minimax_rms_qk = with_range("minimax_allreduce_rms_qk", run_minimax_rms_qk)

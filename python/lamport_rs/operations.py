@@ -4,20 +4,21 @@ Each is a collective call: all ranks of the workspace's group make it, with tens
 the same order. Sums are taken in float32 and in rank order, so all ranks get the same bits, on every run. So they do
 where a thread flushes subnormal numbers to zero or rounds otherwise: on the host an operation computes with the default
 settings, and the caller has his own back afterwards. A row's bits do not depend on how many rows share the call, nor on
-where it is among them. A contribution of -0.0 counts as +0.0.
+where it is among them. A contribution of -0.0 counts as +0.0. Only in a group of one on a GPU, where a sum is a copy, it
+stays what it is.
 
-All raise `LamportError` for tensors, values and workspaces they cannot take, before anything is sent, and for a call
-while another thread's is running. Such a call counts all the same: if all ranks refuse it, they go on together; if one
-does and goes on, the ranks have parted. What names no workspace cannot count: a call without one,
-or one whose arguments Python cannot bind to parameters. Nor does one that torch refuses in a fake mode before the
-operator runs.
+All raise `LamportError` for tensors, values and workspaces they cannot take, before anything is sent, and in another
+thread than the one that the workspace is bound to. Such a call counts all the same: if all ranks refuse it, they go on
+together; if one does and goes on, the ranks have parted. What names no workspace cannot count: a call without one, or
+one whose arguments Python cannot bind to parameters. Nor does one that torch refuses in a fake mode before the operator
+runs.
 
 They raise `LamportMismatchError`, on every rank and naming both operations, when ranks have parted or call different
 operations, sizes, dtypes, algorithms or scalars; and `LamportTimeoutError`, naming the missing ranks, when peers do not
 come. After either the workspace can no longer be used, and on a GPU results are NaN from that operation on. Neither can
 it be used after a host operation was interrupted by an exception of a signal's handler, such as `KeyboardInterrupt`.
 
-A plain argument (a number, a name, a group) of a wrong type is a `TypeError`, as in torch, and an integer of more than
+A plain argument (a number or a name) of a wrong type is a `TypeError`, as in torch, and an integer of more than
 64 bits an `OverflowError`.
 
 Tensors are on the workspace's device, float32, float16 or bfloat16, in any layout. Kernels take them contiguous and
@@ -27,6 +28,10 @@ very tensor it is computed from, but its elements must not share memory.
 None of the operations has a gradient: results do not require one, whatever the inputs do. Where gradients are enabled
 and an input requires one, a warning says so, once per process and operation. An output that is passed in counts as
 changed in place.
+
+No tensor is too large. One of which a slot has no room for the message of every rank runs as several operations through
+the slots there are, with the same bits. `compute_comm_size_for_all_reduce` and `compute_comm_size_for_minimax` give the
+`comm_size` with which tensors up to some size run as one.
 
 Under torch.compile, torch.export, torch.jit.trace and make_fx the functions become the operators of
 `lamport_rs.torch_operators`. Those are never left out, reordered, merged or run again, and neither are the functions.
@@ -41,20 +46,17 @@ they are launched on, not by the library.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
-from torch.compiler import is_dynamo_compiling
 
 from lamport_rs._core import LamportError
 from lamport_rs.eager import (
     Algorithm,
     check_tensor,
     run_all_reduce,
-    run_all_reduce_or,
     run_all_reduce_rms_norm,
     run_minimax_rms,
     run_minimax_rms_qk,
 )
-from lamport_rs.tracing import is_recording, must_dispatch
+from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
 
@@ -64,30 +66,18 @@ def all_reduce(
     out: torch.Tensor | None = None,
     *,
     algorithm: Algorithm = "auto",
-    fallback: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Sum `input` over the ranks.
 
     Args:
-        input: This rank's tensor, of any shape. One-shot takes `world_size` times its bytes of a slot,
-            two-shot twice its bytes; `compute_comm_size_for_all_reduce` gives a `comm_size` that does for both.
+        input: This rank's tensor, of any shape and size.
         workspace: The group's workspace, or its table.
         out: Where the sum goes: shape and dtype of `input`; may be `input`. None to allocate it.
         algorithm: See `Algorithm`; the same on every rank.
-        fallback: A process group of the same ranks that sums tensors which are too large for the workspace. Its sums
-            are its own: in another order perhaps, rounded at every step, and not compared between
-            ranks. None to raise instead. With a fallback torch.compile breaks its graph here, whichever sums.
 
     Returns:
         `out`: the sum in float32 and in rank order, rounded once to `input`'s dtype; the same bits on every rank.
-
-    Raises:
-        LamportSizeError: If the workspace is too small, or the tensor has more than a GiB on a GPU, and there is no
-            fallback. The text gives the size that does.
     """
-    if fallback is not None:
-        _check_that_nothing_records()
-        return run_all_reduce_or(fallback, input, workspace, algorithm, out)
     if must_dispatch(input):
         return _copy_to("out", out, torch.ops.lamport_rs.all_reduce(input, _table_of(workspace), algorithm))
     return run_all_reduce(input, workspace, algorithm, out)
@@ -95,7 +85,7 @@ def all_reduce(
 
 def all_reduce_rms_norm(
     input: torch.Tensor,  # noqa: A002
-    residual: torch.Tensor,
+    residual: torch.Tensor | None,
     weight: torch.Tensor,
     workspace: LamportWorkspace | torch.Tensor,
     eps: float = 1e-6,
@@ -114,13 +104,13 @@ def all_reduce_rms_norm(
 
     Args:
         input: This rank's tensor, `[..., hidden]`, `hidden` a multiple of 8.
-        residual: `[..., hidden]`, dtype of `input`, the same on every rank.
+        residual: `[..., hidden]`, dtype of `input`, the same on every rank. None to add nothing.
         weight: `[hidden]`, dtype of `input` or float32, the same on every rank.
         workspace: The group's workspace, or its table.
         eps: Added to the mean of squares.
         weight_bias: Added to each weight: 1.0 for models that keep weights as their distance from 1 (Gemma).
         out: Where the normalised rows go, like `input`; may be `input`. None to allocate it.
-        residual_out: Where the sum goes, like `input`; may be `residual`. None to allocate it.
+        residual_out: Where the sum goes, like `input`; may be `residual`, or `input`. None to allocate it.
         algorithm: See `Algorithm`; the same on every rank. With `"two_shot"` each rank sums whole rows, every
             `world_size`-th; for GPUs only. Fewer rows than ranks are summed in one shot, whatever is asked for.
 
@@ -128,10 +118,10 @@ def all_reduce_rms_norm(
         `(out, residual_out)`; the same bits on every rank.
 
     Raises:
-        LamportSizeError: If the workspace is too small, or the tensor has more than a GiB on a GPU. The text gives the
-            size that does.
+        LamportSizeError: On a GPU, if a slot has no room for one row of every rank. The text gives the size that does.
     """
     if must_dispatch(input):
+        _check_apart("out", out, "residual_out", residual_out)
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm(
             input, residual, weight, _table_of(workspace), eps, weight_bias, algorithm
         )
@@ -158,8 +148,7 @@ def minimax_allreduce_rms(
         input: This rank's columns of the rows, `[..., width]`, `width` a multiple of 8; rows that lie apart evenly,
             at multiples of 16 bytes, are not copied.
         norm_weight: This rank's columns of the weight, `[width]`, dtype of `input` or float32.
-        workspace: The group's workspace, or its table; `comm_size` at least
-            `compute_comm_size_for_minimax(rows, nranks, fused_qk=False)`.
+        workspace: The group's workspace, or its table.
         rank: This rank; checked against the workspace.
         nranks: Ranks in the group; checked against the workspace.
         eps: Added to the mean of squares.
@@ -198,8 +187,7 @@ def minimax_allreduce_rms_qk(
             16 bytes, are not copied.
         norm_weight_q: This rank's columns of Q's weight, `[q_size]`, dtype of `qkv` or float32.
         norm_weight_k: This rank's columns of K's weight, `[kv_size]`, likewise.
-        workspace: The group's workspace, or its table; `comm_size` at least
-            `compute_comm_size_for_minimax(rows, nranks)`.
+        workspace: The group's workspace, or its table.
         q_size: This rank's columns of Q, a multiple of 8.
         kv_size: This rank's columns of K, a multiple of 8.
         rank: This rank; checked against the workspace.
@@ -212,6 +200,7 @@ def minimax_allreduce_rms_qk(
         `(q_out, k_out)`.
     """
     if must_dispatch(qkv):
+        _check_apart("q_out", q_out, "k_out", k_out)
         outputs = torch.ops.lamport_rs.minimax_allreduce_rms_qk(
             qkv, norm_weight_q, norm_weight_k, _table_of(workspace), q_size, kv_size, rank, nranks, eps
         )
@@ -225,12 +214,9 @@ def _table_of(workspace: LamportWorkspace | torch.Tensor) -> torch.Tensor:
     return workspace.workspace if isinstance(workspace, LamportWorkspace) else workspace
 
 
-def _check_that_nothing_records() -> None:
-    # torch.compile breaks its graph instead.
-    if is_recording() and not is_dynamo_compiling():
-        raise LamportError(
-            "a tracer cannot record which way a sum with a fallback goes: pass fallback=None, or trace around it"
-        )
+def _check_apart(name: str, out: torch.Tensor | None, other_name: str, other: torch.Tensor | None) -> None:
+    if out is not None and out is other:
+        raise LamportError(f"{name} overlaps {other_name}; they must be separate tensors")
 
 
 def _copy_to(name: str, destination: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,7 @@ def _all_reduce_fake(
 
 def _all_reduce_rms_norm_fake(
     input: torch.Tensor,  # noqa: A002
-    residual: torch.Tensor,
+    residual: torch.Tensor | None,
     weight: torch.Tensor,
     workspace: torch.Tensor,
     eps: float = 1e-6,
@@ -84,7 +84,7 @@ def _minimax_allreduce_rms_qk_fake(
     return qkv.new_empty((*rows, q_size)), qkv.new_empty((*rows, kv_size))
 
 
-def _warn(operation: str, *inputs: torch.Tensor) -> None:
+def _warn(operation: str, *inputs: torch.Tensor | None) -> None:
     # Compiled code runs where gradients are not enabled any more: here is where they are.
     if torch.is_grad_enabled():
         warn_of_lost_gradient(operation, *inputs)
@@ -154,7 +154,7 @@ _define(
 )
 _define(
     "all_reduce_rms_norm",
-    "(Tensor input, Tensor residual, Tensor weight, Tensor workspace, float eps=1e-06, float weight_bias=0.0,"
+    "(Tensor input, Tensor? residual, Tensor weight, Tensor workspace, float eps=1e-06, float weight_bias=0.0,"
     ' str algorithm="auto") -> (Tensor, Tensor)',
     run_all_reduce_rms_norm,
     _all_reduce_rms_norm_fake,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 from typing import NoReturn
 
 import torch
+import torch.distributed as dist
 from torch.utils.dlpack import from_dlpack
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError
 from lamport_rs.arguments import as_integer, as_seconds, refused_on_all_ranks
 from lamport_rs.backends import Backend, resolve_backend
-from lamport_rs.exchange import Group, all_gather_over
+from lamport_rs.exchange import Group, all_gather_over, resolve_group
+from lamport_rs.observation import log_fault, logger
+from lamport_rs.sizing import default_comm_size
 from lamport_rs.tracing import never_compiled
 
 DEFAULT_TIMEOUT = 30.0
@@ -31,10 +35,10 @@ class LamportWorkspace:
 
     Args:
         rank: This rank, 0 to `world_size - 1`, as in `process_group`.
-        world_size: Ranks in the group, 2 to 16.
-        comm_size: Bytes per slot, a positive multiple of 16. Each rank allocates three slots. An operation needs
-            `world_size` times its message per slot; `compute_comm_size_for_minimax` and
-            `compute_comm_size_for_all_reduce` tell.
+        world_size: Ranks in the group, 1 to 16. In a group of one sums are copies, and norms are norms.
+        comm_size: Bytes per slot, a positive multiple of 16. Each rank allocates three slots. An operation takes
+            `world_size` times its message of a slot, or runs as several; `compute_comm_size_for_minimax` and
+            `compute_comm_size_for_all_reduce` tell with what `comm_size` it runs as one.
         process_group: What the handles are exchanged over: a torch process group of any backend, an
             `all_gather(bytes) -> list[bytes]` callable, or None for torch's default group.
         device: The device of the tensors to come. None: the current CUDA device if there is one, else the CPU.
@@ -77,6 +81,61 @@ class LamportWorkspace:
         # What `torch._dynamo.mark_static_address` does, which imports the compiler: CUDA graphs of compiled code copy
         # other inputs to memory of their own, and the operators know a table on a GPU by its address.
         vars(self._table)["_dynamo_static_input_type"] = "unguarded"
+        limit = f"{seconds:g} s" if 0 < seconds < math.inf else "none"
+        logger.info(
+            "workspace of rank %d of %d on %s: %.1f MiB, slots of %d bytes, timeout %s",
+            *(self._rank, self._world_size, self._device, self._core.memory_bytes() / 2**20, self._comm_size, limit),
+        )
+
+    @classmethod
+    @never_compiled
+    def for_group(
+        cls,
+        group: dist.ProcessGroup | None = None,
+        *,
+        max_bytes: int | None = None,
+        device: torch.device | str | int | None = None,
+        backend: Backend = "auto",
+        timeout: float = DEFAULT_TIMEOUT,
+        two_shot_from: int | None = None,
+    ) -> LamportWorkspace:
+        """Create the workspace of this rank in a torch process group, which knows the rest.
+
+        Args:
+            group: A process group of any backend; None for torch's default group.
+            max_bytes: Bytes of the largest tensor that is to run as one operation; larger ones run as several. The
+                workspace takes some `3 * world_size * max_bytes` bytes. None: 8 MiB, or as much as the environment
+                variable `LAMPORT_RS_MAX_MEMORY` lets a workspace take: so many bytes, or 64 MiB without it.
+            device: As for `LamportWorkspace`.
+            backend: As for `LamportWorkspace`.
+            timeout: As for `LamportWorkspace`.
+            two_shot_from: As for `LamportWorkspace`.
+
+        Raises:
+            LamportError: As for `LamportWorkspace`, and if there is no such group, or this rank is not in it.
+        """
+        resolved = resolve_group(group)
+        if callable(resolved):
+            raise LamportError("for_group takes a torch process group; pass an all_gather callable to LamportWorkspace")
+        all_gather = all_gather_over(resolved, device)
+        if resolved is None:
+            all_gather(b"")  # Says what is missing.
+        rank, world_size = dist.get_rank(resolved), dist.get_world_size(resolved)
+        with refused_on_all_ranks(rank, world_size, all_gather):
+            if max_bytes is None:
+                comm_size = default_comm_size(world_size)
+            else:
+                comm_size = cls.compute_comm_size_for_all_reduce(as_integer("max_bytes", max_bytes), world_size)
+        return cls(
+            rank,
+            world_size,
+            comm_size,
+            resolved,
+            device=device,
+            backend=backend,
+            timeout=timeout,
+            two_shot_from=two_shot_from,
+        )
 
     @property
     def workspace(self) -> torch.Tensor:
@@ -95,6 +154,11 @@ class LamportWorkspace:
     def comm_size(self) -> int:
         """Bytes per slot."""
         return self._comm_size
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of memory that this rank takes on `device`, for its slots and the state of the exchange."""
+        return self._usable_core().memory_bytes()
 
     @property
     def rank(self) -> int:
@@ -117,13 +181,50 @@ class LamportWorkspace:
         return self._backend
 
     @never_compiled
+    def supports(
+        self,
+        input: torch.Tensor,  # noqa: A002  (torch's name)
+        operation: str = "all_reduce",
+        *,
+        algorithm: str = "auto",
+        weight_dtype: torch.dtype | None = None,
+        q_size: int = 0,
+        kv_size: int = 0,
+    ) -> bool:
+        """Whether a working workspace will serve a call: the same on every rank for tensors of one shape and dtype.
+
+        Args:
+            input: The operation's first tensor, of any layout. Only its shape, dtype and device are looked at, so
+                that a meta tensor or a fake one does.
+            operation: The name of one of the package's collectives.
+            algorithm: As for the operation.
+            weight_dtype: The dtype of the weights, for norms; None for that of `input`.
+            q_size: As for `minimax_allreduce_rms_qk`.
+            kv_size: As for `minimax_allreduce_rms_qk`.
+
+        Raises:
+            LamportError: If there is no such operation or algorithm, or the workspace was cleaned up.
+        """
+        core = self._usable_core()
+        dtype, weight = (str(each).removeprefix("torch.") for each in (input.dtype, weight_dtype or input.dtype))
+        # Before the shape: a nested tensor has none.
+        is_dense = input.layout is torch.strided and not input.is_nested
+        shape = list(input.shape) if is_dense else []
+        obstacle = _core.obstacle(core, operation, shape, dtype, weight, algorithm, q_size, kv_size)
+        return obstacle is None and is_dense and input.device in (self._device, torch.device("meta"))
+
+    @never_compiled
     def synchronize(self) -> None:
         """Wait for the device, replayed graphs included, and raise `LamportTimeoutError` if an operation missed a peer.
 
         On a GPU, operations run after the call that launched them has returned, and a kernel that missed a peer ends:
         the error comes with the next call, or with this one.
         """
-        self._usable_core().synchronize()
+        try:
+            self._usable_core().synchronize()
+        except LamportError as error:
+            log_fault(error)
+            raise
 
     @never_compiled
     def cleanup(self) -> None:
@@ -143,7 +244,7 @@ class LamportWorkspace:
 
     @staticmethod
     def compute_comm_size_for_minimax(max_tokens: int, world_size: int, fused_qk: bool = True) -> int:
-        """Return the `comm_size` in bytes that serves the MiniMax operations for up to `max_tokens` tokens.
+        """Return the `comm_size` in bytes with which the MiniMax operations take up to `max_tokens` tokens at once.
 
         The ranks exchange a float32 sum of squares per token and matrix. One matrix takes
         `world_size * max_tokens * 4` bytes per slot, fused Q+K `world_size * 2 * ceil(max_tokens / 4) * 16`; the
@@ -153,11 +254,12 @@ class LamportWorkspace:
 
     @staticmethod
     def compute_comm_size_for_all_reduce(max_bytes: int, world_size: int) -> int:
-        """Return the smallest `comm_size` in bytes for `all_reduce` and `all_reduce_rms_norm`, by any algorithm.
+        """Return the smallest `comm_size` in bytes for `all_reduce` and `all_reduce_rms_norm` by any algorithm.
 
-        It serves tensors of up to `max_bytes` bytes, with rows of any width. For one-shot alone `world_size` times
-        `max_bytes` do, with `max_bytes` rounded up to 16; for two-shot alone twice `max_bytes`, with some more where
-        shards are not even. Two ranks need up to a third more than one-shot, for an odd number of rows in two shots.
+        Tensors of up to `max_bytes` bytes, with rows of any width, then run as one operation each. For one-shot alone
+        `world_size` times `max_bytes` do, with `max_bytes` rounded up to 16; for two-shot alone twice `max_bytes`, with
+        some more where shards are not even. Two ranks need up to a third more than one-shot, for an odd number of rows
+        in two shots.
         """
         return _core.all_reduce_comm_size(max_bytes, world_size)
 
@@ -194,7 +296,7 @@ def bind_to_thread(workspace: LamportWorkspace | torch.Tensor) -> None:
 
     To be called on every rank between the same two operations. Threads that took turns without it would come in an
     order of their own on each rank, and sums would be of tensors that do not belong together. Torch's own threads, in
-    which it runs backward passes on GPUs, need not be bound.
+    which it runs backward passes on GPUs, need not be bound: whoever starts a pass answers for it.
 
     Args:
         workspace: The workspace, or the table of one.

@@ -1,6 +1,6 @@
 """Operands that an operation on a GPU cannot take: an error that says why, and nothing has changed."""
 
-import re
+from itertools import product
 
 import lamport_rs
 import pytest
@@ -68,7 +68,6 @@ CASES = {
     ),
     "float64": (lambda me, w: one(me, w, ones(me, 2, 16).double()), "input is torch.float64"),
     "a width of no vectors": (lambda me, w: one(me, w, ones(me, 2, 12)), "multiple of 8"),
-    "too many tokens": (lambda me, w: one(me, w, ones(me, 5000, 8)), r"comm_size=\d+ or more"),
     "a copy of the table": (
         lambda me, w: one(me, w.workspace.clone(), ones(me, 2, 16)),
         "workspace must be a LamportWorkspace",
@@ -89,11 +88,6 @@ CASES = {
         lambda me, w: total(me, w, ones(me, 16), algorithm="three_shot"),
         'algorithm is "three_shot", but must be "auto" or one of "one_shot", "two_shot"',
     ),
-    "a sum that is too large": (lambda me, w: total(me, w, ones(me, 5000)), r"comm_size=\d+ or more"),
-    "a sum that is too large for two-shot": (
-        lambda me, w: total(me, w, ones(me, 5000), algorithm="two_shot"),
-        r"comm_size=\d+ or more",
-    ),
     "a residual on the CPU": (lambda me, w: norm(me, w, residual=ones(me, 2, 16, device="cpu")), "residual is on cpu"),
     "a norm's weight on the CPU": (lambda me, w: norm(me, w, weight=ones(me, 16, device="cpu")), "weight is on cpu"),
     "a residual of another shape": (lambda me, w: norm(me, w, residual=ones(me, 3, 16)), "residual has shape"),
@@ -102,10 +96,6 @@ CASES = {
         "weight_bias is NaN, but must be finite",
     ),
     "a norm by an algorithm that there is not": (lambda me, w: norm(me, w, algorithm="one"), 'algorithm is "one"'),
-    "a norm of too many rows": (
-        lambda me, w: norm(me, w, input=ones(me, 400, 16), residual=ones(me, 400, 16)),
-        r"comm_size=\d+ or more",
-    ),
 }
 
 
@@ -131,70 +121,77 @@ def test_an_operation_refuses_and_changes_nothing(ranks_of, world_size, name):
     ranks_of(world_size).run(refuse_and_carry_on, name)
 
 
-def advised_size(call) -> int:
-    """What the refusal of an operation that is too large says."""
-    with pytest.raises(LamportSizeError, match=r"create the workspace with comm_size=\d+ or more") as caught:
-        call()
-    return int(re.search(r"comm_size=(\d+) or more", str(caught.value))[1])
-
-
-def use_the_advised_size(me: Rank) -> None:
+def run_in_chunks(me: Rank, captured: bool) -> None:
+    """Tensors that are longer than the slots, from a little to many times."""
     for algorithm in ("auto", *ALGORITHMS):
-        for operation in (
-            Reduction.random(me, 1, algorithm),
-            Reduction.random(me, 4099, algorithm),
-            Reduction.random(me, 1_500_000, algorithm),
-            NormedReduction.random(me, 1, 4096, algorithm),
-            NormedReduction.random(me, 7, 8200, algorithm),
+        for operation, smallest in (
+            (Reduction.random(me, 4099, algorithm), 32 * me.world_size),
+            (Reduction.random(me, 1_500_000, algorithm), 4096 * me.world_size),
+            (NormedReduction.random(me, 7, 8200, algorithm), 2 * 4 * 8200 * me.world_size),
+            (NormedReduction.random(me, 2 * me.world_size + 1, 64, algorithm), 2 * 4 * 64 * me.world_size),
+            # In two shots the last rows are fewer than the ranks, and as many as a slot has no room for.
+            (NormedReduction.random(me, 2 * me.world_size - 1, 64, algorithm), 2 * 4 * 64 * me.world_size),
+            (Operation.random(me, 1001, (64, 8)), 64 * me.world_size),
         ):
-            with me.workspace(16) as smallest:
-                advised = advised_size(lambda: operation(smallest))  # noqa: B023
-            with me.workspace(advised - 16) as workspace:
-                assert advised_size(lambda: operation(workspace)) == advised  # noqa: B023
-            with me.workspace(advised, timeout=10) as workspace:
-                operation.poison()
-                operation(workspace)
-                operation.check("with the advised size")
-                workspace.synchronize()
-            dist.barrier()
+            for comm_size in (smallest, 3 * smallest + 16):
+                with me.workspace(comm_size, timeout=10) as workspace:
+                    operation.poison()
+                    if captured:
+                        operation(workspace)
+                        torch.cuda.synchronize()
+                        graph = torch.cuda.CUDAGraph()
+                        with torch.cuda.graph(graph):
+                            operation(workspace)
+                        operation.poison()
+                        graph.replay()
+                    else:
+                        operation(workspace)
+                    torch.cuda.synchronize()
+                    operation.check(f"in slots of {comm_size} bytes")
+                    workspace.synchronize()
+                dist.barrier()
 
 
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
 @pytest.mark.parametrize("world_size", GROUP_SIZES)
-def test_the_size_that_a_refusal_advises_is_the_smallest_that_works(ranks_of, world_size):
-    ranks_of(world_size).run(use_the_advised_size)
+def test_what_is_longer_than_the_slots_runs_in_chunks(ranks_of, world_size, captured):
+    ranks_of(world_size).run(run_in_chunks, captured)
 
 
-def do_by_what_fits(me: Rank, operation: Reduction | NormedReduction, comm_size: int, too_large: str) -> None:
-    """`too_large` does not fit; "auto" does, whichever is faster."""
-    with me.workspace(comm_size, timeout=10) as workspace:
-        operation.algorithm = too_large
-        assert advised_size(lambda: operation(workspace)) > comm_size
-        operation.algorithm = "auto"
-        operation.poison()
-        operation(workspace)
-        operation.check(f"{too_large} does not fit")
+def ask_for_a_row_that_is_too_long(me: Rank) -> None:
+    with me.workspace(1024 * me.world_size, timeout=10) as workspace:
+        rows = torch.ones(4, 520, dtype=torch.bfloat16, device=me.device)
+        with pytest.raises(LamportSizeError, match=rf"comm_size={1040 * me.world_size} or more"):
+            lamport_rs.all_reduce_rms_norm(rows, None, rows[0], workspace, algorithm="one_shot")
+        assert not workspace.supports(rows, "all_reduce_rms_norm", algorithm="one_shot")
+        assert workspace.supports(rows[:, :512], "all_reduce_rms_norm", algorithm="one_shot")
+        total = lamport_rs.all_reduce(rows, workspace)
+        check_same_bits(total, rows * me.world_size, "the next sum")
         workspace.synchronize()
-    dist.barrier()
-
-
-def choose_what_fits(me: Rank) -> None:
-    # Of a vector, a shard is a vector too: two-shot takes more. So it does of shards that are not even.
-    do_by_what_fits(me, Reduction.random(me, 8, "auto"), 16 * me.world_size, "two_shot")
-    if me.world_size == 2:
-        large = 8 * ((5 << 20) // 16 + 1)
-        do_by_what_fits(me, Reduction.random(me, large, "auto"), 2 * large * me.world_size, "two_shot")
-        do_by_what_fits(me, NormedReduction.random(me, 3, 64, "auto"), 3 * 128 * me.world_size, "two_shot")
-    else:
-        # Small enough for one-shot to be the faster one.
-        vectors = 8 * me.world_size
-        do_by_what_fits(me, Reduction.random(me, 8 * vectors, "auto"), 2 * 16 * vectors, "one_shot")
-        rows = NormedReduction.random(me, 2 * me.world_size, 64, "auto")
-        do_by_what_fits(me, rows, 2 * 2 * me.world_size * 128, "one_shot")
 
 
 @pytest.mark.parametrize("world_size", GROUP_SIZES)
-def test_where_only_one_algorithm_fits_it_is_chosen(ranks_of, world_size):
-    ranks_of(world_size).run(choose_what_fits)
+def test_a_slot_without_room_for_a_row_is_refused_and_changes_nothing(ranks_of, world_size):
+    ranks_of(world_size).run(ask_for_a_row_that_is_too_long)
+
+
+def norm_without_a_residual(me: Rank) -> None:
+    with me.workspace(1 << 20, timeout=10) as workspace:
+        for dtype, tokens, algorithm in product(DTYPES, (1, 3 * me.world_size), ALGORITHMS):
+            inputs = contributions(me, (tokens, 1024), dtype, 1)
+            weight = torch.rand(1024, device=me.device).to(dtype)
+            zeros = torch.zeros(tokens, 1024, dtype=dtype, device=me.device)
+            norm = lamport_rs.all_reduce_rms_norm
+            found = norm(inputs[me.rank], None, weight, workspace, algorithm=algorithm)
+            expected = norm(inputs[me.rank], zeros, weight, workspace, algorithm=algorithm)
+            check_same_bits(found[1], rounded_sum(inputs), "the sum")
+            assert torch.equal(found[0], expected[0])
+        workspace.synchronize()
+
+
+@pytest.mark.parametrize("world_size", GROUP_SIZES)
+def test_a_norm_needs_no_residual(ranks_of, world_size):
+    ranks_of(world_size).run(norm_without_a_residual)
 
 
 def ask_for_two_shots_of_few_rows(me: Rank) -> None:
@@ -209,30 +206,3 @@ def ask_for_two_shots_of_few_rows(me: Rank) -> None:
 @pytest.mark.parametrize("world_size", GROUP_SIZES)
 def test_fewer_rows_than_ranks_are_summed_in_one_shot(ranks_of, world_size):
     ranks_of(world_size).run(ask_for_two_shots_of_few_rows)
-
-
-def fall_back(me: Rank) -> None:
-    """Sums of small integers are exact in any order and however often they are rounded."""
-    nccl, workspace = dist.new_group(backend="nccl"), me.workspace(COMM_SIZE, timeout=10)
-    for dtype in DTYPES:
-        large = torch.full((5000,), me.rank + 1.0, dtype=dtype, device=me.device)
-        before, expected = large.clone(), torch.full_like(large, sum(range(1, me.world_size + 1)))
-        assert advised_size(lambda: lamport_rs.all_reduce(large, workspace)) > COMM_SIZE  # noqa: B023
-        check_same_bits(lamport_rs.all_reduce(large, workspace, fallback=nccl), expected, "allocated")
-        out = torch.full_like(large, torch.nan)
-        assert lamport_rs.all_reduce(large, workspace, out, fallback=nccl) is out
-        check_same_bits(out, expected, "into out")
-        check_same_bits(large, before, "the input")
-        lamport_rs.all_reduce(large, workspace, out=large, fallback=nccl)
-        check_same_bits(large, expected, "in place")
-        inputs = contributions(me, (100,), dtype, 1)
-        total = lamport_rs.all_reduce(inputs[me.rank], workspace, fallback=nccl)
-        check_same_bits(total, rounded_sum(inputs), "what fits")
-    workspace.synchronize()
-    dist.destroy_process_group(nccl)
-
-
-@pytest.mark.own_gpus
-@pytest.mark.parametrize("world_size", GROUP_SIZES)
-def test_a_tensor_too_large_for_the_workspace_goes_to_the_fallback(new_gpu_ranks, world_size):
-    new_gpu_ranks(world_size).run(fall_back)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.distributed as dist
 
@@ -15,8 +17,10 @@ from lamport_rs.command_line.bench.implementations.by_torch import EagerNccl, Gl
 from lamport_rs.command_line.bench.implementations.own import Lamport
 from lamport_rs.command_line.bench.member import Member, join
 from lamport_rs.command_line.bench.problems import Problem, pose
+from lamport_rs.command_line.cores import cores_here
 from lamport_rs.command_line.launch import choose_backend, launch
 from lamport_rs.command_line.replay import Replay, measure_replays
+from lamport_rs.command_line.table import format_latency, format_table, output_width, wrap
 from lamport_rs.command_line.timing import Latency, measure
 
 _SIZES = (512, 8 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20)
@@ -26,13 +30,15 @@ _TOKENS = (1, 7, 32, 128, 1000)
 
 
 def run(ranks: int | None, backend: Backend) -> int:
-    """Run the demonstration with 2 to 16 `ranks`, None for the default; return 0 if all results were right."""
+    """Run the demonstration with 1 to 16 `ranks`, None for the default; return 0 if all results were right."""
     name, gpus = choose_backend(backend)
     world_size = (min(gpus, MAX_WORLD_SIZE) if name == "cuda" else 2) if ranks is None else ranks
     if name == "cuda" and not 2 <= world_size <= gpus:
         raise LamportError(f"the demo takes one GPU per rank, 2 or more, and there are {gpus}; pass --backend host")
     where = f"{world_size} GPUs" if name == "cuda" else f"{world_size} processes over shared memory"
     print(f"lamport_rs {lamport_rs.__version__}: {where}", flush=True)
+    if (shortage := cores_here().shortage(world_size)) is not None:
+        print(f"warning: {shortage}", file=sys.stderr)
     launch(_run_rank, world_size, name)
     return 0
 
@@ -63,7 +69,7 @@ def _check(own: Lamport, problem: Problem) -> Call:
 
 def _say(what: str) -> None:
     if dist.get_rank() == 0:
-        print(f"  {what}: as the float32 reference, on every rank", flush=True)
+        print("  " + wrap(f"{what}: as the float32 reference, on every rank", output_width() - 2, "  "), flush=True)
 
 
 def _compare_minimax(own: Lamport, problem: Problem) -> tuple[int, Latency, Latency]:
@@ -93,7 +99,13 @@ def _compare_all_reduce(own: Lamport, size: int) -> tuple[int, Latency, Latency]
 def _print_table(title: str, unit: str, group: str, rows: list[tuple[int, Latency, Latency]]) -> None:
     if dist.get_rank() != 0:
         return
-    print(f"\n{title}, median latency in microseconds\n\n{unit:>9} {'lamport_rs':>11} {group:>13} {'ratio':>7}")
-    for size, own, other in rows:
-        factor = other.median_us / own.median_us
-        print(f"{size:9} {own.median_us:11.1f} {other.median_us:13.1f} {factor:7.1f}")
+    body = [
+        [str(size), _format(own), _format(other), f"{other.median_us / own.median_us:.2f}"] for size, own, other in rows
+    ]
+    width = output_width()
+    print(f"\n{wrap(f'{title}: median latency in microseconds (least-most)', width)}\n")
+    print(format_table([unit, "lamport_rs", group, "ratio"], body, width), flush=True)
+
+
+def _format(latency: Latency) -> str:
+    return format_latency(latency.median_us, latency.min_us, latency.max_us)

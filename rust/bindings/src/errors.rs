@@ -32,7 +32,7 @@ create_exception!(
     lamport_rs,
     LamportSizeError,
     LamportError,
-    "A tensor that is too large for the workspace, or for any. The text says what would do. Nothing was changed."
+    "Slots that have no room for a row or a vector of every rank. The text says what would do. Nothing was changed."
 );
 
 create_exception!(
@@ -40,6 +40,14 @@ create_exception!(
     LamportLayoutError,
     LamportError,
     "An operand of which a copy will do: the package makes it, and calls again. Nothing was changed."
+);
+
+create_exception!(
+    lamport_rs,
+    LamportSingleRankError,
+    LamportError,
+    "An operation for which a group of one needs no kernel of ours: the package computes it with torch's. Nothing was \
+     changed."
 );
 
 /// The exception for `error`.
@@ -59,6 +67,7 @@ pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
         }
         Error::Geometry(GeometryError::MessageTooLarge { .. }) | Error::TooLarge(_) => LamportSizeError::new_err(text),
         Error::Layout(_) => LamportLayoutError::new_err(text),
+        Error::SingleRank => LamportSingleRankError::new_err(text),
         _ => LamportError::new_err(text),
     }
 }

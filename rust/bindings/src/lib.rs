@@ -22,13 +22,15 @@ mod _core {
     use super::buffer::Buffer;
     #[pymodule_export]
     use super::errors::{
-        LamportError, LamportLayoutError, LamportMismatchError, LamportSizeError, LamportTimeoutError,
+        LamportError, LamportLayoutError, LamportMismatchError, LamportSingleRankError, LamportSizeError,
+        LamportTimeoutError,
     };
     #[pymodule_export]
     use super::exchange::refuse;
     #[pymodule_export]
     use super::operations::{
         all_reduce, all_reduce_rms_norm, bind_to_thread, fill_sentinel, minimax_rms, minimax_rms_qk, note_refusal,
+        obstacle,
     };
     #[pymodule_export]
     use super::sizing::{all_reduce_comm_size, minimax_comm_size};

@@ -5,7 +5,9 @@ use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::interrupts::Interrupted;
 use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
 use lamport_rs_core::operations::operation::Kind;
+use lamport_rs_core::operations::support::{self, Question};
 use lamport_rs_core::operations::{cuda, host};
+use lamport_rs_core::tensor::{self, Dtype};
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::cuda_backend::fill;
 use lamport_rs_core::workspace::exclusive::Entered;
@@ -55,7 +57,7 @@ pub fn all_reduce(
 pub fn all_reduce_rms_norm(
     workspace: &Bound<'_, PyAny>,
     input: &Bound<'_, PyAny>,
-    residual: &Bound<'_, PyAny>,
+    residual: Option<&Bound<'_, PyAny>>,
     weight: &Bound<'_, PyAny>,
     eps: f32,
     weight_bias: f32,
@@ -66,7 +68,7 @@ pub fn all_reduce_rms_norm(
     let found = find_workspace(workspace)?;
     let operands = AllReduceRmsNorm {
         input: extract(input, "input")?,
-        residual: extract(residual, "residual")?,
+        residual: residual.map(|residual| extract(residual, "residual")).transpose()?,
         weight: extract(weight, "weight")?,
         epsilon: eps,
         weight_bias,
@@ -201,6 +203,38 @@ pub fn note_refusal(workspace: &Bound<'_, PyAny>) {
     if let Ok(workspace) = find_workspace(workspace) {
         workspace.note_refusal();
     }
+}
+
+/// Says why the workspace, or that of the table, would refuse the operation `operation` on a tensor of `shape` and `dtype`
+/// on its device; None if it would serve it. The answer is the same on every rank.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "what an operation may depend on")]
+pub fn obstacle(
+    workspace: &Bound<'_, PyAny>,
+    operation: &str,
+    shape: Vec<usize>,
+    dtype: &str,
+    weight_dtype: &str,
+    algorithm: &str,
+    q_size: i64,
+    kv_size: i64,
+) -> PyResult<Option<String>> {
+    let found = find_workspace(workspace)?;
+    let kind = Kind::named(operation).ok_or_else(|| LamportError::new_err(format!("there is no {operation:?}")))?;
+    let [Some(dtype), Some(weight)] = [dtype, weight_dtype].map(Dtype::named) else {
+        return Ok(Some(format!("{operation} takes float32, float16 and bfloat16, not {dtype} and {weight_dtype}")));
+    };
+    let algorithm = find_algorithm(algorithm)?;
+    let device = match &found {
+        AnyWorkspace::Host(_) => tensor::Device::Cpu,
+        AnyWorkspace::Cuda(workspace) => tensor::Device::Cuda(workspace.device.index),
+    };
+    let question = Question { kind, shape, dtype, weight, device, algorithm, sizes: [q_size, kv_size] };
+    let checked = match &found {
+        AnyWorkspace::Host(workspace) => support::check_on_host(workspace, &question),
+        AnyWorkspace::Cuda(workspace) => support::check_on_device(workspace, &question),
+    };
+    Ok(checked.err().map(|error| error.to_string()))
 }
 
 /// Fills `size_bytes` bytes at `device_ptr`, memory of CUDA device `index`, with the sentinel, and waits for that.

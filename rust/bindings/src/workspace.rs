@@ -63,6 +63,14 @@ impl Workspace {
         outcome.map_err(|error| to_python(py, error))
     }
 
+    /// Bytes of memory that this rank takes.
+    fn memory_bytes(&self) -> usize {
+        match &self.workspace {
+            AnyWorkspace::Host(workspace) => workspace.memory_bytes(),
+            AnyWorkspace::Cuda(workspace) => workspace.memory_bytes(),
+        }
+    }
+
     /// Refuses all further operations.
     fn clean_up(&self, py: Python<'_>) {
         py.detach(|| self.workspace.clean_up());

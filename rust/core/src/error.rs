@@ -133,6 +133,9 @@ pub enum Error {
         /// What was called.
         operation: &'static str,
     },
+    /// A norm on a device in a group of one, which has no peer that the kernels could wait for.
+    #[error("norms have no kernels for a group of one rank, which needs no exchange")]
+    SingleRank,
     /// A call of another thread than the one that the workspace is bound to.
     #[error(
         "{operation} was called in another thread than the one that this workspace is bound to, which is the one that made \

@@ -177,20 +177,47 @@ fn more_ranks_than_cores_progress() {
 }
 
 #[test]
-fn a_tensor_too_large_for_the_slot_is_refused_and_changes_nothing() {
-    let workspaces = HostWorkspace::in_process(2, 4096, Some(Duration::from_secs(60))).unwrap();
+fn a_tensor_longer_than_the_slots_has_the_same_bits() {
+    for (world_size, comm_size) in [(2, 64), (2, 4096), (3, 4096), (8, 1024), (3, 3 * 40_000)] {
+        let workspaces = HostWorkspace::in_process(world_size, comm_size, Some(Duration::from_secs(60))).unwrap();
+        ranks(&workspaces, |rank, workspace| {
+            for elements in [7, 1000, 70_001] {
+                for algorithm in Algorithm::ALL {
+                    let mut tensor = Buffer::new(Dtype::Float32, &[elements], |at| value(rank, 0, at));
+                    let (input, algorithm) = (tensor.tensor(), Some(algorithm));
+                    // SAFETY: the buffer outlives the call and is this thread's own.
+                    unsafe { all_reduce(workspace, &AllReduce { input, output: input, algorithm }, &mut never) }
+                        .unwrap();
+                    for at in 0..elements {
+                        let expected: f32 = (0..world_size as usize).map(|rank| value(rank, 0, at)).sum();
+                        assert_eq!(tensor.get(at), expected, "element {at} of {elements}, slots of {comm_size}");
+                    }
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn a_slot_without_room_for_a_vector_is_refused_and_changes_nothing() {
+    let workspaces = HostWorkspace::in_process(2, 32, Some(Duration::from_secs(60))).unwrap();
     ranks(&workspaces, |_, workspace| {
-        let mut large = Buffer::new(Dtype::Float32, &[513], |_| 1.0);
-        let operands = AllReduce { input: large.tensor(), output: large.tensor(), algorithm: None };
+        let mut tensor = Buffer::new(Dtype::Float32, &[513], |_| 1.0);
+        let mut operands = |algorithm| AllReduce { input: tensor.tensor(), output: tensor.tensor(), algorithm };
+        let [one_shot, two_shot] = [Algorithm::OneShot, Algorithm::TwoShot].map(|algorithm| operands(Some(algorithm)));
         // SAFETY: the buffer outlives the call and is this thread's own.
-        let error = unsafe { all_reduce(workspace, &operands, &mut never) }.unwrap_err();
-        assert!(error.to_string().contains("needs 4128 bytes per slot, but comm_size is 4096"), "{error}");
-        let mut fitting = Buffer::new(Dtype::Float32, &[512], |_| 1.0);
-        let operands = AllReduce { input: fitting.tensor(), output: fitting.tensor(), algorithm: None };
+        let error = unsafe { all_reduce(workspace, &two_shot, &mut never) }.unwrap_err();
+        assert!(error.to_string().contains("needs 64 bytes per slot, but comm_size is 32"), "{error}");
         // SAFETY: as above.
-        unsafe { all_reduce(workspace, &operands, &mut never) }.unwrap();
-        assert_eq!(fitting.get(511), 2.0);
+        unsafe { all_reduce(workspace, &one_shot, &mut never) }.unwrap();
+        assert_eq!(tensor.get(511), 2.0);
     });
+}
+
+#[test]
+fn a_single_rank_has_its_own_tensor_as_the_sum() {
+    check_sums(1, Dtype::Float32, &SIZES);
+    check_that_two_shot_equals_one_shot(1, Dtype::BFloat16, &SIZES);
 }
 
 #[test]
@@ -212,7 +239,7 @@ fn rms_norm_adds_the_residual_and_normalises_whole_rows() {
             let mut residual_output = Buffer::new(dtype, &shape, |_| f32::NAN);
             let operands = AllReduceRmsNorm {
                 input: input.tensor(),
-                residual: residual.tensor(),
+                residual: Some(residual.tensor()),
                 weight: weight.tensor(),
                 epsilon,
                 weight_bias: 1.0,

@@ -29,6 +29,11 @@ impl Dtype {
         }
     }
 
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Float32, Self::Float16, Self::BFloat16].into_iter().find(|dtype| dtype.name() == name)
+    }
+
     /// The type of `numeric.cuh` that stands for it.
     pub(crate) const fn cuda_name(self) -> &'static str {
         match self {

@@ -208,7 +208,7 @@ fn peers_are_rotated_so_that_each_rank_starts_with_its_successor() {
 
 const DTYPES: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::BFloat16];
 const NORM_TENSORS: AllReduceRmsNormTensors =
-    AllReduceRmsNormTensors { input: 16, residual: 32, weight: 48, output: 64, residual_output: 80 };
+    AllReduceRmsNormTensors { input: 16, residual: Some(32), weight: 48, output: 64, residual_output: 80 };
 
 /// Around every boundary of the plans, for any group.
 fn tensor_sizes(world_size: usize) -> Vec<usize> {

@@ -20,7 +20,7 @@ pub const LAYOUT_VERSION: u32 = 2;
 /// Slots per rank. The argument for three is in [`crate::exchange`].
 pub const SLOTS: usize = 3;
 /// The smallest group there is something to exchange in.
-pub const MIN_WORLD_SIZE: usize = 2;
+pub const MIN_WORLD_SIZE: usize = 1;
 /// The largest group: one NVLink domain of today's hosts.
 pub const MAX_WORLD_SIZE: usize = 16;
 /// Device allocations are handed out, and exported, in blocks of this many bytes (2 MiB).
@@ -119,6 +119,11 @@ impl Geometry {
         let region = message_bytes.checked_next_multiple_of(VECTOR_BYTES).ok_or(too_large(usize::MAX))?;
         let needed = region.checked_mul(self.world_size).ok_or(too_large(usize::MAX))?;
         if needed <= comm_size { Ok(region) } else { Err(too_large(needed)) }
+    }
+
+    /// Bytes of the largest region of which a slot has room for one of every rank: whole vectors, perhaps none.
+    pub fn largest_region_bytes(&self) -> usize {
+        self.comm_size / self.world_size / VECTOR_BYTES * VECTOR_BYTES
     }
 
     /// Bytes from the block's start to slot `slot`.

@@ -8,10 +8,7 @@ from typing import Any
 
 import torch
 
-COLLECTIVES = ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk")
-"""Operations that several implementations serve."""
-COSTS = ("create_workspace", "host_time")
-"""What is measured of lamport_rs around the kernels."""
+from lamport_rs.command_line.bench.arguments import format_bytes
 
 SIZES = (512, 8 << 10, 64 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20, 8 << 20)
 HIDDEN = 4096
@@ -85,23 +82,3 @@ def message_bytes(case: Case) -> int | None:
 def dtype_name(dtype: torch.dtype) -> str:
     """Return `"bfloat16"` for `torch.bfloat16`."""
     return str(dtype).removeprefix("torch.")
-
-
-def parse_bytes(text: str) -> int:
-    """Return the bytes that `"512"`, `"8Ki"` or `"1 MiB"` means: a positive multiple of 16."""
-    digits = text.strip().removesuffix("B").removesuffix("b").strip()
-    factor = 1
-    for suffix, each in (("ki", 1 << 10), ("mi", 1 << 20)):
-        if digits.lower().endswith(suffix):
-            digits, factor = digits[:-2].strip(), each
-    if not digits.isdecimal() or (size := int(digits) * factor) <= 0 or size % 16 != 0:
-        raise ValueError(f"{text!r} is no size: a positive multiple of 16 bytes, as 512, 8Ki or 1Mi")
-    return size
-
-
-def format_bytes(size: int) -> str:
-    """Return `"8 Ki"` for 8192."""
-    for suffix, factor in (("Mi", 1 << 20), ("Ki", 1 << 10)):
-        if size >= factor and size % factor == 0:
-            return f"{size // factor} {suffix}"
-    return str(size)

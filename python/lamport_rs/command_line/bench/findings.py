@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,8 +28,10 @@ class Findings:
     missing: list[Missing] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
-        """Leave them for the process that launched the ranks."""
-        path.write_text(json.dumps(asdict(self)))
+        """Leave them for the process that launched the ranks, which may end this one at any time."""
+        whole = path.with_suffix(".new")
+        whole.write_text(json.dumps(asdict(self)))
+        os.replace(whole, path)
 
     def take(self, path: Path) -> None:
         """Add what a rank left, if it did."""

@@ -8,13 +8,16 @@ import subprocess
 
 def link_bandwidth() -> float | None:
     """Return what NVLink moves out of GPU 0, in GB/s, as its label says; None where there is no NVLink."""
+    status = output_of("nvidia-smi", "nvlink", "-s", "-i", "0")
+    return None if status is None else sum_of_links(status)
+
+
+def output_of(*command: str) -> str | None:
+    """Return what a command prints; None if there is none of this name, or it fails, or takes more than 20 seconds."""
     try:
-        status = subprocess.run(
-            ["nvidia-smi", "nvlink", "-s", "-i", "0"], capture_output=True, check=True, text=True, timeout=20
-        ).stdout
+        return subprocess.run(command, capture_output=True, check=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return sum_of_links(status)
 
 
 def sum_of_links(status: str) -> float | None:

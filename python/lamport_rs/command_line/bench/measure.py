@@ -11,7 +11,8 @@ import torch
 
 import lamport_rs
 from lamport_rs.command_line.bench import costs
-from lamport_rs.command_line.bench.cases import COLLECTIVES, Case, message_bytes
+from lamport_rs.command_line.bench.arguments import COLLECTIVES
+from lamport_rs.command_line.bench.cases import Case, message_bytes
 from lamport_rs.command_line.bench.findings import Findings, Missing
 from lamport_rs.command_line.bench.implementations import Call, Implementation, Outputs, implementations_of
 from lamport_rs.command_line.bench.member import Member, UnavailableError, join
@@ -37,19 +38,18 @@ def run_rank(rank: int, world_size: int, device: torch.device, options: Options,
     where = f"{world_size} GPUs" if device.type == "cuda" else f"{world_size} processes"
     with join(rank, world_size, device, largest, most_tokens) as member:
         progress = Progress(where, len(cases) + len(options.costs), speaks=rank == 0)
-        bench = Bench(member, options, progress)
+        bench = Bench(member, options, progress, path if rank == 0 else None)
         for what in (*options.collectives, *options.costs):
             bench.measure(what)
-            if rank == 0:
-                bench.findings.write(path)  # Each time: a run that fails later has not been in vain.
         progress.close()
 
 
 class Bench:
     """A rank at work; every method is collective."""
 
-    def __init__(self, member: Member, options: Options, progress: Progress) -> None:
-        self.findings = Findings()
+    def __init__(self, member: Member, options: Options, progress: Progress, path: Path | None) -> None:
+        """Measure what the options ask for, and leave the findings at `path`, if this rank is to."""
+        self._findings, self._path = Findings(), path
         self._member, self._options, self._progress = member, options, progress
         # The least that brings the ranks together on the GPU; it is there whatever else is not. With a workspace of its
         # own: it would clear, at length, what a measured operation has left.
@@ -81,6 +81,12 @@ class Bench:
             self._measure_case(case, present)
         for implementation in present:
             self._attempt(f"closing {implementation.name}", implementation.close)
+        self._save()
+
+    def _save(self) -> None:
+        """Leave what there is: a run that ends early has not been in vain."""
+        if self._path is not None:
+            self._findings.write(self._path)
 
     def _measure_case(self, case: Case, present: Sequence[Implementation]) -> None:
         problem = pose(case, self._member)
@@ -132,7 +138,8 @@ class Bench:
 
     def _report(self, case: Case, latencies: dict[str, Latency]) -> None:
         for name, latency in latencies.items():
-            self.findings.rows.append(Row.of(case, name, self._member.world_size, latency))
+            self._findings.rows.append(Row.of(case, name, self._member.world_size, latency))
+        self._save()
         figures = ", ".join(f"{name} {latency.median_us:.2f}" for name, latency in latencies.items())
         self._progress.done(f"{case}: {figures} us" if figures else f"{case}: nothing could be measured")
 
@@ -147,7 +154,8 @@ class Bench:
                 if self._options.wants(name.partition(",")[0]) or name.startswith("torch.")
             ]
         rows = [row for row in found if row is not None]
-        self.findings.rows += rows
+        self._findings.rows += rows
+        self._save()
         self._progress.done(
             f"{cost}: " + ", ".join(f"{row.op} by {row.impl} {row.median_us:.2f}" for row in rows) + " us"
         )
@@ -158,7 +166,7 @@ class Bench:
             return self._member.attempt(action)
         except UnavailableError as error:
             size = None if case is None else case.size
-            self.findings.missing.append(Missing(what, self._member.world_size, str(error), size))
+            self._findings.missing.append(Missing(what, self._member.world_size, str(error), size))
             return None
 
 

@@ -1,4 +1,4 @@
-"""The command's options."""
+"""What the command's arguments mean here."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 
 from lamport_rs import LamportError
 from lamport_rs._core import MAX_WORLD_SIZE
-from lamport_rs.command_line.bench.cases import COLLECTIVES, COSTS, SIZES, Case, cases_of, parse_bytes
-from lamport_rs.command_line.bench.implementations import IMPLEMENTATIONS
+from lamport_rs.command_line.bench.arguments import COLLECTIVES, COSTS, TIME_LIMIT
+from lamport_rs.command_line.bench.cases import SIZES, Case, cases_of
 from lamport_rs.command_line.launch import choose_backend
 
-TIME_LIMIT = 600.0
 _GPU_WORLD_SIZES = (2, 4)
 _HOST_WORLD_SIZES = (2,)
 
@@ -66,52 +65,6 @@ class Options:
         return self.implementations is None or implementation in self.implementations
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    names = [each.name for each in IMPLEMENTATIONS]
-    choice = parser.add_argument_group("what to measure")
-    choice.add_argument(
-        "--backend", choices=["auto", "host", "cuda"], default="auto", help="auto: GPUs if there are several"
-    )
-    choice.add_argument(
-        "--world-sizes", type=_positive, nargs="+", metavar="N", help="default: 2 and 4 as GPUs allow; 2 on the host"
-    )
-    choice.add_argument(
-        "--operations", nargs="+", choices=COLLECTIVES + COSTS, metavar="OP", help=_all_of(COLLECTIVES + COSTS)
-    )
-    choice.add_argument("--implementations", nargs="+", choices=names, metavar="IMPL", help=_all_of(names))
-    choice.add_argument(
-        "--sizes",
-        type=_size,
-        nargs="+",
-        metavar="BYTES",
-        help="of all_reduce, as 512, 8Ki or 1Mi (default: 512 to 8Mi)",
-    )
-    choice.add_argument(
-        "--tokens", type=_positive, nargs="+", metavar="T", help="of the norms (default: 1 to 128 or 2048)"
-    )
-    choice.add_argument(
-        "--replays",
-        type=_positive,
-        metavar="N",
-        help="samples per figure: graph replays (30), or rounds on the host (5)",
-    )
-    choice.add_argument(
-        "--time-limit",
-        type=_positive,
-        metavar="S",
-        default=TIME_LIMIT,
-        help="seconds for each world size, after which its ranks are ended (default: %(default)g)",
-    )
-    results = parser.add_argument_group("what to leave")
-    results.add_argument(
-        "--record", type=Path, metavar="DIR", help="where (default: benchmarks/results in a checkout, else here)"
-    )
-    results.add_argument("--no-record", action="store_true", help="print only; leave no files")
-    results.add_argument("--no-plot", action="store_true", help="draw no figures")
-    results.add_argument("--draw", type=Path, metavar="JSON", help="measure nothing: print and draw this record")
-
-
 def options_from(arguments: argparse.Namespace, default_folder: Path) -> Options:
     """Return the options that the arguments mean here; raise `LamportError` if they cannot be met."""
     backend, gpus = choose_backend(arguments.backend)
@@ -134,20 +87,3 @@ def options_from(arguments: argparse.Namespace, default_folder: Path) -> Options
     if not options.collectives and not options.costs:
         raise LamportError("--operations host_time is measured on GPUs: on the host a call is the whole operation")
     return options
-
-
-def _all_of(names: tuple[str, ...] | list[str]) -> str:
-    return f"some of {', '.join(names)} (default: all)"
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error

@@ -8,7 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamport_rs.command_line.bench.cases import COLLECTIVES, Case, format_bytes, message_bytes
+from lamport_rs.command_line.bench.arguments import COLLECTIVES, format_bytes
+from lamport_rs.command_line.bench.cases import Case, message_bytes
 from lamport_rs.command_line.bench.link import floor_us
 from lamport_rs.command_line.bench.record import Record, Row
 from lamport_rs.command_line.bench.report import OWN, groups, implementations_in
@@ -50,9 +51,9 @@ def draw(record: Record, folder: Path) -> list[Path]:
     with mpl.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": record.stem}):
         for op in COLLECTIVES:
             rows = [row for row in record.rows if row.op == op]
-            if len({row.case for row in rows}) < 2:
-                continue
             figure = _figure(record, op, rows)
+            if figure is None:
+                continue
             for suffix in ("png", "svg"):
                 path = folder / f"{record.stem}-{op}.{suffix}"
                 figure.savefig(path, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
@@ -60,15 +61,19 @@ def draw(record: Record, folder: Path) -> list[Path]:
     return paths
 
 
-def _figure(record: Record, op: str, rows: Sequence[Row]) -> Figure:
+def _figure(record: Record, op: str, rows: Sequence[Row]) -> Figure | None:
+    """The operation's figure, with a pair of panels for each dtype and world size of several sizes; None without."""
     from matplotlib.figure import Figure
 
     panels = [(key, group) for key, group in groups(rows) if len({row.case for row in group}) > 1]
+    if not panels:
+        return None
     styles = _styles(implementations_in(rows))
     figure = Figure(figsize=(10.5, 0.7 + 3.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 2, squeeze=False)
     unit = "GPUs" if record.gpu else "processes"
-    figure.suptitle(f"{op} on {record.machine}, {record.date[:10]}", fontsize=11, fontweight="bold", color=_INK)
+    note = ", interrupted" if record.interrupted else ""
+    figure.suptitle(f"{op} on {record.machine}, {record.date[:10]}{note}", fontsize=11, fontweight="bold", color=_INK)
     for ((_, world_size, dtype), group), (latency, throughput) in zip(panels, axes, strict=True):
         latency.set_title(f"{world_size} {unit}, {dtype}", loc="left", fontsize=9.5, color=_INK)
         _draw_latency(latency, group, styles, record.link_gb_per_s)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TextIO
+
+_COLUMNS = 80
+"""Of a terminal that does not say."""
 
 
 class Progress:
@@ -17,19 +21,26 @@ class Progress:
     def doing(self, what: str) -> None:
         """Say what the present step is at; seen on terminals only."""
         if self._speaks and self._stream.isatty():
-            print(f"\r\x1b[2K{self._place(self._done + 1)} {what}", end="", file=self._stream, flush=True)
+            self._replace(f"{self._place(self._done + 1)} {what}")
 
     def done(self, what: str) -> None:
         """Say what the present step found, and go on to the next."""
         self._done += 1
-        if self._speaks:
-            start, end = ("\r\x1b[2K", "") if self._stream.isatty() else ("", "\n")
-            print(f"{start}{self._place(self._done)} {what}", end=end, file=self._stream, flush=True)
+        text = f"{self._place(self._done)} {what}"
+        if self._speaks and self._stream.isatty():
+            self._replace(text)
+        elif self._speaks:
+            print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Clear the line that changes."""
         if self._speaks and self._stream.isatty():
-            print("\r\x1b[2K", end="", file=self._stream, flush=True)
+            self._replace("")
+
+    def _replace(self, text: str) -> None:
+        # A line that wraps could not be replaced.
+        columns = os.get_terminal_size(self._stream.fileno()).columns or _COLUMNS
+        print(f"\r\x1b[2K{text[: columns - 1]}", end="", file=self._stream, flush=True)
 
     def _place(self, step: int) -> str:
         return f"[{self._title}, {step}/{self._steps}]"

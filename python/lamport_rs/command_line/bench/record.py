@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import platform
-import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 
 from lamport_rs import LamportError
 from lamport_rs.command_line.bench.cases import Case
-from lamport_rs.command_line.bench.link import link_bandwidth
+from lamport_rs.command_line.bench.link import link_bandwidth, output_of
 from lamport_rs.command_line.timing import Latency
 
 _CHECKOUT_RESULTS = Path("benchmarks", "results")
@@ -80,6 +80,8 @@ class Record:
     rows: tuple[Row, ...]
     link_gb_per_s: float | None = None
     """What NVLink moves out of one GPU, by its label."""
+    interrupted: bool = False
+    """Whether the run was ended before all was measured."""
 
     @property
     def machine(self) -> str:
@@ -91,10 +93,11 @@ class Record:
         """The names of the run's files, up to the suffix."""
         count = self.gpus or max(row.world_size for row in self.rows)
         machine = (self.gpu or "cpu").lower().replace("nvidia ", "").replace(" ", "-")
-        return f"{self.date[:10]}-{machine}-x{count}"
+        # A whole run of the same day must not be lost.
+        return f"{self.date[:10]}-{machine}-x{count}{'-interrupted' if self.interrupted else ''}"
 
 
-def describe_run(rows: Sequence[Row], method: str, backend: str) -> Record:
+def describe_run(rows: Sequence[Row], method: str, backend: str, interrupted: bool = False) -> Record:
     """Return the record of a run made here, now.
 
     `LAMPORT_RS_COMMIT` names the commit where the run is not made in a checkout.
@@ -106,7 +109,7 @@ def describe_run(rows: Sequence[Row], method: str, backend: str) -> Record:
         commit=os.environ.get("LAMPORT_RS_COMMIT") or _commit(),
         gpu=torch.cuda.get_device_name(0) if on_gpus else None,
         gpus=max(row.world_size for row in rows) if on_gpus else 0,
-        driver=_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
+        driver=output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
         torch=torch.__version__,
         nccl=".".join(map(str, torch.cuda.nccl.version())) if on_gpus else None,
         cpu=_cpu(),
@@ -114,6 +117,7 @@ def describe_run(rows: Sequence[Row], method: str, backend: str) -> Record:
         method=method,
         rows=tuple(rows),
         link_gb_per_s=link_bandwidth() if on_gpus else None,
+        interrupted=interrupted,
     )
 
 
@@ -122,8 +126,24 @@ def default_folder() -> Path:
     return _CHECKOUT_RESULTS if _CHECKOUT_RESULTS.is_dir() else Path()
 
 
+def check_folder(folder: Path) -> None:
+    """Make the folder if there is none, and raise `LamportError` unless files can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise LamportError(
+            f"no record can be left in {folder}: {error.strerror}; name another folder with --record, or pass "
+            "--no-record"
+        ) from error
+
+
 def write(record: Record, folder: Path) -> Path:
-    """Write `<date>-<machine>-x<count>.json` and return its path. A second run on the same day replaces the first."""
+    """Write `<date>-<machine>-x<count>.json` and return its path. A second run on the same day replaces the first.
+
+    That of a run that was interrupted ends in `-interrupted.json`.
+    """
     run: dict[str, Any] = asdict(record)
     run["rows"] = [{key: value for key, value in row.items() if value is not None} for row in run.pop("rows")]
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,14 +164,7 @@ def read(path: Path) -> Record:
 
 def _commit() -> str | None:
     # Elsewhere the commit would be that of whatever repository the current folder is in.
-    return _output("git", "rev-parse", "HEAD") if _CHECKOUT_RESULTS.is_dir() else None
-
-
-def _output(*command: str) -> str | None:
-    try:
-        return subprocess.run(command, capture_output=True, check=True, text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    return output_of("git", "rev-parse", "HEAD") if _CHECKOUT_RESULTS.is_dir() else None
 
 
 def _cpu() -> str:

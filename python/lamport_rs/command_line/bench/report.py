@@ -8,6 +8,7 @@ from dataclasses import replace
 from lamport_rs.command_line.bench.cases import Case
 from lamport_rs.command_line.bench.findings import Missing
 from lamport_rs.command_line.bench.record import Row
+from lamport_rs.command_line.table import format_latency, format_table, wrap
 
 OWN = "lamport_rs"
 _RATIO = "best other / lamport_rs"
@@ -17,10 +18,13 @@ _MARKS = {
 }
 
 
-def tables(rows: Sequence[Row], ranks: str) -> str:
-    """Return a table per operation, world size and dtype; `ranks` is what a rank is called: GPUs or processes."""
+def tables(rows: Sequence[Row], ranks: str, width: int) -> str:
+    """Return a table per operation, world size and dtype, for an output of `width` columns.
+
+    `ranks` is what a rank is called: GPUs or processes.
+    """
     return "\n\n".join(
-        _table(f"{op}, {dtype}, {world_size} {ranks}: median latency in microseconds", group)
+        _table(f"{op}, {dtype}, {world_size} {ranks}: median latency in microseconds (least-most)", group, width)
         for (op, world_size, dtype), group in groups(rows)
     )
 
@@ -45,19 +49,24 @@ def ratio(medians: Mapping[str, float]) -> float | None:
     return min(others) / medians[OWN] if others and OWN in medians else None
 
 
-def missing_text(missing: Sequence[Missing]) -> str:
-    """Return what could not be measured, and why: a line for all sizes that share a reason."""
+def missing_text(missing: Sequence[Missing], width: int) -> str:
+    """Return what could not be measured, and why, in `width` columns: an entry for all sizes that share a reason."""
     sizes: dict[Missing, list[str]] = {}
     for each in missing:
         sizes.setdefault(replace(each, size=None), []).extend([each.size] if each.size else [])
     lines = [
-        f"  {each.what}, {each.world_size} ranks{', at ' + ', '.join(at) if at else ''}: {each.reason}"
+        "  "
+        + wrap(
+            f"{each.what}, {each.world_size} ranks{', at ' + ', '.join(at) if at else ''}: {each.reason}",
+            width - 2,
+            "    ",
+        )
         for each, at in sizes.items()
     ]
     return "\n".join(["not measured:", *lines])
 
 
-def _table(title: str, rows: Sequence[Row]) -> str:
+def _table(title: str, rows: Sequence[Row], width: int) -> str:
     names = implementations_in(rows)
     by_case: dict[Case, dict[str, Row]] = {}
     for row in rows:
@@ -74,10 +83,8 @@ def _table(title: str, rows: Sequence[Row]) -> str:
         factor = ratios[case]
         cells = [case.size, *(_format(found.get(name)) for name in names)]
         body.append([*cells, *(["-" if factor is None else f"{factor:.2f}"] if compared else [])])
-    widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *body]]
-    notes = [text for mark, text in _MARKS.items() if any(_mark(row) == mark for row in rows)]
-    return "\n".join([title, "", *lines, *notes])
+    notes = [wrap(text, width, "   ") for mark, text in _MARKS.items() if any(_mark(row) == mark for row in rows)]
+    return "\n".join([wrap(title, width), "", format_table(header, body, width), *notes])
 
 
 def _mark(row: Row) -> str:
@@ -87,8 +94,4 @@ def _mark(row: Row) -> str:
 
 
 def _format(row: Row | None) -> str:
-    """Three or four figures, as many as a median is worth, and the mark."""
-    if row is None:
-        return "-"
-    median = f"{row.median_us:.2f}" if row.median_us < 100 else f"{row.median_us:.0f}"
-    return median + _mark(row)
+    return "-" if row is None else format_latency(row.median_us, row.min_us, row.max_us, _mark(row))

@@ -9,60 +9,100 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch.multiprocessing.spawn import ProcessException
-
 from lamport_rs import LamportError, __version__
 from lamport_rs.command_line.bench import plot
 from lamport_rs.command_line.bench.findings import Findings
 from lamport_rs.command_line.bench.measure import run_rank
 from lamport_rs.command_line.bench.options import Options, options_from
-from lamport_rs.command_line.bench.record import Record, Row, default_folder, describe_run, read, write
+from lamport_rs.command_line.bench.record import (
+    Record,
+    Row,
+    check_folder,
+    default_folder,
+    describe_run,
+    read,
+    write,
+)
 from lamport_rs.command_line.bench.report import missing_text, tables
+from lamport_rs.command_line.cores import cores_here
+from lamport_rs.command_line.exit_status import FAILURE, SUCCESS
 from lamport_rs.command_line.launch import NO_MULTICAST, launch
+from lamport_rs.command_line.table import output_width
 from lamport_rs.command_line.timing import GRAPH_OPERATIONS
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return 0 if every result was right and something was measured."""
+    """Run the command; return 0 if every result was right and something was measured.
+
+    What ends it from outside (Ctrl-C, SIGTERM, a reader of the output that goes) is raised again after what has been
+    measured was recorded, and marked as interrupted.
+    """
     if arguments.draw is not None:
-        record = read(arguments.draw)
-        _print_tables(record.rows, "GPUs" if record.gpu else "processes")
-        _draw(record, arguments.draw.parent)
-        return 0
+        return _draw_again(arguments)
     options = options_from(arguments, default_folder())
+    if options.folder is not None:
+        check_folder(options.folder)
     print(f"lamport_rs {__version__}: {' and '.join(map(str, options.world_sizes))} {options.ranks}", file=sys.stderr)
-    findings = _measure(options)
+    if (shortage := cores_here().shortage(options.world_sizes[-1])) is not None:
+        print(f"warning: {shortage}", file=sys.stderr)
+    findings = Findings()
+    try:
+        _measure(options, findings)
+    except (KeyboardInterrupt, SystemExit, BrokenPipeError):
+        _leave(findings, options, interrupted=True)
+        raise
     return _leave(findings, options)
 
 
-def _measure(options: Options) -> Findings:
-    together = Findings()
+def _draw_again(arguments: argparse.Namespace) -> int:
+    record = read(arguments.draw)
+    folder = arguments.record or arguments.draw.parent
+    draws = not (arguments.no_plot or arguments.no_record)
+    if draws:
+        check_folder(folder)
+    if record.interrupted:
+        print("This run was interrupted.")
+    _print_tables(record.rows, "GPUs" if record.gpu else "processes")
+    if draws:
+        _draw(record, folder)
+    return SUCCESS
+
+
+def _measure(options: Options, together: Findings) -> None:
+    """Add what the ranks find; what they have left when they are ended, too."""
     for world_size in options.world_sizes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "findings.json")
             try:
                 launch(run_rank, world_size, options.backend, options, path, time_limit=options.time_limit)
-            except (LamportError, ProcessException):
+            except LamportError:
                 together.take(path)
                 _print_tables(together.rows, options.ranks)  # Not recorded, but not kept back either.
                 raise
+            except BaseException:
+                together.take(path)
+                raise
             together.take(path)
-    return together
 
 
-def _leave(findings: Findings, options: Options) -> int:
-    if findings.missing:
-        print(missing_text(findings.missing), file=sys.stderr)
+def _leave(findings: Findings, options: Options, interrupted: bool = False) -> int:
     if not findings.rows:
-        print("lamport-rs bench: nothing could be measured", file=sys.stderr)
-        return 1
-    record = describe_run(findings.rows, describe_method(options), options.backend)
-    _print_tables(record.rows, options.ranks)
-    if options.folder is not None:
-        print(f"\nrecord: {write(record, options.folder)}")
-        if options.plot:
-            _draw(record, options.folder)
-    return 0
+        reason = "interrupted before anything was" if interrupted else "nothing could be"
+        _print_missing(findings)
+        print(f"lamport-rs bench: {reason} measured", file=sys.stderr)
+        return FAILURE
+    record = describe_run(findings.rows, describe_method(options), options.backend, interrupted)
+    # Before anything is printed: the reader may have gone.
+    path = None if options.folder is None else write(record, options.folder)
+    try:
+        _print_missing(findings)
+        _print_tables(record.rows, options.ranks)
+        if path is not None:
+            print(f"\nrecord{', interrupted' if interrupted else ''}: {path}", flush=True)
+    finally:
+        if path is not None and options.plot:
+            _draw(record, path.parent)
+    return SUCCESS
 
 
 def describe_method(options: Options) -> str:
@@ -77,8 +117,14 @@ def describe_method(options: Options) -> str:
     )
 
 
+def _print_missing(findings: Findings) -> None:
+    if findings.missing:
+        print(missing_text(findings.missing, output_width()), file=sys.stderr)
+
+
 def _print_tables(rows: Sequence[Row], ranks: str) -> None:
-    print(f"\n{tables(rows, ranks)}", flush=True)
+    if rows:
+        print(f"\n{tables(rows, ranks, output_width())}", flush=True)
 
 
 def _draw(record: Record, folder: Path) -> None:
@@ -87,5 +133,7 @@ def _draw(record: Record, folder: Path) -> None:
     except ImportError:
         print("no figures: matplotlib is not installed (pip install 'lamport-rs[bench]')")
         return
+    if not paths:
+        print("no figures: they take several sizes of an operation")
     for path in paths:
         print(f"figure: {path}")

@@ -135,6 +135,16 @@ impl Device {
         format!("cuda:{} of process {}, {}, UUID {hex}", self.index, std::process::id(), self.name)
     }
 
+    /// Copies between two places on the device, in `stream`'s order.
+    ///
+    /// # Safety
+    /// Both are valid for `bytes` bytes until the stream has passed the copy; `stream` is one of the device's streams.
+    pub unsafe fn copy(&self, from: u64, to: u64, bytes: usize, stream: sys::CUstream) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        check("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, stream) })
+    }
+
     /// Waits for all work on `stream`.
     ///
     /// # Safety

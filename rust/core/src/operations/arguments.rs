@@ -38,6 +38,7 @@ impl AllReduce {
             rows: self.input.elements(),
             columns: [0; 2],
             scalars: [0.0; 2],
+            has_residual: false,
         }
     }
 
@@ -63,8 +64,8 @@ impl AllReduce {
 pub struct AllReduceRmsNorm {
     /// What this rank contributes, `[…, hidden]`.
     pub input: Tensor,
-    /// Added to the sum, `[…, hidden]`, the same on every rank.
-    pub residual: Tensor,
+    /// Added to the sum, if there is one: `[…, hidden]`, the same on every rank.
+    pub residual: Option<Tensor>,
     /// `[hidden]`, of the input's dtype or float32.
     pub weight: Tensor,
     /// Added to the mean of squares.
@@ -75,7 +76,7 @@ pub struct AllReduceRmsNorm {
     pub algorithm: Option<Algorithm>,
     /// The normalised sum; may be `input`.
     pub output: Tensor,
-    /// The sum; may be `residual`.
+    /// The sum; may be `residual`, or `input` without one.
     pub residual_output: Tensor,
 }
 
@@ -90,17 +91,19 @@ impl AllReduceRmsNorm {
             rows: self.input.rows(),
             columns: [self.input.columns(), 0],
             scalars: [self.epsilon, self.weight_bias],
+            has_residual: self.residual.is_some(),
         }
     }
 
     /// Checks the operands for a workspace on `device`.
     pub fn check(&self, device: Device) -> Result<()> {
         let input = named("input", &self.input);
-        let (residual, weight) = (named("residual", &self.residual), named("weight", &self.weight));
+        let residual = self.residual.as_ref().map(|residual| named("residual", residual));
+        let weight = named("weight", &self.weight);
         let (output, residual_output) = (named("out", &self.output), named("residual_out", &self.residual_output));
         input.check_dtype(&DTYPES)?;
         input.check_columns(COLUMN_MULTIPLE)?;
-        for operand in [residual, output, residual_output] {
+        for operand in residual.into_iter().chain([output, residual_output]) {
             operand.check_dtype(&[self.input.dtype])?;
             operand.check_shape(self.input.shape.as_slice())?;
         }
@@ -109,20 +112,20 @@ impl AllReduceRmsNorm {
         if !self.weight_bias.is_finite() {
             return Err(Error::Argument(format!("weight_bias is {}, but must be finite", self.weight_bias)));
         }
-        let operands = [input, residual, weight, output, residual_output];
-        for operand in operands {
+        let operands = || [input].into_iter().chain(residual).chain([weight, output, residual_output]);
+        for operand in operands() {
             operand.check_place(device)?;
         }
         output.check_writable()?;
         residual_output.check_writable()?;
         output.check_apart(residual_output)?;
-        for operand in operands {
+        for operand in operands() {
             operand.check_layout()?;
         }
-        for (written, read) in
-            [(output, input), (output, residual), (residual_output, residual), (residual_output, input)]
-        {
-            written.check_overlap(read)?;
+        for written in [output, residual_output] {
+            for read in [input].into_iter().chain(residual) {
+                written.check_overlap(read)?;
+            }
         }
         output.check_separate(weight)?;
         residual_output.check_separate(weight)
@@ -207,6 +210,7 @@ impl MinimaxRms {
             rows: self.tokens(),
             columns,
             scalars: [self.epsilon, 0.0],
+            has_residual: false,
         }
     }
 

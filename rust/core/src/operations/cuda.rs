@@ -13,8 +13,9 @@ use crate::cuda::plans::{Planned, Plans, PlansOf};
 use crate::error::{Error, Result};
 use crate::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
 use crate::operations::choice::choose;
+use crate::operations::chunk::{self, Chunk};
 use crate::operations::operation::Description;
-use crate::tensor::Device;
+use crate::tensor::{Device, Tensor};
 use crate::workspace::cuda::CudaWorkspace;
 
 /// Runs the operation in `stream`'s order. A collective call: all ranks pass as many bytes.
@@ -23,24 +24,41 @@ use crate::workspace::cuda::CudaWorkspace;
 /// The tensors' pointers are valid for their shapes and strides until the stream has passed the operation, and `stream`
 /// is a stream of the workspace's device.
 pub unsafe fn all_reduce(workspace: &CudaWorkspace, operands: &AllReduce, stream: sys::CUstream) -> Result<()> {
-    operands.check(Device::Cuda(workspace.device.index))?;
+    let (algorithm, most) = check_all_reduce(workspace, operands)?;
     let geometry = workspace.member().geometry;
     let world_size = geometry.world_size();
     let bytes = operands.input.bytes();
-    let message = |algorithm: Algorithm| algorithm.tensor_message_bytes(bytes, world_size);
-    let region_bytes = |algorithm| geometry.region_bytes(message(algorithm));
-    let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(world_size));
-    let (algorithm, _) = choose(operands.algorithm, is_large, region_bytes)?;
-    let shape = AllReduceShape { bytes, dtype: operands.input.dtype, world_size, algorithm };
-    let parameters = |plan: <AllReduceShape as Planned>::Plan, group| {
-        let (input, output) = (operands.input.pointer as u64, operands.output.pointer as u64);
-        plan.parameters(&geometry, group, input, output)
+    let (input, output) = (operands.input.pointer as u64, operands.output.pointer as u64);
+    if world_size == 1 {
+        // SAFETY: the caller's promises.
+        return unsafe { workspace.copy(input, output, bytes, stream) };
+    }
+    let shape = |chunk: &Chunk| {
+        let bytes = chunk.len();
+        Ok(AllReduceShape { bytes, dtype: operands.input.dtype, world_size, algorithm })
     };
-    let shape = (bytes > 0).then_some(shape);
+    let parameters = |plan: <AllReduceShape as Planned>::Plan, group, chunk: &Chunk| {
+        plan.parameters(&geometry, group, input + chunk.start as u64, output + chunk.start as u64)
+    };
+    let description = operands.describe(algorithm);
     // SAFETY: the caller's promises.
     unsafe {
-        launch(workspace, &operands.describe(algorithm), shape, |plans| &mut plans.all_reduce, parameters, stream)
+        let chunks = chunk::all(bytes, most);
+        launch(workspace, &description, chunks, |plans| &mut plans.all_reduce, shape, parameters, stream)
     }
+}
+
+/// Checks the operands, and says how the operation runs: the algorithm, and the most bytes of a launch.
+pub fn check_all_reduce(workspace: &CudaWorkspace, operands: &AllReduce) -> Result<(Algorithm, usize)> {
+    operands.check(Device::Cuda(workspace.device.index))?;
+    let geometry = workspace.member().geometry;
+    let (world_size, bytes) = (geometry.world_size(), operands.input.bytes());
+    let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(world_size));
+    let message = |algorithm: Algorithm| algorithm.tensor_message_bytes(bytes, world_size);
+    let fits = |algorithm| message(algorithm) <= geometry.largest_region_bytes();
+    let has_room = |algorithm| chunk::most_bytes(algorithm, &geometry).is_ok();
+    let algorithm = choose(operands.algorithm, is_large, fits, has_room);
+    Ok((algorithm, chunk::most_bytes(algorithm, &geometry)?))
 }
 
 /// Runs the operation in `stream`'s order. A collective call: all ranks pass rows of the same shape.
@@ -52,40 +70,64 @@ pub unsafe fn all_reduce_rms_norm(
     operands: &AllReduceRmsNorm,
     stream: sys::CUstream,
 ) -> Result<()> {
-    operands.check(Device::Cuda(workspace.device.index))?;
+    let algorithm = check_all_reduce_rms_norm(workspace, operands)?;
     let geometry = workspace.member().geometry;
     let world_size = geometry.world_size();
+    if world_size == 1 {
+        workspace.check_open()?;
+        return Err(Error::SingleRank);
+    }
     let input = operands.input;
-    let (tokens, hidden) = (input.rows(), input.columns());
-    let message = |algorithm: Algorithm| algorithm.message_bytes(tokens, hidden * input.dtype.size(), world_size);
-    let is_large = input.bytes() >= workspace.two_shot_from.unwrap_or_else(|| rms_norm::two_shot_from(world_size));
-    let region_bytes = |algorithm| geometry.region_bytes(message(algorithm));
-    let asked = if rms_norm::has_two_shot(tokens, world_size) { operands.algorithm } else { Some(Algorithm::OneShot) };
-    let (algorithm, _) = choose(asked, is_large, region_bytes)?;
-    let (dtype, weight) = (input.dtype, operands.weight.dtype);
-    let shape = AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm };
-    let tensors = AllReduceRmsNormTensors {
-        input: input.pointer as u64,
-        residual: operands.residual.pointer as u64,
-        weight: operands.weight.pointer as u64,
-        output: operands.output.pointer as u64,
-        residual_output: operands.residual_output.pointer as u64,
-    };
-    let parameters = |plan: <AllReduceRmsNormShape as Planned>::Plan, group| {
+    let (tokens, row_bytes) = (input.rows(), input.columns() * input.dtype.size());
+    let shape = |chunk: &Chunk| Ok(rms_norm_shape(operands, algorithm, world_size, chunk.len()));
+    let parameters = |plan: <AllReduceRmsNormShape as Planned>::Plan, group, chunk: &Chunk| {
+        let row = |tensor: &Tensor| tensor.pointer as u64 + (chunk.start * row_bytes) as u64;
+        let tensors = AllReduceRmsNormTensors {
+            input: row(&operands.input),
+            residual: operands.residual.as_ref().map(row),
+            weight: operands.weight.pointer as u64,
+            output: row(&operands.output),
+            residual_output: row(&operands.residual_output),
+        };
         plan.parameters(&geometry, group, tensors, operands.epsilon, operands.weight_bias)
     };
-    let shape = (input.elements() > 0).then_some(shape);
+    let rows = if input.elements() > 0 { tokens } else { 0 };
+    let description = operands.describe(algorithm);
+    let chunks = chunk::rows(rows, algorithm, &geometry, row_bytes)?;
     // SAFETY: the caller's promises.
     unsafe {
-        launch(
-            workspace,
-            &operands.describe(algorithm),
-            shape,
-            |plans| &mut plans.all_reduce_rms_norm,
-            parameters,
-            stream,
-        )
+        launch(workspace, &description, chunks, |plans| &mut plans.all_reduce_rms_norm, shape, parameters, stream)
     }
+}
+
+/// The shape of `tokens` of the rows. The last rows may be too few for two shots.
+fn rms_norm_shape(
+    operands: &AllReduceRmsNorm,
+    algorithm: Algorithm,
+    world_size: usize,
+    tokens: usize,
+) -> AllReduceRmsNormShape {
+    let algorithm = if rms_norm::has_two_shot(tokens, world_size) { algorithm } else { Algorithm::OneShot };
+    let (hidden, dtype, weight) = (operands.input.columns(), operands.input.dtype, operands.weight.dtype);
+    AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm }
+}
+
+/// Checks the operands, and says by which algorithm the operation runs.
+pub fn check_all_reduce_rms_norm(workspace: &CudaWorkspace, operands: &AllReduceRmsNorm) -> Result<Algorithm> {
+    operands.check(Device::Cuda(workspace.device.index))?;
+    let geometry = workspace.member().geometry;
+    let (world_size, input) = (geometry.world_size(), operands.input);
+    let (tokens, row_bytes) = (input.rows(), input.columns() * input.dtype.size());
+    let is_large = input.bytes() >= workspace.two_shot_from.unwrap_or_else(|| rms_norm::two_shot_from(world_size));
+    let message = |algorithm: Algorithm| algorithm.message_bytes(tokens, row_bytes, world_size);
+    let fits = |algorithm| message(algorithm) <= geometry.largest_region_bytes();
+    let asked = if rms_norm::has_two_shot(tokens, world_size) { operands.algorithm } else { Some(Algorithm::OneShot) };
+    let has_room = |algorithm| chunk::most_rows(algorithm, &geometry, row_bytes).is_ok();
+    let algorithm = choose(asked, is_large, fits, has_room);
+    for chunk in chunk::rows(tokens, algorithm, &geometry, row_bytes)?.take(1) {
+        rms_norm_shape(operands, algorithm, world_size, chunk.len()).check()?;
+    }
+    Ok(algorithm)
 }
 
 /// Runs the operation in `stream`'s order. A collective call: all ranks pass as many tokens.
@@ -93,76 +135,108 @@ pub unsafe fn all_reduce_rms_norm(
 /// # Safety
 /// As for [`all_reduce`].
 pub unsafe fn minimax_rms(workspace: &CudaWorkspace, operands: &MinimaxRms, stream: sys::CUstream) -> Result<()> {
-    operands.check(Device::Cuda(workspace.device.index))?;
+    let most = check_minimax_rms(workspace, operands)?;
+    if workspace.member().geometry.world_size() == 1 {
+        workspace.check_open()?;
+        return Err(Error::SingleRank);
+    }
     match operands.norms {
         // SAFETY: the caller's promises.
-        [Some(one), None] => unsafe { run_minimax(workspace, operands, [one], |plans| &mut plans.minimax_rms, stream) },
+        [Some(one), None] => unsafe {
+            run_minimax(workspace, operands, most, [one], |plans| &mut plans.minimax_rms, stream)
+        },
         // SAFETY: as above.
         [Some(q), Some(k)] => unsafe {
-            run_minimax(workspace, operands, [q, k], |plans| &mut plans.minimax_rms_qk, stream)
+            run_minimax(workspace, operands, most, [q, k], |plans| &mut plans.minimax_rms_qk, stream)
         },
         _ => unreachable!("the first matrix is always there"),
     }
 }
 
+/// Checks the operands, and says how the operation runs: the most rows of a launch.
+pub fn check_minimax_rms(workspace: &CudaWorkspace, operands: &MinimaxRms) -> Result<usize> {
+    operands.check(Device::Cuda(workspace.device.index))?;
+    for norm in operands.norms.iter().flatten() {
+        tensors(norm)?;
+    }
+    Ok(chunk::most_tokens(operands.matrices(), &workspace.member().geometry)?)
+}
+
 unsafe fn run_minimax<const MATRICES: usize>(
     workspace: &CudaWorkspace,
     operands: &MinimaxRms,
+    most: usize,
     norms: [Norm; MATRICES],
-    plans: impl FnOnce(&mut Plans) -> &mut PlansOf<MinimaxShape<MATRICES>>,
+    plans: impl Fn(&mut Plans) -> &mut PlansOf<MinimaxShape<MATRICES>>,
     stream: sys::CUstream,
 ) -> Result<()>
 where
     MinimaxShape<MATRICES>: Planned<Plan = MinimaxPlan<MATRICES>>,
 {
     let geometry = workspace.member().geometry;
-    let rows = norms[0].input.rows();
-    // First: an operation that does not fit changes nothing.
-    geometry.region_bytes(rows * MATRICES * size_of::<f32>())?;
-    let shape = MinimaxShape {
-        tokens: narrow(rows)?,
-        widths: try_map(norms, |norm| narrow(norm.input.columns()))?,
-        dtype: norms[0].input.dtype,
-        weight: norms[0].weight.dtype,
-        world_size: geometry.world_size() as u32,
-    };
+    let widths = try_map(norms, |norm| narrow(norm.input.columns()))?;
     let tensors = try_map(norms, |norm| tensors(&norm))?;
-    let parameters = |plan: MinimaxPlan<MATRICES>, group| plan.parameters(&geometry, group, tensors, operands.epsilon);
-    let shape = (rows > 0).then_some(shape);
+    let shape = |chunk: &Chunk| {
+        Ok(MinimaxShape {
+            tokens: narrow(chunk.len())?,
+            widths,
+            dtype: norms[0].input.dtype,
+            weight: norms[0].weight.dtype,
+            world_size: geometry.world_size() as u32,
+        })
+    };
+    let parameters = |plan: MinimaxPlan<MATRICES>, group, chunk: &Chunk| {
+        let tensors = tensors.map(|tensors| tensors.from_row(chunk.start));
+        plan.parameters(&geometry, group, tensors, operands.epsilon)
+    };
+    let rows = norms[0].input.rows();
     // SAFETY: the caller's promises.
-    unsafe { launch(workspace, &operands.describe(), shape, plans, parameters, stream) }
+    unsafe { launch(workspace, &operands.describe(), chunk::all(rows, most), plans, shape, parameters, stream) }
 }
 
-/// Launches the plan for `shape`; `None` if there is nothing to do but to be counted.
+/// Launches an operation for each of the chunks. With none there is nothing to do but to be counted.
+///
+/// All chunks are told to the peers as the whole operation, so that they differ from the first on if that does.
+#[allow(clippy::too_many_arguments, reason = "what differs between operations")]
 unsafe fn launch<Shape: Planned, P>(
     workspace: &CudaWorkspace,
     description: &Description,
-    shape: Option<Shape>,
-    plans: impl FnOnce(&mut Plans) -> &mut PlansOf<Shape>,
-    parameters: impl FnOnce(Shape::Plan, KernelGroup) -> std::result::Result<P, GeometryError>,
+    chunks: impl Iterator<Item = Chunk> + Clone,
+    plans: impl Fn(&mut Plans) -> &mut PlansOf<Shape>,
+    shape: impl Fn(&Chunk) -> Result<Shape>,
+    parameters: impl Fn(Shape::Plan, KernelGroup, &Chunk) -> std::result::Result<P, GeometryError>,
     stream: sys::CUstream,
 ) -> Result<()> {
-    let Some(shape) = shape else { return workspace.skip() };
+    if chunks.clone().next().is_none() {
+        return workspace.skip();
+    }
     // First: a shape that has no plan changes nothing.
-    shape.check()?;
+    for chunk in chunks.clone() {
+        shape(&chunk)?.check()?;
+    }
     let mut launching = workspace.begin(description, stream)?;
-    let group = launching.group;
-    let planned = plans(launching.plans()).get(shape, &workspace.device);
-    let launched = planned.and_then(|(plan, function): (Shape::Plan, Function)| {
-        let parameters = parameters(plan, group)?;
-        // SAFETY: `begin` made the context current; these are the kernel's parameters, and the caller keeps the
-        // operands.
-        unsafe { function.launch(&Shape::launch(&plan), stream, &parameters) }
-    });
-    // The peers' operations go ahead: this rank would be one behind them for ever.
-    launched.inspect_err(|error| launching.fail(error))
+    for chunk in chunks {
+        let group = launching.group;
+        let launched = shape(&chunk).and_then(|shape| {
+            let (plan, function): (Shape::Plan, Function) = plans(launching.plans()).get(shape, &workspace.device)?;
+            let parameters = parameters(plan, group, &chunk)?;
+            // SAFETY: `begin` made the context current; these are the kernel's parameters, and the caller keeps the
+            // operands.
+            unsafe { function.launch(&Shape::launch(&plan), stream, &parameters) }
+        });
+        // The peers' operations go ahead: this rank would be one behind them for ever.
+        launched.inspect_err(|error| launching.fail(error))?;
+        launching.go_on();
+    }
+    Ok(())
 }
 
 fn tensors(norm: &Norm) -> Result<MinimaxTensors> {
     let size = norm.input.dtype.size();
     Ok(MinimaxTensors {
         input: norm.input.pointer as u64,
-        input_row_bytes: narrow(norm.input.row_stride().unwrap_or(0) * size)?,
+        input_row_bytes: u32::try_from(norm.input.row_stride().unwrap_or(0) * size)
+            .map_err(|_| Error::Layout("rows lie 4 GiB apart or more".to_owned()))?,
         weight: norm.weight.pointer as u64,
         output: norm.output.pointer as u64,
         output_row_bytes: narrow(norm.output.columns() * size)?,

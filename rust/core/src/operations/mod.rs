@@ -6,12 +6,16 @@
 //! | [`operation`] | what an operation is, as ranks tell each other and as errors say it |
 //! | `named` | the checks of one operand |
 //! | `choice` | one-shot or two-shot |
+//! | `chunk` | tensors that are longer than the slots, on a device |
+//! | [`support`] | whether a workspace would serve a call |
 //! | [`host`] | the operations over shared memory |
 //! | [`cuda`] | the operations over device memory |
 
 pub mod arguments;
 mod choice;
+mod chunk;
 pub mod cuda;
 pub mod host;
 mod named;
 pub mod operation;
+pub mod support;

@@ -11,7 +11,7 @@
 //! | 1 | 24 | 1: weights are float32 and the values are not |
 //! | 1 | 0 … 23 | columns; of Q and K, eighths of each in 12 bits |
 //! | 2 | 0 … 30 | rows; elements where there are no rows |
-//! | 3 | 0 … 30 | digest of all that is above, in full, and of the scalars |
+//! | 3 | 0 … 30 | digest of all that is above, in full, of the scalars, and of whether there is a residual |
 //!
 //! Numbers that do not fit are cut where they are only shown: the digest has them in full.
 
@@ -50,6 +50,11 @@ pub enum Kind {
 impl Kind {
     const ALL: [Self; 4] = [Self::AllReduce, Self::AllReduceRmsNorm, Self::MinimaxRms, Self::MinimaxRmsQk];
 
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// Its name in the API.
     pub const fn name(self) -> &'static str {
         match self {
@@ -78,6 +83,8 @@ pub struct Description {
     pub columns: [usize; 2],
     /// Epsilon and the weights' bias; 0 where there is none.
     pub scalars: [f32; 2],
+    /// Whether there is something to add to the sum.
+    pub has_residual: bool,
 }
 
 impl Description {
@@ -109,8 +116,14 @@ impl Description {
     /// Multiplies and folds (the mixing step of MurmurHash3): every bit of what goes in changes about half of the result.
     fn digest(&self, shape: u32) -> u32 {
         let [epsilon, bias] = self.scalars.map(|scalar| u64::from((scalar + 0.0).to_bits()));
-        let fields =
-            [u64::from(shape), self.rows as u64, self.columns[0] as u64, self.columns[1] as u64, epsilon << 32 | bias];
+        let residual = u64::from(self.has_residual) << 32;
+        let fields = [
+            residual | u64::from(shape),
+            self.rows as u64,
+            self.columns[0] as u64,
+            self.columns[1] as u64,
+            epsilon << 32 | bias,
+        ];
         let mixed = fields.into_iter().fold(0x9e37_79b9_7f4a_7c15_u64, |state, field| {
             let mixed = (state ^ field).wrapping_mul(0xff51_afd7_ed55_8ccd);
             (mixed ^ mixed >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53)
@@ -213,6 +226,7 @@ mod tests {
             rows: 32,
             columns: [4096, 0],
             scalars: [1e-6, 0.0],
+            has_residual: true,
         }
     }
 
@@ -245,6 +259,7 @@ mod tests {
             Description { columns: [(1 << 30) + 8, 0], ..norm },
             Description { scalars: [1e-5, 0.0], ..norm },
             Description { scalars: [1e-6, 1.0], ..norm },
+            Description { has_residual: false, ..norm },
         ];
         let headers = all.map(|description| description.header(u32::MAX));
         for (index, header) in headers.iter().enumerate() {

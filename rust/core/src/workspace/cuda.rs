@@ -188,6 +188,11 @@ impl CudaWorkspace {
         self.member
     }
 
+    /// Bytes of device memory that this rank takes.
+    pub fn memory_bytes(&self) -> usize {
+        self.member.geometry.block_bytes() + TABLE_OFFSET + size_of::<i64>() * self.table().1
+    }
+
     /// What kernels are told, for an operation with this header, whose number follows the one before.
     fn kernel_group(&self, description: &Description) -> KernelGroup {
         self.group.with_header(description.header(self.skipped.step()))
@@ -225,6 +230,24 @@ impl CudaWorkspace {
         self.check_usable(&mut self.lock())?;
         self.skipped.note();
         Ok(())
+    }
+
+    /// Whether an operation may run.
+    pub fn check_open(&self) -> Result<()> {
+        self.check_usable(&mut self.lock())
+    }
+
+    /// Copies a tensor on `stream`: the sum of a single rank.
+    ///
+    /// # Safety
+    /// Both are device addresses, valid for `bytes` bytes until the stream has passed the copy.
+    pub unsafe fn copy(&self, from: u64, to: u64, bytes: usize, stream: sys::CUstream) -> Result<()> {
+        self.check_open()?;
+        if bytes == 0 || from == to {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.device.copy(from, to, bytes, stream) }
     }
 
     /// Waits for all work on the device, replayed graphs included, and raises what went wrong in it.
@@ -283,6 +306,11 @@ impl Launching<'_> {
     /// Notes that the operation failed: this rank is out of step with its peers, and the workspace refuses further work.
     pub fn fail(&mut self, error: &Error) {
         self.state.failure.get_or_insert_with(|| error.clone());
+    }
+
+    /// What is launched next belongs to the same call, and has its number.
+    pub fn go_on(&mut self) {
+        self.group.header[0] = 0;
     }
 
     /// The launch plans made so far.

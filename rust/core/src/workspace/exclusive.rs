@@ -69,11 +69,13 @@ impl ThreadGate {
     /// Enters for `operation`. An error if the calling thread is another one, or if another operation is inside.
     #[inline]
     pub fn enter(&self, operation: &'static str) -> Result<Entered<'_>> {
-        let thread = self.thread.load(Ordering::Relaxed);
-        if thread == this_thread() {
-            return self.gate.enter(operation);
+        // Inside: nobody is named meanwhile. Another thread hears that it is one, whoever is inside.
+        let entered = self.gate.enter(operation);
+        if self.thread.load(Ordering::Relaxed) == this_thread() {
+            entered
+        } else {
+            Err(Error::OtherThread { operation })
         }
-        Err(Error::OtherThread { operation })
     }
 
     /// Likewise, from a thread that runs the operation in the place of the one that it is bound to, which waits.

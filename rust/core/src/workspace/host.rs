@@ -174,6 +174,11 @@ impl HostWorkspace {
         self.member
     }
 
+    /// Bytes of shared memory that this rank takes.
+    pub fn memory_bytes(&self) -> usize {
+        self.member.geometry.used_bytes()
+    }
+
     /// The pointer table: [`table::table_len`] entries.
     pub fn table(&self) -> &[i64] {
         &self.table

@@ -28,6 +28,7 @@ const TWO_SHOT_SMALL_BLOCK: u32 = 128;
 /// very large tensors is that each rank sums half of it.
 pub fn two_shot_from(world_size: usize) -> usize {
     match world_size {
+        1 => usize::MAX,
         2 => TWO_RANKS_TWO_SHOT_FROM,
         _ => WAY_BYTES * world_size / ((world_size - 1) * (world_size - 2)),
     }

@@ -11,8 +11,8 @@ use crate::parameters::{Group, MinimaxMatrix, MinimaxParameters};
 use crate::plan::{Device, LaunchPlan, PlanError, check_weight, row_vectors};
 use crate::variants::{MINIMAX_VARIANTS, MINIMAX_WIDE, MinimaxVariant, WARP_THREADS};
 
-/// More would overflow the kernels' 32-bit offsets within a region.
-const MAX_TOKENS: u32 = 1 << 24;
+/// Rows that one operation can normalise: more would overflow the kernels' 32-bit offsets within a region.
+pub const MAX_TOKENS: u32 = 1 << 24;
 /// Warps of a block that have no rows: one, which reads the control words, arrives and rotates.
 const SERVICE_WARPS: u32 = 1;
 
@@ -44,6 +44,15 @@ pub struct MinimaxTensors {
     pub output: u64,
     /// Bytes from a row of the output to the next.
     pub output_row_bytes: u32,
+}
+
+impl MinimaxTensors {
+    /// The same tensors without the rows before `row`.
+    pub fn from_row(self, row: usize) -> Self {
+        let input = self.input + row as u64 * u64::from(self.input_row_bytes);
+        let output = self.output + row as u64 * u64::from(self.output_row_bytes);
+        Self { input, output, ..self }
+    }
 }
 
 /// A launch, and how its blocks are divided.

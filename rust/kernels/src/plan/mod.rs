@@ -117,8 +117,8 @@ fn reduction_grid(blocks: u32, resident: u32, device: Device) -> u32 {
     (blocks + device.speaking_blocks).max(MIN_BLOCKS).min(resident).max(1 + device.speaking_blocks)
 }
 
-/// More would overflow the kernels' 32-bit offsets within a region.
-const MAX_BYTES: usize = 1 << 30;
+/// Bytes of a tensor that one operation can reduce: more would overflow the kernels' 32-bit offsets within a region.
+pub const MAX_BYTES: usize = 1 << 30;
 
 /// Checks the size of a tensor that travels.
 fn check_bytes(bytes: usize) -> Result<(), PlanError> {

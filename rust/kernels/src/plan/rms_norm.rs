@@ -13,7 +13,7 @@ use crate::variants::{WARP_THREADS, capacity, rms_norm_bounds};
 /// Bytes from which two-shot is faster than one-shot: as for the all-reduce, but never with two ranks, which would wait
 /// for each other row by row and gain nothing.
 pub fn two_shot_from(world_size: usize) -> usize {
-    if world_size == 2 { usize::MAX } else { all_reduce::two_shot_from(world_size) }
+    if world_size <= 2 { usize::MAX } else { all_reduce::two_shot_from(world_size) }
 }
 
 /// Whether `tokens` rows can be reduced in two shots: only if every rank owns one. Otherwise two ranks without a row would
@@ -44,8 +44,8 @@ pub struct AllReduceRmsNormShape {
 pub struct AllReduceRmsNormTensors {
     /// The rows to sum.
     pub input: u64,
-    /// Added to the sum.
-    pub residual: u64,
+    /// Added to the sum, if there is one.
+    pub residual: Option<u64>,
     /// One weight per column.
     pub weight: u64,
     /// Where the normalised rows go. May be the input.
@@ -118,7 +118,7 @@ impl AllReduceRmsNormPlan {
         Ok(AllReduceRmsNormParameters {
             group,
             input,
-            residual,
+            residual: residual.unwrap_or(0),
             output,
             residual_output,
             norm,

@@ -76,7 +76,15 @@ pub fn rms_norm() -> Vec<Case> {
                 let per_vector = 16 / dtype.size();
                 let norm = |tokens, vectors: usize, in_place| -> Box<dyn Operation> {
                     let hidden = vectors * per_vector;
-                    Box::new(AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, in_place })
+                    Box::new(AllReduceRmsNorm {
+                        algorithm,
+                        dtype,
+                        weight,
+                        tokens,
+                        hidden,
+                        has_residual: true,
+                        in_place,
+                    })
                 };
                 let name = format!("all_reduce_rms_norm, {algorithm:?}, {dtype:?} and {weight:?}, {world_size} ranks");
                 let few = world_size;
@@ -173,7 +181,8 @@ fn any_operation(random: &mut Random, world_size: usize) -> Box<dyn Operation> {
         }
         1 => {
             let algorithm = if tokens < world_size { OneShot } else { algorithm };
-            Box::new(AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden: vectors * per_vector, in_place })
+            let (hidden, has_residual) = (vectors * per_vector, random.below(2) == 0);
+            Box::new(AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place })
         }
         2 => {
             let widths = [(vectors * per_vector) as u32];
@@ -197,7 +206,15 @@ pub fn limited_residency() -> Vec<Case> {
             };
             let norm = |algorithm, tokens| -> Box<dyn Operation> {
                 let (weight, hidden) = (dtype, 40);
-                Box::new(AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, in_place: false })
+                Box::new(AllReduceRmsNorm {
+                    algorithm,
+                    dtype,
+                    weight,
+                    tokens,
+                    hidden,
+                    has_residual: true,
+                    in_place: false,
+                })
             };
             let minimax = |tokens| -> Box<dyn Operation> {
                 let (weight, widths) = (dtype, [64, 8]);

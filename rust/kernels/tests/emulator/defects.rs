@@ -93,7 +93,7 @@ fn all_reduce(algorithm: Algorithm, elements: usize) -> AllReduce {
 
 fn norm(algorithm: Algorithm) -> AllReduceRmsNorm {
     let (dtype, weight) = (BFloat16, BFloat16);
-    AllReduceRmsNorm { algorithm, dtype, weight, tokens: 9, hidden: 72 * 8, in_place: false }
+    AllReduceRmsNorm { algorithm, dtype, weight, tokens: 9, hidden: 72 * 8, has_residual: true, in_place: false }
 }
 
 fn minimax() -> Minimax<1> {
@@ -139,6 +139,22 @@ pub fn all() -> Vec<Defect> {
             file: "control.cuh",
             old: "const uint32 previous = slot == 0 ? SLOTS - 1 : slot - 1;",
             new: "const uint32 previous = slot;",
+            run: chain(all_reduce(OneShot, 700), 6),
+            expected: Hang,
+        },
+        Defect {
+            name: "headers are not cleared",
+            file: "header.cuh",
+            old: "ptx::store_system(poll_ + previous * stride_, empty_vector());",
+            new: "",
+            run: chain(all_reduce(OneShot, 700), 6),
+            expected: Hang,
+        },
+        Defect {
+            name: "headers go to the slot before",
+            file: "header.cuh",
+            old: "ptx::store_system(push_ + offset_, own_);",
+            new: "ptx::store_system(push_ + (slot == 0 ? SLOTS - 1 : slot - 1) * stride_, own_);",
             run: chain(all_reduce(OneShot, 700), 6),
             expected: Hang,
         },

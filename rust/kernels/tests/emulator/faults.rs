@@ -44,7 +44,7 @@ pub fn cases() -> Vec<FaultCase> {
             let one_shot = algorithm == OneShot;
             cases.push(FaultCase::new(world_size, one_shot, AllReduce { algorithm, dtype, elements: 700, in_place }));
             let (tokens, hidden) = (world_size + 2, 64);
-            let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, in_place };
+            let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual: true, in_place };
             cases.push(FaultCase::new(world_size, one_shot, norm));
         }
         let (tokens, tokens_per_block) = (4, Some(1));

@@ -145,7 +145,7 @@ fn an_empty_message_has_an_empty_region() {
 #[test]
 fn errors_say_what_was_found_and_what_would_be_accepted() {
     let text = |error: GeometryError| error.to_string();
-    assert_eq!(text(GeometryError::WorldSize(17)), "world_size is 17, but must be between 2 and 16");
+    assert_eq!(text(GeometryError::WorldSize(17)), "world_size is 17, but must be between 1 and 16");
     assert_eq!(
         text(GeometryError::Rank { rank: 4, world_size: 4 }),
         "rank is 4, but must be between 0 and 3 (world_size is 4)"

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 import lamport_rs
-from lamport_rs.command_line.bench.cases import COLLECTIVES
+from lamport_rs.command_line.bench.arguments import COLLECTIVES
 from lamport_rs.command_line.bench.implementations.base import Call, Implementation
 from lamport_rs.command_line.bench.problems import EPSILON, AllReduce, AllReduceRmsNorm, MinimaxRmsQk, Problem
 

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::exchange::Collective;
-use lamport_rs_protocol::geometry::{Geometry, GeometryError};
+use lamport_rs_protocol::geometry::Geometry;
 use lamport_rs_protocol::memory::{LINE_BYTES, Line};
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector, scrub};
 use lamport_rs_protocol::two_shot::ShardedCollective;
@@ -12,7 +12,7 @@ use lamport_rs_protocol::two_shot::ShardedCollective;
 use super::CHUNK_VECTORS;
 use super::element::{Element, Lanes, with_element};
 use super::operand::Operand;
-use super::pieces::{run, run_two_shot};
+use super::pieces::{check_room, run, run_two_shot};
 use super::processor::{Job, Processor, dispatch};
 use crate::error::Result;
 use crate::interrupts::Interrupted;
@@ -31,11 +31,7 @@ fn two_shot_from(world_size: usize) -> usize {
 /// # Safety
 /// The tensors' pointers are valid for their shapes and strides until this returns; nothing else writes them.
 pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
-    operands.check(Device::Cpu)?;
-    let (geometry, bytes) = (workspace.member().geometry, operands.input.bytes());
-    let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(geometry.world_size()));
-    let (algorithm, region_bytes) =
-        choose(operands.algorithm, is_large, |algorithm| region_bytes(algorithm, geometry, bytes))?;
+    let (algorithm, region_bytes) = check(workspace, operands)?;
     if operands.input.elements() == 0 {
         return workspace.skip();
     }
@@ -52,11 +48,28 @@ pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interr
     })
 }
 
-/// Of regions in whole lines, if they fit: what is too much is sent as zeros.
-fn region_bytes(algorithm: Algorithm, geometry: Geometry, bytes: usize) -> std::result::Result<usize, GeometryError> {
-    let of_units =
-        |unit| geometry.region_bytes(algorithm.message_bytes(bytes.div_ceil(unit), unit, geometry.world_size()));
-    of_units(LINE_BYTES).or_else(|_| of_units(VECTOR_BYTES))
+/// Checks the operands, and says how the operation runs: the algorithm, and the bytes of a rank's message.
+pub fn check(workspace: &HostWorkspace, operands: &AllReduce) -> Result<(Algorithm, usize)> {
+    operands.check(Device::Cpu)?;
+    let (geometry, bytes) = (workspace.member().geometry, operands.input.bytes());
+    let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(geometry.world_size()));
+    let message = |algorithm: Algorithm| algorithm.tensor_message_bytes(bytes, geometry.world_size());
+    let fits = |algorithm| message(algorithm) <= geometry.largest_region_bytes();
+    let parts = |algorithm| if algorithm == Algorithm::TwoShot { 2 } else { 1 };
+    let has_room = |algorithm| check_room(workspace, parts(algorithm)).is_ok();
+    let algorithm = choose(operands.algorithm, is_large, fits, has_room);
+    check_room(workspace, parts(algorithm))?;
+    let region_bytes = region_bytes(algorithm, geometry, bytes);
+    Ok((algorithm, region_bytes))
+}
+
+/// Of regions in whole lines, unless vectors fit into the slots at once and lines do not: what is too much is sent as
+/// zeros.
+fn region_bytes(algorithm: Algorithm, geometry: Geometry, bytes: usize) -> usize {
+    let of_units = |unit| algorithm.message_bytes(bytes.div_ceil(unit), unit, geometry.world_size());
+    let [lines, vectors] = [LINE_BYTES, VECTOR_BYTES].map(of_units);
+    let most = geometry.largest_region_bytes();
+    if vectors <= most && most < lines { vectors } else { lines }
 }
 
 struct Sum<'a, 't, E> {

@@ -8,12 +8,12 @@
 use std::marker::PhantomData;
 
 use lamport_rs_protocol::exchange::Collective;
-use lamport_rs_protocol::sentinel::{VECTOR_WORDS, Vector};
+use lamport_rs_protocol::sentinel::{VECTOR_BYTES, VECTOR_WORDS, Vector};
 
 use super::CHUNK_VECTORS;
 use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
-use super::pieces::run;
+use super::pieces::{check_room, run};
 use super::processor::{Job, Processor, dispatch};
 use crate::error::Result;
 use crate::interrupts::Interrupted;
@@ -30,9 +30,9 @@ pub unsafe fn minimax_rms(
     operands: &MinimaxRms,
     interrupted: Interrupted<'_>,
 ) -> Result<()> {
-    operands.check(Device::Cpu)?;
+    check(workspace, operands)?;
     let words = operands.tokens() * operands.matrices();
-    let region_bytes = workspace.member().geometry.region_bytes(words * size_of::<f32>())?;
+    let region_bytes = (words * size_of::<f32>()).next_multiple_of(VECTOR_BYTES);
     if words == 0 {
         return workspace.skip();
     }
@@ -64,6 +64,12 @@ pub unsafe fn minimax_rms(
     }
     running.return_scratch(scratch);
     outcome
+}
+
+/// Checks the operands.
+pub fn check(workspace: &HostWorkspace, operands: &MinimaxRms) -> Result<()> {
+    operands.check(Device::Cpu)?;
+    check_room(workspace, 1)
 }
 
 /// The own sum of squares of each row, `matrices` words apart.

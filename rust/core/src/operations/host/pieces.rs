@@ -1,10 +1,11 @@
 //! Long messages as several operations of the protocol.
 //!
 //! The slots that one operation touches are then small enough to stay in the processors' own caches: a push goes into
-//! lines that the reader has just cleared, and nothing of the exchange reaches main memory.
+//! lines that the reader has just cleared, and nothing of the exchange reaches main memory. And a message may be longer
+//! than the slots.
 
 use lamport_rs_protocol::exchange::{Collective, Extent};
-use lamport_rs_protocol::memory::{Line, SlotMemory};
+use lamport_rs_protocol::memory::{LINE_VECTORS, Line, SlotMemory};
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 use lamport_rs_protocol::two_shot::ShardedCollective;
 
@@ -26,7 +27,7 @@ pub fn run<M: SlotMemory, C: Collective>(
     chunk_vectors: usize,
     collective: &mut C,
 ) -> Result<()> {
-    let most = whole_chunks(PIECE_BYTES, chunk_vectors);
+    let most = whole_chunks(PIECE_BYTES, chunk_vectors).min(room(workspace, 1));
     for first in (0..region_bytes / VECTOR_BYTES).step_by(most) {
         let vectors = most.min(region_bytes / VECTOR_BYTES - first);
         let extent = extent(vectors * VECTOR_BYTES, chunk_vectors, first, running);
@@ -45,7 +46,8 @@ pub fn run_two_shot<M: SlotMemory, C: ShardedCollective>(
     chunk_vectors: usize,
     collective: &mut C,
 ) -> Result<()> {
-    let (shard, most) = (region_bytes / 2 / VECTOR_BYTES, whole_chunks(PIECE_BYTES / 2, chunk_vectors));
+    let shard = region_bytes / 2 / VECTOR_BYTES;
+    let most = whole_chunks(PIECE_BYTES / 2, chunk_vectors).min(room(workspace, 2));
     for first in (0..shard).step_by(most) {
         let vectors = most.min(shard - first);
         let extent = extent(2 * vectors * VECTOR_BYTES, chunk_vectors, first, running);
@@ -64,6 +66,18 @@ fn extent(region_bytes: usize, chunk_vectors: usize, first: usize, running: &Run
 /// Vectors of the whole chunks in `bytes`, of one at least.
 fn whole_chunks(bytes: usize, chunk_vectors: usize) -> usize {
     (bytes / VECTOR_BYTES / chunk_vectors).max(1) * chunk_vectors
+}
+
+/// Checks that the slots have room for a vector in each of `parts` equal parts of a region.
+pub fn check_room(workspace: &HostWorkspace, parts: usize) -> Result<()> {
+    workspace.member().geometry.region_bytes(parts * VECTOR_BYTES)?;
+    Ok(())
+}
+
+/// Vectors of each of `parts` equal parts of a region for which the slots have room: whole lines, if it is a line.
+fn room(workspace: &HostWorkspace, parts: usize) -> usize {
+    let most = workspace.member().geometry.largest_region_bytes() / VECTOR_BYTES / parts;
+    if most < LINE_VECTORS { most } else { most / LINE_VECTORS * LINE_VECTORS }
 }
 
 /// Part of a collective, from vector `first` on, or from that of every shard.

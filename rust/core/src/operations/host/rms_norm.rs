@@ -1,4 +1,4 @@
-//! The sum over ranks, plus a residual, and the norm of its rows.
+//! The sum over ranks, plus a residual if there is one, and the norm of its rows.
 //!
 //! `residual_out = input summed over ranks + residual`, and per row
 //! `out = residual_out / sqrt(mean(residual_out²) + eps) × (weight + weight_bias)` (RMSNorm: Zhang and Sennrich, 2019,
@@ -16,7 +16,7 @@ use super::CHUNK_VECTORS;
 use super::all_reduce::round_and_scrub;
 use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
-use super::pieces::run;
+use super::pieces::{check_room, run};
 use super::processor::{Job, Processor, dispatch};
 use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
@@ -33,9 +33,8 @@ pub unsafe fn all_reduce_rms_norm(
     operands: &AllReduceRmsNorm,
     interrupted: Interrupted<'_>,
 ) -> Result<()> {
-    operands.check(Device::Cpu)?;
-    check_algorithm(operands.algorithm)?;
-    let region_bytes = workspace.member().geometry.region_bytes(operands.input.bytes())?;
+    check(workspace, operands)?;
+    let region_bytes = operands.input.bytes();
     if operands.input.elements() == 0 {
         return workspace.skip();
     }
@@ -49,6 +48,13 @@ pub unsafe fn all_reduce_rms_norm(
     });
     running.return_scratch(scratch);
     outcome
+}
+
+/// Checks the operands.
+pub fn check(workspace: &HostWorkspace, operands: &AllReduceRmsNorm) -> Result<()> {
+    operands.check(Device::Cpu)?;
+    check_algorithm(operands.algorithm)?;
+    check_room(workspace, 1)
 }
 
 /// Refuses what only GPUs do.
@@ -84,7 +90,7 @@ impl<E: Element> Job for Run<'_, '_, E> {
         let mut norm = unsafe {
             NormalisedSum::<E, P> {
                 input: Operand::contiguous(&operands.input),
-                residual: Operand::contiguous(&operands.residual),
+                residual: operands.residual.as_ref().map(|residual| Operand::contiguous(residual)),
                 weight: Weight::new(&operands.weight),
                 output: Operand::contiguous(&operands.output),
                 residual_output: Operand::contiguous(&operands.residual_output),
@@ -102,7 +108,7 @@ impl<E: Element> Job for Run<'_, '_, E> {
 
 struct NormalisedSum<'a, E: Element, P> {
     input: Operand,
-    residual: Operand,
+    residual: Option<Operand>,
     weight: Weight,
     output: Operand,
     residual_output: Operand,
@@ -148,7 +154,8 @@ impl<E: Element, P: Processor> NormalisedSum<'_, E, P> {
     fn normalise_row(&mut self) {
         let mut squares = E::Lanes::ZERO;
         for (at, sum) in (self.row..).zip(self.sums.iter_mut()) {
-            let rounded = round_and_scrub::<E, P>(sum.add(E::widen::<P>(self.residual.read(at))));
+            let total = self.residual.map_or(*sum, |residual| sum.add(E::widen::<P>(residual.read(at))));
+            let rounded = round_and_scrub::<E, P>(total);
             self.residual_output.write(at, rounded);
             *sum = E::widen::<P>(rounded);
             squares = squares.add(sum.multiply(*sum));

@@ -23,6 +23,8 @@ pub struct AllReduceRmsNorm {
     pub weight: Dtype,
     pub tokens: usize,
     pub hidden: usize,
+    /// Without one nothing is added to the sum.
+    pub has_residual: bool,
     /// Whether the results replace input and residual.
     pub in_place: bool,
 }
@@ -93,13 +95,13 @@ impl Prepared for Tensors {
                 ("output", output, Kind::Output),
                 ("residual output", residual_output, Kind::Output),
                 ("input", input, Kind::Input),
-                ("residual", residual, Kind::Input),
+                ("residual", residual, if self.operation.has_residual { Kind::Input } else { Kind::Output }),
                 ("weight", &self.weights[rank], Kind::Weight),
             ],
         );
         let tensors = AllReduceRmsNormTensors {
             input: input.address(),
-            residual: residual.address(),
+            residual: self.operation.has_residual.then(|| residual.address()),
             weight: self.weights[rank].address(),
             output: output.address(),
             residual_output: residual_output.address(),
@@ -109,9 +111,10 @@ impl Prepared for Tensors {
     }
 
     fn check(&self, rank: usize) -> Result<(), String> {
-        let AllReduceRmsNorm { dtype, weight, hidden, .. } = self.operation;
+        let AllReduceRmsNorm { dtype, weight, hidden, has_residual, .. } = self.operation;
         let inputs: Vec<_> = self.setting.ranks().map(|rank| self.inputs.bytes(rank)).collect();
-        let rows = sum(dtype, &inputs, Some(&self.residuals.bytes(rank)));
+        let residual = has_residual.then(|| self.residuals.bytes(rank));
+        let rows = sum(dtype, &inputs, residual.as_deref());
         check_bits("the residual's sum", dtype, &self.residual_outputs[rank].bytes(), &rows)?;
         let weights = self.weights[rank].bytes();
         let normalised = rms_norm(dtype, &[&rows], hidden, (weight, &weights), EPSILON, WEIGHT_BIAS);

@@ -1,0 +1,303 @@
+"""The backend "lamport" of torch.distributed: sums of a process group go through a workspace of this package.
+
+A group of this backend is a plain `torch.distributed.ProcessGroup` with NCCL for CUDA tensors and gloo for CPU tensors.
+Whatever asks for its type, its store or its NCCL communicator finds what it knows. Only the way to the all-reduce is
+another one, for groups that are registered here:
+
+- `ProcessGroup.allreduce`, which `torch.distributed.all_reduce` calls, is a Python method that sums at once. This is
+  the quick way.
+- C++ (functional collectives, compiled code, DistributedDataParallel) calls the operator `c10d::allreduce_`. It gets a
+  kernel in front of those of the backends, under the dispatch key BackendSelect. So do tracers and profilers, which
+  want to see an operator.
+
+Both are there from the first such group on, and pass on what is not for them. What may decide who sums is only what all
+ranks have in common: the order of calls, the dtype, the size.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+import lamport_rs_autoload
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import (  # type: ignore[attr-defined]
+    PrefixStore,
+    _create_work_from_future,
+)
+from torch.autograd import _profiler_enabled  # type: ignore[attr-defined]
+
+from lamport_rs._core import LamportError
+from lamport_rs.eager import run_all_reduce_in_place
+from lamport_rs.exchange import resolve_group
+from lamport_rs.observation import logger
+from lamport_rs.tracing import must_dispatch
+from lamport_rs.workspace import DEFAULT_TIMEOUT, LamportWorkspace, bind_to_thread
+
+_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+
+
+def install(group: dist.ProcessGroup | None = None) -> None:
+    """Let the sums of an existing process group go through the package, whatever its backend.
+
+    For programs that insist on a group of NCCL or gloo: the group stays what it is, `get_backend` included. Its
+    all-reduces with `ReduceOp.SUM` of float32, float16 and bfloat16 tensors go through a workspace, if the ranks share
+    a machine, and all else is as before. To be called on every rank of the group, between the same two collectives of
+    it. On ranks that are not in the group it does nothing, and neither does a second call.
+
+    Args:
+        group: The process group; None for the default group.
+
+    Raises:
+        LamportError: If `group` is none, or None and there is no default group.
+    """
+    resolved = resolve_group(group)
+    if isinstance(resolved, int) and resolved == dist.GroupMember.NON_GROUP_MEMBER:
+        return
+    if not isinstance(resolved, dist.ProcessGroup):
+        what = "there is no default one" if group is None else f"not {type(group).__name__}"
+        raise LamportError(f"group must be a torch process group, but {what}")
+    if id(resolved) not in _groups:
+        _register(resolved, _GroupSums(_timeout_of(resolved)))
+
+
+def make_group(options: Any, backend_options: Any) -> dist.ProcessGroup:
+    """Return a process group of the backend "lamport": what torch calls when it makes one.
+
+    Args:
+        options: torch's `_DistributedBackendOptions`.
+        backend_options: `ProcessGroupNCCL.Options`, or None; for NCCL.
+    """
+    rank, world_size, store = options.group_rank, options.group_size, options.store
+    kinds = dist.ProcessGroup.BackendType
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    group = dist.ProcessGroup(store, rank, world_size)
+    gloo = dist.ProcessGroupGloo(PrefixStore("gloo/", store), rank, world_size, timeout=options.timeout)
+    gloo._set_sequence_number_for_group()
+    group._register_backend(cpu, kinds.GLOO, gloo)
+    if dist.is_nccl_available() and torch.cuda.is_available():
+        nccl_options = dist.ProcessGroupNCCL.Options() if backend_options is None else backend_options
+        nccl_options._timeout = options.timeout
+        nccl_options.global_ranks_in_group = options.global_ranks_in_group
+        nccl_options.group_name = options.group_id
+        nccl = dist.ProcessGroupNCCL(PrefixStore("nccl/", store), rank, world_size, nccl_options)
+        nccl._set_sequence_number_for_group()
+        group._register_backend(cuda, kinds.NCCL, nccl)
+        group._set_default_backend(kinds.NCCL)
+    else:
+        group._register_backend(cuda, kinds.GLOO, gloo)
+        group._set_default_backend(kinds.GLOO)
+    _register(group, _GroupSums(options.timeout.total_seconds(), only=lamport_rs_autoload.BACKEND))
+    return group
+
+
+_thread_local = threading.local()
+
+
+def _this_thread() -> object:
+    """Return what stands for the calling thread alone. `get_ident` gives the number of one that has ended again."""
+    try:
+        return _thread_local.token
+    except AttributeError:
+        token = _thread_local.token = object()
+        return token
+
+
+class _DeviceSums:
+    """The sums of one group on one device."""
+
+    def __init__(self, workspace: LamportWorkspace) -> None:
+        self._workspace = workspace
+        self._thread = _this_thread()
+        # A signal's handler may sum while its thread does, which the workspace then refuses: so no plain lock.
+        self._lock = threading.RLock()
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Sum `tensor` over the ranks, in place."""
+        with self._lock:
+            # The group answers for the order, not the thread: torch's rule is that all ranks call in the same one.
+            thread = _this_thread()
+            if self._thread is not thread:
+                bind_to_thread(self._workspace)
+                self._thread = thread
+            run_all_reduce_in_place(tensor, self._workspace)
+
+    def close(self) -> None:
+        """Give the workspace up."""
+        self._workspace.cleanup()
+
+
+class _GroupSums:
+    """The sums of one group. A workspace is made by the first sum on a device, as torch makes NCCL's communicators."""
+
+    def __init__(self, seconds: float, only: str | None = None) -> None:
+        """Let operations wait `seconds` for a peer; serve the devices that the group has the backend `only` for."""
+        self._seconds, self._only = seconds, only
+        self._devices: dict[int, _DeviceSums | None] = {}
+        self._lock = threading.RLock()
+
+    def add(self, group: dist.ProcessGroup, tensor: torch.Tensor) -> bool:
+        """Sum `tensor` over the ranks, in place; or return False if that is for the group's other backend to do.
+
+        It is dense, has a dtype that the package sums, and is to be summed.
+        """
+        if tensor.numel() == 0:
+            return False
+        index = tensor.get_device()  # -1 for the CPU.
+        try:
+            sums = self._devices[index]
+        except KeyError:
+            sums = self._prepare(group, tensor, index)
+        if sums is None:
+            return False
+        sums.add(tensor)
+        return True
+
+    def close(self) -> None:
+        """Give all workspaces up."""
+        for sums in self._devices.values():
+            if sums is not None:
+                sums.close()
+
+    def _prepare(self, group: dist.ProcessGroup, tensor: torch.Tensor, index: int) -> _DeviceSums | None:
+        """Make the workspace. The ranks agree: all get one, or all get None."""
+        device = tensor.device
+        if device.type not in ("cpu", "cuda"):
+            return None
+        with self._lock:
+            if index in self._devices:
+                return self._devices[index]
+            sums = None
+            if group.size() > 1 and self._serves(group, device):
+                if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                    logger.warning(
+                        "group %s: its first sum on %s is captured in a CUDA graph, where no workspace can be made, so "
+                        "NCCL does it; run one before the capture",
+                        group.group_name,
+                        device,
+                    )
+                    return None
+                try:
+                    # On all ranks, or the same error on all.
+                    sums = _DeviceSums(LamportWorkspace.for_group(group, device=device, timeout=self._seconds))
+                except LamportError as error:
+                    if group.rank() == 0:
+                        logger.warning(
+                            "group %s: NCCL or gloo does all sums on %s: %s", group.group_name, device, error
+                        )
+            self._devices[index] = sums
+            return sums
+
+    def _serves(self, group: dist.ProcessGroup, device: torch.device) -> bool:
+        if self._only is None:
+            return True
+        return f"{device.type}:{self._only}" in dist.get_backend_config(group).split(",")
+
+
+_groups: dict[int, _GroupSums] = {}
+"""By the identity of the group. Torch holds a group's object until the group is destroyed."""
+_references: dict[int, weakref.ref[dist.ProcessGroup]] = {}
+
+
+def _register(group: dist.ProcessGroup, sums: _GroupSums) -> None:
+    _hook()
+    key = id(group)
+
+    def forget(_reference: object) -> None:
+        _references.pop(key, None)
+        _groups.pop(key).close()
+
+    _references[key] = weakref.ref(group, forget)
+    _groups[key] = sums
+
+
+def _timeout_of(group: dist.ProcessGroup) -> float:
+    """Seconds that the group's backends wait for a peer, as far as they say."""
+    for device in group._device_types:
+        options = getattr(group._get_backend(device), "options", None)
+        if options is not None:
+            seconds: float = options._timeout.total_seconds()
+            return seconds
+    return DEFAULT_TIMEOUT
+
+
+_TYPES = (torch.Tensor, torch.nn.Parameter)
+_SUM = dist.ReduceOp.SUM
+_Options: Any = dist.AllreduceOptions
+_TELLS_ASYNC = hasattr(_Options(), "asyncOp")
+"""Whether `allreduce` hears that its caller does not want a `Work`. The oldest versions of torch do not tell."""
+_plain_allreduce: Any = vars(dist.ProcessGroup)["allreduce"]
+
+
+# Not under another name: pybind11 knows by it that a call from here is for the method that this one stands before.
+def allreduce(self: dist.ProcessGroup, *arguments: Any, **named: Any) -> Any:
+    """`ProcessGroup.allreduce` for callers in Python. No more calls than needed: they are part of the latency."""
+    if len(arguments) == 2 and not named:
+        tensors, options = arguments
+        if type(tensors) is list and len(tensors) == 1 and type(options) is _Options:
+            tensor = tensors[0]
+            # A tracer, a mode or a profiler wants to see the operator.
+            is_watched = must_dispatch(tensor) or _profiler_enabled()
+            if type(tensor) in _TYPES and tensor.layout is torch.strided and not is_watched:
+                sums = _groups.get(id(self))
+                is_sync = _TELLS_ASYNC and not options.asyncOp
+                if sums is not None and tensor.dtype in _DTYPES and options.reduceOp == _SUM and sums.add(self, tensor):
+                    return _done if is_sync else _finished(tensors)
+                if is_sync and type(self) is dist.ProcessGroup:
+                    # What the operator's kernels do. By way of the operator it would take twice as long.
+                    backend: Any = self._get_backend(tensor.device)
+                    return backend.allreduce(tensors, options)
+    return _plain_allreduce(self, *arguments, **named)
+
+
+def _operator_kernel(keys: Any, tensors: list[torch.Tensor], group: Any, reduce_op: Any, *rest: Any) -> Any:
+    """`c10d::allreduce_` for callers in C++."""
+    tensor = tensors[0]
+    if (
+        len(tensors) == 1
+        and type(tensor) in _TYPES
+        and tensor.layout is torch.strided
+        and tensor.dtype in _DTYPES
+        and (sums := _groups.get(id(unboxed := dist.ProcessGroup.unbox(group)))) is not None
+        # The oldest versions of torch do not tell what the operation is.
+        and hasattr(reduce_op, "op")
+        and reduce_op.op() == _SUM.value
+        and sums.add(unboxed, tensor)
+    ):
+        return tensors, _finished(tensors).boxed()
+    return torch.ops.c10d.allreduce_.default.redispatch(keys & _BEHIND, tensors, group, reduce_op, *rest)
+
+
+_BEHIND: Any = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
+"""The dispatch keys of the backends' own kernels."""
+
+
+def _finished(tensors: list[torch.Tensor] | None) -> Any:
+    """Return the `Work` of a sum that the current stream has, or of one that has ended on the CPU.
+
+    Its future has the tensors, and events of their streams: who waits for it on another stream waits for the sum.
+    """
+    devices: Any = [tensors[0].device] if tensors is not None and tensors[0].is_cuda else None
+    future: Any = torch.futures.Future(devices=devices)
+    future.set_result(tensors)
+    return _create_work_from_future(future)
+
+
+_done = _finished(None)
+"""For callers that only wait for it."""
+_library: torch.library.Library | None = None
+
+
+def _hook() -> None:
+    """Stand before the all-reduce of torch's process groups."""
+    global _library
+    if _library is None:
+        _library = torch.library.Library("c10d", "IMPL")
+        _library.impl("allreduce_", _operator_kernel, "BackendSelect", with_keyset=True)
+        group_class: Any = dist.ProcessGroup
+        group_class.allreduce = allreduce
+
+
+lamport_rs_autoload.register()  # For programs that switch torch's entry points off, and import this module.

@@ -1,0 +1,55 @@
+"""What the package tells of itself: the log, and ranges in a profile.
+
+The log is Python's, under the name `lamport_rs`: a line for each workspace at level INFO, and one for each fault at
+level ERROR. `LAMPORT_RS_NVTX=1` has every eager operation push an NVTX range of its name.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from lamport_rs._core import LamportMismatchError, LamportTimeoutError
+
+logger = logging.getLogger("lamport_rs")
+# Faults are raised, too: where nobody configures a log, they need not be printed besides.
+logger.addHandler(logging.NullHandler())
+
+NVTX_VARIABLE = "LAMPORT_RS_NVTX"
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def log_fault(error: BaseException) -> None:
+    """Tell the log if `error` is one after which the workspace cannot be used any more."""
+    if isinstance(error, LamportTimeoutError | LamportMismatchError):
+        # The text: a handler may keep what it is given, and the error has the operation's frames.
+        logger.error("%s", str(error))
+
+
+def with_range(name: str, operation: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """`operation`, in an NVTX range called `lamport_rs.<name>` if the environment asks for ranges."""
+    if os.environ.get(NVTX_VARIABLE) != "1":
+        return operation
+    try:
+        torch.cuda.nvtx.range_push(name)
+        torch.cuda.nvtx.range_pop()
+    except RuntimeError as error:
+        logger.warning("%s=1 has no effect on %s: %s", NVTX_VARIABLE, name, error)
+        return operation
+
+    @functools.wraps(operation)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        torch.cuda.nvtx.range_push(f"lamport_rs.{name}")
+        try:
+            return operation(*args, **kwargs)
+        finally:
+            torch.cuda.nvtx.range_pop()
+
+    return call

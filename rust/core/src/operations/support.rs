@@ -1,0 +1,122 @@
+//! Whether an operation on tensors of some shape would be served, before there are such tensors.
+//!
+//! The answer depends on what all ranks have in common, and so is the same on all of them.
+
+use super::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
+use super::operation::Kind;
+use super::{cuda, host};
+use crate::error::{Error, Result};
+use crate::tensor::{Device, Dimensions, Dtype, Tensor};
+use crate::workspace::cuda::CudaWorkspace;
+use crate::workspace::host::HostWorkspace;
+use lamport_rs_protocol::algorithm::Algorithm;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// Which collective.
+    pub kind: Kind,
+    /// Of the first operand.
+    pub shape: Vec<usize>,
+    /// Of the first operand.
+    pub dtype: Dtype,
+    /// Of the weights, if there are any.
+    pub weight: Dtype,
+    /// Where the tensors are.
+    pub device: Device,
+    /// How to reduce; `None` for the fastest.
+    pub algorithm: Option<Algorithm>,
+    /// Columns of Q and K.
+    pub sizes: [i64; 2],
+}
+
+/// Says why the workspace would refuse the operation, if it would.
+pub fn check_on_host(workspace: &HostWorkspace, question: &Question) -> Result<()> {
+    match operands(question)? {
+        Operands::AllReduce(operands) => host::all_reduce::check(workspace, &operands).map(drop),
+        Operands::AllReduceRmsNorm(operands) => host::rms_norm::check(workspace, &operands),
+        Operands::MinimaxRms(operands) => host::minimax::check(workspace, &operands),
+    }
+}
+
+/// Likewise.
+pub fn check_on_device(workspace: &CudaWorkspace, question: &Question) -> Result<()> {
+    match operands(question)? {
+        Operands::AllReduce(operands) => cuda::check_all_reduce(workspace, &operands).map(drop),
+        Operands::AllReduceRmsNorm(operands) => cuda::check_all_reduce_rms_norm(workspace, &operands).map(drop),
+        Operands::MinimaxRms(operands) => cuda::check_minimax_rms(workspace, &operands).map(drop),
+    }
+}
+
+enum Operands {
+    AllReduce(AllReduce),
+    AllReduceRmsNorm(AllReduceRmsNorm),
+    MinimaxRms(MinimaxRms),
+}
+
+/// Dense tensors that share no memory. Nobody looks at what they point to.
+fn operands(question: &Question) -> Result<Operands> {
+    let Question { kind, ref shape, dtype, weight, device, algorithm, sizes } = *question;
+    let mut place = PLACE;
+    let mut tensor = |shape: &[usize], dtype: Dtype| -> Result<Tensor> {
+        let tensor = dense(place, shape, dtype, device)?;
+        place = place.saturating_add(tensor.bytes().next_multiple_of(PLACE));
+        Ok(tensor)
+    };
+    let columns = shape.last().copied().unwrap_or(1);
+    let with_columns = |columns: i64| {
+        let mut shape = shape.clone();
+        if let Some(last) = shape.last_mut() {
+            *last = usize::try_from(columns).unwrap_or(0);
+        }
+        shape
+    };
+    let input = tensor(shape, dtype)?;
+    Ok(match kind {
+        Kind::AllReduce => Operands::AllReduce(AllReduce { input, output: tensor(shape, dtype)?, algorithm }),
+        Kind::AllReduceRmsNorm => Operands::AllReduceRmsNorm(AllReduceRmsNorm {
+            input,
+            residual: None,
+            weight: tensor(&[columns], weight)?,
+            epsilon: 0.0,
+            weight_bias: 0.0,
+            algorithm,
+            output: tensor(shape, dtype)?,
+            residual_output: tensor(shape, dtype)?,
+        }),
+        Kind::MinimaxRms => {
+            let norm = Norm { input, weight: tensor(&[columns], weight)?, output: tensor(shape, dtype)? };
+            Operands::MinimaxRms(MinimaxRms::one(norm, 0.0))
+        }
+        Kind::MinimaxRmsQk => {
+            let [q, k] = sizes.map(with_columns);
+            let weights =
+                [tensor(&q[q.len().saturating_sub(1)..], weight)?, tensor(&k[k.len().saturating_sub(1)..], weight)?];
+            let outputs = [tensor(&q, dtype)?, tensor(&k, dtype)?];
+            Operands::MinimaxRms(MinimaxRms::packed(input, sizes, weights, outputs, 0.0)?)
+        }
+    })
+}
+
+/// Between operands that are not there: an address that is none, and aligned.
+const PLACE: usize = 4096;
+
+fn dense(place: usize, shape: &[usize], dtype: Dtype, device: Device) -> Result<Tensor> {
+    let too_many = || Error::Argument(format!("a tensor has {} dimensions, which are too many", shape.len()));
+    let bytes = shape.iter().try_fold(dtype.size(), |product, size| product.checked_mul(*size));
+    if !shape.contains(&0) && bytes.is_none_or(|bytes| bytes > isize::MAX as usize / 16) {
+        return Err(Error::Argument(format!("a tensor of shape {shape:?} is more than this machine can address")));
+    }
+    let mut strides = vec![1; shape.len()];
+    for dimension in (1..shape.len()).rev() {
+        strides[dimension - 1] = usize::saturating_mul(strides[dimension], shape[dimension].max(1));
+    }
+    Ok(Tensor {
+        pointer: std::ptr::without_provenance_mut(place),
+        dtype,
+        device,
+        shape: Dimensions::new(shape.iter().copied()).ok_or_else(too_many)?,
+        strides: Dimensions::new(strides).ok_or_else(too_many)?,
+        is_negated: false,
+    })
+}

@@ -1,0 +1,111 @@
+"""torch's own tests of process groups, on the CPU, on the backend "lamport": `make test-torch-suite`.
+
+They are in torch's wheel, and written for gloo among others. Here they are told that they run on gloo, and make groups
+of "lamport" in its place. A test that fails is run again on gloo itself, for comparison. Those that cannot pass are
+known: they ask for gloo by its name. The exit status is 1 if another test fails, or if one of these passes.
+
+`torch_suite.py [NAME...]` runs the tests of these names only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import unittest
+from collections import Counter
+from typing import Any
+
+NEEDS_THE_NAME_GLOO = {
+    "test_ddp_logging_data_cpu": "compares DistributedDataParallel's log, which names gloo, with dist.get_backend()",
+    "test_get_backend": "compares dist.get_backend() with gloo",
+    "test_monitored_barrier_gloo": "dist.monitored_barrier() takes groups of gloo only",
+    "test_monitored_barrier_gloo_subgroup": "likewise",
+}
+"""Tests that fail, and why."""
+
+CHOSEN = "LAMPORT_RS_TORCH_SUITE"
+"""The variable that says which backend to make groups of."""
+
+os.environ["BACKEND"] = "gloo"
+os.environ.setdefault("WORLD_SIZE", "2")
+os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+os.environ.setdefault("TEMP_DIR", tempfile.gettempdir())
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+
+_plain_init = dist.init_process_group
+
+
+def _init_process_group(backend: Any = None, *arguments: Any, **named: Any) -> None:
+    _plain_init(os.environ[CHOSEN] if backend == "gloo" else backend, *arguments, **named)
+
+
+# Ranks are forked from this process.
+dist.init_process_group = _init_process_group
+
+from torch.testing._internal.distributed.distributed_test import DistributedTest, TestDistBackend  # noqa: E402
+
+
+class Suite(TestDistBackend, DistributedTest._DistTestBase):
+    def setUp(self) -> None:
+        super().setUp()
+        # Spawned ones would import torch, which takes seconds, in each test.
+        self._start_processes(torch.multiprocessing.get_context("fork").Process)
+
+
+class Outcomes(unittest.TextTestResult):
+    """What became of each test, by its name."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.of: dict[str, str] = {}
+
+    def _note(self, test: Any, outcome: str) -> None:
+        self.of[getattr(test, "_testMethodName", str(test))] = outcome
+
+    def addSuccess(self, test: Any) -> None:  # noqa: N802
+        super().addSuccess(test)
+        self._note(test, "passed")
+
+    def addSkip(self, test: Any, reason: str) -> None:  # noqa: N802
+        super().addSkip(test, reason)
+        self._note(test, "skipped")
+
+    def addFailure(self, test: Any, error: Any) -> None:  # noqa: N802
+        super().addFailure(test, error)
+        self._note(test, "failed")
+
+    def addError(self, test: Any, error: Any) -> None:  # noqa: N802
+        super().addError(test, error)
+        self._note(test, "failed")
+
+
+def run(backend: str, names: list[str]) -> dict[str, str]:
+    """Run the tests on groups of `backend`."""
+    os.environ[CHOSEN] = backend
+    runner = unittest.TextTestRunner(resultclass=Outcomes, verbosity=2)
+    result = runner.run(unittest.TestSuite(Suite(name) for name in names))
+    assert isinstance(result, Outcomes)
+    return result.of
+
+
+def main() -> int:
+    names = sys.argv[1:] or unittest.defaultTestLoader.getTestCaseNames(Suite)
+    outcomes = run("lamport", names)
+    failed = [name for name, outcome in outcomes.items() if outcome == "failed"]
+    on_gloo = run("gloo", failed) if failed else {}
+    print("on lamport:", dict(Counter(outcomes.values())))
+    wrong = {name for name in NEEDS_THE_NAME_GLOO if outcomes.get(name, "failed") != "failed"}
+    for name in failed:
+        if name not in NEEDS_THE_NAME_GLOO:
+            wrong.add(name)
+        print(f"failed: {name} ({NEEDS_THE_NAME_GLOO.get(name, 'UNEXPECTED')}; on gloo: {on_gloo[name]})")
+    for name in sorted(wrong):
+        print(f"not as expected: {name} {outcomes[name]}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

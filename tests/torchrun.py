@@ -1,0 +1,40 @@
+"""Programs of several ranks, started as users start them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 240.0
+"""Most seconds that a program may take."""
+
+
+def torchrun(*arguments: str | Path, ranks: int = 2) -> tuple[str, str]:
+    """Run `torchrun --nproc-per-node <ranks> <arguments>` in the repository, and return its output and its log.
+
+    As torchrun does by default, each rank has one thread.
+    """
+    # A port of its own, so that programs may run side by side.
+    environment = {**os.environ, "PET_STANDALONE": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *map(str, arguments)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        output, log = process.communicate(timeout=SECONDS)
+    finally:
+        if process.poll() is None:
+            process.terminate()  # It ends its ranks, which a killed one cannot.
+            process.wait()
+    assert process.returncode == 0, output + log
+    return output, log
+
+
+def said_by(rank: int, output: str) -> list[str]:
+    """Return what a rank printed in lines that begin with `rank <rank>: `. Ranks may print in one another's lines."""
+    lines = re.sub(r"(?=rank \d+: )", "\n", output).splitlines()
+    return [line.removeprefix(f"rank {rank}: ") for line in lines if line.startswith(f"rank {rank}: ")]
