@@ -1,7 +1,8 @@
 //! Waiting without a barrier: spin briefly, then park until a peer wakes this rank.
 //!
-//! No stage yields. A rank that yields beside a process that computes gives it the core for milliseconds; one that sleeps
-//! leaves the core to its peers at once, and gets it back when it is woken.
+//! A rank that yields beside a process that computes gives it the core for milliseconds; one that sleeps leaves the core
+//! to its peers at once, and gets it back when it is woken. So ranks yield only where they share cores, and as long as
+//! nobody else is there to take them.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -21,6 +22,12 @@ const MOST_SPINS: u32 = 4_000;
 const FEWEST_SPINS: u32 = 16;
 /// What [`MOST_SPINS`] take, more or less: who comes later is not worth spinning for.
 const LONGEST_SPIN: Duration = Duration::from_micros(200);
+/// Yields before a rank parks, where ranks share cores: to a peer that is a third of the way of a sleep and a wake-up.
+const YIELDS: u32 = 10;
+/// A yield of this length has given the core to a process that computes: peers wait, and give it back, earlier.
+const LONG_YIELD: Duration = Duration::from_millis(1);
+/// Waits without yields that follow such a one.
+const WAITS_WITHOUT_YIELDS: u32 = 1024;
 /// Most pauses between two looks. A look takes the line away from the peer that is writing it: a rank that looks all the
 /// time slows down the very peer it waits for, and stays on its heels. Looks therefore become rarer, up to the time that
 /// a chunk takes. So long a rank also looks out once it has announced its sleep, which is more than stores take to arrive.
@@ -37,16 +44,32 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 pub struct SpinLimit {
     most: u32,
     limit: u32,
+    yields: u32,
+    waits_without_yields: u32,
 }
 
 impl SpinLimit {
     /// For a group of `world_size` ranks.
     pub fn new(world_size: usize) -> Self {
-        let most = if world_size <= cores() { MOST_SPINS } else { FEWEST_SPINS };
-        Self { most, limit: most }
+        let (most, yields) = if world_size <= cores() { (MOST_SPINS, 0) } else { (FEWEST_SPINS, YIELDS) };
+        Self { most, limit: most, yields, waits_without_yields: 0 }
+    }
+
+    /// Yields, unless it has been too dear, or there have been enough of the `yielded`. Whether it did.
+    fn yield_again(&mut self, yielded: u32) -> bool {
+        if self.waits_without_yields > 0 || yielded == self.yields {
+            return false;
+        }
+        let started = Instant::now();
+        std::thread::yield_now();
+        if started.elapsed() >= LONG_YIELD {
+            self.waits_without_yields = WAITS_WITHOUT_YIELDS;
+        }
+        true
     }
 
     fn learn(&mut self, in_vain: bool) {
+        self.waits_without_yields = self.waits_without_yields.saturating_sub(1);
         self.limit = if in_vain { (self.limit / 2).max(FEWEST_SPINS) } else { (2 * self.limit).min(self.most) };
     }
 }
@@ -55,6 +78,7 @@ impl SpinLimit {
 struct Stage {
     spun: u32,
     pauses: u32,
+    yielded: u32,
     /// When it stopped to spin.
     started: Option<Instant>,
     announced: bool,
@@ -63,7 +87,7 @@ struct Stage {
 }
 
 impl Stage {
-    const FIRST: Self = Self { spun: 0, pauses: 1, started: None, announced: false, gave_way: false };
+    const FIRST: Self = Self { spun: 0, pauses: 1, yielded: 0, started: None, announced: false, gave_way: false };
 }
 
 /// The bounded wait of one operation for its peers.
@@ -130,6 +154,10 @@ impl Wait for BoundedWait<'_, '_> {
             spin(stage.pauses);
             stage.spun += stage.pauses;
             stage.pauses = (2 * stage.pauses).min(MAX_PAUSES);
+            return Ok(());
+        }
+        if self.spins.yield_again(stage.yielded) {
+            stage.yielded += 1;
             return Ok(());
         }
         self.park(awaited, missing)
@@ -274,10 +302,22 @@ mod tests {
     }
 
     #[test]
+    fn who_has_pushed_or_begins_to_wait_wakes_the_peer_that_sleeps() {
+        let wakes: [fn(&mut BoundedWait<'_, '_>); 2] =
+            [|wait| wait.pushed(), |wait| wait.pause(Awaited::FirstHand, RankSet::default).unwrap()];
+        for wake in wakes {
+            let waits = Waits::new();
+            waits.parking(1).announce(RankSet(1 << 0));
+            waits.wait(Duration::MAX, &mut || false, wake);
+            let started = Instant::now();
+            waits.parking(1).sleep(Duration::from_secs(30));
+            assert!(started.elapsed() < Duration::from_secs(30));
+        }
+    }
+
+    #[test]
     fn the_limit_falls_where_spinning_is_in_vain_and_rises_where_it_is_not() {
-        let mut spins = SpinLimit { most: MOST_SPINS, limit: MOST_SPINS };
-        spins.learn(true);
-        assert_eq!(spins.limit, MOST_SPINS / 2);
+        let mut spins = SpinLimit { most: MOST_SPINS, ..SpinLimit::new(2) };
         (0..20).for_each(|_| spins.learn(true));
         assert_eq!(spins.limit, FEWEST_SPINS);
         (0..20).for_each(|_| spins.learn(false));
