@@ -4,8 +4,8 @@ Each is a collective call: all ranks of the workspace's group make it, with tens
 the same order. Sums are taken in float32 and in rank order, so all ranks get the same bits, on every run. So they do
 where a thread flushes subnormal numbers to zero or rounds otherwise: on the host an operation computes with the default
 settings, and the caller has his own back afterwards. A row's bits do not depend on how many rows share the call, nor on
-where it is among them. A contribution of -0.0 counts as +0.0. Only in a group of one on a GPU, where a sum is a copy, it
-stays what it is.
+where it is among them. A contribution of -0.0 counts as +0.0. Only in a group of one on a GPU, where a sum is a copy,
+it stays what it is.
 
 All raise `LamportError` for tensors, values and workspaces they cannot take, before anything is sent, and in another
 thread than the one that the workspace is bound to. Such a call counts all the same: if all ranks refuse it, they go on

@@ -196,7 +196,7 @@ fn jobs_without_tokens_or_bytes_are_refused_by_name() {
 
 #[test]
 fn jobs_of_groups_that_cannot_be_are_refused() {
-    for world_size in [-1, 0, 1, 17] {
+    for world_size in [-1, 0, 17] {
         assert_eq!(minimax_comm_size(1, world_size, true), Err(GeometryError::WorldSize(world_size)));
         assert_eq!(all_reduce_comm_size(1, world_size), Err(GeometryError::WorldSize(world_size)));
     }
