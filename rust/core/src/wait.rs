@@ -22,7 +22,7 @@ const MOST_SPINS: u32 = 4_000;
 const FEWEST_SPINS: u32 = 16;
 /// What [`MOST_SPINS`] take, more or less: who comes later is not worth spinning for.
 const LONGEST_SPIN: Duration = Duration::from_micros(200);
-/// Yields before a rank parks, where ranks share cores: to a peer that is a third of the way of a sleep and a wake-up.
+/// Yields before a rank parks, where ranks share cores: to a peer, that is cheaper than a sleep and a wake-up.
 const YIELDS: u32 = 10;
 /// A yield of this length has given the core to a process that computes: peers wait, and give it back, earlier.
 const LONG_YIELD: Duration = Duration::from_millis(1);
