@@ -26,8 +26,8 @@ ROUND_SECONDS = 0.04
 MOST_CALLS = 400
 ATTEMPTS = 5
 MOST_OF_GLOOS_TIME = {0: 1.0, 1: 2.0}
-"""Beside so many busy processes. Measured were 0.01 to 0.2 when idle, and 0.03 to 0.7 beside one; when waiting ranks
-yielded, up to 6."""
+"""Beside so many busy processes. Measured were 0.002 to 0.1 when idle, and 0.02 to 0.3 beside one. Waiting ranks that
+yielded have been seen to take from 0.1 to 6 times as long as gloo's."""
 
 
 def seconds_per_call(call: Callable[[], object]) -> float:

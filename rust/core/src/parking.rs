@@ -1,16 +1,17 @@
 //! Parking: a rank that has spun in vain sleeps in the kernel, until a peer that pushes something wakes it.
 //!
 //! Each rank has a word in its own block, where its peers see it: the set of the ranks that it awaits in its sleep, or
-//! [`AWAKE`] and on which core the peer ran that woke it last. Whoever has pushed looks at its peers' words, and asks the kernel to wake those that await it. While nobody
-//! sleeps that is a load of a line that nobody writes.
+//! [`AWAKE`] and on which core the peer ran that woke it last. Whoever has pushed looks at its peers' words, and asks
+//! the kernel to wake those that await it. While nobody sleeps that is a load of a line that nobody writes.
 //!
 //! A wake-up is a hint. Data is its own flag whether the reader slept or not, and a rank that sleeps looks again after
-//! [`LONGEST_SLEEP`] anyway. So the words need no order with the slots, and a word that a peer spoils delays, and no more.
+//! `LONGEST_SLEEP` (in `wait.rs`) anyway. So the words need no order with the slots, and a word that a peer spoils
+//! delays, and no more.
 //!
 //! A wake-up is lost if the peer looks at the word before it sees the announcement, and the sleeper at the data before
-//! it sees the push. A fence between push and look on the peer's side would exclude that, and would cost every operation
-//! the time in which a processor's stores reach its neighbours. Instead the sleeper announces its sleep, and then looks
-//! for longer than stores take ([`LOOKS_BEFORE_SLEEP`] in `wait.rs`).
+//! it sees the push. A fence between push and look on the peer's side would exclude that, and would cost every
+//! operation the time in which a processor's stores reach its neighbours. Instead the sleeper announces its sleep, and
+//! then looks for longer than stores take (`MAX_PAUSES`, there).
 
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! Waiting without a barrier: spin briefly, then park until a peer wakes this rank.
 //!
-//! A rank that yields beside a process that computes gives it the core for milliseconds; one that sleeps leaves the core
-//! to its peers at once, and gets it back when it is woken. So ranks yield only where they share cores, and as long as
-//! nobody else is there to take them.
+//! A rank that yields beside a process that computes gives it the core for milliseconds; one that sleeps leaves the
+//! core to its peers at once, and gets it back when it is woken. So ranks yield only where they share cores, and as
+//! long as nobody else is there to take them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -17,20 +17,21 @@ use crate::operations::operation::Operation;
 use crate::parking::Parking;
 
 /// Most pauses (some 40 ns each) before a rank parks, where each rank has a core.
-const MOST_SPINS: u32 = 4_000;
+const MOST_SPINS: u32 = 10_000;
 /// Fewest, and all that there are where ranks share cores: the peer that is waited for may need this very core.
 const FEWEST_SPINS: u32 = 16;
 /// What [`MOST_SPINS`] take, more or less: who comes later is not worth spinning for.
-const LONGEST_SPIN: Duration = Duration::from_micros(200);
+const LONGEST_SPIN: Duration = Duration::from_micros(500);
 /// Yields before a rank parks, where ranks share cores: to a peer, that is cheaper than a sleep and a wake-up.
 const YIELDS: u32 = 10;
 /// A yield of this length has given the core to a process that computes: peers wait, and give it back, earlier.
 const LONG_YIELD: Duration = Duration::from_millis(1);
 /// Waits without yields that follow such a one.
 const WAITS_WITHOUT_YIELDS: u32 = 1024;
-/// Most pauses between two looks. A look takes the line away from the peer that is writing it: a rank that looks all the
-/// time slows down the very peer it waits for, and stays on its heels. Looks therefore become rarer, up to the time that
-/// a chunk takes. So long a rank also looks out once it has announced its sleep, which is more than stores take to arrive.
+/// Most pauses between two looks. A look takes the line away from the peer that is writing it: a rank that looks all
+/// the time slows down the very peer it waits for, and stays on its heels. Looks therefore become rarer, up to the time
+/// that a chunk takes. So long a rank also looks out once it has announced its sleep, which is more than stores take to
+/// arrive.
 const MAX_PAUSES: u32 = 64;
 /// A lost wake-up, and another thread's cleaning up, are noticed after this time at the latest.
 const LONGEST_SLEEP: Duration = Duration::from_millis(1);
@@ -38,8 +39,8 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 /// How long a rank spins before it parks: from one wait to the next twice what sufficed, or would have, or half of what
 /// was in vain.
 ///
-/// On an idle machine words come while the rank spins. Beside a busy process they often come only once the rank has left
-/// its core to the peer, and then all spinning is lost.
+/// On an idle machine words come while the rank spins. Beside a busy process they often come only once the rank has
+/// left its core to the peer, and then all spinning is lost.
 #[derive(Debug)]
 pub struct SpinLimit {
     most: u32,
@@ -186,7 +187,8 @@ fn spin(pauses: u32) {
     (0..pauses).for_each(|_| std::hint::spin_loop());
 }
 
-/// Cores this process may run on, asked for once. An atomic, since the race detector does not see into the library's cells.
+/// Cores this process may run on, asked for once. An atomic, since the race detector does not see into the library's
+/// cells.
 fn cores() -> usize {
     static CORES: AtomicUsize = AtomicUsize::new(0);
     match CORES.load(Ordering::Relaxed) {

@@ -228,8 +228,8 @@ impl HostWorkspace {
         BoundedWait::new(self.member, self.timeout, interrupts, parking, &mut state.spins)
     }
 
-    /// What precedes a piece of a message. The second and later ones ask whether to go on: a long message may wait often
-    /// and never for long.
+    /// What precedes a piece of a message. The second and later ones ask whether to go on: a long message may wait
+    /// often and never for long.
     fn begin_piece(&self, running: &mut Running<'_>, extent: Extent) -> Result<Control> {
         if extent.header.is_none() {
             running.interrupts.check().inspect_err(|error| self.state.fail(error.to_string()))?;
