@@ -1,5 +1,7 @@
 """Signals, threads and forks: what may happen to a workspace while an operation on it waits."""
 
+import ctypes
+import functools
 import os
 import signal
 import threading
@@ -17,6 +19,8 @@ PATIENCE = 20.0
 """Seconds for what is to happen at once, on a busy machine."""
 PROMPT = 5.0
 """Seconds, on a busy machine, from a signal to what it ends: of a wait that has no limit."""
+LOCKED = 4
+"""Seconds for which a thread keeps the interpreter's lock."""
 
 
 def await_file(file: str) -> None:
@@ -171,6 +175,37 @@ def test_a_second_thread_is_refused_and_cleaning_up_waits_for_none(new_ranks):
     took, errors = new_ranks(2).run(call_beside_a_thread)[0]
     assert took < PROMPT / 2
     assert "cleaned up while the operation ran" in errors
+
+
+def wait_beside_the_interpreters_lock(me: Rank, locked: str) -> float:
+    """Rank 1 needs rank 0's sums, which a thread of rank 0 makes while its main thread keeps the interpreter's lock."""
+    workspace = me.workspace(4096)
+    call = functools.partial(lamport_rs.all_reduce, torch.ones(64), workspace, algorithm="two_shot")
+    if me.rank == 0:
+        ready = threading.Event()
+
+        def reduce() -> None:
+            lamport_rs.bind_to_thread(workspace)
+            ready.set()
+            call()
+
+        thread = threading.Thread(target=reduce)
+        thread.start()
+        ready.wait(PATIENCE)
+        time.sleep(0.2)
+        Path(locked).touch()
+        ctypes.PyDLL(None).sleep(LOCKED)
+        thread.join(PATIENCE)
+        return 0.0
+    await_file(locked)
+    time.sleep(0.5)
+    started = time.monotonic()
+    call()
+    return time.monotonic() - started
+
+
+def test_a_threads_wait_does_not_wait_for_the_interpreters_lock(new_ranks, tmp_path):
+    assert new_ranks(2).run(wait_beside_the_interpreters_lock, str(tmp_path / "locked"))[1] < LOCKED / 2
 
 
 def fork_and_reduce(me: Rank) -> list[int]:

@@ -82,7 +82,8 @@ fn with_attributes(
 }
 
 /// Runs `wait` without the interpreter's lock. It is given a question to ask from time to time: whether a signal came
-/// whose handler raised; that exception is then raised in the place of the error that `wait` returns.
+/// whose handler raised; that exception is then raised in the place of the error that `wait` returns. In other threads
+/// than the main one Python runs no handlers. They do not ask, as they would wait for whoever has the lock.
 pub fn interruptible<T: Send>(
     py: Python<'_>,
     wait: impl FnOnce(&mut dyn FnMut() -> bool) -> lamport_rs_core::Result<T> + Send,
@@ -90,6 +91,9 @@ pub fn interruptible<T: Send>(
     let mut raised: Option<PyErr> = None;
     let outcome = py.detach(|| {
         wait(&mut || {
+            if !is_main_thread() {
+                return false;
+            }
             raised = Python::attach(|py| py.check_signals()).err();
             raised.is_some()
         })
@@ -98,4 +102,10 @@ pub fn interruptible<T: Send>(
         (Err(_), Some(raised)) => Err(raised),
         (outcome, _) => outcome.map_err(|error| to_python(py, error)),
     }
+}
+
+/// Whether this is the process's first thread, which is Python's main one: where Python runs at all in a program of
+/// another language, it may not be; handlers then run once the operation has ended.
+fn is_main_thread() -> bool {
+    rustix::thread::gettid() == rustix::process::getpid()
 }

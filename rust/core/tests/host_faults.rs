@@ -79,6 +79,20 @@ fn an_interrupted_wait_ends_before_its_timeout() {
     assert!(matches!(outcome, Err(Error::Interrupted { .. })), "{outcome:?}");
 }
 
+/// Between two pieces, as no wait in it need last until one may ask.
+#[test]
+fn a_long_message_is_interrupted_though_no_wait_in_it_is_long() {
+    let workspaces = HostWorkspace::in_process(2, 4 << 20, Some(Duration::from_secs(2))).unwrap();
+    let started = Instant::now();
+    let outcomes = std::thread::scope(|scope| {
+        let peer = scope.spawn(|| sum(&workspaces[1], 256 << 20, None, &mut never));
+        let own = sum(&workspaces[0], 256 << 20, None, &mut || started.elapsed() > Duration::from_millis(100));
+        [own, peer.join().unwrap()]
+    });
+    assert!(matches!(outcomes[0], Err(Error::Interrupted { .. })), "{outcomes:?}");
+    assert!(matches!(outcomes[1], Err(Error::Timeout { .. })), "{outcomes:?}");
+}
+
 #[test]
 fn a_wait_of_q_and_k_is_named_like_the_operation() {
     let workspaces = HostWorkspace::in_process(2, 4096, Some(Duration::from_millis(1))).unwrap();

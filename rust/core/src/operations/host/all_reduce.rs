@@ -15,10 +15,10 @@ use super::operand::Operand;
 use super::pieces::{check_room, run, run_two_shot};
 use super::processor::{Job, Processor, dispatch};
 use crate::error::Result;
+use crate::interrupts::Interrupted;
 use crate::operations::arguments::AllReduce;
 use crate::operations::choice::choose;
 use crate::tensor::Device;
-use crate::wait::Interrupted;
 use crate::workspace::host::{HostWorkspace, Running};
 
 /// Bytes from which two-shot is faster than one-shot, as measured on two cores: eight ranks gain, up to four do not.

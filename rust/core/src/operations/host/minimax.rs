@@ -17,9 +17,9 @@ use super::operand::{Operand, Weight};
 use super::pieces::{check_room, run};
 use super::processor::{Job, Processor, dispatch};
 use crate::error::Result;
+use crate::interrupts::Interrupted;
 use crate::operations::arguments::{MinimaxRms, Norm};
 use crate::tensor::Device;
-use crate::wait::Interrupted;
 use crate::workspace::host::{HostWorkspace, Running};
 
 /// Runs the operation. A collective call: all ranks pass as many tokens.
