@@ -1,32 +1,21 @@
-//! Parking: a rank that has spun in vain sleeps in the kernel, until a peer that pushes something wakes it.
+//! Parking: a rank that has spun in vain sleeps in the kernel (a futex) until a peer that pushes wakes it.
 //!
-//! Each rank has a word in its own block, where its peers see it: the set of the ranks that it awaits in its sleep, or
-//! [`AWAKE`] and on which core the peer ran that woke it last. Whoever has pushed looks at its peers' words, and asks
-//! the kernel to wake those that await it. While nobody sleeps that is a load of a line that nobody writes.
+//! [`lamport_rs_protocol::parking`] says what the words mean and why no wake-up is lost. While nobody sleeps, a push costs
+//! a fence and a load of a line for each peer that nobody writes.
 //!
-//! A wake-up is a hint. Data is its own flag whether the reader slept or not, and a rank that sleeps looks again after
-//! `LONGEST_SLEEP` (in `wait.rs`) anyway. So the words need no order with the slots, and a word that a peer spoils
-//! delays, and no more.
-//!
-//! A wake-up is lost if the peer looks at the word before it sees the announcement, and the sleeper at the data before
-//! it sees the push. A fence between push and look on the peer's side would exclude that, and would cost every
-//! operation the time in which a processor's stores reach its neighbours. Instead the sleeper announces its sleep, and
-//! then looks for longer than stores take (`MAX_PAUSES`, there).
+//! Data is its own flag whether the reader slept or not, and a rank that sleeps looks again after `LONGEST_SLEEP` (in
+//! `wait.rs`) anyway. So a word that a peer spoils delays, and no more.
 
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::Duration;
 
 use lamport_rs_protocol::exchange::Member;
-use lamport_rs_protocol::rank_set::RankSet;
-use lamport_rs_protocol::sentinel::SENTINEL;
+use lamport_rs_protocol::parking::{AWAKE, ParkingWords, wake_peers};
 use rustix::thread::futex;
 
 use crate::memory::host_slots::Blocks;
 
-/// In the word of a rank that does not sleep: what blocks are filled with.
-const AWAKE: u32 = SENTINEL;
-
-/// [`AWAKE`], and that the calling thread's core says so.
+/// What the word of a rank says when a thread on the calling thread's core has woken it.
 fn awake_from_here() -> u32 {
     AWAKE | (rustix::thread::sched_getcpu() as u32 + 1)
 }
@@ -34,7 +23,8 @@ fn awake_from_here() -> u32 {
 /// One rank's view of the group's words.
 #[derive(Clone, Copy)]
 pub struct Parking<'a> {
-    member: Member,
+    /// The rank.
+    pub member: Member,
     blocks: &'a Blocks,
 }
 
@@ -49,52 +39,43 @@ impl<'a> Parking<'a> {
         self.blocks.word(rank, self.member.geometry.header_offset(0, rank))
     }
 
-    /// Tells the peers that this rank is going to sleep until one of `awaited` has pushed.
-    pub fn announce(&self, awaited: RankSet) {
-        self.word(self.member.rank).store(u32::from(awaited.0), Ordering::Relaxed);
-        // Ahead of the looks that follow.
-        fence(Ordering::SeqCst);
-    }
-
-    /// Takes the announcement back.
-    pub fn withdraw(&self) {
-        self.word(self.member.rank).store(AWAKE, Ordering::Relaxed);
-    }
-
-    /// Sleeps until a peer takes the announcement back, a signal comes, or `longest` has passed. Whether a peer did, on
-    /// the core that this rank had left to it.
-    pub fn sleep(&self, longest: Duration) -> bool {
-        let word = self.word(self.member.rank);
-        let (announced, woken_from_here) = (word.load(Ordering::Relaxed), awake_from_here());
-        if announced & AWAKE != 0 {
-            return announced == woken_from_here;
-        }
+    /// Sleeps for as long as the rank's word is `word`, until a signal comes, or `longest` has passed. Whether a peer has
+    /// woken it on the core that it had left to the peer.
+    pub fn sleep(&self, word: u32, longest: Duration) -> bool {
+        let woken_from_here = awake_from_here();
+        let own = self.word(self.member.rank);
         let longest = futex::Timespec { tv_sec: longest.as_secs() as i64, tv_nsec: i64::from(longest.subsec_nanos()) };
         // Whatever ends it, the caller looks for itself.
-        let _ = futex::wait(word, futex::Flags::empty(), announced, Some(&longest));
-        word.load(Ordering::Relaxed) == woken_from_here
+        let _ = futex::wait(own, futex::Flags::empty(), word, Some(&longest));
+        own.load(Ordering::Relaxed) == woken_from_here
     }
 
-    /// Wakes the peers that await this rank.
+    /// Wakes the peers that await nobody else than this rank, which has pushed.
     #[inline(always)]
     pub fn wake_peers(&self) {
-        for peer in (0..self.member.geometry.world_size()).filter(|&peer| peer != self.member.rank) {
-            let announced = self.word(peer).load(Ordering::Relaxed);
-            if announced & AWAKE == 0 {
-                self.wake(peer, announced);
-            }
-        }
+        wake_peers(self.member, self, awake_from_here, |peer| {
+            let _ = futex::wake(self.word(peer), futex::Flags::empty(), 1);
+        });
+    }
+}
+
+impl ParkingWords for Parking<'_> {
+    #[inline(always)]
+    fn load(&self, rank: usize) -> u32 {
+        self.word(rank).load(Ordering::Relaxed)
     }
 
-    #[cold]
-    #[inline(never)]
-    fn wake(&self, peer: usize, announced: u32) {
-        let word = self.word(peer);
-        let awaits_this_rank = announced >> self.member.rank & 1 != 0;
-        let awake = awake_from_here();
-        if awaits_this_rank && word.compare_exchange(announced, awake, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            let _ = futex::wake(word, futex::Flags::empty(), 1);
-        }
+    fn swap(&self, rank: usize, word: u32) -> u32 {
+        self.word(rank).swap(word, Ordering::Relaxed)
+    }
+
+    fn compare_exchange(&self, rank: usize, current: u32, new: u32) -> Result<(), u32> {
+        self.word(rank).compare_exchange(current, new, Ordering::Relaxed, Ordering::Relaxed).map(drop)
+    }
+
+    #[inline(always)]
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
     }
 }
 
@@ -104,6 +85,9 @@ mod tests {
     use std::time::Instant;
 
     use lamport_rs_protocol::geometry::Geometry;
+    use lamport_rs_protocol::parking::Sleeper;
+    use lamport_rs_protocol::rank_set::RankSet;
+    use lamport_rs_protocol::sentinel::SENTINEL;
 
     use super::*;
     use crate::memory::host::Block;
@@ -121,32 +105,36 @@ mod tests {
     }
 
     #[test]
-    fn who_sleeps_is_woken_by_whom_it_awaits_and_by_no_other() {
-        let geometry = Geometry::new(3, 4096).unwrap();
-        let memory = [(); 3].map(|()| Block::allocate(geometry.used_bytes(), SENTINEL).unwrap());
+    fn who_sleeps_is_woken_when_all_that_it_awaits_have_pushed() {
+        let geometry = Geometry::new(4, 4096).unwrap();
+        let memory = [(); 4].map(|()| Block::allocate(geometry.used_bytes(), SENTINEL).unwrap());
         // SAFETY: the blocks are kept, and accessed as words only.
         let blocks = unsafe { Blocks::new(&memory.each_ref().map(Block::pointer), geometry.used_bytes()) };
         let group = Group(blocks, geometry);
-        let (announced, announcements) = mpsc::channel();
+        let (announced, announcement) = mpsc::channel();
         std::thread::scope(|scope| {
             let group = &group;
             let sleeper = scope.spawn(move || {
-                let sleep = |awaited: u16, longest| {
-                    group.parking(0).announce(RankSet(awaited));
-                    announced.send(()).unwrap();
-                    let started = Instant::now();
-                    group.parking(0).sleep(longest);
-                    started.elapsed()
-                };
-                let (short, long) = (Duration::from_millis(100), Duration::from_secs(30));
-                assert!(sleep(1 << 2, short) >= short);
-                assert!(sleep(1 << 1, long) < long);
+                let (parking, mut sleeper) = (group.parking(0), Sleeper::default());
+                let prepared = [(); 2].map(|()| sleeper.prepare(&parking, 0, RankSet(1 << 1 | 1 << 2)));
+                let [None, Some(word)] = prepared else { panic!("{prepared:?}") };
+                announced.send(()).unwrap();
+                let started = Instant::now();
+                parking.sleep(word, Duration::from_secs(30));
+                started.elapsed()
             });
-            for () in announcements {
-                std::thread::sleep(Duration::from_millis(20));
-                group.parking(1).wake_peers();
+            announcement.recv().unwrap();
+            // It sleeps by then.
+            let pause = Duration::from_millis(100);
+            std::thread::sleep(pause);
+            for peer in [3, 1] {
+                group.parking(peer).wake_peers();
+                std::thread::sleep(pause);
             }
-            sleeper.join().unwrap();
+            assert!(!sleeper.is_finished(), "woken before rank 2 has pushed");
+            group.parking(2).wake_peers();
+            assert!(sleeper.join().unwrap() < Duration::from_secs(30));
         });
+        assert!(group.parking(0).load(0) & AWAKE != 0);
     }
 }

@@ -1,4 +1,4 @@
-//! Waiting without a barrier: spin briefly, then park until a peer wakes this rank.
+//! Waiting without a barrier: spin briefly, yield where ranks share cores, then park until a peer wakes this rank.
 //!
 //! A rank that yields beside a process that computes gives it the core for milliseconds; one that sleeps leaves the
 //! core to its peers at once, and gets it back when it is woken. So ranks yield only where they share cores, and as
@@ -7,8 +7,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use lamport_rs_protocol::exchange::{Awaited, Member, Wait};
+use lamport_rs_protocol::exchange::{Awaited, Wait};
 use lamport_rs_protocol::header::Header;
+use lamport_rs_protocol::parking::Sleeper;
 use lamport_rs_protocol::rank_set::RankSet;
 
 use crate::error::Error;
@@ -18,99 +19,99 @@ use crate::parking::Parking;
 
 /// Most pauses (some 40 ns each) before a rank parks, where each rank has a core.
 const MOST_SPINS: u32 = 10_000;
-/// Fewest, and all that there are where ranks share cores: the peer that is waited for may need this very core.
+/// Fewest pauses, and all that there are where ranks share cores: the peer that is waited for may need this very core.
 const FEWEST_SPINS: u32 = 16;
 /// What [`MOST_SPINS`] take, more or less: who comes later is not worth spinning for.
 const LONGEST_SPIN: Duration = Duration::from_micros(500);
 /// Yields before a rank parks, where ranks share cores: to a peer, that is cheaper than a sleep and a wake-up.
-const YIELDS: u32 = 10;
+const YIELDS: u32 = 200;
 /// A yield of this length has given the core to a process that computes: peers wait, and give it back, earlier.
 const LONG_YIELD: Duration = Duration::from_millis(1);
-/// Waits without yields that follow such a one.
-const WAITS_WITHOUT_YIELDS: u32 = 1024;
+/// Waits without yields that follow such a one: so many sleeps and wake-ups cost about as much as that yield.
+const WAITS_WITHOUT_YIELDS: u32 = 128;
 /// Most pauses between two looks. A look takes the line away from the peer that is writing it: a rank that looks all
 /// the time slows down the very peer it waits for, and stays on its heels. Looks therefore become rarer, up to the time
-/// that a chunk takes. So long a rank also looks out once it has announced its sleep, which is more than stores take to
-/// arrive.
+/// that a chunk takes.
 const MAX_PAUSES: u32 = 64;
-/// A lost wake-up, and another thread's cleaning up, are noticed after this time at the latest.
+/// Another thread's cleaning up is noticed after this time at the latest.
 const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 
-/// How long a rank spins before it parks: from one wait to the next twice what sufficed, or would have, or half of what
-/// was in vain.
+/// How long a rank spins and yields before it parks. It learns that from its waits.
 ///
+/// The limit of the spins is from one wait to the next twice what sufficed, or would have, or half of what was in vain.
 /// On an idle machine words come while the rank spins. Beside a busy process they often come only once the rank has
 /// left its core to the peer, and then all spinning is lost.
 #[derive(Debug)]
-pub struct SpinLimit {
-    most: u32,
-    limit: u32,
+pub struct WaitPolicy {
+    most_spins: u32,
+    spins: u32,
     yields: u32,
     waits_without_yields: u32,
 }
 
-impl SpinLimit {
+impl WaitPolicy {
     /// For a group of `world_size` ranks.
     pub fn new(world_size: usize) -> Self {
-        let (most, yields) = if world_size <= cores() { (MOST_SPINS, 0) } else { (FEWEST_SPINS, YIELDS) };
-        Self { most, limit: most, yields, waits_without_yields: 0 }
+        let (most_spins, yields) = if world_size <= cores() { (MOST_SPINS, 0) } else { (FEWEST_SPINS, YIELDS) };
+        Self { most_spins, spins: most_spins, yields, waits_without_yields: 0 }
     }
 
-    /// Yields, unless it has been too dear, or there have been enough of the `yielded`. Whether it did.
-    fn yield_again(&mut self, yielded: u32) -> bool {
-        if self.waits_without_yields > 0 || yielded == self.yields {
-            return false;
-        }
-        let started = Instant::now();
-        std::thread::yield_now();
-        if started.elapsed() >= LONG_YIELD {
+    /// Yields a wait has, from now on.
+    fn yields(&self) -> u32 {
+        if self.waits_without_yields == 0 { self.yields } else { 0 }
+    }
+
+    /// A yield has taken so long.
+    fn learn_yield(&mut self, took: Duration) {
+        if took >= LONG_YIELD {
             self.waits_without_yields = WAITS_WITHOUT_YIELDS;
         }
-        true
     }
 
-    fn learn(&mut self, in_vain: bool) {
+    /// A wait is over, in which spinning was in vain, or was not.
+    fn learn_wait(&mut self, in_vain: bool) {
         self.waits_without_yields = self.waits_without_yields.saturating_sub(1);
-        self.limit = if in_vain { (self.limit / 2).max(FEWEST_SPINS) } else { (2 * self.limit).min(self.most) };
+        self.spins = if in_vain { (self.spins / 2).max(FEWEST_SPINS) } else { (2 * self.spins).min(self.most_spins) };
     }
 }
 
 /// How far one wait has come.
-struct Stage {
+struct Backoff {
     spun: u32,
     pauses: u32,
     yielded: u32,
-    /// When it stopped to spin.
-    started: Option<Instant>,
-    announced: bool,
+    /// When it began to park.
+    parked: Option<Instant>,
+    sleeper: Sleeper,
     /// It left its core to the peer that it waited for.
     gave_way: bool,
 }
 
-impl Stage {
-    const FIRST: Self = Self { spun: 0, pauses: 1, yielded: 0, started: None, announced: false, gave_way: false };
+impl Backoff {
+    fn new() -> Self {
+        Self { spun: 0, pauses: 1, yielded: 0, parked: None, sleeper: Sleeper::default(), gave_way: false }
+    }
 }
 
 /// The bounded wait of one operation for its peers.
 pub struct BoundedWait<'a, 'o> {
-    rank: usize,
     timeout: Option<Duration>,
     interrupts: &'a mut Interrupts<'o>,
     parking: Parking<'a>,
-    spins: &'a mut SpinLimit,
-    stage: Stage,
+    policy: &'a mut WaitPolicy,
+    backoff: Backoff,
 }
 
 impl<'a, 'o> BoundedWait<'a, 'o> {
-    /// Waits up to `timeout` (`None`: for ever) for each word of `member`'s operation, unless `interrupts` end it.
+    /// Waits up to `timeout` (`None`: for ever) for each word of an operation of `parking`'s member, unless `interrupts`
+    /// end it.
     pub fn new(
-        member: Member,
         timeout: Option<Duration>,
         interrupts: &'a mut Interrupts<'o>,
         parking: Parking<'a>,
-        spins: &'a mut SpinLimit,
+        policy: &'a mut WaitPolicy,
     ) -> Self {
-        Self { rank: member.rank, timeout, interrupts, parking, spins, stage: Stage::FIRST }
+        Self { timeout, interrupts, parking, policy, backoff: Backoff::new() }
     }
 
     fn park(&mut self, awaited: Awaited, missing: impl FnOnce() -> RankSet) -> Result<(), Error> {
@@ -121,22 +122,17 @@ impl<'a, 'o> BoundedWait<'a, 'o> {
         });
         let operation = self.interrupts.operation;
         let now = Instant::now();
-        let waited = now - *self.stage.started.get_or_insert(now);
+        let waited = now - *self.backoff.parked.get_or_insert(now);
         if timeout.is_some_and(|timeout| waited >= timeout) {
             return Err(Error::Timeout { operation, waited, missing: missing() });
         }
         if let Err(stop) = self.interrupts.check_at(now) {
             return Err(stop.error(operation, missing()));
         }
-        if self.stage.announced {
-            // The next sleep will have to be announced again.
-            self.stage.announced = false;
+        let Self { parking, backoff, .. } = self;
+        if let Some(word) = backoff.sleeper.prepare(parking, parking.member.rank, missing()) {
             let longest = timeout.map_or(LONGEST_SLEEP, |timeout| LONGEST_SLEEP.min(timeout - waited));
-            self.stage.gave_way |= self.parking.sleep(longest);
-        } else {
-            self.stage.announced = true;
-            self.parking.announce(missing());
-            spin(MAX_PAUSES);
+            backoff.gave_way |= parking.sleep(word, longest);
         }
         Ok(())
     }
@@ -146,31 +142,35 @@ impl Wait for BoundedWait<'_, '_> {
     type Error = Error;
 
     fn pause(&mut self, awaited: Awaited, missing: impl FnOnce() -> RankSet) -> Result<(), Error> {
-        let stage = &mut self.stage;
-        if stage.spun == 0 {
+        let Self { parking, policy, backoff, .. } = self;
+        if backoff.spun == 0 {
             // They may await what was pushed before this wait.
-            self.parking.wake_peers();
+            parking.wake_peers();
         }
-        if stage.spun < self.spins.limit {
-            spin(stage.pauses);
-            stage.spun += stage.pauses;
-            stage.pauses = (2 * stage.pauses).min(MAX_PAUSES);
+        if backoff.spun < policy.spins {
+            spin(backoff.pauses);
+            backoff.spun += backoff.pauses;
+            backoff.pauses = (2 * backoff.pauses).min(MAX_PAUSES);
             return Ok(());
         }
-        if self.spins.yield_again(stage.yielded) {
-            stage.yielded += 1;
+        if backoff.yielded < policy.yields() {
+            backoff.yielded += 1;
+            let started = Instant::now();
+            std::thread::yield_now();
+            policy.learn_yield(started.elapsed());
             return Ok(());
         }
         self.park(awaited, missing)
     }
 
     fn resume(&mut self) {
-        let in_vain = self.stage.started.is_some_and(|started| {
-            self.parking.withdraw();
-            self.stage.gave_way || started.elapsed() >= LONGEST_SPIN
+        let Self { parking, policy, backoff, .. } = self;
+        let in_vain = backoff.parked.is_some_and(|parked| {
+            backoff.sleeper.withdraw(parking, parking.member.rank);
+            backoff.gave_way || parked.elapsed() >= LONGEST_SPIN
         });
-        self.spins.learn(in_vain);
-        self.stage = Stage::FIRST;
+        policy.learn_wait(in_vain);
+        *backoff = Backoff::new();
     }
 
     #[inline(always)]
@@ -179,7 +179,12 @@ impl Wait for BoundedWait<'_, '_> {
     }
 
     fn mismatch(&mut self, peer: usize, found: Header) -> Error {
-        Error::Mismatch { rank: self.rank, own: self.interrupts.operation, peer, theirs: Operation(found) }
+        Error::Mismatch {
+            rank: self.parking.member.rank,
+            own: self.interrupts.operation,
+            peer,
+            theirs: Operation(found),
+        }
     }
 }
 
@@ -205,6 +210,7 @@ fn cores() -> usize {
 mod tests {
     use std::sync::atomic::AtomicBool;
 
+    use lamport_rs_protocol::exchange::Member;
     use lamport_rs_protocol::geometry::Geometry;
     use lamport_rs_protocol::sentinel::SENTINEL;
 
@@ -232,12 +238,8 @@ mod tests {
             Self { cleaned_up: AtomicBool::default(), geometry, blocks, _memory: memory }
         }
 
-        fn member(&self, rank: usize) -> Member {
-            Member { rank, geometry: self.geometry }
-        }
-
         fn parking(&self, rank: usize) -> Parking<'_> {
-            Parking::new(self.member(rank), &self.blocks)
+            Parking::new(Member { rank, geometry: self.geometry }, &self.blocks)
         }
 
         /// What `of` makes of a wait of rank 0.
@@ -247,9 +249,9 @@ mod tests {
             interrupted: Interrupted<'_>,
             of: impl FnOnce(&mut BoundedWait<'_, '_>) -> R,
         ) -> R {
-            let (mut spins, parking) = (SpinLimit::new(2), self.parking(0));
+            let mut policy = WaitPolicy::new(2);
             let mut interrupts = Interrupts::new(OPERATION, &self.cleaned_up, interrupted);
-            of(&mut BoundedWait::new(self.member(0), Some(timeout), &mut interrupts, parking, &mut spins))
+            of(&mut BoundedWait::new(Some(timeout), &mut interrupts, self.parking(0), &mut policy))
         }
 
         /// What ends a wait in which nothing comes.
@@ -316,20 +318,34 @@ mod tests {
             [|wait| wait.pushed(), |wait| wait.pause(Awaited::FirstHand, RankSet::default).unwrap()];
         for wake in wakes {
             let waits = Waits::new();
-            waits.parking(1).announce(RankSet(1 << 0));
+            let (parking, mut sleeper) = (waits.parking(1), Sleeper::default());
+            let prepared = [(); 2].map(|()| sleeper.prepare(&parking, 1, RankSet(1 << 0)));
             waits.wait(Duration::MAX, &mut || false, wake);
             let started = Instant::now();
-            waits.parking(1).sleep(Duration::from_secs(30));
+            parking.sleep(prepared[1].expect("nobody has come"), Duration::from_secs(30));
             assert!(started.elapsed() < Duration::from_secs(30));
         }
     }
 
     #[test]
-    fn the_limit_falls_where_spinning_is_in_vain_and_rises_where_it_is_not() {
-        let mut spins = SpinLimit { most: MOST_SPINS, ..SpinLimit::new(2) };
-        (0..20).for_each(|_| spins.learn(true));
-        assert_eq!(spins.limit, FEWEST_SPINS);
-        (0..20).for_each(|_| spins.learn(false));
-        assert_eq!(spins.limit, MOST_SPINS);
+    fn spins_become_fewer_where_they_are_in_vain_and_more_where_they_are_not() {
+        let mut policy = WaitPolicy { most_spins: MOST_SPINS, ..WaitPolicy::new(2) };
+        (0..20).for_each(|_| policy.learn_wait(true));
+        assert_eq!(policy.spins, FEWEST_SPINS);
+        (0..20).for_each(|_| policy.learn_wait(false));
+        assert_eq!(policy.spins, MOST_SPINS);
+    }
+
+    #[test]
+    fn a_yield_that_has_given_the_core_away_is_followed_by_waits_without_any_and_these_by_waits_with_some() {
+        let mut policy = WaitPolicy::new(2 * cores());
+        policy.learn_yield(LONG_YIELD / 2);
+        assert_eq!(policy.yields(), YIELDS);
+        policy.learn_yield(LONG_YIELD);
+        for _ in 0..WAITS_WITHOUT_YIELDS {
+            assert_eq!(policy.yields(), 0);
+            policy.learn_wait(true);
+        }
+        assert_eq!(policy.yields(), YIELDS);
     }
 }

@@ -115,8 +115,8 @@ pub trait Wait {
     /// Called when words arrived after a pause.
     fn resume(&mut self);
 
-    /// Called when words have been pushed, all of them at last: peers may await them in their sleep, and have to be
-    /// woken.
+    /// Called when words have been pushed. Behind every push there is such a call, or one of `pause`, before the
+    /// operation ends: peers that [sleep](crate::parking) are woken in these.
     #[inline(always)]
     fn pushed(&mut self) {}
 

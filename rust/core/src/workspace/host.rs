@@ -21,7 +21,7 @@ use crate::memory::host::{self, Block, Mapping};
 use crate::memory::host_slots::Blocks;
 use crate::operations::operation::{Description, Operation, Skipped, advance};
 use crate::parking::Parking;
-use crate::wait::{BoundedWait, SpinLimit};
+use crate::wait::{BoundedWait, WaitPolicy};
 use crate::workspace::Settings;
 use crate::workspace::construct::{Backend, Group, construct};
 use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
@@ -84,13 +84,13 @@ struct State {
     number: u32,
     /// Working memory of operations, kept to spare its allocation.
     scratch: Vec<f32>,
-    /// What waits have taught.
-    spins: SpinLimit,
+    /// How to wait, as waits have taught.
+    waiting: WaitPolicy,
 }
 
 impl State {
     fn new(world_size: usize) -> Self {
-        Self { control: Control::default(), number: 0, scratch: Vec::new(), spins: SpinLimit::new(world_size) }
+        Self { control: Control::default(), number: 0, scratch: Vec::new(), waiting: WaitPolicy::new(world_size) }
     }
 }
 
@@ -225,7 +225,7 @@ impl HostWorkspace {
     fn wait<'a, 'o>(&'a self, running: &'a mut Running<'o>) -> BoundedWait<'a, 'o> {
         let Running { interrupts, state, .. } = running;
         let parking = Parking::new(self.member, &self.blocks);
-        BoundedWait::new(self.member, self.timeout, interrupts, parking, &mut state.spins)
+        BoundedWait::new(self.timeout, interrupts, parking, &mut state.waiting)
     }
 
     /// What precedes a piece of a message. The second and later ones ask whether to go on: a long message may wait
