@@ -20,7 +20,7 @@ from ranks import Rank
 from reference import check_same_bits
 
 SIZES = [8 << 10, 1 << 20]
-"""Bytes: a short message, and one of several pieces."""
+"""Bytes: a short message, and one of several segments."""
 ROUNDS = 7
 ROUND_SECONDS = 0.04
 MOST_CALLS = 400

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::floating_point::DefaultSettings;
 use crate::operations::operation::Operation;
 
-/// How often an operation that waits, or has more to do than one piece, asks whether it should stop.
+/// How often an operation that waits, or has more to do than one segment, asks whether it should stop.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Asked while an operation runs: whether to give up (a signal has come). May run a signal's handler, and so anything.
@@ -52,7 +52,7 @@ impl<'a> Interrupts<'a> {
         Self { operation, cleaned_up, interrupted, settings: DefaultSettings::enter(), asked: None }
     }
 
-    /// To be called between two pieces of the operation. An error if it should stop.
+    /// To be called between two segments of the operation. An error if it should stop.
     pub fn check(&mut self) -> Result<(), Error> {
         self.check_at(Instant::now()).map_err(|stop| stop.error(self.operation, RankSet::default()))
     }

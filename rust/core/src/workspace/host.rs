@@ -203,7 +203,7 @@ impl HostWorkspace {
         extent: Extent,
         collective: &mut C,
     ) -> Result<()> {
-        let mut control = self.begin_piece(running, extent)?;
+        let mut control = self.begin_segment(running, extent)?;
         let outcome = exchange(self.member, memory, &mut control, extent, collective, &mut self.wait(running));
         self.finish(running, control, outcome)
     }
@@ -217,7 +217,7 @@ impl HostWorkspace {
         extent: Extent,
         collective: &mut C,
     ) -> Result<()> {
-        let mut control = self.begin_piece(running, extent)?;
+        let mut control = self.begin_segment(running, extent)?;
         let outcome = exchange_two_shot(self.member, memory, &mut control, extent, collective, &mut self.wait(running));
         self.finish(running, control, outcome)
     }
@@ -228,9 +228,9 @@ impl HostWorkspace {
         BoundedWait::new(self.timeout, interrupts, parking, &mut state.waiting)
     }
 
-    /// What precedes a piece of a message. The second and later ones ask whether to go on: a long message may wait
+    /// What precedes a segment of a message. The second and later ones ask whether to go on: a long message may wait
     /// often and never for long.
-    fn begin_piece(&self, running: &mut Running<'_>, extent: Extent) -> Result<Control> {
+    fn begin_segment(&self, running: &mut Running<'_>, extent: Extent) -> Result<Control> {
         if extent.header.is_none() {
             running.interrupts.check().inspect_err(|error| self.state.fail(error.to_string()))?;
         }

@@ -71,9 +71,9 @@ impl Collective for Recorder {
 }
 
 /// Gives up at the first pause.
-pub struct Impatient;
+pub struct WithoutWaiting;
 
-impl Wait for Impatient {
+impl Wait for WithoutWaiting {
     type Error = (Awaited, RankSet);
 
     fn pause(&mut self, awaited: Awaited, missing: impl FnOnce() -> RankSet) -> Result<(), Self::Error> {
@@ -172,7 +172,7 @@ impl Case {
     fn run(&self, memory: &Memory) -> (Result<(), (Awaited, RankSet)>, Control, Recorder) {
         let mut control = self.control;
         let mut recorder = Recorder { rank: self.member.rank, ..Recorder::default() };
-        let outcome = exchange(self.member, memory, &mut control, self.extent, &mut recorder, &mut Impatient);
+        let outcome = exchange(self.member, memory, &mut control, self.extent, &mut recorder, &mut WithoutWaiting);
         (outcome, control, recorder)
     }
 }

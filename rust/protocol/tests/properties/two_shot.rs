@@ -9,7 +9,7 @@ use lamport_rs_protocol::table::Control;
 use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 use proptest::prelude::*;
 
-use crate::operation::{Impatient, Memory, Told};
+use crate::operation::{Memory, Told, WithoutWaiting};
 
 const MAX_SHARD: usize = 9;
 
@@ -109,7 +109,8 @@ impl Case {
     fn run(&self, memory: &Memory) -> (Result<(), (Awaited, RankSet)>, Control, Recorder) {
         let mut control = self.control;
         let mut recorder = Recorder { rank: self.member.rank, ..Recorder::default() };
-        let outcome = exchange_two_shot(self.member, memory, &mut control, self.extent, &mut recorder, &mut Impatient);
+        let outcome =
+            exchange_two_shot(self.member, memory, &mut control, self.extent, &mut recorder, &mut WithoutWaiting);
         (outcome, control, recorder)
     }
 }
