@@ -1,5 +1,7 @@
 //! The core's errors as exceptions.
 
+use std::cell::OnceCell;
+
 use lamport_rs_core::Error;
 use lamport_rs_protocol::geometry::GeometryError;
 use pyo3::create_exception;
@@ -89,9 +91,10 @@ pub fn interruptible<T: Send>(
     wait: impl FnOnce(&mut dyn FnMut() -> bool) -> lamport_rs_core::Result<T> + Send,
 ) -> PyResult<T> {
     let mut raised: Option<PyErr> = None;
+    let is_main_thread = is_main_thread(py);
     let outcome = py.detach(|| {
         wait(&mut || {
-            if !is_main_thread() {
+            if !is_main_thread && !is_first_thread() {
                 return false;
             }
             raised = Python::attach(|py| py.check_signals()).err();
@@ -104,8 +107,21 @@ pub fn interruptible<T: Send>(
     }
 }
 
-/// Whether this is the process's first thread, which is Python's main one: where Python runs at all in a program of
-/// another language, it may not be; handlers then run once the operation has ended.
-fn is_main_thread() -> bool {
+/// Whether Python says that the calling thread is its main one. Asked for once per thread, as that takes as long as an
+/// operation.
+fn is_main_thread(py: Python<'_>) -> bool {
+    thread_local!(static KNOWN: OnceCell<bool> = const { OnceCell::new() });
+    let ask = || -> PyResult<bool> {
+        let threading = py.import("threading")?;
+        let main = threading.call_method0("main_thread")?.getattr("ident")?;
+        main.eq(threading.call_method0("get_ident")?)
+    };
+    // Where it cannot say, the thread asks for signals, and may have to wait for the interpreter's lock.
+    KNOWN.with(|known| *known.get_or_init(|| ask().unwrap_or(true)))
+}
+
+/// Whether this is the process's first thread. It is Python's main one, unless a program of another language has started
+/// Python in another; in a process that another thread has forked, that thread has become both.
+fn is_first_thread() -> bool {
     rustix::thread::gettid() == rustix::process::getpid()
 }
