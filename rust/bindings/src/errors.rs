@@ -120,8 +120,8 @@ fn is_main_thread(py: Python<'_>) -> bool {
     KNOWN.with(|known| *known.get_or_init(|| ask().unwrap_or(true)))
 }
 
-/// Whether this is the process's first thread. It is Python's main one, unless a program of another language has started
-/// Python in another; in a process that another thread has forked, that thread has become both.
+/// Whether this is the process's first thread. It is Python's main one, unless a program of another language has
+/// started Python in another; in a process that another thread has forked, that thread has become both.
 fn is_first_thread() -> bool {
     rustix::thread::gettid() == rustix::process::getpid()
 }

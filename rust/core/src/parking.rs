@@ -1,7 +1,7 @@
 //! Parking: a rank that has spun in vain sleeps in the kernel (a futex) until a peer that pushes wakes it.
 //!
-//! [`lamport_rs_protocol::parking`] says what the words mean and why no wake-up is lost. While nobody sleeps, a push costs
-//! a fence and a load of a line for each peer that nobody writes.
+//! [`lamport_rs_protocol::parking`] says what the words mean and why no wake-up is lost. While nobody sleeps, a push
+//! costs a fence and a load of a line for each peer that nobody writes.
 //!
 //! Data is its own flag whether the reader slept or not, and a rank that sleeps looks again after `LONGEST_SLEEP` (in
 //! `wait.rs`) anyway. So a word that a peer spoils delays, and no more.
@@ -39,8 +39,8 @@ impl<'a> Parking<'a> {
         self.blocks.word(rank, self.member.geometry.header_offset(0, rank))
     }
 
-    /// Sleeps for as long as the rank's word is `word`, until a signal comes, or `longest` has passed. Whether a peer has
-    /// woken it on the core that it had left to the peer.
+    /// Sleeps for as long as the rank's word is `word`, until a signal comes, or `longest` has passed. Whether a peer
+    /// has woken it on the core that it had left to the peer.
     pub fn sleep(&self, word: u32, longest: Duration) -> bool {
         let woken_from_here = awake_from_here();
         let own = self.word(self.member.rank);

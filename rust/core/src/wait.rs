@@ -27,8 +27,10 @@ const LONGEST_SPIN: Duration = Duration::from_micros(500);
 const YIELDS: u32 = 200;
 /// A yield of this length has given the core to a process that computes: peers wait, and give it back, earlier.
 const LONG_YIELD: Duration = Duration::from_millis(1);
-/// Waits without yields that follow such a one: so many sleeps and wake-ups cost about as much as that yield.
-const WAITS_WITHOUT_YIELDS: u32 = 128;
+/// Fewest waits without yields that follow such a one: so many sleeps and wake-ups cost about as much as that yield.
+const FEWEST_WITHOUT_YIELDS: u32 = 128;
+/// Most, where each trial of yields has been as dear.
+const MOST_WITHOUT_YIELDS: u32 = 8192;
 /// Most pauses between two looks. A look takes the line away from the peer that is writing it: a rank that looks all
 /// the time slows down the very peer it waits for, and stays on its heels. Looks therefore become rarer, up to the time
 /// that a chunk takes.
@@ -46,31 +48,39 @@ pub struct WaitPolicy {
     most_spins: u32,
     spins: u32,
     yields: u32,
-    waits_without_yields: u32,
+    /// Waits without yields, after a long one.
+    without_yields: u32,
+    /// Waits since the last long yield, these included.
+    waits: u32,
 }
 
 impl WaitPolicy {
     /// For a group of `world_size` ranks.
     pub fn new(world_size: usize) -> Self {
         let (most_spins, yields) = if world_size <= cores() { (MOST_SPINS, 0) } else { (FEWEST_SPINS, YIELDS) };
-        Self { most_spins, spins: most_spins, yields, waits_without_yields: 0 }
+        let without_yields = FEWEST_WITHOUT_YIELDS;
+        Self { most_spins, spins: most_spins, yields, without_yields, waits: without_yields }
     }
 
-    /// Yields a wait has, from now on.
+    /// Yields that a wait has, from now on.
     fn yields(&self) -> u32 {
-        if self.waits_without_yields == 0 { self.yields } else { 0 }
+        if self.waits < self.without_yields { 0 } else { self.yields }
     }
 
-    /// A yield has taken so long.
+    /// A yield has taken so long. If it comes as soon after waits without yields as these were many, they become twice
+    /// as many.
     fn learn_yield(&mut self, took: Duration) {
         if took >= LONG_YIELD {
-            self.waits_without_yields = WAITS_WITHOUT_YIELDS;
+            let soon = self.waits < 2 * self.without_yields;
+            let twice = (2 * self.without_yields).min(MOST_WITHOUT_YIELDS);
+            self.without_yields = if soon { twice } else { FEWEST_WITHOUT_YIELDS };
+            self.waits = 0;
         }
     }
 
     /// A wait is over, in which spinning was in vain, or was not.
     fn learn_wait(&mut self, in_vain: bool) {
-        self.waits_without_yields = self.waits_without_yields.saturating_sub(1);
+        self.waits = self.waits.saturating_add(1);
         self.spins = if in_vain { (self.spins / 2).max(FEWEST_SPINS) } else { (2 * self.spins).min(self.most_spins) };
     }
 }
@@ -103,8 +113,8 @@ pub struct BoundedWait<'a, 'o> {
 }
 
 impl<'a, 'o> BoundedWait<'a, 'o> {
-    /// Waits up to `timeout` (`None`: for ever) for each word of an operation of `parking`'s member, unless `interrupts`
-    /// end it.
+    /// Waits up to `timeout` (`None`: for ever) for each word of an operation of `parking`'s member, unless
+    /// `interrupts` end it.
     pub fn new(
         timeout: Option<Duration>,
         interrupts: &'a mut Interrupts<'o>,
@@ -336,16 +346,24 @@ mod tests {
         assert_eq!(policy.spins, MOST_SPINS);
     }
 
+    /// Waits without yields after a long one.
+    fn without_yields(policy: &mut WaitPolicy) -> u32 {
+        policy.learn_yield(LONG_YIELD);
+        (0..).take_while(|_| policy.yields() == 0).inspect(|_| policy.learn_wait(true)).count() as u32
+    }
+
     #[test]
-    fn a_yield_that_has_given_the_core_away_is_followed_by_waits_without_any_and_these_by_waits_with_some() {
+    fn a_yield_that_has_given_the_core_away_is_followed_by_waits_without_any_and_by_more_if_the_next_is_as_dear() {
         let mut policy = WaitPolicy::new(2 * cores());
+        (0..FEWEST_WITHOUT_YIELDS).for_each(|_| policy.learn_wait(false));
         policy.learn_yield(LONG_YIELD / 2);
         assert_eq!(policy.yields(), YIELDS);
-        policy.learn_yield(LONG_YIELD);
-        for _ in 0..WAITS_WITHOUT_YIELDS {
-            assert_eq!(policy.yields(), 0);
-            policy.learn_wait(true);
-        }
-        assert_eq!(policy.yields(), YIELDS);
+        let dear = [(); 3].map(|()| without_yields(&mut policy));
+        assert_eq!(dear, [FEWEST_WITHOUT_YIELDS, 2 * FEWEST_WITHOUT_YIELDS, 4 * FEWEST_WITHOUT_YIELDS]);
+        (0..20).for_each(|_| _ = without_yields(&mut policy));
+        assert_eq!(without_yields(&mut policy), MOST_WITHOUT_YIELDS);
+        // As many that are not dear.
+        (0..MOST_WITHOUT_YIELDS).for_each(|_| policy.learn_wait(false));
+        assert_eq!(without_yields(&mut policy), FEWEST_WITHOUT_YIELDS);
     }
 }

@@ -1,8 +1,8 @@
 //! Sleeping and waking: how a rank that waits says so, and why no peer that pushes can miss it.
 //!
-//! Each rank has a *parking word* in its own block. It is [`AWAKE`], or the set of the ranks that the rank awaits while it
-//! sleeps. Whoever has pushed takes itself out of its peers' sets. Whoever empties a set writes [`AWAKE`] and wakes its
-//! owner: a rank needs the data of all that it awaits before it can go on, so one wake-up is enough.
+//! Each rank has a *parking word* in its own block. It is [`AWAKE`], or the set of the ranks that the rank awaits while
+//! it sleeps. Whoever has pushed takes itself out of its peers' sets. Whoever empties a set writes [`AWAKE`] and wakes
+//! its owner: a rank needs the data of all that it awaits before it can go on, so one wake-up is enough.
 //!
 //! # Why no wake-up is lost
 //!
@@ -11,9 +11,9 @@
 //! the sleeper sees the data, and does not sleep for it. If it is the sleeper's, the pusher sees the announcement, and
 //! takes itself out. So a rank falls asleep for a peer only if that peer will still look.
 //!
-//! A peer may take itself out after an earlier push than the awaited one. Then it is no longer in the set when it pushes
-//! what is awaited. That does no harm: when the others have emptied the set, the sleeper looks, and announces itself anew
-//! for whom it still misses. Without data of all of them it could not have gone on either.
+//! A peer may take itself out after an earlier push than the awaited one. Then it is no longer in the set when it
+//! pushes what is awaited. That does no harm: when the others have emptied the set, the sleeper looks, and announces
+//! itself anew for whom it still misses. Without data of all of them it could not have gone on either.
 //!
 //! The words order nothing but sleep. The data is its own flag for a rank that has slept as for one that has not.
 
@@ -49,8 +49,8 @@ pub struct Sleeper {
 
 impl Sleeper {
     /// To be called when `rank` has looked in vain and still misses the data of `missing`. Announces its sleep, and
-    /// returns nothing: the rank has to look again. If that has been in vain too, returns the word of `rank`. It may sleep
-    /// for as long as the word stays the same.
+    /// returns nothing: the rank has to look again. If that has been in vain too, returns the word of `rank`. It may
+    /// sleep for as long as the word stays the same.
     pub fn prepare<W: ParkingWords>(&mut self, words: &W, rank: usize, missing: RankSet) -> Option<u32> {
         if self.announced == Some(missing) {
             // Whatever ends the sleep, the next one is announced anew.
@@ -77,7 +77,7 @@ impl Sleeper {
 #[inline(always)]
 pub fn wake_peers<W: ParkingWords>(member: Member, words: &W, awake: impl Fn() -> u32, wake: impl Fn(usize)) {
     words.fence();
-    for peer in member.peers() {
+    for peer in member.ranks().filter(|&peer| peer != member.rank) {
         let word = words.load(peer);
         if word & AWAKE == 0 && take_out(member.rank, words, peer, word, &awake) {
             wake(peer);

@@ -1,5 +1,5 @@
-//! Sleeping and waking under C11's memory model, as loom explores it. A rank that sleeps here looks at nothing until it is
-//! woken, however long that takes, so that a wake-up that is lost shows.
+//! Sleeping and waking under C11's memory model, as loom explores it. A rank that sleeps here looks at nothing until it
+//! is woken, however long that takes, so that a wake-up that is lost shows.
 
 use lamport_rs_protocol::exchange::Member;
 use lamport_rs_protocol::geometry::Geometry;
