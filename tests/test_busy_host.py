@@ -19,15 +19,15 @@ import torch.distributed as dist
 from ranks import Rank
 from reference import check_same_bits
 
-SIZES = [8 << 10, 1 << 20]
-"""Bytes: a short message, and one of several segments."""
+SIZES = [8 << 10, 1 << 20, 8 << 20]
+"""Bytes: a short message, and two of several segments."""
 ROUNDS = 7
 ROUND_SECONDS = 0.04
 MOST_CALLS = 400
 ATTEMPTS = 5
-MOST_OF_GLOOS_TIME = {0: 1.0, 1: 2.0}
-"""Beside so many busy processes. Measured were 0.002 to 0.1 when idle, and 0.02 to 0.3 beside one. Waiting ranks that
-yielded have been seen to take from 0.1 to 6 times as long as gloo's."""
+BUSY = [0, 1]
+"""Busy processes beside the two ranks. Measured were 0.002 to 0.1 of gloo's time when idle, and 0.02 to 0.5 beside one.
+Waiting ranks that yielded have been seen to take from 0.1 to 6 times as long as gloo's."""
 
 
 def seconds_per_call(call: Callable[[], object]) -> float:
@@ -57,7 +57,7 @@ def compare_with_gloo(me: Rank, nbytes: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("nbytes", SIZES)
-@pytest.mark.parametrize("busy", MOST_OF_GLOOS_TIME)
+@pytest.mark.parametrize("busy", BUSY)
 def test_an_all_reduce_takes_no_longer_than_gloos_also_beside_a_busy_process(ranks_of, busy, nbytes):
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
     ratios = []
@@ -65,7 +65,7 @@ def test_an_all_reduce_takes_no_longer_than_gloos_also_beside_a_busy_process(ran
         while len(ratios) < ATTEMPTS:
             own, gloo = ranks_of(2).run(compare_with_gloo, nbytes)[0]
             ratios.append(own / gloo)
-            if ratios[-1] <= MOST_OF_GLOOS_TIME[busy]:
+            if ratios[-1] <= 1.0:
                 return
     finally:
         for process in processes:

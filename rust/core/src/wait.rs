@@ -349,7 +349,12 @@ mod tests {
     /// Waits without yields after a long one.
     fn without_yields(policy: &mut WaitPolicy) -> u32 {
         policy.learn_yield(LONG_YIELD);
-        (0..).take_while(|_| policy.yields() == 0).inspect(|_| policy.learn_wait(true)).count() as u32
+        let mut waits = 0;
+        while policy.yields() == 0 {
+            policy.learn_wait(true);
+            waits += 1;
+        }
+        waits
     }
 
     #[test]
