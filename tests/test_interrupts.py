@@ -1,7 +1,11 @@
 """Signals, threads and forks: what may happen to a workspace while an operation on it waits."""
 
+import ctypes
+import functools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,13 +14,15 @@ import lamport_rs
 import pytest
 import torch
 from lamport_rs import LamportError, LamportMismatchError
-from ranks import ProcessRanks, Rank
+from ranks import CALL_TIMEOUT, ProcessRanks, Rank, ThreadRanks
 from reference import check_same_bits
 
 PATIENCE = 20.0
 """Seconds for what is to happen at once, on a busy machine."""
 PROMPT = 5.0
 """Seconds, on a busy machine, from a signal to what it ends: of a wait that has no limit."""
+LOCKED = 4
+"""Seconds for which a thread keeps the interpreter's lock."""
 
 
 def await_file(file: str) -> None:
@@ -171,6 +177,62 @@ def test_a_second_thread_is_refused_and_cleaning_up_waits_for_none(new_ranks):
     took, errors = new_ranks(2).run(call_beside_a_thread)[0]
     assert took < PROMPT / 2
     assert "cleaned up while the operation ran" in errors
+
+
+def wait_beside_the_interpreters_lock(me: Rank, locked: str) -> float:
+    """Rank 1 needs rank 0's sums, which a thread of rank 0 makes while its main thread keeps the interpreter's lock."""
+    workspace = me.workspace(4096)
+    call = functools.partial(lamport_rs.all_reduce, torch.ones(64), workspace, algorithm="two_shot")
+    if me.rank == 0:
+        ready = threading.Event()
+
+        def reduce() -> None:
+            lamport_rs.bind_to_thread(workspace)
+            ready.set()
+            call()
+
+        thread = threading.Thread(target=reduce)
+        thread.start()
+        ready.wait(PATIENCE)
+        time.sleep(0.2)
+        Path(locked).touch()
+        ctypes.PyDLL(None).sleep(LOCKED)
+        thread.join(PATIENCE)
+        return 0.0
+    await_file(locked)
+    time.sleep(0.5)
+    started = time.monotonic()
+    call()
+    return time.monotonic() - started
+
+
+def test_a_threads_wait_does_not_wait_for_the_interpreters_lock(new_ranks, tmp_path):
+    assert new_ranks(2).run(wait_beside_the_interpreters_lock, str(tmp_path / "locked"))[1] < LOCKED / 2
+
+
+def wait_in_pythons_main_thread() -> None:
+    """To be run where Python is not in the process's first thread: a signal ends a wait that has no limit."""
+    assert threading.main_thread().native_id != os.getpid()
+    assert threading.current_thread() is threading.main_thread()
+    workspace = ThreadRanks(2).run(lambda me: me.workspace(4096, timeout=0))[0]
+    lamport_rs.bind_to_thread(workspace)
+
+    def handle(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        lamport_rs.all_reduce(torch.ones(4), workspace)
+
+
+def test_a_signal_ends_a_wait_where_python_is_not_in_the_first_thread(tmp_path):
+    source, library = Path(__file__).with_name("python_in_a_second_thread.c"), tmp_path / "second_thread.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl", "-lpthread"], check=True)
+    code = "import test_interrupts; test_interrupts.wait_in_pythons_main_thread()"
+    paths = os.pathsep.join([str(source.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths, "LD_PRELOAD": str(library)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=CALL_TIMEOUT)
 
 
 def fork_and_reduce(me: Rank) -> list[int]:

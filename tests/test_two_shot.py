@@ -55,7 +55,7 @@ def choose_what_fits(me: Rank) -> None:
     with me.workspace(2 * tensor.nbytes) as small, me.workspace(me.world_size * tensor.nbytes) as large:
         total = lamport_rs.all_reduce(tensor, small)
         cleared = Table(small.workspace, me.world_size).extents.tolist()[0]
-        assert cleared == 2 * tensor.nbytes, "not in one piece of two shots"
+        assert cleared == 2 * tensor.nbytes, "not in one segment of two shots"
         check_same_bits(total, lamport_rs.all_reduce(tensor, large, algorithm="one_shot"), "auto")
 
 

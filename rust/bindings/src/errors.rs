@@ -1,5 +1,7 @@
 //! The core's errors as exceptions.
 
+use std::cell::OnceCell;
+
 use lamport_rs_core::Error;
 use lamport_rs_protocol::geometry::GeometryError;
 use pyo3::create_exception;
@@ -82,14 +84,19 @@ fn with_attributes(
 }
 
 /// Runs `wait` without the interpreter's lock. It is given a question to ask from time to time: whether a signal came
-/// whose handler raised; that exception is then raised in the place of the error that `wait` returns.
+/// whose handler raised; that exception is then raised in the place of the error that `wait` returns. In other threads
+/// than the main one Python runs no handlers. They do not ask, as they would wait for whoever has the lock.
 pub fn interruptible<T: Send>(
     py: Python<'_>,
     wait: impl FnOnce(&mut dyn FnMut() -> bool) -> lamport_rs_core::Result<T> + Send,
 ) -> PyResult<T> {
     let mut raised: Option<PyErr> = None;
+    let is_main_thread = is_main_thread(py);
     let outcome = py.detach(|| {
         wait(&mut || {
+            if !is_main_thread && !is_first_thread() {
+                return false;
+            }
             raised = Python::attach(|py| py.check_signals()).err();
             raised.is_some()
         })
@@ -98,4 +105,23 @@ pub fn interruptible<T: Send>(
         (Err(_), Some(raised)) => Err(raised),
         (outcome, _) => outcome.map_err(|error| to_python(py, error)),
     }
+}
+
+/// Whether Python says that the calling thread is its main one. Asked for once per thread, as that takes as long as an
+/// operation.
+fn is_main_thread(py: Python<'_>) -> bool {
+    thread_local!(static KNOWN: OnceCell<bool> = const { OnceCell::new() });
+    let ask = || -> PyResult<bool> {
+        let threading = py.import("threading")?;
+        let main = threading.call_method0("main_thread")?.getattr("ident")?;
+        main.eq(threading.call_method0("get_ident")?)
+    };
+    // Where it cannot say, the thread asks for signals, and may have to wait for the interpreter's lock.
+    KNOWN.with(|known| *known.get_or_init(|| ask().unwrap_or(true)))
+}
+
+/// Whether this is the process's first thread. It is Python's main one, unless a program of another language has
+/// started Python in another; in a process that another thread has forked, that thread has become both.
+fn is_first_thread() -> bool {
+    rustix::thread::gettid() == rustix::process::getpid()
 }

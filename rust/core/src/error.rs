@@ -77,13 +77,14 @@ pub enum Error {
     },
     /// The caller asked to stop waiting (a signal).
     #[error(
-        "{operation}: interrupted while waiting for {missing}; this workspace can no longer be used: clean it up on \
-         every rank and create a new one"
+        "{operation}: interrupted{}; this workspace can no longer be used: clean it up on every rank and create a \
+         new one",
+        while_waiting(.missing)
     )]
     Interrupted {
-        /// What was waiting.
+        /// What was interrupted.
         operation: Operation,
-        /// For whom.
+        /// For whom it waited; no rank if it did not wait.
         missing: RankSet,
     },
     /// The workspace was given up while an operation waited, by a signal's handler or another thread.
@@ -191,6 +192,10 @@ impl From<PlanError> for Error {
             _ => Self::Argument(error.to_string()),
         }
     }
+}
+
+fn while_waiting(missing: &RankSet) -> String {
+    if missing.is_empty() { String::new() } else { format!(" while waiting for {missing}") }
 }
 
 impl Error {

@@ -150,7 +150,7 @@ fn all_reduce_sums_every_dtype_at_every_size() {
 fn two_shot_gives_the_bits_of_one_shot() {
     for dtype in [Dtype::Float32, Dtype::Float16, Dtype::BFloat16] {
         for world_size in [2, 3, 8] {
-            // Fewer vectors than ranks, shards that end amid a vector or a line, and several pieces.
+            // Fewer vectors than ranks, shards that end amid a vector or a line, and several segments.
             check_that_two_shot_equals_one_shot(world_size, dtype, &SIZES);
         }
     }

@@ -57,7 +57,7 @@ fn run<R: Send>(workspaces: &[HostWorkspace], run: impl Fn(&HostWorkspace) -> R 
 #[test]
 fn only_a_rank_that_never_comes_is_named_however_long_the_message_and_the_workspace_refuses_further_work() {
     for algorithm in Algorithm::ALL {
-        // One vector, one chunk, more chunks than are pushed ahead, and more pieces than one.
+        // One vector, one chunk, more chunks than are pushed ahead, and more segments than one.
         for elements in [4, 1000, 40_000, 150_000] {
             let workspaces = HostWorkspace::in_process(3, 4 << 20, Some(Duration::from_millis(100))).unwrap();
             let outcomes = run(&workspaces[..2], |workspace| {
@@ -77,6 +77,20 @@ fn an_interrupted_wait_ends_before_its_timeout() {
     let workspaces = HostWorkspace::in_process(2, 4096, None).unwrap();
     let outcome = sum(&workspaces[0], 8, None, &mut || true);
     assert!(matches!(outcome, Err(Error::Interrupted { .. })), "{outcome:?}");
+}
+
+/// Between two segments, as no wait in it need last until one may ask.
+#[test]
+fn a_long_message_is_interrupted_though_no_wait_in_it_is_long() {
+    let workspaces = HostWorkspace::in_process(2, 4 << 20, Some(Duration::from_secs(2))).unwrap();
+    let started = Instant::now();
+    let outcomes = std::thread::scope(|scope| {
+        let peer = scope.spawn(|| sum(&workspaces[1], 256 << 20, None, &mut never));
+        let own = sum(&workspaces[0], 256 << 20, None, &mut || started.elapsed() > Duration::from_millis(100));
+        [own, peer.join().unwrap()]
+    });
+    assert!(matches!(outcomes[0], Err(Error::Interrupted { .. })), "{outcomes:?}");
+    assert!(matches!(outcomes[1], Err(Error::Timeout { .. })), "{outcomes:?}");
 }
 
 #[test]

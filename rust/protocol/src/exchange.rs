@@ -115,6 +115,11 @@ pub trait Wait {
     /// Called when words arrived after a pause.
     fn resume(&mut self);
 
+    /// Called when words have been pushed. Behind every push there is such a call, or one of `pause`, before the
+    /// operation ends: peers that [sleep](crate::parking) are woken in these.
+    #[inline(always)]
+    fn pushed(&mut self) {}
+
     /// The error of an operation whose header is not that of rank `peer`, which sent `found`.
     fn mismatch(&mut self, peer: usize, found: Header) -> Self::Error;
 }
@@ -168,11 +173,15 @@ pub fn exchange<M: SlotMemory, C: Collective, W: Wait>(
     for index in 0..chunks.min(extent.lead_chunks) {
         section.push(chunk(index), collective);
     }
+    wait.pushed();
     clear(member, memory, control);
     await_headers(member, memory, control, extent, wait)?;
     for index in 0..chunks {
         if index + extent.lead_chunks < chunks {
             section.push(chunk(index + extent.lead_chunks), collective);
+            if index + extent.lead_chunks + 1 == chunks {
+                wait.pushed();
+            }
         }
         section.poll(chunk(index), collective, wait)?;
     }

@@ -72,6 +72,7 @@ pub fn exchange_two_shot<M: SlotMemory, C: ShardedCollective, W: Wait>(
     for index in 0..chunks.min(extent.lead_chunks) {
         push(index, collective);
     }
+    wait.pushed();
     clear(member, memory, control);
     await_headers(member, memory, control, extent, wait)?;
     for index in 0..chunks {
@@ -80,6 +81,7 @@ pub fn exchange_two_shot<M: SlotMemory, C: ShardedCollective, W: Wait>(
         }
         contributions.poll(chunk(index), &mut Shard { number: member.rank, sums: &sums, collective }, wait)?;
     }
+    wait.pushed();
     poll_sums(&sums, collective, wait)?;
     memory.acquire();
     *control = control.rotated(extent);

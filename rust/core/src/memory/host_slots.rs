@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::memory::{LINE_BYTES, Line, SlotMemory};
@@ -22,13 +22,21 @@ impl Blocks {
     ///
     /// # Safety
     /// Each is aligned to 64, `bytes` long, and valid for as long as the result or anything made of it is used. Those
-    /// bytes are accessed through [`VectorAccess`] only, by whichever process.
+    /// bytes are accessed through [`VectorAccess`] and [`Blocks::word`] only, by whichever process.
     pub unsafe fn new(bases: &[NonNull<u8>], bytes: usize) -> Self {
         let mut all = [std::ptr::null_mut(); MAX_WORLD_SIZE];
         for (slot, base) in all.iter_mut().zip(bases) {
             *slot = base.as_ptr();
         }
         Self { bases: all, bytes }
+    }
+
+    /// The word at `offset` of `rank`'s block, of those that no slot or header has.
+    #[inline(always)]
+    pub fn word(&self, rank: usize, offset: usize) -> &AtomicU32 {
+        debug_assert!(offset.is_multiple_of(VECTOR_BYTES) && offset + VECTOR_BYTES <= self.bytes);
+        // SAFETY: `Blocks::new` promises the block, and that all accesses to it are atomic.
+        unsafe { &*self.bases[rank].wrapping_add(offset).cast::<AtomicU32>() }
     }
 
     /// The blocks with accesses of one kind.

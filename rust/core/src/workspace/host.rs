@@ -15,12 +15,13 @@ use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 
 use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange};
-use crate::floating_point::DefaultSettings;
+use crate::interrupts::{Interrupted, Interrupts};
 use crate::memory::handle::Handle;
 use crate::memory::host::{self, Block, Mapping};
 use crate::memory::host_slots::Blocks;
 use crate::operations::operation::{Description, Operation, Skipped, advance};
-use crate::wait::{BoundedWait, Interrupted};
+use crate::parking::Parking;
+use crate::wait::{BoundedWait, WaitPolicy};
 use crate::workspace::Settings;
 use crate::workspace::construct::{Backend, Group, construct};
 use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
@@ -75,7 +76,7 @@ struct ControlWords {
 }
 
 /// What one operation at a time may touch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     /// What the operation before left in the control words.
     control: Control,
@@ -83,6 +84,14 @@ struct State {
     number: u32,
     /// Working memory of operations, kept to spare its allocation.
     scratch: Vec<f32>,
+    /// How to wait, as waits have taught.
+    waiting: WaitPolicy,
+}
+
+impl State {
+    fn new(world_size: usize) -> Self {
+        Self { control: Control::default(), number: 0, scratch: Vec::new(), waiting: WaitPolicy::new(world_size) }
+    }
 }
 
 /// One rank's workspace. Its memory lives until the last reference to it is gone, the table's included.
@@ -153,7 +162,7 @@ impl HostWorkspace {
             blocks,
             control,
             table,
-            state: Exclusive::new(State::default()),
+            state: Exclusive::new(State::new(geometry.world_size())),
             skipped: Skipped::default(),
             calls: ThreadGate::new(),
             _mappings: mappings,
@@ -194,7 +203,7 @@ impl HostWorkspace {
         extent: Extent,
         collective: &mut C,
     ) -> Result<()> {
-        let mut control = self.read_control(running)?;
+        let mut control = self.begin_segment(running, extent)?;
         let outcome = exchange(self.member, memory, &mut control, extent, collective, &mut self.wait(running));
         self.finish(running, control, outcome)
     }
@@ -208,15 +217,24 @@ impl HostWorkspace {
         extent: Extent,
         collective: &mut C,
     ) -> Result<()> {
-        let mut control = self.read_control(running)?;
+        let mut control = self.begin_segment(running, extent)?;
         let outcome = exchange_two_shot(self.member, memory, &mut control, extent, collective, &mut self.wait(running));
         self.finish(running, control, outcome)
     }
 
-    fn wait<'a>(&'a self, running: &'a mut Running<'_>) -> BoundedWait<'a> {
-        let Running { operation, interrupted, settings, .. } = running;
-        let cleaned_up = self.state.cleaned_up();
-        BoundedWait::new(self.member, *operation, self.timeout, cleaned_up, &mut **interrupted, settings)
+    fn wait<'a, 'o>(&'a self, running: &'a mut Running<'o>) -> BoundedWait<'a, 'o> {
+        let Running { interrupts, state, .. } = running;
+        let parking = Parking::new(self.member, &self.blocks);
+        BoundedWait::new(self.timeout, interrupts, parking, &mut state.waiting)
+    }
+
+    /// What precedes a segment of a message. The second and later ones ask whether to go on: a long message may wait
+    /// often and never for long.
+    fn begin_segment(&self, running: &mut Running<'_>, extent: Extent) -> Result<Control> {
+        if extent.header.is_none() {
+            running.interrupts.check().inspect_err(|error| self.state.fail(error.to_string()))?;
+        }
+        self.read_control(running)
     }
 
     /// Keeps what an operation leaves for the next, or why there can be none.
@@ -233,7 +251,8 @@ impl HostWorkspace {
         let mut state = self.state.access(description.kind.name())?;
         state.number = advance(state.number, self.skipped.step());
         let operation = Operation(description.header(state.number));
-        Ok(Running { blocks: self.blocks, operation, interrupted, settings: DefaultSettings::enter(), state })
+        let interrupts = Interrupts::new(operation, self.state.cleaned_up(), interrupted);
+        Ok(Running { blocks: self.blocks, operation, interrupts, state })
     }
 
     /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
@@ -276,9 +295,7 @@ pub struct Running<'a> {
     /// The group's blocks.
     pub blocks: Blocks,
     operation: Operation,
-    interrupted: Interrupted<'a>,
-    /// All that the operation computes has the same bits on every rank.
-    settings: DefaultSettings,
+    interrupts: Interrupts<'a>,
     state: Access<'a, State>,
 }
 

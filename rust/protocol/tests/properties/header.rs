@@ -38,9 +38,9 @@ enum Ended {
     Mismatch(usize, Header),
 }
 
-struct Impatient;
+struct WithoutWaiting;
 
-impl Wait for Impatient {
+impl Wait for WithoutWaiting {
     type Error = Ended;
 
     fn pause(&mut self, _awaited: Awaited, missing: impl FnOnce() -> RankSet) -> Result<(), Ended> {
@@ -96,7 +96,7 @@ impl Case {
         let (mut control, mut taken) = (self.control, Taken::default());
         let extent =
             Extent { region_bytes: VECTORS * VECTOR_BYTES, chunk_vectors: 2, lead_chunks: 1, header: Some(OWN) };
-        let outcome = exchange(self.member, memory, &mut control, extent, &mut taken, &mut Impatient);
+        let outcome = exchange(self.member, memory, &mut control, extent, &mut taken, &mut WithoutWaiting);
         assert_eq!(control.previous_has_header, if outcome.is_ok() { true } else { self.control.previous_has_header });
         (outcome, taken.0)
     }

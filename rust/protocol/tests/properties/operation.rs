@@ -71,9 +71,9 @@ impl Collective for Recorder {
 }
 
 /// Gives up at the first pause.
-pub struct Impatient;
+pub struct WithoutWaiting;
 
-impl Wait for Impatient {
+impl Wait for WithoutWaiting {
     type Error = (Awaited, RankSet);
 
     fn pause(&mut self, awaited: Awaited, missing: impl FnOnce() -> RankSet) -> Result<(), Self::Error> {
@@ -83,6 +83,41 @@ impl Wait for Impatient {
     fn resume(&mut self) {}
 
     fn mismatch(&mut self, peer: usize, found: Header) -> Self::Error {
+        panic!("no headers here: {found:?} of rank {peer}")
+    }
+}
+
+/// Counts what has been pushed each time that it is told of pushes.
+pub struct Told<'a> {
+    pub memory: &'a Memory,
+    pub rank: usize,
+    pub pushes: usize,
+}
+
+impl<'a> Told<'a> {
+    pub fn new(memory: &'a Memory, rank: usize) -> Self {
+        Self { memory, rank, pushes: 0 }
+    }
+
+    pub fn pushed(&self) -> usize {
+        self.memory.stores.borrow().iter().filter(|&&(to, ..)| to != self.rank).count()
+    }
+}
+
+impl Wait for Told<'_> {
+    type Error = ();
+
+    fn pause(&mut self, _awaited: Awaited, _missing: impl FnOnce() -> RankSet) -> Result<(), ()> {
+        Err(())
+    }
+
+    fn resume(&mut self) {}
+
+    fn pushed(&mut self) {
+        self.pushes = Told::pushed(self);
+    }
+
+    fn mismatch(&mut self, peer: usize, found: Header) {
         panic!("no headers here: {found:?} of rank {peer}")
     }
 }
@@ -137,7 +172,7 @@ impl Case {
     fn run(&self, memory: &Memory) -> (Result<(), (Awaited, RankSet)>, Control, Recorder) {
         let mut control = self.control;
         let mut recorder = Recorder { rank: self.member.rank, ..Recorder::default() };
-        let outcome = exchange(self.member, memory, &mut control, self.extent, &mut recorder, &mut Impatient);
+        let outcome = exchange(self.member, memory, &mut control, self.extent, &mut recorder, &mut WithoutWaiting);
         (outcome, control, recorder)
     }
 }
@@ -169,6 +204,15 @@ proptest! {
             (0..case.vectors()).map(|at| (peer, case.offset(rank, at), scrub(contribution(rank, at)))).collect::<Vec<_>>()
         });
         prop_assert_eq!(pushes, to_all.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_wait_is_told_when_the_last_word_has_been_pushed(case in cases()) {
+        let (memory, mut control) = (case.arrived(), case.control);
+        let mut recorder = Recorder { rank: case.member.rank, ..Recorder::default() };
+        let mut told = Told::new(&memory, case.member.rank);
+        prop_assert_eq!(exchange(case.member, &memory, &mut control, case.extent, &mut recorder, &mut told), Ok(()));
+        prop_assert_eq!(told.pushes, told.pushed());
     }
 
     /// Filled with something else, the block shows what was cleared.

@@ -9,7 +9,7 @@ use lamport_rs_protocol::table::Control;
 use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 use proptest::prelude::*;
 
-use crate::operation::{Impatient, Memory};
+use crate::operation::{Memory, Told, WithoutWaiting};
 
 const MAX_SHARD: usize = 9;
 
@@ -109,12 +109,23 @@ impl Case {
     fn run(&self, memory: &Memory) -> (Result<(), (Awaited, RankSet)>, Control, Recorder) {
         let mut control = self.control;
         let mut recorder = Recorder { rank: self.member.rank, ..Recorder::default() };
-        let outcome = exchange_two_shot(self.member, memory, &mut control, self.extent, &mut recorder, &mut Impatient);
+        let outcome =
+            exchange_two_shot(self.member, memory, &mut control, self.extent, &mut recorder, &mut WithoutWaiting);
         (outcome, control, recorder)
     }
 }
 
 proptest! {
+    #[test]
+    fn the_wait_is_told_when_the_last_sum_has_been_pushed(case in cases()) {
+        let (memory, mut control) = (case.arrived(), case.control);
+        let mut recorder = Recorder { rank: case.member.rank, ..Recorder::default() };
+        let mut told = Told::new(&memory, case.member.rank);
+        let outcome = exchange_two_shot(case.member, &memory, &mut control, case.extent, &mut recorder, &mut told);
+        prop_assert_eq!(outcome, Ok(()));
+        prop_assert_eq!(told.pushes, told.pushed());
+    }
+
     #[test]
     fn a_rank_gets_all_contributions_to_its_shard_in_rank_order_and_all_sums_of_the_others(case in cases()) {
         let (outcome, control, mut recorder) = case.run(&case.arrived());

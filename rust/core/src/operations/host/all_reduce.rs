@@ -12,13 +12,13 @@ use lamport_rs_protocol::two_shot::ShardedCollective;
 use super::CHUNK_VECTORS;
 use super::element::{Element, Lanes, with_element};
 use super::operand::Operand;
-use super::pieces::{check_room, run, run_two_shot};
 use super::processor::{Job, Processor, dispatch};
+use super::segments::{check_room, exchange_segments, exchange_segments_two_shot};
 use crate::error::Result;
+use crate::interrupts::Interrupted;
 use crate::operations::arguments::AllReduce;
 use crate::operations::choice::choose;
 use crate::tensor::Device;
-use crate::wait::Interrupted;
 use crate::workspace::host::{HostWorkspace, Running};
 
 /// Bytes from which two-shot is faster than one-shot, as measured on two cores: eight ranks gain, up to four do not.
@@ -83,7 +83,8 @@ impl<E: Element> Job for Sum<'_, '_, E> {
     fn run<P: Processor>(self) -> Result<()> {
         let memory = self.running.blocks.accessed::<P::Access>();
         let mut reduction = self.reduction::<P>();
-        let outcome = run(self.workspace, self.running, &memory, self.region_bytes, CHUNK_VECTORS, &mut reduction);
+        let outcome =
+            exchange_segments(self.workspace, self.running, &memory, self.region_bytes, CHUNK_VECTORS, &mut reduction);
         reduction.output.finish::<P>();
         outcome
     }
@@ -108,7 +109,14 @@ impl<E: Element> Job for TwoShotSum<'_, '_, E> {
         let memory = sum.running.blocks.accessed::<P::Access>();
         let (rank, shard) = (sum.workspace.member().rank, sum.region_bytes / 2 / VECTOR_BYTES);
         let mut sharded = Sharded { reduction: sum.reduction::<P>(), rank, shard };
-        let outcome = run_two_shot(sum.workspace, sum.running, &memory, sum.region_bytes, CHUNK_VECTORS, &mut sharded);
+        let outcome = exchange_segments_two_shot(
+            sum.workspace,
+            sum.running,
+            &memory,
+            sum.region_bytes,
+            CHUNK_VECTORS,
+            &mut sharded,
+        );
         sharded.reduction.output.finish::<P>();
         outcome
     }

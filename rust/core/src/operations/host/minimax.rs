@@ -14,12 +14,12 @@ use lamport_rs_protocol::sentinel::{VECTOR_BYTES, VECTOR_WORDS, Vector};
 use super::CHUNK_VECTORS;
 use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
-use super::pieces::{check_room, run};
 use super::processor::{Job, Processor, dispatch};
+use super::segments::{check_room, exchange_segments};
 use crate::error::Result;
+use crate::interrupts::Interrupted;
 use crate::operations::arguments::{MinimaxRms, Norm};
 use crate::tensor::Device;
-use crate::wait::Interrupted;
 use crate::workspace::host::{HostWorkspace, Running};
 
 /// Runs the operation. A collective call: all ranks pass as many tokens.
@@ -115,7 +115,7 @@ impl Job for &mut Totals<'_, '_> {
     fn run<P: Processor>(self) -> Result<()> {
         let memory = self.running.blocks.accessed::<P::Access>();
         let mut sum = RankSum { own: self.own, totals: self.totals };
-        run(self.workspace, self.running, &memory, self.region_bytes, CHUNK_VECTORS, &mut sum)
+        exchange_segments(self.workspace, self.running, &memory, self.region_bytes, CHUNK_VECTORS, &mut sum)
     }
 }
 

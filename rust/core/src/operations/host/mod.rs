@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | [`processor`] | instruction sets, chosen when an operation runs |
 //! | [`element`] | dtypes as lanes of float32 |
-//! | [`pieces`] | long messages as several operations of the protocol |
+//! | [`segments`] | long messages as several operations of the protocol |
 //! | [`operand`] | reading and writing operands vector by vector |
 //! | [`all_reduce`] | the sum |
 //! | [`rms_norm`] | the sum, a residual and the norm of whole rows |
@@ -14,9 +14,9 @@ pub mod all_reduce;
 pub mod element;
 pub mod minimax;
 pub mod operand;
-pub mod pieces;
 pub mod processor;
 pub mod rms_norm;
+pub mod segments;
 
 pub use all_reduce::all_reduce;
 pub use minimax::minimax_rms;

@@ -16,12 +16,12 @@ use super::CHUNK_VECTORS;
 use super::all_reduce::round_and_scrub;
 use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
-use super::pieces::{check_room, run};
 use super::processor::{Job, Processor, dispatch};
+use super::segments::{check_room, exchange_segments};
 use crate::error::{Error, Result};
+use crate::interrupts::Interrupted;
 use crate::operations::arguments::AllReduceRmsNorm;
 use crate::tensor::Device;
-use crate::wait::Interrupted;
 use crate::workspace::host::{HostWorkspace, Running};
 
 /// Runs the operation. A collective call: all ranks pass tensors of the same size and dtype.
@@ -102,7 +102,7 @@ impl<E: Element> Job for Run<'_, '_, E> {
                 processor: PhantomData,
             }
         };
-        run(self.workspace, self.running, &memory, self.region_bytes, CHUNK_VECTORS, &mut norm)
+        exchange_segments(self.workspace, self.running, &memory, self.region_bytes, CHUNK_VECTORS, &mut norm)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Long messages as several operations of the protocol.
+//! Long messages in segments: each is an operation of the protocol.
 //!
 //! The slots that one operation touches are then small enough to stay in the processors' own caches: a push goes into
 //! lines that the reader has just cleared, and nothing of the exchange reaches main memory. And a message may be longer
@@ -14,13 +14,13 @@ use crate::error::Result;
 use crate::workspace::host::{HostWorkspace, Running};
 
 /// Bytes per rank of one operation of the protocol, more or less: whole chunks.
-const PIECE_BYTES: usize = 256 << 10;
+const SEGMENT_BYTES: usize = 256 << 10;
 /// Chunks pushed ahead of the one that is polled.
 const LEAD_CHUNKS: usize = 8;
 
 /// Runs `collective` over a message of `region_bytes` per rank, in chunks of `chunk_vectors`.
 #[inline(always)]
-pub fn run<M: SlotMemory, C: Collective>(
+pub fn exchange_segments<M: SlotMemory, C: Collective>(
     workspace: &HostWorkspace,
     running: &mut Running<'_>,
     memory: &M,
@@ -28,18 +28,18 @@ pub fn run<M: SlotMemory, C: Collective>(
     chunk_vectors: usize,
     collective: &mut C,
 ) -> Result<()> {
-    let most = whole_chunks(PIECE_BYTES, chunk_vectors).min(room(workspace, 1));
+    let most = whole_chunks(SEGMENT_BYTES, chunk_vectors).min(room(workspace, 1));
     for first in (0..region_bytes / VECTOR_BYTES).step_by(most) {
         let vectors = most.min(region_bytes / VECTOR_BYTES - first);
         let extent = extent(vectors * VECTOR_BYTES, chunk_vectors, first, running);
-        workspace.run(running, memory, extent, &mut Piece { collective, first })?;
+        workspace.run(running, memory, extent, &mut Segment { collective, first })?;
     }
     Ok(())
 }
 
-/// Likewise in two shots: `region_bytes` is two shards, and each piece a part of every shard.
+/// Likewise in two shots: `region_bytes` is two shards, and each segment a part of every shard.
 #[inline(always)]
-pub fn run_two_shot<M: SlotMemory, C: ShardedCollective>(
+pub fn exchange_segments_two_shot<M: SlotMemory, C: ShardedCollective>(
     workspace: &HostWorkspace,
     running: &mut Running<'_>,
     memory: &M,
@@ -48,16 +48,16 @@ pub fn run_two_shot<M: SlotMemory, C: ShardedCollective>(
     collective: &mut C,
 ) -> Result<()> {
     let shard = region_bytes / 2 / VECTOR_BYTES;
-    let most = whole_chunks(PIECE_BYTES / 2, chunk_vectors).min(room(workspace, 2));
+    let most = whole_chunks(SEGMENT_BYTES / 2, chunk_vectors).min(room(workspace, 2));
     for first in (0..shard).step_by(most) {
         let vectors = most.min(shard - first);
         let extent = extent(2 * vectors * VECTOR_BYTES, chunk_vectors, first, running);
-        workspace.run_two_shot(running, memory, extent, &mut Piece { collective, first })?;
+        workspace.run_two_shot(running, memory, extent, &mut Segment { collective, first })?;
     }
     Ok(())
 }
 
-/// Of the piece from vector `first` on. The first says what the message is; the others follow from it.
+/// Of the segment from vector `first` on. The first says what the message is; the others follow from it.
 #[inline(always)]
 fn extent(region_bytes: usize, chunk_vectors: usize, first: usize, running: &Running<'_>) -> Extent {
     let header = (first == 0).then(|| running.header());
@@ -69,7 +69,7 @@ fn whole_chunks(bytes: usize, chunk_vectors: usize) -> usize {
     (bytes / VECTOR_BYTES / chunk_vectors).max(1) * chunk_vectors
 }
 
-/// Checks that the slots have room for the smallest piece: a vector, or one of every shard.
+/// Checks that the slots have room for the smallest segment: a vector, or one of every shard.
 pub fn check_room(workspace: &HostWorkspace, algorithm: Algorithm) -> Result<()> {
     let geometry = workspace.member().geometry;
     geometry.region_bytes(algorithm.message_bytes(1, VECTOR_BYTES, geometry.world_size()))?;
@@ -83,12 +83,12 @@ fn room(workspace: &HostWorkspace, parts: usize) -> usize {
 }
 
 /// Part of a collective, from vector `first` on, or from that of every shard.
-struct Piece<'a, C> {
+struct Segment<'a, C> {
     collective: &'a mut C,
     first: usize,
 }
 
-impl<C: Collective> Collective for Piece<'_, C> {
+impl<C: Collective> Collective for Segment<'_, C> {
     #[inline(always)]
     fn contribution(&mut self, at: usize) -> Vector {
         self.collective.contribution(self.first + at)
@@ -115,7 +115,7 @@ impl<C: Collective> Collective for Piece<'_, C> {
     }
 }
 
-impl<C: ShardedCollective> ShardedCollective for Piece<'_, C> {
+impl<C: ShardedCollective> ShardedCollective for Segment<'_, C> {
     #[inline(always)]
     fn contribution(&mut self, shard: usize, at: usize) -> Vector {
         self.collective.contribution(shard, self.first + at)
