@@ -258,10 +258,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def recorded(folder: Path = RESULTS) -> dict[Path, Record]:
-    """Return the newest record with all-reduces on GPUs, if there is one."""
+    """Return the newest record with all-reduces on GPUs for each number of them."""
     records = {path: read(path) for path in folder.glob("*.json") if "-soak-" not in path.name}
-    usable = [path for path, record in records.items() if model.points_of([record])]
-    return {path: records[path] for path in sorted(usable, key=lambda path: records[path].date)[-1:]}
+    newest: dict[int, Path] = {}
+    for path in sorted(records, key=lambda path: records[path].date):
+        newest |= dict.fromkeys(model.world_sizes(model.points_of([records[path]])), path)
+    return {path: records[path] for path in sorted(set(newest.values()))}
 
 
 if __name__ == "__main__":
