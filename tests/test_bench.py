@@ -90,7 +90,7 @@ def test_figures_are_drawn_where_matplotlib_is(host_run):
         assert not drawn
         assert "no figures: matplotlib is not installed" in host_run[1].stdout
     else:
-        operations = ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk")
+        operations = ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk", "decode_step")
         assert drawn == {f"{op}.{suffix}" for op in operations for suffix in ("png", "svg")}
 
 

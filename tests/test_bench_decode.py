@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from lamport_rs import __main__
 from lamport_rs.command_line.bench.arguments import STEPS
 from lamport_rs.command_line.bench.cases import cases_of, decode_case, message_bytes
 from lamport_rs.command_line.bench.decode_step import DecodeStep
@@ -22,8 +26,9 @@ from lamport_rs.command_line.bench.findings import Findings, Missing
 from lamport_rs.command_line.bench.implementations import by_torch
 from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
 from lamport_rs.command_line.bench.options import Options
+from lamport_rs.command_line.bench.plot_steps import step_figure
 from lamport_rs.command_line.bench.problems import Expected
-from lamport_rs.command_line.bench.record import Row
+from lamport_rs.command_line.bench.record import Record, Row, write
 from lamport_rs.command_line.bench.report import tables
 from lamport_rs.command_line.timing import Latency
 from ranks import Rank, errors_of
@@ -181,3 +186,91 @@ def test_the_table_tells_milliseconds_and_the_share_of_communication():
     ]
     text = tables([row for row in rows if row.tokens == 8], "GPUs", 200)
     assert "best other" not in text
+
+
+MEDIANS = {"lamport_rs": 4000.0, "lamport_rs_unfused": 4200.0, "nccl": 5000.0, "no_communication": 3900.0}
+MANY = {**MEDIANS, "nccl_windows": 5050.0, "symm_mem_one_shot": 4960.0, "symm_mem_two_shot": 5010.0}
+
+
+def record_of(medians: dict[str, float], batches: Sequence[int], world_sizes: Sequence[int] = (2,)) -> Record:
+    rows = tuple(
+        Row.of(decode_case(tokens, "cuda", 32), impl, world_size, Latency(us, us, us))
+        for world_size in world_sizes
+        for tokens in batches
+        for impl, us in medians.items()
+    )
+    return Record(1, "2026-01-02T03:04:05+00:00", None, "NVIDIA H200", 2, None, "2", "2", "cpu", "3", "none", rows)
+
+
+def panels_of(record: Record) -> list:
+    figure = step_figure(record, "decode_step", record.rows)
+    return figure.axes
+
+
+def texts_of(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_the_figure_has_the_time_and_the_share_of_communication_over_every_bar_and_the_floor_over_all():
+    pytest.importorskip("matplotlib")
+    two, four = panels_of(record_of(MEDIANS, (8, 1), (2, 4)))
+    assert two.get_title("left") == "2 GPUs, bfloat16, 32 layers of 4096"
+    assert four.get_title("left") == "4 GPUs, bfloat16, 32 layers of 4096"
+    for axes in (two, four):
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "8"]
+        assert texts_of(axes) == 2 * ["3.90", "4.00\n2.5%", "4.20\n7.1%", "5.00\n22.0%"]
+        assert [bar.get_height() for bar in axes.patches] == 2 * [3.9, 4.0, 4.2, 5.0]
+        floor, *bars = axes.patches[:4]
+        assert floor.get_zorder() > max(bar.get_zorder() for bar in bars)
+        assert floor.get_x() <= min(bar.get_x() for bar in bars)
+        assert floor.get_x() + floor.get_width() >= max(bar.get_x() + bar.get_width() for bar in bars)
+
+
+@pytest.mark.parametrize(
+    ("medians", "batches"), [(MEDIANS, (1, 8, 32, 128)), (MANY, (1, 8, 32)), (MANY, (1, 8, 32, 128))]
+)
+@pytest.mark.parametrize("has_floor", [True, False])
+def test_what_is_written_in_the_figure_of_a_step_does_not_touch(medians, batches, has_floor):
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    medians = {name: us for name, us in medians.items() if has_floor or name != "no_communication"}
+    record = record_of(medians, batches)
+    figure = step_figure(record, "decode_step", record.rows)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (axes,) = figure.axes
+    boxes = [(text.get_text(), text.get_window_extent()) for text in axes.texts]
+    assert len(boxes) >= len(record.rows)
+    for (one, first), (other, second) in combinations(boxes, 2):
+        assert not first.overlaps(second), f"{one!r} and {other!r}"
+    assert all(axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1 for _, box in boxes)
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == set(medians)
+    assert legend.get_window_extent().width <= figure.bbox.width
+
+
+def test_the_share_is_neither_written_nor_coloured_where_the_floor_is_missing():
+    pytest.importorskip("matplotlib")
+    (axes,) = panels_of(record_of({"lamport_rs": 4000.0, "nccl": 5000.0}, (1,)))
+    assert texts_of(axes) == ["4.00", "5.00"]
+    assert [bar.get_facecolor()[3] for bar in axes.patches] == [0, 0]
+
+
+def test_the_floor_alone_is_no_figure():
+    pytest.importorskip("matplotlib")
+    record = record_of({"no_communication": 3900.0}, (1, 8))
+    assert step_figure(record, "decode_step", record.rows) is None
+
+
+@pytest.mark.parametrize("batches", [(1,), (1, 8)])
+def test_a_record_of_steps_is_drawn_again(batches, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    path = write(record_of(MEDIANS, batches), tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lamport-rs", "bench", "--draw", str(path)])
+    assert __main__.main() == 0
+    drawn = tmp_path / "2026-01-02-h200-x2-decode_step.svg"
+    assert f"figure: {drawn}" in capsys.readouterr().out
+    text = drawn.read_text()
+    for expected in ("decode_step on NVIDIA H200, 2026-01-02", "22.0%", "no_communication", "lamport_rs_unfused"):
+        assert expected in text

@@ -1,16 +1,17 @@
-"""The figures: latency and bandwidth against size, one file per operation."""
+"""The figures, one file per operation: latency and bandwidth against size, and the times of a decode step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamport_rs.command_line.bench.arguments import COLLECTIVES, format_bytes
+from lamport_rs.command_line.bench.arguments import COLLECTIVES, STEPS, format_bytes
 from lamport_rs.command_line.bench.cases import Case, message_bytes
 from lamport_rs.command_line.bench.link import floor_us
+from lamport_rs.command_line.bench.plot_steps import step_figure
+from lamport_rs.command_line.bench.plot_style import INK, LIMIT, PALE, Style, add_title, hide_frame, ranks_of, styles_of
 from lamport_rs.command_line.bench.record import Record, Row
 from lamport_rs.command_line.bench.report import OWN, groups, implementations_in, timing_label
 
@@ -18,40 +19,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _PALE = "#222222", "#d9d9d9"
-_OWN_COLOURS = {OWN: "#d55e00", f"{OWN}_one_shot": "#e69f00", f"{OWN}_two_shot": "#a8480a"}
-# Okabe and Ito's, which people with any colour vision tell apart.
-_OTHER_COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#5b4fa0", "#8c8c8c")
-_MARKERS = ("s", "^", "D", "v", "P", "X")
 _LABEL_GAP = 0.062
 """Between two labels, as a part of the panel's height."""
 _LEADER = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
 """From a label to the end of its line."""
 
 
-@dataclass(frozen=True)
-class _Style:
-    colour: str
-    marker: str
-    width: float
-    dashes: str = "-"
-
-
-_LIMIT = _Style(_INK, "", 1.0, ":")
-
-
 def draw(record: Record, folder: Path) -> list[Path]:
-    """Draw `<record's stem>-<operation>.png` and `.svg` for every operation that was measured at several sizes.
+    """Draw `<record's stem>-<operation>.png` and `.svg` for every operation that a figure can show.
 
+    That is a decode step, and a collective that was measured at several sizes.
     Raises ImportError where matplotlib is missing.
     """
     import matplotlib as mpl
 
     paths = []
     with mpl.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": record.stem}):
-        for op in COLLECTIVES:
+        for op in COLLECTIVES + STEPS:
             rows = [row for row in record.rows if row.op == op]
-            figure = _figure(record, op, rows)
+            figure = (step_figure if op in STEPS else _figure)(record, op, rows)
             if figure is None:
                 continue
             for suffix in ("png", "svg"):
@@ -68,21 +54,19 @@ def _figure(record: Record, op: str, rows: Sequence[Row]) -> Figure | None:
     panels = [(key, group) for key, group in groups(rows) if len({row.case for row in group}) > 1]
     if not panels:
         return None
-    styles = _styles(implementations_in(rows))
+    styles = styles_of(implementations_in(rows))
     figure = Figure(figsize=(10.5, 0.7 + 3.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 2, squeeze=False)
-    unit = "GPUs" if record.gpu else "processes"
-    note = ", interrupted" if record.interrupted else ""
-    figure.suptitle(f"{op} on {record.machine}, {record.date[:10]}{note}", fontsize=11, fontweight="bold", color=_INK)
+    add_title(figure, record, op)
     for ((_, world_size, dtype, timing), group), (latency, throughput) in zip(panels, axes, strict=True):
-        title = f"{world_size} {unit}, {dtype}{timing_label(op, timing)}"
-        latency.set_title(title, loc="left", fontsize=9.5, color=_INK)
+        title = f"{ranks_of(record, world_size)}, {dtype}{timing_label(op, timing)}"
+        latency.set_title(title, loc="left", fontsize=9.5, color=INK)
         _draw_latency(latency, group, styles, record.link_gb_per_s)
         _draw_throughput(throughput, group, styles, record.link_gb_per_s)
     return figure
 
 
-def _draw_latency(axes: Axes, rows: Sequence[Row], styles: dict[str, _Style], link: float | None) -> None:
+def _draw_latency(axes: Axes, rows: Sequence[Row], styles: dict[str, Style], link: float | None) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     for name in implementations_in(rows):
@@ -90,7 +74,7 @@ def _draw_latency(axes: Axes, rows: Sequence[Row], styles: dict[str, _Style], li
         _line(axes, [_size(row.case) for row in mine], [row.median_us for row in mine], styles[name])
     floor = _floor(rows, link)
     if floor:
-        _line(axes, [size for size, _, _ in floor], [us for _, _, us in floor], _LIMIT)
+        _line(axes, [size for size, _, _ in floor], [us for _, _, us in floor], LIMIT)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -100,7 +84,7 @@ def _draw_latency(axes: Axes, rows: Sequence[Row], styles: dict[str, _Style], li
     _decorate(axes, rows)
 
 
-def _draw_throughput(axes: Axes, rows: Sequence[Row], styles: dict[str, _Style], link: float | None) -> None:
+def _draw_throughput(axes: Axes, rows: Sequence[Row], styles: dict[str, Style], link: float | None) -> None:
     unit, scale = _throughput_unit(rows[0].case)
     ends = []
     for name in implementations_in(rows):
@@ -111,29 +95,15 @@ def _draw_throughput(axes: Axes, rows: Sequence[Row], styles: dict[str, _Style],
     floor = _floor(rows, link)
     if floor:
         limit = floor[-1][1] / floor[-1][2] * scale
-        axes.axhline(limit, color=_LIMIT.colour, linewidth=_LIMIT.width, linestyle=_LIMIT.dashes)
-        ends.append((f"link's limit, {limit:.0f} {unit}", max(_size(row.case) for row in rows), limit, _LIMIT))
+        axes.axhline(limit, color=LIMIT.colour, linewidth=LIMIT.width, linestyle=LIMIT.dashes)
+        ends.append((f"link's limit, {limit:.0f} {unit}", max(_size(row.case) for row in rows), limit, LIMIT))
     axes.set_ylim(bottom=0)
     axes.set_ylabel(f"{'bandwidth' if unit == 'GB/s' else 'throughput'} ({unit})")
     _decorate(axes, rows)
     _label_ends(axes, ends)
 
 
-def _styles(names: Sequence[str]) -> dict[str, _Style]:
-    styles = {}
-    others = [name for name in names if not name.startswith(OWN)]
-    for name in names:
-        if name == OWN:
-            styles[name] = _Style(_OWN_COLOURS[name], "o", 2.6)
-        elif name.startswith(OWN):
-            styles[name] = _Style(_OWN_COLOURS.get(name, _INK), "", 1.4, "--")
-        else:
-            index = others.index(name)
-            styles[name] = _Style(_OTHER_COLOURS[index % len(_OTHER_COLOURS)], _MARKERS[index % len(_MARKERS)], 1.4)
-    return styles
-
-
-def _line(axes: Axes, sizes: Sequence[int], values: Sequence[float], style: _Style) -> None:
+def _line(axes: Axes, sizes: Sequence[int], values: Sequence[float], style: Style) -> None:
     own = style.width > 2
     axes.plot(
         sizes,
@@ -156,10 +126,8 @@ def _decorate(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xticks(sizes, [format_size(size) if size in labelled else "" for size in sizes])
     axes.minorticks_off()
     axes.set_xlabel("message (bytes)" if in_bytes else f"tokens (hidden size {rows[0].hidden})")
-    axes.grid(color=_PALE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.grid(color=PALE, linewidth=0.6)
+    hide_frame(axes)
 
 
 def _far_apart(sizes: Sequence[int]) -> set[int]:
@@ -172,7 +140,7 @@ def _far_apart(sizes: Sequence[int]) -> set[int]:
     return set(kept)
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[str, int, float, _Style]]) -> None:
+def _label_ends(axes: Axes, ends: Sequence[tuple[str, int, float, Style]]) -> None:
     """Name the lines at their right ends, moved apart where they would meet."""
     low, high = axes.get_ylim()
     heights = spread([(value - low) / (high - low) for _, _, value, _ in ends], _LABEL_GAP)
@@ -186,7 +154,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[str, int, float, _Style]]) -> N
             fontsize=9,
             fontweight="bold" if name == OWN else "normal",
             va="center",
-            arrowprops=None if style is _LIMIT else {**_LEADER, "color": style.colour},
+            arrowprops=None if style is LIMIT else {**_LEADER, "color": style.colour},
         )
 
 

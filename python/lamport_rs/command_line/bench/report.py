@@ -68,6 +68,19 @@ def ratio(medians: Mapping[str, float]) -> float | None:
     return min(others) / medians[OWN] if others and OWN in medians else None
 
 
+def by_case(rows: Sequence[Row]) -> dict[Case, dict[str, Row]]:
+    """Return the rows of each case by implementation, in the order of the rows."""
+    found: dict[Case, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(row.case, {})[row.impl] = row
+    return found
+
+
+def communication_share(step: Row, floor: Row) -> float:
+    """Return the part of the step that goes when the communication does; `floor` is the step without any."""
+    return 1 - floor.median_us / step.median_us
+
+
 def missing_text(missing: Sequence[Missing], width: int) -> str:
     """Return what could not be measured, and why, in `width` columns: an entry for all sizes that share a reason."""
     sizes: dict[Missing, list[str]] = {}
@@ -87,11 +100,11 @@ def missing_text(missing: Sequence[Missing], width: int) -> str:
 
 def _table(title: str, rows: Sequence[Row], width: int) -> str:
     names = implementations_in(rows)
-    by_case = _by_case(rows)
-    ratios = _ratios(by_case)
+    cases = by_case(rows)
+    ratios = _ratios(cases)
     header = ["bytes" if rows[0].bytes is not None else "tokens", *names, *([_RATIO] if ratios else [])]
     body = []
-    for case, found in by_case.items():
+    for case, found in cases.items():
         body.append([case.size, *(_format(found.get(name)) for name in names), *_ratio_cell(ratios, case)])
     return "\n".join([wrap(title, width), "", format_table(header, body, width), *_notes(rows, width)])
 
@@ -99,10 +112,10 @@ def _table(title: str, rows: Sequence[Row], width: int) -> str:
 def _step_table(title: str, rows: Sequence[Row], width: int) -> str:
     """A table in milliseconds; beside each, the part of the step that goes when the communication does."""
     names = sorted(implementations_in(rows), key=lambda name: name != NO_COMMUNICATION)
-    by_case = _by_case(rows)
-    ratios = _ratios(by_case)
+    cases = by_case(rows)
+    ratios = _ratios(cases)
     body = []
-    for case, found in by_case.items():
+    for case, found in cases.items():
         floor = found.get(NO_COMMUNICATION)
         cells = [_format_step(found.get(name), floor) for name in names]
         body.append([case.size, *cells, *_ratio_cell(ratios, case)])
@@ -111,18 +124,11 @@ def _step_table(title: str, rows: Sequence[Row], width: int) -> str:
     return "\n".join([wrap(title, width), "", table, *_notes(rows, width)])
 
 
-def _by_case(rows: Sequence[Row]) -> dict[Case, dict[str, Row]]:
-    by_case: dict[Case, dict[str, Row]] = {}
-    for row in rows:
-        by_case.setdefault(row.case, {})[row.impl] = row
-    return by_case
-
-
-def _ratios(by_case: Mapping[Case, Mapping[str, Row]]) -> dict[Case, float]:
+def _ratios(cases: Mapping[Case, Mapping[str, Row]]) -> dict[Case, float]:
     """The ratio of each case that has one. What the host has slowed down says nothing of it, and is left out."""
     found = {
         case: ratio({name: row.median_us for name, row in rows.items() if not row.host_included})
-        for case, rows in by_case.items()
+        for case, rows in cases.items()
     }
     return {case: factor for case, factor in found.items() if factor is not None}
 
@@ -152,4 +158,4 @@ def _format_step(row: Row | None, floor: Row | None) -> str:
     if row is None:
         return "-"
     cell = format_latency(row.median_us / 1e3, row.min_us / 1e3, row.max_us / 1e3, _mark(row))
-    return cell if floor in (None, row) else f"{cell}, {1 - floor.median_us / row.median_us:.1%}"
+    return cell if floor in (None, row) else f"{cell}, {communication_share(row, floor):.1%}"

@@ -136,6 +136,6 @@ def _draw(record: Record, folder: Path) -> None:
         print("no figures: matplotlib is not installed (pip install 'lamport-rs[bench]')")
         return
     if not paths:
-        print("no figures: they take several sizes of an operation")
+        print("no figures: they take several sizes of a collective, or a decode step")
     for path in paths:
         print(f"figure: {path}")
