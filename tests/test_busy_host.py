@@ -1,7 +1,7 @@
 """The host backend against gloo, on a machine that is idle and beside a process that computes.
 
-Both run in turns in the same processes, so that whatever else the machine does falls on both. Ratios of medians are
-compared, with room for a busy machine, and again if a ratio is too high.
+Both run in turns in the same processes, so that whatever else the machine does falls on both. Of several ratios of
+medians the median counts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZES = [8 << 10, 1 << 20, 8 << 20]
 ROUNDS = 7
 ROUND_SECONDS = 0.04
 MOST_CALLS = 400
-ATTEMPTS = 5
+ATTEMPTS = 3
 BUSY = [0, 1]
 """Busy processes beside the two ranks. Measured were 0.002 to 0.1 of gloo's time when idle, and 0.02 to 0.5 beside one.
 Waiting ranks that yielded have been seen to take from 0.1 to 6 times as long as gloo's."""
@@ -62,13 +62,12 @@ def test_an_all_reduce_takes_no_longer_than_gloos_also_beside_a_busy_process(ran
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
     ratios = []
     try:
-        while len(ratios) < ATTEMPTS:
+        for _ in range(ATTEMPTS):
             own, gloo = ranks_of(2).run(compare_with_gloo, nbytes)[0]
             ratios.append(own / gloo)
-            if ratios[-1] <= 1.0:
-                return
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    pytest.fail(f"{nbytes} bytes beside {busy} busy processes: {ratios} times as long as gloo takes")
+    what = f"{nbytes} bytes beside {busy} busy processes: {ratios} times as long as gloo takes"
+    assert statistics.median(ratios) <= 1.0, what

@@ -103,7 +103,8 @@ class LamportWorkspace:
 
         Args:
             group: A process group of any backend; None for torch's default group.
-            max_bytes: Bytes of the largest tensor that is to run as one operation; larger ones run as several. The
+            max_bytes: Bytes of the largest tensor that is to run as one operation; larger ones run as several, as
+                sums on a GPU do from 16 MiB on, for which more slots are of no use. The
                 workspace takes some `3 * world_size * max_bytes` bytes. None: 8 MiB, or as much as the environment
                 variable `LAMPORT_RS_MAX_MEMORY` lets a workspace take: so many bytes, or 64 MiB without it.
             device: As for `LamportWorkspace`.
@@ -256,7 +257,8 @@ class LamportWorkspace:
     def compute_comm_size_for_all_reduce(max_bytes: int, world_size: int) -> int:
         """Return the smallest `comm_size` in bytes for `all_reduce` and `all_reduce_rms_norm` by any algorithm.
 
-        Tensors of up to `max_bytes` bytes, with rows of any width, then run as one operation each. For one-shot alone
+        Tensors of up to `max_bytes` bytes, with rows of any width, then run as one operation each (sums on a GPU up to
+        16 MiB, whatever the slots). For one-shot alone
         `world_size` times `max_bytes` do, with `max_bytes` rounded up to 16; for two-shot alone twice `max_bytes`, with
         some more where shards are not even. Two ranks need up to a third more than one-shot, for an odd number of rows
         in two shots.

@@ -21,19 +21,20 @@ MULTIPROCESSORS = 132
 def boundaries(world_size: int) -> list[int]:
     """Bytes at which the plans of `rust/kernels/src/plan/all_reduce.rs` change."""
     warp, block = 32 * VECTOR_BYTES, 128 * VECTOR_BYTES
-    two_shot_from = {2: 2377 << 10, 3: 296 << 10, 4: 160 << 10}[world_size]
+    two_shot_from = {2: 2375 << 10, 3: 296 << 10, 4: 160 << 10}[world_size]
     # Of two-shot, small blocks become large ones.
     larger_blocks = 3 * MIB if world_size == 2 else world_size * MIB
     # Of one-shot: the blocks that there are at least; blocks of another size, of two ranks.
-    least_blocks, other_blocks = 32 * block, [192 << 10, 448 << 10]
+    # One of them has no data.
+    least_blocks, other_blocks = 31 * block, [192 << 10, 448 << 10]
     # What all blocks that run at once sum in one round.
-    one_shot_round = MULTIPROCESSORS * (9 if world_size == 2 else 6) * block
-    two_shot_round = world_size * MULTIPROCESSORS * (2048 if world_size == 2 else 1024) * VECTOR_BYTES
+    one_shot_round = (MULTIPROCESSORS * (9 if world_size == 2 else 6) - 1) * block
+    threads = 2048 if world_size == 2 else 1024
+    two_shot_round = world_size * (MULTIPROCESSORS * threads // 512 - 1) * 512 * VECTOR_BYTES
     # Of two-shot in phases: so many warps of a shard per block, and the most that its grid takes.
-    most_warps = 16 // (world_size - 1)
     shard_warps = [3 * MULTIPROCESSORS * warps // 5 for warps in (1, 2, 3)] + [4 * MULTIPROCESSORS]
     phased = [world_size * warps * warp for warps in shard_warps]
-    phased_round = world_size * 2 * MULTIPROCESSORS * most_warps * warp
+    phased_round = world_size * (MULTIPROCESSORS * 1024 // (32 * (world_size - 1)) - 1) * warp
     switches = [two_shot_from, larger_blocks, least_blocks, world_size * least_blocks, *other_blocks]
     return [warp, block, world_size * block, *switches, *phased, phased_round, one_shot_round, two_shot_round]
 

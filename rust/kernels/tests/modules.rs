@@ -170,6 +170,24 @@ fn barriers_after_the_control_words_wait_for_them() {
     });
 }
 
+#[test]
+fn a_barrier_that_waits_for_no_control_words_would_be_found() {
+    let waits = |count: &str| {
+        let ptx = [
+            "mov.u32 \t%r1, %ntid.x;",
+            "{.reg .u32 fourth;",
+            " ld.relaxed.gpu.global.v4.u32 {%r2, %r3, %r4, fourth}, [%rd1];}",
+            "shr.u32 \t%r5, %r2, 31;",
+            "add.s32 \t%r6, %r1, %r5;",
+        ];
+        let definitions: Vec<Definition> = ptx.into_iter().filter_map(Definition::of).collect();
+        depends_on_control_words(count, &definitions)
+    };
+    assert!(waits("%r6") && !waits("%r1"));
+    assert_eq!(barrier_count("\tbar.sync %r266, %r228;"), Some("%r228"));
+    assert_eq!(barrier_count("\tbar.sync \t0;"), None);
+}
+
 /// The register that says for how many threads a barrier waits; none of those that wait for all of the block.
 fn barrier_count(line: &str) -> Option<&str> {
     let operands = ["bar.sync ", "bar.arrive "].iter().find_map(|opcode| line.trim().strip_prefix(opcode))?;

@@ -112,23 +112,23 @@ class Decoder:
 
     def step(self, tokens: torch.Tensor, communication: Communication) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the last norm's rows, and this rank's part of the logits."""
-        pieces = _pieces(tokens.device.type)
+        elementwise = _elementwise(tokens.device.type)
         residual = F.embedding(tokens, self._embedding)
         rows = F.rms_norm(residual, residual.shape[-1:], self._layers[0].attention_norm, EPSILON)
         norms = [*(layer.attention_norm for layer in self._layers[1:]), self._last_norm]
         for layer, next_norm in zip(self._layers, norms, strict=True):
-            attended = self._attend(F.linear(rows, layer.qkv), layer.cache, pieces)
+            attended = self._attend(F.linear(rows, layer.qkv), layer.cache, elementwise)
             partial = _project(attended, layer.attention_out, communication.place)
             rows, residual = communication.reduce_norm(partial, residual, layer.mlp_norm)
-            activated = pieces.silu_mul(F.linear(rows, layer.gate_up))
+            activated = elementwise.silu_mul(F.linear(rows, layer.gate_up))
             partial = _project(activated, layer.down, communication.place)
             rows, residual = communication.reduce_norm(partial, residual, next_norm)
         return rows, F.linear(rows, self._logits)
 
-    def _attend(self, qkv: torch.Tensor, cache: torch.Tensor, pieces: _Pieces) -> torch.Tensor:
+    def _attend(self, qkv: torch.Tensor, cache: torch.Tensor, elementwise: _Elementwise) -> torch.Tensor:
         """Attention of each sequence's newest token, whose key and value become the cache's last."""
         heads, kv_heads, head = self._part.heads, self._part.kv_heads, self._part.head
-        rotated = pieces.rotate(qkv.view(len(qkv), -1, head), self._cosines, self._sines)
+        rotated = elementwise.rotate(qkv.view(len(qkv), -1, head), self._cosines, self._sines)
         cache[:, :, -1].copy_(rotated[:, heads:])
         # The query heads that share a key head are rows of one attention.
         queries = rotated[:, :heads].reshape(-1, kv_heads, heads // kv_heads, head)
@@ -140,11 +140,11 @@ def add_rms_norm(
     partial: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what `Communication.reduce_norm` does of a sum that is complete; one kernel on GPUs."""
-    return _pieces(partial.device.type).add_rms_norm(partial, residual, weight)
+    return _elementwise(partial.device.type).add_rms_norm(partial, residual, weight)
 
 
 @dataclass(frozen=True)
-class _Pieces:
+class _Elementwise:
     """What is neither a product nor attention: one kernel each, as serving stacks have them."""
 
     add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -185,14 +185,14 @@ def _rotation(part: Dimensions) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @cache
-def _pieces(device_type: str) -> _Pieces:
+def _elementwise(device_type: str) -> _Elementwise:
     if device_type != "cuda":
-        return _Pieces(_add_rms_norm, _silu_mul, _rotate)
+        return _Elementwise(_add_rms_norm, _silu_mul, _rotate)
     from torch._inductor import config as inductor
 
     # In this process: they are few, and a pool of compilers per rank would take longer to start.
     inductor.compile_threads = 1
-    return _Pieces(torch.compile(_add_rms_norm), torch.compile(_silu_mul), torch.compile(_rotate))
+    return _Elementwise(torch.compile(_add_rms_norm), torch.compile(_silu_mul), torch.compile(_rotate))
 
 
 def _project(rows: torch.Tensor, weight: torch.Tensor, place: torch.Tensor | None) -> torch.Tensor:

@@ -14,7 +14,7 @@ use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 /// What one launch does, of bytes or rows.
 pub(super) type Chunk = Range<usize>;
 
-/// Bytes of a sum that one launch takes at most, be it that the slots have room for more: what a rank sends and gets then
+/// Bytes of a sum that one launch takes at most, even if the slots have room for more: what a rank sends and gets then
 /// stays in a device's cache until it is read and cleared. Of 4 to 64 MiB the best on H100, with two ranks and with four.
 const MOST_SUM_BYTES: usize = 16 << 20;
 

@@ -52,6 +52,13 @@ pub fn cases() -> Vec<FaultCase> {
         let two = Minimax { dtype, weight, tokens, widths: [64, 8], tokens_per_block, in_place };
         cases.extend([FaultCase::new(world_size, true, one), FaultCase::new(world_size, true, two)]);
     }
+    // Without headers too.
+    for algorithm in [OneShot, TwoShot] {
+        let sum = AllReduce { algorithm, dtype, elements: 700, in_place };
+        let FaultCase { case, completes_first } = FaultCase::new(3, algorithm == OneShot, sum);
+        let name = format!("{}, not checked", case.name);
+        cases.push(FaultCase { case: Case { name, is_checked: false, ..case }, completes_first });
+    }
     cases
 }
 
