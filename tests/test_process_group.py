@@ -29,6 +29,8 @@ from process_groups import (
     use_tensor_parallelism,
 )
 from ranks import Rank
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ANY_BACKEND = pytest.mark.parametrize("backend", ["lamport", "gloo"])
 """A group of the backend, and one of gloo after `install`."""
@@ -108,6 +110,111 @@ def call_in_every_way(me: Rank, backend: str) -> None:
 @ANY_BACKEND
 def test_every_way_of_calling_returns_a_work_whose_future_has_the_tensors(ranks_of, backend):
     ranks_of(2).run(call_in_every_way, backend)
+
+
+def sum_without_options(me: Rank, backend: str) -> None:
+    """From the second sum of a device on, `dist.all_reduce` makes no options for C++: they take most of its time."""
+    with group_of(backend) as group, pytest.MonkeyPatch.context() as patches:
+        dist.all_reduce(contribution(me, 8), group=group)
+        patches.setattr(dist.distributed_c10d, "AllreduceOptions", None)
+        for tensor in (contribution(me, 8), contribution(me, 64, 64).t()[:, ::2], torch.nn.Parameter(contribution(me))):
+            with counted(1):
+                assert dist.all_reduce(tensor, group=group) is None
+            assert (tensor == total_of(me)).all()
+            with counted(1):
+                work = dist.all_reduce(tensor, dist.ReduceOp.SUM, group, True)
+            work.wait()
+            assert work.is_completed()
+            assert (work.get_future().wait()[0] == total_of(me) * me.world_size).all()
+
+
+@ANY_BACKEND
+def test_plain_sums_spare_what_torch_does_for_others(ranks_of, backend):
+    ranks_of(2).run(sum_without_options, backend)
+
+
+class _Functions(TorchFunctionMode):
+    """Keeps the functions that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        self.seen.append(function)
+        return function(*arguments, **(named or {}))
+
+
+class _Operators(TorchDispatchMode):
+    """Keeps the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        self.seen.append(str(function))
+        return function(*arguments, **(named or {}))
+
+
+class _OwnGroup(dist.ProcessGroup):
+    """A subclass that sums in its own way."""
+
+    def allreduce(self, tensors: list[torch.Tensor], options: Any) -> Any:
+        tensors[0].fill_(-1)
+        return distributed._finished(tensors)
+
+
+def watch_sums(me: Rank) -> None:
+    with group_of() as group:
+        tensor = contribution(me, 8)
+        dist.all_reduce(tensor, group=group)
+        with _Functions() as functions:
+            dist.all_reduce(tensor, group=group)
+        # torch 2.6 does not tell.
+        assert (dist.all_reduce in functions.seen) == hasattr(dist.distributed_c10d, "handle_torch_function")
+        with _Operators() as operators:
+            dist.all_reduce(tensor, group=group)
+        assert any("allreduce_" in name for name in operators.seen)
+        assert (tensor == total_of(me) * me.world_size**2).all()
+        ones = [torch.ones(4), torch.ones(5)]
+        with counted(0), dist._coalescing_manager(group):
+            for one in ones:
+                dist.all_reduce(one, group=group)
+            assert all((one == 1).all() for one in ones)
+        assert all((one == me.world_size).all() for one in ones)
+        own = _OwnGroup(me.rank, me.world_size)
+        distributed._groups[id(own)] = distributed._groups[id(group)]
+        try:
+            with counted(0):
+                dist.all_reduce(tensor, group=own)
+        finally:
+            del distributed._groups[id(own)]
+        assert (tensor == -1).all()
+
+
+def test_who_watches_collects_or_overrides_sums_still_gets_them(ranks_of):
+    ranks_of(2).run(watch_sums)
+
+
+def test_torchs_function_stays_the_same_object():
+    script = """
+import inspect, torch, torch.distributed as dist
+from torch.distributed import all_reduce
+before = inspect.signature(all_reduce)
+from lamport_rs import distributed
+distributed._hook()
+assert dist.all_reduce is all_reduce is dist.distributed_c10d.all_reduce
+assert inspect.signature(all_reduce) == before
+assert distributed.all_reduce in [cell.cell_contents for cell in all_reduce.__closure__]
+try:
+    all_reduce(torch.ones(1))
+except ValueError as error:
+    assert "init_process_group" in str(error), error
+else:
+    raise AssertionError("there is no group")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def run_other_collectives(me: Rank) -> None:
@@ -447,6 +554,11 @@ dist.init_process_group({backend!r}, init_method=method, rank=rank, world_size=s
 tensor = torch.ones(8)
 dist.all_reduce(tensor)
 assert tensor.tolist() == [size] * 8
+if {served}:
+    make_options, dist.distributed_c10d.AllreduceOptions = dist.distributed_c10d.AllreduceOptions, None
+    dist.all_reduce(tensor)
+    assert tensor.tolist() == [size**2] * 8
+    dist.distributed_c10d.AllreduceOptions = make_options
 mesh = dist.init_device_mesh("cpu", (size,))
 dist.all_reduce(tensor, group=mesh.get_group())
 from lamport_rs import distributed

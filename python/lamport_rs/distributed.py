@@ -4,18 +4,19 @@ A group of this backend is a plain `torch.distributed.ProcessGroup` with NCCL fo
 Whatever asks for its type, its store or its NCCL communicator finds what it knows. Only the way to the all-reduce is
 another one, for groups that are registered here:
 
-- `ProcessGroup.allreduce`, which `torch.distributed.all_reduce` calls, is a Python method that sums at once. This is
-  the quick way.
+- What is within `torch.distributed.all_reduce` is a function that sums at once. This is the quick way.
+- `ProcessGroup.allreduce`, which it calls for all that is less simple, is a Python method that does so, too.
 - C++ (functional collectives, compiled code, DistributedDataParallel) calls the operator `c10d::allreduce_`. It gets a
   kernel in front of those of the backends, under the dispatch key BackendSelect. So do tracers and profilers, which
   want to see an operator.
 
-Both are there from the first such group on, and pass on what is not for them. What may decide who sums is only what all
+All are there from the first such group on, and pass on what is not for them. What may decide who sums is only what all
 ranks have in common: the order of calls, the dtype, the size.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 import weakref
 from typing import Any
@@ -28,13 +29,14 @@ from torch._C._distributed_c10d import (  # type: ignore[attr-defined]
     _create_work_from_future,
 )
 from torch.autograd import _profiler_enabled  # type: ignore[attr-defined]
+from torch.overrides import has_torch_function_unary as _has_torch_function
 
 from lamport_rs._core import LamportError
 from lamport_rs.eager import run_all_reduce_in_place
 from lamport_rs.exchange import resolve_group
 from lamport_rs.observation import logger
 from lamport_rs.reduce_op import is_sum
-from lamport_rs.tracing import must_dispatch
+from lamport_rs.tracing import is_recording, must_dispatch
 from lamport_rs.workspace import DEFAULT_TIMEOUT, LamportWorkspace, bind_to_thread
 
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -94,16 +96,14 @@ def make_group(options: Any, backend_options: Any) -> dist.ProcessGroup:
     return group
 
 
-_thread_local = threading.local()
+class _Thread(threading.local):
+    """Has what stands for the calling thread alone. `get_ident` gives the number of one that has ended again."""
+
+    def __init__(self) -> None:
+        self.token = object()
 
 
-def _this_thread() -> object:
-    """Return what stands for the calling thread alone. `get_ident` gives the number of one that has ended again."""
-    try:
-        return _thread_local.token
-    except AttributeError:
-        token = _thread_local.token = object()
-        return token
+_this_thread = _Thread()
 
 
 class _DeviceSums:
@@ -111,7 +111,7 @@ class _DeviceSums:
 
     def __init__(self, workspace: LamportWorkspace) -> None:
         self._workspace = workspace
-        self._thread = _this_thread()
+        self._thread = _this_thread.token
         # A signal's handler may sum while its thread does, which the workspace then refuses: so no plain lock.
         self._lock = threading.RLock()
 
@@ -119,7 +119,7 @@ class _DeviceSums:
         """Sum `tensor` over the ranks, in place."""
         with self._lock:
             # The group answers for the order, not the thread: torch's rule is that all ranks call in the same one.
-            thread = _this_thread()
+            thread = _this_thread.token
             if self._thread is not thread:
                 bind_to_thread(self._workspace)
                 self._thread = thread
@@ -138,6 +138,10 @@ class _GroupSums:
         self._seconds, self._only = seconds, only
         self._devices: dict[int, _DeviceSums | None] = {}
         self._lock = threading.RLock()
+
+    def find(self, index: int) -> _DeviceSums | None:
+        """Return the sums on the device with this index, -1 for the CPU, if they have been made."""
+        return self._devices.get(index)
 
     def add(self, group: dist.ProcessGroup, tensor: torch.Tensor) -> bool:
         """Sum `tensor` over the ranks, in place; or return False if that is for the group's other backend to do.
@@ -224,8 +228,42 @@ def _timeout_of(group: dist.ProcessGroup) -> float:
     return DEFAULT_TIMEOUT
 
 
-_TYPES = (torch.Tensor, torch.nn.Parameter)
 _SUM = dist.ReduceOp.SUM
+_STRIDED = torch.strided
+_TYPES = (torch.Tensor, torch.nn.Parameter)
+_c10d: Any = dist.distributed_c10d
+_plain_all_reduce: Any = getattr(_c10d.all_reduce, "__wrapped__", None)
+
+
+# Not under another name: torch's log of errors has it.
+def all_reduce(tensor: Any, op: Any = _SUM, group: Any = None, async_op: bool = False) -> Any:
+    """The function within `torch.distributed.all_reduce`: a plain sum at once, all else as torch's own does it.
+
+    Torch's own makes options for C++. To make them, and to read them in `allreduce`, takes longer than all else.
+    """
+    process_group = _c10d._world.default_pg if group is None else group
+    sums = _groups.get(id(process_group))
+    if (
+        sums is not None
+        and op is _SUM
+        and type(tensor) in _TYPES
+        and tensor.dtype in _DTYPES
+        and tensor.layout is _STRIDED
+        and type(process_group) is dist.ProcessGroup
+        # Whoever wants to see the call or the operator.
+        and not _has_torch_function(tensor)
+        and not is_recording()
+        and not _profiler_enabled()
+        and process_group not in _c10d._world.pg_coalesce_state
+        and tensor.numel() > 0
+        # The first sum on a device is left to `allreduce`.
+        and (device_sums := sums.find(tensor.get_device())) is not None
+    ):
+        device_sums.add(tensor)
+        return _finished([tensor]) if async_op else None
+    return _plain_all_reduce(tensor, op, group, async_op)
+
+
 _Options: Any = dist.AllreduceOptions
 _TELLS_ASYNC = hasattr(_Options(), "asyncOp")
 """Whether `allreduce` hears that its caller does not want a `Work`. The oldest versions of torch do not tell."""
@@ -278,8 +316,8 @@ def _finished(tensors: list[torch.Tensor] | None) -> Any:
 
     Its future has the tensors, and events of their streams: who waits for it on another stream waits for the sum.
     """
-    devices: Any = [tensors[0].device] if tensors is not None and tensors[0].is_cuda else None
-    future: Any = torch.futures.Future(devices=devices)
+    # Not `torch.futures.Future`, a class in Python around it: nobody gets this object, and it takes 0.5 µs more.
+    future: Any = torch._C.Future([tensors[0].device] if tensors is not None and tensors[0].is_cuda else [])
     future.set_result(tensors)
     return _create_work_from_future(future)
 
@@ -297,6 +335,20 @@ def _hook() -> None:
         _library.impl("allreduce_", _operator_kernel, "BackendSelect", with_keyset=True)
         group_class: Any = dist.ProcessGroup
         group_class.allreduce = allreduce
+        _put_within(_c10d.all_reduce)
+
+
+def _put_within(decorated: Any) -> None:
+    """Have torch's decorator of `all_reduce` call the function here.
+
+    So it is the same object to all that import it or compare it, the compiler among them. A version of torch in which
+    it is made otherwise keeps what it has: `allreduce` serves it, more slowly.
+    """
+    parameters = [*inspect.signature(all_reduce).parameters]
+    if _plain_all_reduce is not None and [*inspect.signature(_plain_all_reduce).parameters] == parameters:
+        for cell in decorated.__closure__ or ():
+            if cell.cell_contents is _plain_all_reduce:
+                cell.cell_contents = all_reduce
 
 
 lamport_rs_autoload.register()  # For programs that switch torch's entry points off, and import this module.
