@@ -67,8 +67,21 @@ def test_tensors_of_any_size_and_layout_are_summed(ranks_of, backend):
     ranks_of(2).run(sum_shapes, backend)
 
 
-def reduce_otherwise(me: Rank, backend: str) -> None:
-    with group_of(backend) as group, counted(0):
+class _Subclass(torch.Tensor):
+    """A tensor of a type of its own, of which torch tells nobody."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+def reduce_otherwise(me: Rank, backend: str, after_a_sum: bool) -> None:
+    with group_of(backend) as group:
+        if after_a_sum:
+            dist.all_reduce(contribution(me, 8), group=group)
+        reduce_in_other_ways(me, group)
+
+
+def reduce_in_other_ways(me: Rank, group: dist.ProcessGroup) -> None:
+    with counted(0):
         for operation, expected in [
             (dist.ReduceOp.MAX, me.world_size),
             (dist.ReduceOp.MIN, 1),
@@ -80,11 +93,15 @@ def reduce_otherwise(me: Rank, backend: str) -> None:
         sparse = torch.sparse_coo_tensor([[me.rank]], [1.0], (4,))
         dist.all_reduce(sparse, group=group)
         assert sparse.to_dense().tolist() == [1, 1, 0, 0]
+        typed = contribution(me, 8).as_subclass(_Subclass)
+        dist.all_reduce(typed, group=group)
+        assert (typed.as_subclass(torch.Tensor) == total_of(me)).all()
 
 
 @ANY_BACKEND
-def test_other_operations_and_sparse_tensors_go_to_gloo(ranks_of, backend):
-    ranks_of(2).run(reduce_otherwise, backend)
+@pytest.mark.parametrize("after_a_sum", [False, True])
+def test_other_operations_and_tensors_go_to_gloo(ranks_of, backend, after_a_sum):
+    ranks_of(2).run(reduce_otherwise, backend, after_a_sum)
 
 
 def call_in_every_way(me: Rank, backend: str) -> None:
