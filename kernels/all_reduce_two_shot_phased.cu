@@ -4,9 +4,9 @@
 // vector of every shard, and does all of this for each of them, one after the other. The macros choose one of the
 // variants.
 //
-// What a block awaits, the same block of its peers pushes: so it does not matter which blocks run at the same time. This
-// is so where the ranks' devices are alike, and with them the plans. Others need all blocks of a grid at once, and have
-// them, as any grid does.
+// What a block awaits, the same block of its peers pushes: so it does not matter which blocks run at the same time.
+// This is so where the ranks' devices are alike, and with them the plans. Others need all blocks of a grid at once, and
+// have them, as any grid does.
 #include "all_reduce.cuh"
 #include "control.cuh"
 #include "tensor_vectors.cuh"
