@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import signal
 import subprocess
 import sys
 import threading
@@ -545,17 +546,23 @@ def test_install_says_what_it_takes():
         distributed.install("lamport")
 
 
+AT_EXIT = "terminate called without an active exception"
+
+
 def run_script(script: str, ranks: int, tmp_path) -> None:
     """Run a script of its own process for each rank, which has `rank`, `size` and `method`."""
     file = tmp_path / "script.py"
-    file.write_text(f"import sys\nrank, size, method = int(sys.argv[1]), {ranks}, 'file://{tmp_path}/store'\n{script}")
+    begin = f"import sys\nrank, size, method = int(sys.argv[1]), {ranks}, 'file://{tmp_path}/store'\n"
+    file.write_text(f"{begin}{script}\nprint('done', file=sys.stderr, flush=True)\n")
     processes = [
         subprocess.Popen([sys.executable, file, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(ranks)
     ]
     try:
         for process in processes:
             _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
+            # With plain groups of gloo, too, one process in some twenty ends so, after all its work.
+            died_at_exit = process.returncode == -signal.SIGABRT and errors.endswith(f"done\n{AT_EXIT}\n")
+            assert process.returncode == 0 or died_at_exit, errors
     finally:
         for process in processes:
             process.kill()
