@@ -135,7 +135,7 @@ impl AllReduceShape {
         let bounds = all_reduce_bounds(method, capacity);
         let peers = self.world_size as u32 - 1;
         let most_warps = bounds.max_threads / WARP_THREADS / peers;
-        let warps = vectors.div_ceil(WARP_THREADS).max(1);
+        let warps = vectors.div_ceil(WARP_THREADS);
         let fits = |warps_of_block: &u32| {
             let resident = device.resident_blocks(bounds, warps_of_block * WARP_THREADS * peers);
             warps.div_ceil(*warps_of_block) + SPEAKING_BLOCKS <= resident

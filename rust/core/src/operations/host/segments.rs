@@ -28,10 +28,8 @@ pub fn exchange_segments<M: SlotMemory, C: Collective>(
     chunk_vectors: usize,
     collective: &mut C,
 ) -> Result<()> {
-    let most = whole_chunks(SEGMENT_BYTES, chunk_vectors).min(room(workspace, 1));
-    for first in (0..region_bytes / VECTOR_BYTES).step_by(most) {
-        let vectors = most.min(region_bytes / VECTOR_BYTES - first);
-        let extent = extent(vectors * VECTOR_BYTES, chunk_vectors, first, running);
+    for (first, bytes) in segments(workspace, region_bytes, chunk_vectors, 1) {
+        let extent = extent(bytes, chunk_vectors, first, running);
         workspace.run(running, memory, extent, &mut Segment { collective, first })?;
     }
     Ok(())
@@ -47,14 +45,25 @@ pub fn exchange_segments_two_shot<M: SlotMemory, C: ShardedCollective>(
     chunk_vectors: usize,
     collective: &mut C,
 ) -> Result<()> {
-    let shard = region_bytes / 2 / VECTOR_BYTES;
-    let most = whole_chunks(SEGMENT_BYTES / 2, chunk_vectors).min(room(workspace, 2));
-    for first in (0..shard).step_by(most) {
-        let vectors = most.min(shard - first);
-        let extent = extent(2 * vectors * VECTOR_BYTES, chunk_vectors, first, running);
+    for (first, bytes) in segments(workspace, region_bytes, chunk_vectors, 2) {
+        let extent = extent(bytes, chunk_vectors, first, running);
         workspace.run_two_shot(running, memory, extent, &mut Segment { collective, first })?;
     }
     Ok(())
+}
+
+/// The segments of a region of `parts` equal parts, of each of which a segment has as many vectors: the first of those
+/// vectors, and the bytes of all.
+#[inline(always)]
+fn segments(
+    workspace: &HostWorkspace,
+    region_bytes: usize,
+    chunk_vectors: usize,
+    parts: usize,
+) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let vectors = region_bytes / parts / VECTOR_BYTES;
+    let most = whole_chunks(SEGMENT_BYTES / parts, chunk_vectors).min(room(workspace, parts));
+    (0..vectors).step_by(most).map(move |first| (first, parts * most.min(vectors - first) * VECTOR_BYTES))
 }
 
 /// Of the segment from vector `first` on. The first says what the message is; the others follow from it.
