@@ -93,6 +93,11 @@ def decode_case(tokens: int, backend: str, layers: int) -> Case:
     return Case("decode_step", torch.float32, tokens=tokens, hidden=SMALL.hidden, layers=layers)
 
 
+def largest_message(cases: Sequence[Case]) -> int:
+    """Return the most bytes of the vectors that are summed in one of `cases`; 0 if there are none."""
+    return max((message_bytes(case) or 0 for case in cases), default=0)
+
+
 def message_bytes(case: Case) -> int | None:
     """Return the bytes of the vectors that are summed; None where something smaller is."""
     if case.op in ("all_reduce_rms_norm", "decode_step") and case.tokens is not None and isinstance(case.hidden, int):

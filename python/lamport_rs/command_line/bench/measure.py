@@ -12,7 +12,7 @@ import torch
 import lamport_rs
 from lamport_rs.command_line.bench import costs
 from lamport_rs.command_line.bench.arguments import BACK_TO_BACK, COSTS, NO_COMMUNICATION, STEPS
-from lamport_rs.command_line.bench.cases import Case, message_bytes
+from lamport_rs.command_line.bench.cases import Case, largest_message
 from lamport_rs.command_line.bench.decode_step import pose_decode_step
 from lamport_rs.command_line.bench.findings import Findings, Missing
 from lamport_rs.command_line.bench.graphs import Calls, GraphTimer, Timed
@@ -34,7 +34,7 @@ class WrongResultError(Exception):
 def run_rank(rank: int, world_size: int, device: torch.device, options: Options, path: Path) -> None:
     """Measure what the options ask for; rank 0 leaves its findings at `path`. Collective."""
     cases = [case for op in options.compared for case in options.cases_of(op)]
-    largest = max([message_bytes(case) or 0 for case in cases], default=0) or (1 << 20)
+    largest = largest_message(cases) or (1 << 20)
     most_tokens = max([case.tokens or 0 for case in cases], default=0) or 1
     where = f"{world_size} GPUs" if device.type == "cuda" else f"{world_size} processes"
     with join(rank, world_size, device, largest, most_tokens) as member:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from lamport_rs.command_line.bench.arguments import STEPS
-from lamport_rs.command_line.bench.cases import Case, message_bytes
+from lamport_rs.command_line.bench.cases import Case, largest_message
 from lamport_rs.command_line.bench.decode_step import DecodeStep
 from lamport_rs.command_line.bench.decoder import Communication, add_rms_norm
 from lamport_rs.command_line.bench.implementations.base import Call, Implementation, Outputs
@@ -37,13 +37,7 @@ class Nccl(Implementation):
         if isinstance(problem, DecodeStep):
             return Call(partial(problem.run, Communication(reduce_then_norm)))
         assert isinstance(problem, AllReduce)
-        buffer = problem.input.clone()
-
-        def run() -> tuple[torch.Tensor]:
-            dist.all_reduce(buffer)
-            return (buffer,)
-
-        return Call(run, in_place=buffer)
+        return all_reduce_of(problem.input.clone())
 
 
 class Gloo(Nccl):
@@ -97,6 +91,25 @@ class EagerGloo(EagerNccl):
     backend = "host"
 
 
+def all_reduce_of(buffer: torch.Tensor) -> Call:
+    """Return the process group's all-reduce of `buffer`, in place."""
+
+    def run() -> tuple[torch.Tensor]:
+        dist.all_reduce(buffer)
+        return (buffer,)
+
+    return Call(run, in_place=buffer)
+
+
+def fill_shared(memory: torch.Tensor, problem: AllReduce, member: Member) -> torch.Tensor:
+    """Return the part of `memory`, bytes that peers read, that now holds the problem's input. Collective."""
+    buffer = memory[: problem.input.nbytes].view(problem.input.dtype)
+    # A peer may still be reading it in an operation of the case before.
+    member.synchronize()
+    dist.barrier(member.host_group)
+    return buffer.copy_(problem.input)
+
+
 def reduce_then_norm(
     partial_sum: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,7 +134,7 @@ class SymmMem(Implementation):
         group = dist.group.WORLD
         assert group is not None
         self._group_name = group.group_name
-        largest = max(message_bytes(case) or 0 for case in cases)
+        largest = largest_message(cases)
         self._memory = _symmetric_memory.empty(largest, dtype=torch.uint8, device=member.device)
         self._handle = _symmetric_memory.rendezvous(self._memory, self._group_name)
 
@@ -147,11 +160,7 @@ class SymmMem(Implementation):
         """Return the sum of what stands in the symmetric buffer."""
 
     def _buffer(self, problem: AllReduce) -> torch.Tensor:
-        buffer = self._memory[: problem.input.nbytes].view(problem.input.dtype)
-        # A peer may still be reading the buffer in an operation of the case before.
-        torch.cuda.synchronize(self.member.device)
-        dist.barrier(self.member.host_group)
-        return buffer.copy_(problem.input)
+        return fill_shared(self._memory, problem, self.member)
 
 
 class SymmMemOneShot(SymmMem):

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 
 from lamport_rs.command_line.bench.arguments import STEPS
-from lamport_rs.command_line.bench.cases import Case, message_bytes
+from lamport_rs.command_line.bench.cases import Case, largest_message
 from lamport_rs.command_line.bench.decode_step import DecodeStep
 from lamport_rs.command_line.bench.decoder import Communication
 from lamport_rs.command_line.bench.implementations.base import Call, Implementation
-from lamport_rs.command_line.bench.implementations.by_torch import reduce_then_norm
+from lamport_rs.command_line.bench.implementations.by_torch import all_reduce_of, fill_shared, reduce_then_norm
 from lamport_rs.command_line.bench.member import Member, UnavailableError
 from lamport_rs.command_line.bench.nccl import Window
 from lamport_rs.command_line.bench.problems import AllReduce, Problem
@@ -35,8 +35,7 @@ class NcclWindows(Implementation):
 
     def __init__(self, member: Member, cases: Sequence[Case]) -> None:
         super().__init__(member, cases)
-        largest = max(message_bytes(case) or 0 for case in cases)
-        size = -(-largest // _PAGE) * _PAGE
+        size = -(-largest_message(cases) // _PAGE) * _PAGE
         communicator = _communicator(member.device)
         self._pool = torch.cuda.MemPool(communicator.mem_allocator)
         with torch.cuda.use_mem_pool(self._pool):
@@ -50,17 +49,7 @@ class NcclWindows(Implementation):
             place = self._memory.view(problem.case.dtype)
             return Call(partial(problem.run, Communication(reduce_then_norm, place)))
         assert isinstance(problem, AllReduce)
-        buffer = self._memory[: problem.input.nbytes].view(problem.input.dtype)
-        # A peer may still be reading the window in an operation of the case before.
-        self.member.synchronize()
-        dist.barrier(self.member.host_group)
-        buffer.copy_(problem.input)
-
-        def run() -> tuple[torch.Tensor]:
-            dist.all_reduce(buffer)
-            return (buffer,)
-
-        return Call(run, in_place=buffer)
+        return all_reduce_of(fill_shared(self._memory, problem, self.member))
 
     def close(self) -> None:
         """Give up the window and its memory, which no operation may still be using."""

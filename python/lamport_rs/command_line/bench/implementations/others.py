@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lamport_rs.command_line.bench.cases import HIDDEN, Case, message_bytes
+from lamport_rs.command_line.bench.cases import HIDDEN, Case, largest_message
 from lamport_rs.command_line.bench.implementations.base import Call, Implementation
 from lamport_rs.command_line.bench.member import Member, UnavailableError
 from lamport_rs.command_line.bench.problems import EPSILON, AllReduce, AllReduceRmsNorm, Problem
@@ -36,8 +36,7 @@ class FlashInferOneShot(Implementation):
     def __init__(self, member: Member, cases: Sequence[Case]) -> None:
         super().__init__(member, cases)
         self._comm = _import("flashinfer", "flashinfer.comm")
-        sizes = [message_bytes(case) or 0 for case in cases]
-        rows = -(-max(sizes) // (HIDDEN * 2))
+        rows = -(-largest_message(cases) // (HIDDEN * 2))
         # Without `use_symm_dev_mem`, whose memory was made for multicast in some versions.
         self._handles, self._workspace = self._comm.trtllm_create_ipc_workspace_for_all_reduce_fusion(
             member.rank, member.world_size, rows, HIDDEN, group=dist.group.WORLD
