@@ -1,9 +1,12 @@
 """The exchange of handles: over any group, several at once, and what happens when ranks disagree."""
 
+import gc
 import struct
 import subprocess
 import sys
 import time
+import unittest.mock
+import weakref
 
 import lamport_rs
 import pytest
@@ -280,6 +283,26 @@ def test_what_a_callable_raises_is_the_cause_of_the_error(failing_call):
 
     text = raise_alike(2, create)
     assert "exchanging handles failed on this rank: ConnectionError: the wire is cut" in text
+
+
+def create_and_look_for_tensors(me: Rank) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def recorded(like: torch.Tensor) -> torch.Tensor:
+        tensor = torch.zeros_like(like)
+        made.append(weakref.ref(tensor))
+        return tensor
+
+    with unittest.mock.patch.object(torch, "empty_like", recorded), me.workspace():
+        pass
+    gc.collect()
+    assert len(made) >= me.world_size
+    assert all(reference() is not None for reference in made)
+
+
+def test_gloo_is_not_the_last_to_hold_the_tensors_of_an_exchange(ranks_of):
+    """With torch 2.6, a group that is destroyed then can wait for its own thread without an end."""
+    ranks_of(2).run(create_and_look_for_tensors)
 
 
 WITHOUT_NUMPY = """

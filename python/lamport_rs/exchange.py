@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -15,6 +16,14 @@ AllGather: TypeAlias = Callable[[bytes], list[bytes]]
 
 Group: TypeAlias = "dist.ProcessGroup | AllGather | None"
 """A torch process group of any backend, an `AllGather`, or None for torch's default group."""
+
+
+_recent: deque[list[torch.Tensor]] = deque(maxlen=16)
+"""Tensors of the last rounds.
+
+gloo's thread drops its references some time after a round. Were they the last, torch 2.6 would ask for the
+interpreter's lock there, and `destroy_process_group`, which holds it, waits for that thread without an end.
+"""
 
 
 def resolve_group(group: Group) -> dist.ProcessGroup | AllGather | None:
@@ -65,6 +74,7 @@ def _all_gather_tensors(message: bytes, group: dist.ProcessGroup, device: object
     received = [torch.empty_like(sent) for _ in range(group.size())]
     # The group's own method: `dist.all_gather` around it takes as long again as the exchange.
     group.allgather([received], [sent]).wait()
+    _recent.append([sent, *received])
     # Not by way of numpy, which torch does without.
     return [bytes(tensor.tolist()) for tensor in received]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
 import math
@@ -122,14 +123,20 @@ def _run_rank(
         world_size=world_size,
         timeout=TIMEOUT,
     )
+    # Ranks leave without destroying the group, and without the interpreter's end, which would destroy it. gloo may hold
+    # the last reference to a tensor then: with some versions of torch the process waits for its own lock, or aborts.
     try:
         job(rank, world_size, device, *arguments)
         sys.stdout.flush()
+        sys.stderr.flush()
     except BrokenPipeError:
         # At once: whatever flushes the output again would fail again, with a traceback.
         os._exit(BROKEN_PIPE)
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        # `spawn` writes the traceback down first.
+        atexit.register(os._exit, 1)
+        raise
+    os._exit(0)
 
 
 @contextmanager
