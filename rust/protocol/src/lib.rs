@@ -16,6 +16,7 @@
 //! | `section` | how one operation pushes and polls, and whom it names when it gives up |
 //! | [`two_shot`] | one operation in which every rank sums a shard: why the same argument covers it |
 //! | [`parking`] | how a rank that waits announces that it sleeps, and why no push leaves it asleep |
+//! | [`notices`] | how a rank tells its peers that it has ended, and how all begin anew |
 //!
 //! The same [`exchange::exchange`] and [`two_shot::exchange_two_shot`] run over shared memory between processes and under
 //! the model checkers of `tests/`; the CUDA kernels restate it over `relaxed.sys` accesses.
@@ -27,6 +28,7 @@ pub mod exchange;
 pub mod geometry;
 pub mod header;
 pub mod memory;
+pub mod notices;
 pub mod parking;
 pub mod rank_set;
 mod section;

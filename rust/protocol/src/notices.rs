@@ -1,0 +1,164 @@
+//! Notices: how a rank tells its peers at once that it will take part in no further operation, and how all of them begin
+//! anew together.
+//!
+//! Each rank has a *page* of words, apart from its slots, that all ranks can read and write. They are looked at on slow
+//! paths only: before an operation, and while a wait lasts long.
+//!
+//! # Telling
+//!
+//! A rank's history is cut into *epochs*, which [`Stages`] end on all ranks alike. In each epoch a rank has one notice at
+//! most. Whichever of its threads claims it first writes it into the rank's own page, and then stores the epoch's number
+//! into a word of every page, its own among them, that nobody else writes ([`Notices::tell`]). A reader finds these words
+//! in its own page, one line of memory ([`Notices::told`]), and reads the notice in the sender's page.
+//!
+//! The epoch's number is stored with release and loaded with acquire, so a reader that finds it finds the whole notice.
+//! Nothing is put back when an epoch ends: words of an earlier one mean nothing. So nothing is lost if a rank tells
+//! something while others begin anew. All ranks take it as said in the epoch that it was said in.
+//!
+//! No step waits for another thread or allocates: a signal's handler may tell too.
+//!
+//! # Beginning anew
+//!
+//! 1. A rank that has stopped [arrives](Stages::arrive) at stage 1, and waits until all have. Nobody stores into another's
+//!    slots from then on.
+//! 2. It fills its own slots anew, arrives at stage 2, and waits until all have. Nobody's slots are filled over from then
+//!    on. The next epoch begins.
+//!
+//! Stages are stored with release and loaded with acquire: what a rank did before one is done for whoever has seen it.
+
+use crate::geometry::MAX_WORLD_SIZE;
+use crate::rank_set::RankSet;
+
+/// Words of a notice.
+pub const NOTICE_WORDS: usize = 80;
+/// Words of a page.
+pub const PAGE_WORDS: usize = NOTICE + NOTICE_WORDS;
+
+/// What [`StatusWords::load`] of [`Notices::refused`] is before any call was refused: no number of a call.
+pub const NONE_REFUSED: u32 = u32::MAX;
+
+// Words of a page. Each line of 64 bytes has the writers of one kind.
+const TOLD: usize = 0;
+const CLAIM: usize = MAX_WORLD_SIZE;
+const REFUSED: usize = 2 * MAX_WORLD_SIZE;
+const STAGE: usize = REFUSED + 1;
+const NOTICE: usize = 3 * MAX_WORLD_SIZE;
+
+/// The pages of a group. Pages begin as zeros, but for the word that [`initialise`] writes.
+pub trait StatusWords {
+    /// Loads `word` of the page of `rank`, with acquire.
+    fn load(&self, rank: usize, word: usize) -> u32;
+    /// Stores, with release.
+    fn store(&self, rank: usize, word: usize, value: u32);
+    /// Stores `new` if the word is `current`. Whether it did.
+    fn replace(&self, rank: usize, word: usize, current: u32, new: u32) -> bool;
+}
+
+/// Writes what is not 0 in a page at first. Before any peer has it.
+pub fn initialise<W: StatusWords>(words: &W, rank: usize) {
+    words.store(rank, REFUSED, NONE_REFUSED);
+}
+
+/// What ranks tell each other in one epoch, as `rank` of `world_size` sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Notices<'a, W> {
+    /// The pages.
+    pub words: &'a W,
+    /// This rank.
+    pub rank: usize,
+    /// Ranks in the group.
+    pub world_size: usize,
+    /// Epochs that have ended.
+    pub epoch: u32,
+}
+
+impl<W: StatusWords> Notices<'_, W> {
+    /// What says "in this epoch".
+    fn now(&self) -> u32 {
+        self.epoch.wrapping_add(1)
+    }
+
+    /// Tells every rank `notice`, of at most [`NOTICE_WORDS`]. Whether this was the rank's first in this epoch: a second
+    /// is told to nobody.
+    pub fn tell(&self, notice: &[u32]) -> bool {
+        let claimed = self.words.load(self.rank, CLAIM);
+        if claimed == self.now() || !self.words.replace(self.rank, CLAIM, claimed, self.now()) {
+            return false;
+        }
+        for (at, word) in notice.iter().take(NOTICE_WORDS).enumerate() {
+            self.words.store(self.rank, NOTICE + at, *word);
+        }
+        for rank in 0..self.world_size {
+            self.words.store(rank, TOLD + self.rank, self.now());
+        }
+        true
+    }
+
+    /// The ranks that have told something in this epoch, this one among them.
+    #[inline]
+    pub fn told(&self) -> RankSet {
+        let now = self.now();
+        let has_told = |rank: usize| u16::from(self.words.load(self.rank, TOLD + rank) == now) << rank;
+        RankSet((0..self.world_size).fold(0, |told, rank| told | has_told(rank)))
+    }
+
+    /// The notice of a rank that has told.
+    pub fn read(&self, rank: usize) -> [u32; NOTICE_WORDS] {
+        std::array::from_fn(|at| self.words.load(rank, NOTICE + at))
+    }
+
+    /// Lets peers know that this rank has refused its call `number`, for which they may wait.
+    pub fn refuse(&self, number: u32) {
+        self.words.store(self.rank, REFUSED, number);
+    }
+
+    /// Whether `rank` has refused its call `number`, or a later one: numbers go round at `mask`.
+    pub fn has_refused(&self, rank: usize, number: u32, mask: u32) -> bool {
+        let refused = self.words.load(rank, REFUSED);
+        refused != NONE_REFUSED && refused.wrapping_sub(number) & mask <= mask / 2
+    }
+}
+
+/// Where a rank is on its way to the next epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It works, or has failed.
+    None = 0,
+    /// It has stopped, and stores nothing into its peers' slots.
+    Stopped = 1,
+    /// Its own slots are filled anew.
+    Filled = 2,
+}
+
+/// Stages of a group's ranks on their way from one epoch to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Stages<'a, W>(pub Notices<'a, W>);
+
+impl<W: StatusWords> Stages<'_, W> {
+    /// Counted over all epochs.
+    fn count(&self, stage: Stage) -> u32 {
+        self.0.epoch.wrapping_mul(Stage::Filled as u32).wrapping_add(stage as u32)
+    }
+
+    /// This rank is at `stage`.
+    pub fn arrive(&self, stage: Stage) {
+        self.0.words.store(self.0.rank, STAGE, self.count(stage));
+    }
+
+    /// The ranks that have not come to `stage`.
+    pub fn missing(&self, stage: Stage) -> RankSet {
+        let mut missing = RankSet::default();
+        for rank in 0..self.0.world_size {
+            let ahead = self.0.words.load(rank, STAGE).wrapping_sub(self.count(stage));
+            if ahead > u32::MAX / 2 {
+                missing.insert(rank);
+            }
+        }
+        missing
+    }
+
+    /// Whether any rank has come to `stage`.
+    pub fn has_any(&self, stage: Stage) -> bool {
+        self.missing(stage).iter().count() < self.0.world_size
+    }
+}
