@@ -9,11 +9,12 @@ import lamport_rs
 import pytest
 import torch
 import torch.distributed as dist
-from lamport_rs import LamportError, LamportTimeoutError
+from lamport_rs import LamportAbortedError, LamportError, LamportTimeoutError
 from ranks import Failure, Rank, ThreadRanks
 from reference import check_same_bits
 
 TIMEOUT = 0.5
+LONG_TIMEOUT = 60
 SLACK = 2.0
 """Seconds that a busy machine may take longer."""
 LONG = 40_000
@@ -42,9 +43,15 @@ OPERATIONS = {
 }
 
 
+absentees: list[lamport_rs.LamportWorkspace] = []
+"""A workspace that goes is told to the peers, who would not wait for it any more."""
+
+
 def wait_in_vain(me: Rank, absent: list[int], operation: str) -> tuple[float, LamportTimeoutError] | None:
     """Good rounds, then one to which some ranks do not come."""
     workspace = me.workspace(1 << 20, timeout=TIMEOUT)
+    if me.rank in absent:
+        absentees.append(workspace)
     for _ in range(5):
         lamport_rs.all_reduce(torch.ones(8), workspace)
     me.group(b"")
@@ -69,7 +76,8 @@ def test_missing_ranks_are_named_after_the_timeout(absent, operation):
     outcomes = ThreadRanks(4).run(wait_in_vain, absent, operation)
     for rank in set(range(4)) - set(absent):
         waited, error = outcomes[rank]
-        assert TIMEOUT <= waited < TIMEOUT + SLACK
+        # Whoever gives up tells the others, who began to wait a little later.
+        assert TIMEOUT - 0.1 <= waited < TIMEOUT + SLACK
         assert error.missing_ranks == tuple(absent)
         named = f"rank {absent[0]}" if len(absent) == 1 else "ranks " + ", ".join(map(str, absent))
         assert str(error).startswith(f"operation 6, {operation.split()[0]} of ")
@@ -123,7 +131,7 @@ def test_a_new_workspace_works_after_a_fault():
 
 
 def reduce_until_an_error(me: Rank) -> None:
-    workspace = me.workspace(1 << 20, timeout=TIMEOUT)
+    workspace = me.workspace(1 << 20, timeout=LONG_TIMEOUT)
     dist.barrier()
     while True:
         lamport_rs.all_reduce(torch.ones(10_000), workspace)
@@ -137,11 +145,11 @@ def test_a_rank_killed_in_the_middle_of_a_loop_is_named(new_ranks):
     ranks.signal(2, signal.SIGKILL)
     killed = time.monotonic()
     outcomes = ranks.finish(20)
-    assert time.monotonic() - killed < 2 * TIMEOUT + SLACK
+    assert time.monotonic() - killed < SLACK, "they wait for the timeout"
     errors = [outcome.error for outcome in outcomes[:2] if isinstance(outcome, Failure)]
-    assert [type(error) for error in errors] == [LamportTimeoutError] * 2, errors
-    # Whoever the killed rank still served waits for it alone; one may in turn have waited for the other.
-    assert any(error.missing_ranks == (2,) for error in errors)
+    assert [type(error) for error in errors] == [LamportAbortedError] * 2, errors
+    assert [(error.rank, error.cause) for error in errors] == [(2, "ended")] * 2
+    assert all("rank 2 has ended: process " in str(error) for error in errors), errors
 
 
 def signal_is_handled(me: Rank) -> bool:

@@ -29,6 +29,16 @@ class LamportMismatchError(LamportError):
     peer_operation: str
     """What that one runs."""
 
+class LamportAbortedError(LamportError):
+    """A rank has ended, so that no operation of the group can complete."""
+
+    rank: int
+    """Which one; it may be this one."""
+    cause: str
+    """`"aborted"`, `"cleaned_up"`, `"failed"`, or `"ended"` with its process."""
+    reason: str
+    """Why, in its own words; empty if it gave none."""
+
 class LamportSizeError(LamportError):
     """Slots that have no room for a row or a vector of every rank. Nothing was changed."""
 
@@ -54,6 +64,10 @@ class Workspace:
     def table(self) -> Table: ...
     def synchronize(self) -> None: ...
     def memory_bytes(self) -> int: ...
+    def check(self) -> None: ...
+    def abort(self, reason: str) -> None: ...
+    def reset(self, timeout: float) -> None: ...
+    def status(self) -> tuple[int, str | None, list[tuple[str, int, int]], float, list[int]]: ...
     def clean_up(self) -> None: ...
 
 class Table:

@@ -84,6 +84,7 @@ def get_allreduce_workspace(
     process_group: Group = None,
     *,
     device: torch.device | str | int | None = None,
+    timeout: float | None = None,
 ) -> torch.Tensor:
     """Return the pointer table of this process's workspace for the group, creating it on the first call.
 
@@ -100,6 +101,7 @@ def get_allreduce_workspace(
         max_tokens: Most tokens per operation; used if `comm_size` is None.
         process_group: As for `LamportWorkspace`.
         device: As for `LamportWorkspace`; workspaces of different devices are different ones.
+        timeout: As for `LamportWorkspace`; that of the call that creates the workspace counts.
 
     Returns:
         int64 tensor of shape `[3 * world_size + 2]`, as `LamportWorkspace.workspace` describes.
@@ -124,7 +126,9 @@ def get_allreduce_workspace(
         _forget(key, entry)
     try:
         # Outside the lock: ranks that are threads of one process wait for each other while they create theirs.
-        return entry.get(lambda: LamportWorkspace(rank, world_size, comm_size, group, device=resolved)).workspace
+        return entry.get(
+            lambda: LamportWorkspace(rank, world_size, comm_size, group, device=resolved, timeout=timeout)
+        ).workspace
     finally:
         if entry.workspace is None:
             _forget(key, entry)

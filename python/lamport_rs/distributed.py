@@ -37,7 +37,7 @@ from lamport_rs.exchange import resolve_group
 from lamport_rs.observation import logger
 from lamport_rs.reduce_op import is_sum
 from lamport_rs.tracing import is_recording, must_dispatch
-from lamport_rs.workspace import DEFAULT_TIMEOUT, LamportWorkspace, bind_to_thread
+from lamport_rs.workspace import LamportWorkspace, bind_to_thread, default_timeout
 
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
@@ -225,7 +225,7 @@ def _timeout_of(group: dist.ProcessGroup) -> float:
         if options is not None:
             seconds: float = options._timeout.total_seconds()
             return seconds
-    return DEFAULT_TIMEOUT
+    return default_timeout()
 
 
 _SUM = dist.ReduceOp.SUM

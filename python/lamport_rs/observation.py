@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from lamport_rs._core import LamportMismatchError, LamportTimeoutError
+from lamport_rs._core import LamportAbortedError, LamportMismatchError, LamportTimeoutError
 
 logger = logging.getLogger("lamport_rs")
 # Faults are raised, too: where nobody configures a log, they need not be printed besides.
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 def log_fault(error: BaseException) -> None:
     """Tell the log if `error` is one after which the workspace cannot be used any more."""
-    if isinstance(error, LamportTimeoutError | LamportMismatchError):
+    if isinstance(error, LamportTimeoutError | LamportMismatchError | LamportAbortedError):
         # The text: a handler may keep what it is given, and the error has the operation's frames.
         logger.error("%s", str(error))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn
 
@@ -19,9 +21,41 @@ from lamport_rs.observation import log_fault, logger
 from lamport_rs.sizing import default_comm_size
 from lamport_rs.tracing import never_compiled
 
-DEFAULT_TIMEOUT = 30.0
-"""Seconds that an operation waits for its peers."""
+DEFAULT_TIMEOUT = 300.0
+"""Seconds that an operation waits for its peers: long enough for a first pass in which one of them compiles."""
+TIMEOUT_VARIABLE = "LAMPORT_RS_TIMEOUT"
+RESET_TIMEOUT = 30.0
+"""Seconds that a reset waits for its peers."""
 _CLEANED_UP = "this workspace was cleaned up; create a new one on every rank"
+
+
+@dataclass(frozen=True)
+class WorkspaceStatus:
+    """What a workspace has done and what became of it, on this rank."""
+
+    failure: str | None
+    """Why it cannot be used until a reset; None while it works."""
+    resets: int
+    """Times that it has begun anew."""
+    operations: dict[str, int]
+    """Operations that were called, by name. Replays of a CUDA graph are not seen."""
+    bytes: dict[str, int]
+    """Bytes of their inputs on this rank, by name."""
+    longest_wait: float
+    """Seconds of the longest wait that went beyond spinning, of operations that completed. On the host only."""
+    longest_wait_for: tuple[int, ...]
+    """The ranks that it waited for at last."""
+
+
+def default_timeout() -> float:
+    """Return the seconds that operations wait: `LAMPORT_RS_TIMEOUT`, or 300 without it."""
+    text = os.environ.get(TIMEOUT_VARIABLE, "")
+    if not text:
+        return DEFAULT_TIMEOUT
+    try:
+        return as_seconds(TIMEOUT_VARIABLE, float(text))
+    except ValueError:
+        raise LamportError(f"{TIMEOUT_VARIABLE} is {text!r}, but must be a number of seconds") from None
 
 
 class LamportWorkspace:
@@ -44,7 +78,7 @@ class LamportWorkspace:
         device: The device of the tensors to come. None: the current CUDA device if there is one, else the CPU.
         backend: `"host"`, `"cuda"`, or `"auto"` for the one that fits the device.
         timeout: Seconds an operation waits without hearing of a peer before it raises `LamportTimeoutError`, naming the
-            missing ranks; 0 or infinite for no limit.
+            missing ranks; 0 or infinite for no limit. None: the environment variable `LAMPORT_RS_TIMEOUT`, or 300.
         two_shot_from: Bytes of a tensor from which `algorithm="auto"` sums it in two shots; the same on every rank.
             None: from where that was measured to be faster (docs/scaling.md has the rule).
 
@@ -63,7 +97,7 @@ class LamportWorkspace:
         *,
         device: torch.device | str | int | None = None,
         backend: Backend = "auto",
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | None = None,
         two_shot_from: int | None = None,
     ) -> None:
         self._core: _core.Workspace | None = None
@@ -71,7 +105,8 @@ class LamportWorkspace:
         all_gather = all_gather_over(process_group, device)
         with refused_on_all_ranks(rank, world_size, all_gather):
             self._rank, self._world_size = as_integer("rank", rank), as_integer("world_size", world_size)
-            self._comm_size, seconds = as_integer("comm_size", comm_size), as_seconds("timeout", timeout)
+            self._comm_size = as_integer("comm_size", comm_size)
+            seconds = default_timeout() if timeout is None else as_seconds("timeout", timeout)
             self._backend, self._device = resolve_backend(backend, device)
             least = None if two_shot_from is None else as_integer("two_shot_from", two_shot_from)
         cuda_index = self._device.index if self._backend == "cuda" else None
@@ -96,7 +131,7 @@ class LamportWorkspace:
         max_bytes: int | None = None,
         device: torch.device | str | int | None = None,
         backend: Backend = "auto",
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | None = None,
         two_shot_from: int | None = None,
     ) -> LamportWorkspace:
         """Create the workspace of this rank in a torch process group, which knows the rest.
@@ -215,6 +250,63 @@ class LamportWorkspace:
         return obstacle is None and is_dense and input.device in (self._device, torch.device("meta"))
 
     @never_compiled
+    def check(self) -> None:
+        """Raise what went wrong, if anything has on this rank or was told by a peer. Waits for nothing: under 0.3 us.
+
+        For after each step, above all where all operations are in CUDA graphs: on a GPU, an operation that cannot
+        complete leaves NaN and ends, and the host hears of it here, by the next call, or by `synchronize`.
+
+        Raises:
+            LamportTimeoutError: If an operation missed a peer, on this rank or on another.
+            LamportMismatchError: If the ranks called different operations.
+            LamportAbortedError: If a rank has aborted, failed otherwise, was cleaned up, or is dead.
+            LamportError: If the workspace was cleaned up.
+        """
+        self._usable_core().check()
+
+    @never_compiled
+    def abort(self, reason: str) -> None:
+        """End the operations of all ranks, those that wait among them: they raise `LamportAbortedError`.
+
+        To be called by any thread, at any time; not collective. `reset`, on every rank, makes the workspace work again.
+        On a GPU, kernels that wait already wait on until their timeout; what is called or checked later raises.
+
+        Args:
+            reason: Why, for the peers' errors; some 260 bytes of it are told.
+        """
+        self._usable_core().abort(reason)
+
+    @never_compiled
+    def reset(self, timeout: float = RESET_TIMEOUT) -> None:
+        """Make a workspace that has failed work again, on the same memory. Collective: every rank calls it.
+
+        Tables, and CUDA graphs that were captured before, are right again. All operations that were called before must
+        have ended or failed: on a GPU it waits for the device. Numbers of operations begin at 1 again.
+
+        Args:
+            timeout: Seconds that it waits for the other ranks; 0 or infinite for no limit.
+
+        Raises:
+            LamportTimeoutError: If ranks did not call it in time: `missing_ranks`. It can be called again, unless some
+                ranks have begun anew and others have not.
+            LamportAbortedError: If a rank was cleaned up, or is dead.
+            LamportError: If an earlier reset ended half-way, or an operation is running on this rank.
+        """
+        self._usable_core().reset(as_seconds("timeout", timeout))
+
+    def status(self) -> WorkspaceStatus:
+        """Return what the workspace has done and what became of it, on this rank. Waits for nothing."""
+        resets, failure, work, wait, ranks = self._usable_core().status()
+        return WorkspaceStatus(
+            failure=failure,
+            resets=resets,
+            operations={name: count for name, count, _ in work},
+            bytes={name: size for name, _, size in work},
+            longest_wait=wait,
+            longest_wait_for=tuple(ranks),
+        )
+
+    @never_compiled
     def synchronize(self) -> None:
         """Wait for the device, replayed graphs included, and raise `LamportTimeoutError` if an operation missed a peer.
 
@@ -235,7 +327,7 @@ class LamportWorkspace:
         graph that captured one will be replayed: a graph does not keep the memory that its kernels use.
 
         On the host it may be called at any time, by any thread and by a signal's handler: an operation that waits then
-        ends with an error.
+        ends with an error. Peers that wait for this rank, or call an operation later, raise `LamportAbortedError`.
         """
         core, self._core, self._table = self._core, None, None
         if core is not None:

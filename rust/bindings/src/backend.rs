@@ -1,7 +1,11 @@
 //! A workspace of whichever backend.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use lamport_rs_core::Result;
+use lamport_rs_core::interrupts::Interrupted;
+use lamport_rs_core::lifecycle::Lifecycle;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::exclusive::ThreadGate;
 use lamport_rs_core::workspace::host::HostWorkspace;
@@ -42,19 +46,35 @@ impl AnyWorkspace {
         }
     }
 
-    /// Counts a call that was refused: see [`lamport_rs_core::operations::operation::Skipped`].
-    pub fn note_refusal(&self) {
+    /// Whether it may be used, and what peers are told.
+    pub fn lifecycle(&self) -> &Lifecycle {
         match self {
-            Self::Host(workspace) => workspace.skipped.note(),
-            Self::Cuda(workspace) => workspace.skipped.note(),
+            Self::Host(workspace) => workspace.lifecycle(),
+            Self::Cuda(workspace) => workspace.lifecycle(),
         }
     }
 
-    /// Refuses all further operations.
-    pub fn clean_up(&self) {
+    /// What went wrong, as it was first said. Does not wait for the device.
+    pub fn check(&self) -> Result<()> {
         match self {
-            Self::Host(workspace) => workspace.clean_up(),
-            Self::Cuda(workspace) => workspace.clean_up(),
+            Self::Host(workspace) => workspace.lifecycle().check(),
+            Self::Cuda(workspace) => workspace.check(),
+        }
+    }
+
+    /// Begins anew, with all ranks.
+    pub fn reset(&self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<()> {
+        match self {
+            Self::Host(workspace) => workspace.reset(timeout, interrupted),
+            Self::Cuda(workspace) => workspace.reset(timeout, interrupted),
+        }
+    }
+
+    /// Counts a call that was refused.
+    pub fn note_refusal(&self) {
+        match self {
+            Self::Host(workspace) => workspace.note_refusal(),
+            Self::Cuda(workspace) => workspace.skipped.note(),
         }
     }
 

@@ -32,6 +32,14 @@ create_exception!(
 
 create_exception!(
     lamport_rs,
+    LamportAbortedError,
+    LamportError,
+    "A rank has ended: aborted, cleaned up, failed or dead. `rank` says which, `reason` why in its own words, and `cause` how: \
+     \"aborted\", \"cleaned_up\", \"failed\" or \"ended\"."
+);
+
+create_exception!(
+    lamport_rs,
     LamportSizeError,
     LamportError,
     "Slots that have no room for a row or a vector of every rank. The text says what would do. Nothing was changed."
@@ -56,9 +64,11 @@ create_exception!(
 pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
     let text = error.to_string();
     match error {
-        Error::Timeout { missing, .. } => with_attributes(py, LamportTimeoutError::new_err(text), |value| {
-            value.setattr("missing_ranks", PyTuple::new(py, missing.iter().collect::<Vec<_>>())?)
-        }),
+        Error::Timeout { missing, .. } | Error::ResetTimeout { missing, .. } => {
+            with_attributes(py, LamportTimeoutError::new_err(text), |value| {
+                value.setattr("missing_ranks", PyTuple::new(py, missing.iter().collect::<Vec<_>>())?)
+            })
+        }
         Error::Mismatch { rank, own, peer, theirs } => {
             with_attributes(py, LamportMismatchError::new_err(text), |value| {
                 value.setattr("rank", rank)?;
@@ -67,6 +77,19 @@ pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
                 value.setattr("peer_operation", theirs.to_string())
             })
         }
+        Error::PeerRefused { rank, operation, peer } => {
+            with_attributes(py, LamportMismatchError::new_err(text), |value| {
+                value.setattr("rank", rank)?;
+                value.setattr("operation", operation.to_string())?;
+                value.setattr("peer", peer)?;
+                value.setattr("peer_operation", "a call that was refused")
+            })
+        }
+        Error::Aborted { rank, cause, reason } => with_attributes(py, LamportAbortedError::new_err(text), |value| {
+            value.setattr("rank", rank)?;
+            value.setattr("cause", cause.name())?;
+            value.setattr("reason", reason)
+        }),
         Error::Geometry(GeometryError::MessageTooLarge { .. }) | Error::TooLarge(_) => LamportSizeError::new_err(text),
         Error::Layout(_) => LamportLayoutError::new_err(text),
         Error::SingleRank => LamportSingleRankError::new_err(text),

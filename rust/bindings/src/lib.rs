@@ -22,8 +22,8 @@ mod _core {
     use super::buffer::Buffer;
     #[pymodule_export]
     use super::errors::{
-        LamportError, LamportLayoutError, LamportMismatchError, LamportSingleRankError, LamportSizeError,
-        LamportTimeoutError,
+        LamportAbortedError, LamportError, LamportLayoutError, LamportMismatchError, LamportSingleRankError,
+        LamportSizeError, LamportTimeoutError,
     };
     #[pymodule_export]
     use super::exchange::refuse;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lamport_rs_core::cuda::device::{Device, device_count};
-use lamport_rs_core::workspace::Settings;
+use lamport_rs_core::workspace::{Settings, timeout_of};
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::host::HostWorkspace;
 use pyo3::prelude::*;
@@ -14,6 +14,9 @@ use crate::dlpack;
 use crate::errors::{interruptible, to_python};
 use crate::exchange::Callable;
 use crate::registry;
+
+/// What `Workspace.status` returns.
+type Status = (u32, Option<String>, Vec<(&'static str, u64, u64)>, f64, Vec<usize>);
 
 /// One rank's workspace: over the memory of CUDA device `cuda_index`, or over shared memory if that is None.
 #[pyclass(frozen)]
@@ -54,10 +57,36 @@ impl Workspace {
         Table { workspace: self.workspace.clone() }
     }
 
+    /// Raises what went wrong, if anything has. Waits for nothing.
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        self.workspace.check().map_err(|error| to_python(py, error))
+    }
+
+    /// Refuses all further operations of all ranks, and ends those that wait.
+    fn abort(&self, py: Python<'_>, reason: &str) -> PyResult<()> {
+        self.workspace.lifecycle().abort(reason).map_err(|error| to_python(py, error))
+    }
+
+    /// Begins anew, with all ranks, for which this waits up to `timeout` seconds; 0 or infinite for ever.
+    fn reset(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
+        let timeout = timeout_of(timeout).map_err(|error| to_python(py, error))?;
+        interruptible(py, |interrupted| self.workspace.reset(timeout, interrupted))
+    }
+
+    /// Resets, why it cannot be used, work by kind (name, operations, bytes), the longest wait in seconds, and for whom.
+    fn status(&self) -> Status {
+        let lifecycle = self.workspace.lifecycle();
+        let failure = self.workspace.check().err().map(|error| error.to_string());
+        let work = lifecycle.tally.work();
+        let work = work.iter().map(|work| (work.kind.name(), work.operations, work.bytes)).collect();
+        let (wait, ranks) = lifecycle.tally.longest_wait();
+        (lifecycle.epoch(), failure, work, wait.as_secs_f64(), ranks.iter().collect())
+    }
+
     /// Waits for the last operation, and raises what went wrong in it.
     fn synchronize(&self, py: Python<'_>) -> PyResult<()> {
         let outcome = py.detach(|| match &self.workspace {
-            AnyWorkspace::Host(workspace) => workspace.check_usable(),
+            AnyWorkspace::Host(workspace) => workspace.lifecycle().check_usable(),
             AnyWorkspace::Cuda(workspace) => workspace.synchronise(),
         });
         outcome.map_err(|error| to_python(py, error))
@@ -73,7 +102,7 @@ impl Workspace {
 
     /// Refuses all further operations.
     fn clean_up(&self, py: Python<'_>) {
-        py.detach(|| self.workspace.clean_up());
+        py.detach(|| self.workspace.lifecycle().clean_up());
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can go wrong. Every text says what was expected, what was found, and what to do.
 
+use std::fmt;
 use std::time::Duration;
 
 use lamport_rs_kernels::plan::PlanError;
@@ -64,8 +65,7 @@ pub enum Error {
     Transport(String),
     /// Peers did not come within the timeout.
     #[error(
-        "{operation}: waited {waited:?} for {missing}; they are dead, hung, or have called less. \
-         This workspace can no longer be used: clean it up on every rank and create a new one"
+        "{operation}: waited {waited:?} for {missing}; they are dead, hung, or have called less. {NO_LONGER}"
     )]
     Timeout {
         /// What was waiting.
@@ -77,8 +77,7 @@ pub enum Error {
     },
     /// The caller asked to stop waiting (a signal).
     #[error(
-        "{operation}: interrupted{}; this workspace can no longer be used: clean it up on every rank and create a \
-         new one",
+        "{operation}: interrupted{}. {NO_LONGER}",
         while_waiting(.missing)
     )]
     Interrupted {
@@ -98,8 +97,7 @@ pub enum Error {
     },
     /// A peer runs another operation.
     #[error(
-        "the ranks differ: rank {rank} runs {own}, but rank {peer} runs {theirs}. {} This workspace can no longer be \
-         used: clean it up on every rank and create a new one",
+        "the ranks differ: rank {rank} runs {own}, but rank {peer} runs {theirs}. {} {NO_LONGER}",
         Self::explain_mismatch(own, theirs)
     )]
     Mismatch {
@@ -112,6 +110,40 @@ pub enum Error {
         /// What that runs.
         theirs: Operation,
     },
+    /// A peer's caller was refused the operation that this rank runs.
+    #[error(
+        "the ranks differ: rank {rank} runs {operation}, but rank {peer} has refused its call of that number, or a later \
+         one, and told its caller why. {NO_LONGER}"
+    )]
+    PeerRefused {
+        /// A rank that waits.
+        rank: usize,
+        /// What it runs.
+        operation: Operation,
+        /// The rank that has refused.
+        peer: usize,
+    },
+    /// A rank has ended: it takes part in nothing more.
+    #[error("rank {rank} {cause}{}. {}", after_colon(reason), cause.advice())]
+    Aborted {
+        /// Which one; it may be this one.
+        rank: usize,
+        /// In what way.
+        cause: Cause,
+        /// Why, in its own words.
+        reason: String,
+    },
+    /// Peers did not come to a reset.
+    #[error("reset: waited {waited:?} for {missing}, which did not call it, or could not go on; all ranks must call it")]
+    ResetTimeout {
+        /// How long.
+        waited: Duration,
+        /// For whom.
+        missing: RankSet,
+    },
+    /// A reset that ended half-way.
+    #[error("a reset of this workspace has failed half-way, so it stays as it is: create a new one on every rank")]
+    HalfReset,
     /// An operation was called by what another operation on the same workspace called while it waited.
     #[error(
         "{operation} was called from within another operation on the same workspace, by a signal's handler; a handler may \
@@ -178,11 +210,63 @@ pub enum Error {
     )]
     ForeignKernel,
     /// An earlier operation ended half-way.
-    #[error("this workspace failed earlier and can no longer be used ({0}); create a new one on every rank")]
+    #[error(
+        "this workspace failed earlier and can no longer be used ({0}); call reset() on every rank, or create a new one"
+    )]
     Failed(String),
     /// Use after `cleanup()`.
     #[error("this workspace was cleaned up; create a new one on every rank")]
     CleanedUp,
+}
+
+/// How a rank has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its program has called `abort`.
+    Aborted,
+    /// Its program has cleaned its workspace up.
+    CleanedUp,
+    /// Its process has ended.
+    Ended,
+    /// An operation has failed there, and peers cannot know how.
+    Failed,
+}
+
+impl Cause {
+    /// Its name in the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Aborted => "aborted",
+            Self::CleanedUp => "cleaned_up",
+            Self::Ended => "ended",
+            Self::Failed => "failed",
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Aborted | Self::Failed => NO_LONGER,
+            Self::CleanedUp | Self::Ended => "This workspace can no longer be used: create a new one on every rank",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Aborted => "has aborted",
+            Self::CleanedUp => "has cleaned its workspace up",
+            Self::Ended => "has ended",
+            Self::Failed => "has failed",
+        })
+    }
+}
+
+const NO_LONGER: &str =
+    "This workspace can no longer be used: call reset() on every rank, or clean it up and create a new one";
+
+fn after_colon(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(": {text}") }
 }
 
 impl From<PlanError> for Error {

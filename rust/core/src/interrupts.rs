@@ -1,44 +1,26 @@
-//! What may end an operation from without: a signal whose handler raises, or the workspace's cleaning up.
+//! What may end an operation from without: a signal whose handler raises, another thread, or a peer.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lamport_rs_protocol::rank_set::RankSet;
 
 use crate::error::Error;
 use crate::floating_point::DefaultSettings;
+use crate::lifecycle::Lifecycle;
 use crate::operations::operation::Operation;
 
 /// How often an operation that waits, or has more to do than one segment, asks whether it should stop.
-const INTERRUPT_INTERVAL: Duration = Duration::from_millis(50);
+pub const INTERRUPT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Asked while an operation runs: whether to give up (a signal has come). May run a signal's handler, and so anything.
 pub type Interrupted<'a> = &'a mut dyn FnMut() -> bool;
-
-/// Why an operation ends before its end.
-pub enum Stop {
-    /// The caller asked for it.
-    Interrupted,
-    /// The workspace was cleaned up.
-    CleanedUp,
-}
-
-impl Stop {
-    /// The operation's error, which waits for `missing`.
-    pub fn error(self, operation: Operation, missing: RankSet) -> Error {
-        match self {
-            Self::Interrupted => Error::Interrupted { operation, missing },
-            Self::CleanedUp => Error::CleanedUpMeanwhile { operation },
-        }
-    }
-}
 
 /// What may end an operation from without.
 pub struct Interrupts<'a> {
     /// What they may end.
     pub operation: Operation,
-    /// Set when there is nothing left to do, by whichever thread or handler.
-    cleaned_up: &'a AtomicBool,
+    /// What this rank's other threads and the peers may say.
+    pub lifecycle: &'a Lifecycle,
     interrupted: Interrupted<'a>,
     /// Of the operation; `interrupted` is the caller's, and is asked with the caller's.
     settings: DefaultSettings,
@@ -48,24 +30,28 @@ pub struct Interrupts<'a> {
 
 impl<'a> Interrupts<'a> {
     /// Of `operation`, which computes with the default floating-point settings from now on.
-    pub fn new(operation: Operation, cleaned_up: &'a AtomicBool, interrupted: Interrupted<'a>) -> Self {
-        Self { operation, cleaned_up, interrupted, settings: DefaultSettings::enter(), asked: None }
+    pub fn new(operation: Operation, lifecycle: &'a Lifecycle, interrupted: Interrupted<'a>) -> Self {
+        Self { operation, lifecycle, interrupted, settings: DefaultSettings::enter(), asked: None }
     }
 
     /// To be called between two segments of the operation. An error if it should stop.
     pub fn check(&mut self) -> Result<(), Error> {
-        self.check_at(Instant::now()).map_err(|stop| stop.error(self.operation, RankSet::default()))
+        let operation = self.operation;
+        match self.lifecycle.end_of(operation, RankSet::default(), false) {
+            Some(error) => Err(error),
+            None => self.check_caller(Instant::now(), RankSet::default()),
+        }
     }
 
-    /// Likewise for an operation that waits, at the time `now`.
-    pub fn check_at(&mut self, now: Instant) -> Result<(), Stop> {
+    /// Asks the caller from time to time, of which `now` may be one, whether to go on, while it waits for `missing`.
+    pub fn check_caller(&mut self, now: Instant, missing: RankSet) -> Result<(), Error> {
         let asked = self.asked.get_or_insert(now);
         if now - *asked >= INTERRUPT_INTERVAL {
             *asked = now;
             if self.settings.suspended(&mut *self.interrupted) {
-                return Err(Stop::Interrupted);
+                return Err(Error::Interrupted { operation: self.operation, missing });
             }
         }
-        if self.cleaned_up.load(Ordering::Relaxed) { Err(Stop::CleanedUp) } else { Ok(()) }
+        Ok(())
     }
 }

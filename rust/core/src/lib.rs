@@ -1,13 +1,14 @@
 //! Lamport workspaces, free of Python.
 //!
-//! Layers, each using only those to its right: [`operations`] → [`workspace`] → [`memory`], [`exchange`], [`cuda`] →
-//! `lamport_rs_protocol`.
+//! Layers, each using only those to its right: [`operations`] → [`workspace`] → [`lifecycle`] → [`memory`], [`exchange`],
+//! [`cuda`] → `lamport_rs_protocol`.
 
 pub mod cuda;
 pub mod error;
 pub mod exchange;
 pub mod floating_point;
 pub mod interrupts;
+pub mod lifecycle;
 pub mod memory;
 pub mod operations;
 pub mod parking;

@@ -35,8 +35,10 @@ const MOST_WITHOUT_YIELDS: u32 = 8192;
 /// the time slows down the very peer it waits for, and stays on its heels. Looks therefore become rarer, up to the time
 /// that a chunk takes.
 const MAX_PAUSES: u32 = 64;
-/// Another thread's cleaning up is noticed after this time at the latest.
+/// What another thread or a peer says is noticed after this time at the latest.
 const LONGEST_SLEEP: Duration = Duration::from_millis(1);
+/// How often a rank that waits asks whether its peers' processes live.
+const PROCESSES_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long a rank spins and yields before it parks. It learns that from its waits.
 ///
@@ -95,11 +97,27 @@ struct Backoff {
     sleeper: Sleeper,
     /// It left its core to the peer that it waited for.
     gave_way: bool,
+    /// For how long it had parked when it last asked whether the peers' processes live.
+    asked_for_processes: Duration,
+    /// Something has ended this wait, unless all has come by now.
+    ends: bool,
+    /// For whom it parked last.
+    missing: RankSet,
 }
 
 impl Backoff {
     fn new() -> Self {
-        Self { spun: 0, pauses: 1, yielded: 0, parked: None, sleeper: Sleeper::default(), gave_way: false }
+        Self {
+            spun: 0,
+            pauses: 1,
+            yielded: 0,
+            parked: None,
+            sleeper: Sleeper::default(),
+            gave_way: false,
+            asked_for_processes: Duration::ZERO,
+            ends: false,
+            missing: RankSet::default(),
+        }
     }
 }
 
@@ -132,15 +150,27 @@ impl<'a, 'o> BoundedWait<'a, 'o> {
         });
         let operation = self.interrupts.operation;
         let now = Instant::now();
-        let waited = now - *self.backoff.parked.get_or_insert(now);
+        let missing = missing();
+        let Self { interrupts, parking, backoff, .. } = self;
+        let waited = now - *backoff.parked.get_or_insert(now);
+        backoff.missing = missing;
+        let asks_for_processes = waited >= backoff.asked_for_processes + PROCESSES_INTERVAL;
+        if asks_for_processes {
+            backoff.asked_for_processes = waited;
+        }
+        if let Some(error) = interrupts.lifecycle.end_of(operation, missing, asks_for_processes || backoff.ends) {
+            if backoff.ends {
+                return Err(error);
+            }
+            backoff.ends = true;
+            return Ok(());
+        }
+        backoff.ends = false;
         if timeout.is_some_and(|timeout| waited >= timeout) {
-            return Err(Error::Timeout { operation, waited, missing: missing() });
+            return Err(Error::Timeout { operation, waited, missing });
         }
-        if let Err(stop) = self.interrupts.check_at(now) {
-            return Err(stop.error(operation, missing()));
-        }
-        let Self { parking, backoff, .. } = self;
-        if let Some(word) = backoff.sleeper.prepare(parking, parking.member.rank, missing()) {
+        interrupts.check_caller(now, missing)?;
+        if let Some(word) = backoff.sleeper.prepare(parking, parking.member.rank, missing) {
             let longest = timeout.map_or(LONGEST_SLEEP, |timeout| LONGEST_SLEEP.min(timeout - waited));
             backoff.gave_way |= parking.sleep(word, longest);
         }
@@ -174,10 +204,12 @@ impl Wait for BoundedWait<'_, '_> {
     }
 
     fn resume(&mut self) {
-        let Self { parking, policy, backoff, .. } = self;
+        let Self { interrupts, parking, policy, backoff, .. } = self;
         let in_vain = backoff.parked.is_some_and(|parked| {
             backoff.sleeper.withdraw(parking, parking.member.rank);
-            backoff.gave_way || parked.elapsed() >= LONGEST_SPIN
+            let waited = parked.elapsed();
+            interrupts.lifecycle.tally.note_wait(waited, backoff.missing);
+            backoff.gave_way || waited >= LONGEST_SPIN
         });
         policy.learn_wait(in_vain);
         *backoff = Backoff::new();
@@ -218,14 +250,14 @@ fn cores() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
-
     use lamport_rs_protocol::exchange::Member;
     use lamport_rs_protocol::geometry::Geometry;
     use lamport_rs_protocol::sentinel::SENTINEL;
 
     use super::*;
     use crate::interrupts::Interrupted;
+    use crate::lifecycle::Lifecycle;
+    use crate::lifecycle::pages::Pages;
     use crate::memory::host::Block;
     use crate::memory::host_slots::Blocks;
 
@@ -233,7 +265,7 @@ mod tests {
 
     /// The waits of rank 0 of two, and what they share.
     struct Waits {
-        cleaned_up: AtomicBool,
+        lifecycle: Lifecycle,
         geometry: Geometry,
         blocks: Blocks,
         _memory: [Block; 2],
@@ -245,7 +277,8 @@ mod tests {
             let memory = [(); 2].map(|()| Block::allocate(geometry.used_bytes(), SENTINEL).unwrap());
             // SAFETY: the blocks are kept, and accessed as words only.
             let blocks = unsafe { Blocks::new(&[memory[0].pointer(), memory[1].pointer()], geometry.used_bytes()) };
-            Self { cleaned_up: AtomicBool::default(), geometry, blocks, _memory: memory }
+            let pages = Pages::in_process(2).unwrap().swap_remove(0);
+            Self { lifecycle: Lifecycle::new(0, pages), geometry, blocks, _memory: memory }
         }
 
         fn parking(&self, rank: usize) -> Parking<'_> {
@@ -260,7 +293,7 @@ mod tests {
             of: impl FnOnce(&mut BoundedWait<'_, '_>) -> R,
         ) -> R {
             let mut policy = WaitPolicy::new(2);
-            let mut interrupts = Interrupts::new(OPERATION, &self.cleaned_up, interrupted);
+            let mut interrupts = Interrupts::new(OPERATION, &self.lifecycle, interrupted);
             of(&mut BoundedWait::new(Some(timeout), &mut interrupts, self.parking(0), &mut policy))
         }
 

@@ -112,9 +112,9 @@ fn a_wait_of_q_and_k_is_named_like_the_operation() {
 fn an_operation_ends_when_its_workspace_is_cleaned_up_from_within_its_wait() {
     let workspaces = HostWorkspace::in_process(2, 4096, None).unwrap();
     let outcome = sum(&workspaces[0], 8, None, &mut || {
-        workspaces[0].check_usable().unwrap();
-        workspaces[0].clean_up();
-        assert!(matches!(workspaces[0].check_usable(), Err(Error::CleanedUp)));
+        workspaces[0].lifecycle().check_usable().unwrap();
+        workspaces[0].lifecycle().clean_up();
+        assert!(matches!(workspaces[0].lifecycle().check_usable(), Err(Error::CleanedUp)));
         false
     });
     assert!(matches!(outcome, Err(Error::CleanedUpMeanwhile { .. })), "{outcome:?}");
@@ -167,8 +167,8 @@ fn cleaning_up_does_not_wait_for_an_operation_and_ends_its_wait() {
     let workspaces = HostWorkspace::in_process(2, 4096, None).unwrap();
     let (waited, took) = while_waiting(&workspaces, || {
         let started = Instant::now();
-        workspaces[0].clean_up();
-        assert!(workspaces[0].check_usable().is_err());
+        workspaces[0].lifecycle().clean_up();
+        assert!(workspaces[0].lifecycle().check_usable().is_err());
         let took = started.elapsed();
         std::thread::sleep(Duration::from_millis(100));
         took
@@ -193,7 +193,7 @@ fn a_second_operation_at_the_same_time_is_refused_and_counts() {
         was_asked.recv_timeout(LONG).unwrap();
         let second = sum(workspace, 8, None, &mut never);
         assert!(matches!(second, Err(Error::InUse { operation: "all_reduce" })), "{second:?}");
-        workspace.skipped.note();
+        workspace.note_refusal();
         sum(&workspaces[1], 8, None, &mut never).unwrap();
         first.join().unwrap().unwrap();
     });

@@ -23,6 +23,15 @@ impl Dtype {
         }
     }
 
+    /// The bytes of a NaN in memory.
+    pub const fn nan(self) -> &'static [u8] {
+        match self {
+            Self::Float32 => &[0x00, 0x00, 0xc0, 0x7f],
+            Self::Float16 => &[0x00, 0x7e],
+            Self::BFloat16 => &[0xc0, 0x7f],
+        }
+    }
+
     /// The name that PyTorch gives it.
     pub const fn name(self) -> &'static str {
         match self {

@@ -42,6 +42,7 @@ const TOLD: usize = 0;
 const CLAIM: usize = MAX_WORLD_SIZE;
 const REFUSED: usize = 2 * MAX_WORLD_SIZE;
 const STAGE: usize = REFUSED + 1;
+const LEFT: usize = REFUSED + 2;
 const NOTICE: usize = 3 * MAX_WORLD_SIZE;
 
 /// The pages of a group. Pages begin as zeros, but for the word that [`initialise`] writes.
@@ -107,6 +108,19 @@ impl<W: StatusWords> Notices<'_, W> {
         std::array::from_fn(|at| self.words.load(rank, NOTICE + at))
     }
 
+    /// Lets peers know that this rank has gone for good. Unlike a notice, that holds in all epochs, and can be said beside
+    /// one.
+    pub fn leave(&self) {
+        self.words.store(self.rank, LEFT, 1);
+    }
+
+    /// Of `ranks`, those that have gone.
+    pub fn left(&self, ranks: RankSet) -> RankSet {
+        let mut left = RankSet::default();
+        ranks.iter().filter(|rank| self.words.load(*rank, LEFT) != 0).for_each(|rank| left.insert(rank));
+        left
+    }
+
     /// Lets peers know that this rank has refused its call `number`, for which they may wait.
     pub fn refuse(&self, number: u32) {
         self.words.store(self.rank, REFUSED, number);
@@ -155,10 +169,5 @@ impl<W: StatusWords> Stages<'_, W> {
             }
         }
         missing
-    }
-
-    /// Whether any rank has come to `stage`.
-    pub fn has_any(&self, stage: Stage) -> bool {
-        self.missing(stage).iter().count() < self.0.world_size
     }
 }

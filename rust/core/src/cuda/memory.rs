@@ -156,6 +156,16 @@ impl PinnedWords {
         Ok(words)
     }
 
+    /// Forgets what was reported. No kernel of the workspace runs.
+    pub fn clear(&self) {
+        let report = self.pointer;
+        // SAFETY: valid until dropped, and written by nobody else meanwhile.
+        unsafe {
+            (&raw mut (*report).operation).write_volatile(Vector::default());
+            AtomicU32::from_ptr(&raw mut (*report).ranks).store(0, Ordering::Release);
+        }
+    }
+
     /// The report's address for kernels.
     pub fn report_address(&self) -> u64 {
         self.address

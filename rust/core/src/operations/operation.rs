@@ -24,6 +24,8 @@ use crate::tensor::Dtype;
 
 /// Bits of a word of a header: all but the highest, so that no word is the sentinel.
 const WORD_MASK: u32 = 0x7fff_ffff;
+/// Bits of an operation's number.
+pub const NUMBER_MASK: u32 = WORD_MASK;
 const KIND_SHIFT: u32 = 28;
 const DTYPE_SHIFT: u32 = 26;
 const TWO_SHOT: u32 = 1 << 25;
@@ -47,11 +49,17 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::AllReduce, Self::AllReduceRmsNorm, Self::MinimaxRms, Self::MinimaxRmsQk];
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::AllReduce, Self::AllReduceRmsNorm, Self::MinimaxRms, Self::MinimaxRmsQk];
 
     /// The one of that name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Its place among all.
+    pub const fn index(self) -> usize {
+        self as usize - 1
     }
 
     /// Its name in the API.
@@ -100,6 +108,12 @@ impl Description {
         }
         let rows = u32::try_from(self.rows).unwrap_or(u32::MAX).min(WORD_MASK);
         [number & WORD_MASK, shape, rows, self.digest(shape)]
+    }
+
+    /// Bytes of the inputs that are reduced or normalised, on one rank.
+    pub fn bytes(&self) -> u64 {
+        let columns = self.columns.iter().sum::<usize>().max(1);
+        (self.rows as u64).wrapping_mul(columns as u64).wrapping_mul(self.dtype.size() as u64)
     }
 
     fn shown_columns(&self) -> u32 {
@@ -194,6 +208,11 @@ impl Skipped {
         self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
+    /// Begins to count anew.
+    pub fn forget(&self) {
+        self.0.store(0, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// By how much the next operation's number is above the one before: 1, and 1 for each call that was skipped.
     #[inline]
     pub fn step(&self) -> u32 {
@@ -203,12 +222,6 @@ impl Skipped {
             _ => 1_u32.wrapping_add(self.0.swap(0, std::sync::atomic::Ordering::Relaxed)),
         }
     }
-}
-
-/// The number `step` above `number`, as headers carry it.
-#[inline]
-pub fn advance(number: u32, step: u32) -> u32 {
-    number.wrapping_add(step) & WORD_MASK
 }
 
 #[cfg(test)]
@@ -270,6 +283,14 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_those_of_the_input() {
+        assert_eq!(norm().bytes(), 32 * 4096 * 2);
+        assert_eq!(Description { kind: Kind::AllReduce, rows: 10, columns: [0; 2], ..norm() }.bytes(), 20);
+        assert_eq!(Description { kind: Kind::MinimaxRmsQk, rows: 2, columns: [24, 8], ..norm() }.bytes(), 128);
+        assert!(Kind::ALL.iter().enumerate().all(|(index, kind)| kind.index() == index));
+    }
+
+    #[test]
     fn zeros_of_both_signs_are_the_same_scalar() {
         let negative = Description { scalars: [0.0, -0.0], ..norm() };
         assert_eq!(negative.header(1), Description { scalars: [0.0, 0.0], ..norm() }.header(1));
@@ -282,6 +303,8 @@ mod tests {
         skipped.note();
         skipped.note();
         assert_eq!((skipped.step(), skipped.step()), (3, 1));
-        assert_eq!(advance(WORD_MASK, 2), 1);
+        skipped.note();
+        skipped.forget();
+        assert_eq!(skipped.step(), 1);
     }
 }

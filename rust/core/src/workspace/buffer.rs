@@ -33,5 +33,14 @@ fn check(rank: i64, world_size: i64, size: i64) -> Result<Request> {
         return Err(Error::Argument(format!("size is {size} bytes, but must be positive")));
     }
     let (world_size, bytes) = (check_world_size(world_size)?, size as usize);
-    Ok(Request { rank, world_size, bytes, word: 0, comm_size: bytes, size_name: "size", two_shot_from: None })
+    Ok(Request {
+        rank,
+        world_size,
+        bytes,
+        word: 0,
+        comm_size: bytes,
+        size_name: "size",
+        two_shot_from: None,
+        has_notices: false,
+    })
 }

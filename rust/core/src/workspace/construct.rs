@@ -9,6 +9,7 @@ use lamport_rs_protocol::sentinel::Vector;
 
 use crate::error::{Error, Result};
 use crate::exchange::{Exchange, Transcript};
+use crate::lifecycle::pages::{OwnPage, Pages, PeerPage};
 use crate::workspace::hello::{self, AS_MEASURED, Hello};
 
 /// A kind of memory that crosses processes.
@@ -55,6 +56,8 @@ pub struct Group<B: Backend> {
     pub peers: Vec<Option<B::Peer>>,
     /// Each rank's random vector.
     pub nonces: Vec<Vector>,
+    /// The ranks' pages of notices, if they were asked for.
+    pub pages: Option<Pages>,
 }
 
 impl<B: Backend> Group<B> {
@@ -82,12 +85,15 @@ pub struct Request {
     pub size_name: &'static str,
     /// What the caller asked for; all ranks must agree on it too.
     pub two_shot_from: Option<i64>,
+    /// Whether each rank has a page of notices.
+    pub has_notices: bool,
 }
 
 /// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
 pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: Result<Request>) -> Result<Group<B>> {
     let allocated = request.and_then(|request| {
         let mut block = backend.allocate(request.bytes, request.word)?;
+        let mut page = if request.has_notices { Some(OwnPage::allocate()?) } else { None };
         let nonce = hello::nonce()?;
         let hello = Hello {
             version: hello::VERSION.to_owned(),
@@ -99,27 +105,32 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
             device: backend.device(),
             nonce,
             handle: backend.export(&mut block, nonce)?,
+            page: page.as_mut().map(|page| page.export(nonce).encode()).unwrap_or_default(),
             layout: LAYOUT_VERSION,
         };
-        Ok((request, block, hello))
+        Ok((request, block, page, hello))
     });
     let (own, hello) = match allocated {
-        Ok((request, block, hello)) => (Ok((request, block)), Ok(hello)),
+        Ok((request, block, page, hello)) => (Ok((request, block, page)), Ok(hello)),
         Err(error) => (Err(error.clone()), Err(error)),
     };
     let hellos = exchange.agree(hello)?;
-    let (request, mut own) = own?;
+    let (request, mut own, page) = own?;
     hello::check_agreement(&hellos, request.size_name)?;
     exchange.check_size(hellos.len())?;
     hello::check_distinct(&hellos, B::identity)?;
-    let mapped = exchange.transcript().and_then(|brought| Ok((map_peers(backend, &request, &own, &hellos)?, brought)));
-    let (peers, brought) = match mapped {
-        Ok((peers, brought)) => (peers, Ok(brought)),
-        Err(error) => (vec![], Err(error)),
+    let mapped = exchange.transcript().and_then(|brought| {
+        let peers = map_peers(backend, &request, &own, &hellos)?;
+        Ok((peers, if page.is_some() { map_pages(request.rank, &hellos)? } else { vec![] }, brought))
+    });
+    let (peers, pages, brought) = match mapped {
+        Ok((peers, pages, brought)) => (peers, pages, Ok(brought)),
+        Err(error) => (vec![], vec![], Err(error)),
     };
     Transcript::check(&exchange.agree(brought)?)?;
     backend.all_have_mapped(&mut own);
-    Ok(Group { own, peers, nonces: hellos.iter().map(|hello| hello.nonce).collect() })
+    let nonces = hellos.iter().map(|hello| hello.nonce).collect();
+    Ok(Group { own, peers, nonces, pages: page.map(|own| Pages::new(own, pages)) })
 }
 
 /// Maps the block of every other rank.
@@ -145,6 +156,19 @@ fn map_peers<B: Backend>(
         });
         opened.map_err(|error| {
             Error::Argument(format!("cannot map the memory of rank {peer} ({}): {error}", hello.device))
+        })
+    };
+    hellos.iter().enumerate().map(open).collect()
+}
+
+/// Maps the page of every other rank.
+fn map_pages(rank: usize, hellos: &[Hello]) -> Result<Vec<Option<PeerPage>>> {
+    let open = |(peer, hello): (usize, &Hello)| {
+        if peer == rank {
+            return Ok(None);
+        }
+        PeerPage::open(&hello.page, hello.nonce).map(Some).map_err(|error| {
+            Error::Argument(format!("cannot map the page of notices of rank {peer} ({}): {error}", hello.device))
         })
     };
     hellos.iter().enumerate().map(open).collect()

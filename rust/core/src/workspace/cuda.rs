@@ -1,7 +1,6 @@
 //! The workspace over device memory.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cudarc::driver::sys;
@@ -21,11 +20,13 @@ use crate::cuda::order::StreamOrder;
 use crate::cuda::plans::Plans;
 use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange};
+use crate::interrupts::Interrupted;
+use crate::lifecycle::Lifecycle;
 use crate::operations::operation::{Description, Operation, Skipped};
 use crate::workspace::Settings;
 use crate::workspace::construct::{Group, construct};
-use crate::workspace::cuda_backend::CudaBackend;
-use crate::workspace::exclusive::ThreadGate;
+use crate::workspace::cuda_backend::{CudaBackend, fill_and_wait};
+use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
 
 /// Longest wait of the verification's kernel, whose data is on its way when it starts.
 const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,7 +34,6 @@ const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// What one operation at a time may touch.
 #[derive(Debug)]
 struct State {
-    failure: Option<Error>,
     order: StreamOrder,
     plans: Plans,
 }
@@ -48,14 +48,15 @@ pub struct CudaWorkspace {
     /// Bytes from which tensors are summed in two shots, if the caller said so.
     pub two_shot_from: Option<usize>,
     group: KernelGroup,
-    state: Mutex<State>,
-    cleaned_up: AtomicBool,
+    /// Where each rank's block is.
+    slots: Vec<u64>,
+    state: Exclusive<State>,
     /// Calls that sent nothing.
     pub skipped: Skipped,
     /// For callers whose calls last longer than the launch in them.
     pub calls: ThreadGate,
     // Dropped in this order: freeing device memory waits for the kernels that run, the later ones do not.
-    _own: DeviceMemory,
+    own: DeviceMemory,
     /// Control words and table.
     control: DeviceMemory,
     _peers: Vec<PeerMemory>,
@@ -102,10 +103,10 @@ impl CudaWorkspace {
         let (member, timeout, device, private) = checked.map_err(|error| exchange.refuse(error))?;
         let request = settings.request(member, member.geometry.block_bytes());
         let group = construct(&CudaBackend::new(device.clone()), &mut exchange, Ok(request))?;
-        let (nonces, slots) = (group.nonces.clone(), group.addresses());
+        let nonces = group.nonces.clone();
         let mut workspace = Self::over(member, timeout, device, private, group);
         workspace.two_shot_from = settings.two_shot_from();
-        let verified = workspace.write_control(&slots).and_then(|()| workspace.verify(&nonces));
+        let verified = workspace.write_control().and_then(|()| workspace.verify(&nonces));
         exchange.agree(verified)?;
         Ok(workspace)
     }
@@ -117,10 +118,11 @@ impl CudaWorkspace {
         private: Private,
         group: Group<CudaBackend>,
     ) -> Self {
+        let slots = group.addresses();
+        let lifecycle = Lifecycle::new(member.rank, group.pages.expect("a workspace asks for them"));
         let Member { rank, geometry } = member;
         let Private { control, pinned } = private;
         let (counters, extents) = (control.address(), control.address() + EXTENTS_OFFSET as u64);
-        let slots = group.addresses();
         let addresses = ControlAddresses {
             counters,
             extents,
@@ -134,24 +136,24 @@ impl CudaWorkspace {
             timeout,
             two_shot_from: None,
             group: kernel_group,
-            state: Mutex::new(State { failure: None, order: StreamOrder::new(&device), plans: Plans::default() }),
-            cleaned_up: AtomicBool::new(false),
+            slots,
+            state: Exclusive::new(State { order: StreamOrder::new(&device), plans: Plans::default() }, lifecycle),
             skipped: Skipped::default(),
             calls: ThreadGate::new(),
             pinned,
             control,
             _peers: group.peers.into_iter().flatten().collect(),
-            _own: group.own,
+            own: group.own,
             device,
         }
     }
 
     /// Control words and table, as they are at first.
-    fn write_control(&self, slots: &[u64]) -> Result<()> {
+    fn write_control(&self) -> Result<()> {
         let KernelGroup { counters, extents, .. } = self.group;
         let mut words = vec![0_i64; TABLE_OFFSET / size_of::<i64>()];
         words[EXTENTS_OFFSET / size_of::<i64>() + table::COMM_SIZE] = self.member.geometry.comm_size() as i64;
-        words.extend(table::table(slots, counters, extents));
+        words.extend(table::table(&self.slots, counters, extents));
         self.control.write(&words)
     }
 
@@ -203,23 +205,36 @@ impl CudaWorkspace {
         (self.control.address() + TABLE_OFFSET as u64, table::table_len(self.member.geometry.world_size()))
     }
 
-    /// Refuses all further operations. The memory goes when the last reference does.
-    pub fn clean_up(&self) {
-        self.cleaned_up.store(true, Ordering::Relaxed);
+    /// Whether it may be used, and what peers are told. The memory goes when the last reference does.
+    pub fn lifecycle(&self) -> &Lifecycle {
+        &self.state.lifecycle
+    }
+
+    /// Begins anew, with all ranks, on the same memory: see [`Lifecycle::reset`]. Graphs that were captured before are
+    /// right again.
+    pub fn reset(&self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<()> {
+        let _state = self.state.access_failed("reset")?;
+        self.lifecycle().reset(timeout, interrupted, || self.device.synchronise_all(), || self.refill())
+    }
+
+    /// Slots, control words and reports as they were at first.
+    fn refill(&self) -> Result<()> {
+        fill_and_wait(&self.device, &self.own, self.member.geometry.block_bytes())?;
+        self.write_control()?;
+        self.pinned.clear();
+        self.skipped.forget();
+        Ok(())
     }
 
     /// Takes the workspace for one operation on `stream`, and makes the stream wait for the last one. An error if another
     /// thread is launching one.
     #[inline]
     pub fn begin(&self, description: &Description, stream: sys::CUstream) -> Result<Launching<'_>> {
-        let mut state = match self.state.try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(Error::InUse { operation: description.kind.name() }),
-        };
-        self.check_usable(&mut state)?;
+        self.check_open()?;
+        let state = self.state.access(description.kind.name())?;
+        self.lifecycle().tally.count(description);
         let entered = self.device.enter()?;
-        let mut launching = Launching { state, group: self.kernel_group(description), _entered: entered };
+        let mut launching = Launching { lifecycle: self.lifecycle(), state, group: self.kernel_group(description), _entered: entered };
         // The peers' operations go ahead: this rank would be one behind them for ever.
         launching.state.order.follow(stream).inspect_err(|error| launching.fail(error))?;
         Ok(launching)
@@ -227,14 +242,25 @@ impl CudaWorkspace {
 
     /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
     pub fn skip(&self) -> Result<()> {
-        self.check_usable(&mut self.lock())?;
+        self.check_open()?;
         self.skipped.note();
         Ok(())
     }
 
     /// Whether an operation may run.
+    #[inline]
     pub fn check_open(&self) -> Result<()> {
-        self.check_usable(&mut self.lock())
+        self.lifecycle().check_usable()?;
+        match self.pinned.faults() {
+            0 => Ok(()),
+            faults => Err(self.learn(faults)),
+        }
+    }
+
+    /// What went wrong, as it was first said. Does not wait for the device.
+    pub fn check(&self) -> Result<()> {
+        self.lifecycle().check()?;
+        self.check_open()
     }
 
     /// Copies a tensor on `stream`: the sum of a single rank.
@@ -253,23 +279,14 @@ impl CudaWorkspace {
     /// Waits for all work on the device, replayed graphs included, and raises what went wrong in it.
     pub fn synchronise(&self) -> Result<()> {
         self.device.synchronise_all()?;
-        self.check_usable(&mut self.lock())
+        self.check_open()
     }
 
-    fn check_usable(&self, state: &mut State) -> Result<()> {
-        if self.cleaned_up.load(Ordering::Relaxed) {
-            return Err(Error::CleanedUp);
-        }
-        if let Some(failure) = &state.failure {
-            return Err(Error::Failed(failure.to_string()));
-        }
-        let faults = self.pinned.faults();
-        if faults == 0 {
-            return Ok(());
-        }
+    #[cold]
+    fn learn(&self, faults: u32) -> Error {
         let error = self.explain(faults);
-        state.failure = Some(error.clone());
-        Err(error)
+        self.lifecycle().fail(&error);
+        error
     }
 
     /// The error that a kernel reported.
@@ -288,15 +305,12 @@ impl CudaWorkspace {
             None => Error::Timeout { operation, waited: self.timeout.unwrap_or_default(), missing },
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// One operation's hold on a workspace, while it is launched.
 pub struct Launching<'a> {
-    state: MutexGuard<'a, State>,
+    lifecycle: &'a Lifecycle,
+    state: Access<'a, State>,
     /// What its kernel is told.
     pub group: KernelGroup,
     _entered: Entered,
@@ -304,8 +318,8 @@ pub struct Launching<'a> {
 
 impl Launching<'_> {
     /// Notes that the operation failed: this rank is out of step with its peers, and the workspace refuses further work.
-    pub fn fail(&mut self, error: &Error) {
-        self.state.failure.get_or_insert_with(|| error.clone());
+    pub fn fail(&self, error: &Error) {
+        self.lifecycle.fail(error);
     }
 
     /// What is launched next belongs to the same call, and has its number.

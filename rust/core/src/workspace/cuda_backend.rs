@@ -60,17 +60,16 @@ impl Backend for CudaBackend {
     fn allocate(&self, bytes: usize, word: u32) -> Result<DeviceMemory> {
         let bytes = allocated_bytes(bytes);
         let memory = DeviceMemory::allocate(&self.device, bytes)?;
-        let _entered = self.device.enter()?;
+        // Complete before any peer can hear of the block: a late fill would wipe out its first push.
         if word == SENTINEL {
-            // SAFETY: the words are the allocation's own.
-            unsafe { fill(&self.device, memory.address(), bytes as u64, std::ptr::null_mut()) }?;
+            fill_and_wait(&self.device, &memory, bytes)?;
         } else {
+            let _entered = self.device.enter()?;
             // SAFETY: the words are the allocation's own.
             check("cuMemsetD32", unsafe { sys::cuMemsetD32_v2(memory.address(), word, bytes / 4) })?;
+            // SAFETY: the default stream.
+            unsafe { self.device.synchronise(std::ptr::null_mut()) }?;
         }
-        // Complete before any peer can hear of the block: a late fill would wipe out its first push.
-        // SAFETY: the default stream.
-        unsafe { self.device.synchronise(std::ptr::null_mut()) }?;
         Ok(memory)
     }
 
@@ -103,6 +102,16 @@ impl Backend for CudaBackend {
 
     fn peer_address(peer: &PeerMemory) -> u64 {
         peer.address()
+    }
+}
+
+/// Fills the first `bytes` bytes of an allocation with the sentinel, and waits for that.
+pub fn fill_and_wait(device: &Device, memory: &DeviceMemory, bytes: usize) -> Result<()> {
+    let _entered = device.enter()?;
+    // SAFETY: the words are the allocation's own, and the stream is the default one.
+    unsafe {
+        fill(device, memory.address(), bytes as u64, std::ptr::null_mut())?;
+        device.synchronise(std::ptr::null_mut())
     }
 }
 

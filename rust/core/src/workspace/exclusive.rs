@@ -6,17 +6,16 @@
 //! [`ThreadGate`] lets one thread in, until another is named.
 //!
 //! An operation that waits may run a signal's handler, and the handler may do anything, also with this workspace. So what
-//! a handler or another thread must be able to say and to ask at any time (that the workspace is cleaned up; whether it
-//! may still be used) takes no exclusive access, and nothing here waits.
+//! a handler or another thread must be able to say and to ask at any time is the [`Lifecycle`]'s, which takes no
+//! exclusive access, and nothing here waits.
 
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::error::{Error, Result};
-use crate::memory::fork::Home;
+use crate::error::{Cause, Error, Result};
+use crate::lifecycle::Lifecycle;
 
 /// The holder where there is none.
 const NOBODY: usize = 0;
@@ -115,11 +114,8 @@ fn this_thread() -> usize {
 /// What one operation at a time may touch, and whether any may.
 #[derive(Debug)]
 pub struct Exclusive<T> {
-    home: Home,
-    /// Set by whichever thread or handler: there is nothing left to wait for.
-    cleaned_up: AtomicBool,
-    /// Why no further operation may run.
-    failure: OnceLock<String>,
+    /// Whether any may.
+    pub lifecycle: Lifecycle,
     gate: Gate,
     value: UnsafeCell<T>,
 }
@@ -130,54 +126,23 @@ unsafe impl<T: Send> Sync for Exclusive<T> {}
 
 impl<T> Exclusive<T> {
     /// `value`, in this process.
-    pub fn new(value: T) -> Self {
-        Self {
-            home: Home::here(),
-            cleaned_up: AtomicBool::new(false),
-            failure: OnceLock::new(),
-            gate: Gate::default(),
-            value: UnsafeCell::new(value),
-        }
-    }
-
-    /// Refuses all further operations, and ends the one that waits.
-    pub fn clean_up(&self) {
-        self.cleaned_up.store(true, Ordering::Relaxed);
-    }
-
-    /// Set once it is cleaned up.
-    pub fn cleaned_up(&self) -> &AtomicBool {
-        &self.cleaned_up
-    }
-
-    /// Refuses all further operations, because one failed for this reason. The first reason counts.
-    pub fn fail(&self, reason: impl Into<String>) {
-        self.failure.get_or_init(|| reason.into());
-    }
-
-    /// Whether an operation may run.
-    #[inline]
-    pub fn check_usable(&self) -> Result<()> {
-        if self.cleaned_up.load(Ordering::Relaxed) {
-            return Err(Error::CleanedUp);
-        }
-        if self.home.is_elsewhere() {
-            return Err(Error::Forked { creator: self.home.process(), process: std::process::id() });
-        }
-        match self.failure.get() {
-            Some(failure) => Err(Error::Failed(failure.clone())),
-            None => Ok(()),
-        }
+    pub fn new(value: T, lifecycle: Lifecycle) -> Self {
+        Self { lifecycle, gate: Gate::default(), value: UnsafeCell::new(value) }
     }
 
     /// Access for `operation`.
     #[inline]
     pub fn access(&self, operation: &'static str) -> Result<Access<'_, T>> {
-        self.check_usable()?;
+        self.lifecycle.check_usable()?;
         let entered = self.gate.enter(operation)?;
         // Again: the holder before may have failed.
-        self.check_usable()?;
+        self.lifecycle.check_usable()?;
         Ok(Access { exclusive: self, _entered: entered })
+    }
+
+    /// Access for `operation` although others have failed.
+    pub fn access_failed(&self, operation: &'static str) -> Result<Access<'_, T>> {
+        Ok(Access { exclusive: self, _entered: self.gate.enter(operation)? })
     }
 }
 
@@ -210,7 +175,11 @@ impl<T> Drop for Access<'_, T> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             // The group is out of step, as after an error.
-            self.exclusive.fail("an operation panicked");
+            self.exclusive.lifecycle.fail(&Error::Aborted {
+                rank: self.exclusive.lifecycle.rank(),
+                cause: Cause::Failed,
+                reason: "an operation panicked".into(),
+            });
         }
     }
 }

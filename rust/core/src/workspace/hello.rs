@@ -6,6 +6,7 @@ use lamport_rs_protocol::sentinel::{Vector, scrub};
 
 use crate::error::{Error, Result};
 use crate::exchange::{Payload, Reader, Writer, enumerate};
+use crate::memory::handle::Handle;
 
 /// The package's version: ranks of different versions do not share memory.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -18,7 +19,8 @@ const VERSION_BYTES: u8 = 32;
 const HOST_BYTES: u8 = 64;
 const BACKEND_BYTES: u8 = 16;
 const DEVICE_BYTES: u8 = 160;
-const HANDLE_BYTES: usize = 128;
+const HANDLE_BYTES: usize = 96;
+const PAGE_BYTES: usize = 32;
 
 /// One rank's introduction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,20 +43,25 @@ pub struct Hello {
     pub nonce: Vector,
     /// The backend's handle of the sender's block.
     pub handle: Vec<u8>,
+    /// The handle of the sender's page of notices; empty where there is none.
+    pub page: Vec<u8>,
     /// How the sender lays out its block.
     pub layout: u32,
 }
 
 impl Payload for Hello {
     fn encode(&self) -> Vec<u8> {
-        assert!(self.handle.len() <= HANDLE_BYTES, "a handle of {} bytes does not fit", self.handle.len());
         let mut writer = Writer::default();
         writer.text(&self.version, VERSION_BYTES).text(&self.host, HOST_BYTES).text(&self.backend, BACKEND_BYTES);
         writer.u64(self.world_size).u64(self.comm_size).u64(self.two_shot_from).text(&self.device, DEVICE_BYTES);
         for word in self.nonce {
             writer.u32(word);
         }
-        writer.u32(self.handle.len() as u32).bytes(&self.handle).u32(self.layout).finish()
+        for (handle, most) in [(&self.handle, HANDLE_BYTES), (&self.page, PAGE_BYTES)] {
+            assert!(handle.len() <= most, "a handle of {} bytes does not fit", handle.len());
+            writer.u32(handle.len() as u32).bytes(handle);
+        }
+        writer.u32(self.layout).finish()
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
@@ -68,16 +75,19 @@ impl Payload for Hello {
             two_shot_from: reader.u64()?,
             device: reader.text(DEVICE_BYTES)?,
             nonce: [reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?],
-            handle: {
-                let length = usize::try_from(reader.u32()?).ok().filter(|length| *length <= HANDLE_BYTES)?;
-                reader.bytes(length)?.to_vec()
-            },
+            handle: handle(&mut reader, HANDLE_BYTES)?,
+            page: handle(&mut reader, PAGE_BYTES)?,
             layout: reader.u32()?,
         };
         reader.end()?;
         // A reader would wait for words that look like memory nobody has written to.
         (scrub(hello.nonce) == hello.nonce).then_some(hello)
     }
+}
+
+fn handle(reader: &mut Reader<'_>, most: usize) -> Option<Vec<u8>> {
+    let length = usize::try_from(reader.u32()?).ok().filter(|length| *length <= most)?;
+    reader.bytes(length).map(<[u8]>::to_vec)
 }
 
 /// Whether the ranks agree on everything but what is each rank's own. All ranks check the same list, so all raise the same error.
@@ -113,9 +123,14 @@ pub fn check_agreement(hellos: &[Hello], size_name: &str) -> Result<()> {
 /// Whether every rank sent memory of its own. `identity` is what tells a handle's memory from another's. All ranks check
 /// the same list, so all raise the same error.
 pub fn check_distinct(hellos: &[Hello], identity: fn(&[u8]) -> &[u8]) -> Result<()> {
+    check_owners(hellos.iter().map(|hello| identity(&hello.handle)))?;
+    check_owners(hellos.iter().filter(|hello| !hello.page.is_empty()).map(|hello| Handle::file(&hello.page)))
+}
+
+fn check_owners<'a>(memories: impl Iterator<Item = &'a [u8]>) -> Result<()> {
     let mut owners = HashMap::new();
-    for (rank, hello) in hellos.iter().enumerate() {
-        if let Some(owner) = owners.insert(identity(&hello.handle), rank) {
+    for (rank, memory) in memories.enumerate() {
+        if let Some(owner) = owners.insert(memory, rank) {
             return Err(Error::Agreement(format!(
                 "rank {owner} and rank {rank} sent handles of the same memory; each must send the handle of its own"
             )));
@@ -163,6 +178,7 @@ mod tests {
             device: "cpu".into(),
             nonce: [1, 2, 3, 4],
             handle: vec![5; 64],
+            page: vec![6; 32],
             layout: LAYOUT_VERSION,
         }
     }
@@ -221,11 +237,14 @@ mod tests {
 
     #[test]
     fn ranks_that_send_the_same_memory_are_named() {
-        let other = |handle| Hello { handle, ..hello() };
+        let other = |handle| Hello { handle, page: vec![], ..hello() };
         let ranks = [other(vec![1, 7]), other(vec![2, 8]), other(vec![3, 7])];
         assert!(check_distinct(&ranks, |handle| handle).is_ok());
         let error = check_distinct(&ranks, |handle| &handle[1..]).unwrap_err().to_string();
         assert!(error.starts_with("rank 0 and rank 2 sent handles of the same memory"), "{error}");
+        let other = |handle| Hello { handle, ..hello() };
+        let error = check_distinct(&[other(vec![1]), other(vec![2])], |handle| handle).unwrap_err().to_string();
+        assert!(error.starts_with("rank 0 and rank 1 sent handles of the same memory"), "{error}");
     }
 
     #[test]

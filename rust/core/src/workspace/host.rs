@@ -3,23 +3,27 @@
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use lamport_rs_protocol::exchange::{Collective, Extent, Member, exchange};
 use lamport_rs_protocol::geometry::Geometry;
 use lamport_rs_protocol::header::Header;
-use lamport_rs_protocol::memory::SlotMemory;
-use lamport_rs_protocol::sentinel::{SENTINEL, Vector};
+use lamport_rs_protocol::memory::{LINE_BYTES, LINE_VECTORS, SlotMemory};
+use lamport_rs_protocol::sentinel::{EMPTY, SENTINEL, Vector};
 use lamport_rs_protocol::table::{self, Control};
 use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 
 use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange};
 use crate::interrupts::{Interrupted, Interrupts};
+use crate::lifecycle::Lifecycle;
+use crate::lifecycle::pages::Pages;
 use crate::memory::handle::Handle;
 use crate::memory::host::{self, Block, Mapping};
 use crate::memory::host_slots::Blocks;
-use crate::operations::operation::{Description, Operation, Skipped, advance};
+use crate::memory::vector_access::Portable;
+use crate::operations::operation::{Description, NUMBER_MASK, Operation};
 use crate::parking::Parking;
 use crate::wait::{BoundedWait, WaitPolicy};
 use crate::workspace::Settings;
@@ -80,8 +84,6 @@ struct ControlWords {
 struct State {
     /// What the operation before left in the control words.
     control: Control,
-    /// Of the operation before.
-    number: u32,
     /// Working memory of operations, kept to spare its allocation.
     scratch: Vec<f32>,
     /// How to wait, as waits have taught.
@@ -90,7 +92,7 @@ struct State {
 
 impl State {
     fn new(world_size: usize) -> Self {
-        Self { control: Control::default(), number: 0, scratch: Vec::new(), waiting: WaitPolicy::new(world_size) }
+        Self { control: Control::default(), scratch: Vec::new(), waiting: WaitPolicy::new(world_size) }
     }
 }
 
@@ -105,8 +107,8 @@ pub struct HostWorkspace {
     control: Box<ControlWords>,
     table: Vec<i64>,
     state: Exclusive<State>,
-    /// Calls that sent nothing.
-    pub skipped: Skipped,
+    /// Calls so far, those that were refused or had nothing to do among them.
+    calls_made: AtomicU32,
     /// For callers whose calls last longer than the operation in them.
     pub calls: ThreadGate,
     /// Keeps `blocks` valid.
@@ -125,11 +127,14 @@ impl HostWorkspace {
         let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
         let checked = settings.check();
         let request = checked.clone().map(|(member, _)| settings.request(member, member.geometry.used_bytes()));
-        let Group { own, peers, .. } = construct(&HostBackend, &mut exchange, request)?;
+        let Group { own, peers, pages, .. } = construct(&HostBackend, &mut exchange, request)?;
         let (member, timeout) = checked?;
+        let pages = pages.expect("a workspace asks for them");
         let mut own = Some(own.into_mapping());
         let mappings = peers.into_iter().filter_map(|peer| peer.or_else(|| own.take())).map(Arc::new).collect();
-        Ok(Self { two_shot_from: settings.two_shot_from(), ..Self::over(member, timeout, mappings) })
+        let mut workspace = Self::over(member, timeout, mappings, pages);
+        workspace.two_shot_from = settings.two_shot_from();
+        Ok(workspace)
     }
 
     /// The workspaces of a whole group whose ranks are threads of this process, over one mapping of each block: a race
@@ -139,12 +144,14 @@ impl HostWorkspace {
         let mappings = (0..world_size)
             .map(|_| Ok(Arc::new(Block::allocate(geometry.used_bytes(), SENTINEL)?.into_mapping())))
             .collect::<Result<Vec<_>>>()?;
+        let pages = Pages::in_process(geometry.world_size())?;
         let member = |rank| Member { rank, geometry };
-        Ok((0..geometry.world_size()).map(|rank| Self::over(member(rank), timeout, mappings.clone())).collect())
+        let over = |(rank, pages)| Self::over(member(rank), timeout, mappings.clone(), pages);
+        Ok(pages.into_iter().enumerate().map(over).collect())
     }
 
     /// A workspace over blocks that are mapped and filled.
-    fn over(member: Member, timeout: Option<Duration>, mappings: Vec<Arc<Mapping>>) -> Self {
+    fn over(member: Member, timeout: Option<Duration>, mappings: Vec<Arc<Mapping>>, pages: Pages) -> Self {
         let geometry = member.geometry;
         let bases: Vec<NonNull<u8>> = mappings.iter().map(|mapping| mapping.pointer()).collect();
         // SAFETY: each mapping is page-aligned, at least `used_bytes` long, and kept in `_mappings`.
@@ -162,8 +169,8 @@ impl HostWorkspace {
             blocks,
             control,
             table,
-            state: Exclusive::new(State::new(geometry.world_size())),
-            skipped: Skipped::default(),
+            state: Exclusive::new(State::new(geometry.world_size()), Lifecycle::new(member.rank, pages)),
+            calls_made: AtomicU32::new(0),
             calls: ThreadGate::new(),
             _mappings: mappings,
         }
@@ -184,14 +191,46 @@ impl HostWorkspace {
         &self.table
     }
 
-    /// Refuses all further operations, and ends one that waits. The memory goes when the last reference does.
-    pub fn clean_up(&self) {
-        self.state.clean_up();
+    /// Whether it may be used, and what peers are told. The memory goes when the last reference does.
+    pub fn lifecycle(&self) -> &Lifecycle {
+        &self.state.lifecycle
     }
 
-    /// Whether an operation may run. Waits for none.
-    pub fn check_usable(&self) -> Result<()> {
-        self.state.check_usable()
+    /// Begins anew, with all ranks: see [`Lifecycle::reset`].
+    pub fn reset(&self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<()> {
+        let mut state = self.state.access_failed("reset")?;
+        let refill = || {
+            self.fill_own_block();
+            state.control = Control::default();
+            self.write_control_words(Control::default());
+            self.calls_made.store(0, Ordering::Relaxed);
+            Ok(())
+        };
+        self.lifecycle().reset(timeout, interrupted, || Ok(()), refill)
+    }
+
+    /// Writes the sentinel over all that was filled with it at first.
+    fn fill_own_block(&self) {
+        let (memory, rank) = (self.blocks.accessed::<Portable>(), self.member.rank);
+        let end = self.member.geometry.used_bytes();
+        let lines_end = end / LINE_BYTES * LINE_BYTES;
+        for offset in (0..lines_end).step_by(LINE_BYTES) {
+            memory.store_line(rank, offset, [EMPTY; LINE_VECTORS]);
+        }
+        for offset in (lines_end..end).step_by(size_of::<Vector>()) {
+            memory.store(rank, offset, EMPTY);
+        }
+    }
+
+    /// The number of the call that is made now.
+    fn next_number(&self) -> u32 {
+        self.calls_made.fetch_add(1, Ordering::Relaxed).wrapping_add(1) & NUMBER_MASK
+    }
+
+    /// Counts a call that sends nothing: it was refused on this rank, or has nothing to do here. If its caller goes on,
+    /// all later operations would be paired with others of the peers'.
+    pub fn note_refusal(&self) {
+        self.lifecycle().refuse(self.next_number());
     }
 
     /// Runs one operation of the protocol: `extent` of it over slots accessed as `memory` does.
@@ -232,7 +271,7 @@ impl HostWorkspace {
     /// often and never for long.
     fn begin_segment(&self, running: &mut Running<'_>, extent: Extent) -> Result<Control> {
         if extent.header.is_none() {
-            running.interrupts.check().inspect_err(|error| self.state.fail(error.to_string()))?;
+            running.interrupts.check().inspect_err(|error| self.lifecycle().fail(error))?;
         }
         self.read_control(running)
     }
@@ -241,24 +280,24 @@ impl HostWorkspace {
     fn finish(&self, running: &mut Running<'_>, control: Control, outcome: Result<()>) -> Result<()> {
         match &outcome {
             Ok(()) => self.write_control(running, control),
-            Err(error) => self.state.fail(error.to_string()),
+            Err(error) => self.lifecycle().fail(error),
         }
         outcome
     }
 
     /// Takes the workspace for one operation, and gives it its number. An error if another is running.
     pub fn begin<'a>(&'a self, description: &Description, interrupted: Interrupted<'a>) -> Result<Running<'a>> {
-        let mut state = self.state.access(description.kind.name())?;
-        state.number = advance(state.number, self.skipped.step());
-        let operation = Operation(description.header(state.number));
-        let interrupts = Interrupts::new(operation, self.state.cleaned_up(), interrupted);
+        let state = self.state.access(description.kind.name())?;
+        self.lifecycle().tally.count(description);
+        let operation = Operation(description.header(self.next_number()));
+        let interrupts = Interrupts::new(operation, self.lifecycle(), interrupted);
         Ok(Running { blocks: self.blocks, operation, interrupts, state })
     }
 
     /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
     pub fn skip(&self) -> Result<()> {
-        self.check_usable()?;
-        self.skipped.note();
+        self.lifecycle().check_usable()?;
+        self.note_refusal();
         Ok(())
     }
 
@@ -273,12 +312,16 @@ impl HostWorkspace {
         }
         let error = Error::ForeignControl { found, expected };
         // The peers have run an operation, or a part of one, that this rank will not.
-        self.state.fail(error.to_string());
+        self.lifecycle().fail(&error);
         Err(error)
     }
 
     fn write_control(&self, running: &mut Running<'_>, control: Control) {
         running.state.control = control;
+        self.write_control_words(control);
+    }
+
+    fn write_control_words(&self, control: Control) {
         // SAFETY: as in `read_control`.
         let (counters, extents) = unsafe { (&mut *self.control.counters.get(), &mut *self.control.extents.get()) };
         (counters[table::SLOT_INDEX], extents[table::CLEAR_EXTENT]) = self.control_words(control);

@@ -48,7 +48,7 @@ impl Settings {
         if let Some(bytes) = self.two_shot_from.filter(|bytes| *bytes < 0) {
             return Err(Error::Argument(format!("two_shot_from is {bytes} bytes, but must not be negative")));
         }
-        Ok((Member { rank: geometry.check_rank(self.rank)?, geometry }, self.timeout()?))
+        Ok((Member { rank: geometry.check_rank(self.rank)?, geometry }, timeout_of(self.timeout)?))
     }
 
     /// The blocks that `member` asks for, of `bytes` bytes, full of the sentinel. Checked before.
@@ -61,6 +61,7 @@ impl Settings {
             comm_size: geometry.comm_size(),
             size_name: "comm_size",
             two_shot_from: self.two_shot_from,
+            has_notices: true,
         }
     }
 
@@ -68,21 +69,20 @@ impl Settings {
     pub(crate) fn two_shot_from(&self) -> Option<usize> {
         self.two_shot_from.map(|bytes| bytes as usize)
     }
+}
 
-    /// `None` for ever.
-    fn timeout(&self) -> Result<Option<Duration>> {
-        let seconds = self.timeout;
-        if seconds.is_nan() || seconds < 0.0 {
-            return Err(Error::Argument(format!(
-                "timeout is {seconds} seconds, but must be positive, or 0 or infinite for no limit"
-            )));
-        }
-        if seconds == 0.0 || seconds.is_infinite() {
-            return Ok(None);
-        }
-        // A limit stays one, however short or long: what rounds to 0 must not mean "no limit".
-        Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(Duration::from_nanos(1))))
+/// A limit of `seconds`, 0 or infinite for none.
+pub fn timeout_of(seconds: f64) -> Result<Option<Duration>> {
+    if seconds.is_nan() || seconds < 0.0 {
+        return Err(Error::Argument(format!(
+            "timeout is {seconds} seconds, but must be positive, or 0 or infinite for no limit"
+        )));
     }
+    if seconds == 0.0 || seconds.is_infinite() {
+        return Ok(None);
+    }
+    // A limit stays one, however short or long: what rounds to 0 must not mean "no limit".
+    Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(Duration::from_nanos(1))))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use lamport_rs_protocol::memory::{LINE_BYTES, Line};
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector, scrub};
 use lamport_rs_protocol::two_shot::ShardedCollective;
 
-use super::CHUNK_VECTORS;
+use super::{CHUNK_VECTORS, poison};
 use super::element::{Element, Lanes, with_element};
 use super::operand::Operand;
 use super::processor::{Job, Processor, dispatch};
@@ -39,13 +39,15 @@ pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interr
     // SAFETY: the caller's promise.
     let (input, output) = unsafe { (Operand::contiguous(&operands.input), Operand::streamed(&operands.output)) };
     let running = &mut running;
-    with_element!(operands.input.dtype, E => {
+    let outcome = with_element!(operands.input.dtype, E => {
         let sum = Sum { workspace, running, region_bytes, input, output, element: PhantomData::<E> };
         match algorithm {
             Algorithm::OneShot => dispatch(sum),
             Algorithm::TwoShot => dispatch(TwoShotSum(sum)),
         }
-    })
+    });
+    // SAFETY: the caller's promise.
+    outcome.inspect_err(|_| unsafe { poison([&operands.output]) })
 }
 
 /// Checks the operands, and says how the operation runs: the algorithm, and the bytes of a rank's message.

@@ -11,7 +11,7 @@ use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, VECTOR_WORDS, Vector};
 
-use super::CHUNK_VECTORS;
+use super::{CHUNK_VECTORS, poison};
 use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
 use super::processor::{Job, Processor, dispatch};
@@ -64,7 +64,8 @@ pub unsafe fn minimax_rms(
         }
     }
     running.return_scratch(scratch);
-    outcome
+    // SAFETY: the caller's promise.
+    outcome.inspect_err(|_| unsafe { poison(operands.norms.iter().flatten().map(|norm| &norm.output)) })
 }
 
 /// Checks the operands.

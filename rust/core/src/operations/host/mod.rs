@@ -22,6 +22,20 @@ pub use all_reduce::all_reduce;
 pub use minimax::minimax_rms;
 pub use rms_norm::all_reduce_rms_norm;
 
+use self::operand::Operand;
+use crate::tensor::Tensor;
+
 /// Vectors that are pushed, and later polled, together: 16 KiB, so that the own contribution is still in the first-level
 /// cache when it is added.
 const CHUNK_VECTORS: usize = 1024;
+
+/// Writes NaN over the outputs of an operation that did not complete: what it leaves must not be taken for a result.
+///
+/// # Safety
+/// As for [`all_reduce()`].
+unsafe fn poison<'t>(outputs: impl IntoIterator<Item = &'t Tensor>) {
+    for output in outputs {
+        // SAFETY: the caller's promise.
+        unsafe { Operand::rows(output) }.for_each(|row| row.fill(output.dtype.nan()));
+    }
+}

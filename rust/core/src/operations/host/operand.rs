@@ -133,6 +133,16 @@ impl Operand {
         }
     }
 
+    /// Writes `element` over all of it.
+    pub fn fill(&self, element: &[u8]) {
+        for offset in (0..self.bytes).step_by(element.len()) {
+            // SAFETY: as in `read_end`; the operand is whole elements.
+            unsafe {
+                std::ptr::copy_nonoverlapping(element.as_ptr(), self.pointer.wrapping_add(offset), element.len());
+            }
+        }
+    }
+
     /// Writes what of `vector` is within the operand.
     #[cold]
     #[inline(never)]

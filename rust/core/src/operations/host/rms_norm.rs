@@ -12,7 +12,7 @@ use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::memory::Line;
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 
-use super::CHUNK_VECTORS;
+use super::{CHUNK_VECTORS, poison};
 use super::all_reduce::round_and_scrub;
 use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
@@ -47,7 +47,8 @@ pub unsafe fn all_reduce_rms_norm(
         dispatch(Run::<E> { workspace, running: &mut running, operands, region_bytes, sums: &mut sums[..row_vectors] })
     });
     running.return_scratch(scratch);
-    outcome
+    // SAFETY: the caller's promise.
+    outcome.inspect_err(|_| unsafe { poison([&operands.output, &operands.residual_output]) })
 }
 
 /// Checks the operands.

@@ -1,0 +1,282 @@
+"""Faults that are told to the peers, and what makes a workspace work again, between processes."""
+
+import gc
+import os
+import signal
+import threading
+import time
+
+import lamport_rs
+import pytest
+import torch
+from lamport_rs import (
+    LamportAbortedError,
+    LamportError,
+    LamportMismatchError,
+    LamportTimeoutError,
+    LamportWorkspace,
+)
+from ranks import Failure, Rank, ThreadRanks
+
+SOON = 1.0
+"""Seconds by which peers have heard of a fault on a machine that is busy."""
+PAUSE = 0.2
+"""Seconds after which the others wait."""
+
+
+def ones_sum(workspace: LamportWorkspace) -> torch.Tensor:
+    return lamport_rs.all_reduce(torch.ones(8), workspace)
+
+
+def abort(workspace: LamportWorkspace) -> None:
+    workspace.abort("the tokenizer is on fire")
+
+
+def clean_up(workspace: LamportWorkspace) -> None:
+    workspace.cleanup()
+
+
+def be_refused(workspace: LamportWorkspace) -> None:
+    with pytest.raises(LamportError):
+        lamport_rs.all_reduce(torch.ones(8, dtype=torch.float64), workspace)
+
+
+def call_another(workspace: LamportWorkspace) -> None:
+    with pytest.raises(LamportMismatchError):
+        lamport_rs.all_reduce(torch.ones(16), workspace)
+
+
+def drop(_workspace: LamportWorkspace) -> None:
+    """The function's own reference goes when it returns."""
+
+
+FAULTS = {
+    "abort": (abort, LamportAbortedError),
+    "clean_up": (clean_up, LamportAbortedError),
+    "drop": (drop, LamportAbortedError),
+    "be_refused": (be_refused, LamportMismatchError),
+    "call_another": (call_another, LamportMismatchError),
+}
+
+
+def meet_a_fault(me: Rank, name: str) -> tuple[float, BaseException] | None:
+    """What a rank that waits raises, and when, if another meets the fault."""
+    fault, expected = FAULTS[name]
+    workspace = me.workspace(timeout=60)
+    ones_sum(workspace)
+    if me.rank == 1:
+        time.sleep(PAUSE)
+        fault(workspace)
+        if name == "drop":
+            del workspace
+            gc.collect()
+        time.sleep(2 * SOON)
+        return None
+    out = torch.ones(8)
+    started = time.monotonic()
+    with pytest.raises(LamportError) as caught:
+        lamport_rs.all_reduce(torch.ones(8), workspace, out=out)
+    took = time.monotonic() - started - PAUSE
+    assert type(caught.value) is expected, caught.value
+    assert out.isnan().all()
+    with pytest.raises(expected):
+        workspace.check()
+    assert workspace.status().failure is not None
+    return took, caught.value
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_whoever_waits_hears_of_a_fault_at_once(new_ranks, name):
+    outcomes = new_ranks(3).run(meet_a_fault, name)
+    for rank in (0, 2):
+        took, error = outcomes[rank]
+        assert took < SOON, f"rank {rank} waited {took} s"
+        if isinstance(error, LamportAbortedError):
+            assert error.rank == 1
+            assert f"rank 1 has {'aborted' if name == 'abort' else 'cleaned its workspace up'}" in str(error)
+            assert error.reason == ("the tokenizer is on fire" if name == "abort" else "")
+        else:
+            assert 1 in (error.rank, error.peer)
+
+
+def be_killed(me: Rank) -> tuple[float, BaseException]:
+    workspace = me.workspace(timeout=60)
+    ones_sum(workspace)
+    if me.rank == 1:
+        time.sleep(PAUSE)
+        os.kill(os.getpid(), signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(LamportAbortedError) as caught:
+        ones_sum(workspace)
+    with pytest.raises(LamportAbortedError, match="rank 1"):
+        workspace.reset(timeout=0)
+    return time.monotonic() - started - PAUSE, caught.value
+
+
+def test_a_death_is_noticed_without_waiting_for_the_timeout(new_ranks):
+    outcomes = new_ranks(3).try_run(be_killed)
+    assert isinstance(outcomes[1], Failure)
+    for rank in (0, 2):
+        took, error = outcomes[rank]
+        assert (error.rank, error.cause) == (1, "ended")
+        assert took < SOON
+
+
+def check_without_a_call(me: Rank) -> None:
+    workspace = me.workspace(timeout=60)
+    ones_sum(workspace)
+    workspace.check()
+    if me.rank == 0:
+        workspace.abort("stop")
+    deadline = time.monotonic() + SOON
+    with pytest.raises(LamportAbortedError, match="rank 0 has aborted: stop"):
+        while time.monotonic() < deadline:
+            workspace.check()
+    samples = []
+    for _ in range(20):
+        other = me.workspace(4096)
+        started = time.perf_counter()
+        for _ in range(1000):
+            other.check()
+        samples.append((time.perf_counter() - started) / 1000)
+        other.cleanup()
+    assert min(samples) < 2e-6, f"a check takes {min(samples)} s"
+
+
+def test_a_check_hears_of_a_fault_and_costs_next_to_nothing(new_ranks):
+    new_ranks(2).run(check_without_a_call)
+
+
+def abort_from_another_thread(me: Rank) -> float:
+    workspace = me.workspace(timeout=60)
+    ones_sum(workspace)
+    aborted = []
+
+    def after_a_while() -> None:
+        time.sleep(PAUSE)
+        aborted.append(time.monotonic())
+        workspace.abort("a watchdog barks")
+
+    if me.rank == 0:
+        thread = threading.Thread(target=after_a_while)
+        thread.start()
+        with pytest.raises(LamportAbortedError, match="rank 0 has aborted: a watchdog barks"):
+            ones_sum(workspace)
+        took = time.monotonic() - aborted[0]
+        thread.join()
+        return took
+    time.sleep(2 * PAUSE)
+    with pytest.raises(LamportAbortedError, match="rank 0 has aborted: a watchdog barks"):
+        ones_sum(workspace)
+    return 0.0
+
+
+def test_another_thread_can_end_an_operation_that_waits(new_ranks):
+    assert max(new_ranks(2).run(abort_from_another_thread)) < SOON
+
+
+def fail_and_reset(me: Rank, name: str) -> None:
+    fault, _ = FAULTS[name]
+    workspace = me.workspace(timeout=60)
+    table = workspace.workspace
+    for round_ in range(10):
+        assert ones_sum(workspace).tolist() == [me.world_size] * 8
+        if me.rank == round_ % me.world_size:
+            fault(workspace)
+        else:
+            with pytest.raises(LamportError):
+                ones_sum(workspace)
+        workspace.reset()
+        workspace.check()
+        assert workspace.status().resets == round_ + 1
+        assert lamport_rs.all_reduce(torch.ones(8), table).tolist() == [me.world_size] * 8
+
+
+@pytest.mark.parametrize("name", ["abort", "be_refused", "call_another"])
+def test_a_reset_makes_workspace_and_table_work_again(new_ranks, name):
+    new_ranks(3).run(fail_and_reset, name)
+
+
+def time_out_and_reset(me: Rank) -> None:
+    workspace = me.workspace(timeout=0.3)
+    for _ in range(3):
+        if me.rank == 0:
+            time.sleep(0.6)
+            with pytest.raises(LamportError):
+                ones_sum(workspace)
+        else:
+            with pytest.raises(LamportTimeoutError) as caught:
+                ones_sum(workspace)
+            assert caught.value.missing_ranks == (0,)
+        workspace.reset()
+        assert ones_sum(workspace).tolist() == [me.world_size] * 8
+
+
+def test_a_reset_follows_a_timeout(new_ranks):
+    new_ranks(3).run(time_out_and_reset)
+
+
+def reset_alone(me: Rank) -> None:
+    workspace = me.workspace(4096)
+    if me.rank == 0:
+        with pytest.raises(LamportTimeoutError, match="reset: waited .* for rank 1") as caught:
+            workspace.reset(timeout=0.2)
+        assert caught.value.missing_ranks == (1,)
+    else:
+        time.sleep(0.6)
+    with pytest.raises(LamportError, match="must be positive"):
+        workspace.reset(timeout=-1)
+    workspace.reset(timeout=20)
+    assert ones_sum(workspace).tolist() == [2] * 8
+
+
+def test_a_reset_is_bounded_and_names_who_is_missing():
+    ThreadRanks(2).run(reset_alone)
+
+
+def say_what_was_done(me: Rank) -> None:
+    workspace = me.workspace()
+    assert workspace.status() == lamport_rs.WorkspaceStatus(None, 0, {}, {}, 0.0, ())
+    ones_sum(workspace)
+    if me.rank == 0:
+        time.sleep(PAUSE)
+    lamport_rs.all_reduce_rms_norm(torch.ones(2, 64), torch.ones(2, 64), torch.ones(64), workspace)
+    status = workspace.status()
+    assert status.operations == {"all_reduce": 1, "all_reduce_rms_norm": 1}
+    assert status.bytes == {"all_reduce": 32, "all_reduce_rms_norm": 512}
+    if me.rank == 1:
+        assert status.longest_wait > PAUSE / 2
+        assert status.longest_wait_for == (0,)
+
+
+def test_a_workspace_says_what_it_has_done(ranks_of):
+    ranks_of(2).run(say_what_was_done)
+
+
+def be_patient(me: Rank) -> None:
+    workspaces = [me.workspace(4096), me.workspace(4096, timeout=60)]
+    started = time.monotonic()
+    if me.rank == 0:
+        with pytest.raises(LamportTimeoutError):
+            ones_sum(workspaces[0])
+        assert 0.2 < time.monotonic() - started < 5
+    table = lamport_rs.get_allreduce_workspace(me.rank, me.world_size, 4096, process_group=me.group, timeout=0.4)
+    if me.rank == 0:
+        with pytest.raises(LamportTimeoutError, match="waited 4"):
+            lamport_rs.all_reduce(torch.ones(8), table)
+    me.group(b"")
+
+
+def test_the_environment_and_the_cache_take_a_timeout(monkeypatch):
+    monkeypatch.setenv("LAMPORT_RS_TIMEOUT", "0.3")
+    try:
+        ThreadRanks(2).run(be_patient)
+    finally:
+        lamport_rs.clear_workspace_cache()
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan"])
+def test_a_timeout_in_the_environment_that_is_none_is_refused(monkeypatch, text):
+    monkeypatch.setenv("LAMPORT_RS_TIMEOUT", text)
+    with pytest.raises(LamportError, match=r"LAMPORT_RS_TIMEOUT is 'soon'|must be positive"):
+        LamportWorkspace(0, 1, 4096, lambda message: [message])
