@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use lamport_rs_core::cuda::device::{Device, device_count};
-use lamport_rs_core::workspace::{Settings, timeout_of};
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::host::HostWorkspace;
+use lamport_rs_core::workspace::{Settings, timeout_of};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 

@@ -64,9 +64,7 @@ pub enum Error {
     #[error("exchanging handles failed on this rank: {0}")]
     Transport(String),
     /// Peers did not come within the timeout.
-    #[error(
-        "{operation}: waited {waited:?} for {missing}; they are dead, hung, or have called less. {NO_LONGER}"
-    )]
+    #[error("{operation}: waited {waited:?} for {missing}; they are dead, hung, or have called less. {NO_LONGER}")]
     Timeout {
         /// What was waiting.
         operation: Operation,
@@ -134,7 +132,9 @@ pub enum Error {
         reason: String,
     },
     /// Peers did not come to a reset.
-    #[error("reset: waited {waited:?} for {missing}, which did not call it, or could not go on; all ranks must call it")]
+    #[error(
+        "reset: waited {waited:?} for {missing}, which did not call it, or could not go on; all ranks must call it"
+    )]
     ResetTimeout {
         /// How long.
         waited: Duration,
@@ -283,6 +283,24 @@ fn while_waiting(missing: &RankSet) -> String {
 }
 
 impl Error {
+    /// What went wrong, without what to do about it.
+    pub fn reason(&self) -> String {
+        let text = self.to_string();
+        text.strip_suffix(NO_LONGER).unwrap_or(&text).trim_end().trim_end_matches('.').to_owned()
+    }
+
+    /// Whether the group has failed, so that no operation can complete until a reset.
+    pub fn is_a_failure(&self) -> bool {
+        matches!(
+            self,
+            Self::Failed(_)
+                | Self::Aborted { .. }
+                | Self::Timeout { .. }
+                | Self::Mismatch { .. }
+                | Self::PeerRefused { .. }
+        )
+    }
+
     /// What may have made operations differ.
     fn explain_mismatch(own: &Operation, theirs: &Operation) -> &'static str {
         if own.number() == theirs.number() {

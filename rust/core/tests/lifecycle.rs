@@ -178,10 +178,9 @@ fn a_workspace_says_what_it_has_done() {
     each(&workspaces, sum_of_ones);
     for workspace in &workspaces {
         let work = workspace.lifecycle().tally.work();
-        assert_eq!(work.iter().map(|work| (work.kind.name(), work.operations, work.bytes)).collect::<Vec<_>>(), [(
-            "all_reduce",
-            2,
-            64
-        )]);
+        assert_eq!(
+            work.iter().map(|work| (work.kind.name(), work.operations, work.bytes)).collect::<Vec<_>>(),
+            [("all_reduce", 2, 64)]
+        );
     }
 }

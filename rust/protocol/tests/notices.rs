@@ -164,7 +164,9 @@ fn what_an_earlier_epoch_told_is_over_and_numbers_go_round() {
         lamport_rs_protocol::notices::initialise(&*pages, 0);
         assert!(!notices.has_refused(0, 5, 0xff));
         notices.refuse(5);
-        assert!(notices.has_refused(0, 5, 0xff) && notices.has_refused(0, 4, 0xff) && notices.has_refused(0, 250, 0xff));
+        assert!(
+            notices.has_refused(0, 5, 0xff) && notices.has_refused(0, 4, 0xff) && notices.has_refused(0, 250, 0xff)
+        );
         assert!(!notices.has_refused(0, 6, 0xff));
     });
 }

@@ -75,7 +75,7 @@ impl Notice {
                 (words[KIND], words[ABOUT], words[MISSING]) = (REFUSED, *rank as u32, *peer as u32);
             }
             Error::Aborted { rank, cause, reason } => return Self::ended(*rank, *cause, reason),
-            other => return Self::ended(rank, Cause::Failed, &other.to_string()),
+            other => return Self::ended(rank, Cause::Failed, &other.reason()),
         }
         Self(words)
     }
@@ -144,6 +144,9 @@ mod tests {
         let driver = Error::system("cuLaunchKernel", "no such device");
         let Error::Aborted { rank: 1, cause: Cause::Failed, reason } = returned(&driver) else { panic!() };
         assert_eq!(reason, driver.to_string());
+        let interrupted = Error::Interrupted { operation: Operation([1, 2, 3, 4]), missing: RankSet(1) };
+        let Error::Aborted { reason, .. } = returned(&interrupted) else { panic!() };
+        assert!(reason.ends_with("interrupted while waiting for rank 0"), "{reason}");
         let long = "\u{e9}".repeat(MOST_TEXT);
         let Error::Aborted { reason, .. } = returned(&Error::Argument(long)) else { panic!() };
         assert!(reason.len() <= MOST_TEXT && reason.len() > MOST_TEXT - 4, "{}", reason.len());

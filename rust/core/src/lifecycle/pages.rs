@@ -99,9 +99,8 @@ impl Pages {
 
     /// The pages of each rank of a group of threads.
     pub fn in_process(world_size: usize) -> Result<Vec<Self>> {
-        let mappings = (0..world_size)
-            .map(|_| Ok(Arc::new(OwnPage::allocate()?.0.into_mapping())))
-            .collect::<Result<Vec<_>>>()?;
+        let mappings =
+            (0..world_size).map(|_| Ok(Arc::new(OwnPage::allocate()?.0.into_mapping()))).collect::<Result<Vec<_>>>()?;
         let of_threads = |_| (0..world_size).map(|_| None).collect();
         Ok((0..world_size).map(|rank| Self::over(mappings.clone(), of_threads(rank))).collect())
     }

@@ -234,7 +234,8 @@ impl CudaWorkspace {
         let state = self.state.access(description.kind.name())?;
         self.lifecycle().tally.count(description);
         let entered = self.device.enter()?;
-        let mut launching = Launching { lifecycle: self.lifecycle(), state, group: self.kernel_group(description), _entered: entered };
+        let mut launching =
+            Launching { lifecycle: self.lifecycle(), state, group: self.kernel_group(description), _entered: entered };
         // The peers' operations go ahead: this rank would be one behind them for ever.
         launching.state.order.follow(stream).inspect_err(|error| launching.fail(error))?;
         Ok(launching)

@@ -24,6 +24,8 @@ pub enum Lie {
     File(File, bool),
     /// The handle and the random vector of another rank, or of the one that is being lied to.
     Stolen(usize),
+    /// A lie of the handle, told of that of the page of notices.
+    OfPage(Box<Lie>),
     /// Any payload.
     Payload(Vec<u8>),
     /// A failure, for any reason.
@@ -133,22 +135,30 @@ fn file() -> impl Strategy<Value = File> {
     ]
 }
 
-pub fn lie() -> impl Strategy<Value = Lie> {
+/// Of handles.
+fn of_a_handle() -> impl Strategy<Value = Lie> {
     use HandleNumber::{Bytes, Descriptor, Device, Inode, Process};
+    let handle = select(vec![Process, Descriptor, Device, Inode, Bytes]);
+    let change = prop_oneof![number().prop_map(Change::To), (-4097_i64..=4097).prop_map(Change::By)];
+    prop_oneof![
+        1 => vec(any::<u8>(), 0..140).prop_map(Lie::HandleBytes),
+        5 => (handle, change).prop_map(|(place, change)| Lie::Handle(place, change)),
+        6 => (file(), any::<bool>()).prop_map(|(file, as_a_block)| Lie::File(file, as_a_block)),
+        2 => (0..4_usize).prop_map(Lie::Stolen),
+    ]
+}
+
+pub fn lie() -> impl Strategy<Value = Lie> {
     use HelloNumber::{CommSize, Layout, Nonce, TwoShotFrom, WorldSize};
     let header = select(vec![Number(8, 4), Number(12, 4), Number(16, 8), Number(24, 4), Number(28, 4)]);
     let hello = select(vec![WorldSize, CommSize, TwoShotFrom, Nonce, Layout]);
-    let handle = select(vec![Process, Descriptor, Device, Inode, Bytes]);
-    let change = prop_oneof![number().prop_map(Change::To), (-4097_i64..=4097).prop_map(Change::By)];
     prop_oneof![
         3 => (header, number()).prop_map(|(place, value)| Lie::Header(place, value)),
         3 => (hello, number()).prop_map(|(place, value)| Lie::Hello(place, value)),
         2 => (0..4_usize, text(), any::<u8>()).prop_map(|(which, text, more)| Lie::Text(which, text, more % 3)),
         1 => number().prop_map(|length| Lie::HandleLength(length as u32)),
-        1 => vec(any::<u8>(), 0..140).prop_map(Lie::HandleBytes),
-        5 => (handle, change).prop_map(|(place, change)| Lie::Handle(place, change)),
-        6 => (file(), any::<bool>()).prop_map(|(file, as_a_block)| Lie::File(file, as_a_block)),
-        2 => (0..4_usize).prop_map(Lie::Stolen),
+        14 => of_a_handle(),
+        7 => of_a_handle().prop_map(|lie| Lie::OfPage(Box::new(lie))),
         1 => vec(any::<u8>(), 0..480).prop_map(Lie::Payload),
         2 => text().prop_map(Lie::Failure),
         4 => (0..512_usize, any::<u8>()).prop_map(|(at, value)| Lie::Byte(at, value)),

@@ -7,9 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use lamport_rs_core::exchange::{AllGather, MESSAGE_BYTES, Payload, Transcript, Writer};
+use lamport_rs_core::lifecycle::pages::OwnPage;
 use lamport_rs_core::memory::handle::{Handle, NAME, SEALS};
 use lamport_rs_core::memory::host::Block;
 use lamport_rs_core::workspace::hello::Hello;
+use lamport_rs_protocol::notices::PAGE_WORDS;
 use rustix::fs::{MemfdFlags, Mode, OFlags, fcntl_add_seals, ftruncate, memfd_create, mkfifoat};
 
 use crate::lies::{Change, File, HandleNumber, Lie, Number};
@@ -78,6 +80,7 @@ pub struct Peers<'a> {
     pub bytes: usize,
     /// What must live as long as the exchange.
     blocks: Vec<Block>,
+    pages: Vec<OwnPage>,
     files: Vec<OwnedFd>,
     /// How many files are as a block must be.
     tags: u32,
@@ -92,7 +95,7 @@ impl<'a> Peers<'a> {
         lies: &'a [(usize, usize, Lie)],
         strangers: &'a Strangers,
     ) -> Self {
-        Self { rank, ranks, lies, strangers, bytes, blocks: vec![], files: vec![], tags: 0, step: 0 }
+        Self { rank, ranks, lies, strangers, bytes, blocks: vec![], pages: vec![], files: vec![], tags: 0, step: 0 }
     }
 
     /// Whether `word` fills one of the peers' blocks.
@@ -118,7 +121,10 @@ impl<'a> Peers<'a> {
                 let mut block = Block::allocate(self.bytes, self.next_tag()).unwrap();
                 let handle = block.export(NONCE).encode();
                 self.blocks.push(block);
-                message_of(0, peer, 0, &Hello { nonce: NONCE, handle, ..hello.clone() }.encode())
+                let mut page = OwnPage::allocate().unwrap();
+                let page_handle = if hello.page.is_empty() { vec![] } else { page.export(NONCE).encode() };
+                self.pages.push(page);
+                message_of(0, peer, 0, &Hello { nonce: NONCE, handle, page: page_handle, ..hello.clone() }.encode())
             })
             .collect()
     }
@@ -132,7 +138,7 @@ impl<'a> Peers<'a> {
             Lie::Text(which, text, more) => change_text(message, *which, text, *more),
             Lie::HandleLength(length) => change_handle_length(message, *length),
             Lie::HandleBytes(bytes) => {
-                change_hello(message, |hello| hello.handle = bytes[..bytes.len().min(128)].to_vec())
+                change_hello(message, |hello| hello.handle = bytes[..bytes.len().min(96)].to_vec())
             }
             Lie::Handle(number, change) => change_handle(message, |handle| change_number(handle, *number, *change)),
             Lie::File(file, as_a_block) => {
@@ -143,6 +149,24 @@ impl<'a> Peers<'a> {
             Lie::Stolen(of) => {
                 let Some(stolen) = Hello::decode(content_of(&sent[of % self.ranks])) else { return };
                 change_hello(message, |hello| (hello.handle, hello.nonce) = (stolen.handle, stolen.nonce));
+            }
+            Lie::OfPage(lie) => {
+                let fits =
+                    |message: &Vec<u8>| Hello::decode(content_of(message)).is_none_or(|hello| hello.handle.len() <= 32);
+                if !messages.iter().all(fits) {
+                    return;
+                }
+                let swap = |hello: &mut Hello| std::mem::swap(&mut hello.handle, &mut hello.page);
+                messages.iter_mut().for_each(|message| change_hello(message, swap));
+                let bytes = std::mem::replace(&mut self.bytes, PAGE_WORDS * size_of::<u32>());
+                self.tell(peer, lie, messages);
+                self.bytes = bytes;
+                messages.iter_mut().for_each(|message| {
+                    change_hello(message, |hello| {
+                        hello.handle.truncate(32);
+                        swap(hello);
+                    });
+                });
             }
             Lie::Payload(bytes) => *message = message_of(self.step, peer, 0, bytes),
             Lie::Failure(reason) => *message = message_of(self.step, peer, 1, reason),

@@ -9,11 +9,11 @@ use lamport_rs_protocol::memory::{LINE_BYTES, Line};
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector, scrub};
 use lamport_rs_protocol::two_shot::ShardedCollective;
 
-use super::{CHUNK_VECTORS, poison};
 use super::element::{Element, Lanes, with_element};
 use super::operand::Operand;
 use super::processor::{Job, Processor, dispatch};
 use super::segments::{check_room, exchange_segments, exchange_segments_two_shot};
+use super::{CHUNK_VECTORS, begin, poison};
 use crate::error::Result;
 use crate::interrupts::Interrupted;
 use crate::operations::arguments::AllReduce;
@@ -35,7 +35,9 @@ pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interr
     if operands.input.elements() == 0 {
         return workspace.skip();
     }
-    let mut running = workspace.begin(&operands.describe(algorithm), interrupted)?;
+    // SAFETY: the caller's promise.
+    let begun = unsafe { begin(workspace, &operands.describe(algorithm), interrupted, [&operands.output]) };
+    let mut running = begun?;
     // SAFETY: the caller's promise.
     let (input, output) = unsafe { (Operand::contiguous(&operands.input), Operand::streamed(&operands.output)) };
     let running = &mut running;

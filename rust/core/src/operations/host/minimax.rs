@@ -11,11 +11,11 @@ use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, VECTOR_WORDS, Vector};
 
-use super::{CHUNK_VECTORS, poison};
 use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
 use super::processor::{Job, Processor, dispatch};
 use super::segments::{check_room, exchange_segments};
+use super::{CHUNK_VECTORS, begin, poison};
 use crate::error::Result;
 use crate::interrupts::Interrupted;
 use crate::operations::arguments::{MinimaxRms, Norm};
@@ -37,7 +37,11 @@ pub unsafe fn minimax_rms(
     if words == 0 {
         return workspace.skip();
     }
-    let mut running = workspace.begin(&operands.describe(), interrupted)?;
+    // SAFETY: the caller's promise.
+    let begun = unsafe {
+        begin(workspace, &operands.describe(), interrupted, operands.norms.iter().flatten().map(|norm| &norm.output))
+    };
+    let mut running = begun?;
     // The own sums, then the group's, in whole vectors.
     let padded = words.next_multiple_of(VECTOR_WORDS);
     let mut scratch = running.take_scratch();

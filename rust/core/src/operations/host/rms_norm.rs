@@ -12,12 +12,12 @@ use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::memory::Line;
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 
-use super::{CHUNK_VECTORS, poison};
 use super::all_reduce::round_and_scrub;
 use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
 use super::processor::{Job, Processor, dispatch};
 use super::segments::{check_room, exchange_segments};
+use super::{CHUNK_VECTORS, begin, poison};
 use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
 use crate::operations::arguments::AllReduceRmsNorm;
@@ -38,7 +38,16 @@ pub unsafe fn all_reduce_rms_norm(
     if operands.input.elements() == 0 {
         return workspace.skip();
     }
-    let mut running = workspace.begin(&operands.describe(Algorithm::OneShot), interrupted)?;
+    // SAFETY: the caller's promise.
+    let begun = unsafe {
+        begin(
+            workspace,
+            &operands.describe(Algorithm::OneShot),
+            interrupted,
+            [&operands.output, &operands.residual_output],
+        )
+    };
+    let mut running = begun?;
     let row_vectors = operands.input.columns() * operands.input.dtype.size() / VECTOR_BYTES;
     let mut scratch = running.take_scratch();
     scratch.resize(scratch.len().max(row_vectors * LANES), 0.0);
