@@ -229,6 +229,13 @@ def test_names_of_implementations_are_distinct_and_each_serves_something():
         assert any(each.serves(op, backend) for op in each.operations for backend in ("host", "cuda"))
 
 
+def test_every_implementation_is_in_the_help_and_in_the_documentation():
+    told = " ".join(run_bench("--help", COLUMNS="400").stdout.split())
+    assert f"some of {', '.join(IMPLEMENTATION_NAMES)} (default: all)" in told
+    text = (Path(__file__).parents[1] / "docs" / "measuring.md").read_text()
+    assert [name for name in IMPLEMENTATION_NAMES if f"`{name}`" not in text] == []
+
+
 @pytest.mark.parametrize(("text", "size"), [("512", 512), ("8Ki", 8192), ("1 MiB", 1 << 20), ("2mi", 2 << 20)])
 def test_sizes_are_read_with_suffixes(text, size):
     assert parse_bytes(text) == size

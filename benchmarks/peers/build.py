@@ -14,9 +14,9 @@ from pathlib import Path
 
 import peer_nccl
 from peer_kernels import Toolchain, compile_unit, units, write_driver_stub, write_world_sizes
-from peer_wheels import COMPILER, FLASHINFER, NCCL, NVCC, SGLANG, TVM_FFI, Wheel, fetch, unpack
+from peer_wheels import COMPILER, FLASHINFER, NCCL, NVCC, SGLANG, TVM_FFI, fetch, unpack
 
-_NOT_AT_RUN_TIME = ("3rdparty", "include", "src", "share")
+_ONLY_TO_COMPILE = ("3rdparty", "include", "src", "share")
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
         (library,) = (work / "nvidia/nccl/lib").glob("libnccl.so.*")
         peer_nccl.pack(library, folder / "libnccl.so.2.xz", arguments.architecture)
     shutil.rmtree(work)
-    _write_manifest(folder, arguments, [SGLANG, FLASHINFER, TVM_FFI, NVCC, *([NCCL] if arguments.nccl else [])])
+    _write_manifest(folder, arguments)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 2**20:.1f} MiB")
 
@@ -69,15 +69,15 @@ def _compile_all(folder: Path, work: Path, architecture: str, world_sizes: list[
 
 def _lay_tvm_ffi(work: Path, folder: Path) -> None:
     """Lay the package by which Python calls the kernels beside them, without what only compilers read."""
-    ignored = shutil.ignore_patterns("libtvm_ffi_testing.so", "*.pyi")
-    shutil.copytree(work / "tvm_ffi", folder / "python/tvm_ffi", ignore=ignored)
-    for name in _NOT_AT_RUN_TIME:
-        shutil.rmtree(folder / "python/tvm_ffi" / name, ignore_errors=True)
+    for name in _ONLY_TO_COMPILE:
+        shutil.rmtree(work / "tvm_ffi" / name)
+    (folder / "python").mkdir()
+    shutil.move(work / "tvm_ffi", folder / "python/tvm_ffi")
 
 
-def _write_manifest(folder: Path, arguments: argparse.Namespace, built_from: list[Wheel]) -> None:
+def _write_manifest(folder: Path, arguments: argparse.Namespace) -> None:
     manifest = {
-        "releases": {wheel.package: wheel.release for wheel in built_from},
+        "releases": {wheel.package: wheel.release for wheel in (SGLANG, FLASHINFER, TVM_FFI, NVCC)},
         "architecture": arguments.architecture,
         "world_sizes": sorted(set(arguments.world_sizes)),
         "python": arguments.python,
