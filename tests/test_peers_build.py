@@ -143,7 +143,7 @@ HERE, ELSEWHERE, TEXT, HOST = b"for sm_90" * 8, b"for sm_80" * 8, b"some PTX" * 
 
 def library_for_several_gpus() -> bytes:
     code = container(entry(2, 80, ELSEWHERE), entry(2, 90, HERE), entry(1, 90, TEXT)) + bytes(8)
-    code += container(entry(2, 90, HERE))
+    code += container(entry(2, 90, HERE), entry(2, 100, ELSEWHERE))
     return elf({".text": HOST, ".nv_fatbin": code, "__nv_relfatbin": ELSEWHERE})
 
 
