@@ -162,8 +162,8 @@ def test_of_nccl_only_the_code_for_these_gpus_is_carried_along(tmp_path):
 
 
 def test_an_nccl_without_code_for_these_gpus_is_refused():
-    with pytest.raises(ValueError, match="no code for sm_100"):
-        peer_nccl.zero_others(bytearray(library_for_several_gpus()), 100)
+    with pytest.raises(ValueError, match="no code for sm_120"):
+        peer_nccl.zero_others(bytearray(library_for_several_gpus()), 120)
 
 
 @pytest.mark.parametrize("own", [False, True])
