@@ -159,8 +159,8 @@ class SglangQkNorm(OverSymmetricMemory):
     def __init__(self, member: Member, cases: Sequence[Case]) -> None:
         super().__init__(member, cases)
         self._library = peers.library("sglang_qknorm", member.world_size)
-        # A row takes two floats of every rank, in a region of one slot for each of two calls in turn; SGLang's own check
-        # counts those of one rank.
+        # A row takes two floats of every rank, in one slot for each of two calls in turn. (SGLang's own check counts
+        # those of one rank.)
         rows = max(_QK_ROWS, *(member.world_size * (case.tokens or 0) for case in cases))
         blocks = _multiprocessors(member) * int(self._library.get_max_occupancy())
         self._communicator, self._kept = push_communicator(member, -(-8 * rows // 512) * 512, blocks)
