@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -47,10 +48,36 @@ def test_an_installed_package_compiles_its_kernels(installed, monkeypatch):
     installed[package] = release
     generator = SimpleNamespace(build_and_load=lambda: "the kernels")
     comm = SimpleNamespace(gen_trtllm_comm_module=lambda: generator)
-    monkeypatch.setitem(sys.modules, "flashinfer", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "flashinfer.jit", SimpleNamespace(comm=comm))
+    monkeypatch.setitem(sys.modules, "flashinfer.jit.comm", comm)
     assert peers.library("flashinfer_trtllm", 2) == "the kernels"
     assert peers.releases() == {package: release}
+
+
+def test_an_installed_sglang_compiles_with_the_arguments_of_its_models(installed, monkeypatch):
+    package, release = peers.SGLANG
+    installed[package] = release
+    asked = {}
+
+    def note(name: str) -> Any:
+        return lambda *arguments, **named: asked.update({name: (*arguments, *named.values())})
+
+    operations = "sglang.kernels.ops.communication"
+    for module, functions in {
+        "sglang.kernels.jit.utils": ["load_jit"],
+        f"{operations}.all_reduce": ["get_all_reduce_module", "get_fused_parallel_qknorm_module"],
+        f"{operations}.all_reduce_fusion": ["_jit_module"],
+    }.items():
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: note(name) for name in functions}))
+    for name in peers.LIBRARIES:
+        if name.startswith("sglang"):
+            peers.library(name, 4)
+    registered = [("register_communicator", "register_communicator")]
+    assert asked == {
+        "load_jit": ("communicator", ["distributed/registry.cuh"], registered),
+        "get_all_reduce_module": (torch.bfloat16, 4),
+        "_jit_module": (4, 4096, 0, 4, torch.bfloat16),
+        "get_fused_parallel_qknorm_module": (torch.bfloat16, 4, 6144, 1024),
+    }
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ SGLANG, FLASHINFER = ("sglang", "0.5.23"), ("flashinfer-python", "0.7.2.post1")
 """Packages, and the releases whose functions the bench calls."""
 SGLANG_CLUSTER = 4
 """Blocks for a row of 4096 in SGLang's fused norm, by its own choice for all numbers of rows."""
+_SGLANG_OPERATIONS = "sglang.kernels.ops.communication"
 _HOW_TO_BUILD = "benchmarks/peers/README.md says how to compile its kernels, for --peers FOLDER"
 
 
@@ -50,36 +52,28 @@ class Library:
 
 def _flashinfer(generator: str) -> Callable[[int], Any]:
     def load(_world_size: int) -> Any:
-        from flashinfer.jit import comm
-
-        return getattr(comm, generator)().build_and_load()
+        return getattr(import_module("flashinfer.jit.comm"), generator)().build_and_load()
 
     return load
 
 
 def _sglang_registry(_world_size: int) -> Any:
-    from sglang.kernels.jit.utils import load_jit
-
-    name = "register_communicator"
+    load_jit, name = import_module("sglang.kernels.jit.utils").load_jit, "register_communicator"
     return load_jit("communicator", cuda_files=["distributed/registry.cuh"], cuda_wrappers=[(name, name)])
 
 
 def _sglang_all_reduce(world_size: int) -> Any:
-    from sglang.kernels.ops.communication.all_reduce import get_all_reduce_module
-
-    return get_all_reduce_module(torch.bfloat16, world_size)
+    return import_module(f"{_SGLANG_OPERATIONS}.all_reduce").get_all_reduce_module(torch.bfloat16, world_size)
 
 
 def _sglang_norm(world_size: int) -> Any:
-    from sglang.kernels.ops.communication.all_reduce_fusion import _jit_module
-
-    return _jit_module(world_size, HIDDEN, 0, SGLANG_CLUSTER, torch.bfloat16)
+    operation = import_module(f"{_SGLANG_OPERATIONS}.all_reduce_fusion")
+    return operation._jit_module(world_size, HIDDEN, 0, SGLANG_CLUSTER, torch.bfloat16)
 
 
 def _sglang_qknorm(world_size: int) -> Any:
-    from sglang.kernels.ops.communication.all_reduce import get_fused_parallel_qknorm_module
-
-    return get_fused_parallel_qknorm_module(torch.bfloat16, world_size, Q_SIZE, KV_SIZE)
+    operation = import_module(f"{_SGLANG_OPERATIONS}.all_reduce")
+    return operation.get_fused_parallel_qknorm_module(torch.bfloat16, world_size, Q_SIZE, KV_SIZE)
 
 
 LIBRARIES = {
@@ -116,13 +110,13 @@ def tvm_ffi() -> Any:
     """Return the package by which Python calls them: the installed one, or that of the folder."""
     folder = folder_in_use()
     try:
-        import tvm_ffi
+        return import_module("tvm_ffi")
     except ImportError as error:
         if folder is None:
             raise UnavailableError(f"tvm_ffi, which calls it, cannot be imported: {error}") from error
         sys.path.append(str(folder / "python"))
         try:
-            import tvm_ffi
+            return import_module("tvm_ffi")
         except ImportError as in_folder:
             here = ".".join(platform.python_version_tuple()[:2])
             raise UnavailableError(
@@ -131,7 +125,6 @@ def tvm_ffi() -> Any:
             ) from in_folder
         finally:
             sys.path.pop()
-    return tvm_ffi
 
 
 def use_folder(folder: Path) -> None:
