@@ -98,6 +98,19 @@ def test_only_wheels_that_are_not_there_are_fetched_and_for_the_right_python(tmp
     assert f"-cp{python.replace('.', '')}-" in found["apache-tvm-ffi"].name
 
 
+def test_sglangs_sources_come_for_a_python_that_it_has_a_wheel_for(tmp_path, monkeypatch):
+    asked = {}
+
+    def download(line: list[str], check: bool) -> None:
+        asked[line[line.index("--python-version") + 1]] = line[-1]
+        (tmp_path / "sglang-0.5.23-cp312-cp312-manylinux_2_34_x86_64.whl").touch()
+        (tmp_path / "apache_tvm_ffi-0.1.15.post2-cp310-cp310-manylinux_2_24_x86_64.whl").touch()
+
+    monkeypatch.setattr(subprocess, "run", download)
+    peer_wheels.fetch([peer_wheels.SGLANG, peer_wheels.TVM_FFI], tmp_path, "3.10")
+    assert asked == {"3.12": "sglang==0.5.23", "3.10": "apache-tvm-ffi==0.1.15.post2"}
+
+
 def test_a_wheel_that_pip_does_not_bring_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
     with pytest.raises(SystemExit, match="pip left no wheel of apache-tvm-ffi in"):

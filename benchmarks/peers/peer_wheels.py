@@ -19,9 +19,11 @@ class Wheel:
     release: str
     wanted: tuple[str, ...] = ("",)
     """How the paths begin that are unpacked."""
+    python: str | None = None
+    """The Python whose wheel is taken, if only what is the same for all Pythons is wanted."""
 
 
-SGLANG = Wheel("sglang", "0.5.23", ("sglang/kernels/jit/csrc/", "sglang/kernels/jit/include/"))
+SGLANG = Wheel("sglang", "0.5.23", ("sglang/kernels/jit/csrc/", "sglang/kernels/jit/include/"), python="3.12")
 FLASHINFER = Wheel(
     "flashinfer-python",
     "0.7.2.post1",
@@ -49,11 +51,12 @@ def fetch(wheels: Sequence[Wheel], folder: Path, python: str) -> dict[str, Path]
     """Return each package's wheel in `folder`, for such a Python; those that are not there yet come from PyPI."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [wheel for wheel in wheels if _in_folder(wheel, folder, python) is None]
-    if missing:
+    for version in sorted({wheel.python or python for wheel in missing}):
         line = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
-        line += ["--implementation", "cp", "--python-version", python]
+        line += ["--implementation", "cp", "--python-version", version]
         line += [part for platform in _PLATFORMS for part in ("--platform", platform)]
-        subprocess.run([*line, *(f"{wheel.package}=={wheel.release}" for wheel in missing)], check=True)
+        wanted = [f"{each.package}=={each.release}" for each in missing if (each.python or python) == version]
+        subprocess.run([*line, *wanted], check=True)
     found = {wheel.package: _in_folder(wheel, folder, python) for wheel in wheels}
     if absent := [package for package, path in found.items() if path is None]:
         raise SystemExit(f"pip left no wheel of {', '.join(absent)} in {folder}")
@@ -72,10 +75,9 @@ def unpack(wheel: Wheel, path: Path, folder: Path) -> None:
 
 def _in_folder(wheel: Wheel, folder: Path, python: str) -> Path | None:
     tag = f"cp{python.replace('.', '')}"
-    # Of SGLang's wheel only sources are taken, which are the same for all Pythons.
     fits = [
         path
         for path in sorted(folder.glob(f"{wheel.package.replace('-', '_')}-{wheel.release}-*.whl"))
-        if f"-{tag}-" in path.name or "-py3-" in path.name or wheel is SGLANG
+        if f"-{tag}-" in path.name or "-py3-" in path.name or wheel.python is not None
     ]
     return fits[0] if fits else None
