@@ -41,20 +41,24 @@ from torch.distributed import _symmetric_memory
         (HOPPER, 4, 16 * MIB + 16, None),
         (HOPPER, 8, 128 * KIB, "1shot_push"),
         (HOPPER, 8, 128 * KIB + 16, "2shot_pull"),
-        (HOPPER, 9, 16, None),
         (BLACKWELL, 2, 8 * MIB, "1shot_push"),
         (BLACKWELL, 2, 8 * MIB + 16, "1shot_pull"),
         (BLACKWELL, 4, 640 * KIB, "1shot_push"),
         (BLACKWELL, 4, 8 * MIB, "2shot_push"),
         (BLACKWELL, 4, 8 * MIB + 16, "2shot_pull"),
-        ((10, 7), 4, 16, None),
-        ((8, 0), 2, 16, None),
     ],
 )
 def test_sglang_chooses_by_the_limits_of_its_release(capability, world_size, size, chosen):
     assert sglang_choice.chosen_algorithm(size, world_size, capability) == chosen
     pushed = "1shot_push" if chosen == "1shot_push" else "2shot_push"
     assert sglang_choice.push_algorithm(size, world_size, capability) == pushed
+
+
+@pytest.mark.parametrize(("capability", "world_size"), [(HOPPER, 9), ((10, 7), 4), ((8, 0), 2)])
+def test_gpus_that_sglangs_limits_are_not_recorded_for_are_named(capability, world_size):
+    for choose in (sglang_choice.chosen_algorithm, sglang_choice.push_algorithm):
+        with pytest.raises(UnavailableError, match=rf"these are {world_size} of {capability[0]}\.{capability[1]}$"):
+            choose(16, world_size, capability)
 
 
 def test_sglangs_slots_blocks_and_norms_are_those_of_its_release():

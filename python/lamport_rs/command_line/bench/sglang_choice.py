@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lamport_rs.command_line.bench.member import UnavailableError
+
 _KIB, _MIB = 1 << 10, 1 << 20
 ONE_SHOT_PUSH, TWO_SHOT_PUSH = "1shot_push", "2shot_push"
 ONE_SHOT_PULL, TWO_SHOT_PULL = "1shot_pull", "2shot_pull"
@@ -51,9 +53,18 @@ _NORM_TWO_SHOT_FROM = {4: 48, 8: 8}
 
 
 def chosen_algorithm(size: int, world_size: int, capability: tuple[int, int]) -> str | None:
-    """Return what SGLang sums `size` bytes by in a graph; None where it takes NCCL, or its choice is not known here."""
+    """Return what SGLang sums `size` bytes by in a graph; None where it takes NCCL.
+
+    Raise `UnavailableError` for GPUs and groups whose limits are not recorded here.
+    """
     limits = _LIMITS.get(capability[0], {}).get(world_size)
-    if limits is None or capability > (10, 6) or size > MOST_BYTES:
+    if limits is None or capability > (10, 6):
+        major, minor = capability
+        raise UnavailableError(
+            "what SGLang chooses is recorded for 2 to 8 GPUs of compute capability 9.0 to 10.6, and these are "
+            f"{world_size} of {major}.{minor}"
+        )
+    if size > MOST_BYTES:
         return None
     for algorithm, most in (
         (ONE_SHOT_PUSH, limits.one_shot_push),
