@@ -17,7 +17,7 @@ from ranks import Rank
 from soak_programs import Program
 
 PROGRESS_SECONDS = 10.0
-NOT_OF_A_SOAK = {"schema", "method", "rows", "link_gb_per_s"}
+NOT_OF_A_SOAK = {"schema", "method", "rows", "link_gb_per_s", "peers"}
 """Keys of a bench's record."""
 
 

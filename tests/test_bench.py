@@ -54,7 +54,7 @@ def host_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
 def test_the_record_has_every_measurement_in_the_documented_form(host_run):
     (path,) = host_run[0].glob("*-cpu-x2.json")
     run = json.loads(path.read_text())
-    assert list(run) == [*KEYS, "link_gb_per_s", "interrupted", "rows"]
+    assert list(run) == [*KEYS, "link_gb_per_s", "interrupted", "peers", "rows"]
     assert (run["schema"], run["gpu"], run["gpus"], run["nccl"], run["interrupted"]) == (1, None, 0, None, False)
     found = {(row["op"], row["impl"], row["dtype"], row.get("bytes"), row.get("tokens")) for row in run["rows"]}
     sums = {("all_reduce", impl, dtype, size, None) for impl in ("lamport_rs", "gloo")
@@ -227,6 +227,13 @@ def test_names_of_implementations_are_distinct_and_each_serves_something():
     assert len(set(IMPLEMENTATION_NAMES)) == len(IMPLEMENTATIONS)
     for each in IMPLEMENTATIONS:
         assert any(each.serves(op, backend) for op in each.operations for backend in ("host", "cuda"))
+
+
+def test_every_implementation_is_in_the_help_and_in_the_documentation():
+    told = " ".join(run_bench("--help", COLUMNS="400").stdout.split())
+    assert f"some of {', '.join(IMPLEMENTATION_NAMES)} (default: all)" in told
+    text = (Path(__file__).parents[1] / "docs" / "measuring.md").read_text()
+    assert [name for name in IMPLEMENTATION_NAMES if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize(("text", "size"), [("512", 512), ("8Ki", 8192), ("1 MiB", 1 << 20), ("2mi", 2 << 20)])

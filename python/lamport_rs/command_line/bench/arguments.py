@@ -23,7 +23,11 @@ IMPLEMENTATION_NAMES = (
     "gloo",
     "symm_mem_one_shot",
     "symm_mem_two_shot",
-    "flashinfer_one_shot",
+    "sglang_push",
+    "sglang_pull",
+    "sglang_qknorm",
+    "flashinfer_trtllm",
+    "flashinfer_mnnvl",
     "vllm_custom",
     "torch_eager_nccl",
     "torch_eager_gloo",
@@ -49,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choice.add_argument("--operations", nargs="+", choices=OPERATIONS, metavar="OP", help=_all_of(OPERATIONS))
     choice.add_argument(
         "--implementations", nargs="+", choices=IMPLEMENTATION_NAMES, metavar="IMPL", help=_all_of(IMPLEMENTATION_NAMES)
+    )
+    choice.add_argument(
+        "--peers",
+        type=Path,
+        metavar="FOLDER",
+        help="kernels of SGLang and FlashInfer that benchmarks/peers/build.py made (default: the installed packages')",
     )
     choice.add_argument(
         "--sizes",

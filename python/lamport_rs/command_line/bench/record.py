@@ -19,6 +19,7 @@ from lamport_rs.command_line.bench.arguments import BACK_TO_BACK
 from lamport_rs.command_line.bench.cases import Case
 from lamport_rs.command_line.bench.link import link_bandwidth, output_of
 from lamport_rs.command_line.bench.nccl import nccl_version
+from lamport_rs.command_line.bench.peers import releases
 from lamport_rs.command_line.timing import Latency
 
 _CHECKOUT_RESULTS = Path("benchmarks", "results")
@@ -89,6 +90,8 @@ class Record:
     """What NVLink moves out of one GPU, by its label."""
     interrupted: bool = False
     """Whether the run was ended before all was measured."""
+    peers: dict[str, str] | None = None
+    """The releases of SGLang and FlashInfer whose kernels were there."""
 
     @property
     def machine(self) -> str:
@@ -125,6 +128,7 @@ def describe_run(rows: Sequence[Row], method: str, backend: str, interrupted: bo
         rows=tuple(rows),
         link_gb_per_s=link_bandwidth() if on_gpus else None,
         interrupted=interrupted,
+        peers=releases() or None if on_gpus else None,
     )
 
 

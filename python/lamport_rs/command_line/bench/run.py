@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lamport_rs import LamportError, __version__
-from lamport_rs.command_line.bench import plot
+from lamport_rs.command_line.bench import peers, plot
 from lamport_rs.command_line.bench.findings import Findings
 from lamport_rs.command_line.bench.measure import run_rank
 from lamport_rs.command_line.bench.options import Options, options_from
@@ -39,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.draw is not None:
         return _draw_again(arguments)
+    if (folder := arguments.peers or peers.folder_in_use()) is not None:
+        peers.use_folder(folder)
     options = options_from(arguments, default_folder())
     if options.folder is not None:
         check_folder(options.folder)

@@ -11,15 +11,17 @@ from lamport_rs.command_line.bench.implementations.by_torch import (
     SymmMemOneShot,
     SymmMemTwoShot,
 )
+from lamport_rs.command_line.bench.implementations.flashinfer import FlashInferMnnvl, FlashInferTrtllm
 from lamport_rs.command_line.bench.implementations.floor import NoCommunication
 from lamport_rs.command_line.bench.implementations.nccl_windows import NcclWindows
-from lamport_rs.command_line.bench.implementations.others import FlashInferOneShot, VllmCustom
 from lamport_rs.command_line.bench.implementations.own import (
     Lamport,
     LamportOneShot,
     LamportTwoShot,
     LamportUnfused,
 )
+from lamport_rs.command_line.bench.implementations.sglang import SglangPull, SglangPush, SglangQkNorm
+from lamport_rs.command_line.bench.implementations.vllm import VllmCustom
 
 __all__ = ["IMPLEMENTATIONS", "Call", "Implementation", "Outputs", "implementations_of"]
 
@@ -33,7 +35,11 @@ IMPLEMENTATIONS: tuple[type[Implementation], ...] = (
     Gloo,
     SymmMemOneShot,
     SymmMemTwoShot,
-    FlashInferOneShot,
+    SglangPush,
+    SglangPull,
+    SglangQkNorm,
+    FlashInferTrtllm,
+    FlashInferMnnvl,
     VllmCustom,
     EagerNccl,
     EagerGloo,
