@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ def one_gpu_per_rank(rank: int) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+_kept: deque[lamport_rs.LamportWorkspace] = deque(maxlen=16)
+
+
 @dataclass
 class Rank:
     """What a rank's function is given."""
@@ -58,10 +62,15 @@ class Rank:
     group: Any = None
     """Process group or all-gather; None for the default group, which is the ranks' own."""
 
-    def workspace(self, comm_size: int = 1 << 20, **options: Any) -> lamport_rs.LamportWorkspace:
-        """A workspace of all ranks."""
+    def workspace(
+        self, comm_size: int = 1 << 20, *, kept: bool = False, **options: Any
+    ) -> lamport_rs.LamportWorkspace:
+        """A workspace of all ranks. `kept`: also if the rank's function returns, which is told to ranks that wait."""
         options = {"device": self.device, "process_group": self.group, **options}
-        return lamport_rs.LamportWorkspace(self.rank, self.world_size, comm_size, **options)
+        workspace = lamport_rs.LamportWorkspace(self.rank, self.world_size, comm_size, **options)
+        if kept:
+            _kept.append(workspace)
+        return workspace
 
 
 @dataclass

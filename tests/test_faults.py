@@ -43,15 +43,9 @@ OPERATIONS = {
 }
 
 
-absentees: list[lamport_rs.LamportWorkspace] = []
-"""A workspace that goes is told to the peers, who would not wait for it any more."""
-
-
 def wait_in_vain(me: Rank, absent: list[int], operation: str) -> tuple[float, LamportTimeoutError] | None:
     """Good rounds, then one to which some ranks do not come."""
-    workspace = me.workspace(1 << 20, timeout=TIMEOUT)
-    if me.rank in absent:
-        absentees.append(workspace)
+    workspace = me.workspace(1 << 20, kept=True, timeout=TIMEOUT)
     for _ in range(5):
         lamport_rs.all_reduce(torch.ones(8), workspace)
     me.group(b"")
@@ -110,7 +104,7 @@ def test_a_late_rank_is_waited_for(timeout):
 
 
 def wait_briefly(me: Rank) -> None:
-    workspace = me.workspace(4096, timeout=1e-10)
+    workspace = me.workspace(4096, kept=True, timeout=1e-10)
     if me.rank == 0:
         with pytest.raises(LamportTimeoutError):
             lamport_rs.all_reduce(torch.ones(4), workspace)

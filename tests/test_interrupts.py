@@ -56,7 +56,7 @@ def signal_a_waiting_rank(ranks: ProcessRanks, ready: Path, number: signal.Signa
 
 def wait_for_ever(me: Rank, ready: str) -> str:
     """One rank waits without a limit until a signal comes; then its workspace is of no use."""
-    workspace = me.workspace(4096, timeout=0)
+    workspace = me.workspace(4096, kept=True, timeout=0)
     if me.rank != 0:
         return ""
     try:
@@ -77,7 +77,7 @@ def test_a_keyboard_interrupt_ends_a_wait_promptly(new_ranks, tmp_path):
 
 
 def clean_up_in_a_handler(me: Rank, ready: str, leave: bool) -> str:
-    workspace = me.workspace(4096, timeout=0)
+    workspace = me.workspace(4096, kept=True, timeout=0)
     if me.rank != 0:
         return ""
 
@@ -141,7 +141,7 @@ def test_a_handler_that_uses_the_workspace_is_refused_and_the_operation_goes_on(
 
 def call_beside_a_thread(me: Rank) -> tuple[float, str]:
     """The main thread is refused while a thread waits for ever; then it gives the workspace up."""
-    workspace = me.workspace(4096, timeout=0)
+    workspace = me.workspace(4096, kept=True, timeout=0)
     if me.rank != 0:
         return 0.0, ""
     errors: list[LamportError] = []
@@ -214,7 +214,7 @@ def wait_in_pythons_main_thread() -> None:
     """To be run where Python is not in the process's first thread: a signal ends a wait that has no limit."""
     assert threading.main_thread().native_id != os.getpid()
     assert threading.current_thread() is threading.main_thread()
-    workspace = ThreadRanks(2).run(lambda me: me.workspace(4096, timeout=0))[0]
+    workspace = ThreadRanks(2).run(lambda me: me.workspace(4096, kept=True, timeout=0))[0]
     lamport_rs.bind_to_thread(workspace)
 
     def handle(*_: object) -> None:

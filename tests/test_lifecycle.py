@@ -82,6 +82,9 @@ def meet_a_fault(me: Rank, name: str) -> tuple[float, BaseException] | None:
     with pytest.raises(expected):
         workspace.check()
     assert workspace.status().failure is not None
+    with pytest.raises(LamportError, match="failed earlier"):
+        lamport_rs.all_reduce(torch.ones(8), workspace, out=(out := torch.ones(8)))
+    assert out.isnan().all()
     return took, caught.value
 
 
@@ -97,6 +100,24 @@ def test_whoever_waits_hears_of_a_fault_at_once(new_ranks, name):
             assert error.reason == ("the tokenizer is on fire" if name == "abort" else "")
         else:
             assert 1 in (error.rank, error.peer)
+
+
+def leave_in_order(me: Rank) -> None:
+    workspace = me.workspace()
+    ones_sum(workspace)
+    if me.rank == 0:
+        workspace.cleanup()
+        return
+    time.sleep(PAUSE)
+    workspace.check()
+    workspace.synchronize()
+    assert workspace.status().failure is None
+    with pytest.raises(LamportAbortedError, match="rank 0 has cleaned its workspace up"):
+        ones_sum(workspace)
+
+
+def test_a_peer_that_has_left_is_no_fault_until_it_is_needed(new_ranks):
+    new_ranks(2).run(leave_in_order)
 
 
 def be_killed(me: Rank) -> tuple[float, BaseException]:
@@ -133,13 +154,12 @@ def check_without_a_call(me: Rank) -> None:
         while time.monotonic() < deadline:
             workspace.check()
     samples = []
+    other = me.workspace(4096)
     for _ in range(20):
-        other = me.workspace(4096)
         started = time.perf_counter()
         for _ in range(1000):
             other.check()
         samples.append((time.perf_counter() - started) / 1000)
-        other.cleanup()
     assert min(samples) < 2e-6, f"a check takes {min(samples)} s"
 
 

@@ -63,7 +63,7 @@ def test_another_order_is_noticed_between_processes(ranks_of):
 
 
 def wait_for_a_rank(me: Rank, calls: int) -> str:
-    workspace = me.workspace(4096, timeout=0.3)
+    workspace = me.workspace(4096, kept=True, timeout=0.3)
     for _ in range(calls):
         total()(me, workspace)
     if me.rank == 1:
@@ -81,7 +81,7 @@ def test_a_timeout_says_what_this_rank_was_doing():
 
 
 def wait_for_one_that_differs_and_one_that_is_missing(me: Rank) -> None:
-    workspace = me.workspace(4096, timeout=0.5)
+    workspace = me.workspace(4096, kept=True, timeout=0.5)
     if me.rank == 2:
         return
     with pytest.raises(LamportMismatchError):

@@ -259,7 +259,8 @@ class LamportWorkspace:
         Raises:
             LamportTimeoutError: If an operation missed a peer, on this rank or on another.
             LamportMismatchError: If the ranks called different operations.
-            LamportAbortedError: If a rank has aborted, failed otherwise, was cleaned up, or is dead.
+            LamportAbortedError: If a rank has aborted, failed otherwise, or is dead. That a peer was cleaned up is told
+                by the next operation only, which needs it.
             LamportError: If the workspace was cleaned up.
         """
         self._usable_core().check()

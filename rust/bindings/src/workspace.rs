@@ -86,7 +86,7 @@ impl Workspace {
     /// Waits for the last operation, and raises what went wrong in it.
     fn synchronize(&self, py: Python<'_>) -> PyResult<()> {
         let outcome = py.detach(|| match &self.workspace {
-            AnyWorkspace::Host(workspace) => workspace.lifecycle().check_usable(),
+            AnyWorkspace::Host(workspace) => workspace.lifecycle().check(),
             AnyWorkspace::Cuda(workspace) => workspace.synchronise(),
         });
         outcome.map_err(|error| to_python(py, error))

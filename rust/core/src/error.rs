@@ -111,7 +111,7 @@ pub enum Error {
     /// A peer's caller was refused the operation that this rank runs.
     #[error(
         "the ranks differ: rank {rank} runs {operation}, but rank {peer} has refused its call of that number, or a later \
-         one, and told its caller why. {NO_LONGER}"
+         one, which raised an error there. {NO_LONGER}"
     )]
     PeerRefused {
         /// A rank that waits.
@@ -289,6 +289,19 @@ impl Error {
         text.strip_suffix(NO_LONGER).unwrap_or(&text).trim_end().trim_end_matches('.').to_owned()
     }
 
+    /// A mismatch that another rank has found, as `rank` sees it, which runs `own`.
+    pub fn seen_by(self, rank: usize, own: Operation) -> Self {
+        match self {
+            Self::Mismatch { rank: sender, own: theirs, .. } if sender != rank && theirs != own => {
+                Self::Mismatch { rank, own, peer: sender, theirs }
+            }
+            Self::Mismatch { rank: sender, peer, theirs, .. } if sender != rank && peer != rank => {
+                Self::Mismatch { rank, own, peer, theirs }
+            }
+            error => error,
+        }
+    }
+
     /// Whether the group has failed, so that no operation can complete until a reset.
     pub fn is_a_failure(&self) -> bool {
         matches!(
@@ -321,6 +334,17 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mismatch_that_another_has_found_is_told_from_the_own_side() {
+        let [one, other] = [1, 2].map(|number| Operation([number, 0, 0, 0]));
+        let found = Error::Mismatch { rank: 0, own: one, peer: 1, theirs: other };
+        let cases = [(0, one, 1, other), (1, other, 0, one), (2, one, 1, other), (3, other, 0, one)];
+        for (rank, own, peer, theirs) in cases {
+            let expected = Error::Mismatch { rank, own, peer, theirs };
+            assert_eq!(format!("{:?}", found.clone().seen_by(rank, own)), format!("{expected:?}"));
+        }
+    }
 
     #[test]
     fn a_tensor_that_is_too_large_for_the_kernels_is_no_bad_argument() {

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lamport_rs_protocol::notices::{Notices, Stage, Stages};
+use lamport_rs_protocol::notices::{NONE_REFUSED, Notices, Stage, Stages};
 use lamport_rs_protocol::rank_set::RankSet;
 
 use self::notice::Notice;
@@ -105,11 +105,28 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// What went wrong, as it was first said: for `check`. Waits for nothing.
+    /// What went wrong, as it was first said. That a peer was cleaned up is no fault as long as nobody needs it. Waits for
+    /// nothing.
+    #[inline]
     pub fn check(&self) -> Result<()> {
-        match self.check_usable() {
-            Err(Error::Failed(text)) => Err(self.failure().unwrap_or(Error::Failed(text))),
-            outcome => outcome,
+        self.check_here()?;
+        if self.failed.load(Ordering::Acquire) {
+            return self.failure().map_or(Ok(()), Err);
+        }
+        let told = self.notices().told();
+        if told.is_empty() { Ok(()) } else { self.learn_of_faults(told) }
+    }
+
+    #[cold]
+    fn learn_of_faults(&self, told: RankSet) -> Result<()> {
+        let notices = self.notices();
+        let errors = told.iter().map(|sender| notice::read(sender, &notices.read(sender)));
+        match errors.into_iter().find(|error| !matches!(error, Error::Aborted { cause: Cause::CleanedUp, .. })) {
+            Some(error) => {
+                self.remember(&error);
+                Err(error)
+            }
+            None => Ok(()),
         }
     }
 
@@ -177,7 +194,7 @@ impl Lifecycle {
             match notice::read(sender, &notices.read(sender)) {
                 // It may have sent all that this operation awaits.
                 Error::Aborted { cause: Cause::CleanedUp, .. } if !missing.contains(sender) => {}
-                error => return Some(error),
+                error => return Some(error.seen_by(self.rank, operation)),
             }
         }
         let number = operation.number();
@@ -214,6 +231,8 @@ impl Lifecycle {
         // From here on some ranks may have begun anew, and others not.
         self.half_reset.store(true, Ordering::Relaxed);
         refill()?;
+        // Calls are counted anew.
+        self.notices().refuse(NONE_REFUSED);
         stages.arrive(Stage::Filled);
         self.wait_for(Stage::Filled, timeout, interrupted)?;
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);

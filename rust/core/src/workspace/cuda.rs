@@ -261,7 +261,10 @@ impl CudaWorkspace {
     /// What went wrong, as it was first said. Does not wait for the device.
     pub fn check(&self) -> Result<()> {
         self.lifecycle().check()?;
-        self.check_open()
+        match self.pinned.faults() {
+            0 => Ok(()),
+            faults => Err(self.learn(faults)),
+        }
     }
 
     /// Copies a tensor on `stream`: the sum of a single rank.
@@ -280,7 +283,7 @@ impl CudaWorkspace {
     /// Waits for all work on the device, replayed graphs included, and raises what went wrong in it.
     pub fn synchronise(&self) -> Result<()> {
         self.device.synchronise_all()?;
-        self.check_open()
+        self.check()
     }
 
     #[cold]

@@ -287,9 +287,15 @@ impl HostWorkspace {
 
     /// Takes the workspace for one operation, and gives it its number. An error if another is running.
     pub fn begin<'a>(&'a self, description: &Description, interrupted: Interrupted<'a>) -> Result<Running<'a>> {
-        let state = self.state.access(description.kind.name())?;
+        let name = description.kind.name();
+        let numbered = |number| Operation(description.header(number));
+        let state = self.state.access(name).map_err(|error| {
+            // As the operation would have been numbered.
+            let number = self.calls_made.load(Ordering::Relaxed).wrapping_add(1) & NUMBER_MASK;
+            error.seen_by(self.member.rank, numbered(number))
+        })?;
         self.lifecycle().tally.count(description);
-        let operation = Operation(description.header(self.next_number()));
+        let operation = numbered(self.next_number());
         let interrupts = Interrupts::new(operation, self.lifecycle(), interrupted);
         Ok(Running { blocks: self.blocks, operation, interrupts, state })
     }
