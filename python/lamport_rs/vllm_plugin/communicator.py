@@ -1,0 +1,195 @@
+"""What vLLM's `CudaCommunicator` has in the place of its `CustomAllreduce`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
+
+import torch
+import torch.distributed as dist
+
+from lamport_rs._core import LamportError, __version__
+from lamport_rs.operations import all_reduce
+from lamport_rs.sizing import DEFAULT_MAX_BYTES
+from lamport_rs.vllm_plugin.log import logger
+from lamport_rs.vllm_plugin.neighbours import adjust_neighbours, flashinfer_comes_first
+from lamport_rs.workspace import LamportWorkspace, bind_to_thread
+
+TIMEOUT = 600.0
+"""Seconds that an operation waits for its peers. While a server warms up, one rank may compile for minutes that others
+do not: those are no fault. It is torch's limit for a collective of NCCL."""
+DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+CONSTRUCTOR_PARAMETERS = frozenset({"group", "device", "max_size"})
+"""What the constructor of vLLM's class must take."""
+REPLACED = frozenset(
+    {"all_reduce", "capture", "close", "custom_all_reduce", "register_graph_buffers", "should_custom_ar"}
+)
+"""The methods of vLLM's class that summing takes. If it has others, vLLM's own object is kept for them."""
+
+communicators: WeakValueDictionary[dist.ProcessGroup, LamportAllreduce] = WeakValueDictionary()
+"""Those in use, by their groups."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What vLLM asks of a communicator when it makes one."""
+
+    group: dist.ProcessGroup
+    device: torch.device
+    max_size: int
+    """Bytes from which on a tensor is left to others."""
+
+
+class LamportAllreduce:
+    """The all-reduces of one group, by a workspace. Its subclasses belong to one release's `CustomAllreduce` each.
+
+    To make one is collective. Where the ranks cannot have a workspace, all of them get vLLM's own object instead: a
+    workspace is made on all ranks or on none.
+    """
+
+    own_class: ClassVar[Any]
+    """vLLM's class."""
+    disabled: bool
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Any:
+        """Return a communicator, or vLLM's own."""
+        request = request_of(cls.own_class, *arguments, **options)
+        workspace = make_workspace(request)
+        if workspace is None:
+            # No instance of `cls`, so that `__init__` is not called.
+            return cls.own_class(*arguments, **options)
+        communicator = super().__new__(cls)
+        # vLLM's gathers and scatters go on as they are, in the releases that have them.
+        own = cls.own_class(*arguments, **options) if does_more_than_sum(cls.own_class) else None
+        communicator._start(request, workspace, own)
+        return communicator
+
+    def _start(self, request: Request, workspace: LamportWorkspace, own: Any) -> None:
+        self._workspace, self._own = workspace, own
+        self._thread = threading.get_ident()
+        self.group, self.device, self.max_size = request.group, request.device, request.max_size
+        self.rank, self.world_size = workspace.rank, workspace.world_size
+        self.batch_invariant = bool(getattr(own, "batch_invariant", False))
+        self.disabled = False
+        communicators[request.group] = self
+        adjust_neighbours(communicators.get)
+        if self.rank == 0:
+            logger.info(
+                "lamport_rs %s sums in the place of vLLM's CustomAllreduce: %d ranks, float32, float16 and bfloat16 "
+                "tensors %s, %.0f MiB of memory for each rank%s",
+                *(__version__, self.world_size, self._bound(), workspace.memory_bytes / 2**20),
+                "; what FlashInfer takes is FlashInfer's, as the environment asks" if flashinfer_comes_first() else "",
+            )
+
+    def _bound(self) -> str:
+        return "of any size" if self.batch_invariant else f"of less than {self.max_size / 2**20:g} MiB"
+
+    @property
+    def fully_connected(self) -> bool:
+        """Whether vLLM's own collectives have NVLink between all ranks; False where they are not made."""
+        return bool(getattr(self._own, "fully_connected", False))
+
+    def should_custom_ar(self, inp: torch.Tensor) -> bool:
+        """Whether to sum `inp` here: the same on every rank, since only its shape and dtype are looked at.
+
+        With batch invariance every tensor is, because a sum that others did would have other bits.
+        """
+        size = inp.numel() * inp.element_size()
+        fits = self.batch_invariant or size < self.max_size
+        return not self.disabled and size > 0 and fits and inp.dtype in DTYPES
+
+    def custom_all_reduce(self, input: torch.Tensor) -> torch.Tensor | None:  # noqa: A002  (vLLM's name)
+        """Return the sum in a new tensor, or None if others are to sum."""
+        return self.all_reduce(input) if self.should_custom_ar(input) else None
+
+    def all_reduce(
+        self, inp: torch.Tensor, *, out: torch.Tensor | None = None, registered: bool = False
+    ) -> torch.Tensor:
+        """Return the sum; `registered` means nothing here, since no operand has to be known to the peers."""
+        if (thread := threading.get_ident()) != self._thread:
+            # An executor may make the model in one thread and run it in another. All ranks change over between the
+            # same two operations, for vLLM's threads take turns in one order.
+            bind_to_thread(self._workspace)
+            self._thread = thread
+        return all_reduce(inp, self._workspace, out)
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """Surround the capture of a CUDA graph. Sums need nothing; vLLM's own collectives may."""
+        if self._own is None:
+            yield
+            return
+        with self._own.capture():
+            yield
+
+    def close(self) -> None:
+        """Give the workspace up. vLLM does when it is done with its graphs."""
+        if self.__dict__.get("disabled", True):
+            return
+        self.disabled = True
+        self._workspace.cleanup()
+        if self._own is not None:
+            self._own.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        # What is not of the sums: `custom_all_gather` and whatever else this release's class has.
+        if (own := self.__dict__.get("_own")) is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(own, name)
+
+
+def communicator_class(own: type) -> type[LamportAllreduce]:
+    """Return the class to put in the place of `own`, vLLM's, with its static methods, which others use."""
+    statics = {name: value for name, value in vars(own).items() if isinstance(value, staticmethod)}
+    return type(LamportAllreduce.__name__, (LamportAllreduce,), {**statics, "own_class": own})
+
+
+def does_more_than_sum(own: type) -> bool:
+    """Whether vLLM's class has methods that a workspace does not serve."""
+    methods = {name for name, value in vars(own).items() if inspect.isfunction(value) and not name.startswith("_")}
+    return bool(methods - REPLACED)
+
+
+def request_of(own: type, *arguments: Any, **options: Any) -> Request:
+    """Read the arguments of vLLM's constructor by their names, which releases have in various orders."""
+    bound = inspect.signature(own).bind(*arguments, **options)
+    bound.apply_defaults()
+    values = bound.arguments
+    device = torch.device("cuda", values["device"]) if isinstance(values["device"], int) else values["device"]
+    device = torch.device(device)
+    max_size = int(values["max_size"])
+    if values.get("symm_mem_enabled"):
+        # From here on torch's symmetric memory has its turn, which comes next in vLLM's dispatch.
+        max_size = min(max_size, _symmetric_memory_from(own, device, dist.get_world_size(values["group"])) or max_size)
+    return Request(values["group"], device, max_size)
+
+
+def _symmetric_memory_from(own: type, device: torch.device, world_size: int) -> int | None:
+    sizes = getattr(sys.modules[own.__module__], "CUSTOM_ALL_REDUCE_MAX_SIZES", {})
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device))) if device.type == "cuda" else "none"
+    least: int | None = sizes.get(capability, {}).get(world_size)
+    return least
+
+
+def make_workspace(request: Request) -> LamportWorkspace | None:
+    """Make the group's workspace; None, on all ranks, if it cannot be made on one of them, or there is but one rank."""
+    if dist.get_world_size(request.group) == 1:
+        return None
+    # Without a size the workspace keeps within LAMPORT_RS_MAX_MEMORY, and what is larger than a slot runs in chunks.
+    max_bytes = request.max_size if request.max_size < DEFAULT_MAX_BYTES else None
+    try:
+        return LamportWorkspace.for_group(request.group, max_bytes=max_bytes, device=request.device, timeout=TIMEOUT)
+    except LamportError as error:
+        # All ranks have the same text: one line will do.
+        if dist.get_rank(request.group) == 0:
+            logger.warning("vLLM's own all-reduce goes on, because lamport_rs has no workspace: %s", error)
+        return None
