@@ -83,6 +83,11 @@ wheel: $(VENV)/.ready ## Build the wheel that is published: manylinux_2_28, CPyt
 check-wheel: wheel ## Install the wheel with the oldest and the newest torch, without anything else, and check it.
 	$(BIN)/python scripts/check_wheel.py dist/manylinux/*.whl $(PYTHONS)
 
+VLLM_SOURCES ?=
+.PHONY: check-vllm
+check-vllm: ## Compare unpacked releases of vLLM (VLLM_SOURCES="FOLDER ...") with what the plugin for vLLM relies on.
+	$(PYTHON) scripts/vllm_hooks.py $(or $(VLLM_SOURCES),$(error name folders that hold the package vllm: VLLM_SOURCES))
+
 clean: ## Remove what was built, and the virtual environment.
 	rm -rf target dist $(VENV)
 
