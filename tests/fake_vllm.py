@@ -1,0 +1,208 @@
+"""Stand-ins for the modules of vLLM that the plugin touches, with the signatures that `vllm_hooks.json` records.
+
+`fake_vllm(release)` puts them in `sys.modules` for a while. Their sums are gloo's, and they note in `calls` what they
+were asked to do. Which communicator `CudaCommunicator.all_reduce` asks first is read from the record as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+TABLE: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "vllm_hooks.json").read_text())
+RELEASES = sorted(TABLE)
+PACKAGE = "vllm.distributed.device_communicators"
+MODULE = f"{PACKAGE}.custom_all_reduce"
+MIB = 1 << 20
+OWN_MAX_SIZES = {"9.0": {2: 64 * MIB, 8: MIB // 4}}
+"""vLLM's bounds where torch's symmetric memory has what is larger, by capability and ranks; these are two of them."""
+
+
+@contextmanager
+def fake_vllm(release: str) -> Iterator[ModuleType]:
+    """Stand-ins for a release; the block gets the module of `CustomAllreduce`."""
+    names = ["vllm", "vllm.distributed", PACKAGE, MODULE]
+    names += [f"{PACKAGE}.cuda_communicator", f"{PACKAGE}.flashinfer_all_reduce"]
+    modules = {name: ModuleType(name) for name in names}
+    vars(modules[MODULE]).update(
+        CustomAllreduce=class_of(MODULE, "CustomAllreduce", release, OwnAllreduce),
+        CUSTOM_ALL_REDUCE_MAX_SIZES=OWN_MAX_SIZES,
+        calls=[],
+    )
+    modules[f"{PACKAGE}.flashinfer_all_reduce"].FlashInferAllReduce = flashinfer_of(release)
+    modules[f"{PACKAGE}.cuda_communicator"].CudaCommunicator = cuda_communicator_of(release)
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "vllm"}
+    sys.modules.update(modules)
+    try:
+        yield modules[MODULE]
+    finally:
+        for name in modules:
+            del sys.modules[name]
+        sys.modules.update(hidden)
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """The lines that the plugin writes to vLLM's log, as `LEVEL text`."""
+    lines: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(f"{record.levelname} {record.getMessage()}")
+
+    logger, handler = logging.getLogger("vllm"), Collect(logging.INFO)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def class_of(module: str, name: str, release: str, behaviour: type) -> type:
+    """A class with the recorded methods and signatures, which do what `behaviour`'s method of the same name does."""
+    signatures = TABLE[release]["signatures"][module]
+    methods = {each.removeprefix(f"{name}."): text for each, text in signatures.items() if each != name}
+    for method in filter(None, (signatures.get(name) or "").split(", ")):
+        methods.setdefault(method, "self, *arguments")
+    body = []
+    for method, parameters in methods.items():
+        if parameters is None:
+            continue
+        arguments = ast.parse(f"def _({parameters}): pass").body[0].args
+        body += [f"{each.id} = 2048" for each in ast.walk(arguments) if isinstance(each, ast.Name)]
+        is_static = not parameters.startswith("self")
+        given = "{**locals()}"
+        body += ["@staticmethod"] if is_static else []
+        body += [f"def {method}({parameters}):", f"    return behave({name!r}, {method!r}, {given})"]
+    namespace: dict[str, Any] = {"behave": lambda _name, method, given: getattr(behaviour, method)(**given)}
+    namespace["__name__"] = module
+    exec("\n".join([f"class {name}:", *(f"    {line}" for line in body)]), namespace)
+    return namespace[name]
+
+
+def note(*what: Any) -> None:
+    sys.modules[MODULE].calls.append(what)
+
+
+def gloo_sum(tensor: torch.Tensor, group: Any) -> torch.Tensor:
+    total = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
+
+
+class OwnAllreduce:
+    """What vLLM's `CustomAllreduce` does."""
+
+    def __init__(self: Any, group: Any, device: Any, max_size: int, **options: Any) -> None:
+        self.group, self.max_size, self.options = group, max_size, options
+        self.disabled, self.fully_connected, self.mnnvl_lamport_ag_multicast_ptr = False, True, 4096
+        self.batch_invariant = os.environ.get("VLLM_BATCH_INVARIANT") == "1"
+        note("own", "__init__")
+
+    def should_custom_ar(self: Any, inp: torch.Tensor) -> bool:
+        return not self.disabled and inp.nbytes < self.max_size
+
+    def custom_all_reduce(self: Any, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  (vLLM's name)
+        note("own", "custom_all_reduce")
+        return gloo_sum(input, self.group)
+
+    def custom_all_gather(self: Any, inp: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(inp) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(parts, inp, group=self.group)
+        return torch.cat(parts)
+
+    def custom_reduce_scatter(self: Any, inp: torch.Tensor) -> torch.Tensor:
+        return gloo_sum(inp, self.group).chunk(dist.get_world_size(self.group))[dist.get_rank(self.group)]
+
+    @contextmanager
+    def capture(self: Any) -> Iterator[None]:
+        note("own", "capture")
+        yield
+
+    def close(self: Any) -> None:
+        note("own", "close")
+
+    @staticmethod
+    def create_shared_buffer(size_in_bytes: int, **_options: Any) -> list[int]:
+        return [size_in_bytes]
+
+
+class FlashInfer:
+    """What vLLM's `FlashInferAllReduce` does: it takes every matrix."""
+
+    def __init__(self: Any, group: Any, device: Any) -> None:
+        self.group, self.disabled = group, False
+
+    def should_use_fi_ar(self: Any, input_tensor: torch.Tensor) -> bool:
+        return input_tensor.dim() == 2
+
+
+def flashinfer_of(release: str) -> type:
+    made = class_of(f"{PACKAGE}.flashinfer_all_reduce", "FlashInferAllReduce", release, FlashInfer)
+
+    def all_reduce(self: Any, input_tensor: torch.Tensor) -> torch.Tensor:
+        note("flashinfer", "all_reduce")
+        return gloo_sum(input_tensor, self.group)
+
+    made.all_reduce = all_reduce
+    return made
+
+
+class Nccl:
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        note("nccl", "all_reduce")
+        return gloo_sum(tensor, self.group)
+
+
+def cuda_communicator_of(release: str) -> type:
+    """`CudaCommunicator`: makes its communicators as the release does, and asks them in the release's order."""
+    record = TABLE[release]
+    (call,) = (each for each in record["construction"] if each.startswith("CustomAllreduce("))
+    keywords = [keyword.arg for keyword in ast.parse(call.replace("=", "=0")).body[0].value.keywords]
+    flashinfer = os.environ.get("VLLM_ALLREDUCE_USE_FLASHINFER")
+    default = record["environment"]["VLLM_ALLREDUCE_USE_FLASHINFER"]
+
+    class Behaviour:
+        def __init__(self: Any, cpu_group: Any, device: Any, **_options: Any) -> None:
+            self.cpu_group = cpu_group
+            values = {"group": cpu_group, "device": device, "symm_mem_enabled": False, "register_graph_buffers": True}
+            use_flashinfer = default == "True" if flashinfer is None else flashinfer == "1"
+            if use_flashinfer:
+                module = sys.modules[f"{PACKAGE}.flashinfer_all_reduce"]
+                self.fi_ar_comm = module.FlashInferAllReduce(cpu_group, device)
+            self.ca_comm = sys.modules[MODULE].CustomAllreduce(**{name: values[name] for name in keywords})
+            self.pynccl_comm = Nccl(cpu_group)
+
+        def all_reduce(self: Any, input_: torch.Tensor) -> torch.Tensor:
+            order = [name.split(".") for name in record["dispatch"] if "_comm." in name]
+            for field in dict.fromkeys(field for field, _method in order):
+                methods = [method for each, method in order if each == field]
+                communicator = getattr(self, field, None)
+                if communicator is not None and (len(methods) == 1 or getattr(communicator, methods[0])(input_)):
+                    return getattr(communicator, methods[-1])(input_)
+            raise AssertionError("NCCL takes all that is left")
+
+        def destroy(self: Any) -> None:
+            self.ca_comm = None
+
+        def checkpoint_prepare(self: Any) -> None:
+            note("vllm", "checkpoint_prepare")
+
+    return class_of(f"{PACKAGE}.cuda_communicator", "CudaCommunicator", release, Behaviour)
