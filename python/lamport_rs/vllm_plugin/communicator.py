@@ -149,14 +149,15 @@ class LamportAllreduce:
 
 def communicator_class(own: type) -> type[LamportAllreduce]:
     """Return the class to put in the place of `own`, vLLM's, with its static methods, which others use."""
-    statics = {name: value for name, value in vars(own).items() if isinstance(value, staticmethod)}
+    public = {name: inspect.getattr_static(own, name) for name in dir(own)}
+    statics = {name: value for name, value in public.items() if isinstance(value, staticmethod) and name[0] != "_"}
     return type(LamportAllreduce.__name__, (LamportAllreduce,), {**statics, "own_class": own})
 
 
 def does_more_than_sum(own: type) -> bool:
     """Whether vLLM's class has methods that a workspace does not serve."""
-    methods = {name for name, value in vars(own).items() if inspect.isfunction(value) and not name.startswith("_")}
-    return bool(methods - REPLACED)
+    names = {name for name in dir(own) if not name.startswith("_")}
+    return any(inspect.isfunction(inspect.getattr_static(own, name)) for name in names - REPLACED)
 
 
 def request_of(own: type, *arguments: Any, **options: Any) -> Request:
