@@ -90,6 +90,8 @@ def class_of(module: str, name: str, release: str, behaviour: type) -> type:
         body += [f"def {method}({parameters}):", f"    return behave({name!r}, {method!r}, {given})"]
     namespace: dict[str, Any] = {"behave": lambda _name, method, given: getattr(behaviour, method)(**given)}
     namespace["__name__"] = module
+    # The classes' own code refers to them by their names.
+    body.append("SUPPORTED_WORLD_SIZES = range(1, 5)")
     exec("\n".join([f"class {name}:", *(f"    {line}" for line in body)]), namespace)
     return namespace[name]
 
@@ -108,6 +110,7 @@ class OwnAllreduce:
     """What vLLM's `CustomAllreduce` does."""
 
     def __init__(self: Any, group: Any, device: Any, max_size: int, **options: Any) -> None:
+        assert dist.get_world_size(group) in sys.modules[MODULE].CustomAllreduce.SUPPORTED_WORLD_SIZES
         self.group, self.max_size, self.options = group, max_size, options
         self.disabled, self.fully_connected, self.mnnvl_lamport_ag_multicast_ptr = False, True, 4096
         self.batch_invariant = os.environ.get("VLLM_BATCH_INVARIANT") == "1"

@@ -36,7 +36,7 @@ def test_without_vllm_nothing_of_the_plugin_is_imported(first):
 
 
 def is_replaced(module: Any) -> bool:
-    return module.CustomAllreduce.__name__ == "LamportAllreduce"
+    return module.CustomAllreduce.__new__ is not object.__new__
 
 
 @each_release
@@ -88,13 +88,26 @@ def test_the_parts_are_those_of_the_documentation():
 
 
 @each_release
+def test_a_class_that_is_derived_from_vllms_is_left_alone(release):
+    with fake_vllm(release) as module:
+        install()
+
+        class Derived(module.CustomAllreduce):
+            def __init__(self) -> None:
+                self.name = "derived"
+
+        assert Derived().name == "derived"
+
+
+@each_release
 def test_the_plugin_may_be_loaded_again(release):
     with fake_vllm(release) as module:
         install()
-        first = module.CustomAllreduce
-        install()
-        assert module.CustomAllreduce is first
-        assert first.own_class.__name__ == "CustomAllreduce"
+        first = module.CustomAllreduce.__new__
+        with logged() as lines:
+            install()
+        assert module.CustomAllreduce.__new__ is first
+        assert lines == []
 
 
 @contextmanager
@@ -106,6 +119,8 @@ def expected_to_be_left(reason: str, module: Any = None) -> Any:
     assert line.startswith("WARNING this release of vLLM has no hook for lamport_rs's all-reduce: ")
     assert reason in line
     assert getattr(module, "CustomAllreduce", None) is before
+    if isinstance(before, type):
+        assert getattr(before.__new__, "__module__", None) != "lamport_rs.vllm_plugin.all_reduce"
 
 
 def test_a_release_without_the_module_goes_on_with_its_own():
@@ -136,6 +151,10 @@ def with_an_argument_more(module: Any) -> None:
     module.CustomAllreduce.custom_all_reduce = lambda self, tensor, stream: None
 
 
+def with_a_new_of_its_own(module: Any) -> None:
+    module.CustomAllreduce.__new__ = lambda cls, *arguments: object.__new__(cls)
+
+
 @each_release
 @pytest.mark.parametrize(
     ("change", "reason"),
@@ -143,6 +162,7 @@ def with_an_argument_more(module: Any) -> None:
         (without_class, "has no attribute 'CustomAllreduce'"),
         (a_function, "CustomAllreduce is no class"),
         (without_group, "CustomAllreduce takes no group"),
+        (with_a_new_of_its_own, "CustomAllreduce has a __new__ of its own"),
         (without_a_method, "CustomAllreduce has no should_custom_ar"),
         (with_an_argument_more, "CustomAllreduce.custom_all_reduce takes other arguments: missing"),
     ],

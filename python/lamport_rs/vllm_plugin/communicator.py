@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -47,30 +47,10 @@ class Request:
 
 
 class LamportAllreduce:
-    """The all-reduces of one group, by a workspace. Its subclasses belong to one release's `CustomAllreduce` each.
+    """The all-reduces of one group, by a workspace: what vLLM asks of its `CustomAllreduce`."""
 
-    To make one is collective. Where the ranks cannot have a workspace, all of them get vLLM's own object instead: a
-    workspace is made on all ranks or on none.
-    """
-
-    own_class: ClassVar[Any]
-    """vLLM's class."""
-    disabled: bool
-
-    def __new__(cls, *arguments: Any, **options: Any) -> Any:
-        """Return a communicator, or vLLM's own."""
-        request = request_of(cls.own_class, *arguments, **options)
-        workspace = make_workspace(request)
-        if workspace is None:
-            # No instance of `cls`, so that `__init__` is not called.
-            return cls.own_class(*arguments, **options)
-        communicator = super().__new__(cls)
-        # vLLM's gathers and scatters go on as they are, in the releases that have them.
-        own = cls.own_class(*arguments, **options) if does_more_than_sum(cls.own_class) else None
-        communicator._start(request, workspace, own)
-        return communicator
-
-    def _start(self, request: Request, workspace: LamportWorkspace, own: Any) -> None:
+    def __init__(self, request: Request, workspace: LamportWorkspace, own: Any) -> None:
+        """Take over from `own`, vLLM's object, which goes on with its gathers and scatters; None if it only sums."""
         self._workspace, self._own = workspace, own
         self._thread = threading.get_ident()
         self.group, self.device, self.max_size = request.group, request.device, request.max_size
@@ -147,22 +127,20 @@ class LamportAllreduce:
         return getattr(own, name)
 
 
-def communicator_class(own: type) -> type[LamportAllreduce]:
-    """Return the class to put in the place of `own`, vLLM's, with its static methods, which others use."""
-    public = {name: inspect.getattr_static(own, name) for name in dir(own)}
-    statics = {name: value for name, value in public.items() if isinstance(value, staticmethod) and name[0] != "_"}
-    return type(LamportAllreduce.__name__, (LamportAllreduce,), {**statics, "own_class": own})
-
-
 def does_more_than_sum(own: type) -> bool:
     """Whether vLLM's class has methods that a workspace does not serve."""
     names = {name for name in dir(own) if not name.startswith("_")}
     return any(inspect.isfunction(inspect.getattr_static(own, name)) for name in names - REPLACED)
 
 
+def constructor_of(own: Any) -> inspect.Signature:
+    """Return the signature of a class's `__init__`, with `self`."""
+    return inspect.signature(own.__init__)
+
+
 def request_of(own: type, *arguments: Any, **options: Any) -> Request:
     """Read the arguments of vLLM's constructor by their names, which releases have in various orders."""
-    bound = inspect.signature(own).bind(*arguments, **options)
+    bound = constructor_of(own).bind(None, *arguments, **options)
     bound.apply_defaults()
     values = bound.arguments
     device = torch.device("cuda", values["device"]) if isinstance(values["device"], int) else values["device"]
