@@ -85,8 +85,10 @@ check-wheel: wheel ## Install the wheel with the oldest and the newest torch, wi
 
 VLLM_SOURCES ?=
 .PHONY: check-vllm
-check-vllm: ## Compare unpacked releases of vLLM (VLLM_SOURCES="FOLDER ...") with what the plugin for vLLM relies on.
-	$(PYTHON) scripts/vllm_hooks.py $(or $(VLLM_SOURCES),$(error name folders that hold the package vllm: VLLM_SOURCES))
+check-vllm: build ## Check the plugin for vLLM against unpacked releases: VLLM_SOURCES="FOLDER ...".
+	@[ -n "$(VLLM_SOURCES)" ] || { echo 'name folders that hold the package vllm: VLLM_SOURCES="FOLDER ..."' >&2; exit 1; }
+	$(BIN)/python scripts/vllm_hooks.py $(VLLM_SOURCES)
+	$(BIN)/python scripts/vllm_on_host.py $(VLLM_SOURCES)
 
 clean: ## Remove what was built, and the virtual environment.
 	rm -rf target dist $(VENV)
