@@ -11,14 +11,17 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
+from lamport_rs.vllm_plugin import install
+from ranks import Rank
 
 TABLE: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "vllm_hooks.json").read_text())
 RELEASES = sorted(TABLE)
@@ -70,6 +73,27 @@ def logged() -> Iterator[list[str]]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def in_vllm(me: Rank, release: str, check: Callable[..., Any], *arguments: Any, **environment: str) -> Any:
+    """Run `check(me, module, *arguments)` in a worker of that release that has loaded its plugins."""
+    with pytest.MonkeyPatch.context() as patch, fake_vllm(release) as module:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        install()
+        return check(me, module, *arguments)
+
+
+def cuda_communicator(me: Rank) -> Any:
+    """What a worker's tensor-parallel group has."""
+    made = sys.modules[f"{PACKAGE}.cuda_communicator"].CudaCommunicator
+    return made(cpu_group=dist.group.WORLD, device=me.device, unique_name="tp:0")
+
+
+def calls_of(module: Any) -> list[tuple[str, str]]:
+    """What vLLM's own communicators were asked since the last call."""
+    calls, module.calls = module.calls, []
+    return calls
 
 
 def class_of(module: str, name: str, release: str, behaviour: type) -> type:

@@ -1,15 +1,13 @@
 """The plugin's all-reduce in vLLM's `CudaCommunicator`, with stand-ins for vLLM's modules and ranks as processes."""
 
 import gc
-import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from fake_vllm import MODULE, PACKAGE, RELEASES, fake_vllm, logged
+from fake_vllm import MODULE, RELEASES, calls_of, cuda_communicator, fake_vllm, in_vllm, logged
 from lamport_rs import LamportError, LamportWorkspace
 from lamport_rs.vllm_plugin import install
 from lamport_rs.vllm_plugin.communicator import request_of
@@ -18,27 +16,6 @@ from reference import DTYPES, check_same_bits, random_tensor, rounded_sum
 
 MIB = 1 << 20
 each_release = pytest.mark.parametrize("release", RELEASES)
-
-
-def cuda_communicator(me: Rank) -> Any:
-    """What a worker's tensor-parallel group has."""
-    made = sys.modules[f"{PACKAGE}.cuda_communicator"].CudaCommunicator
-    return made(cpu_group=dist.group.WORLD, device=me.device, unique_name="tp:0")
-
-
-def in_vllm(me: Rank, release: str, check: Callable[..., Any], *arguments: Any, **environment: str) -> Any:
-    """Run a check in a worker of that release that has loaded its plugins."""
-    with pytest.MonkeyPatch.context() as patch, fake_vllm(release) as module:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        install()
-        return check(me, module, *arguments)
-
-
-def calls_of(module: Any) -> list[tuple[str, str]]:
-    """What vLLM's own communicators were asked since the last call."""
-    calls, module.calls = module.calls, []
-    return calls
 
 
 def inputs_of(me: Rank, shape: tuple[int, ...], dtype: torch.dtype) -> list[torch.Tensor]:
@@ -275,20 +252,29 @@ def test_torchs_symmetric_memory_has_what_vllms_table_says(monkeypatch, release)
         assert request_of(module.CustomAllreduce, "group", "cpu", 4096).max_size == 4096
 
 
-def check_small_bound(me: Rank, release: str) -> int:
+def check_small_bound(me: Rank, release: str, **environment: str) -> int:
     def check(me: Rank, module: Any) -> int:
-        communicator = module.CustomAllreduce(dist.group.WORLD, "cpu", 1 << 16)
-        assert communicator.should_custom_ar(torch.ones((1 << 14) - 1))
-        assert not communicator.should_custom_ar(torch.ones(1 << 14))
-        return communicator._workspace.comm_size
+        communicator = module.CustomAllreduce(dist.group.WORLD, "cpu", MIB)
+        assert communicator.should_custom_ar(torch.ones(MIB // 4 - 1))
+        assert not communicator.should_custom_ar(torch.ones(MIB // 4))
+        ones = torch.ones(MIB // 4 - 1)
+        assert torch.equal(communicator.custom_all_reduce(ones), 2 * ones)
+        return communicator._workspace.memory_bytes
 
-    return in_vllm(me, release, check)
+    return in_vllm(me, release, check, **environment)
+
+
+def check_least_memory(me: Rank, release: str) -> int:
+    return check_small_bound(me, release, LAMPORT_RS_MAX_MEMORY=str(2 * MIB))
 
 
 @each_release
-def test_a_workspace_is_as_large_as_vllms_bound(ranks_of, release):
-    expected = LamportWorkspace.compute_comm_size_for_all_reduce(1 << 16, 2)
-    assert ranks_of(2).run(check_small_bound, release) == [expected] * 2
+def test_a_workspace_is_as_large_as_vllms_bound_and_the_memory_allow(ranks_of, release):
+    slot = LamportWorkspace.compute_comm_size_for_all_reduce(MIB, 2)
+    for memory in ranks_of(2).run(check_small_bound, release):
+        assert 3 * slot <= memory < 3 * slot + 2 * MIB
+    for memory in ranks_of(2).run(check_least_memory, release):
+        assert 2 * MIB - 1024 < memory <= 2 * MIB
 
 
 def check_alone(me: Rank, release: str) -> None:

@@ -1,4 +1,4 @@
-"""`make check-vllm` runs a release's own communicators, here small ones, and sees what does not work with the plugin."""
+"""`make check-vllm` runs a release's own communicators, here small ones, and sees what the plugin does not serve."""
 
 import sys
 from pathlib import Path
@@ -48,7 +48,7 @@ def write(folder: Path, custom_all_reduce: str) -> str:
 @pytest.mark.parametrize(
     ("change", "status"), [(("", ""), 0), (("group, device", "ranks, device"), 1), (("[2]", "[3]"), 1)]
 )
-def test_what_does_not_work_with_the_plugin_is_seen(monkeypatch, tmp_path, capsys, change, status):
+def test_what_the_plugin_does_not_serve_is_seen(monkeypatch, tmp_path, capsys, change, status):
     sources = write(tmp_path, CUSTOM_ALL_REDUCE.replace(*change))
     monkeypatch.setattr(sys, "argv", ["vllm_on_host.py", sources])
     assert vllm_on_host.main() == status

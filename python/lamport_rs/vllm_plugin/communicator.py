@@ -15,8 +15,10 @@ import torch
 import torch.distributed as dist
 
 from lamport_rs._core import LamportError, __version__
+from lamport_rs.arguments import refused_on_all_ranks
+from lamport_rs.exchange import all_gather_over
 from lamport_rs.operations import all_reduce
-from lamport_rs.sizing import DEFAULT_MAX_BYTES
+from lamport_rs.sizing import default_comm_size
 from lamport_rs.vllm_plugin.log import logger
 from lamport_rs.vllm_plugin.neighbours import adjust_neighbours, flashinfer_comes_first
 from lamport_rs.workspace import LamportWorkspace, bind_to_thread
@@ -161,14 +163,18 @@ def _symmetric_memory_from(own: type, device: torch.device, world_size: int) -> 
 
 def make_workspace(request: Request) -> LamportWorkspace | None:
     """Make the group's workspace; None, on all ranks, if it cannot be made on one of them, or there is but one rank."""
-    if dist.get_world_size(request.group) == 1:
+    group, device = request.group, request.device
+    rank, world_size = dist.get_rank(group), dist.get_world_size(group)
+    if world_size == 1:
         return None
-    # Without a size the workspace keeps within LAMPORT_RS_MAX_MEMORY, and what is larger than a slot runs in chunks.
-    max_bytes = request.max_size if request.max_size < DEFAULT_MAX_BYTES else None
     try:
-        return LamportWorkspace.for_group(request.group, max_bytes=max_bytes, device=request.device, timeout=TIMEOUT)
+        with refused_on_all_ranks(rank, world_size, all_gather_over(group, device)):
+            # Within LAMPORT_RS_MAX_MEMORY: what is larger than a slot runs in chunks.
+            needed = LamportWorkspace.compute_comm_size_for_all_reduce(request.max_size, world_size)
+            comm_size = min(needed, default_comm_size(world_size))
+        return LamportWorkspace(rank, world_size, comm_size, group, device=device, timeout=TIMEOUT)
     except LamportError as error:
         # All ranks have the same text: one line will do.
-        if dist.get_rank(request.group) == 0:
+        if rank == 0:
             logger.warning("vLLM's own all-reduce goes on, because lamport_rs has no workspace: %s", error)
         return None
