@@ -23,6 +23,8 @@ COMMUNICATORS = "vllm.distributed.device_communicators"
 CLASS = "CustomAllreduce"
 FIELD = "ca_comm"
 """The attribute of `CudaCommunicator` that holds an instance of the class."""
+FUSION_PASS = "vllm.compilation.passes.fusion.allreduce_rms_fusion"
+MINIMAX = "vllm.model_executor.layers.minimax_rms_norm"
 SIGNATURES = {
     "vllm.plugins": ["load_general_plugins"],
     f"{COMMUNICATORS}.custom_all_reduce": [
@@ -35,11 +37,29 @@ SIGNATURES = {
         *(f"CudaCommunicator.{name}" for name in ("__init__", "all_reduce", "destroy", "suspend", "resume")),
         *(f"CudaCommunicator.{name}" for name in ("checkpoint_prepare", "checkpoint_restore")),
     ],
-    f"{COMMUNICATORS}.flashinfer_all_reduce": ["FlashInferAllReduce.__init__", "FlashInferAllReduce.should_use_fi_ar"],
+    f"{COMMUNICATORS}.flashinfer_all_reduce": [
+        *("FlashInferAllReduce.__init__", "FlashInferAllReduce.should_use_fi_ar"),
+        *("_create_workspace", "get_fi_ar_workspace", "get_fi_ar_quant_workspace", "destroy_fi_ar_workspace"),
+    ],
+    # Where norms fused with all-reduces are made, and what switches them on.
+    FUSION_PASS: ["call_trtllm_fused_allreduce_norm", "AllReduceFusionPass", "AllReduceFusionPass.__init__"],
+    "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm": ["fused_allreduce_gemma_rms_norm"],
+    "vllm.config.vllm": ["enable_allreduce_rms_fusion"],
+    "vllm.utils.flashinfer": ["has_flashinfer"],
+    # MiniMax's norms.
+    f"{MINIMAX}.lamport_workspace": ["get_allreduce_workspace"],
+    f"{MINIMAX}.rms_norm_tp": [
+        *("_minimax_qk_norm_fusion", "MiniMaxText01RMSNormTP", "MiniMaxText01RMSNormTP.__init__"),
+        *("MiniMaxText01RMSNormTP.forward", "MiniMaxText01RMSNormTP.forward_qkv"),
+    ],
 }
-"""The functions and classes that the plugin replaces, wraps or serves, by module."""
-FUSION_PASS = "compilation/passes/fusion/allreduce_rms_fusion.py"
-"""Where the same name is ROCm's communicator."""
+"""The functions and classes that the plugin replaces, wraps or serves, or will, by module."""
+FLASHINFER_USERS = [
+    f"{COMMUNICATORS}.flashinfer_all_reduce",
+    FUSION_PASS,
+    "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm",
+]
+"""The modules that sum by `flashinfer.comm`."""
 
 Facts = dict[str, Any]
 
@@ -78,6 +98,7 @@ def facts_of(sources: Path) -> tuple[str, Facts]:
         "signatures": signatures_of(sources),
         "construction": construction_of(package / "distributed/device_communicators/cuda_communicator.py"),
         "dispatch": dispatch_of(package / "distributed/device_communicators/cuda_communicator.py"),
+        "asked_of_flashinfer": asked_of_flashinfer(sources),
         "asked_of_the_communicator": sorted(asked_of_the_communicator(package)),
         "environment": defaults_of(package / "envs.py", ["VLLM_ALLREDUCE_USE_FLASHINFER", "VLLM_BATCH_INVARIANT"]),
     }
@@ -98,21 +119,38 @@ def signatures_of(sources: Path) -> dict[str, dict[str, str | None]]:
     """Return the parameters of `SIGNATURES`, as they are written; None for what the release does not have."""
     signatures: dict[str, dict[str, str | None]] = {}
     for module, names in SIGNATURES.items():
-        path = sources / Path(*module.split("."))
-        file = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
-        tree = parsed(file) if file.exists() else ast.Module([], [])
+        tree = tree_of(sources, module)
         signatures[module] = {name: signature_of(definition(tree, name)) for name in names}
     return signatures
 
 
+def file_of(sources: Path, module: str) -> Path:
+    """Return the file of a module, which need not be there."""
+    path = sources / Path(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def tree_of(sources: Path, module: str) -> ast.Module:
+    """Return the syntax tree of a module, an empty one if there is no such module."""
+    file = file_of(sources, module)
+    return parsed(file) if file.exists() else ast.Module([], [])
+
+
 def definition(tree: ast.AST, name: str) -> ast.AST | None:
-    """Find a function or class by its dotted name."""
+    """Find a function or class by its dotted name; it may be defined under a condition."""
     found: ast.AST | None = tree
     for part in name.split("."):
-        body: list[ast.AST] = getattr(found, "body", [])
-        kinds = ast.FunctionDef | ast.ClassDef
-        found = next((node for node in body if isinstance(node, kinds) and node.name == part), None)
+        found = next((node for node in defined_in(found) if node.name == part), None)
     return found
+
+
+def defined_in(node: ast.AST | None) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """Yield the functions and classes of a body, those under its conditions too."""
+    for each in getattr(node, "body", []):
+        if isinstance(each, ast.FunctionDef | ast.ClassDef):
+            yield each
+        elif isinstance(each, ast.If | ast.Try):
+            yield from defined_in(each)
 
 
 def signature_of(node: ast.AST | None) -> str | None:
@@ -157,7 +195,8 @@ def asked_of_the_communicator(package: Path) -> set[str]:
     asked: set[str] = set()
     for file in sorted(package.rglob("*.py")):
         text = file.read_text(errors="replace")
-        if FIELD not in text or str(file).endswith(FUSION_PASS):
+        # There the same name is ROCm's communicator.
+        if FIELD not in text or file == file_of(package.parent, FUSION_PASS):
             continue
         tree = ast.parse(text)
         names = {FIELD} | {
@@ -171,6 +210,19 @@ def asked_of_the_communicator(package: Path) -> set[str]:
             if isinstance(node, ast.Attribute) and is_the_communicator(node.value, names):
                 asked.add(node.attr)
     return asked
+
+
+def asked_of_flashinfer(sources: Path) -> list[str]:
+    """Return what the release takes from `flashinfer.comm` to sum, and the keywords of its calls."""
+    asked: set[str] = set()
+    for module in FLASHINFER_USERS:
+        for node in ast.walk(tree_of(sources, module)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("flashinfer_comm."):
+                asked.add(ast.unparse(node).removeprefix("flashinfer_comm."))
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("flashinfer_comm."):
+                keywords = ", ".join(f"{keyword.arg}=" for keyword in node.keywords)
+                asked.add(f"{ast.unparse(node.func).removeprefix('flashinfer_comm.')}({keywords})")
+    return sorted(asked)
 
 
 def is_the_communicator(node: ast.AST, names: set[str]) -> bool:

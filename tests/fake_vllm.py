@@ -99,7 +99,7 @@ def calls_of(module: Any) -> list[tuple[str, str]]:
 def class_of(module: str, name: str, release: str, behaviour: type) -> type:
     """A class with the recorded methods and signatures, which do what `behaviour`'s method of the same name does."""
     signatures = TABLE[release]["signatures"][module]
-    methods = {each.removeprefix(f"{name}."): text for each, text in signatures.items() if each != name}
+    methods = {each.removeprefix(f"{name}."): text for each, text in signatures.items() if each.startswith(f"{name}.")}
     for method in filter(None, (signatures.get(name) or "").split(", ")):
         methods.setdefault(method, "self, *arguments")
     body = []

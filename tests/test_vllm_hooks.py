@@ -82,6 +82,16 @@ class CudaCommunicator:
         ca_comm = self.ca_comm
         return ca_comm.custom_all_reduce(input_)
 """,
+    "compilation/passes/fusion/allreduce_rms_fusion.py": """
+flashinfer_comm = None
+if flashinfer_comm is not None:
+    def call_trtllm_fused_allreduce_norm(allreduce_in, rms_eps: float = 1e-6):
+        flashinfer_comm.allreduce_fusion(input=allreduce_in, pattern=flashinfer_comm.AllReduceFusionPattern.kAllReduce)
+class RocmPass:
+    def __init__(self, ca_comm):
+        self.ca_comm = ca_comm
+        self.largest = ca_comm.effective_max_size()
+""",
     "models/some.py": """
 def first(group):
     comm = group.device_communicator.ca_comm
@@ -111,6 +121,14 @@ def test_the_script_reads_a_release_without_importing_it(sources):
     assert signatures["CustomAllreduce.__init__"] == "self, group, device, max_size=8 << 20"
     assert signatures["CustomAllreduce.should_custom_ar"] == "self, inp, stream=0"
     assert signatures["CustomAllreduce.capture"] is None
+    fusion = facts["signatures"][vllm_hooks.FUSION_PASS]
+    assert fusion["call_trtllm_fused_allreduce_norm"] == "allreduce_in, rms_eps=1e-06"
+    assert facts["asked_of_flashinfer"] == [
+        "AllReduceFusionPattern",
+        "AllReduceFusionPattern.kAllReduce",
+        "allreduce_fusion",
+        "allreduce_fusion(input=, pattern=)",
+    ]
     assert set(facts["signatures"][f"{PACKAGE}.flashinfer_all_reduce"].values()) == {None}
     assert facts["signatures"]["vllm.plugins"] == {"load_general_plugins": ""}
     assert facts["construction"] == [
