@@ -1,0 +1,124 @@
+"""What a `GroupCoordinator` has in the place of SGLang's custom all-reduce.
+
+SGLang's own object is kept. Other kernels of it work on that object's memory, and tensors that a workspace does not
+take are its own's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lamport_rs._core import __version__
+from lamport_rs.exchange import all_gather_over
+from lamport_rs.operations import all_reduce
+from lamport_rs.plugin_groups import GroupWorkspace
+from lamport_rs.sglang_plugin import hooks
+from lamport_rs.sglang_plugin.groups import groups
+from lamport_rs.sglang_plugin.log import logger
+from lamport_rs.workspace import LamportWorkspace
+
+PART = "all_reduce"
+POINTS = (hooks.FLASHINFER_SUMS,)
+MAX_SIZE = 8 << 20
+"""Bytes of the largest tensor that is summed: up to it sums were measured to be faster than SGLang's own."""
+DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+
+
+class LamportAllreduce:
+    """The all-reduces of one group, by a workspace; all else that SGLang asks of its custom all-reduce, by that."""
+
+    def __init__(self, group: dist.ProcessGroup, workspace: GroupWorkspace, own: Any, max_size: int) -> None:
+        """Take over from `own`, SGLang's object, tensors of up to `max_size` bytes."""
+        self._group, self._workspace, self._own, self._max_sum = group, workspace, own, max_size
+        self.disabled = False
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        # SGLang asks `isinstance(..., CustomAllReduceV2)` before it uses that class's memory, which is there.
+        return type(self._own)
+
+    def should_custom_ar(self, inp: torch.Tensor) -> bool:
+        """Whether to sum `inp` here or by SGLang's own: the same on every rank, for it depends on shape and dtype."""
+        return not self.disabled and (self._sums(inp) or self._own.should_custom_ar(inp))
+
+    def custom_all_reduce(self, input: torch.Tensor) -> torch.Tensor | None:  # noqa: A002  (SGLang's name)
+        """Return the sum in a new tensor."""
+        if not self.disabled and self._sums(input):
+            return all_reduce(input, self._workspace.here())
+        total: torch.Tensor | None = self._own.custom_all_reduce(input)
+        return total
+
+    def _sums(self, inp: torch.Tensor) -> bool:
+        return 0 < inp.numel() * inp.element_size() <= self._max_sum and inp.dtype in DTYPES
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """Surround the capture of a CUDA graph. Sums need nothing; SGLang's own registers what it was given."""
+        with self._own.capture():
+            yield
+
+    def close(self) -> None:
+        """Give the workspace up, and SGLang's own object."""
+        if not self.disabled:
+            self.disabled = True
+            groups.close(PART, self._group)
+            self._own.close()
+
+    def __del__(self) -> None:
+        # Not `close`: SGLang drops its communicators without one, after it has taken the groups down.
+        if not self.__dict__.get("disabled", True):
+            self.disabled = True
+            groups.close(PART, self._group)
+
+    def __getattr__(self, name: str) -> Any:
+        # What is not of the sums: memory, sizes and configuration that other kernels of SGLang use.
+        if (own := self.__dict__.get("_own")) is None:
+            raise AttributeError(f"{LamportAllreduce.__name__!r} object has no attribute {name!r}")
+        return getattr(own, name)
+
+
+def register_hooks() -> None:
+    """Have FlashInfer's all-reduce, which comes first in SGLang's dispatch, leave served groups alone."""
+
+    def can_use_flashinfer(original: Any, group: Any, input_: torch.Tensor) -> Any:
+        return False if type(group.ca_comm) is LamportAllreduce else original(group, input_)
+
+    hooks.register(hooks.FLASHINFER_SUMS, can_use_flashinfer, "AROUND")
+
+
+def replace_communicator(group: Any) -> None:
+    """Replace a group's custom all-reduce, on all ranks or on none. Collective."""
+    own = group.ca_comm
+    all_gather = all_gather_over(group.cpu_group, group.device)
+    if not all(message[0] for message in all_gather(bytes([sums_with_nvlink(own, group.world_size)]))):
+        if group.rank_in_group == 0:
+            logger.info(
+                "lamport_rs leaves group %s to SGLang, which has no custom all-reduce for it itself", group.unique_name
+            )
+        return
+    max_size = min(own.max_size, MAX_SIZE)
+    workspace = groups.workspace_of(
+        *(PART, group.cpu_group, group.device),
+        lambda world_size: LamportWorkspace.compute_comm_size_for_all_reduce(max_size, world_size),
+    )
+    if workspace is None:
+        return
+    group.ca_comm = LamportAllreduce(group.cpu_group, workspace, own, max_size)
+    if group.rank_in_group == 0:
+        logger.info(
+            "lamport_rs %s sums in the place of SGLang's %s: group %s, %d ranks, float32, float16 and bfloat16 tensors "
+            "of up to %g MiB, %.0f MiB of memory for each rank",
+            *(__version__, type(own).__name__, group.unique_name, group.world_size),
+            *(max_size / 2**20, workspace.memory_bytes / 2**20),
+        )
+
+
+def sums_with_nvlink(own: Any, world_size: int) -> bool:
+    """Whether SGLang would sum by `own`: it leaves more than two GPUs without NVLink between them to NCCL."""
+    usable = own is not None and not getattr(own, "disabled", True)
+    return usable and (world_size == 2 or bool(getattr(own, "full_nvlink", True)))
