@@ -10,19 +10,26 @@ is: what differs is what the plugin has to learn.
 
 from __future__ import annotations
 
-import argparse
 import ast
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from hook_record import (
+    Facts,
+    asked_of_the_communicator,
+    calls_in,
+    compare_or_record,
+    definition,
+    file_of,
+    parsed,
+    release_of,
+    signatures_of,
+    tree_of,
+)
 
 TABLE = Path(__file__).parent.parent / "tests" / "vllm_hooks.json"
 COMMUNICATORS = "vllm.distributed.device_communicators"
 CLASS = "CustomAllreduce"
-FIELD = "ca_comm"
-"""The attribute of `CudaCommunicator` that holds an instance of the class."""
 FUSION_PASS = "vllm.compilation.passes.fusion.allreduce_rms_fusion"
 MINIMAX = "vllm.model_executor.layers.minimax_rms_norm"
 SIGNATURES = {
@@ -61,109 +68,27 @@ FLASHINFER_USERS = [
 ]
 """The modules that sum by `flashinfer.comm`."""
 
-Facts = dict[str, Any]
-
 
 def main() -> int:
     """Compare or record; the exit status says whether all is as recorded."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true")
-    parser.add_argument("sources", type=Path, nargs="+")
-    arguments = parser.parse_args()
-    table: dict[str, Facts] = json.loads(TABLE.read_text()) if TABLE.exists() else {}
-    differences = 0
-    for sources in arguments.sources:
-        release, facts = facts_of(sources)
-        if arguments.record:
-            table[release] = facts
-            continue
-        recorded = release if release in table else newest(table)
-        found = list(differences_of(table[recorded], facts))
-        print(f"vllm {release}, recorded {recorded}: {len(found)} differences", *found, sep="\n  ")
-        differences += len(found)
-    if arguments.record:
-        TABLE.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
-    return int(differences > 0)
-
-
-def newest(table: dict[str, Facts]) -> str:
-    """Return the newest release of the table."""
-    return max(table, key=lambda release: [int(part) for part in release.split(".")])
+    return compare_or_record("vllm", TABLE, facts_of)
 
 
 def facts_of(sources: Path) -> tuple[str, Facts]:
     """Return the release that is unpacked in a folder, and what the table holds of it."""
     package = sources / "vllm"
     facts = {
-        "signatures": signatures_of(sources),
+        "signatures": signatures_of(sources, SIGNATURES),
         "construction": construction_of(package / "distributed/device_communicators/cuda_communicator.py"),
         "dispatch": dispatch_of(package / "distributed/device_communicators/cuda_communicator.py"),
         "asked_of_flashinfer": asked_of_flashinfer(sources),
-        "asked_of_the_communicator": sorted(asked_of_the_communicator(package)),
+        "asked_of_the_communicator": sorted(
+            # There the same name is ROCm's communicator.
+            asked_of_the_communicator(package, skipped=file_of(sources, FUSION_PASS))
+        ),
         "environment": defaults_of(package / "envs.py", ["VLLM_ALLREDUCE_USE_FLASHINFER", "VLLM_BATCH_INVARIANT"]),
     }
     return release_of(package), facts
-
-
-def release_of(package: Path) -> str:
-    """Return the release's number, from the file that setuptools_scm writes."""
-    for node in ast.walk(parsed(package / "_version.py")):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            names = {target.id for target in node.targets if isinstance(target, ast.Name)}
-            if "__version__" in names:
-                return str(node.value.value)
-    raise SystemExit(f"{package / '_version.py'} assigns no __version__; expected the sources of a release of vLLM")
-
-
-def signatures_of(sources: Path) -> dict[str, dict[str, str | None]]:
-    """Return the parameters of `SIGNATURES`, as they are written; None for what the release does not have."""
-    signatures: dict[str, dict[str, str | None]] = {}
-    for module, names in SIGNATURES.items():
-        tree = tree_of(sources, module)
-        signatures[module] = {name: signature_of(definition(tree, name)) for name in names}
-    return signatures
-
-
-def file_of(sources: Path, module: str) -> Path:
-    """Return the file of a module, which need not be there."""
-    path = sources / Path(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-def tree_of(sources: Path, module: str) -> ast.Module:
-    """Return the syntax tree of a module, an empty one if there is no such module."""
-    file = file_of(sources, module)
-    return parsed(file) if file.exists() else ast.Module([], [])
-
-
-def definition(tree: ast.AST, name: str) -> ast.AST | None:
-    """Find a function or class by its dotted name; it may be defined under a condition."""
-    found: ast.AST | None = tree
-    for part in name.split("."):
-        found = next((node for node in defined_in(found) if node.name == part), None)
-    return found
-
-
-def defined_in(node: ast.AST | None) -> Iterator[ast.FunctionDef | ast.ClassDef]:
-    """Yield the functions and classes of a body, those under its conditions too."""
-    for each in getattr(node, "body", []):
-        if isinstance(each, ast.FunctionDef | ast.ClassDef):
-            yield each
-        elif isinstance(each, ast.If | ast.Try):
-            yield from defined_in(each)
-
-
-def signature_of(node: ast.AST | None) -> str | None:
-    """Return a function's parameters without their types, a class as the names of its public methods."""
-    if isinstance(node, ast.ClassDef):
-        methods = [each.name for each in node.body if isinstance(each, ast.FunctionDef)]
-        return ", ".join(sorted(name for name in methods if not name.startswith("_")))
-    if not isinstance(node, ast.FunctionDef):
-        return None
-    parameters = node.args
-    for parameter in [*parameters.posonlyargs, *parameters.args, *parameters.kwonlyargs]:
-        parameter.annotation = None
-    return ast.unparse(parameters)
 
 
 def construction_of(file: Path) -> list[str]:
@@ -180,36 +105,11 @@ def construction_of(file: Path) -> list[str]:
 
 def dispatch_of(file: Path) -> list[str]:
     """Return the communicators that `CudaCommunicator.all_reduce` looks at, in the order in which it asks them."""
-    method = definition(parsed(file), "CudaCommunicator.all_reduce")
-    order: list[tuple[int, str]] = []
-    for node in ast.walk(method) if method else ():
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
-            name = ast.unparse(node.func)
-            if name.startswith(("should_", "torch.ops.vllm")) or "_comm." in name:
-                order.append((node.lineno, name))
-    return [name for _line, name in sorted(order)]
 
+    def is_of_a_communicator(name: str) -> bool:
+        return name.startswith(("should_", "torch.ops.vllm")) or "_comm." in name
 
-def asked_of_the_communicator(package: Path) -> set[str]:
-    """Return the attributes that the release's code reads from `ca_comm`, by whatever name it holds it."""
-    asked: set[str] = set()
-    for file in sorted(package.rglob("*.py")):
-        text = file.read_text(errors="replace")
-        # There the same name is ROCm's communicator.
-        if FIELD not in text or file == file_of(package.parent, FUSION_PASS):
-            continue
-        tree = ast.parse(text)
-        names = {FIELD} | {
-            target.id
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Assign) and is_the_communicator(node.value, set())
-            for target in node.targets
-            if isinstance(target, ast.Name)
-        }
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and is_the_communicator(node.value, names):
-                asked.add(node.attr)
-    return asked
+    return calls_in(definition(parsed(file), "CudaCommunicator.all_reduce"), is_of_a_communicator)
 
 
 def asked_of_flashinfer(sources: Path) -> list[str]:
@@ -225,15 +125,6 @@ def asked_of_flashinfer(sources: Path) -> list[str]:
     return sorted(asked)
 
 
-def is_the_communicator(node: ast.AST, names: set[str]) -> bool:
-    """Whether an expression is `ca_comm`, as an attribute, by `getattr`, or by one of these names."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
-        return len(node.args) > 1 and isinstance(node.args[1], ast.Constant) and node.args[1].value == FIELD
-    if isinstance(node, ast.Name):
-        return node.id in names
-    return isinstance(node, ast.Attribute) and node.attr == FIELD
-
-
 def defaults_of(file: Path, variables: list[str]) -> dict[str, str | None]:
     """Return the documented defaults of environment variables."""
     defaults: dict[str, str | None] = dict.fromkeys(variables)
@@ -241,20 +132,6 @@ def defaults_of(file: Path, variables: list[str]) -> dict[str, str | None]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in defaults:
             defaults[node.target.id] = ast.unparse(node.value) if node.value else None
     return defaults
-
-
-def parsed(file: Path) -> ast.Module:
-    """Return the syntax tree of a file."""
-    return ast.parse(file.read_text())
-
-
-def differences_of(recorded: Any, found: Any, place: str = "") -> Iterator[str]:
-    """Yield a line for each difference."""
-    if isinstance(recorded, dict) and isinstance(found, dict):
-        for key in sorted({*recorded, *found}):
-            yield from differences_of(recorded.get(key), found.get(key), f"{place}{key}: ")
-    elif recorded != found:
-        yield f"{place}recorded {recorded!r}, found {found!r}"
 
 
 if __name__ == "__main__":

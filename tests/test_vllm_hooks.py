@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import hook_record
 import pytest
 import vllm_hooks
 from fake_vllm import MODULE, PACKAGE, RELEASES, TABLE, fake_vllm
@@ -17,7 +18,7 @@ each_release = pytest.mark.parametrize("release", RELEASES)
 def parameters_of(function: object) -> str:
     tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(inspect.unwrap(function))))
     node = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
-    return vllm_hooks.signature_of(node)
+    return hook_record.signature_of(node)
 
 
 @each_release
@@ -156,7 +157,7 @@ def test_the_script_names_what_differs_from_the_newest_release_and_records(monke
     monkeypatch.setattr(vllm_hooks, "TABLE", table)
     assert run(monkeypatch, str(sources)) == 1
     out = capsys.readouterr().out
-    assert out.startswith(f"vllm 9.1.0, recorded {vllm_hooks.newest(TABLE)}: ")
+    assert out.startswith(f"vllm 9.1.0, recorded {hook_record.newest(TABLE)}: ")
     assert "CustomAllreduce.should_custom_ar: recorded 'self, inp', found 'self, inp, stream=0'" in out
     assert "asked_of_the_communicator: recorded [" in out
     assert run(monkeypatch, "--record", str(sources)) == 0
@@ -167,7 +168,7 @@ def test_the_script_names_what_differs_from_the_newest_release_and_records(monke
 
 
 def test_the_newest_release_is_found_by_its_numbers():
-    assert vllm_hooks.newest({"0.9.2": {}, "0.33.0": {}, "0.26.0": {}}) == "0.33.0"
+    assert hook_record.newest({"0.9.2": {}, "0.33.0": {}, "0.26.0": {}}) == "0.33.0"
 
 
 def test_other_sources_are_refused(tmp_path):

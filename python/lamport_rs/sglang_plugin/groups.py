@@ -19,6 +19,7 @@ from lamport_rs.plugin_groups import PluginGroups
 from lamport_rs.sglang_plugin import SWITCH, hooks
 from lamport_rs.sglang_plugin.log import logger
 
+SERVED_DEVICES = {"cuda"}
 groups = PluginGroups("SGLang", SWITCH, logger)
 
 
@@ -79,7 +80,7 @@ def serve_group(group: Any, given: dict[str, Any]) -> None:
 
 def is_served(device: torch.device) -> bool:
     """Whether the device of a group is an NVIDIA GPU; SGLang's other platforms have all-reduces of their own."""
-    return device.type == "cuda" and torch.version.hip is None
+    return device.type in SERVED_DEVICES and torch.version.hip is None
 
 
 def is_elastic(given: dict[str, Any]) -> bool:
