@@ -122,8 +122,9 @@ def function_of(module: str, name: str, behaviour: Callable[..., Any]) -> Callab
     text = SIGNATURES[module][name].replace("timedelta(seconds=120 * 60)", "None")
     parsed = ast.parse(f"def _({text}): pass").body[0].args
     constants = {each.id: 2048 for each in ast.walk(parsed) if isinstance(each, ast.Name)}
+    given = ", ".join(f"{each.arg}={each.arg}" for each in [*parsed.args, *parsed.kwonlyargs])
     namespace: dict[str, Any] = {"behave": behaviour, **constants}
-    exec(f"def function({text}):\n    return behave(**{{**locals()}})", namespace)
+    exec(f"def function({text}):\n    return behave({given})", namespace)
     function = namespace["function"]
     function.__name__, function.__module__ = name.split(".")[-1], module
     return function

@@ -41,7 +41,9 @@ def test_sglang_finds_the_plugin_by_its_entry_point():
 
 @pytest.mark.parametrize("first", ["lamport_rs", "torch"])
 def test_without_sglang_nothing_of_the_plugin_is_imported(first):
-    code = f"import {first}, sys, torch, lamport_rs; lamport_rs.all_reduce; print([m for m in sys.modules if 'sgl' in m])"
+    code = (
+        f"import {first}, sys, torch, lamport_rs; lamport_rs.all_reduce; print([m for m in sys.modules if 'sgl' in m])"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert (ended.stdout, ended.stderr) == ("[]\n", "")
 
