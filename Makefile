@@ -90,6 +90,14 @@ check-vllm: build ## Check the plugin for vLLM against unpacked releases: VLLM_S
 	$(BIN)/python scripts/vllm_hooks.py $(VLLM_SOURCES)
 	$(BIN)/python scripts/vllm_on_host.py $(VLLM_SOURCES)
 
+SGLANG_SOURCES ?=
+.PHONY: check-sglang
+check-sglang: build ## Check the plugin for SGLang against unpacked releases: SGLANG_SOURCES="FOLDER ...".
+	@[ -n "$(SGLANG_SOURCES)" ] || \
+	  { echo 'name folders that hold the package sglang: SGLANG_SOURCES="FOLDER ..."' >&2; exit 1; }
+	$(BIN)/python scripts/sglang_hooks.py $(SGLANG_SOURCES)
+	$(BIN)/python scripts/sglang_on_host.py $(SGLANG_SOURCES)
+
 clean: ## Remove what was built, and the virtual environment.
 	rm -rf target dist $(VENV)
 

@@ -9,26 +9,16 @@ else they import is a mock. Two ranks make a `CudaCommunicator`, as workers do f
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.util
-import multiprocessing
 import os
 import sys
-import tempfile
-import types
-from collections.abc import Sequence
-from datetime import timedelta
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
+
+from engine_on_host import WORLD_SIZE, Mocks, Settings, expect, run_releases
 
 PACKAGE = "vllm.distributed.device_communicators"
 MODULES = {f"{PACKAGE}.cuda_communicator", f"{PACKAGE}.custom_all_reduce"}
-WORLD_SIZE = 2
-SECONDS = 120.0
-"""Most seconds that the ranks of one release may take."""
-SETTINGS: dict[str, dict[str, Any]] = {
+SETTINGS: Settings = {
     "vllm.envs": {
         "VLLM_BATCH_INVARIANT": False,
         "VLLM_ALLREDUCE_USE_SYMM_MEM": False,
@@ -55,46 +45,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """What the mocks must answer for a worker on NVIDIA GPUs with vLLM's defaults, but for what needs a GPU."""
 
 
-class Mocks(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds `MODULES` in the sources, and mocks for all else of vLLM."""
-
-    def __init__(self, sources: Path) -> None:
-        self._sources = sources
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Find a module of vLLM."""
-        if fullname in MODULES:
-            file = self._sources / Path(*fullname.split(".")).with_suffix(".py")
-            return importlib.util.spec_from_file_location(fullname, file)
-        return ModuleSpec(fullname, self, is_package=True) if fullname.split(".")[0] == "vllm" else None
-
-    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
-        """Make a mock that answers as `SETTINGS` says, and else with mocks."""
-        module = MockModule(spec.name)
-        for name, value in SETTINGS.get(spec.name, {}).items():
-            *owners, last = name.split(".")
-            owner: Any = module
-            for each in owners:
-                owner = getattr(owner, each)
-            setattr(owner, last, value)
-        return module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        """Do nothing: a mock has no code."""
-
-
-class MockModule(types.ModuleType):
-    """A module that has every name."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        vars(self)[name] = MagicMock(name=f"{self.__name__}.{name}")
-        return vars(self)[name]
-
-
 class DeviceCommunicatorBase:
     """What `CudaCommunicator` is derived from, as far as it is needed."""
 
@@ -106,41 +56,12 @@ class DeviceCommunicatorBase:
 SETTINGS[f"{PACKAGE}.base_device_communicator"] = {"DeviceCommunicatorBase": DeviceCommunicatorBase}
 
 
-def main() -> int:
-    """Run all releases; return the exit status."""
-    failed = 0
-    for sources in map(Path, sys.argv[1:]):
-        failures = run_release(sources)
-        print(f"{sources}: {'the communicators sum with the plugin' if not failures else 'FAILED'}", flush=True)
-        failed += failures
-    return int(failed > 0)
-
-
-def run_release(sources: Path) -> int:
-    """Run the ranks of one release; return how many failed."""
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            context.Process(target=run_rank, args=(sources, rank, f"{folder}/store")) for rank in range(WORLD_SIZE)
-        ]
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join(SECONDS)
-            rank.kill()
-            rank.join()
-    return sum(rank.exitcode != 0 for rank in ranks)
-
-
-def run_rank(sources: Path, rank: int, store: str) -> None:
+def run_rank(sources: Path, rank: int) -> None:
     """Make a communicator, and ask of it what vLLM asks."""
     import torch
     import torch.distributed as dist
 
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=SECONDS)
-    )
-    sys.meta_path.insert(0, Mocks(sources))
+    sys.meta_path.insert(0, Mocks(sources, "vllm", MODULES, SETTINGS))
     from lamport_rs.vllm_plugin import install
 
     install()
@@ -161,13 +82,11 @@ def run_rank(sources: Path, rank: int, store: str) -> None:
         os.environ["LAMPORT_RS_MAX_MEMORY"] = "0"
     own = module.CudaCommunicator(group, torch.device("cpu"), group, "tp:0").ca_comm
     expect((type(own).__name__, own.disabled), ("CustomAllreduce", True))
-    dist.destroy_process_group()
 
 
-def expect(found: object, expected: object) -> None:
-    """End this rank if something is not as it should be."""
-    if found != expected:
-        raise SystemExit(f"expected {expected}, found {found}")
+def main() -> int:
+    """Run all releases; return the exit status."""
+    return run_releases(run_rank)
 
 
 if __name__ == "__main__":
