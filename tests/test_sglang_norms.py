@@ -10,6 +10,7 @@ from fake_sglang import (
     COMM_FUSION,
     DP_ATTENTION,
     EPS,
+    EXIT,
     MODEL_LOADER,
     Norm,
     calls,
@@ -171,11 +172,14 @@ def check_compiled(me: Rank) -> None:
         make_groups(me)
         prepare()
         norm = Norm(random_tensor((WIDTH,), torch.bfloat16, 5))
-        # Up to the choice, which SGLang makes in what is compiled, too.
+        # SGLang chooses in what is compiled, too.
         fuse: Callable[..., Any] = sys.modules[COMM_FUSION].flashinfer_allreduce_residual_rmsnorm
-        compiled = torch.compile(
-            lambda x, residual: fuse(x + 1, residual, norm.weight, EPS, 2048), backend="aot_eager", fullgraph=True
-        )
+        applies: Callable[..., bool] = sys.modules[EXIT].flashinfer_ar_fusion_applies
+
+        def layer(x: torch.Tensor, residual: torch.Tensor) -> Any:
+            return fuse(x + 1, residual, norm.weight, EPS, 2048) if applies(x.shape[0]) else None
+
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
         for rows in (4, 9, 5):
             mine, residual = torch.full((rows, WIDTH), 1.0 + me.rank).bfloat16(), torch.ones(rows, WIDTH).bfloat16()
             found, summed = compiled(mine, residual)

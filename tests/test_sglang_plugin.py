@@ -1,5 +1,6 @@
 """When the plugin for SGLang is loaded, what the environment chooses, and releases that it does not know."""
 
+import functools
 import importlib
 import re
 import subprocess
@@ -59,6 +60,7 @@ def served_parts(me: Rank, modules: Any) -> set[str]:
     modules[COMM_FUSION].pre_initialize_workspaces(max_token_num=2048, hidden_dim=64, dtype=torch.float32)
     norm_class, _ = modules[MODEL_LOADER].get_model_architecture(model_config=None)
     weight = type("Weight", (), {"weight": torch.ones(16), "variance_epsilon": 1e-6})
+    norm_class(weight, weight)
     norm = norm_class(weight, weight)
     parts = {"all_reduce": type(group.ca_comm).__name__ == "LamportAllreduce"}
     parts["fused"] = modules[ADD_NORM].flashinfer_ar_fusion_applies(5)
@@ -140,6 +142,44 @@ def test_a_release_without_hooks_at_all_goes_on_with_one_warning(change, reason)
     (line,) = lines
     assert line.startswith("WARNING this release of SGLang has no hook for lamport_rs to replace anything: ")
     assert reason in line
+
+
+def without_names(modules: Any) -> None:
+    made = modules[PARALLEL_STATE].GroupCoordinator
+    make = made.__init__
+
+    @functools.wraps(make)
+    def make_without(self: Any, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **options)
+        del self.unique_name
+
+    made.__init__ = make_without
+
+
+def test_groups_that_differ_are_left_alone_with_one_warning(ranks_of):
+    (kind, lines), (other_kind, others) = ranks_of(2).run(group_of_changed_release)
+    assert kind == other_kind == "CustomAllReduceV2"
+    (line,) = lines
+    assert "to replace anything: a group has no unique_name" in line
+    assert others == []
+
+
+def group_of_changed_release(me: Rank) -> tuple[str, list[str]]:
+    with logged() as lines, fake_sglang(me.device) as modules:
+        without_names(modules)
+        load_plugins()
+        return type(make_groups(me).ca_comm).__name__, lines
+
+
+def without_groups(modules: Any) -> None:
+    modules["sglang.srt.runtime_context"].get_parallel = lambda: None
+
+
+def test_norms_whose_groups_are_not_found_are_left_alone(ranks_of):
+    (first, lines), (second, others) = ranks_of(2).run(parts_of_changed_release, without_groups)
+    assert first == second == {"all_reduce"}
+    assert [line.split("replace ")[1].split(":")[0] for line in lines if "WARNING" in line] == ["fused", "minimax"]
+    assert not [line for line in others if "WARNING" in line]
 
 
 def without_flashinfers_sums(modules: Any) -> None:

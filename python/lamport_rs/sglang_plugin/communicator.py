@@ -101,7 +101,7 @@ def replace_communicator(group: Any) -> None:
                 "lamport_rs leaves group %s to SGLang, which has no custom all-reduce for it itself", group.unique_name
             )
         return
-    max_size = min(own.max_size, MAX_SIZE)
+    max_size = min(getattr(own, "max_size", MAX_SIZE), MAX_SIZE)
     workspace = groups.workspace_of(
         *(PART, group.cpu_group, group.device),
         lambda world_size: LamportWorkspace.compute_comm_size_for_all_reduce(max_size, world_size),

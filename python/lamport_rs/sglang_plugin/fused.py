@@ -16,7 +16,7 @@ from lamport_rs.exchange import all_gather_over
 from lamport_rs.plugin_groups import GroupWorkspace
 from lamport_rs.sglang_plugin import hooks, operators
 from lamport_rs.sglang_plugin.communicator import DTYPES, MAX_SIZE
-from lamport_rs.sglang_plugin.groups import groups, is_served
+from lamport_rs.sglang_plugin.groups import groups, is_served, leave_to_sglang
 from lamport_rs.sglang_plugin.log import logger
 from lamport_rs.workspace import LamportWorkspace
 
@@ -63,17 +63,19 @@ def prepare(
 
 def prepare_workspaces(rows: int, width: int, dtype: torch.dtype) -> bool:
     """Make the workspaces, on all ranks of the tensor-parallel group or on none."""
-    everybody = hooks.PARALLEL.find()().tp_group
-    if everybody.world_size == 1 or not is_served(everybody.device):
+    try:
+        everybody = hooks.PARALLEL.find()().tp_group
+        fusing = {group.unique_name: group for group in map(fusion_group, (True, False)) if group.world_size > 1}
+    except Exception as error:  # Nothing has been asked of the other ranks yet, and they come here as well.
+        leave_to_sglang(PART, repr(error))
+        return False
+    if not fusing or not is_served(everybody.device) or served.has_dp_attention():
         return False
     if PART not in groups.parts_of(everybody.cpu_group):
         return False
-    if served.has_dp_attention():
-        return False
-    fusing = {group.unique_name: group for group in map(fusion_group, (True, False)) if group.world_size > 1}
     made = {name: workspace_for(group, rows, width, dtype) for name, group in fusing.items()}
     # The groups are parts of the tensor-parallel one: another part may have failed where this one has not.
-    mine = bool(made) and all(made.values())
+    mine = all(made.values())
     if not all(message[0] for message in all_gather_over(everybody.cpu_group)(bytes([mine]))):
         return False
     operators.norm_workspaces.update({name: workspace for name, workspace in made.items() if workspace is not None})

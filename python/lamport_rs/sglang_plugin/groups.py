@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from lamport_rs.sglang_plugin import SWITCH, hooks
 from lamport_rs.sglang_plugin.log import logger
 
 SERVED_DEVICES = {"cuda"}
+ATTRIBUTES = ("ca_comm", "cpu_group", "device", "rank_in_group", "unique_name", "use_custom_allreduce", "world_size")
+"""What the plugin asks of a `GroupCoordinator`."""
 groups = PluginGroups("SGLang", SWITCH, logger)
 
 
@@ -29,6 +31,8 @@ class State:
 
     is_watching: bool = False
     is_in_place: bool = False
+    left: set[str] = field(default_factory=set)
+    """The parts that the log says are left to SGLang."""
 
 
 _state = State()
@@ -67,6 +71,9 @@ def serve_group(group: Any, given: dict[str, Any]) -> None:
         group: The `GroupCoordinator`.
         given: The arguments of its constructor.
     """
+    if missing := [name for name in ATTRIBUTES if not hasattr(group, name)]:
+        leave_to_sglang("anything", f"a group has no {', '.join(missing)}")
+        return
     if group.world_size == 1 or not is_served(group.device) or is_elastic(given):
         return
     if not _state.is_in_place:
@@ -108,8 +115,10 @@ def put_parts_in_place() -> None:
 
 
 def leave_to_sglang(part: str, reason: str) -> None:
-    """Say why a part cannot be replaced. All ranks are of one release: the first one's warning will do."""
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    """Say once why a part cannot be replaced. All ranks are of one release: the first one's warning will do."""
+    is_known = part in _state.left
+    _state.left.add(part)
+    if not is_known and (not dist.is_initialized() or dist.get_rank() == 0):
         logger.warning(
             "this release of SGLang has no hook for lamport_rs to replace %s: %s; SGLang's own goes on. A newer "
             "lamport_rs may know this release; %s=0 silences this",

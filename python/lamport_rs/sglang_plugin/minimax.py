@@ -48,13 +48,18 @@ def hook_norms() -> None:
 
 def serve_norm(_result: Any, norm: Any, q_norm: Any, k_norm: Any) -> None:
     """Have the package normalise Q and K of a layer, on all ranks or on none. Collective for the first layer."""
-    group = hooks.PARALLEL.find()().attn_tp_group
+    try:
+        group, eps = hooks.PARALLEL.find()().attn_tp_group, float(q_norm.variance_epsilon)
+        widths = q_norm.weight.shape[0], k_norm.weight.shape[0]
+    except Exception as error:  # Nothing has been asked of the other ranks yet, and they come here as well.
+        leave_to_sglang(PART, repr(error))
+        return
     if group.world_size == 1 or not is_served(group.device) or PART not in groups.parts_of(group.cpu_group):
         return
-    workspace = workspace_for(group, q_norm.weight, k_norm.weight)
+    workspace = workspace_for(group, *widths, q_norm.weight.dtype)
     if workspace is None:
         return
-    name, eps = group.unique_name, q_norm.variance_epsilon
+    name = group.unique_name
     if name not in operators.minimax_workspaces and group.rank_in_group == 0:
         logger.info(
             "lamport_rs %s normalises MiniMax's Q and K: group %s, %d ranks, %.0f MiB of memory for each rank",
@@ -71,7 +76,7 @@ def serve_norm(_result: Any, norm: Any, q_norm: Any, k_norm: Any) -> None:
     norm.forward = forward
 
 
-def workspace_for(group: Any, q_weight: torch.Tensor, k_weight: torch.Tensor) -> GroupWorkspace | None:
+def workspace_for(group: Any, q_size: int, kv_size: int, weight_dtype: torch.dtype) -> GroupWorkspace | None:
     """Return the group's workspace; None, on all ranks, if there is none, or it does not take such rows."""
     workspace = groups.workspace_of(
         *(PART, group.cpu_group, group.device),
@@ -79,10 +84,9 @@ def workspace_for(group: Any, q_weight: torch.Tensor, k_weight: torch.Tensor) ->
     )
     if workspace is None:
         return None
-    q_size, kv_size = q_weight.shape[0], k_weight.shape[0]
-    dtype = torch.bfloat16 if q_weight.dtype == torch.float32 else q_weight.dtype
+    dtype = torch.bfloat16 if weight_dtype == torch.float32 else weight_dtype
     row = torch.empty(1, q_size + kv_size, dtype=dtype, device="meta")
     served = workspace.here().supports(
-        row, "minimax_allreduce_rms_qk", weight_dtype=q_weight.dtype, q_size=q_size, kv_size=kv_size
+        row, "minimax_allreduce_rms_qk", weight_dtype=weight_dtype, q_size=q_size, kv_size=kv_size
     )
     return workspace if served else None
