@@ -122,13 +122,11 @@ def test_without_a_workspace_on_one_rank_all_have_sglangs_own(ranks_of):
 
 def check_without_own(me: Rank, what: str) -> tuple[list[str], str]:
     def check(me: Rank, modules: Any) -> str:
-        def fail(self: Any, *_arguments: Any, **_options: Any) -> None:
-            if what == "fails":
-                raise RuntimeError("no compiler")
+        def make(self: Any, *_arguments: Any, **_options: Any) -> None:
             self.disabled, self.full_nvlink = what == "is disabled", what != "has no NVLink"
 
         if me.rank == 1:
-            modules[V2].CustomAllReduceV2.__init__ = fail
+            modules[V2].CustomAllReduceV2.__init__ = make
         group = make_groups(me)
         calls.take()
         return kind_of(group)
@@ -138,14 +136,37 @@ def check_without_own(me: Rank, what: str) -> tuple[list[str], str]:
 
 
 def test_a_group_for_which_sglang_has_no_all_reduce_itself_is_left_alone(ranks_of):
-    for what in ("fails", "is disabled"):
-        first, second = ranks_of(2).run(check_without_own, what)
-        assert first[1] == "CustomAllReduceV2"
-        assert second[1] in ("CustomAllReduceV2", "NoneType")
-        assert first[0][0].startswith("INFO lamport_rs leaves group tp:")
-        assert second[0] == []
-    first, second, third = ranks_of(3).run(check_without_own, "has no NVLink")
-    assert first[1] == second[1] == third[1] == "CustomAllReduceV2"
+    for world_size, what in [(2, "is disabled"), (3, "has no NVLink")]:
+        first, *others = ranks_of(world_size).run(check_without_own, what)
+        assert {kind for _lines, kind in (first, *others)} == {"CustomAllReduceV2"}
+        (line,) = first[0]
+        assert line.startswith("INFO lamport_rs leaves group tp:")
+        assert all(lines == [] for lines, _kind in others)
+    assert {kind for _lines, kind in ranks_of(2).run(check_without_own, "has no NVLink")} == {"LamportAllreduce"}
+
+
+def check_own_fails(me: Rank) -> None:
+    def check(me: Rank, modules: Any) -> None:
+        def fail(*_arguments: Any, **_options: Any) -> None:
+            raise RuntimeError("there is no compiler")
+
+        if me.rank == 1:
+            modules[V2].CustomAllReduceV2.__init__ = fail
+        group = make_groups(me)
+        assert kind_of(group) == "LamportAllreduce"
+        assert not isinstance(group.ca_comm, modules[V2].CustomAllReduceV2)
+        assert not hasattr(group.ca_comm, "obj")
+        with group.graph_capture():
+            assert torch.equal(group.all_reduce(torch.ones(4)), torch.full((4,), 2.0))
+        group.all_reduce(torch.ones(4, dtype=torch.int32))
+        assert calls.take() == [("nccl", "all_reduce")]
+        group.ca_comm.close()
+
+    in_sglang(me, check)
+
+
+def test_a_group_sums_where_sglangs_own_all_reduce_could_not_be_made_on_one_rank(ranks_of):
+    ranks_of(2).run(check_own_fails)
 
 
 def check_groups(me: Rank) -> None:

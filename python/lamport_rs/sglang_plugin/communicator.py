@@ -7,7 +7,8 @@ take are its own's.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -33,24 +34,26 @@ class LamportAllreduce:
     """The all-reduces of one group, by a workspace; all else that SGLang asks of its custom all-reduce, by that."""
 
     def __init__(self, group: dist.ProcessGroup, workspace: GroupWorkspace, own: Any, max_size: int) -> None:
-        """Take over from `own`, SGLang's object, tensors of up to `max_size` bytes."""
+        """Take over tensors of up to `max_size` bytes from `own`, SGLang's object; None if it could not make one."""
         self._group, self._workspace, self._own, self._max_sum = group, workspace, own, max_size
         self.disabled = False
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         # SGLang asks `isinstance(..., CustomAllReduceV2)` before it uses that class's memory, which is there.
-        return type(self._own)
+        return LamportAllreduce if self._own is None else type(self._own)
 
     def should_custom_ar(self, inp: torch.Tensor) -> bool:
         """Whether to sum `inp` here or by SGLang's own: the same on every rank, for it depends on shape and dtype."""
-        return not self.disabled and (self._sums(inp) or self._own.should_custom_ar(inp))
+        if self.disabled:
+            return False
+        return self._sums(inp) or (self._own is not None and self._own.should_custom_ar(inp))
 
     def custom_all_reduce(self, input: torch.Tensor) -> torch.Tensor | None:  # noqa: A002  (SGLang's name)
-        """Return the sum in a new tensor."""
+        """Return the sum in a new tensor, or None if others are to sum."""
         if not self.disabled and self._sums(input):
             return all_reduce(input, self._workspace.here())
-        total: torch.Tensor | None = self._own.custom_all_reduce(input)
+        total: torch.Tensor | None = None if self._own is None else self._own.custom_all_reduce(input)
         return total
 
     def _sums(self, inp: torch.Tensor) -> bool:
@@ -59,7 +62,7 @@ class LamportAllreduce:
     @contextmanager
     def capture(self) -> Iterator[None]:
         """Surround the capture of a CUDA graph. Sums need nothing; SGLang's own registers what it was given."""
-        with self._own.capture():
+        with nullcontext() if self._own is None else self._own.capture():
             yield
 
     def close(self) -> None:
@@ -67,7 +70,8 @@ class LamportAllreduce:
         if not self.disabled:
             self.disabled = True
             groups.close(PART, self._group)
-            self._own.close()
+            if self._own is not None:
+                self._own.close()
 
     def __del__(self) -> None:
         # Not `close`: SGLang drops its communicators without one, after it has taken the groups down.
@@ -91,16 +95,27 @@ def register_hooks() -> None:
     hooks.register(hooks.FLASHINFER_SUMS, can_use_flashinfer, "AROUND")
 
 
+class Own(IntEnum):
+    """What SGLang has for a group, the least first: the ranks go by the least that one of them has."""
+
+    NO_USE = 0
+    """An object that sums nothing, as SGLang has it for GPUs without NVLink between them: NCCL is to sum."""
+    NOT_MADE = 1
+    """None, as where its kernels cannot be compiled."""
+    SUMS = 2
+
+
 def replace_communicator(group: Any) -> None:
     """Replace a group's custom all-reduce, on all ranks or on none. Collective."""
-    own = group.ca_comm
-    all_gather = all_gather_over(group.cpu_group, group.device)
-    if not all(message[0] for message in all_gather(bytes([sums_with_nvlink(own, group.world_size)]))):
+    mine = own_of(group.ca_comm, group.world_size)
+    least = min(message[0] for message in all_gather_over(group.cpu_group, group.device)(bytes([mine])))
+    if least == Own.NO_USE:
         if group.rank_in_group == 0:
             logger.info(
-                "lamport_rs leaves group %s to SGLang, which has no custom all-reduce for it itself", group.unique_name
+                "lamport_rs leaves group %s to SGLang, which has no custom all-reduce for such GPUs", group.unique_name
             )
         return
+    own = group.ca_comm if least == Own.SUMS else None
     max_size = min(getattr(own, "max_size", MAX_SIZE), MAX_SIZE)
     workspace = groups.workspace_of(
         *(PART, group.cpu_group, group.device),
@@ -111,14 +126,17 @@ def replace_communicator(group: Any) -> None:
     group.ca_comm = LamportAllreduce(group.cpu_group, workspace, own, max_size)
     if group.rank_in_group == 0:
         logger.info(
-            "lamport_rs %s sums in the place of SGLang's %s: group %s, %d ranks, float32, float16 and bfloat16 tensors "
+            "lamport_rs %s sums in the place of %s: group %s, %d ranks, float32, float16 and bfloat16 tensors "
             "of up to %g MiB, %.0f MiB of memory for each rank",
-            *(__version__, type(own).__name__, group.unique_name, group.world_size),
+            *(__version__, "NCCL" if own is None else f"SGLang's {type(own).__name__}"),
+            *(group.unique_name, group.world_size),
             *(max_size / 2**20, workspace.memory_bytes / 2**20),
         )
 
 
-def sums_with_nvlink(own: Any, world_size: int) -> bool:
-    """Whether SGLang would sum by `own`: it leaves more than two GPUs without NVLink between them to NCCL."""
-    usable = own is not None and not getattr(own, "disabled", True)
-    return usable and (world_size == 2 or bool(getattr(own, "full_nvlink", True)))
+def own_of(own: Any, world_size: int) -> Own:
+    """Say what SGLang has for a group; its first custom all-reduce leaves more than two GPUs without NVLink to NCCL."""
+    if own is None:
+        return Own.NOT_MADE
+    has_links = world_size == 2 or bool(getattr(own, "full_nvlink", True))
+    return Own.NO_USE if getattr(own, "disabled", True) or not has_links else Own.SUMS
