@@ -91,7 +91,7 @@ def test_without_a_workspace_on_one_rank_all_have_vllms_own(ranks_of, release):
     first, second = ranks_of(2).run(check_fallback, release)
     assert first[1] == second[1] == [("own", "__init__"), ("own", "custom_all_reduce")]
     (line,) = first[0]
-    assert line.startswith("WARNING vLLM's own all-reduce goes on, because lamport_rs has no workspace: ")
+    assert line.startswith("WARNING vLLM's own path goes on for all_reduce, because lamport_rs has no workspace: ")
     assert "rank 1" in line
     assert "LAMPORT_RS_MAX_MEMORY is 'much'" in line
     assert second[0] == []
@@ -129,7 +129,7 @@ def check_nothing_kept(me: Rank, release: str) -> None:
         assert communicator.ca_comm.fully_connected is False
         with pytest.raises(AttributeError, match="custom_all_gather"):
             _ = communicator.ca_comm.custom_all_gather
-        workspace = communicator.ca_comm._workspace
+        workspace = communicator.ca_comm._workspace.here()
         communicator.destroy()
         gc.collect()
         with pytest.raises(LamportError, match="cleaned up"):
