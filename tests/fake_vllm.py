@@ -1,8 +1,9 @@
 """Stand-ins for the modules of vLLM that the plugin touches, with the signatures that `vllm_hooks.json` records.
 
-`fake_vllm(release)` puts them in `sys.modules` for a while, and lets the files of `fake_vllm_package` be imported. Their
-sums are gloo's, and they note in `calls` what they were asked to do. Which communicator `CudaCommunicator.all_reduce`
-asks first is read from the record as well. `fake_flashinfer()`, around it, has FlashInfer installed.
+`fake_vllm(release)` puts them in `sys.modules` for a while, and lets the files of `fake_vllm_package` be imported.
+Their sums are gloo's, and they note in `calls` what they were asked to do. Which communicator
+`CudaCommunicator.all_reduce` asks first is read from the record as well. `fake_flashinfer()`, around it, has FlashInfer
+installed.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def fake_vllm(release: str) -> Iterator[ModuleType]:
     if TABLE[release]["batch_invariance"]["class_attribute"]:
         modules[MODULE].CustomAllreduce.batch_invariant = False
     modules[f"{PACKAGE}.cuda_communicator"].CudaCommunicator = cuda_communicator_of(release)
+    modules[PARALLEL_STATE]._ENABLE_CUSTOM_ALL_REDUCE = True
     modules[PARALLEL_STATE].get_tp_group = lambda: modules[PARALLEL_STATE].coordinator
     modules["vllm.envs"].__getattr__ = from_the_environment
     modules["vllm.platforms"].current_platform = Platform()
@@ -76,6 +78,7 @@ def forget_vllm() -> None:
     """Have the plugin know of no group and wait for no module."""
     imports._finder.waiting.clear()
     agreement._agreed.clear()
+    agreement._served = True
     for group in {key[1] for key in group_workspace._made}:
         group_workspace.close_workspaces(group)
 
@@ -302,7 +305,7 @@ def cuda_communicator_of(release: str) -> type:
     default = record["environment"]["VLLM_ALLREDUCE_USE_FLASHINFER"]
 
     class Behaviour:
-        def __init__(self: Any, cpu_group: Any, device: Any, **_options: Any) -> None:
+        def __init__(self: Any, cpu_group: Any, device: Any, unique_name: str, **_options: Any) -> None:
             self.cpu_group = cpu_group
             values = {"group": cpu_group, "device": device, "symm_mem_enabled": False, "register_graph_buffers": True}
             use_flashinfer = default == "True" if flashinfer is None else flashinfer == "1"
@@ -310,9 +313,11 @@ def cuda_communicator_of(release: str) -> type:
                 module = sys.modules[f"{PACKAGE}.flashinfer_all_reduce"]
                 self.fi_ar_comm = module.FlashInferAllReduce(cpu_group, device)
             disabled = from_the_environment("VLLM_BATCH_INVARIANT") and record["batch_invariance"]["disables"]
-            made = None if disabled else sys.modules[MODULE].CustomAllreduce
-            self.device = device
-            self.ca_comm = made and made(**{name: values[name] for name in keywords})
+            disabled = disabled or not sys.modules[PARALLEL_STATE]._ENABLE_CUSTOM_ALL_REDUCE
+            made = sys.modules[MODULE].CustomAllreduce
+            self.device, self.ca_comm = device, None
+            if unique_name.startswith("tp:") and not disabled:
+                self.ca_comm = made(**{name: values[name] for name in keywords})
             self.pynccl_comm = Nccl(cpu_group)
 
         def all_reduce(self: Any, input_: torch.Tensor) -> torch.Tensor:

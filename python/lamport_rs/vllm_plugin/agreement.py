@@ -16,10 +16,19 @@ from lamport_rs.vllm_plugin import SWITCH
 from lamport_rs.vllm_plugin.log import logger
 
 _agreed: WeakKeyDictionary[dist.ProcessGroup, frozenset[str]] = WeakKeyDictionary()
+_served = True
+
+
+def serve_nothing() -> None:
+    """Have no group agree on anything: this release makes its groups in a way that the plugin does not know."""
+    global _served
+    _served = False
 
 
 def parts_of(group: dist.ProcessGroup, device: Any = None) -> frozenset[str]:
     """Return the parts that serve a group. Collective for the first time."""
+    if not _served:
+        return frozenset()
     if (known := _agreed.get(group)) is not None:
         return known
     chosen = SWITCH.chosen()

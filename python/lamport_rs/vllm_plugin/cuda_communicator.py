@@ -7,7 +7,7 @@ from typing import Any
 
 from lamport_rs._core import LamportError
 from lamport_rs.vllm_plugin import SWITCH
-from lamport_rs.vllm_plugin.agreement import parts_of
+from lamport_rs.vllm_plugin.agreement import parts_of, serve_nothing
 from lamport_rs.vllm_plugin.communicator import communicators, replacement_of_nothing
 from lamport_rs.vllm_plugin.environment import FLASHINFER_VARIABLE, flashinfer_comes_first
 from lamport_rs.vllm_plugin.group_workspace import close_workspaces, has_workspace
@@ -25,8 +25,7 @@ CONSTRUCTOR_PARAMETERS = ("cpu_group", "device", "unique_name")
 def adjust_cuda_communicator() -> None:
     """Have groups agree on their parts, and the rest, once vLLM has imported the modules. Safe to call again."""
     if not has_module(COMMUNICATOR):
-        if SWITCH.chosen():
-            leave_to_vllm("parts", f"there is no {COMMUNICATOR}")
+        _give_up(f"there is no {COMMUNICATOR}")
         return
     when_imported(COMMUNICATOR, _adjust_communicator)
     if "all_reduce" in SWITCH.chosen() and has_module(FLASHINFER):
@@ -34,15 +33,30 @@ def adjust_cuda_communicator() -> None:
 
 
 def _adjust_communicator(module: Any) -> None:
-    owner = module.CudaCommunicator
-    missing = [name for name in CONSTRUCTOR_PARAMETERS if name not in inspect.signature(owner.__init__).parameters]
-    if missing:
-        leave_to_vllm("agreement of ranks", f"CudaCommunicator takes no {', '.join(missing)}")
-    else:
-        wrap(owner, "__init__", _agreeing)
+    owner = getattr(module, "CudaCommunicator", None)
+    if obstacle := _obstacle(owner):
+        _give_up(obstacle)
+        return
+    wrap(owner, "__init__", _agreeing)
     wrap(owner, "destroy", _closing)
     if hasattr(owner, "checkpoint_prepare"):
         wrap(owner, "checkpoint_prepare", _refused_with_a_workspace)
+
+
+def _obstacle(owner: Any) -> str | None:
+    if owner is None:
+        return f"{COMMUNICATOR} has no CudaCommunicator"
+    missing = [name for name in CONSTRUCTOR_PARAMETERS if name not in inspect.signature(owner.__init__).parameters]
+    if missing:
+        return f"CudaCommunicator takes no {', '.join(missing)}"
+    return None if hasattr(owner, "destroy") else "CudaCommunicator has no destroy"
+
+
+def _give_up(reason: str) -> None:
+    """Replace nothing: ranks that cannot agree could take different paths."""
+    serve_nothing()
+    if SWITCH.chosen():
+        leave_to_vllm("parts", reason)
 
 
 def _agreeing(constructor: Any) -> Any:

@@ -8,10 +8,7 @@ from vllm.utils import flashinfer as _utils
 
 flashinfer_comm = None
 if find_spec("flashinfer"):
-    try:
-        import flashinfer.comm as flashinfer_comm
-    except ImportError:
-        pass
+    import flashinfer.comm as flashinfer_comm
 
 if flashinfer_comm is not None:
     from vllm.distributed.device_communicators.flashinfer_all_reduce import (
