@@ -45,9 +45,8 @@ def check_path(me: Rank, release: str, *texts: str) -> Any:
 def test_ranks_use_what_all_of_them_choose(ranks_of, release, texts, parts, with_more):
     (first, lines), (second, others) = ranks_of(2).run(check_path, release, *texts)
     kind = "LamportAllreduce" if "all_reduce" in parts else "CustomAllreduce"
-    assert (
-        first == second == (parts, kind, [] if "all_reduce" in parts else ["custom_all_reduce"], "fused" not in parts)
-    )
+    summed = [] if "all_reduce" in parts else ["custom_all_reduce"]
+    assert first == second == (parts, kind, summed, "fused" not in parts)
     warnings = [line for line in lines if line.startswith("WARNING")]
     assert warnings == (
         [
@@ -131,11 +130,45 @@ def test_fused_workspaces_are_by_group(ranks_of):
     ranks_of(4).run(check_fused_groups, RELEASES[0])
 
 
-def test_a_release_without_the_communicator_goes_on_with_its_own():
-    with fake_vllm(RELEASES[0]):
-        del sys.modules[f"{PACKAGE}.cuda_communicator"]
-        with logged() as lines:
-            install()
-    (line,) = lines
-    assert line.startswith("WARNING this release of vLLM has no hook for lamport_rs's ")
-    assert f"there is no {PACKAGE}.cuda_communicator" in line
+def without_module(name: str) -> None:
+    del sys.modules[name]
+
+
+def without_class(name: str) -> None:
+    del sys.modules[name].CudaCommunicator
+
+
+def without_name(name: str) -> None:
+    sys.modules[name].CudaCommunicator.__init__ = lambda self, cpu_group, device: None
+
+
+def without_destroy(name: str) -> None:
+    del sys.modules[name].CudaCommunicator.destroy
+
+
+def check_unknown(me: Rank, release: str, change: Any) -> list[str]:
+    with fake_vllm(release) as module, logged() as lines:
+        change(f"{PACKAGE}.cuda_communicator")
+        install()
+        made = module.CustomAllreduce(dist.group.WORLD, me.device)
+        assert type(made).__name__ == "CustomAllreduce"
+        assert calls_of(module) == [("own", "__init__")]
+        assert parts_of(dist.group.WORLD) == set()
+    return lines
+
+
+@each_release
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (without_module, f"there is no {PACKAGE}.cuda_communicator"),
+        (without_class, "has no CudaCommunicator"),
+        (without_name, "CudaCommunicator takes no unique_name"),
+        (without_destroy, "CudaCommunicator has no destroy"),
+    ],
+)
+def test_where_ranks_cannot_agree_nothing_is_replaced(ranks_of, release, change, reason):
+    for lines in ranks_of(2).run(check_unknown, release, change):
+        (line,) = lines
+        assert line.startswith("WARNING this release of vLLM has no hook for lamport_rs's parts: ")
+        assert reason in line
