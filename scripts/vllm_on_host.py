@@ -9,25 +9,15 @@ else they import is a mock. Two ranks make a `CudaCommunicator`, as workers do f
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.util
-import multiprocessing
 import os
 import sys
-import tempfile
-import types
-from collections.abc import Sequence
-from datetime import timedelta
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
+
+from vllm_mocks import WORLD_SIZE, expect, load, run_release
 
 PACKAGE = "vllm.distributed.device_communicators"
 MODULES = {f"{PACKAGE}.cuda_communicator", f"{PACKAGE}.custom_all_reduce"}
-WORLD_SIZE = 2
-SECONDS = 120.0
-"""Most seconds that the ranks of one release may take."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "vllm.envs": {
         "VLLM_BATCH_INVARIANT": False,
@@ -55,46 +45,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """What the mocks must answer for a worker on NVIDIA GPUs with vLLM's defaults, but for what needs a GPU."""
 
 
-class Mocks(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds `MODULES` in the sources, and mocks for all else of vLLM."""
-
-    def __init__(self, sources: Path) -> None:
-        self._sources = sources
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Find a module of vLLM."""
-        if fullname in MODULES:
-            file = self._sources / Path(*fullname.split(".")).with_suffix(".py")
-            return importlib.util.spec_from_file_location(fullname, file)
-        return ModuleSpec(fullname, self, is_package=True) if fullname.split(".")[0] == "vllm" else None
-
-    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
-        """Make a mock that answers as `SETTINGS` says, and else with mocks."""
-        module = MockModule(spec.name)
-        for name, value in SETTINGS.get(spec.name, {}).items():
-            *owners, last = name.split(".")
-            owner: Any = module
-            for each in owners:
-                owner = getattr(owner, each)
-            setattr(owner, last, value)
-        return module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        """Do nothing: a mock has no code."""
-
-
-class MockModule(types.ModuleType):
-    """A module that has every name."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        vars(self)[name] = MagicMock(name=f"{self.__name__}.{name}")
-        return vars(self)[name]
-
-
 class DeviceCommunicatorBase:
     """What `CudaCommunicator` is derived from, as far as it is needed."""
 
@@ -110,40 +60,18 @@ def main() -> int:
     """Run all releases; return the exit status."""
     failed = 0
     for sources in map(Path, sys.argv[1:]):
-        failures = run_release(sources)
+        failures = run_release(sources, run_rank)
         print(f"{sources}: {'the communicators sum with the plugin' if not failures else 'FAILED'}", flush=True)
         failed += failures
     return int(failed > 0)
 
 
-def run_release(sources: Path) -> int:
-    """Run the ranks of one release; return how many failed."""
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            context.Process(target=run_rank, args=(sources, rank, f"{folder}/store")) for rank in range(WORLD_SIZE)
-        ]
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join(SECONDS)
-            rank.kill()
-            rank.join()
-    return sum(rank.exitcode != 0 for rank in ranks)
-
-
-def run_rank(sources: Path, rank: int, store: str) -> None:
-    """Make a communicator, and ask of it what vLLM asks."""
+def run_rank(sources: Path, rank: int) -> None:
+    """Make communicators, and ask of them what vLLM asks."""
+    load(sources, MODULES, SETTINGS)
     import torch
     import torch.distributed as dist
 
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=SECONDS)
-    )
-    sys.meta_path.insert(0, Mocks(sources))
-    from lamport_rs.vllm_plugin import install
-
-    install()
     group: Any = dist.group.WORLD
     module = importlib.import_module(f"{PACKAGE}.cuda_communicator")
     communicator = module.CudaCommunicator(group, torch.device("cpu"), group, "tp:0")
@@ -156,18 +84,32 @@ def run_rank(sources: Path, rank: int, store: str) -> None:
         expect([communicator.custom_all_gather(mine), communicator.custom_reduce_scatter(mine)], [None, None])
         expect(communicator.ca_comm.fully_connected, False)
     communicator.destroy()
+    # With batch invariance, in which some releases switch their own off in the configuration.
+    envs: Any = importlib.import_module("vllm.envs")
+    state: Any = importlib.import_module("vllm.distributed.parallel_state")
+    envs.VLLM_BATCH_INVARIANT = True
+    known = hasattr(sys.modules[f"{PACKAGE}.custom_all_reduce"].CustomAllreduce, "batch_invariant")
+    state._ENABLE_CUSTOM_ALL_REDUCE = known
+    communicator = module.CudaCommunicator(group, torch.device("cpu"), group, "tp:0")
+    check_batch_invariance(communicator, rank)
+    communicator.destroy()
+    envs.VLLM_BATCH_INVARIANT = False
+    state._ENABLE_CUSTOM_ALL_REDUCE = True
     # Without a workspace on one rank, vLLM's own object is made on both.
     if rank == 1:
         os.environ["LAMPORT_RS_MAX_MEMORY"] = "0"
     own = module.CudaCommunicator(group, torch.device("cpu"), group, "tp:0").ca_comm
     expect((type(own).__name__, own.disabled), ("CustomAllreduce", True))
-    dist.destroy_process_group()
 
 
-def expect(found: object, expected: object) -> None:
-    """End this rank if something is not as it should be."""
-    if found != expected:
-        raise SystemExit(f"expected {expected}, found {found}")
+def check_batch_invariance(communicator: Any, rank: int) -> None:
+    """A row's bits are the same in batches of all sizes, those that vLLM leaves to NCCL otherwise among them."""
+    import torch
+
+    rows = torch.randn(600, 4096, generator=torch.Generator().manual_seed(rank))
+    whole = communicator.all_reduce(rows)
+    for first, last in [(0, 1), (7, 24), (88, 600)]:
+        expect(torch.equal(communicator.all_reduce(rows[first:last].clone()), whole[first:last]), True)
 
 
 if __name__ == "__main__":
