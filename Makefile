@@ -89,6 +89,7 @@ check-vllm: build ## Check the plugin for vLLM against unpacked releases: VLLM_S
 	@[ -n "$(VLLM_SOURCES)" ] || { echo 'name folders that hold the package vllm: VLLM_SOURCES="FOLDER ..."' >&2; exit 1; }
 	$(BIN)/python scripts/vllm_hooks.py $(VLLM_SOURCES)
 	$(BIN)/python scripts/vllm_on_host.py $(VLLM_SOURCES)
+	$(BIN)/python scripts/vllm_layers_on_host.py $(VLLM_SOURCES)
 
 SGLANG_SOURCES ?=
 .PHONY: check-sglang

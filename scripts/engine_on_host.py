@@ -12,17 +12,17 @@ import multiprocessing
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from unittest.mock import MagicMock
 
 WORLD_SIZE = 2
 SECONDS = 120.0
 """Most seconds that the ranks of one release may take."""
-Settings = dict[str, dict[str, Any]]
+Settings: TypeAlias = Mapping[str, Mapping[str, Any]]
 """What mocks answer, by module and dotted name."""
 
 
@@ -42,7 +42,11 @@ class Mocks(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
             folders = [str(place)] if place.is_dir() else None
             return importlib.util.spec_from_file_location(fullname, file, submodule_search_locations=folders)
-        return ModuleSpec(fullname, self, is_package=True) if fullname.split(".")[0] == self._engine else None
+        if fullname.split(".")[0] != self._engine:
+            return None
+        spec = ModuleSpec(fullname, self, is_package=True)
+        spec.submodule_search_locations = [str(self._sources.joinpath(*fullname.split(".")))]
+        return spec
 
     def create_module(self, spec: ModuleSpec) -> types.ModuleType:
         """Make a mock that answers as the settings say, and else with mocks."""
@@ -69,27 +73,28 @@ class MockModule(types.ModuleType):
         return vars(self)[name]
 
 
-def run_releases(run_rank: Callable[[Path, int], None]) -> int:
+def run_releases(run_rank: Callable[[Path, int], None], served: str) -> int:
     """Run the ranks of all releases that the command line names; return the exit status.
 
     Args:
         run_rank: Is given the folder of a release and the rank, in a process of its own with a process group of gloo.
             It raises if something is not as it should be.
+        served: What the plugin serves, for the line that says so.
     """
     failed = 0
     for sources in map(Path, sys.argv[1:]):
-        failures = run_release(run_rank, sources)
-        print(f"{sources}: {'the communicators sum with the plugin' if not failures else 'FAILED'}", flush=True)
+        failures = run_release(sources, run_rank)
+        print(f"{sources}: {served if not failures else 'FAILED'}", flush=True)
         failed += failures
     return int(failed > 0)
 
 
-def run_release(run_rank: Callable[[Path, int], None], sources: Path) -> int:
+def run_release(sources: Path, run_rank: Callable[[Path, int], None]) -> int:
     """Run the ranks of one release; return how many failed."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            context.Process(target=in_a_group, args=(run_rank, sources, rank, f"{folder}/store"))
+            context.Process(target=_in_a_group, args=(run_rank, sources, rank, f"{folder}/store"))
             for rank in range(WORLD_SIZE)
         ]
         for rank in ranks:
@@ -101,8 +106,7 @@ def run_release(run_rank: Callable[[Path, int], None], sources: Path) -> int:
     return sum(rank.exitcode != 0 for rank in ranks)
 
 
-def in_a_group(run_rank: Callable[[Path, int], None], sources: Path, rank: int, store: str) -> None:
-    """Run one rank in a process group."""
+def _in_a_group(run_rank: Callable[[Path, int], None], sources: Path, rank: int, store: str) -> None:
     import torch.distributed as dist
 
     dist.init_process_group(

@@ -176,7 +176,7 @@ def check_minimax(rank: int) -> None:
 
 def main() -> int:
     """Run all releases; return the exit status."""
-    return run_releases(run_rank)
+    return run_releases(run_rank, "groups, fused norms and MiniMax's norms work with the plugin")
 
 
 if __name__ == "__main__":

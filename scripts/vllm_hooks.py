@@ -26,11 +26,14 @@ from hook_record import (
     signatures_of,
     tree_of,
 )
+from vllm_facts import batch_invariance_facts, fused_facts, minimax_facts
 
 TABLE = Path(__file__).parent.parent / "tests" / "vllm_hooks.json"
 COMMUNICATORS = "vllm.distributed.device_communicators"
 CLASS = "CustomAllreduce"
 FUSION_PASS = "vllm.compilation.passes.fusion.allreduce_rms_fusion"
+GEMMA_NORM = "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm"
+CONFIGURATION = "vllm.config.vllm"
 MINIMAX = "vllm.model_executor.layers.minimax_rms_norm"
 SIGNATURES = {
     "vllm.plugins": ["load_general_plugins"],
@@ -50,21 +53,26 @@ SIGNATURES = {
     ],
     # Where norms fused with all-reduces are made, and what switches them on.
     FUSION_PASS: ["call_trtllm_fused_allreduce_norm", "AllReduceFusionPass", "AllReduceFusionPass.__init__"],
-    "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm": ["fused_allreduce_gemma_rms_norm"],
-    "vllm.config.vllm": ["enable_allreduce_rms_fusion"],
+    GEMMA_NORM: ["fused_allreduce_gemma_rms_norm"],
+    CONFIGURATION: ["enable_allreduce_rms_fusion"],
     "vllm.utils.flashinfer": ["has_flashinfer"],
-    # MiniMax's norms.
+    "vllm.distributed.parallel_state": ["get_tp_group"],
+    # vLLM's rule for GPUs without NVLink between them.
+    "vllm.platforms.cuda": ["NvmlCudaPlatform.is_fully_connected"],
+    "vllm.platforms.interface": ["Platform.is_cuda", "Platform.visible_device_id_to_physical_device_id"],
+    # MiniMax's norms, and where earlier releases have them.
+    "vllm.model_executor.layers.mamba.lamport_workspace": ["get_allreduce_workspace"],
     f"{MINIMAX}.lamport_workspace": ["get_allreduce_workspace"],
     f"{MINIMAX}.rms_norm_tp": [
         *("_minimax_qk_norm_fusion", "MiniMaxText01RMSNormTP", "MiniMaxText01RMSNormTP.__init__"),
-        *("MiniMaxText01RMSNormTP.forward", "MiniMaxText01RMSNormTP.forward_qkv"),
+        *("MiniMaxText01RMSNormTP.forward", "MiniMaxText01RMSNormTP.forward_qkv", "_minimax_qk_norm_tp_fallback"),
     ],
 }
-"""The functions and classes that the plugin replaces, wraps or serves, or will, by module."""
+"""The functions and classes that the plugin replaces, wraps, calls or serves, by module."""
 FLASHINFER_USERS = [
     f"{COMMUNICATORS}.flashinfer_all_reduce",
     FUSION_PASS,
-    "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm",
+    GEMMA_NORM,
 ]
 """The modules that sum by `flashinfer.comm`."""
 
@@ -85,6 +93,12 @@ def facts_of(sources: Path) -> tuple[str, Facts]:
         "asked_of_the_communicator": sorted(
             # There the same name is ROCm's communicator.
             asked_of_the_communicator(package, skipped=file_of(sources, FUSION_PASS))
+        ),
+        "fused": fused_facts([tree_of(sources, user) for user in FLASHINFER_USERS], tree_of(sources, CONFIGURATION)),
+        "minimax": minimax_facts(tree_of(sources, f"{MINIMAX}.rms_norm_tp")),
+        "batch_invariance": batch_invariance_facts(
+            definition(tree_of(sources, f"{COMMUNICATORS}.custom_all_reduce"), CLASS),
+            tree_of(sources, "vllm.config.parallel"),
         ),
         "environment": defaults_of(package / "envs.py", ["VLLM_ALLREDUCE_USE_FLASHINFER", "VLLM_BATCH_INVARIANT"]),
     }

@@ -14,11 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine_on_host import WORLD_SIZE, Mocks, Settings, expect, run_releases
+from engine_on_host import WORLD_SIZE, expect, run_releases
+from vllm_mocks import load
 
 PACKAGE = "vllm.distributed.device_communicators"
 MODULES = {f"{PACKAGE}.cuda_communicator", f"{PACKAGE}.custom_all_reduce"}
-SETTINGS: Settings = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "vllm.envs": {
         "VLLM_BATCH_INVARIANT": False,
         "VLLM_ALLREDUCE_USE_SYMM_MEM": False,
@@ -56,15 +57,17 @@ class DeviceCommunicatorBase:
 SETTINGS[f"{PACKAGE}.base_device_communicator"] = {"DeviceCommunicatorBase": DeviceCommunicatorBase}
 
 
+def main() -> int:
+    """Run all releases; return the exit status."""
+    return run_releases(run_rank, "the communicators sum with the plugin")
+
+
 def run_rank(sources: Path, rank: int) -> None:
-    """Make a communicator, and ask of it what vLLM asks."""
+    """Make communicators, and ask of them what vLLM asks."""
+    load(sources, MODULES, SETTINGS)
     import torch
     import torch.distributed as dist
 
-    sys.meta_path.insert(0, Mocks(sources, "vllm", MODULES, SETTINGS))
-    from lamport_rs.vllm_plugin import install
-
-    install()
     group: Any = dist.group.WORLD
     module = importlib.import_module(f"{PACKAGE}.cuda_communicator")
     communicator = module.CudaCommunicator(group, torch.device("cpu"), group, "tp:0")
@@ -77,6 +80,17 @@ def run_rank(sources: Path, rank: int) -> None:
         expect([communicator.custom_all_gather(mine), communicator.custom_reduce_scatter(mine)], [None, None])
         expect(communicator.ca_comm.fully_connected, False)
     communicator.destroy()
+    # With batch invariance, in which some releases switch their own off in the configuration.
+    envs: Any = importlib.import_module("vllm.envs")
+    state: Any = importlib.import_module("vllm.distributed.parallel_state")
+    envs.VLLM_BATCH_INVARIANT = True
+    known = hasattr(sys.modules[f"{PACKAGE}.custom_all_reduce"].CustomAllreduce, "batch_invariant")
+    state._ENABLE_CUSTOM_ALL_REDUCE = known
+    communicator = module.CudaCommunicator(group, torch.device("cpu"), group, "tp:0")
+    check_batch_invariance(communicator, rank)
+    communicator.destroy()
+    envs.VLLM_BATCH_INVARIANT = False
+    state._ENABLE_CUSTOM_ALL_REDUCE = True
     # Without a workspace on one rank, vLLM's own object is made on both.
     if rank == 1:
         os.environ["LAMPORT_RS_MAX_MEMORY"] = "0"
@@ -84,9 +98,14 @@ def run_rank(sources: Path, rank: int) -> None:
     expect((type(own).__name__, own.disabled), ("CustomAllreduce", True))
 
 
-def main() -> int:
-    """Run all releases; return the exit status."""
-    return run_releases(run_rank)
+def check_batch_invariance(communicator: Any, rank: int) -> None:
+    """A row's bits are the same in batches of all sizes, those that vLLM leaves to NCCL otherwise among them."""
+    import torch
+
+    rows = torch.randn(600, 4096, generator=torch.Generator().manual_seed(rank))
+    whole = communicator.all_reduce(rows)
+    for first, last in [(0, 1), (7, 24), (88, 600)]:
+        expect(torch.equal(communicator.all_reduce(rows[first:last].clone()), whole[first:last]), True)
 
 
 if __name__ == "__main__":

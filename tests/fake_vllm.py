@@ -1,32 +1,38 @@
 """Stand-ins for the modules of vLLM that the plugin touches, with the signatures that `vllm_hooks.json` records.
 
-`fake_vllm(release)` puts them in `sys.modules` for a while. Their sums are gloo's, and they note in `calls` what they
-were asked to do. Which communicator `CudaCommunicator.all_reduce` asks first is read from the record as well.
+`fake_vllm(release)` puts them in `sys.modules` for a while, and lets the files of `fake_vllm_package` be imported.
+Their sums are gloo's, and they note in `calls` what they were asked to do. Which communicator
+`CudaCommunicator.all_reduce` asks first is read from the record as well. `fake_flashinfer()`, around it, has FlashInfer
+installed.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from lamport_rs.vllm_plugin import install
+from lamport_rs.vllm_plugin import agreement, group_workspace, imports, install
 from ranks import Rank
 
 TABLE: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "vllm_hooks.json").read_text())
 RELEASES = sorted(TABLE)
 PACKAGE = "vllm.distributed.device_communicators"
 MODULE = f"{PACKAGE}.custom_all_reduce"
+PARALLEL_STATE = "vllm.distributed.parallel_state"
+FILES = Path(__file__).parent / "fake_vllm_package"
 MIB = 1 << 20
 OWN_MAX_SIZES = {"9.0": {2: 64 * MIB, 8: MIB // 4}}
 """vLLM's bounds where torch's symmetric memory has what is larger, by capability and ranks; these are two of them."""
@@ -35,24 +41,95 @@ OWN_MAX_SIZES = {"9.0": {2: 64 * MIB, 8: MIB // 4}}
 @contextmanager
 def fake_vllm(release: str) -> Iterator[ModuleType]:
     """Stand-ins for a release; the block gets the module of `CustomAllreduce`."""
-    names = ["vllm", "vllm.distributed", PACKAGE, MODULE]
-    names += [f"{PACKAGE}.cuda_communicator", f"{PACKAGE}.flashinfer_all_reduce"]
+    packages = ["vllm", "vllm.distributed", PACKAGE]
+    names = [*packages, MODULE, f"{PACKAGE}.cuda_communicator", PARALLEL_STATE, "vllm.envs", "vllm.platforms"]
     modules = {name: ModuleType(name) for name in names}
+    for name in packages:
+        modules[name].__path__ = [str(FILES.joinpath(*name.split(".")[1:]))]
     vars(modules[MODULE]).update(
         CustomAllreduce=class_of(MODULE, "CustomAllreduce", release, OwnAllreduce),
         CUSTOM_ALL_REDUCE_MAX_SIZES=OWN_MAX_SIZES,
         calls=[],
     )
-    modules[f"{PACKAGE}.flashinfer_all_reduce"].FlashInferAllReduce = flashinfer_of(release)
+    if TABLE[release]["batch_invariance"]["class_attribute"]:
+        modules[MODULE].CustomAllreduce.batch_invariant = False
     modules[f"{PACKAGE}.cuda_communicator"].CudaCommunicator = cuda_communicator_of(release)
+    modules[PARALLEL_STATE]._ENABLE_CUSTOM_ALL_REDUCE = True
+    modules[PARALLEL_STATE].get_tp_group = lambda: modules[PARALLEL_STATE].coordinator
+    modules["vllm.envs"].__getattr__ = from_the_environment
+    modules["vllm.platforms"].current_platform = Platform()
+    vars(modules["vllm"]).update(envs=modules["vllm.envs"], release=release)
+    forget_vllm()
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "vllm"}
     sys.modules.update(modules)
+    flashinfer = importlib.import_module(f"{PACKAGE}.flashinfer_all_reduce")
+    flashinfer.FlashInferAllReduce = flashinfer_of(release)
     try:
         yield modules[MODULE]
     finally:
-        for name in modules:
+        modules[PARALLEL_STATE].coordinator = None
+        for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
             del sys.modules[name]
         sys.modules.update(hidden)
+        forget_vllm()
+
+
+def forget_vllm() -> None:
+    """Have the plugin know of no group and wait for no module."""
+    imports._finder.waiting.clear()
+    agreement._agreed.clear()
+    agreement._served = True
+    for group in {key[1] for key in group_workspace._made}:
+        group_workspace.close_workspaces(group)
+
+
+def from_the_environment(name: str) -> Any:
+    """`vllm.envs`, as far as it is asked."""
+    if name == "VLLM_BATCH_INVARIANT":
+        return os.environ.get(name) == "1"
+    raise AttributeError(name)
+
+
+class Platform:
+    """`vllm.platforms.current_platform`: a CPU, unless a test says something else."""
+
+    cuda, fully_connected = False, True
+
+    def is_cuda(self) -> bool:
+        return self.cuda
+
+    def visible_device_id_to_physical_device_id(self, device_id: int) -> int:
+        return 4 + device_id
+
+    def is_fully_connected(self, physical_device_ids: list[int]) -> bool:
+        note("platform", "is_fully_connected", *physical_device_ids)
+        return self.fully_connected
+
+
+@contextmanager
+def fake_flashinfer() -> Iterator[ModuleType]:
+    """FlashInfer, installed; the block gets `flashinfer.comm`, which notes in `calls` what it was asked to do."""
+    package, comm = ModuleType("flashinfer"), ModuleType("flashinfer.comm")
+    package.__path__ = []
+    package.__spec__ = ModuleSpec("flashinfer", None, is_package=True)
+    package.comm, comm.calls = comm, []
+
+    def allreduce_fusion(*, input: torch.Tensor, workspace: Any, pattern: int, **options: Any) -> Any:  # noqa: A002
+        comm.calls.append((pattern, workspace.backend, options.get("quant_out") is not None))
+        return gloo_sum(input, workspace.group)
+
+    def create_allreduce_fusion_workspace(*, group: Any) -> Any:
+        comm.calls.append("create_allreduce_fusion_workspace")
+        return SimpleNamespace(backend="trtllm", group=group)
+
+    numbers = {"kAllReduce": 0, "kARResidualRMSNorm": 1, "kARResidualRMSNormFP8Quant": 2}
+    comm.AllReduceFusionPattern = SimpleNamespace(**numbers, kARResidualRMSNormFP4Quant=3)
+    comm.QuantizationSFLayout = SimpleNamespace(SWIZZLED_128x4=0)
+    comm.allreduce_fusion, comm.create_allreduce_fusion_workspace = allreduce_fusion, create_allreduce_fusion_workspace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "flashinfer", package)
+        patch.setitem(sys.modules, "flashinfer.comm", comm)
+        yield comm
 
 
 @contextmanager
@@ -85,9 +162,20 @@ def in_vllm(me: Rank, release: str, check: Callable[..., Any], *arguments: Any, 
 
 
 def cuda_communicator(me: Rank) -> Any:
-    """What a worker's tensor-parallel group has."""
+    """What a worker's tensor-parallel group has, which is vLLM's from then on."""
     made = sys.modules[f"{PACKAGE}.cuda_communicator"].CudaCommunicator
-    return made(cpu_group=dist.group.WORLD, device=me.device, unique_name="tp:0")
+    groups = {"cpu_group": dist.group.WORLD, "device_group": dist.new_group()}
+    communicator = made(cpu_group=groups["cpu_group"], device=me.device, unique_name="tp:0")
+    (which,) = TABLE[sys.modules["vllm"].release]["fused"]["groups"]
+    sys.modules[PARALLEL_STATE].coordinator = SimpleNamespace(
+        **groups,
+        rank_in_group=me.rank,
+        world_size=me.world_size,
+        device_communicator=communicator,
+        group_for_fusion=groups[which],
+        notes=[],
+    )
+    return communicator
 
 
 def calls_of(module: Any) -> list[tuple[str, str]]:
@@ -183,7 +271,17 @@ def flashinfer_of(release: str) -> type:
 
     def all_reduce(self: Any, input_tensor: torch.Tensor) -> torch.Tensor:
         note("flashinfer", "all_reduce")
-        return gloo_sum(input_tensor, self.group)
+        module = sys.modules[f"{PACKAGE}.flashinfer_all_reduce"]
+        if not module.fi_ar_available:
+            return gloo_sum(input_tensor, self.group)
+        ranks = dist.get_world_size(self.group), dist.get_rank(self.group)
+        return module.flashinfer_comm.allreduce_fusion(
+            input=input_tensor,
+            workspace=module.get_fi_ar_workspace(*ranks, *input_tensor.shape, input_tensor.dtype, self.group),
+            pattern=module.flashinfer_comm.AllReduceFusionPattern.kAllReduce,
+            launch_with_pdl=True,
+            trigger_completion_at_end=False,
+        )
 
     made.all_reduce = all_reduce
     return made
@@ -207,14 +305,19 @@ def cuda_communicator_of(release: str) -> type:
     default = record["environment"]["VLLM_ALLREDUCE_USE_FLASHINFER"]
 
     class Behaviour:
-        def __init__(self: Any, cpu_group: Any, device: Any, **_options: Any) -> None:
+        def __init__(self: Any, cpu_group: Any, device: Any, unique_name: str, **_options: Any) -> None:
             self.cpu_group = cpu_group
             values = {"group": cpu_group, "device": device, "symm_mem_enabled": False, "register_graph_buffers": True}
             use_flashinfer = default == "True" if flashinfer is None else flashinfer == "1"
             if use_flashinfer:
                 module = sys.modules[f"{PACKAGE}.flashinfer_all_reduce"]
                 self.fi_ar_comm = module.FlashInferAllReduce(cpu_group, device)
-            self.ca_comm = sys.modules[MODULE].CustomAllreduce(**{name: values[name] for name in keywords})
+            disabled = from_the_environment("VLLM_BATCH_INVARIANT") and record["batch_invariance"]["disables"]
+            disabled = disabled or not sys.modules[PARALLEL_STATE]._ENABLE_CUSTOM_ALL_REDUCE
+            made = sys.modules[MODULE].CustomAllreduce
+            self.device, self.ca_comm = device, None
+            if unique_name.startswith("tp:") and not disabled:
+                self.ca_comm = made(**{name: values[name] for name in keywords})
             self.pynccl_comm = Nccl(cpu_group)
 
         def all_reduce(self: Any, input_: torch.Tensor) -> torch.Tensor:
@@ -228,6 +331,12 @@ def cuda_communicator_of(release: str) -> type:
 
         def destroy(self: Any) -> None:
             self.ca_comm = None
+
+        def suspend(self: Any) -> None:
+            note("vllm", "suspend")
+
+        def resume(self: Any) -> None:
+            note("vllm", "resume")
 
         def checkpoint_prepare(self: Any) -> None:
             note("vllm", "checkpoint_prepare")

@@ -118,4 +118,4 @@ def test_what_the_plugin_does_not_serve_is_seen(monkeypatch, tmp_path, capsys, m
         file.write_text(text.replace(before, after) if name == module else text)
     monkeypatch.setattr(sys, "argv", ["sglang_on_host.py", str(tmp_path)])
     assert sglang_on_host.main() == status
-    assert capsys.readouterr().out.startswith(f"{tmp_path}: {'FAILED' if status else 'the communicators sum'}")
+    assert capsys.readouterr().out.startswith(f"{tmp_path}: {'FAILED' if status else 'groups, fused norms'}")

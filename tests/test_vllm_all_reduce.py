@@ -1,13 +1,14 @@
 """The plugin's all-reduce in vLLM's `CudaCommunicator`, with stand-ins for vLLM's modules and ranks as processes."""
 
 import gc
+import sys
 import threading
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from fake_vllm import MODULE, RELEASES, calls_of, cuda_communicator, fake_vllm, in_vllm, logged
+from fake_vllm import MODULE, PARALLEL_STATE, RELEASES, calls_of, cuda_communicator, fake_vllm, in_vllm, logged
 from lamport_rs import LamportError, LamportWorkspace
 from lamport_rs.vllm_plugin import install
 from lamport_rs.vllm_plugin.communicator import request_of
@@ -91,7 +92,7 @@ def test_without_a_workspace_on_one_rank_all_have_vllms_own(ranks_of, release):
     first, second = ranks_of(2).run(check_fallback, release)
     assert first[1] == second[1] == [("own", "__init__"), ("own", "custom_all_reduce")]
     (line,) = first[0]
-    assert line.startswith("WARNING vLLM's own all-reduce goes on, because lamport_rs has no workspace: ")
+    assert line.startswith("WARNING vLLM's own path goes on for all_reduce, because lamport_rs has no workspace: ")
     assert "rank 1" in line
     assert "LAMPORT_RS_MAX_MEMORY is 'much'" in line
     assert second[0] == []
@@ -129,7 +130,7 @@ def check_nothing_kept(me: Rank, release: str) -> None:
         assert communicator.ca_comm.fully_connected is False
         with pytest.raises(AttributeError, match="custom_all_gather"):
             _ = communicator.ca_comm.custom_all_gather
-        workspace = communicator.ca_comm._workspace
+        workspace = communicator.ca_comm._workspace.here()
         communicator.destroy()
         gc.collect()
         with pytest.raises(LamportError, match="cleaned up"):
@@ -215,8 +216,73 @@ def check_batch_invariance(me: Rank, release: str) -> None:
     in_vllm(me, release, check, VLLM_BATCH_INVARIANT="1")
 
 
-def test_with_batch_invariance_tensors_of_all_sizes_have_the_same_bits(ranks_of):
-    ranks_of(3).run(check_batch_invariance, "0.33.0")
+@each_release
+def test_with_batch_invariance_tensors_of_all_sizes_have_the_same_bits(ranks_of, release):
+    ranks_of(3).run(check_batch_invariance, release)
+
+
+def check_batch_invariance_without(me: Rank, release: str, part: str, disabled: bool) -> str:
+    def check(me: Rank, _module: Any) -> str:
+        sys.modules[PARALLEL_STATE]._ENABLE_CUSTOM_ALL_REDUCE = not disabled
+        return type(cuda_communicator(me).ca_comm).__name__
+
+    return in_vllm(me, release, check, VLLM_BATCH_INVARIANT="1", LAMPORT_RS_VLLM=part)
+
+
+def test_with_batch_invariance_too_the_part_and_the_user_decide(ranks_of):
+    for release, part, disabled, expected in [
+        ("0.26.0", "fused", False, "NoneType"),
+        ("0.26.0", "0", False, "NoneType"),
+        ("0.33.0", "0", False, "CustomAllreduce"),
+        # There it is the user who has switched it off. In 0.26.0 vLLM does, and who did cannot be told.
+        ("0.33.0", "all_reduce", True, "NoneType"),
+    ]:
+        found = ranks_of(2).run(check_batch_invariance_without, release, part, disabled)
+        assert found == [expected] * 2, (release, part, disabled)
+
+
+def check_links(me: Rank, release: str, connected: bool) -> tuple[str, list[str], list[Any]]:
+    def check(me: Rank, module: Any) -> tuple[str, list[Any]]:
+        platform = sys.modules["vllm.platforms"].current_platform
+        platform.cuda, platform.fully_connected = True, connected
+        patch.setattr(torch.cuda, "current_device", lambda: 2 + me.rank)
+        return type(cuda_communicator(me).ca_comm).__name__, [each for each in calls_of(module) if each[0] != "own"]
+
+    with pytest.MonkeyPatch.context() as patch, logged() as lines:
+        kind, calls = in_vllm(me, release, check)
+    return kind, lines, calls
+
+
+@each_release
+def test_more_than_two_gpus_without_nvlink_are_left_to_vllm_as_vllm_does(ranks_of, release):
+    for connected, kind in [(True, "LamportAllreduce"), (False, "CustomAllreduce")]:
+        found = ranks_of(3).run(check_links, release, connected)
+        assert [each[0] for each in found] == [kind] * 3
+        # The GPUs by their physical numbers, on every rank.
+        assert all(each[2] == [("platform", "is_fully_connected", 6, 7, 8)] for each in found)
+        assert [("NVLink does not join all of the GPUs 6, 7, 8" in line) for line in found[0][1]] == [not connected]
+        assert [each[1] for each in found[1:]] == [[], []]
+    for connected in (True, False):
+        found = ranks_of(2).run(check_links, release, connected)
+        assert [each[0] for each in found] == ["LamportAllreduce"] * 2
+        assert all(each[2] == [] for each in found)
+
+
+def check_suspension(me: Rank, release: str) -> None:
+    def check(me: Rank, module: Any) -> None:
+        communicator = cuda_communicator(me)
+        for _ in range(2):
+            assert torch.equal(communicator.all_reduce(torch.ones(4)), torch.full((4,), 2.0))
+            communicator.suspend()
+            communicator.resume()
+        assert [each for each in calls_of(module) if each[0] == "vllm"] == [("vllm", "suspend"), ("vllm", "resume")] * 2
+        assert torch.equal(communicator.all_reduce(torch.ones(4)), torch.full((4,), 2.0))
+
+    in_vllm(me, release, check)
+
+
+def test_a_workspace_stays_through_suspend_and_resume(ranks_of):
+    ranks_of(2).run(check_suspension, "0.33.0")
 
 
 def check_checkpoint(me: Rank, release: str) -> None:

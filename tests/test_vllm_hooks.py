@@ -9,8 +9,8 @@ from pathlib import Path
 import hook_record
 import pytest
 import vllm_hooks
-from fake_vllm import MODULE, PACKAGE, RELEASES, TABLE, fake_vllm
-from lamport_rs.vllm_plugin import all_reduce, communicator, install, neighbours
+from fake_vllm import FILES, MODULE, PACKAGE, RELEASES, TABLE, fake_vllm
+from lamport_rs.vllm_plugin import all_reduce, communicator, cuda_communicator, fused, fused_operation, install, minimax
 
 each_release = pytest.mark.parametrize("release", RELEASES)
 
@@ -47,9 +47,9 @@ def test_the_hooks_are_where_the_plugin_looks_for_them(release):
     record = TABLE[release]
     assert record["construction"][1] == f"from {all_reduce.MODULE} import {all_reduce.CLASS}"
     assert set(all_reduce.METHODS) <= set(record["signatures"][MODULE]["CustomAllreduce"].split(", "))
-    assert record["signatures"][f"{neighbours.PACKAGE}.flashinfer_all_reduce"][
-        "FlashInferAllReduce.should_use_fi_ar"
-    ] == ("self, input_tensor")
+    assert record["signatures"][cuda_communicator.FLASHINFER]["FlashInferAllReduce.should_use_fi_ar"] == (
+        "self, input_tensor"
+    )
     assert record["signatures"][f"{PACKAGE}.cuda_communicator"]["CudaCommunicator.checkpoint_prepare"] in (None, "self")
     assert [name for name in record["dispatch"] if name.startswith("ca_comm.")] == [
         "ca_comm.should_custom_ar",
@@ -58,6 +58,94 @@ def test_the_hooks_are_where_the_plugin_looks_for_them(release):
     with fake_vllm(release) as module:
         install()
         assert module.CustomAllreduce.__new__ is not object.__new__
+
+
+def parameters_in(record: dict, module: str, name: str) -> list[str]:
+    """The names of a recorded function's parameters."""
+    node = ast.parse(f"def _({record['signatures'][module][name]}): pass").body[0]
+    return [each.arg for each in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
+
+
+@each_release
+def test_the_hooks_of_fused_norms_are_where_the_plugin_looks_for_them(release):
+    record = TABLE[release]
+    for name in (fused.GET, fused.GET_FOR_QUANTISED):
+        assert tuple(parameters_in(record, fused.WORKSPACES, name)) == fused.PARAMETERS
+    assert record["fused"]["flags"] == ["fi_ar_available"]
+    assert record["fused"]["operators"] == [fused.OPERATOR]
+    assert set(record["fused"]["groups"]) <= {"cpu_group", "device_group"}
+    # Tables hold the rule itself.
+    assert "OPTIMIZATION_LEVEL_02" in record["fused"]["rule"]
+    module, function = fused.HAS_FLASHINFER
+    assert f"from {module} import {function}" in record["fused"]["rule"]
+    assert record["signatures"][fused.CONFIGURATION] == {"enable_allreduce_rms_fusion": "cfg"}
+    assert record["signatures"][fused.PARALLEL_STATE] == {"get_tp_group": ""}
+    assert record["signatures"][fused.HELPER] == {"fused_allreduce_gemma_rms_norm": "hidden_states, residual, norm"}
+
+
+@each_release
+def test_all_that_vllm_asks_of_flashinfer_is_there(release):
+    comm = fused_operation.stand_in()
+    served = set(inspect.signature(fused_operation.FusedWorkspace.run).parameters)
+    calls = [asked for asked in TABLE[release]["asked_of_flashinfer"] if "(" in asked]
+    for name in set(TABLE[release]["asked_of_flashinfer"]) - set(calls):
+        value = comm
+        for part in name.split("."):
+            value = getattr(value, part)
+    steering = {"fp32_acc", "launch_with_pdl", "layout_code", "trigger_completion_at_end", "use_oneshot"}
+    of_scales = {"quant_out", "scale_factor", "scale_out"}
+    for call in calls:
+        name, _, keywords = call.partition("(")
+        given = {keyword.rstrip("=") for keyword in keywords.rstrip(")").split(", ")}
+        if name == "allreduce_fusion":
+            assert given - steering - of_scales <= {*served, "workspace"}, call
+
+
+@each_release
+def test_all_that_vllm_asks_of_a_fused_workspace_is_there(release):
+    # Those of vLLM's own variables, which hold FlashInfer's workspaces alone.
+    of_its_own = {"checkpoint_prepare", "checkpoint_restore", "destroy"}
+    for name in set(TABLE[release]["fused"]["asked_of_a_workspace"]) - of_its_own:
+        assert hasattr(fused_operation.FusedWorkspace, name)
+
+
+@each_release
+def test_the_hooks_of_minimax_are_where_the_plugin_looks_for_them(release):
+    record = TABLE[release]
+    assert tuple(parameters_in(record, minimax.WORKSPACES, minimax.GET)) == minimax.PARAMETERS
+    assert tuple(parameters_in(record, minimax.NORM, minimax.FALLBACK)) == minimax.FALLBACK_PARAMETERS
+    found = record["minimax"]
+    assert found["bound"] == [f"{minimax.OPERATOR} = getattr(torch.ops._C, {minimax.TORCH_OPERATOR!r}, None)"]
+    (called,) = (ast.parse(each).body[0].value for each in found["called"])
+    ours = inspect.signature(minimax._by_the_table(lambda: None, None)).parameters
+    assert len(called.args) == len(ours)
+    assert [each.id for each in called.args][3:5] == list(ours)[3:5] == ["workspace", "q_size"]
+    (asked,) = (ast.parse(each).body[0].value for each in found["workspace"])
+    assert {keyword.arg for keyword in asked.keywords} <= set(minimax.PARAMETERS)
+
+
+@each_release
+def test_the_platform_answers_about_nvlink_as_the_plugin_asks(release):
+    signatures = TABLE[release]["signatures"]
+    assert signatures["vllm.platforms.cuda"] == {"NvmlCudaPlatform.is_fully_connected": "cls, physical_device_ids"}
+    assert signatures["vllm.platforms.interface"] == {
+        "Platform.is_cuda": "self",
+        "Platform.visible_device_id_to_physical_device_id": "cls, device_id",
+    }
+
+
+@each_release
+def test_the_stand_ins_have_the_signatures_on_record(release):
+    compared = 0
+    for module, names in TABLE[release]["signatures"].items():
+        file = FILES.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        tree = ast.parse(file.read_text()) if file.exists() else None
+        for name, recorded in names.items():
+            node = hook_record.definition(tree, name)
+            if isinstance(node, ast.FunctionDef) and recorded is not None:
+                assert hook_record.signature_of(node) == recorded, f"{module}.{name}"
+                compared += 1
+    assert compared >= 10
 
 
 SOURCES = {
@@ -87,11 +175,33 @@ class CudaCommunicator:
 flashinfer_comm = None
 if flashinfer_comm is not None:
     def call_trtllm_fused_allreduce_norm(allreduce_in, rms_eps: float = 1e-6):
+        workspace = get_fi_ar_workspace(rank=0, group=get_tp_group().world_group, **options)
+        assert workspace.is_large
         flashinfer_comm.allreduce_fusion(input=allreduce_in, pattern=flashinfer_comm.AllReduceFusionPattern.kAllReduce)
+    direct_register_custom_op(op_name="fused", op_func=call_trtllm_fused_allreduce_norm)
 class RocmPass:
     def __init__(self, ca_comm):
         self.ca_comm = ca_comm
         self.largest = ca_comm.effective_max_size()
+""",
+    "config/vllm.py": """
+def enable_allreduce_rms_fusion(cfg):
+    from vllm.elsewhere import has_flashinfer
+LEVEL = {"fuse": enable_allreduce_rms_fusion}
+OTHER = {"fuse": False}
+""",
+    "config/parallel.py": """
+import vllm.envs as envs
+class ParallelConfig:
+    def _verify(self):
+        if envs.VLLM_BATCH_INVARIANT:
+            self.disable_custom_all_reduce = True
+""",
+    "model_executor/layers/minimax_rms_norm/rms_norm_tp.py": """
+_MINIMAX_FUSED_AR_RMS_QK = None
+def forward(qkv, workspace):
+    get_allreduce_workspace(rank=0)
+    return _MINIMAX_FUSED_AR_RMS_QK(qkv, workspace)
 """,
     "models/some.py": """
 def first(group):
@@ -130,6 +240,20 @@ def test_the_script_reads_a_release_without_importing_it(sources):
         "allreduce_fusion",
         "allreduce_fusion(input=, pattern=)",
     ]
+    assert facts["fused"] == {
+        "asked_of_a_workspace": ["is_large"],
+        "flags": [],
+        "groups": ["world_group"],
+        "operators": ["fused"],
+        "rule": ["LEVEL", "from vllm.elsewhere import has_flashinfer"],
+        "workspaces": ["get_fi_ar_workspace(rank=, group=, **)"],
+    }
+    assert facts["minimax"] == {
+        "bound": ["_MINIMAX_FUSED_AR_RMS_QK = None"],
+        "called": ["_MINIMAX_FUSED_AR_RMS_QK(qkv, workspace)"],
+        "workspace": ["get_allreduce_workspace(rank=0)"],
+    }
+    assert facts["batch_invariance"] == {"class_attribute": False, "disables": True}
     assert set(facts["signatures"][f"{PACKAGE}.flashinfer_all_reduce"].values()) == {None}
     assert facts["signatures"]["vllm.plugins"] == {"load_general_plugins": ""}
     assert facts["construction"] == [
@@ -175,4 +299,4 @@ def test_other_sources_are_refused(tmp_path):
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm" / "_version.py").write_text("number = 1")
     with pytest.raises(SystemExit, match="assigns no __version__"):
-        vllm_hooks.release_of(tmp_path / "vllm")
+        hook_record.release_of(tmp_path / "vllm")

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import vllm_layers_on_host
 import vllm_on_host
 
 CUSTOM_ALL_REDUCE = """
@@ -53,3 +54,9 @@ def test_what_the_plugin_does_not_serve_is_seen(monkeypatch, tmp_path, capsys, c
     monkeypatch.setattr(sys, "argv", ["vllm_on_host.py", sources])
     assert vllm_on_host.main() == status
     assert capsys.readouterr().out.startswith(f"{sources}: {'FAILED' if status else 'the communicators sum'}")
+
+
+def test_layers_that_are_not_there_are_seen(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["vllm_layers_on_host.py", write(tmp_path, CUSTOM_ALL_REDUCE)])
+    assert vllm_layers_on_host.main() == 1
+    assert capsys.readouterr().out == f"{tmp_path}: FAILED\n"

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from fake_vllm import MODULE, RELEASES, fake_vllm, logged
 from lamport_rs import LamportError
-from lamport_rs.vllm_plugin import PARTS, install
+from lamport_rs.vllm_plugin import RELEASES as SERVED_RELEASES
+from lamport_rs.vllm_plugin import SWITCH, install
 
 PROJECT = Path(__file__).parent.parent
 each_release = pytest.mark.parametrize("release", RELEASES)
@@ -62,15 +63,7 @@ def test_the_environment_chooses(monkeypatch, release, text, replaced):
     with fake_vllm(release) as module, logged() as lines:
         install()
         assert is_replaced(module) is replaced
-    unserved = [part for part in ("fused", "minimax") if part in (text or "")]
-    assert lines == (
-        [
-            f"WARNING LAMPORT_RS_VLLM asks for {', '.join(unserved)}, which this version of lamport_rs leaves to vLLM; "
-            "it serves all_reduce"
-        ]
-        if unserved
-        else []
-    )
+    assert lines == []
 
 
 @pytest.mark.parametrize("text", ["1", "off", "all_reduce;fused", "all_reduce,", "0,fused", "ALL_REDUCE"])
@@ -84,7 +77,7 @@ def test_a_part_that_there_is_not_is_an_error(monkeypatch, text):
 
 def test_the_parts_are_those_of_the_documentation():
     line = next(line for line in (PROJECT / "docs" / "environment.md").read_text().splitlines() if "RS_VLLM`" in line)
-    assert re.findall(r"`(\w+)`", line.split("|")[2]) == ["0", *PARTS]
+    assert re.findall(r"`(\w+)`", line.split("|")[2]) == ["0", *SWITCH.parts]
 
 
 @each_release
@@ -110,13 +103,17 @@ def test_the_plugin_may_be_loaded_again(release):
         assert lines == []
 
 
+def test_the_releases_it_was_written_for_are_those_on_record():
+    assert sorted(SERVED_RELEASES) == RELEASES
+
+
 @contextmanager
 def expected_to_be_left(reason: str, module: Any = None) -> Any:
     before = getattr(module, "CustomAllreduce", None)
     with logged() as lines:
         yield
     (line,) = lines
-    assert line.startswith("WARNING this release of vLLM has no hook for lamport_rs's all-reduce: ")
+    assert line.startswith("WARNING this release of vLLM has no hook for lamport_rs's all_reduce: ")
     assert reason in line
     assert getattr(module, "CustomAllreduce", None) is before
     if isinstance(before, type):
@@ -126,7 +123,7 @@ def expected_to_be_left(reason: str, module: Any = None) -> Any:
 def test_a_release_without_the_module_goes_on_with_its_own():
     with fake_vllm(RELEASES[0]):
         hidden = sys.modules.pop(MODULE)
-        with expected_to_be_left("No module named"):
+        with expected_to_be_left(f"there is no {MODULE}"):
             install()
         sys.modules[MODULE] = hidden
 
@@ -159,7 +156,7 @@ def with_a_new_of_its_own(module: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (without_class, "has no attribute 'CustomAllreduce'"),
+        (without_class, f"{MODULE} has no CustomAllreduce"),
         (a_function, "CustomAllreduce is no class"),
         (without_group, "CustomAllreduce takes no group"),
         (with_a_new_of_its_own, "CustomAllreduce has a __new__ of its own"),

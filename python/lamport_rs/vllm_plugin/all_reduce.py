@@ -5,46 +5,46 @@ The class itself stays: its code refers to it by its name, and others use its st
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import Any
 
 from lamport_rs.vllm_plugin.communicator import (
+    CLASS,
     CONSTRUCTOR_PARAMETERS,
-    LamportAllreduce,
+    MODULE,
+    REPLACED_MARK,
+    communicator_of,
     constructor_of,
-    does_more_than_sum,
-    make_workspace,
     request_of,
 )
-from lamport_rs.vllm_plugin.log import logger
+from lamport_rs.vllm_plugin.imports import has_module, when_imported
+from lamport_rs.vllm_plugin.log import leave_to_vllm, logger
 
-MODULE = "vllm.distributed.device_communicators.custom_all_reduce"
-CLASS = "CustomAllreduce"
 METHODS = {"should_custom_ar": 1, "custom_all_reduce": 1, "capture": 0, "close": 0}
 """What the class must have for its place to be taken, and how many arguments vLLM passes."""
-_replaced = "_replaced_by_lamport_rs"
 
 
 def replace_custom_all_reduce() -> None:
-    """Have the class make the package's communicators from now on. Safe to call again."""
-    try:
-        module: Any = importlib.import_module(MODULE)
-        own = getattr(module, CLASS)
-    except Exception as error:  # Whatever it is, vLLM comes to it by itself, if it needs the module at all.
-        _leave_to_vllm(repr(error))
-        return
-    if hasattr(own, _replaced):
+    """Have the class make the package's communicators, once vLLM has imported it. Safe to call again."""
+    if has_module(MODULE):
+        when_imported(MODULE, _replace)
+    else:
+        leave_to_vllm("all_reduce", f"there is no {MODULE}")
+
+
+def _replace(module: Any) -> None:
+    own: Any = getattr(module, CLASS, None)
+    if hasattr(own, REPLACED_MARK):
         return
     if obstacle := obstacle_of(own):
-        _leave_to_vllm(obstacle)
+        leave_to_vllm("all_reduce", obstacle)
         return
 
     def make(cls: Any, *arguments: Any, **options: Any) -> Any:
         return object.__new__(cls) if cls is not own else make_communicator(cls, *arguments, **options)
 
     own.__new__ = make
-    setattr(own, _replaced, True)
+    setattr(own, REPLACED_MARK, True)
     logger.debug("%s of %s is replaced", CLASS, MODULE)
 
 
@@ -53,21 +53,20 @@ def make_communicator(own: Any, *arguments: Any, **options: Any) -> Any:
 
     A workspace is made on all ranks or on none, so all of them return the same.
     """
-    request = request_of(own, *arguments, **options)
-    workspace = make_workspace(request)
-    if workspace is None:
-        return object.__new__(own)
-    kept = None
-    if does_more_than_sum(own):
+
+    def make_own() -> Any:
         kept = object.__new__(own)
         kept.__init__(*arguments, **options)
-    return LamportAllreduce(request, workspace, kept)
+        return kept
+
+    communicator = communicator_of(own, request_of(own, *arguments, **options), make_own)
+    return object.__new__(own) if communicator is None else communicator
 
 
 def obstacle_of(own: Any) -> str | None:
     """Say what keeps the package from taking the place of `own`, vLLM's class; None if nothing does."""
     if not isinstance(own, type):
-        return f"{CLASS} is no class"
+        return f"{CLASS} is no class" if own is not None else f"{MODULE} has no {CLASS}"
     if inspect.getattr_static(own, "__new__") is not inspect.getattr_static(object, "__new__"):
         return f"{CLASS} has a __new__ of its own"
     missing = CONSTRUCTOR_PARAMETERS - set(constructor_of(own).parameters)
@@ -82,11 +81,3 @@ def obstacle_of(own: Any) -> str | None:
         except TypeError as error:
             return f"{CLASS}.{name} takes other arguments: {error}"
     return None
-
-
-def _leave_to_vllm(reason: str) -> None:
-    logger.warning(
-        "this release of vLLM has no hook for lamport_rs's all-reduce: %s; vLLM's own goes on. A newer lamport_rs may "
-        "know this release; LAMPORT_RS_VLLM=0 silences this",
-        reason,
-    )

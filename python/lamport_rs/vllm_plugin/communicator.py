@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +13,19 @@ from weakref import WeakValueDictionary
 import torch
 import torch.distributed as dist
 
-from lamport_rs._core import LamportError, __version__
-from lamport_rs.arguments import refused_on_all_ranks
-from lamport_rs.exchange import all_gather_over
+from lamport_rs._core import __version__
 from lamport_rs.operations import all_reduce
-from lamport_rs.sizing import default_comm_size
+from lamport_rs.vllm_plugin.agreement import parts_of
+from lamport_rs.vllm_plugin.environment import batch_invariant, flashinfer_comes_first
+from lamport_rs.vllm_plugin.group_workspace import GroupWorkspace, make_workspace
 from lamport_rs.vllm_plugin.log import logger
-from lamport_rs.vllm_plugin.neighbours import adjust_neighbours, flashinfer_comes_first
-from lamport_rs.workspace import LamportWorkspace, bind_to_thread
+from lamport_rs.workspace import LamportWorkspace
 
-TIMEOUT = 600.0
-"""Seconds that an operation waits for its peers. While a server warms up, one rank may compile for minutes that others
-do not: those are no fault. It is torch's limit for a collective of NCCL."""
+MODULE = "vllm.distributed.device_communicators.custom_all_reduce"
+CLASS = "CustomAllreduce"
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+REPLACED_MARK = "_replaced_by_lamport_rs"
+"""What vLLM's class has once it makes the package's communicators."""
 CONSTRUCTOR_PARAMETERS = frozenset({"group", "device", "max_size"})
 """What the constructor of vLLM's class must take."""
 REPLACED = frozenset(
@@ -51,16 +50,14 @@ class Request:
 class LamportAllreduce:
     """The all-reduces of one group, by a workspace: what vLLM asks of its `CustomAllreduce`."""
 
-    def __init__(self, request: Request, workspace: LamportWorkspace, own: Any) -> None:
+    def __init__(self, request: Request, workspace: GroupWorkspace, own: Any) -> None:
         """Take over from `own`, vLLM's object, which goes on with its gathers and scatters; None if it only sums."""
         self._workspace, self._own = workspace, own
-        self._thread = threading.get_ident()
         self.group, self.device, self.max_size = request.group, request.device, request.max_size
-        self.rank, self.world_size = workspace.rank, workspace.world_size
-        self.batch_invariant = bool(getattr(own, "batch_invariant", False))
+        self.rank, self.world_size = dist.get_rank(request.group), dist.get_world_size(request.group)
+        self.batch_invariant = batch_invariant()
         self.disabled = False
         communicators[request.group] = self
-        adjust_neighbours(communicators.get)
         if self.rank == 0:
             logger.info(
                 "lamport_rs %s sums in the place of vLLM's CustomAllreduce: %d ranks, float32, float16 and bfloat16 "
@@ -94,12 +91,7 @@ class LamportAllreduce:
         self, inp: torch.Tensor, *, out: torch.Tensor | None = None, registered: bool = False
     ) -> torch.Tensor:
         """Return the sum; `registered` means nothing here, since no operand has to be known to the peers."""
-        if (thread := threading.get_ident()) != self._thread:
-            # An executor may make the model in one thread and run it in another. All ranks change over between the
-            # same two operations, for vLLM's threads take turns in one order.
-            bind_to_thread(self._workspace)
-            self._thread = thread
-        return all_reduce(inp, self._workspace, out)
+        return all_reduce(inp, self._workspace.here(), out)
 
     @contextmanager
     def capture(self) -> Iterator[None]:
@@ -115,7 +107,7 @@ class LamportAllreduce:
         if self.__dict__.get("disabled", True):
             return
         self.disabled = True
-        self._workspace.cleanup()
+        self._workspace.close()
         if self._own is not None:
             self._own.close()
 
@@ -161,20 +153,35 @@ def _symmetric_memory_from(own: type, device: torch.device, world_size: int) -> 
     return least
 
 
-def make_workspace(request: Request) -> LamportWorkspace | None:
-    """Make the group's workspace; None, on all ranks, if it cannot be made on one of them, or there is but one rank."""
-    group, device = request.group, request.device
-    rank, world_size = dist.get_rank(group), dist.get_world_size(group)
-    if world_size == 1:
+def communicator_of(own: type, request: Request, make_own: Callable[[], Any]) -> LamportAllreduce | None:
+    """Return the package's communicator of a group, or None, on all ranks. Collective.
+
+    Args:
+        own: vLLM's class.
+        request: What is asked for.
+        make_own: Makes an object of vLLM's class, for what a workspace does not serve.
+    """
+    if "all_reduce" not in parts_of(request.group, request.device):
         return None
-    try:
-        with refused_on_all_ranks(rank, world_size, all_gather_over(group, device)):
-            # Within LAMPORT_RS_MAX_MEMORY: what is larger than a slot runs in chunks.
-            needed = LamportWorkspace.compute_comm_size_for_all_reduce(request.max_size, world_size)
-            comm_size = min(needed, default_comm_size(world_size))
-        return LamportWorkspace(rank, world_size, comm_size, group, device=device, timeout=TIMEOUT)
-    except LamportError as error:
-        # All ranks have the same text: one line will do.
-        if rank == 0:
-            logger.warning("vLLM's own all-reduce goes on, because lamport_rs has no workspace: %s", error)
+    workspace = make_workspace(
+        "all_reduce",
+        request.group,
+        request.device,
+        lambda world_size: LamportWorkspace.compute_comm_size_for_all_reduce(request.max_size, world_size),
+    )
+    if workspace is None:
         return None
+    return LamportAllreduce(request, workspace, make_own() if does_more_than_sum(own) else None)
+
+
+def replacement_of_nothing(group: dist.ProcessGroup, device: Any) -> LamportAllreduce | None:
+    """Return a communicator where vLLM has made none because its own cannot have one: for batch invariance. Collective.
+
+    A release whose class knows of batch invariance makes one. Others set `disable_custom_all_reduce` themselves, to
+    have the same bits in every batch. The package has those.
+    """
+    own: Any = getattr(sys.modules.get(MODULE), CLASS, None)
+    makes_one = not hasattr(own, REPLACED_MARK) or hasattr(own, "batch_invariant")
+    if makes_one or not batch_invariant() or dist.get_world_size(group) == 1:
+        return None
+    return communicator_of(own, request_of(own, group, device), lambda: None)
