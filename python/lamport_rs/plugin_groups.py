@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 
 from lamport_rs._core import LamportError
@@ -32,6 +34,7 @@ class GroupWorkspace:
     def __init__(self, workspace: LamportWorkspace) -> None:
         self._workspace = workspace
         self._thread = threading.get_ident()
+        self.is_closed = False
 
     def here(self) -> LamportWorkspace:
         """Return the workspace, bound to this thread.
@@ -45,21 +48,84 @@ class GroupWorkspace:
         return self._workspace
 
     @property
+    def table(self) -> torch.Tensor:
+        """The workspace's table."""
+        return self._workspace.workspace
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes that this rank takes."""
         return self._workspace.memory_bytes
 
     def close(self) -> None:
-        """Give the workspace up."""
+        """Give the workspace up. Safe to call again."""
+        self.is_closed = True
         self._workspace.cleanup()
 
 
-class PluginGroups:
-    """What one plugin knows of its engine's process groups."""
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin, as far as its groups concern it."""
 
-    def __init__(self, engine: str, switch: PluginSwitch, logger: logging.Logger) -> None:
-        """Name the engine in what is logged; until `chosen` is set, nothing is chosen."""
-        self._engine, self._switch, self._logger = engine, switch, logger
+    engine: str
+    """The engine's name."""
+    switch: PluginSwitch
+    logger: logging.Logger
+
+    def parts_of_all(self, chosen: frozenset[str], group: dist.ProcessGroup, device: Any = None) -> frozenset[str]:
+        """Return the parts that all ranks of a group have chosen. Collective."""
+        parts, with_more = self.switch.chosen_by_all(chosen, all_gather_over(group, device))
+        if with_more and dist.get_rank(group) == 0:
+            self.logger.warning(
+                "the ranks have different values of %s: ranks %s choose more than all do. What all choose is used: %s. "
+                "Set it alike on every rank",
+                *(self.switch.variable, ", ".join(map(str, with_more)), ", ".join(sorted(parts)) or "nothing"),
+            )
+        return parts
+
+    def make_workspace(
+        self,
+        part: str,
+        group: dist.ProcessGroup,
+        device: Any,
+        comm_size_of: Callable[[int], int],
+        check: Callable[[], None] | None = None,
+    ) -> GroupWorkspace | None:
+        """Make a workspace; None, on all ranks, if one of them cannot have it, or there is but one rank. Collective.
+
+        It keeps within `LAMPORT_RS_MAX_MEMORY`: what is larger than a slot runs in chunks.
+
+        Args:
+            part: The part of the plugin that it is for.
+            group: The group.
+            device: The device of the tensors to come.
+            comm_size_of: Returns the bytes of a slot for a number of ranks.
+            check: Raises if this rank cannot have a workspace for a reason of the engine's.
+        """
+        rank, world_size = dist.get_rank(group), dist.get_world_size(group)
+        if world_size == 1:
+            return None
+        try:
+            with refused_on_all_ranks(rank, world_size, all_gather_over(group, device)):
+                if check is not None:
+                    check()
+                comm_size = min(comm_size_of(world_size), default_comm_size(world_size))
+            return GroupWorkspace(LamportWorkspace(rank, world_size, comm_size, group, device=device, timeout=TIMEOUT))
+        except LamportError as error:
+            # All ranks have the same text: one line will do.
+            if rank == 0:
+                self.logger.warning(
+                    "%s's own path goes on for %s, because lamport_rs has no workspace: %s", self.engine, part, error
+                )
+            return None
+
+
+class PluginGroups:
+    """The process groups of one plugin's engine, and what has been agreed and made for them."""
+
+    def __init__(self, plugin: Plugin) -> None:
+        """Begin with a choice of nothing."""
+        self._plugin = plugin
         self.chosen: frozenset[str] = frozenset()
         """The parts that this process is to replace."""
         self._agreed: WeakKeyDictionary[dist.ProcessGroup, frozenset[str]] = WeakKeyDictionary()
@@ -67,58 +133,18 @@ class PluginGroups:
 
     def parts_of(self, group: dist.ProcessGroup, device: Any = None) -> frozenset[str]:
         """Return the parts that all ranks of a group have chosen. Collective for the first time."""
-        if (known := self._agreed.get(group)) is not None:
-            return known
-        parts, with_more = self._switch.chosen_by_all(self.chosen, all_gather_over(group, device))
-        if with_more and dist.get_rank(group) == 0:
-            self._logger.warning(
-                "the ranks have different values of %s: ranks %s choose more than all do. What all choose is used: %s. "
-                "Set it alike on every rank",
-                *(self._switch.variable, ", ".join(map(str, with_more)), ", ".join(sorted(parts)) or "nothing"),
-            )
-        self._agreed[group] = parts
-        return parts
+        if group not in self._agreed:
+            self._agreed[group] = self._plugin.parts_of_all(self.chosen, group, device)
+        return self._agreed[group]
 
     def workspace_of(
         self, part: str, group: dist.ProcessGroup, device: Any, comm_size_of: Callable[[int], int]
     ) -> GroupWorkspace | None:
         """Return the group's workspace for a part, or None on all ranks. Collective for the first time.
 
-        It keeps within `LAMPORT_RS_MAX_MEMORY`: what is larger than a slot runs in chunks. What could not be made is
-        not tried again.
-
-        Args:
-            part: The part of the plugin that it is for.
-            group: The group.
-            device: The device of the tensors to come.
-            comm_size_of: Returns the bytes of a slot for a number of ranks.
+        What could not be made is not tried again. The arguments are those of `Plugin.make_workspace`.
         """
         made = self._made.setdefault(group, {})
         if part not in made:
-            made[part] = self._make(part, group, device, comm_size_of)
+            made[part] = self._plugin.make_workspace(part, group, device, comm_size_of)
         return made[part]
-
-    def close(self, part: str, group: dist.ProcessGroup) -> None:
-        """Give a workspace up. There is none from then on."""
-        made = self._made.get(group, {})
-        workspace, made[part] = made.get(part), None
-        if workspace is not None:
-            workspace.close()
-
-    def _make(
-        self, part: str, group: dist.ProcessGroup, device: Any, comm_size_of: Callable[[int], int]
-    ) -> GroupWorkspace | None:
-        rank, world_size = dist.get_rank(group), dist.get_world_size(group)
-        if world_size == 1:
-            return None
-        try:
-            with refused_on_all_ranks(rank, world_size, all_gather_over(group, device)):
-                comm_size = min(comm_size_of(world_size), default_comm_size(world_size))
-            return GroupWorkspace(LamportWorkspace(rank, world_size, comm_size, group, device=device, timeout=TIMEOUT))
-        except LamportError as error:
-            # All ranks have the same text: one line will do.
-            if rank == 0:
-                self._logger.warning(
-                    "%s's own path goes on for %s, because lamport_rs has no workspace: %s", self._engine, part, error
-                )
-            return None

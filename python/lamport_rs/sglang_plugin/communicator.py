@@ -6,17 +6,15 @@ take are its own's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from enum import IntEnum
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from lamport_rs._core import __version__
 from lamport_rs.exchange import all_gather_over
 from lamport_rs.operations import all_reduce
+from lamport_rs.plugin_communicator import PluginAllreduce
 from lamport_rs.plugin_groups import GroupWorkspace
 from lamport_rs.sglang_plugin import hooks
 from lamport_rs.sglang_plugin.groups import groups
@@ -27,16 +25,15 @@ PART = "all_reduce"
 POINTS = (hooks.FLASHINFER_SUMS,)
 MAX_SIZE = 8 << 20
 """Bytes of the largest tensor that is summed: up to it sums were measured to be faster than SGLang's own."""
-DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
-class LamportAllreduce:
-    """The all-reduces of one group, by a workspace; all else that SGLang asks of its custom all-reduce, by that."""
+class LamportAllreduce(PluginAllreduce):
+    """The all-reduces of one group: what SGLang asks of its custom all-reduce."""
 
-    def __init__(self, group: dist.ProcessGroup, workspace: GroupWorkspace, own: Any, max_size: int) -> None:
+    def __init__(self, workspace: GroupWorkspace, own: Any, max_size: int) -> None:
         """Take over tensors of up to `max_size` bytes from `own`, SGLang's object; None if it could not make one."""
-        self._group, self._workspace, self._own, self._max_sum = group, workspace, own, max_size
-        self.disabled = False
+        super().__init__(workspace, own)
+        self._max_sum = max_size
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
@@ -51,39 +48,13 @@ class LamportAllreduce:
 
     def custom_all_reduce(self, input: torch.Tensor) -> torch.Tensor | None:  # noqa: A002  (SGLang's name)
         """Return the sum in a new tensor, or None if others are to sum."""
-        if not self.disabled and self._sums(input):
+        if self._sums(input):
             return all_reduce(input, self._workspace.here())
         total: torch.Tensor | None = None if self._own is None else self._own.custom_all_reduce(input)
         return total
 
     def _sums(self, inp: torch.Tensor) -> bool:
-        return 0 < inp.numel() * inp.element_size() <= self._max_sum and inp.dtype in DTYPES
-
-    @contextmanager
-    def capture(self) -> Iterator[None]:
-        """Surround the capture of a CUDA graph. Sums need nothing; SGLang's own registers what it was given."""
-        with nullcontext() if self._own is None else self._own.capture():
-            yield
-
-    def close(self) -> None:
-        """Give the workspace up, and SGLang's own object."""
-        if not self.disabled:
-            self.disabled = True
-            groups.close(PART, self._group)
-            if self._own is not None:
-                self._own.close()
-
-    def __del__(self) -> None:
-        # Not `close`: SGLang drops its communicators without one, after it has taken the groups down.
-        if not self.__dict__.get("disabled", True):
-            self.disabled = True
-            groups.close(PART, self._group)
-
-    def __getattr__(self, name: str) -> Any:
-        # What is not of the sums: memory, sizes and configuration that other kernels of SGLang use.
-        if (own := self.__dict__.get("_own")) is None:
-            raise AttributeError(f"{LamportAllreduce.__name__!r} object has no attribute {name!r}")
-        return getattr(own, name)
+        return inp.numel() * inp.element_size() <= self._max_sum and self._is_summable(inp)
 
 
 def register_hooks() -> None:
@@ -123,7 +94,7 @@ def replace_communicator(group: Any) -> None:
     )
     if workspace is None:
         return
-    group.ca_comm = LamportAllreduce(group.cpu_group, workspace, own, max_size)
+    group.ca_comm = LamportAllreduce(workspace, own, max_size)
     if group.rank_in_group == 0:
         logger.info(
             "lamport_rs %s sums in the place of %s: group %s, %d ranks, float32, float16 and bfloat16 tensors "

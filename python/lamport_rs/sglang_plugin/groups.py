@@ -15,14 +15,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lamport_rs.plugin_groups import PluginGroups
+from lamport_rs.plugin_groups import Plugin, PluginGroups
 from lamport_rs.sglang_plugin import SWITCH, hooks
 from lamport_rs.sglang_plugin.log import logger
 
 SERVED_DEVICES = {"cuda"}
 ATTRIBUTES = ("ca_comm", "cpu_group", "device", "rank_in_group", "unique_name", "use_custom_allreduce", "world_size")
 """What the plugin asks of a `GroupCoordinator`."""
-groups = PluginGroups("SGLang", SWITCH, logger)
+groups = PluginGroups(Plugin("SGLang", SWITCH, logger))
 
 
 @dataclass

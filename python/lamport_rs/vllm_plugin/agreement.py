@@ -11,10 +11,11 @@ from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
-from lamport_rs.exchange import all_gather_over
+from lamport_rs.plugin_groups import Plugin
 from lamport_rs.vllm_plugin import SWITCH
 from lamport_rs.vllm_plugin.log import logger
 
+plugin = Plugin("vLLM", SWITCH, logger)
 _agreed: WeakKeyDictionary[dist.ProcessGroup, frozenset[str]] = WeakKeyDictionary()
 _served = True
 
@@ -34,12 +35,6 @@ def parts_of(group: dist.ProcessGroup, device: Any = None) -> frozenset[str]:
     chosen = SWITCH.chosen()
     parts = chosen
     if dist.get_world_size(group) > 1:
-        parts, with_more = SWITCH.chosen_by_all(chosen, all_gather_over(group, device))
-        if with_more and dist.get_rank(group) == 0:
-            logger.warning(
-                "the ranks have different values of %s: ranks %s choose more than all do. What all choose is used: %s. "
-                "Set it alike on every rank",
-                *(SWITCH.variable, ", ".join(map(str, with_more)), ", ".join(sorted(parts)) or "nothing"),
-            )
+        parts = plugin.parts_of_all(chosen, group, device)
     _agreed[group] = parts
     return parts

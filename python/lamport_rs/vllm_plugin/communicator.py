@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -15,15 +14,16 @@ import torch.distributed as dist
 
 from lamport_rs._core import __version__
 from lamport_rs.operations import all_reduce
+from lamport_rs.plugin_communicator import PluginAllreduce
+from lamport_rs.plugin_groups import GroupWorkspace
 from lamport_rs.vllm_plugin.agreement import parts_of
 from lamport_rs.vllm_plugin.environment import batch_invariant, flashinfer_comes_first
-from lamport_rs.vllm_plugin.group_workspace import GroupWorkspace, make_workspace
+from lamport_rs.vllm_plugin.group_workspace import make_workspace
 from lamport_rs.vllm_plugin.log import logger
 from lamport_rs.workspace import LamportWorkspace
 
 MODULE = "vllm.distributed.device_communicators.custom_all_reduce"
 CLASS = "CustomAllreduce"
-DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 REPLACED_MARK = "_replaced_by_lamport_rs"
 """What vLLM's class has once it makes the package's communicators."""
 CONSTRUCTOR_PARAMETERS = frozenset({"group", "device", "max_size"})
@@ -47,16 +47,15 @@ class Request:
     """Bytes from which on a tensor is left to others."""
 
 
-class LamportAllreduce:
+class LamportAllreduce(PluginAllreduce):
     """The all-reduces of one group, by a workspace: what vLLM asks of its `CustomAllreduce`."""
 
     def __init__(self, request: Request, workspace: GroupWorkspace, own: Any) -> None:
         """Take over from `own`, vLLM's object, which goes on with its gathers and scatters; None if it only sums."""
-        self._workspace, self._own = workspace, own
+        super().__init__(workspace, own)
         self.group, self.device, self.max_size = request.group, request.device, request.max_size
         self.rank, self.world_size = dist.get_rank(request.group), dist.get_world_size(request.group)
         self.batch_invariant = batch_invariant()
-        self.disabled = False
         communicators[request.group] = self
         if self.rank == 0:
             logger.info(
@@ -79,9 +78,8 @@ class LamportAllreduce:
 
         With batch invariance every tensor is, because a sum that others did would have other bits.
         """
-        size = inp.numel() * inp.element_size()
-        fits = self.batch_invariant or size < self.max_size
-        return not self.disabled and size > 0 and fits and inp.dtype in DTYPES
+        fits = self.batch_invariant or inp.numel() * inp.element_size() < self.max_size
+        return fits and self._is_summable(inp)
 
     def custom_all_reduce(self, input: torch.Tensor) -> torch.Tensor | None:  # noqa: A002  (vLLM's name)
         """Return the sum in a new tensor, or None if others are to sum."""
@@ -93,32 +91,8 @@ class LamportAllreduce:
         """Return the sum; `registered` means nothing here, since no operand has to be known to the peers."""
         return all_reduce(inp, self._workspace.here(), out)
 
-    @contextmanager
-    def capture(self) -> Iterator[None]:
-        """Surround the capture of a CUDA graph. Sums need nothing; vLLM's own collectives may."""
-        if self._own is None:
-            yield
-            return
-        with self._own.capture():
-            yield
-
-    def close(self) -> None:
-        """Give the workspace up. vLLM does when it is done with its graphs."""
-        if self.__dict__.get("disabled", True):
-            return
-        self.disabled = True
-        self._workspace.close()
-        if self._own is not None:
-            self._own.close()
-
     def __del__(self) -> None:
         self.close()
-
-    def __getattr__(self, name: str) -> Any:
-        # What is not of the sums: `custom_all_gather` and whatever else this release's class has.
-        if (own := self.__dict__.get("_own")) is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(own, name)
 
 
 def does_more_than_sum(own: type) -> bool:

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from lamport_rs.plugin_communicator import DTYPES
 from lamport_rs.vllm_plugin.agreement import parts_of
-from lamport_rs.vllm_plugin.communicator import DTYPES
 from lamport_rs.vllm_plugin.environment import flashinfer_comes_first
 from lamport_rs.vllm_plugin.fused_operation import FusedWorkspace, dispatching, run_again_with_the_stand_in, stand_in
 from lamport_rs.vllm_plugin.group_workspace import workspace_of

@@ -13,7 +13,7 @@ import torch
 
 from lamport_rs._core import LamportError
 from lamport_rs.operations import all_reduce, all_reduce_rms_norm
-from lamport_rs.vllm_plugin.group_workspace import GroupWorkspace
+from lamport_rs.plugin_groups import GroupWorkspace
 
 SUM, SUM_AND_NORM = 0, 1
 """The patterns that are served."""

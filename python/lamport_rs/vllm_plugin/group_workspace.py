@@ -1,9 +1,8 @@
-"""The workspaces of vLLM's groups: made on all ranks or on none, and used by whichever thread calls."""
+"""The workspaces of vLLM's groups, and vLLM's rule for GPUs without NVLink between them."""
 
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,53 +10,12 @@ import torch
 import torch.distributed as dist
 
 from lamport_rs._core import LamportError
-from lamport_rs.arguments import refused_on_all_ranks
 from lamport_rs.exchange import AllGather, all_gather_over
-from lamport_rs.sizing import default_comm_size
+from lamport_rs.plugin_groups import GroupWorkspace
+from lamport_rs.vllm_plugin.agreement import plugin
 from lamport_rs.vllm_plugin.log import logger
-from lamport_rs.workspace import LamportWorkspace, bind_to_thread
 
-TIMEOUT = 600.0
-"""Seconds that an operation waits for its peers. While a server warms up, one rank may compile for minutes that others
-do not: those are no fault. It is torch's limit for a collective of NCCL."""
 _UNKNOWN = -1
-
-
-class GroupWorkspace:
-    """A workspace that changes over to the thread that calls."""
-
-    def __init__(self, workspace: LamportWorkspace) -> None:
-        self._workspace = workspace
-        self._thread = threading.get_ident()
-        self.is_closed = False
-
-    def here(self) -> LamportWorkspace:
-        """Return the workspace, bound to this thread.
-
-        An executor may make the model in one thread and run it in another. All ranks change over between the same two
-        operations, for vLLM's threads take turns in one order.
-        """
-        if (thread := threading.get_ident()) != self._thread:
-            bind_to_thread(self._workspace)
-            self._thread = thread
-        return self._workspace
-
-    @property
-    def table(self) -> torch.Tensor:
-        """The workspace's table."""
-        return self._workspace.workspace
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes that this rank takes."""
-        return self._workspace.memory_bytes
-
-    def close(self) -> None:
-        """Give the workspace up."""
-        self.is_closed = True
-        self._workspace.cleanup()
-
-
 _made: dict[tuple[str, dist.ProcessGroup], GroupWorkspace | None] = {}
 """By part and group; None for what could not be made, and is not tried again."""
 
@@ -96,25 +54,11 @@ def close_workspaces(group: dist.ProcessGroup) -> None:
 def make_workspace(
     part: str, group: dist.ProcessGroup, device: Any, comm_size_of: Callable[[int], int]
 ) -> GroupWorkspace | None:
-    """Make a workspace; None, on all ranks, if it cannot be made on one of them, or there is but one rank. Collective.
-
-    It keeps within `LAMPORT_RS_MAX_MEMORY`: what is larger than a slot runs in chunks.
-    """
-    rank, world_size = dist.get_rank(group), dist.get_world_size(group)
-    if world_size == 1:
+    """Make a workspace, if vLLM would not leave such GPUs to NCCL, as `Plugin.make_workspace` does. Collective."""
+    if dist.get_world_size(group) == 1:
         return None
-    all_gather = all_gather_over(group, device)
-    try:
-        gpus = physical_gpus(device, all_gather)
-        with refused_on_all_ranks(rank, world_size, all_gather):
-            check_links(gpus)
-            comm_size = min(comm_size_of(world_size), default_comm_size(world_size))
-        return GroupWorkspace(LamportWorkspace(rank, world_size, comm_size, group, device=device, timeout=TIMEOUT))
-    except LamportError as error:
-        # All ranks have the same text: one line will do.
-        if rank == 0:
-            logger.warning("vLLM's own path goes on for %s, because lamport_rs has no workspace: %s", part, error)
-        return None
+    gpus = physical_gpus(device, all_gather_over(group, device))
+    return plugin.make_workspace(part, group, device, comm_size_of, lambda: check_links(gpus))
 
 
 def physical_gpus(device: Any, all_gather: AllGather) -> list[int]:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from lamport_rs.operations import minimax_allreduce_rms_qk
+from lamport_rs.plugin_groups import GroupWorkspace
 from lamport_rs.vllm_plugin.agreement import parts_of
-from lamport_rs.vllm_plugin.group_workspace import GroupWorkspace, workspace_of
+from lamport_rs.vllm_plugin.group_workspace import workspace_of
 from lamport_rs.vllm_plugin.imports import has_module, when_imported
 from lamport_rs.vllm_plugin.log import leave_to_vllm
 from lamport_rs.vllm_plugin.wrapping import is_wrapped, obstacle_of, wrap
