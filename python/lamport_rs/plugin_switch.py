@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lamport_rs._core import LamportError
-from lamport_rs.exchange import AllGather
+
+if TYPE_CHECKING:  # It imports torch.
+    from lamport_rs.exchange import AllGather
 
 
 @dataclass(frozen=True)
