@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lamport_rs import sglang_plugin
 from lamport_rs.command_line.doctor import plugins
 from lamport_rs.vllm_plugin import RELEASES, SWITCH
 
@@ -53,7 +54,7 @@ def test_the_plugin_is_named(monkeypatch, site, version, environment, status, te
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     state = plugins.state_of(plugins.VLLM)
-    finding = plugins.judge_vllm(state)
+    finding = plugins.judge(plugins.VLLM, state)
     assert (finding.status, finding.remedy is None) == (status, status == "ok")
     assert text in finding.text
     assert (state.version, state.parts) == (version, parts)
@@ -66,7 +67,7 @@ def test_a_plugin_that_vllm_does_not_find_is_a_warning(monkeypatch, site):
     monkeypatch.setattr(plugins, "entry_points", lambda group: [])
     state = plugins.state_of(plugins.VLLM)
     assert (state.registered, state.parts) == (False, [])
-    finding = plugins.judge_vllm(state)
+    finding = plugins.judge(plugins.VLLM, state)
     assert finding.status == "warning"
     assert "has no entry point in vllm.general_plugins" in finding.text
 
@@ -87,3 +88,35 @@ def test_text_and_json_have_it_without_importing_vllm(site):
             assert (found["supported"], found["registered"], found["parts"]) == (True, True, list(SWITCH.parts))
         else:
             assert "ok       vllm: vLLM 0.33.0; the plugin is in use: all_reduce, fused, minimax" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "status", "text", "parts"),
+    [
+        ({}, "ok", "SGLang 0.5.23; the plugin is in use: all_reduce, fused, minimax", list(sglang_plugin.SWITCH.parts)),
+        ({"LAMPORT_RS_SGLANG": "fused"}, "ok", "is in use: fused", ["fused"]),
+        ({"LAMPORT_RS_SGLANG": "0"}, "ok", "the plugin is switched off by LAMPORT_RS_SGLANG=0", []),
+        ({"LAMPORT_RS_SGLANG": "on"}, "warning", "LAMPORT_RS_SGLANG is 'on', but must be 0, or ", []),
+        ({"SGLANG_PLUGINS": "other"}, "ok", "the plugin is switched off by SGLANG_PLUGINS=other", []),
+        ({"SGLANG_PLUGINS": "other, lamport_rs"}, "ok", "is in use", list(sglang_plugin.SWITCH.parts)),
+        ({"SGLANG_PLUGINS": ""}, "ok", "is in use", list(sglang_plugin.SWITCH.parts)),
+    ],
+)
+def test_sglangs_plugin_is_named(monkeypatch, site, environment, status, text, parts):
+    monkeypatch.delenv("SGLANG_PLUGINS", raising=False)
+    monkeypatch.delenv("LAMPORT_RS_SGLANG", raising=False)
+    install(site, "sglang", sglang_plugin.RELEASES[0])
+    install(site, "some_plugins", "1", "[sglang.srt.plugins]\nlamport_rs = lamport_rs.sglang_plugin:install\n")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    state = plugins.state_of(plugins.SGLANG)
+    finding = plugins.judge(plugins.SGLANG, state)
+    assert (finding.check, finding.status) == ("sglang", status)
+    assert text in finding.text
+    assert (state.parts, state.supported, state.registered) == (parts, True, True)
+    if status == "warning":
+        assert finding.remedy.endswith("nothing is replaced like this")
+
+
+def test_the_releases_of_sglang_are_those_on_record():
+    assert set(sglang_plugin.RELEASES) == set(json.loads((Path(__file__).parent / "sglang_hooks.json").read_text()))

@@ -14,6 +14,8 @@ from lamport_rs.plugin_switch import PluginSwitch
 PARTS = ("all_reduce", "fused", "minimax")
 """What can be chosen: all-reduces; all-reduces fused with residual and RMSNorm; MiniMax's norms."""
 SWITCH = PluginSwitch("LAMPORT_RS_SGLANG", PARTS)
+RELEASES = ("0.5.23",)
+"""The releases of SGLang that it was written for and checked with."""
 
 
 def install() -> None:

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any
 
-from lamport_rs import LamportError
+from lamport_rs import LamportError, sglang_plugin, vllm_plugin
 from lamport_rs.command_line.doctor.report import Finding
 from lamport_rs.plugin_switch import PluginSwitch
-from lamport_rs.vllm_plugin import RELEASES, SWITCH
 
 ENTRY_POINT = "lamport_rs"
 """The plugin's name among those of an engine."""
@@ -23,7 +22,7 @@ class Plugin:
     engine: str
     """Its name, for people."""
     distribution: str
-    """The name that it is installed by."""
+    """The name that it is installed by, and that the check has."""
     entry_points: str
     """The group of entry points in which it finds plugins."""
     chosen_by: str
@@ -31,9 +30,23 @@ class Plugin:
     switch: PluginSwitch
     releases: tuple[str, ...]
     """Those that the plugin was written for."""
+    starts_with_a_wrong_switch: bool
+    """Whether the engine goes on without the plugin where the switch names no part."""
+    is_lenient: bool
+    """Whether `chosen_by` names all plugins if it is empty, and may have blanks between its names."""
 
 
-VLLM = Plugin("vLLM", "vllm", "vllm.general_plugins", "VLLM_PLUGINS", SWITCH, RELEASES)
+VLLM = Plugin(
+    *("vLLM", "vllm", "vllm.general_plugins", "VLLM_PLUGINS", vllm_plugin.SWITCH, vllm_plugin.RELEASES),
+    starts_with_a_wrong_switch=False,
+    is_lenient=False,
+)
+SGLANG = Plugin(
+    *("SGLang", "sglang", "sglang.srt.plugins", "SGLANG_PLUGINS", sglang_plugin.SWITCH, sglang_plugin.RELEASES),
+    starts_with_a_wrong_switch=True,
+    is_lenient=True,
+)
+PLUGINS = (VLLM, SGLANG)
 
 
 @dataclass(frozen=True)
@@ -68,8 +81,10 @@ def state_of(plugin: Plugin) -> State:
 
 def _choice_of(plugin: Plugin) -> tuple[list[str], str | None]:
     allowed = os.environ.get(plugin.chosen_by)
-    if allowed is not None and ENTRY_POINT not in allowed.split(","):
-        return [], f"switched off by {plugin.chosen_by}={allowed}"
+    if allowed is not None and not (plugin.is_lenient and not allowed):
+        names = [name.strip() if plugin.is_lenient else name for name in allowed.split(",")]
+        if ENTRY_POINT not in names:
+            return [], f"switched off by {plugin.chosen_by}={allowed}"
     try:
         chosen = plugin.switch.chosen()
     except LamportError as error:
@@ -78,25 +93,28 @@ def _choice_of(plugin: Plugin) -> tuple[list[str], str | None]:
     return parts, None if parts else f"switched off by {plugin.switch.variable}=0"
 
 
-def judge_vllm(state: State) -> Finding:
-    """Return what the state of vLLM's plugin means."""
+def judge(plugin: Plugin, state: State) -> Finding:
+    """Return what the state of a plugin means."""
+    check, engine, variable = plugin.distribution, plugin.engine, plugin.switch.variable
     if state.version is None:
-        return Finding("vllm", "ok", "not installed")
-    release = f"vLLM {state.version}"
+        return Finding(check, "ok", "not installed")
+    release = f"{engine} {state.version}"
     if state.registered and not state.parts and not (state.reason or "").startswith("switched off"):
-        remedy = f"set {SWITCH.variable} to 0 or to some of its parts; vLLM does not start like this"
-        return Finding("vllm", "error", f"{release}: {state.reason}", remedy)
+        remedy = f"set {variable} to 0 or to some of its parts; "
+        if plugin.starts_with_a_wrong_switch:
+            return Finding(check, "warning", f"{release}: {state.reason}", f"{remedy}nothing is replaced like this")
+        return Finding(check, "error", f"{release}: {state.reason}", f"{remedy}{engine} does not start like this")
     if not state.registered:
-        remedy = "install the wheel of lamport_rs in vLLM's environment: pip install lamport_rs"
-        return Finding("vllm", "warning", f"{release} does not load the plugin: {state.reason}", remedy)
+        remedy = f"install the wheel of lamport_rs in {engine}'s environment: pip install lamport_rs"
+        return Finding(check, "warning", f"{release} does not load the plugin: {state.reason}", remedy)
     if not state.parts:
-        return Finding("vllm", "ok", f"{release}; the plugin is {state.reason}")
+        return Finding(check, "ok", f"{release}; the plugin is {state.reason}")
     text = f"{release}; the plugin is in use: {', '.join(state.parts)}"
     if state.supported:
-        return Finding("vllm", "ok", text)
-    known = " and ".join(RELEASES)
-    remedy = f"look for warnings of lamport_rs in vLLM's log, or take vLLM {known}, or a newer lamport_rs"
-    return Finding("vllm", "warning", f"{text}, but it was written for {known}", remedy)
+        return Finding(check, "ok", text)
+    known = " and ".join(plugin.releases)
+    remedy = f"look for warnings of lamport_rs in {engine}'s log, or take {engine} {known}, or a newer lamport_rs"
+    return Finding(check, "warning", f"{text}, but it was written for {known}", remedy)
 
 
 def as_dictionary(state: State) -> dict[str, Any]:

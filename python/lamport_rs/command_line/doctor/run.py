@@ -124,9 +124,10 @@ def _examine_machine(report: Report, ranks: int, cores: Any, on_gpus: bool) -> N
     report.findings += machine.judge_limits(report.limits, on_gpus)
     report.findings += machine.judge_memory(report.memory, on_gpus)
     report.findings.append(machine.judge_cores(cores, ranks))
-    state = plugins.state_of(plugins.VLLM)
-    report.plugins = {"vllm": plugins.as_dictionary(state)}
-    report.findings.append(plugins.judge_vllm(state))
+    for plugin in plugins.PLUGINS:
+        state = plugins.state_of(plugin)
+        report.plugins[plugin.distribution] = plugins.as_dictionary(state)
+        report.findings.append(plugins.judge(plugin, state))
 
 
 def _examine_pairs(report: Report, ranks: int, on_gpus: bool) -> None:
