@@ -10,18 +10,19 @@ from __future__ import annotations
 import ast
 import importlib
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
+import engines
 import pytest
 import torch
 import torch.distributed as dist
+from engines import gloo_sum
 from ranks import Rank
 
 TABLE: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "sglang_hooks.json").read_text())
@@ -139,12 +140,6 @@ def class_of(module: str, name: str, behaviour: type) -> type:
             methods[method] = function_of(module, each, methods[method])
     body = {each: value for each, value in vars(behaviour).items() if each not in ("__dict__", "__weakref__")}
     return type(name, (), {**body, **methods, "__module__": module})
-
-
-def gloo_sum(tensor: torch.Tensor, group: Any) -> torch.Tensor:
-    total = tensor.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=group)
-    return total
 
 
 class OwnAllreduce:
@@ -368,21 +363,6 @@ def make_groups(me: Rank, **options: Any) -> Any:
     return parallel.tp_group
 
 
-@contextmanager
-def logged() -> Iterator[list[str]]:
-    """The lines that the plugin writes to SGLang's log, as `LEVEL text`."""
-    lines: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(f"{record.levelname} {record.getMessage()}")
-
-    logger, handler = logging.getLogger("sglang"), Collect(logging.INFO)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield lines
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+def logged() -> AbstractContextManager[list[str]]:
+    """The lines that the plugin writes to the engine's log, as `LEVEL text`."""
+    return engines.logged("sglang")

@@ -11,19 +11,20 @@ from __future__ import annotations
 import ast
 import importlib
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import engines
 import pytest
 import torch
 import torch.distributed as dist
+from engines import gloo_sum
 from lamport_rs.vllm_plugin import agreement, group_workspace, imports, install
 from ranks import Rank
 
@@ -132,24 +133,9 @@ def fake_flashinfer() -> Iterator[ModuleType]:
         yield comm
 
 
-@contextmanager
-def logged() -> Iterator[list[str]]:
-    """The lines that the plugin writes to vLLM's log, as `LEVEL text`."""
-    lines: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(f"{record.levelname} {record.getMessage()}")
-
-    logger, handler = logging.getLogger("vllm"), Collect(logging.INFO)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield lines
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+def logged() -> AbstractContextManager[list[str]]:
+    """The lines that the plugin writes to the engine's log, as `LEVEL text`."""
+    return engines.logged("vllm")
 
 
 def in_vllm(me: Rank, release: str, check: Callable[..., Any], *arguments: Any, **environment: str) -> Any:
@@ -210,12 +196,6 @@ def class_of(module: str, name: str, release: str, behaviour: type) -> type:
 
 def note(*what: Any) -> None:
     sys.modules[MODULE].calls.append(what)
-
-
-def gloo_sum(tensor: torch.Tensor, group: Any) -> torch.Tensor:
-    total = tensor.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=group)
-    return total
 
 
 class OwnAllreduce:

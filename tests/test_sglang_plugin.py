@@ -100,6 +100,12 @@ def test_the_environment_chooses_and_ranks_agree(ranks_of, values, expected):
         assert "lamport_rs replaces nothing in SGLang: LAMPORT_RS_SGLANG is 'wrong', but must be 0, or a list" in line
 
 
+def test_a_process_without_ranks_does_not_import_torch_for_the_plugin():
+    code = "import sys, lamport_rs.sglang_plugin as plugin; plugin.install(); print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.stdout, ended.stderr) == ("False\n", "")
+
+
 def test_a_process_without_ranks_is_left_alone():
     with fake_sglang() as modules, logged() as lines:
         # A server's first process has not loaded what ranks need when it loads plugins.

@@ -9,6 +9,9 @@ warning. SGLang's modules are taken as it has loaded them: the package does not 
 
 from __future__ import annotations
 
+import sys
+
+from lamport_rs._core import LamportError
 from lamport_rs.plugin_switch import PluginSwitch
 
 PARTS = ("all_reduce", "fused", "minimax")
@@ -24,9 +27,13 @@ def install() -> None:
     A rank that chooses nothing has to tell those that choose something, or they would wait for it. So the hook at the
     making of groups is there in any case, also where the environment variable is wrong; the log has the error then.
     """
-    from lamport_rs._core import LamportError
-    from lamport_rs.sglang_plugin.groups import watch_groups
+    from lamport_rs.sglang_plugin.hooks import PARALLEL_STATE
     from lamport_rs.sglang_plugin.log import logger
+
+    if PARALLEL_STATE not in sys.modules:
+        logger.debug("this process has not loaded %s, so it makes no groups", PARALLEL_STATE)
+        return
+    from lamport_rs.sglang_plugin.groups import watch_groups
 
     try:
         chosen = SWITCH.chosen()

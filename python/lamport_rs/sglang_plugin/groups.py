@@ -42,9 +42,6 @@ def watch_groups(chosen: frozenset[str]) -> None:
     """Have SGLang call the plugin for each group that it makes from now on. Safe to call again."""
     if _state.is_watching:
         return
-    if hooks.PARALLEL_STATE not in sys.modules:
-        logger.debug("this process has not loaded %s, so it makes no groups", hooks.PARALLEL_STATE)
-        return
     if hooks.REGISTRY not in sys.modules:
         obstacle: str | None = f"there is no {hooks.REGISTRY}"
     else:
