@@ -54,7 +54,7 @@ def check_norm(me: Rank, norm: Norm, rows: int, dtype: torch.dtype, ranks: list[
 
 
 def check_fused(me: Rank) -> list[str]:
-    def check(me: Rank, _modules: Any) -> None:
+    def check(me: Rank, modules: Any) -> None:
         make_groups(me)
         prepare()
         assert calls.take() == []  # FlashInfer was not asked to prepare anything.
@@ -64,6 +64,9 @@ def check_fused(me: Rank) -> list[str]:
                 for rows in (1, 7, 2048):
                     check_norm(me, norm, rows, dtype, list(range(me.world_size)))
         norm.after_all_reduce(torch.ones(2049, WIDTH), torch.ones(2049, WIDTH))
+        assert calls.take()[0] == ("own", "unfused")
+        modules[DP_ATTENTION].is_enabled = True
+        norm.after_all_reduce(torch.ones(1, WIDTH), torch.ones(1, WIDTH))
         assert calls.take()[0] == ("own", "unfused")
 
     with logged() as lines:
@@ -143,7 +146,7 @@ def check_subgroups(me: Rank, failing: int | None) -> None:
         make_group("world", [[0, 1, 2, 3]], use_custom_allreduce=False)
         parallel.tp_group = make_group("tp", [[0, 1, 2, 3]])
         parallel.attn_tp_group = make_group("attention_tp", pairs)
-        parallel.moe_group = parallel.tp_group
+        parallel.moe_group = parallel.tp_group if failing is None else parallel.attn_tp_group
         calls.take()
         prepare()
         if failing is not None:
@@ -211,8 +214,10 @@ def check_minimax(me: Rank) -> list[str]:
             for rows in (1, 5):
                 all_qkv = [random_tensor((rows, 80), dtype, rank) for rank in range(me.world_size)]
                 q, k, _v = all_qkv[me.rank].split([48, 16, 16], dim=-1)
-                # As they lie in a projection's output, and apart.
-                for found in (norm.forward(q, k), norm.forward(q.clone(), k.clone())):
+                other_k, other_q = torch.cat([k, q], dim=-1).split([16, 48], dim=-1)
+                # As they lie in a projection's output, apart, and in another order.
+                pairs = [(q, k), (q.clone(), k.clone()), (other_q, other_k)]
+                for found in [norm.forward(*pair) for pair in pairs]:
                     for result, mine, columns, weight in [
                         (found[0], q, slice(0, 48), q_norm.weight),
                         (found[1], k, slice(48, 64), k_norm.weight),
