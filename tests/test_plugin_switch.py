@@ -6,7 +6,7 @@ import pytest
 from lamport_rs import LamportError
 from lamport_rs.plugin_switch import PluginSwitch
 
-SWITCH = PluginSwitch("LAMPORT_RS_SOMETHING", ("one", "two", "three"))
+SWITCH = PluginSwitch("SOME_PLUGIN", ("one", "two", "three"))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_the_environment_chooses(monkeypatch, text, named, chosen):
 @pytest.mark.parametrize("text", ["1", "off", "one;two", "one,", "0,two", "ONE"])
 def test_what_is_no_part_is_an_error(monkeypatch, text):
     monkeypatch.setenv(SWITCH.variable, text)
-    expected = f"LAMPORT_RS_SOMETHING is {text!r}, but must be 0, or a list of one, two, three, separated by commas; "
+    expected = f"SOME_PLUGIN is {text!r}, but must be 0, or a list of one, two, three, separated by commas; "
     with pytest.raises(LamportError, match=re.escape(expected)):
         SWITCH.chosen()
 

@@ -190,6 +190,23 @@ def test_with_flashinfer_quantised_patterns_are_flashinfers(ranks_of, release):
     ranks_of(2).run(check_with_flashinfer, release)
 
 
+def check_without_compiler(me: Rank, release: str, served: bool) -> Any:
+    def check(me: Rank, _module: Any) -> Any:
+        cuda_communicator(me)
+        made = the_pass()
+        return made.disabled, made.supports_quant_fusion, comm.calls
+
+    limit = {} if served else {"LAMPORT_RS_MAX_MEMORY": "much"}
+    with fake_flashinfer() as comm:
+        return in_vllm(me, release, check, LAMPORT_RS_VLLM="fused", FAKE_COMPILER="0", **limit)
+
+
+@each_release
+@pytest.mark.parametrize("served", [True, False])
+def test_flashinfer_that_vllm_takes_for_unusable_is_not_used(ranks_of, release, served):
+    assert ranks_of(2).run(check_without_compiler, release, served) == [(not served, False, [])] * 2
+
+
 def check_plain(me: Rank, release: str, asked_for: bool) -> Any:
     def check(me: Rank, _module: Any) -> Any:
         communicator = cuda_communicator(me)

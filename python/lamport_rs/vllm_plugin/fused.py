@@ -63,7 +63,7 @@ def _adjust_workspaces(module: Any) -> None:
         # For eager models. `FlashInferAllReduce` stays switched off.
         module.flashinfer_comm = stand_in()
     if not flashinfer_comes_first():
-        _serve(module)
+        _serve(module, module.fi_ar_available)
 
 
 def _obstacle(module: Any) -> str | None:
@@ -72,13 +72,11 @@ def _obstacle(module: Any) -> str | None:
     return obstacle_of(module, GET, *PARAMETERS) or obstacle_of(module, GET_FOR_QUANTISED, *PARAMETERS)
 
 
-def _serve(module: Any) -> None:
-    """Have a module take the package's workspaces."""
-    has_flashinfer = sys.modules[WORKSPACES].fi_ar_available
-    wrap(module, GET, lambda own: _ours_first(own if has_flashinfer else None))
-    if hasattr(module, GET_FOR_QUANTISED) and not has_flashinfer:
-        # vLLM's would look for what only FlashInfer has.
-        wrap(module, GET_FOR_QUANTISED, lambda _own: _no_workspace)
+def _serve(module: Any, with_flashinfer: bool) -> None:
+    """Have a module take the package's workspaces; without FlashInfer no others."""
+    wrap(module, GET, lambda own: _ours_first(own if with_flashinfer else None))
+    if hasattr(module, GET_FOR_QUANTISED):
+        wrap(module, GET_FOR_QUANTISED, lambda own: _passed_on(own if with_flashinfer else None))
 
 
 def _ours_first(own: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -95,8 +93,13 @@ def _ours_first(own: Callable[..., Any] | None) -> Callable[..., Any]:
     return adjusted
 
 
-def _no_workspace(*_arguments: Any, **_options: Any) -> None:
-    return None
+def _passed_on(own: Callable[..., Any] | None) -> Callable[..., Any]:
+    """`get_fi_ar_quant_workspace`: vLLM's own, or none. vLLM's would look for what only FlashInfer has."""
+
+    def adjusted(*arguments: Any, **options: Any) -> Any:
+        return None if own is None else own(*arguments, **options)
+
+    return adjusted
 
 
 def fused_workspace(max_bytes: int, hidden_dim: int, dtype: torch.dtype, group: Any) -> FusedWorkspace | None:
@@ -125,8 +128,11 @@ def _adjust_fusion_pass(module: Any) -> None:
     missing = [name for name in (OPERATOR, GET, GET_FOR_QUANTISED) if not hasattr(module, name)]
     if missing:
         leave_to_vllm("fused", f"{module.__name__} has no {', '.join(missing)}")
-    else:
-        _serve(module)
+        return
+    # FlashInfer may be there and lack a compiler. vLLM's own rule has the pass off then, and its workspaces unused.
+    name, function = HAS_FLASHINFER
+    has_flashinfer = getattr(importlib.import_module(name), function)()
+    _serve(module, sys.modules[WORKSPACES].fi_ar_available and has_flashinfer)
 
 
 def _adjust_helper(module: Any) -> None:
@@ -134,8 +140,9 @@ def _adjust_helper(module: Any) -> None:
     if getattr(module, OPERATOR, None) is None and hasattr(sys.modules.get(FUSION_PASS), OPERATOR):
         # It was imported before the plugin.
         module.__spec__.loader.exec_module(module)
-    if getattr(module, GET, None) is not None and not _obstacle(sys.modules[WORKSPACES]):
-        _serve(module)
+    workspaces = sys.modules[WORKSPACES]
+    if getattr(module, GET, None) is not None and not _obstacle(workspaces):
+        _serve(module, workspaces.fi_ar_available)
 
 
 def _adjust_configuration(module: Any) -> None:

@@ -57,6 +57,8 @@ class Loader(importlib.abc.Loader):
 
     def __getattr__(self, name: str) -> Any:
         # Who looks for a module's source or data asks its loader.
+        if name == "_own":
+            raise AttributeError(name)
         return getattr(self._own, name)
 
 

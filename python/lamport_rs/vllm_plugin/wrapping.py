@@ -11,14 +11,18 @@ _MARK = "_wrapped_by_lamport_rs"
 
 
 def wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
-    """Replace `owner.name` by `wrapper(owner.name)`; what is wrapped already stays."""
-    own = getattr(owner, name)
-    if not is_wrapped(own):
-        wrapped = wrapper(own)
-        if inspect.isfunction(own):
-            functools.update_wrapper(wrapped, own)
-        setattr(wrapped, _MARK, True)
-        setattr(owner, name, wrapped)
+    """Replace `owner.name` by `wrapper(owner.name)`; a second time it is the same function that is wrapped."""
+    own = own_of(getattr(owner, name))
+    wrapped = wrapper(own)
+    if inspect.isfunction(own):
+        functools.update_wrapper(wrapped, own)
+    setattr(wrapped, _MARK, own)
+    setattr(owner, name, wrapped)
+
+
+def own_of(function: Any) -> Any:
+    """Return what `wrap` has wrapped, or the function itself."""
+    return getattr(function, _MARK, function)
 
 
 def is_wrapped(function: Any) -> bool:
