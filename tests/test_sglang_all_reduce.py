@@ -212,6 +212,27 @@ def test_flashinfer_does_not_come_before_the_workspace(ranks_of):
     ranks_of(2).run(check_flashinfer)
 
 
+def check_compiled(me: Rank) -> None:
+    def check(me: Rank, _modules: Any) -> None:
+        group = make_groups(me)
+        group.flashinfer_is_ready = True
+
+        def choose(x: torch.Tensor) -> torch.Tensor:
+            # What SGLang asks while a model is compiled; the sum itself is an operator.
+            is_left = group.ca_comm is None or group._can_use_flashinfer_allreduce(x)
+            return x * 0 if is_left else x + 1
+
+        compiled = torch.compile(choose, backend="eager", fullgraph=True, dynamic=True)
+        for rows in (2, 3):
+            assert compiled(torch.zeros(rows, 4)).unique().tolist() == [1.0]
+
+    in_sglang(me, check)
+
+
+def test_a_compiled_model_asks_the_same(ranks_of):
+    ranks_of(2).run(check_compiled)
+
+
 def check_another_thread(me: Rank) -> None:
     def check(me: Rank, _modules: Any) -> None:
         group = make_groups(me)

@@ -24,7 +24,7 @@ from lamport_rs.workspace import LamportWorkspace
 PART = "all_reduce"
 POINTS = (hooks.FLASHINFER_SUMS,)
 MAX_SIZE = 8 << 20
-"""Bytes of the largest tensor that is summed: up to it sums were measured to be faster than SGLang's own."""
+"""Bytes of the largest tensor that is summed: the largest size that was measured beside SGLang's own kernels."""
 
 
 class LamportAllreduce(PluginAllreduce):
