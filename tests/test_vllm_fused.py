@@ -207,6 +207,22 @@ def test_flashinfer_that_vllm_takes_for_unusable_is_not_used(ranks_of, release, 
     assert ranks_of(2).run(check_without_compiler, release, served) == [(not served, False, [])] * 2
 
 
+def check_disagreement(me: Rank, release: str) -> Any:
+    def check(me: Rank, _module: Any) -> Any:
+        cuda_communicator(me)
+        made = the_pass()
+        return made.disabled, made.supports_quant_fusion, comm.calls
+
+    with fake_flashinfer() as comm:
+        return in_vllm(me, release, check, LAMPORT_RS_VLLM="fused" if me.rank else "0", FAKE_COMPILER="0")
+
+
+@each_release
+def test_ranks_that_do_not_agree_do_as_those_without_the_plugin(ranks_of, release):
+    asked = ["create_allreduce_fusion_workspace"] * 2
+    assert ranks_of(2).run(check_disagreement, release) == [(False, True, asked)] * 2
+
+
 def check_plain(me: Rank, release: str, asked_for: bool) -> Any:
     def check(me: Rank, _module: Any) -> Any:
         communicator = cuda_communicator(me)

@@ -7,6 +7,7 @@ workspace of their own: FlashInfer's, or none.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ def _adjust_workspaces(module: Any) -> None:
         # For eager models. `FlashInferAllReduce` stays switched off.
         module.flashinfer_comm = stand_in()
     if not flashinfer_comes_first():
-        _serve(module, module.fi_ar_available)
+        _serve(module, is_usable=True)
 
 
 def _obstacle(module: Any) -> str | None:
@@ -72,32 +73,27 @@ def _obstacle(module: Any) -> str | None:
     return obstacle_of(module, GET, *PARAMETERS) or obstacle_of(module, GET_FOR_QUANTISED, *PARAMETERS)
 
 
-def _serve(module: Any, with_flashinfer: bool) -> None:
-    """Have a module take the package's workspaces; without FlashInfer no others."""
-    wrap(module, GET, lambda own: _ours_first(own if with_flashinfer else None))
-    if hasattr(module, GET_FOR_QUANTISED):
-        wrap(module, GET_FOR_QUANTISED, lambda own: _passed_on(own if with_flashinfer else None))
+def _serve(module: Any, is_usable: bool) -> None:
+    """Have a module take the package's workspaces, and else vLLM's own: where FlashInfer is, and is usable."""
+    is_there = sys.modules[WORKSPACES].fi_ar_available
+    for name, takes_ours in ((GET, True), (GET_FOR_QUANTISED, False)):
+        if hasattr(module, name):
+            wrap(module, name, functools.partial(_getter, is_there, is_usable, takes_ours))
 
 
-def _ours_first(own: Callable[..., Any] | None) -> Callable[..., Any]:
-    """`get_fi_ar_workspace`: the package's, or what vLLM's own returns; None without FlashInfer."""
+def _getter(is_there: bool, is_usable: bool, takes_ours: bool, own: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function that returns workspaces. vLLM's own would look for what only FlashInfer has."""
 
     def adjusted(
         world_size: int, rank: int, max_token_num: int, hidden_dim: int, dtype: torch.dtype, group: Any
     ) -> Any:
-        ours = fused_workspace(max_token_num * hidden_dim * dtype.itemsize, hidden_dim, dtype, group)
-        if ours is not None or own is None:
+        max_bytes = max_token_num * hidden_dim * dtype.itemsize
+        if takes_ours and (ours := fused_workspace(max_bytes, hidden_dim, dtype, group)) is not None:
             return ours
+        # Ranks that do not agree on the part do as those without it: they ask vLLM's own in any case.
+        if not is_there or (not is_usable and "fused" in parts_of(_cpu_group_of(group))):
+            return None
         return own(world_size, rank, max_token_num, hidden_dim, dtype, group)
-
-    return adjusted
-
-
-def _passed_on(own: Callable[..., Any] | None) -> Callable[..., Any]:
-    """`get_fi_ar_quant_workspace`: vLLM's own, or none. vLLM's would look for what only FlashInfer has."""
-
-    def adjusted(*arguments: Any, **options: Any) -> Any:
-        return None if own is None else own(*arguments, **options)
 
     return adjusted
 
@@ -131,8 +127,7 @@ def _adjust_fusion_pass(module: Any) -> None:
         return
     # FlashInfer may be there and lack a compiler. vLLM's own rule has the pass off then, and its workspaces unused.
     name, function = HAS_FLASHINFER
-    has_flashinfer = getattr(importlib.import_module(name), function)()
-    _serve(module, sys.modules[WORKSPACES].fi_ar_available and has_flashinfer)
+    _serve(module, is_usable=getattr(importlib.import_module(name), function)())
 
 
 def _adjust_helper(module: Any) -> None:
@@ -140,9 +135,8 @@ def _adjust_helper(module: Any) -> None:
     if getattr(module, OPERATOR, None) is None and hasattr(sys.modules.get(FUSION_PASS), OPERATOR):
         # It was imported before the plugin.
         module.__spec__.loader.exec_module(module)
-    workspaces = sys.modules[WORKSPACES]
-    if getattr(module, GET, None) is not None and not _obstacle(workspaces):
-        _serve(module, workspaces.fi_ar_available)
+    if getattr(module, GET, None) is not None and not _obstacle(sys.modules[WORKSPACES]):
+        _serve(module, is_usable=True)
 
 
 def _adjust_configuration(module: Any) -> None:
