@@ -83,6 +83,22 @@ wheel: $(VENV)/.ready ## Build the wheel that is published: manylinux_2_28, CPyt
 check-wheel: wheel ## Install the wheel with the oldest and the newest torch, without anything else, and check it.
 	$(BIN)/python scripts/check_wheel.py dist/manylinux/*.whl $(PYTHONS)
 
+VLLM_SOURCES ?=
+.PHONY: check-vllm
+check-vllm: build ## Check the plugin for vLLM against unpacked releases: VLLM_SOURCES="FOLDER ...".
+	@[ -n "$(VLLM_SOURCES)" ] || { echo 'name folders that hold the package vllm: VLLM_SOURCES="FOLDER ..."' >&2; exit 1; }
+	$(BIN)/python scripts/vllm_hooks.py $(VLLM_SOURCES)
+	$(BIN)/python scripts/vllm_on_host.py $(VLLM_SOURCES)
+	$(BIN)/python scripts/vllm_layers_on_host.py $(VLLM_SOURCES)
+
+SGLANG_SOURCES ?=
+.PHONY: check-sglang
+check-sglang: build ## Check the plugin for SGLang against unpacked releases: SGLANG_SOURCES="FOLDER ...".
+	@[ -n "$(SGLANG_SOURCES)" ] || \
+	  { echo 'name folders that hold the package sglang: SGLANG_SOURCES="FOLDER ..."' >&2; exit 1; }
+	$(BIN)/python scripts/sglang_hooks.py $(SGLANG_SOURCES)
+	$(BIN)/python scripts/sglang_on_host.py $(SGLANG_SOURCES)
+
 clean: ## Remove what was built, and the virtual environment.
 	rm -rf target dist $(VENV)
 

@@ -140,7 +140,7 @@ def go_on_after_a_refusal(me: Rank, name: str) -> str:
     if me.rank == 1:
         with pytest.raises((LamportError, TypeError, KeyboardInterrupt)):
             REFUSED[name](me, workspace)
-    with pytest.raises(LamportMismatchError, match="went on after a call that raised|has refused its call") as caught:
+    with pytest.raises(LamportMismatchError, match=r"went on after a call that raised|has refused its call") as caught:
         call_all([total(), synchronize], me, workspace)
     return str(caught.value)
 

@@ -62,9 +62,7 @@ class Rank:
     group: Any = None
     """Process group or all-gather; None for the default group, which is the ranks' own."""
 
-    def workspace(
-        self, comm_size: int = 1 << 20, *, kept: bool = False, **options: Any
-    ) -> lamport_rs.LamportWorkspace:
+    def workspace(self, comm_size: int = 1 << 20, *, kept: bool = False, **options: Any) -> lamport_rs.LamportWorkspace:
         """A workspace of all ranks. `kept`: also if the rank's function returns, which is told to ranks that wait."""
         options = {"device": self.device, "process_group": self.group, **options}
         workspace = lamport_rs.LamportWorkspace(self.rank, self.world_size, comm_size, **options)

@@ -18,7 +18,7 @@ import lamport_rs
 import pytest
 from lamport_rs import LamportError, __main__
 from lamport_rs.command_line.cores import Cores
-from lamport_rs.command_line.doctor import gpus, machine, pairs, run
+from lamport_rs.command_line.doctor import gpus, machine, pairs, plugins, run
 from lamport_rs.command_line.doctor.report import Finding, Gpu, Link, Pair, Report, Transfer
 
 DOCTOR = [sys.executable, "-m", "lamport_rs", "doctor", "--backend", "host"]
@@ -74,7 +74,8 @@ def test_every_key_of_the_json_is_documented(examined):
 
 def test_every_check_is_documented_and_says_what_to_do(examined):
     sources = "".join(path.read_text() for path in Path(run.__file__).parent.glob("*.py"))
-    assert set(re.findall(r'Finding\(\s*"(\w+)"', sources)) == documented_names("## Checks")
+    named = set(re.findall(r'Finding\(\s*"(\w+)"', sources)) | {each.distribution for each in plugins.PLUGINS}
+    assert named == documented_names("## Checks")
     for each in examined["findings"]:
         assert each["check"] in documented_names("## Checks")
         assert (each["remedy"] is None) == (each["status"] == "ok")

@@ -149,10 +149,9 @@ def check_without_a_call(me: Rank) -> None:
     workspace.check()
     if me.rank == 0:
         workspace.abort("stop")
-    deadline = time.monotonic() + SOON
+    time.sleep(SOON)
     with pytest.raises(LamportAbortedError, match="rank 0 has aborted: stop"):
-        while time.monotonic() < deadline:
-            workspace.check()
+        workspace.check()
     samples = []
     other = me.workspace(4096)
     for _ in range(20):
@@ -239,7 +238,7 @@ def test_a_reset_follows_a_timeout(new_ranks):
 def reset_alone(me: Rank) -> None:
     workspace = me.workspace(4096)
     if me.rank == 0:
-        with pytest.raises(LamportTimeoutError, match="reset: waited .* for rank 1") as caught:
+        with pytest.raises(LamportTimeoutError, match=r"reset: waited .* for rank 1") as caught:
             workspace.reset(timeout=0.2)
         assert caught.value.missing_ranks == (1,)
     else:

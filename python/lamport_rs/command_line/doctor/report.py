@@ -81,6 +81,7 @@ class Report:
     limits: dict[str, int | None] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     cores: dict[str, float | None] = field(default_factory=dict)
+    plugins: dict[str, dict[str, Any]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     @property

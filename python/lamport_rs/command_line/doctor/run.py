@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamport_rs import LamportError, __version__, _core
 from lamport_rs.command_line.cores import cores_here
-from lamport_rs.command_line.doctor import machine
+from lamport_rs.command_line.doctor import machine, plugins
 from lamport_rs.command_line.doctor.report import Finding, Pair, Report, Transfer, held_processes
 from lamport_rs.command_line.exit_status import FAILURE, SUCCESS
 from lamport_rs.command_line.table import format_table, output_width, wrap
@@ -124,6 +124,10 @@ def _examine_machine(report: Report, ranks: int, cores: Any, on_gpus: bool) -> N
     report.findings += machine.judge_limits(report.limits, on_gpus)
     report.findings += machine.judge_memory(report.memory, on_gpus)
     report.findings.append(machine.judge_cores(cores, ranks))
+    for plugin in plugins.PLUGINS:
+        state = plugins.state_of(plugin)
+        report.plugins[plugin.distribution] = plugins.as_dictionary(state)
+        report.findings.append(plugins.judge(plugin, state))
 
 
 def _examine_pairs(report: Report, ranks: int, on_gpus: bool) -> None:

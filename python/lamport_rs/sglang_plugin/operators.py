@@ -1,0 +1,109 @@
+"""The fused operations as operators that know a workspace by its group's name: compilers look no further.
+
+SGLang's own collectives are such operators, so that its backends of torch.compile, which split graphs, take these as
+they take those. They are ordered by their operands, as SGLang's are.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lamport_rs.eager import run_all_reduce_rms_norm, run_minimax_rms_qk
+from lamport_rs.plugin_groups import GroupWorkspace
+
+_library = torch.library.Library("lamport_rs_sglang", "DEF")
+_library.define(
+    "all_reduce_rms_norm(Tensor input, Tensor residual, Tensor weight, float eps, str group) -> (Tensor, Tensor)"
+)
+_library.define(
+    "minimax_rms_qk(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, float eps, str group) -> (Tensor, Tensor)"
+)
+norm_workspaces: dict[str, GroupWorkspace] = {}
+"""The workspaces of fused norms, by their groups' names."""
+minimax_workspaces: dict[str, GroupWorkspace] = {}
+"""Those of MiniMax's norms."""
+
+
+def all_reduce_rms_norm(
+    input: torch.Tensor,  # noqa: A002
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    group: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the normalised rows, and the sum with the residual added."""
+    if torch.compiler.is_compiling():
+        traced: tuple[torch.Tensor, torch.Tensor] = torch.ops.lamport_rs_sglang.all_reduce_rms_norm(
+            input, residual, weight, eps, group
+        )
+        return traced
+    return _all_reduce_rms_norm(input, residual, weight, eps, group)
+
+
+def minimax_rms_qk(
+    q: torch.Tensor, k: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor, eps: float, group: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return this rank's columns of Q and K, normalised by whole rows."""
+    if torch.compiler.is_compiling():
+        traced: tuple[torch.Tensor, torch.Tensor] = torch.ops.lamport_rs_sglang.minimax_rms_qk(
+            q, k, q_weight, k_weight, eps, group
+        )
+        return traced
+    return _minimax_rms_qk(q, k, q_weight, k_weight, eps, group)
+
+
+def _all_reduce_rms_norm(
+    input: torch.Tensor,  # noqa: A002
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    group: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return run_all_reduce_rms_norm(input, residual, weight, norm_workspaces[group].here(), eps)
+
+
+def _minimax_rms_qk(
+    q: torch.Tensor, k: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor, eps: float, group: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    workspace = minimax_workspaces[group].here()
+    sizes = q.shape[-1], k.shape[-1]
+    return run_minimax_rms_qk(
+        packed(q, k), q_weight, k_weight, workspace, *sizes, workspace.rank, workspace.world_size, eps
+    )
+
+
+def packed(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Return `[q | k]`: the memory that they are parts of, if they lie side by side in it, else a copy."""
+    width = q.shape[-1]
+    if (
+        q.dim() == k.dim() == 2
+        and q.stride() == k.stride()
+        and q.stride(1) == 1
+        and q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
+        and k.storage_offset() == q.storage_offset() + width
+    ):
+        return torch.as_strided(q, (q.shape[0], width + k.shape[1]), q.stride())
+    return torch.cat([q, k], dim=-1)
+
+
+def _all_reduce_rms_norm_fake(
+    input: torch.Tensor,  # noqa: A002
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    group: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return input.new_empty(input.shape), input.new_empty(input.shape)
+
+
+def _minimax_rms_qk_fake(
+    q: torch.Tensor, k: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor, eps: float, group: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape)
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("all_reduce_rms_norm", _all_reduce_rms_norm, _key)
+    _library.impl("minimax_rms_qk", _minimax_rms_qk, _key)
+torch.library.register_fake("lamport_rs_sglang::all_reduce_rms_norm", _all_reduce_rms_norm_fake, lib=_library)
+torch.library.register_fake("lamport_rs_sglang::minimax_rms_qk", _minimax_rms_qk_fake, lib=_library)

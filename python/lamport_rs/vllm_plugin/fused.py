@@ -1,0 +1,184 @@
+"""Has vLLM's fused all-reduce, residual and RMSNorm run by the package, with FlashInfer installed or not.
+
+vLLM gets its workspaces from `get_fi_ar_workspace`, and passes them to `flashinfer.comm.allreduce_fusion`. The first
+returns the package's where the group can have one, the second goes by the workspace's type. Quantised patterns have a
+workspace of their own: FlashInfer's, or none.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lamport_rs.plugin_communicator import DTYPES
+from lamport_rs.vllm_plugin.agreement import parts_of
+from lamport_rs.vllm_plugin.environment import flashinfer_comes_first
+from lamport_rs.vllm_plugin.fused_operation import FusedWorkspace, dispatching, run_again_with_the_stand_in, stand_in
+from lamport_rs.vllm_plugin.group_workspace import workspace_of
+from lamport_rs.vllm_plugin.imports import has_module, when_imported
+from lamport_rs.vllm_plugin.log import leave_to_vllm
+from lamport_rs.vllm_plugin.wrapping import is_wrapped, obstacle_of, wrap
+from lamport_rs.workspace import LamportWorkspace
+
+WORKSPACES = "vllm.distributed.device_communicators.flashinfer_all_reduce"
+FUSION_PASS = "vllm.compilation.passes.fusion.allreduce_rms_fusion"
+HELPER = "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm"
+CONFIGURATION = "vllm.config.vllm"
+PARALLEL_STATE = "vllm.distributed.parallel_state"
+HAS_FLASHINFER = ("vllm.utils.flashinfer", "has_flashinfer")
+"""What vLLM's rule for the fusion asks."""
+PARAMETERS = ("world_size", "rank", "max_token_num", "hidden_dim", "dtype", "group")
+"""Of the functions that return workspaces."""
+GET, GET_FOR_QUANTISED = "get_fi_ar_workspace", "get_fi_ar_quant_workspace"
+OPERATOR = "flashinfer_trtllm_fused_allreduce_norm"
+"""vLLM's operator, which its pass and its eager models call."""
+_ROW_MULTIPLE = 8
+
+
+def replace_fused() -> None:
+    """Have the modules adjusted once vLLM has imported them. Safe to call again."""
+    missing = [name for name in (WORKSPACES, FUSION_PASS, CONFIGURATION) if not has_module(name)]
+    if missing:
+        leave_to_vllm("fused", f"there is no {', '.join(missing)}")
+        return
+    when_imported(WORKSPACES, _adjust_workspaces)
+    when_imported(FUSION_PASS, _adjust_fusion_pass)
+    when_imported(HELPER, _adjust_helper)
+    when_imported(CONFIGURATION, _adjust_configuration)
+
+
+def _adjust_workspaces(module: Any) -> None:
+    """The module that makes FlashInfer's workspaces, and sums by them."""
+    if obstacle := _obstacle(module):
+        leave_to_vllm("fused", obstacle)
+        return
+    if module.fi_ar_available:
+        wrap(module.flashinfer_comm, "allreduce_fusion", dispatching)
+    elif not hasattr(module, "flashinfer_comm"):
+        # For eager models. `FlashInferAllReduce` stays switched off.
+        module.flashinfer_comm = stand_in()
+    if not flashinfer_comes_first():
+        _serve(module, is_usable=True)
+
+
+def _obstacle(module: Any) -> str | None:
+    if not hasattr(module, "fi_ar_available"):
+        return f"{module.__name__} does not say whether FlashInfer is available"
+    return obstacle_of(module, GET, *PARAMETERS) or obstacle_of(module, GET_FOR_QUANTISED, *PARAMETERS)
+
+
+def _serve(module: Any, is_usable: bool) -> None:
+    """Have a module take the package's workspaces, and else vLLM's own: where FlashInfer is, and is usable."""
+    is_there = sys.modules[WORKSPACES].fi_ar_available
+    for name, takes_ours in ((GET, True), (GET_FOR_QUANTISED, False)):
+        if hasattr(module, name):
+            wrap(module, name, functools.partial(_getter, is_there, is_usable, takes_ours))
+
+
+def _getter(is_there: bool, is_usable: bool, takes_ours: bool, own: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function that returns workspaces. vLLM's own would look for what only FlashInfer has."""
+
+    def adjusted(
+        world_size: int, rank: int, max_token_num: int, hidden_dim: int, dtype: torch.dtype, group: Any
+    ) -> Any:
+        max_bytes = max_token_num * hidden_dim * dtype.itemsize
+        if takes_ours and (ours := fused_workspace(max_bytes, hidden_dim, dtype, group)) is not None:
+            return ours
+        # Ranks that do not agree on the part do as those without it: they ask vLLM's own in any case.
+        if not is_there or (not is_usable and "fused" in parts_of(_cpu_group_of(group))):
+            return None
+        return own(world_size, rank, max_token_num, hidden_dim, dtype, group)
+
+    return adjusted
+
+
+def fused_workspace(max_bytes: int, hidden_dim: int, dtype: torch.dtype, group: Any) -> FusedWorkspace | None:
+    """Return the group's workspace, or None on all ranks. Collective for the first time."""
+    group = _cpu_group_of(group)
+    if "fused" not in parts_of(group) or dtype not in DTYPES or hidden_dim % _ROW_MULTIPLE:
+        return None
+    held = workspace_of(
+        "fused", group, lambda world_size: LamportWorkspace.compute_comm_size_for_all_reduce(max_bytes, world_size)
+    )
+    return None if held is None else FusedWorkspace(held)
+
+
+def _cpu_group_of(group: Any) -> Any:
+    """Return the group whose ranks have agreed: some releases pass the same ranks' group for NCCL."""
+    coordinator = sys.modules[PARALLEL_STATE].get_tp_group()
+    return coordinator.cpu_group if group is coordinator.device_group else group
+
+
+def _adjust_fusion_pass(module: Any) -> None:
+    """The compile pass, whose module is empty without FlashInfer."""
+    if _obstacle(importlib.import_module(WORKSPACES)):
+        return  # Which was told of.
+    if module.flashinfer_comm is None:
+        run_again_with_the_stand_in(module)
+    missing = [name for name in (OPERATOR, GET, GET_FOR_QUANTISED) if not hasattr(module, name)]
+    if missing:
+        leave_to_vllm("fused", f"{module.__name__} has no {', '.join(missing)}")
+        return
+    # FlashInfer may be there and lack a compiler. vLLM's own rule has the pass off then, and its workspaces unused.
+    name, function = HAS_FLASHINFER
+    _serve(module, is_usable=getattr(importlib.import_module(name), function)())
+
+
+def _adjust_helper(module: Any) -> None:
+    """The function of eager models."""
+    if getattr(module, OPERATOR, None) is None and hasattr(sys.modules.get(FUSION_PASS), OPERATOR):
+        # It was imported before the plugin.
+        module.__spec__.loader.exec_module(module)
+    if getattr(module, GET, None) is not None and not _obstacle(sys.modules[WORKSPACES]):
+        _serve(module, is_usable=True)
+
+
+def _adjust_configuration(module: Any) -> None:
+    """The rule that switches the fusion on: as it stands, but for FlashInfer, which need not be there."""
+    name = "enable_allreduce_rms_fusion"
+    own = getattr(module, name, None)
+    if is_wrapped(own):
+        return
+    if own is None:
+        leave_to_vllm("fused", f"{module.__name__} has no {name}, so that the fusion stays as it is")
+        return
+    wrap(module, name, _without_asking_for_flashinfer)
+    # vLLM keeps the rule itself in its tables of optimisation levels.
+    for table in [value for value in vars(module).values() if isinstance(value, dict)]:
+        _replace_in(table, own, getattr(module, name))
+
+
+def _without_asking_for_flashinfer(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def adjusted(cfg: Any) -> bool:
+        if rule(cfg):
+            return True
+        with _flashinfer_is_there():
+            return bool(rule(cfg))
+
+    return adjusted
+
+
+@contextmanager
+def _flashinfer_is_there() -> Iterator[None]:
+    name, function = HAS_FLASHINFER
+    module = importlib.import_module(name)
+    own = getattr(module, function)
+    setattr(module, function, lambda: True)
+    try:
+        yield
+    finally:
+        setattr(module, function, own)
+
+
+def _replace_in(table: dict[Any, Any], old: Any, new: Any) -> None:
+    for key, value in table.items():
+        if value is old:
+            table[key] = new
+        elif isinstance(value, dict) and value is not table:
+            _replace_in(value, old, new)

@@ -1,0 +1,133 @@
+"""What vLLM asks of `flashinfer.comm`: all-reduces, alone and fused with residual and RMSNorm, by a workspace."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+
+from lamport_rs._core import LamportError
+from lamport_rs.operations import all_reduce, all_reduce_rms_norm
+from lamport_rs.plugin_groups import GroupWorkspace
+
+SUM, SUM_AND_NORM = 0, 1
+"""The patterns that are served."""
+NAMES = {
+    "AllReduceFusionPattern": {
+        "kAllReduce": SUM,
+        "kARResidualRMSNorm": SUM_AND_NORM,
+        "kARResidualRMSNormFP8Quant": 2,
+        "kARResidualRMSNormFP4Quant": 3,
+        "kARResidualRMSNormOutFP8Quant": 4,
+        "kARResidualRMSNormOutFP4Quant": 5,
+    },
+    "QuantizationSFLayout": {"SWIZZLED_128x4": 0, "SWIZZLED_8x4": 1, "LINEAR": 2},
+}
+"""FlashInfer's names and numbers. Plain integers: Inductor writes them into the code that it generates, and vLLM keeps
+that code."""
+
+
+class FusedWorkspace:
+    """What vLLM asks of a workspace of FlashInfer's."""
+
+    backend = "lamport_rs"
+
+    def __init__(self, held: GroupWorkspace) -> None:
+        self._held = held
+
+    def is_buffer_size_sufficient(self, *_arguments: Any, **_options: Any) -> bool:
+        """Say yes: what is larger than a slot runs in chunks."""
+        return True
+
+    def run(
+        self,
+        input: torch.Tensor,  # noqa: A002  (FlashInfer's name)
+        pattern: int,
+        *,
+        output: torch.Tensor | None = None,
+        residual_in: torch.Tensor | None = None,
+        residual_out: torch.Tensor | None = None,
+        norm_out: torch.Tensor | None = None,
+        rms_gamma: torch.Tensor | None = None,
+        rms_eps: float = 1e-6,
+        weight_bias: float = 0.0,
+        **_steering: Any,
+    ) -> torch.Tensor:
+        """Run an operation. What else is passed steers FlashInfer's kernels, not the result."""
+        workspace = self._held.here()
+        if pattern == SUM:
+            return all_reduce(input, workspace, output)
+        if pattern != SUM_AND_NORM or rms_gamma is None:
+            raise LamportError(
+                f"lamport_rs serves the patterns {SUM} (all-reduce) and {SUM_AND_NORM} (with residual and RMSNorm, and "
+                f"weights), but was asked for {pattern} with{'out' if rms_gamma is None else ''} weights"
+            )
+        out, _residual = all_reduce_rms_norm(
+            input, residual_in, rms_gamma, workspace, rms_eps, weight_bias, out=norm_out, residual_out=residual_out
+        )
+        return out
+
+
+def dispatching(allreduce_fusion: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap FlashInfer's function, which goes on with FlashInfer's workspaces."""
+
+    def adjusted(*arguments: Any, **options: Any) -> Any:
+        # vLLM passes all by keyword.
+        if not isinstance(options.get("workspace"), FusedWorkspace):
+            return allreduce_fusion(*arguments, **options)
+        return options.pop("workspace").run(**options)
+
+    return adjusted
+
+
+@dispatching
+def _without_flashinfer(*_arguments: Any, **_options: Any) -> Any:
+    raise LamportError("this workspace is not lamport_rs's, and FlashInfer is not installed")
+
+
+def _create_workspace(**_options: Any) -> None:
+    # What vLLM looks for, and does not call: its function that would is replaced.
+    raise LamportError("lamport_rs makes its own workspaces")
+
+
+def stand_in() -> ModuleType:
+    """Return a module with the names of `flashinfer.comm` that vLLM uses."""
+    module = ModuleType("flashinfer.comm", "lamport_rs's stand-in for FlashInfer, in vLLM's modules.")
+    vars(module).update(
+        **{name: SimpleNamespace(**numbers) for name, numbers in NAMES.items()},
+        allreduce_fusion=_without_flashinfer,
+        create_allreduce_fusion_workspace=_create_workspace,
+    )
+    return module
+
+
+def run_again_with_the_stand_in(module: Any) -> None:
+    """Run a module's code once more, which then finds FlashInfer.
+
+    The first time it has imported all that it imports. So nothing else is imported meanwhile, that would remember
+    FlashInfer as installed.
+    """
+    with _visible(stand_in()):
+        module.__spec__.loader.exec_module(module)
+
+
+@contextmanager
+def _visible(comm: ModuleType) -> Iterator[None]:
+    package = ModuleType("flashinfer")
+    package.__path__ = []
+    package.__spec__ = ModuleSpec("flashinfer", None, is_package=True)
+    vars(package)["comm"] = comm
+    names = {"flashinfer": package, "flashinfer.comm": comm}
+    hidden = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.modules.update(names)
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+        sys.modules.update(hidden)

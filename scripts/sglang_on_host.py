@@ -1,0 +1,183 @@
+"""Runs the groups, fused norms and MiniMax's norms of unpacked releases of SGLang with the plugin, on the CPU.
+
+    python scripts/sglang_on_host.py SOURCES...
+
+The registry of hooks, the groups and the layers are SGLang's own; only what they import else is a mock. Two ranks make
+groups as SGLang does, sum, normalise, and see that it goes on by itself where a rank has no workspace.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+from engine_on_host import WORLD_SIZE, Mocks, Settings, expect, run_releases
+
+REGISTRY = "sglang.srt.plugins.hook_registry"
+PARALLEL_STATE = "sglang.srt.distributed.parallel_state"
+COMM_FUSION = "sglang.srt.layers.flashinfer_comm_fusion"
+ADD_NORM = "sglang.srt.layers.layer_boundary.residual.add_norm"
+MODEL_LOADER = "sglang.srt.model_loader.utils"
+MINIMAX = "sglang.srt.models.minimax_m2"
+COMMUNICATORS = "sglang.srt.distributed.device_communicators"
+MODULES = {REGISTRY, "sglang.srt.plugins", PARALLEL_STATE, COMM_FUSION, ADD_NORM, MODEL_LOADER, MINIMAX}
+parallel = SimpleNamespace()
+"""What SGLang's `get_parallel()` returns."""
+
+
+class OwnAllreduce:
+    """The custom all-reduce that SGLang would make on a GPU."""
+
+    def __init__(self, group: Any, device: Any) -> None:
+        self.disabled, self.max_size, self.obj = False, 1 << 24, "handle"
+
+    def should_custom_ar(self, inp: Any) -> bool:
+        """Whether it sums a tensor."""
+        return True
+
+    def capture(self) -> Any:
+        """Surround the capture of a graph."""
+        return MagicMock()
+
+    def close(self) -> None:
+        """Give it up."""
+
+
+def undecorated(function: Any = None, **_options: Any) -> Any:
+    """A decorator that leaves a function as it is: without a GPU there are no operators of it."""
+    return function if function is not None else (lambda each: each)
+
+
+SETTINGS: Settings = {
+    "sglang.srt.utils.custom_op": {"register_custom_op": undecorated},
+    "sglang.srt.compilation.compilation_config": {"register_split_op": lambda **_: undecorated},
+    "sglang.srt.environ": {"envs.SGLANG_PLUGINS.get": lambda: None, "envs.SGLANG_PLATFORM.get": lambda: None},
+    "sglang.srt.utils": {
+        **{f"is_{name}": lambda: False for name in ("hip", "npu", "xpu", "musa", "cpu", "flashinfer_available")},
+        "is_gfx95_supported": lambda: False,
+        "is_gfx1250_supported": lambda: False,
+        "is_cuda": lambda: True,
+        "is_cuda_alike": lambda: False,
+        "get_bool_env_var": lambda *_: False,
+        "get_int_env_var": lambda _name, default: default,
+        "get_compiler_backend": lambda: "eager",
+    },
+    "sglang.srt.runtime_context": {"get_parallel": lambda: parallel},
+    "sglang.srt.layers.dp_attention": {"is_dp_attention_enabled": lambda: False},
+    "sglang.srt": {"platforms.current_platform.is_out_of_tree": lambda: False},
+    f"{COMMUNICATORS}.custom_all_reduce": {"dispatch_custom_allreduce": lambda **_: OwnAllreduce},
+    f"{COMMUNICATORS}.pcie_ipc_ar": {"eligible_group": lambda **_: False},
+    "sglang.srt.layers.moe.utils": {
+        "post_experts_reduction_group": lambda: parallel.tp_group,
+        "can_merge_post_experts_all_reduce": lambda: False,
+    },
+}
+"""What the mocks must answer for a rank on NVIDIA GPUs without FlashInfer, but for what needs a GPU."""
+
+
+def run_rank(sources: Path, rank: int) -> None:
+    """Make groups, and ask of them what SGLang asks."""
+    import torch
+
+    sys.meta_path.insert(0, Mocks(sources, "sglang", MODULES, SETTINGS))
+    # What a rank has loaded when it loads its plugins.
+    for name in (PARALLEL_STATE, COMM_FUSION, ADD_NORM, MODEL_LOADER):
+        importlib.import_module(name)
+    plugins = importlib.import_module("sglang.srt.plugins")
+    from lamport_rs.sglang_plugin import install
+    from lamport_rs.sglang_plugin.groups import SERVED_DEVICES
+
+    SERVED_DEVICES.add("cpu")
+    vars(plugins)["load_plugins_by_group"] = lambda *_, **__: {"lamport_rs": (install, "lamport-rs")}
+    plugins.load_plugins()
+    with torch.inference_mode():
+        check_groups(rank)
+        check_fused_norms(rank)
+        check_minimax(rank)
+        # Without a workspace on one rank, SGLang's own object stays on both.
+        if rank == 1:
+            os.environ["LAMPORT_RS_MAX_MEMORY"] = "0"
+        expect(type(make_group("tp").ca_comm).__name__, "OwnAllreduce")
+
+
+def make_group(name: str, use_custom_allreduce: bool = True) -> Any:
+    """A group of all ranks, made as SGLang makes it."""
+    flags = ("use_pynccl", "use_mscclpp", "use_torch_symm_mem_all_reduce", "use_hpu_communicator")
+    return sys.modules[PARALLEL_STATE].GroupCoordinator(
+        group_ranks=[list(range(WORLD_SIZE))],
+        local_rank=0,
+        torch_distributed_backend="gloo",
+        use_custom_allreduce=use_custom_allreduce,
+        group_name=name,
+        use_xpu_communicator=False,
+        **dict.fromkeys(flags, False),
+    )
+
+
+def check_groups(rank: int) -> None:
+    """Sums by the method that SGLang chooses for a tensor on a GPU; ones on the CPU never get so far."""
+    import torch
+
+    make_group("world", use_custom_allreduce=False)
+    group = parallel.tp_group = parallel.attn_tp_group = make_group("tp")
+    parallel.attn_tp_size = parallel.tp_size = parallel.moe_tp_size = WORLD_SIZE
+    parallel.attn_tp_rank, parallel.moe_ep_size = rank, 1
+    expect(type(group.ca_comm).__name__, "LamportAllreduce")
+    expect(isinstance(group.ca_comm, OwnAllreduce), True)
+    mine = torch.full((4, 8), rank + 1.0)
+    group._fi_workspace_hint = "attn_tp"
+    expect(group._can_use_flashinfer_allreduce(mine), False)
+    with group.ca_comm.capture():
+        expect(group._resolve_outplace_all_reduce_method(mine, False), "ca")
+        expect(group._all_reduce_out_place(mine, "auto").tolist(), torch.full((4, 8), 3.0).tolist())
+
+
+def check_fused_norms(rank: int) -> None:
+    """A norm that SGLang fuses with the sum before it, though FlashInfer is not there."""
+    import torch
+
+    fusion, choice = sys.modules[COMM_FUSION], sys.modules[ADD_NORM]
+    expect(bool(choice.flashinfer_ar_fusion_applies(4)), False)
+    fusion.pre_initialize_workspaces(max_token_num=2048, hidden_dim=64, dtype=torch.float32)
+    expect([choice.flashinfer_ar_fusion_applies(rows) for rows in (0, 1, 2048, 2049)], [False, True, True, False])
+    for options in ({}, {"use_attn_tp_group": True}, {"use_attn_tp_group": False}):
+        norm, total = fusion.flashinfer_allreduce_residual_rmsnorm(
+            input_tensor=torch.full((3, 64), rank + 1.0),
+            residual=torch.ones(3, 64),
+            weight=torch.full((64,), 0.5),
+            eps=0.0,
+            max_token_num=2048,
+            **options,
+        )
+        expect((norm.unique().tolist(), total.unique().tolist()), ([0.5], [4.0]))
+
+
+def check_minimax(rank: int) -> None:
+    """MiniMax's norm of Q and K, of a model that SGLang imports when it has chosen it."""
+    import torch
+
+    registry: Any = importlib.import_module("sglang.srt.models.registry")
+    registry.ModelRegistry.resolve_model_cls = lambda *_: (importlib.import_module(MINIMAX).MiniMaxM2QKRMSNorm, "M2")
+    model_config = MagicMock(is_embedding_gemma=False, quantization=None)
+    model_config.hf_config.architectures = ["MiniMaxM2ForCausalLM"]
+    made: Callable[..., Any] = sys.modules[MODEL_LOADER].get_model_architecture(model_config)[0]
+    norms = [SimpleNamespace(weight=torch.ones(width), variance_epsilon=0.0, attn_tp_size=2) for width in (32, 16)]
+    found = made(*norms).forward(torch.full((2, 32), rank + 1.0), torch.full((2, 16), 2.0))
+    root = (2.5) ** 0.5
+    expect(bool((found[0] * root).allclose(torch.full((2, 32), rank + 1.0))), True)
+    expect(found[1].unique().tolist(), [1.0])
+
+
+def main() -> int:
+    """Run all releases; return the exit status."""
+    return run_releases(run_rank, "groups, fused norms and MiniMax's norms work with the plugin")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Runs the fusion pass and MiniMax's layer of unpacked releases of vLLM with the plugin, on the CPU.
+
+    python scripts/vllm_layers_on_host.py SOURCES...
+
+As `vllm_on_host.py` does it for communicators: `MODULES` are vLLM's own, whatever else they import is a mock. The pass
+finds its patterns in a graph, and the fused graph computes what the graph computes as it was.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from engine_on_host import WORLD_SIZE, expect, run_releases
+from vllm_mocks import load
+
+FUSION = "vllm.compilation.passes.fusion.allreduce_rms_fusion"
+WORKSPACES = "vllm.distributed.device_communicators.flashinfer_all_reduce"
+GEMMA_NORM = "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm"
+CONFIGURATION = "vllm.config.vllm"
+MINIMAX = "vllm.model_executor.layers.minimax_rms_norm"
+MODULES = {
+    *(FUSION, WORKSPACES, GEMMA_NORM, CONFIGURATION),
+    *(f"vllm.compilation.passes.{name}" for name in ("fx_utils", "inductor_pass", "vllm_inductor_pass")),
+    *(f"vllm.ir{name}" for name in ("", ".op", ".util", ".tolerances", ".ops", ".ops.layernorm", ".ops.activation")),
+    *(MINIMAX, f"{MINIMAX}.rms_norm_tp", f"{MINIMAX}.lamport_workspace"),
+    "vllm.distributed.communication_op",
+}
+HIDDEN, TOKENS, EPS = 64, 5, 1e-5
+
+
+def main() -> int:
+    """Run all releases; return the exit status."""
+    return run_releases(run_rank, "fused norms compute with the plugin")
+
+
+def settings_for(rank: int) -> dict[str, dict[str, Any]]:
+    """Return what the mocks must answer."""
+    import torch
+    import torch.distributed as dist
+
+    library = torch.library.Library("vllm", "FRAGMENT")
+
+    def register(op_name: str, op_func: Callable[..., Any], **options: Any) -> None:
+        schema = torch.library.infer_schema(op_func, mutates_args=options.get("mutates_args") or [])
+        library.define(op_name + schema)
+        library.impl(op_name, op_func, dispatch_key="CPU")
+        library._register_fake(op_name, options.get("fake_impl") or (lambda *_arguments, **_options: None))
+
+    def all_reduce(input_: torch.Tensor) -> torch.Tensor:
+        total = input_.clone()
+        dist.all_reduce(total)
+        return total
+
+    library.define("sum_of_ranks(Tensor input_) -> Tensor")
+    library.impl("sum_of_ranks", all_reduce, dispatch_key="CPU")
+    library._register_fake("sum_of_ranks", lambda input_: torch.empty_like(input_))
+    group = dist.group.WORLD
+    state = {
+        "get_tp_group": lambda: SimpleNamespace(
+            cpu_group=group, device_group=group, all_reduce=torch.ops.vllm.sum_of_ranks
+        ),
+        "get_tensor_model_parallel_rank": lambda: rank,
+        "get_tensor_model_parallel_world_size": lambda: WORLD_SIZE,
+    }
+    operators = torch.library.Library("_C", "FRAGMENT")
+    operators.define(
+        "minimax_allreduce_rms_qk(Tensor qkv, Tensor q, Tensor k, Tensor workspace, int q_size, int kv_size, int rank, "
+        "int nranks, float eps) -> (Tensor, Tensor)"
+    )
+    platform = {
+        "is_rocm": lambda: False,
+        # The package's workspaces are of the CPU.
+        "is_cuda": lambda: False,
+        "fp8_dtype": lambda: torch.float8_e4m3fn,
+        "has_device_capability": lambda _capability: False,
+        "get_device_capability": lambda: None,
+    }
+    return {
+        "vllm.envs": {"VLLM_BATCH_INVARIANT": False},
+        "vllm.distributed.parallel_state": state,
+        "vllm.distributed": {
+            **state,
+            "tensor_model_parallel_all_reduce": lambda input_: torch.ops.vllm.sum_of_ranks(input_),
+        },
+        "vllm.platforms": {f"current_platform.{name}": answer for name, answer in platform.items()},
+        "vllm.utils.flashinfer": {"has_flashinfer": lambda: False},
+        "vllm.utils.torch_utils": {"direct_register_custom_op": register},
+        "vllm.model_executor.layers.quantization.utils.quant_utils": {"kFp8StaticTensorSym": None},
+        "vllm.compilation.passes.fusion.rms_quant_fusion": {"_rms_input_weight_dtype_match": lambda _match: True},
+        "vllm.config.compilation": {"PassConfig.default_fi_allreduce_fusion_max_size_mb": lambda: {WORLD_SIZE: 64}},
+        "vllm.model_executor.custom_op": {"CustomOp": CustomOp},
+        "vllm.triton_utils": {"HAS_TRITON": False, "triton.jit": lambda function: function},
+        "vllm._aiter_ops": {"rocm_aiter_ops.get_aiter_allreduce": lambda: None},
+        "": {"libraries": (library, operators)},
+    }
+
+
+class CustomOp:
+    """What MiniMax's layer is derived from, as far as it is needed."""
+
+    @staticmethod
+    def register(_name: str) -> Callable[[type], type]:
+        """Leave the class as it is."""
+        return lambda layer: layer
+
+
+def run_rank(sources: Path, rank: int) -> None:
+    """Make the pass and the layer, and compare with vLLM's own results."""
+    import torch
+
+    settings = settings_for(rank)
+    load(sources, MODULES, settings)
+    module: Any = importlib.import_module(FUSION)
+    expect(module.flashinfer_comm.__doc__.partition(",")[0], "lamport_rs's stand-in for FlashInfer")
+    fusion = module.AllReduceFusionPass(configuration())
+    expect((fusion.disabled, fusion.supports_quant_fusion), (False, False))
+    check_pass(fusion, rank)
+    check_gemma(rank)
+    with torch.no_grad():
+        check_minimax(rank)
+    check_rule()
+
+
+def configuration() -> Any:
+    """Return vLLM's configuration, as far as the pass looks at it."""
+    import torch
+
+    passes = SimpleNamespace(flashinfer_max_size=lambda _size: 1 << 20)
+    compilation = SimpleNamespace(splitting_ops=[], use_inductor_graph_partition=False, pass_config=passes)
+    return SimpleNamespace(
+        compilation_config=compilation,
+        model_config=SimpleNamespace(dtype=torch.bfloat16, get_hidden_size=lambda: HIDDEN),
+        device_config=SimpleNamespace(device="cpu"),
+        scheduler_config=SimpleNamespace(max_num_batched_tokens=4096),
+        speculative_config=None,
+        compile_debug_dump_path=lambda: None,
+    )
+
+
+def check_pass(fusion: Any, rank: int) -> None:
+    """Have the pass fuse a graph of two norms."""
+    import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    ops: Any = importlib.import_module("vllm.ir.ops")
+
+    def model(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        normed, residual = ops.fused_add_rms_norm(torch.ops.vllm.sum_of_ranks(x), residual, weight, EPS)
+        total = torch.ops.vllm.sum_of_ranks(normed * 2)
+        return ops.rms_norm(total, weight, EPS), total, residual
+
+    def values(seed: int, *shape: int) -> torch.Tensor:
+        # Of few bits, so that sums are exact, and differ in the norms alone.
+        return torch.randint(-8, 8, shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+    inputs = values(rank, TOKENS, HIDDEN), values(7, TOKENS, HIDDEN), values(8, HIDDEN)
+    graph = make_fx(model, tracing_mode="fake")(*inputs)
+    expected = graph(*inputs)
+    fusion(graph.graph)
+    graph.recompile()
+    expect(fusion.matched_count, 2)
+    expect("sum_of_ranks" in graph.code, False)
+    expect(graph.code.count("flashinfer_trtllm_fused_allreduce_norm"), 2)
+    *normed, residual = graph(*[each.clone() for each in inputs])
+    expect(torch.equal(residual, expected[2]), True)
+    for found, own in zip(normed, expected, strict=False):
+        # vLLM's norm rounds once more, and the second one starts from what the first has rounded.
+        torch.testing.assert_close(found, own, rtol=2**-5, atol=2**-5)
+
+
+def check_gemma(rank: int) -> None:
+    """Run the helper of eager models, which wants tensors of a GPU."""
+    import torch
+
+    class OfAGpu(torch.Tensor):
+        is_cuda = True
+
+    helper: Any = importlib.import_module(GEMMA_NORM)
+    rows = torch.full((TOKENS, HIDDEN), rank + 1.0, dtype=torch.bfloat16)
+    residual = torch.ones(TOKENS, HIDDEN, dtype=torch.bfloat16)
+    norm = SimpleNamespace(weight=torch.full((HIDDEN,), 0.5, dtype=torch.bfloat16), variance_epsilon=0.0)
+    normed, total = helper.fused_allreduce_gemma_rms_norm(rows.as_subclass(OfAGpu), residual, norm)
+    torch.testing.assert_close(total.as_subclass(torch.Tensor), torch.full_like(residual, 4.0))
+    torch.testing.assert_close(normed.as_subclass(torch.Tensor), torch.full_like(residual, 1.5))
+
+
+def check_minimax(rank: int) -> None:
+    """Run MiniMax's layer: by the package's workspace, and by parts."""
+    import torch
+
+    module: Any = importlib.import_module(f"{MINIMAX}.rms_norm_tp")
+    q_size, kv_size = 32, 16
+    norms = [module.MiniMaxText01RMSNormTP(size * WORLD_SIZE, EPS) for size in (q_size, kv_size)]
+    expect([type(each.workspace) for each in norms], [torch.Tensor] * 2)
+    qkv = torch.randn(TOKENS, q_size + 2 * kv_size, generator=torch.Generator().manual_seed(rank)).bfloat16()
+    found = module.MiniMaxText01RMSNormTP.forward_qkv(*norms, qkv, q_size, kv_size)
+    for norm in norms:
+        norm.workspace = None
+    own = module.MiniMaxText01RMSNormTP.forward_qkv(*norms, qkv, q_size, kv_size)
+    for each, other in zip(found, own, strict=True):
+        torch.testing.assert_close(each, other, rtol=2**-7, atol=2**-7)
+
+
+def check_rule() -> None:
+    """Ask vLLM's rule whether the pass is to run on two GPUs without FlashInfer."""
+    levels: Any = importlib.import_module(CONFIGURATION)
+    rule = levels.OPTIMIZATION_LEVEL_02["compilation_config"]["pass_config"]["fuse_allreduce_rms"]
+    platform = sys.modules["vllm.platforms"].current_platform
+    platform.is_cuda = platform.is_device_capability_family = lambda *_capability: True
+    answers = [rule(SimpleNamespace(parallel_config=SimpleNamespace(tensor_parallel_size=size))) for size in (1, 2)]
+    expect(answers, [False, True])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""`make check-sglang` runs a release's own groups and layers, here small ones, and sees what is not served."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import sglang_on_host
+
+HOOK_REGISTRY = """
+import functools, pkgutil
+from enum import Enum
+from typing import NamedTuple
+
+class HookSource(NamedTuple):
+    plugin_name: str
+    dist_name: str
+
+HookType = Enum("HookType", "AFTER AROUND")
+
+class HookRegistry:
+    hooks, applied = [], 0
+    @classmethod
+    def register(cls, target, hook, hook_type, *, source=None):
+        cls.hooks.append((target, hook, hook_type))
+    @classmethod
+    def apply_hooks(cls):
+        while cls.applied < len(cls.hooks):
+            target, hook, kind = cls.hooks[cls.applied]
+            cls.applied += 1
+            path, name = target.rsplit(".", 1)
+            owner = pkgutil.resolve_name(path)
+            setattr(owner, name, hooked(getattr(owner, name), hook, kind))
+
+def hooked(original, hook, kind):
+    @functools.wraps(original)
+    def call(*arguments, **options):
+        if kind is HookType.AROUND:
+            return hook(original, *arguments, **options)
+        result = original(*arguments, **options)
+        hook(result, *arguments, **options)
+        return result
+    return call
+"""
+PLUGINS = """
+from sglang.srt.plugins.hook_registry import HookRegistry
+def load_plugins():
+    for install, _distribution in load_plugins_by_group().values():
+        install()
+    HookRegistry.apply_hooks()
+"""
+PARALLEL_STATE = """
+import torch
+import torch.distributed as dist
+from sglang.srt.distributed.device_communicators.custom_all_reduce import dispatch_custom_allreduce
+
+class GroupCoordinator:
+    def __init__(self, group_ranks, local_rank, torch_distributed_backend, use_custom_allreduce, group_name=None,
+                 recovered_rank=False, rank_offset=0, **options):
+        self.cpu_group = self.device_group = dist.new_group(group_ranks[0])
+        self.world_size, self.rank_in_group = len(group_ranks[0]), dist.get_rank()
+        self.unique_name, self.device = group_name, torch.device("cpu")
+        self.use_custom_allreduce, self.ca_comm = use_custom_allreduce, None
+        if use_custom_allreduce:
+            self.ca_comm = dispatch_custom_allreduce(group=self.cpu_group, device=0)(self.cpu_group, 0)
+    def _can_use_flashinfer_allreduce(self, input_):
+        return True
+    def _resolve_outplace_all_reduce_method(self, input_, should_use_pymscclpp_allreduce):
+        return "ca" if self.ca_comm.should_custom_ar(input_) else None
+    def _all_reduce_out_place(self, input_, method):
+        return self.ca_comm.custom_all_reduce(input_)
+"""
+COMM_FUSION = """
+from sglang.srt.layers.dp_attention import is_dp_attention_enabled
+from sglang.srt.runtime_context import get_parallel
+from sglang.srt.layers.moe.utils import post_experts_reduction_group
+def pre_initialize_workspaces(max_token_num, hidden_dim, dtype, use_oneshot=None): ...
+def resolve_fusion_group(*, use_attn_tp_group):
+    group = post_experts_reduction_group()
+    return group.world_size, group.rank_in_group, group
+def flashinfer_allreduce_residual_rmsnorm(input_tensor, residual, weight, eps, max_token_num, use_attn_tp_group):
+    return None, None
+"""
+MINIMAX = """
+class MiniMaxM2QKRMSNorm:
+    def __init__(self, q_norm, k_norm): ...
+    def forward(self, q, k):
+        return q, k
+"""
+MODEL_LOADER = """
+def get_model_architecture(model_config):
+    from sglang.srt.models.registry import ModelRegistry
+    return ModelRegistry.resolve_model_cls(model_config)
+"""
+RELEASE = {
+    "plugins/hook_registry": HOOK_REGISTRY,
+    "plugins/__init__": PLUGINS,
+    "distributed/parallel_state": PARALLEL_STATE,
+    "layers/flashinfer_comm_fusion": COMM_FUSION,
+    "layers/layer_boundary/residual/add_norm": "def flashinfer_ar_fusion_applies(batch_size): return False",
+    "model_loader/utils": MODEL_LOADER,
+    "models/minimax_m2": MINIMAX,
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "before", "after", "status"),
+    [
+        ("models/minimax_m2", "", "", 0),
+        ("distributed/parallel_state", "recovered_rank=False", "is_recovered=False", 1),
+        ("layers/flashinfer_comm_fusion", "residual, weight, eps", "residual, gamma, eps", 1),
+        ("models/minimax_m2", "q_norm, k_norm", "norms, other", 1),
+    ],
+)
+def test_what_the_plugin_does_not_serve_is_seen(monkeypatch, tmp_path, capsys, module, before, after, status):
+    for name, text in RELEASE.items():
+        file = Path(tmp_path, "sglang", "srt", f"{name}.py")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text.replace(before, after) if name == module else text)
+    monkeypatch.setattr(sys, "argv", ["sglang_on_host.py", str(tmp_path)])
+    assert sglang_on_host.main() == status
+    assert capsys.readouterr().out.startswith(f"{tmp_path}: {'FAILED' if status else 'groups, fused norms'}")

@@ -1,0 +1,370 @@
+"""The plugin's part `fused`: vLLM's fusion pass and eager helper, with stand-ins for vLLM and FlashInfer."""
+
+import contextlib
+import importlib
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fake_vllm import PACKAGE, RELEASES, cuda_communicator, fake_flashinfer, fake_vllm, in_vllm, logged
+from lamport_rs import LamportError
+from lamport_rs.vllm_plugin import fused, install
+from lamport_rs.vllm_plugin.fused_operation import NAMES, stand_in
+from ranks import Rank
+from reference import (
+    DTYPES,
+    check_rounding,
+    check_same_bits,
+    random_tensor,
+    rms_norm_of_rows,
+    rounded_sum,
+    rounded_sum_with,
+)
+
+each_release = pytest.mark.parametrize("release", RELEASES)
+HIDDEN, TOKENS, EPS = 64, 4096, 1e-5
+
+
+def the_pass(**changes: Any) -> Any:
+    """vLLM's pass, made as a worker makes it."""
+    config = {"max_token_num": TOKENS, "hidden_size": HIDDEN, "dtype": torch.bfloat16, **changes}
+    return importlib.import_module(fused.FUSION_PASS).AllReduceFusionPass(SimpleNamespace(**config))
+
+
+def run_operator(me: Rank, inputs: list[torch.Tensor], residual: torch.Tensor, weight: torch.Tensor, **options: Any):
+    """vLLM's operator on this rank's input; the tensors as it leaves them."""
+    module = importlib.import_module(fused.FUSION_PASS)
+    mine, held = inputs[me.rank].clone(), residual.clone()
+    arguments = {"rms_eps": EPS, "launch_with_pdl": True, "fp32_acc": True, "max_token_num": TOKENS}
+    arguments |= {"world_size": me.world_size, "pattern_code": 1, **options}
+    module.flashinfer_trtllm_fused_allreduce_norm(mine, held, weight, **arguments)
+    return mine, held
+
+
+def check_operator(me: Rank, release: str) -> list[str]:
+    def check(me: Rank, _module: Any) -> None:
+        cuda_communicator(me)
+        assert not the_pass().disabled
+        for seed, dtype in enumerate(DTYPES):
+            for rows, bias in [(1, 0.0), (37, 0.0), (5, 1.0)]:
+                inputs = [random_tensor((rows, HIDDEN), dtype, seed, rank) for rank in range(me.world_size)]
+                residual = random_tensor((rows, HIDDEN), dtype, seed, 99)
+                weight = random_tensor((HIDDEN,), dtype, seed, 98)
+                total = rounded_sum_with(residual, inputs)
+                normed, held = run_operator(me, inputs, residual, weight, weight_bias=bias)
+                check_same_bits(held, total)
+                check_rounding(normed, rms_norm_of_rows(total, weight, EPS, bias))
+                norm_out = torch.empty_like(residual)
+                summed, held = run_operator(me, inputs, residual, weight, weight_bias=bias, norm_out=norm_out)
+                check_same_bits(summed, total)
+                check_same_bits(norm_out, normed)
+                check_same_bits(held, residual)
+
+    with logged() as lines:
+        in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
+    return lines
+
+
+@each_release
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_without_flashinfer_the_operator_sums_in_rank_order(ranks_of, release, world_size):
+    (line,), *others = ranks_of(world_size).run(check_operator, release)
+    assert line.startswith(f"INFO lamport_rs serves fused: {world_size} ranks, ")
+    assert others == [[]] * (world_size - 1)
+
+
+def check_helper(me: Rank, release: str, weight_dtype: torch.dtype) -> None:
+    def check(me: Rank, _module: Any) -> None:
+        cuda_communicator(me)
+        helper = importlib.import_module(fused.HELPER)
+        norm = SimpleNamespace(weight=random_tensor((HIDDEN,), weight_dtype, 4), variance_epsilon=EPS)
+        inputs = [random_tensor((3, HIDDEN), torch.bfloat16, 5, rank) for rank in range(me.world_size)]
+        residual = random_tensor((3, HIDDEN), torch.bfloat16, 6)
+        normed, total = helper.fused_allreduce_gemma_rms_norm(inputs[me.rank].clone(), residual, norm)
+        check_same_bits(total, rounded_sum_with(residual, inputs))
+        check_rounding(normed, rms_norm_of_rows(total, norm.weight, EPS, 1.0))
+
+    in_vllm(me, release, check)
+
+
+@each_release
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32])
+def test_eager_models_have_the_helper_fused(ranks_of, release, weight_dtype):
+    ranks_of(2).run(check_helper, release, weight_dtype)
+
+
+@each_release
+def test_nothing_of_vllm_is_imported_by_the_plugin_and_nothing_else_sees_flashinfer(release):
+    with fake_vllm(release):
+        install()
+        names = [fused.FUSION_PASS, fused.HELPER, fused.CONFIGURATION, fused.HAS_FLASHINFER[0]]
+        assert [name for name in names if name in sys.modules] == []
+        assert "vllm.model_executor.layers.minimax_rms_norm.rms_norm_tp" not in sys.modules
+        module = importlib.import_module(fused.FUSION_PASS)
+        assert module.flashinfer_comm.AllReduceFusionPattern.kARResidualRMSNorm == 1
+        assert module.knew_of_flashinfer is False
+        assert sys.modules[fused.HAS_FLASHINFER[0]].has_flashinfer() is False
+        assert "flashinfer" not in sys.modules
+        assert "flashinfer.comm" not in sys.modules
+        assert module.__spec__.loader is module.__loader__
+        assert "lamport_rs" not in type(module.__loader__).__module__
+
+
+@each_release
+def test_modules_that_were_imported_before_the_plugin_are_adjusted_too(release):
+    with fake_vllm(release):
+        helper, module = importlib.import_module(fused.HELPER), importlib.import_module(fused.FUSION_PASS)
+        assert helper.flashinfer_trtllm_fused_allreduce_norm is module.flashinfer_comm is None
+        install()
+        assert helper.PATTERN == 1
+        assert helper.flashinfer_trtllm_fused_allreduce_norm is module.flashinfer_trtllm_fused_allreduce_norm
+
+
+def test_what_inductor_writes_down_are_integers_with_flashinfers_names():
+    comm = stand_in()
+    for name, numbers in NAMES.items():
+        for each, number in numbers.items():
+            assert type(getattr(getattr(comm, name), each)) is int
+            assert getattr(getattr(comm, name), each) == number
+
+
+@each_release
+@pytest.mark.parametrize("text", ["0", "all_reduce", "all_reduce,minimax"])
+def test_without_the_part_the_pass_is_as_it_was(monkeypatch, release, text):
+    monkeypatch.setenv("LAMPORT_RS_VLLM", text)
+    with fake_vllm(release):
+        install()
+        assert importlib.import_module(fused.FUSION_PASS).flashinfer_comm is None
+        assert importlib.import_module(fused.HELPER).PATTERN is None
+
+
+@each_release
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_fusion_is_switched_on_by_vllms_rule_but_for_flashinfer(monkeypatch, release, installed):
+    def cfg(size: int) -> Any:
+        return SimpleNamespace(tensor_parallel_size=size)
+
+    with fake_flashinfer() if installed else contextlib.nullcontext(), fake_vllm(release):
+        install()
+        module = importlib.import_module(fused.CONFIGURATION)
+        platform = sys.modules["vllm.platforms"].current_platform
+        levels = [level["compilation_config"]["pass_config"]["fuse_allreduce_rms"] for level in module.LEVELS.values()]
+        assert levels == [False, module.enable_allreduce_rms_fusion]
+        rule = levels[1]
+        assert rule(cfg(2)) is False
+        platform.cuda = True
+        assert rule(cfg(2)) is True
+        assert rule(cfg(1)) is False
+        monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+        assert rule(cfg(2)) is False
+        assert sys.modules[fused.HAS_FLASHINFER[0]].has_flashinfer() is installed
+
+
+def check_with_flashinfer(me: Rank, release: str) -> None:
+    def check(me: Rank, _module: Any) -> None:
+        cuda_communicator(me)
+        made = the_pass()
+        assert (made.disabled, made.supports_quant_fusion) == (False, True)
+        assert comm.calls == ["create_allreduce_fusion_workspace"]
+        inputs = [random_tensor((3, HIDDEN), torch.bfloat16, rank) for rank in range(me.world_size)]
+        residual, weight = torch.zeros(3, HIDDEN, dtype=torch.bfloat16), torch.ones(HIDDEN, dtype=torch.bfloat16)
+        _normed, total = run_operator(me, inputs, residual, weight)
+        check_same_bits(total, rounded_sum(inputs))
+        comm.calls.clear()
+        run_operator(me, inputs, residual, weight, pattern_code=2, quant_out=torch.empty(3, HIDDEN))
+        assert comm.calls == ["create_allreduce_fusion_workspace", (2, "trtllm", True)]
+        comm.calls.clear()
+        # Others' workspaces are FlashInfer's.
+        options = {"workspace": SimpleNamespace(backend="mnnvl", group=None), "pattern": 0}
+        comm.allreduce_fusion(input=torch.ones(2), **options)
+        assert comm.calls == [(0, "mnnvl", False)]
+
+    with fake_flashinfer() as comm:
+        in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
+
+
+@each_release
+def test_with_flashinfer_quantised_patterns_are_flashinfers(ranks_of, release):
+    ranks_of(2).run(check_with_flashinfer, release)
+
+
+def check_without_compiler(me: Rank, release: str, served: bool) -> Any:
+    def check(me: Rank, _module: Any) -> Any:
+        cuda_communicator(me)
+        made = the_pass()
+        return made.disabled, made.supports_quant_fusion, comm.calls
+
+    limit = {} if served else {"LAMPORT_RS_MAX_MEMORY": "much"}
+    with fake_flashinfer() as comm:
+        return in_vllm(me, release, check, LAMPORT_RS_VLLM="fused", FAKE_COMPILER="0", **limit)
+
+
+@each_release
+@pytest.mark.parametrize("served", [True, False])
+def test_flashinfer_that_vllm_takes_for_unusable_is_not_used(ranks_of, release, served):
+    assert ranks_of(2).run(check_without_compiler, release, served) == [(not served, False, [])] * 2
+
+
+def check_disagreement(me: Rank, release: str) -> Any:
+    def check(me: Rank, _module: Any) -> Any:
+        cuda_communicator(me)
+        made = the_pass()
+        return made.disabled, made.supports_quant_fusion, comm.calls
+
+    with fake_flashinfer() as comm:
+        return in_vllm(me, release, check, LAMPORT_RS_VLLM="fused" if me.rank else "0", FAKE_COMPILER="0")
+
+
+@each_release
+def test_ranks_that_do_not_agree_do_as_those_without_the_plugin(ranks_of, release):
+    asked = ["create_allreduce_fusion_workspace"] * 2
+    assert ranks_of(2).run(check_disagreement, release) == [(False, True, asked)] * 2
+
+
+def check_plain(me: Rank, release: str, asked_for: bool) -> Any:
+    def check(me: Rank, _module: Any) -> Any:
+        communicator = cuda_communicator(me)
+        inputs = [random_tensor((3, HIDDEN), torch.float32, rank) for rank in range(me.world_size)]
+        check_same_bits(communicator.all_reduce(inputs[me.rank]), rounded_sum(inputs))
+        return comm.calls
+
+    with fake_flashinfer() as comm, pytest.MonkeyPatch.context() as patch:
+        if asked_for:
+            patch.setenv("VLLM_ALLREDUCE_USE_FLASHINFER", "1")
+        return in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
+
+
+def test_flashinfers_plain_sums_are_the_packages_unless_the_user_asks_for_flashinfer(ranks_of):
+    assert ranks_of(2).run(check_plain, "0.33.0", False) == [[], []]
+    asked = ["create_allreduce_fusion_workspace", (0, "trtllm", False)]
+    for release in RELEASES:
+        assert ranks_of(2).run(check_plain, release, True) == [asked] * 2
+
+
+def check_fallback(me: Rank, release: str, installed: bool) -> Any:
+    def check(me: Rank, _module: Any) -> Any:
+        cuda_communicator(me)
+        made = the_pass()
+        helper = importlib.import_module(fused.HELPER)
+        norm = SimpleNamespace(weight=torch.ones(HIDDEN), variance_epsilon=EPS)
+        norm = type("Norm", (), {**vars(norm), "__call__": lambda _self, total, _residual: ("by parts", total)})()
+        ones = torch.ones(2, HIDDEN, dtype=torch.bfloat16)
+        answer = helper.fused_allreduce_gemma_rms_norm(ones, ones, norm)
+        return made.disabled, answer[0] if isinstance(answer[0], str) else "fused", getattr(comm, "calls", [])
+
+    limit = {"LAMPORT_RS_MAX_MEMORY": "much"} if me.rank == 1 else {}
+    with fake_flashinfer() if installed else contextlib.nullcontext() as comm, logged() as lines:
+        return in_vllm(me, release, check, LAMPORT_RS_VLLM="fused", **limit), lines
+
+
+@each_release
+@pytest.mark.parametrize("installed", [False, True])
+def test_without_a_workspace_on_one_rank_all_take_vllms_own_path(ranks_of, release, installed):
+    (first, lines), (second, others) = ranks_of(2).run(check_fallback, release, installed)
+    assert first[:2] == second[:2] == ((False, "fused") if installed else (True, "by parts"))
+    assert ((1, "trtllm", False) in first[2]) is installed
+    (line,) = lines
+    assert line.startswith("WARNING vLLM's own path goes on for fused, because lamport_rs has no workspace: ")
+    assert "LAMPORT_RS_MAX_MEMORY is 'much'" in line
+    assert others == []
+
+
+def check_unfit(me: Rank, release: str) -> None:
+    def check(me: Rank, _module: Any) -> None:
+        cuda_communicator(me)
+        assert the_pass(hidden_size=12).disabled
+        assert the_pass(dtype=torch.float64).disabled
+        assert not the_pass().disabled
+
+    in_vllm(me, release, check)
+
+
+@each_release
+def test_rows_and_dtypes_that_a_workspace_does_not_take_are_not_fused(ranks_of, release):
+    ranks_of(2).run(check_unfit, release)
+
+
+def check_teardown(me: Rank, release: str) -> None:
+    def check(me: Rank, _module: Any) -> None:
+        communicator = cuda_communicator(me)
+        the_pass()
+        with pytest.raises(LamportError, match="cannot be checkpointed"):
+            communicator.checkpoint_prepare()
+        workspace = fused.fused_workspace(HIDDEN * TOKENS * 2, HIDDEN, torch.bfloat16, communicator.cpu_group)
+        assert workspace.is_buffer_size_sufficient(tp_size=2, num_tokens=1 << 20, hidden_dim=HIDDEN, dtype=torch.half)
+        held = workspace._held.here()
+        communicator.destroy()
+        with pytest.raises(LamportError, match="cleaned up"):
+            held.synchronize()
+        communicator.checkpoint_prepare()
+
+    in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
+
+
+def test_a_workspace_lasts_as_long_as_its_group_and_keeps_it_from_checkpoints(ranks_of):
+    ranks_of(2).run(check_teardown, "0.33.0")
+
+
+def check_unserved(me: Rank, release: str) -> None:
+    def check(me: Rank, _module: Any) -> None:
+        cuda_communicator(me)
+        the_pass()
+        module = importlib.import_module(fused.FUSION_PASS)
+        ones = torch.ones(1, HIDDEN)
+        options = {"input": ones, "pattern": 2, "residual_in": ones, "rms_gamma": ones[0]}
+        group = sys.modules[fused.PARALLEL_STATE].get_tp_group().cpu_group
+        workspace = fused.fused_workspace(HIDDEN * TOKENS * 2, HIDDEN, torch.bfloat16, group)
+        with pytest.raises(LamportError, match="was asked for 2"):
+            module.flashinfer_comm.allreduce_fusion(workspace=workspace, **options)
+        with pytest.raises(LamportError, match="FlashInfer is not installed"):
+            module.flashinfer_comm.allreduce_fusion(workspace=None, **options)
+
+    in_vllm(me, release, check)
+
+
+def test_what_is_not_served_is_an_error(ranks_of):
+    ranks_of(2).run(check_unserved, RELEASES[-1])
+
+
+def of_other_arguments(module: Any) -> None:
+    module.get_fi_ar_workspace = lambda group: None
+
+
+def without_the_flag(module: Any) -> None:
+    del module.fi_ar_available
+
+
+def without_quantised(module: Any) -> None:
+    del module.get_fi_ar_quant_workspace
+
+
+@each_release
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (of_other_arguments, "get_fi_ar_workspace takes other arguments: "),
+        (without_the_flag, "does not say whether FlashInfer is available"),
+        (without_quantised, "has no get_fi_ar_quant_workspace"),
+    ],
+)
+def test_a_release_with_other_workspaces_goes_on_with_its_own(monkeypatch, release, change, reason):
+    monkeypatch.setenv("LAMPORT_RS_VLLM", "fused")
+    with fake_vllm(release):
+        change(sys.modules[f"{PACKAGE}.flashinfer_all_reduce"])
+        with logged() as lines:
+            install()
+            assert importlib.import_module(fused.FUSION_PASS).flashinfer_comm is None
+        (line,) = lines
+        assert line.startswith("WARNING this release of vLLM has no hook for lamport_rs's fused: ")
+        assert reason in line
+
+
+def test_a_release_without_the_pass_goes_on_with_its_own(monkeypatch):
+    monkeypatch.setenv("LAMPORT_RS_VLLM", "fused")
+    monkeypatch.setattr(fused, "FUSION_PASS", "vllm.compilation.passes.fusion.elsewhere")
+    with fake_vllm(RELEASES[-1]), logged() as lines:
+        install()
+    (line,) = lines
+    assert "there is no vllm.compilation.passes.fusion.elsewhere" in line
