@@ -1,0 +1,160 @@
+//! What goes wrong in operations: late ranks, absent ones, ranks that differ, a driver that refuses.
+
+use std::time::Duration;
+
+use cudarc::driver::sys;
+use lamport_rs_core::error::{Error, Result};
+use lamport_rs_core::operations::arguments::AllReduce;
+use lamport_rs_core::operations::cuda::all_reduce;
+use lamport_rs_core::tensor::Dtype;
+use lamport_rs_core::workspace::Settings;
+use lamport_rs_core::workspace::cuda::CudaWorkspace;
+
+use crate::standin::either::{Either, TestTensor};
+use crate::standin::group::{Rank, on_ranks};
+use crate::standin::{OUT_OF_MEMORY, Standin};
+
+fn ones(workspace: &CudaWorkspace, elements: usize) -> TestTensor {
+    Either::Cuda(workspace).tensor(Dtype::Float32, &[elements], |_| 1.0)
+}
+
+/// Launches a sum in place.
+fn launch(workspace: &CudaWorkspace, tensor: &mut TestTensor, stream: sys::CUstream) -> Result<()> {
+    let input = tensor.tensor();
+    // SAFETY: the tests wait for the stream before their tensors go.
+    unsafe { all_reduce(workspace, &AllReduce { input, output: input, algorithm: None }, stream) }
+}
+
+/// Sums ones, and waits for that.
+fn sum(workspace: &CudaWorkspace, elements: usize) -> Result<Vec<f32>> {
+    let mut tensor = ones(workspace, elements);
+    let launched = launch(workspace, &mut tensor, std::ptr::null_mut());
+    let synchronised = workspace.synchronise();
+    launched.and(synchronised)?;
+    Ok(tensor.bytes().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect())
+}
+
+/// A workspace whose operations wait for so many seconds.
+fn create(rank: &mut Rank, timeout: f64) -> CudaWorkspace {
+    rank.create_with(&Settings { timeout, ..rank.settings() }).unwrap()
+}
+
+#[test]
+fn the_others_wait_for_a_late_rank() {
+    let _standin = Standin::take();
+    on_ranks(3, |rank| {
+        let workspace = rank.create().unwrap();
+        if rank.rank == 1 {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        assert_eq!(sum(&workspace, 100).unwrap(), [3.0; 100]);
+    });
+}
+
+#[test]
+fn an_absent_rank_is_named_and_the_workspace_fails() {
+    let _standin = Standin::take();
+    on_ranks(4, |rank| {
+        let workspace = create(rank, 0.5);
+        if rank.rank != 2 {
+            match sum(&workspace, 100) {
+                Err(Error::Timeout { missing, .. }) => assert_eq!(missing.iter().collect::<Vec<_>>(), [2]),
+                other => panic!("{other:?}"),
+            }
+            assert!(matches!(sum(&workspace, 100), Err(Error::Failed(_))));
+        }
+        rank.meet();
+    });
+}
+
+#[test]
+fn ranks_that_differ_hear_of_it() {
+    let _standin = Standin::take();
+    on_ranks(2, |rank| {
+        let workspace = rank.create().unwrap();
+        match sum(&workspace, 100 + rank.rank) {
+            Err(Error::Mismatch { rank: own, peer, .. }) => assert_eq!((own, peer), (rank.rank, 1 - rank.rank)),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
+fn a_refused_launch_fails_the_workspace_and_its_peers_miss_the_rank() {
+    let standin = Standin::take();
+    on_ranks(2, |rank| {
+        let workspace = create(rank, 0.5);
+        // The kernel is loaded.
+        sum(&workspace, 100).unwrap();
+        rank.meet();
+        if rank.rank == 1 {
+            standin.fail(1, Some("cuLaunchKernelEx"), 0, OUT_OF_MEMORY);
+            match sum(&workspace, 100) {
+                Err(Error::Driver { call, name, .. }) => {
+                    assert_eq!((call.as_str(), name.as_str()), ("cuLaunchKernelEx", "CUDA_ERROR_OUT_OF_MEMORY"));
+                }
+                other => panic!("{other:?}"),
+            }
+            assert!(matches!(sum(&workspace, 100), Err(Error::Failed(_))));
+        } else {
+            match sum(&workspace, 100) {
+                Err(Error::Timeout { missing, .. }) => assert_eq!(missing.iter().collect::<Vec<_>>(), [1]),
+                other => panic!("{other:?}"),
+            }
+        }
+        rank.meet();
+    });
+}
+
+fn new_stream(workspace: &CudaWorkspace) -> sys::CUstream {
+    let _entered = workspace.device.enter().unwrap();
+    let mut stream = std::ptr::null_mut();
+    // SAFETY: the context is current.
+    unsafe { sys::cuStreamCreate(&mut stream, 1) }.result().unwrap();
+    stream
+}
+
+fn destroy(workspace: &CudaWorkspace, stream: sys::CUstream) {
+    let _entered = workspace.device.enter().unwrap();
+    // SAFETY: the context is current, and nobody uses the stream any more.
+    unsafe { sys::cuStreamDestroy_v2(stream) }.result().unwrap();
+}
+
+#[test]
+fn operations_on_other_streams_wait_for_those_before() {
+    let standin = Standin::take();
+    let before = standin.calls("cuStreamWaitEvent");
+    on_ranks(2, |rank| {
+        let workspace = rank.create().unwrap();
+        let streams = [(); 3].map(|()| new_stream(&workspace));
+        let mut tensor = ones(&workspace, 100);
+        if rank.rank == 1 {
+            // The first kernels are waiting when the next are launched.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        for round in 0..12 {
+            launch(&workspace, &mut tensor, streams[round % 3]).unwrap();
+        }
+        workspace.synchronise().unwrap();
+        assert!(tensor.bytes().chunks_exact(4).all(|bytes| bytes == 4096_f32.to_le_bytes()));
+        streams.map(|stream| destroy(&workspace, stream));
+    });
+    assert_eq!(standin.calls("cuStreamWaitEvent") - before, 2 * 11);
+}
+
+#[test]
+fn what_cannot_follow_a_captured_stream_fails_the_workspace() {
+    let standin = Standin::take();
+    on_ranks(2, |rank| {
+        let workspace = rank.create().unwrap();
+        let streams = [(); 2].map(|()| new_stream(&workspace));
+        let mut tensor = ones(&workspace, 100);
+        launch(&workspace, &mut tensor, streams[0]).unwrap();
+        standin.capture(streams[0], 1);
+        assert!(matches!(launch(&workspace, &mut tensor, streams[1]), Err(Error::StreamIsCaptured)));
+        standin.capture(streams[0], 0);
+        assert!(matches!(launch(&workspace, &mut tensor, streams[0]), Err(Error::Failed(_))));
+        workspace.device.synchronise_all().unwrap();
+        streams.map(|stream| destroy(&workspace, stream));
+    });
+}
