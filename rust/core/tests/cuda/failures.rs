@@ -137,7 +137,7 @@ fn operations_on_other_streams_wait_for_those_before() {
         }
         workspace.synchronise().unwrap();
         assert!(tensor.bytes().chunks_exact(4).all(|bytes| bytes == 4096_f32.to_le_bytes()));
-        streams.map(|stream| destroy(&workspace, stream));
+        streams.into_iter().for_each(|stream| destroy(&workspace, stream));
     });
     assert_eq!(standin.calls("cuStreamWaitEvent") - before, 2 * 11);
 }
@@ -155,6 +155,6 @@ fn what_cannot_follow_a_captured_stream_fails_the_workspace() {
         standin.capture(streams[0], 0);
         assert!(matches!(launch(&workspace, &mut tensor, streams[0]), Err(Error::Failed(_))));
         workspace.device.synchronise_all().unwrap();
-        streams.map(|stream| destroy(&workspace, stream));
+        streams.into_iter().for_each(|stream| destroy(&workspace, stream));
     });
 }

@@ -105,6 +105,8 @@ pub const OUT_OF_MEMORY: i32 = 2;
 
 /// The driver, for one test at a time.
 pub struct Standin {
+    /// What was not given back before, by a test that let a call fail which would have done it.
+    lost: Mutex<[i64; Kind::TEMPORARY.len()]>,
     _taken: MutexGuard<'static, ()>,
 }
 
@@ -112,16 +114,13 @@ impl Standin {
     /// Waits until no other test of this process uses it.
     pub fn take() -> Self {
         static TAKEN: Mutex<()> = Mutex::new(());
-        let standin = Self { _taken: TAKEN.lock().unwrap_or_else(PoisonError::into_inner) };
+        let standin = Self { _taken: TAKEN.lock().unwrap_or_else(PoisonError::into_inner), lost: Mutex::default() };
         interface();
-        standin.reset();
+        standin.disarm();
+        standin.speed_up_clock(1);
+        standin.violations();
+        standin.write_off();
         standin
-    }
-
-    fn reset(&self) {
-        self.disarm();
-        self.speed_up_clock(1);
-        self.violations();
     }
 
     /// Lets a call of `rank`'s to `function`, or to any, return `code`, after `skipped` such calls.
@@ -178,9 +177,21 @@ impl Standin {
 
     /// Fails unless the driver has got everything back but modules, and was not misused.
     pub fn check_all_is_given_back(&self) {
-        let live = Kind::TEMPORARY.map(|kind| (kind, self.live(kind)));
-        assert!(live.iter().all(|(_, count)| *count == 0), "not given back: {live:?}");
+        let missing = self.write_off();
+        assert!(missing.is_empty(), "not given back: {missing:?}");
         assert_eq!(self.violations(), "");
+    }
+
+    /// Takes for lost what was not given back since the last time, and says what that is.
+    pub fn write_off(&self) -> Vec<Kind> {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut missing = vec![];
+        for (kind, lost) in Kind::TEMPORARY.into_iter().zip(lost.iter_mut()) {
+            let live = self.live(kind);
+            missing.extend((*lost..live).map(|_| kind));
+            *lost = live;
+        }
+        missing
     }
 }
 
