@@ -29,7 +29,15 @@ fn construct_with_fault(standin: &Standin, world_size: usize, rank: usize, skipp
     standin.fail(rank, None, skipped, OUT_OF_MEMORY);
     let began = Instant::now();
     let results = on_ranks(world_size, |this| {
-        let result = this.create();
+        // First of all, so that it is the one to initialise the driver.
+        if this.rank != rank {
+            this.meet();
+        }
+        let device = Device::get(this.rank);
+        if this.rank == rank {
+            this.meet();
+        }
+        let result = this.create_on(device, &this.settings());
         // The teardown is not meant.
         let hit = if this.rank == rank { standin.disarm() } else { None };
         (hit, result.map(drop))
