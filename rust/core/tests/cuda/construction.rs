@@ -1,30 +1,55 @@
 //! Every call of the driver that a construction makes, failed in turn: all ranks return the same error, soon, and
 //! nothing is left behind.
 
+use std::any::Any;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::cuda::memory::{HANDLE_BYTES, PeerMemory};
 use lamport_rs_core::error::Result;
+use lamport_rs_core::workspace::buffer::Buffer;
+use lamport_rs_core::workspace::cuda_backend::CudaBackend;
 
-use crate::standin::group::on_ranks;
-use crate::standin::{Kind, OUT_OF_MEMORY, Standin, child};
+use crate::standin::group::{Rank, on_ranks};
+use crate::standin::{Kind, OUT_OF_MEMORY, RESTORING, Standin, child};
 
-/// How much longer than without a fault a construction may take, in time of the devices' clock.
-const SOON: Duration = Duration::from_secs(30);
-/// The devices' clock, while calls fail: a rank whose peer's kernel is not launched waits for it.
+/// The devices' clock, while calls fail: a rank whose peer's kernel is not launched waits for it for seconds.
 const CLOCK_FACTOR: u64 = 100;
-/// What a rank calls to put something back as it was before. Nobody can do anything about it if that fails.
-const RESTORING: [&str; 2] = ["cuCtxSetCurrent", "cuThreadExchangeStreamCaptureMode"];
+/// More than a construction then takes.
+const SOON: Duration = Duration::from_secs(5);
+/// What is constructed, by every rank.
+type Create = fn(&mut Rank, Result<Arc<Device>>) -> Result<Box<dyn Any>>;
 
-/// Constructs a group once, and says what each rank returned.
-fn construct(world_size: usize) -> Vec<Result<()>> {
-    on_ranks(world_size, |rank| rank.create().map(drop))
+fn workspace(rank: &mut Rank, device: Result<Arc<Device>>) -> Result<Box<dyn Any>> {
+    let settings = rank.settings();
+    Ok(Box::new(rank.create_on(device, &settings)?))
+}
+
+fn buffer(rank: &mut Rank, device: Result<Arc<Device>>) -> Result<Box<dyn Any>> {
+    let (own, world_size) = (rank.rank as i64, rank.world_size as i64);
+    Ok(Box::new(Buffer::create(&CudaBackend::new(device?), own, world_size, 5000, rank)?))
+}
+
+/// Constructs in a group, and gives up what each rank got.
+fn construct(world_size: usize, create: Create) {
+    on_ranks(world_size, |rank| {
+        let device = Device::get(rank.rank);
+        create(rank, device).map(drop)
+    })
+    .into_iter()
+    .for_each(|result| result.unwrap());
 }
 
 /// Constructs with call `skipped` of `rank`'s failing. Returns the function, or none if there are fewer calls.
-fn construct_with_fault(standin: &Standin, world_size: usize, rank: usize, skipped: usize) -> Option<String> {
+fn construct_with_fault(
+    standin: &Standin,
+    world_size: usize,
+    create: Create,
+    rank: usize,
+    skipped: usize,
+) -> Option<String> {
     standin.speed_up_clock(CLOCK_FACTOR);
     standin.fail(rank, None, skipped, OUT_OF_MEMORY);
     let began = Instant::now();
@@ -37,7 +62,7 @@ fn construct_with_fault(standin: &Standin, world_size: usize, rank: usize, skipp
         if this.rank == rank {
             this.meet();
         }
-        let result = this.create_on(device, &this.settings());
+        let result = create(this, device);
         // The teardown is not meant.
         let hit = if this.rank == rank { standin.disarm() } else { None };
         (hit, result.map(drop))
@@ -66,29 +91,46 @@ fn construct_with_fault(standin: &Standin, world_size: usize, rank: usize, skipp
 fn constructions_give_everything_back_and_load_kernels_once() {
     let standin = Standin::take();
     let modules = [(); 3].map(|()| {
-        construct(4).into_iter().for_each(|result| result.unwrap());
+        construct(4, workspace);
         standin.check_all_is_given_back();
         standin.live(Kind::Module)
     });
     assert_eq!(modules, [modules[0]; 3]);
 }
 
+/// On each rank in turn. Returns the functions.
+fn fail_every_call(standin: &Standin, world_size: usize, create: Create) -> BTreeSet<String> {
+    construct(world_size, create);
+    let modules = standin.live(Kind::Module);
+    let mut functions = BTreeSet::new();
+    for rank in 0..world_size {
+        functions.extend((0..).map_while(|skipped| construct_with_fault(standin, world_size, create, rank, skipped)));
+        construct(world_size, create);
+    }
+    assert_eq!(standin.live(Kind::Module), modules);
+    functions
+}
+
+fn assert_contains(functions: &BTreeSet<String>, expected: &[&str]) {
+    for function in expected {
+        assert!(functions.contains(*function), "no call of {function} failed: {functions:?}");
+    }
+}
+
 #[test]
 fn any_call_may_fail_once_devices_are_open() {
     let standin = Standin::take();
     for world_size in [2, 3] {
-        construct(world_size).into_iter().for_each(|result| result.unwrap());
-        let modules = standin.live(Kind::Module);
-        for rank in 0..world_size {
-            let hits: Vec<_> =
-                (0..).map_while(|skipped| construct_with_fault(&standin, world_size, rank, skipped)).collect();
-            for function in ["cuMemAlloc", "cuIpcOpenMemHandle", "cuLaunchKernelEx", "cuStreamSynchronize"] {
-                assert!(hits.iter().any(|hit| hit == function), "no call of {function} failed: {hits:?}");
-            }
-            construct(world_size).into_iter().for_each(|result| result.unwrap());
-        }
-        assert_eq!(standin.live(Kind::Module), modules);
+        let functions = fail_every_call(&standin, world_size, workspace);
+        let expected = ["cuMemAlloc", "cuIpcOpenMemHandle", "cuLaunchKernelEx", "cuStreamSynchronize", "cuMemcpyHtoD"];
+        assert_contains(&functions, &expected);
     }
+}
+
+#[test]
+fn any_call_for_a_plain_buffer_may_fail() {
+    let standin = Standin::take();
+    assert_contains(&fail_every_call(&standin, 2, buffer), &["cuMemAlloc", "cuMemsetD32", "cuMemGetAddressRange"]);
 }
 
 #[test]
@@ -124,9 +166,9 @@ const HIT: &str = "failed call: ";
 fn first_construction_with_a_fault() {
     let [rank, skipped] = FAULT.map(|name| child::variable(name).parse().unwrap());
     let standin = Standin::take();
-    let hit = construct_with_fault(&standin, 2, rank, skipped);
+    let hit = construct_with_fault(&standin, 2, workspace, rank, skipped);
     let loaded = standin.live(Kind::Module);
-    construct(2).into_iter().for_each(|result| result.unwrap());
+    construct(2, workspace);
     // Two kernels on two devices.
     assert_eq!(standin.live(Kind::Module), 4, "{loaded} after the fault");
     println!("{HIT}{}", hit.unwrap_or_default());
@@ -135,7 +177,7 @@ fn first_construction_with_a_fault() {
 #[test]
 fn any_call_of_a_process_s_first_construction_may_fail() {
     for rank in 0..2 {
-        let mut hits: Vec<String> = vec![];
+        let mut hits = vec![];
         let start = |skipped: usize| {
             let values = [rank, skipped].map(|value: usize| value.to_string());
             let variables: Vec<_> = FAULT.into_iter().zip(values).collect();
@@ -153,9 +195,8 @@ fn any_call_of_a_process_s_first_construction_may_fail() {
             }
         }
         child::finish(running);
-        for function in ["cuInit", "cuDeviceGetUuid", "cuModuleLoadData", "cuModuleGetFunction", "cuMemHostAlloc"] {
-            assert!(hits.iter().any(|hit| hit.starts_with(function)), "no call of {function} failed: {hits:?}");
-        }
+        let expected = ["cuInit", "cuDeviceGetUuid", "cuModuleLoadData", "cuModuleGetFunction", "cuMemHostAlloc"];
+        assert_contains(&hits.into_iter().collect(), &expected);
     }
 }
 

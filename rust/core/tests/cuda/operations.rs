@@ -32,8 +32,7 @@ pub fn sums(dtype: Dtype) -> impl Fn(usize, Either<'_>) -> Results + Sync {
             for algorithm in Algorithm::ALL {
                 let mut input = either.tensor(dtype, &[elements], |at| fraction(rank, at));
                 let mut output = either.tensor(dtype, &[elements], |_| f32::NAN);
-                let operands =
-                    AllReduce { input: input.tensor(), output: output.tensor(), algorithm: Some(algorithm) };
+                let operands = AllReduce { input: input.tensor(), output: output.tensor(), algorithm: Some(algorithm) };
                 either.all_reduce(&operands).unwrap();
                 either.finish().unwrap();
                 results.push(output.bytes());
@@ -152,4 +151,19 @@ fn minimax_norms_have_the_bits_of_the_host_backend() {
         let launches = compare(world_size, &format!("minimax of {dtype:?}"), minimax(dtype));
         assert!(launches > world_size as u64 * (OF_CONSTRUCTION + 3), "{launches}");
     }
+}
+
+#[test]
+fn the_sum_of_a_single_rank_is_a_copy() {
+    let standin = Standin::take();
+    let before = standin.calls("cuLaunchKernelEx");
+    on_cuda(1, COMM_SIZE, |rank, either| {
+        let mut input = either.tensor(Dtype::BFloat16, &[5003], |at| fraction(rank, at));
+        let mut output = either.tensor(Dtype::BFloat16, &[5003], |_| f32::NAN);
+        let operands = AllReduce { input: input.tensor(), output: output.tensor(), algorithm: None };
+        either.all_reduce(&operands).unwrap();
+        either.finish().unwrap();
+        assert_eq!(output.bytes(), input.bytes());
+    });
+    assert_eq!(standin.calls("cuLaunchKernelEx") - before, OF_CONSTRUCTION);
 }

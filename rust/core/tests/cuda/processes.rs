@@ -39,7 +39,9 @@ impl AllGather for Files {
     fn all_gather(&mut self, message: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         // Whole once it has its name.
         let unnamed = self.folder.join(format!("unnamed.{}", self.rank));
-        fs::write(&unnamed, message).and_then(|()| fs::rename(&unnamed, self.of(self.rank))).map_err(|e| e.to_string())?;
+        fs::write(&unnamed, message)
+            .and_then(|()| fs::rename(&unnamed, self.of(self.rank)))
+            .map_err(|e| e.to_string())?;
         let began = Instant::now();
         let mut gathered = vec![];
         while gathered.len() < self.world_size {

@@ -1,6 +1,7 @@
 //! Compiles the CUDA sources, and what runs them, with the host's C++ compiler. The core's tests have it too.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, id};
@@ -86,7 +87,13 @@ impl Sources {
         if object.exists() {
             return object;
         }
-        // Others may compile the same at the same time.
+        // Tests are processes, of which several need the same.
+        fs::create_dir_all(&out).expect("the target folder can be written to");
+        let lock = File::create(object.with_extension("lock")).expect("the target folder can be written to");
+        lock.lock().expect("a file of the target folder can be locked");
+        if object.exists() {
+            return object;
+        }
         let stage = out.join(unique(name));
         fs::create_dir_all(&stage).expect("the target folder can be written to");
         for (file, text) in &self.0 {

@@ -40,7 +40,24 @@ State& state() {
 
 std::atomic<long> live[static_cast<unsigned>(Kind::COUNT)];
 std::atomic<const char* (*)(const char*)> resolver{nullptr};
-std::atomic<std::uint64_t> clock_factor{1};
+
+// The devices' time is real time by a factor, and then some, modulo 2^64.
+struct Clock {
+    std::uint64_t factor = 1;
+    std::uint64_t offset = 0;
+
+    std::uint64_t at(std::uint64_t real) const { return real * factor + offset; }
+};
+
+// Replaced as a whole, since kernels look at it all the time.
+std::atomic<const Clock*> device_clock{new Clock};
+
+std::uint64_t real_nanoseconds() {
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
 // Whose thread this is.
 thread_local int rank = ANY_RANK;
 
@@ -74,12 +91,7 @@ const char* resolve(const char* ptx) {
     return function == nullptr ? nullptr : function(ptx);
 }
 
-std::uint64_t nanoseconds() {
-    timespec now{};
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec)) *
-           clock_factor.load(std::memory_order_relaxed);
-}
+std::uint64_t nanoseconds() { return device_clock.load(std::memory_order_acquire)->at(real_nanoseconds()); }
 
 }  // namespace standin
 
@@ -120,8 +132,12 @@ STANDIN_EXPORT const char* standin_violations() {
     return state().answer.c_str();
 }
 
-// Lets the devices' clock run so many times as fast.
-STANDIN_EXPORT void standin_speed_up_clock(std::uint64_t factor) { clock_factor = factor; }
+// Lets the devices' clock go on so many times as fast as real time.
+STANDIN_EXPORT void standin_speed_up_clock(std::uint64_t factor) {
+    const std::lock_guard lock(state().mutex);
+    const std::uint64_t real = real_nanoseconds();
+    device_clock = new Clock{factor, device_clock.load()->at(real) - real * factor};
+}
 
 // Says that the stream is part of the capture of this number; 0: of none.
 STANDIN_EXPORT void standin_capture(Stream* stream, std::uint64_t number) { stream->capture = number; }

@@ -27,6 +27,8 @@ struct Round {
     messages: Vec<Option<Vec<u8>>>,
     /// Of the round before.
     gathered: Vec<Vec<u8>>,
+    /// A rank that panicked will not come.
+    is_over: bool,
 }
 
 /// One rank of a group.
@@ -74,7 +76,7 @@ impl Rank {
 impl AllGather for Rank {
     fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
         let Meeting { state, changed } = &*self.meeting;
-        let mut round = state.lock().map_err(|_| "a rank panicked".to_owned())?;
+        let mut round = state.lock().unwrap();
         let number = round.number;
         round.messages.resize(self.world_size, None);
         round.messages[self.rank] = Some(message.to_vec());
@@ -83,12 +85,22 @@ impl AllGather for Rank {
             round.number += 1;
             changed.notify_all();
         }
-        let waited = changed.wait_timeout_while(round, LONGEST_WAIT, |round| round.number == number);
-        let (round, waited) = waited.map_err(|_| "a rank panicked".to_owned())?;
-        if waited.timed_out() {
-            return Err(format!("a rank did not come within {LONGEST_WAIT:?}"));
+        let (round, _) =
+            changed.wait_timeout_while(round, LONGEST_WAIT, |round| round.number == number && !round.is_over).unwrap();
+        if round.number == number {
+            let why = if round.is_over { "panicked".to_owned() } else { format!("did not come for {LONGEST_WAIT:?}") };
+            return Err(format!("a rank {why}"));
         }
         Ok(round.gathered.clone())
+    }
+}
+
+impl Drop for Rank {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.meeting.state.lock().unwrap().is_over = true;
+            self.meeting.changed.notify_all();
+        }
     }
 }
 

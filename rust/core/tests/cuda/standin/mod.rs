@@ -100,6 +100,10 @@ impl Kind {
     const TEMPORARY: [Self; 5] = [Self::Memory, Self::Mapping, Self::Pinned, Self::Event, Self::Stream];
 }
 
+/// What the core calls to put something back as it was before. Nobody can do anything about it if that fails, so it is
+/// no error.
+pub const RESTORING: [&str; 2] = ["cuCtxSetCurrent", "cuThreadExchangeStreamCaptureMode"];
+
 /// CUDA_ERROR_OUT_OF_MEMORY.
 pub const OUT_OF_MEMORY: i32 = 2;
 
@@ -163,7 +167,8 @@ impl Standin {
         unsafe { (interface().frees_while_mapped)() }
     }
 
-    /// Lets the devices' clock run `factor` times as fast, and so all timeouts of kernels.
+    /// Lets the devices' clock go on `factor` times as fast as real time, and so all timeouts of kernels. The next test
+    /// begins with 1.
     pub fn speed_up_clock(&self, factor: u64) {
         // SAFETY: a plain value.
         unsafe { (interface().speed_up_clock)(factor) }
