@@ -7,6 +7,7 @@ use lamport_rs_core::error::{Error, Result};
 use lamport_rs_core::operations::arguments::AllReduce;
 use lamport_rs_core::operations::cuda::all_reduce;
 use lamport_rs_core::tensor::Dtype;
+use lamport_rs_core::workspace::Settings;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
 use crate::standin::either::{Either, TestTensor};
@@ -163,7 +164,8 @@ fn sum_on_two_streams(workspace: &CudaWorkspace, tensor: &mut TestTensor, stream
 /// Fails call `skipped` of rank 1's, and returns the function, or none if there are fewer calls.
 fn sum_with_fault(standin: &Standin, skipped: usize) -> Option<String> {
     let mut hits = on_ranks(2, |rank| {
-        let workspace = rank.create().unwrap();
+        let settings = Settings { timeout: 20.0, ..rank.settings() };
+        let workspace = rank.create_with(&settings).unwrap();
         let streams = [(); 2].map(|()| new_stream(&workspace));
         let mut tensor = ones(&workspace, 100);
         rank.meet();

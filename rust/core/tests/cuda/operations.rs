@@ -21,7 +21,7 @@ fn integer(rank: usize, at: usize) -> f32 {
 
 /// Sums of these depend on the order; some are -0.0.
 fn fraction(rank: usize, at: usize) -> f32 {
-    if at % 7 == 0 { -0.0 } else { 1.0 / (1 + at * 5 + rank * 3) as f32 }
+    if at.is_multiple_of(7) { -0.0 } else { 1.0 / (1 + at * 5 + rank * 3) as f32 }
 }
 
 /// From one element to several times the slot.

@@ -109,7 +109,7 @@ STANDIN_EXPORT void standin_fail(int of_rank, const char* function, std::uint64_
     state().fault = Fault{of_rank, function == nullptr ? "" : function, skipped, static_cast<Result>(code), true, ""};
 }
 
-// Lets no call fail any more. Returns the function whose call failed; empty if none did. Valid until the next such call.
+// Lets no call fail any more. Returns the function whose call failed, or an empty text. Valid until the next call here.
 STANDIN_EXPORT const char* standin_disarm() {
     const std::lock_guard lock(state().mutex);
     state().answer = state().fault.hit;
@@ -124,7 +124,7 @@ STANDIN_EXPORT std::uint64_t standin_calls(const char* function) {
     return state().calls[function];
 }
 
-// What was done that must not be, a line each, and forgets it. Valid until the next such call.
+// What was done that must not be, a line each, and forgets it. Valid until the next call here.
 STANDIN_EXPORT const char* standin_violations() {
     const std::lock_guard lock(state().mutex);
     state().answer = std::move(state().violations);

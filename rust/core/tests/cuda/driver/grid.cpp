@@ -1,9 +1,10 @@
-// Runs a grid on one thread of the operating system, and is what its kernel asks for (emulator.h): every CUDA thread is a
-// fiber, which runs until it waits. Accesses act at once, and are real atomics, since other grids run on other threads,
-// and in other processes.
+// Runs a grid on one thread of the operating system, and is what its kernel asks for (emulator.h): every CUDA thread is
+// a fiber, which runs until it waits. Accesses act at once, and are real atomics: other grids run on other threads, and
+// in other processes.
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -216,14 +217,12 @@ unsigned* word_at(unsigned long long address) { return reinterpret_cast<unsigned
 
 using namespace standin;
 
-#define STANDIN_KERNEL(type) extern "C" __attribute__((visibility("default"))) type
+STANDIN_EXPORT unsigned emulator_thread_index() { return current->index; }
+STANDIN_EXPORT unsigned emulator_block_index() { return current->block->index; }
+STANDIN_EXPORT unsigned emulator_block_threads() { return current->block->grid->block_threads; }
+STANDIN_EXPORT unsigned emulator_grid_blocks() { return current->block->grid->blocks; }
 
-STANDIN_KERNEL(unsigned) emulator_thread_index() { return current->index; }
-STANDIN_KERNEL(unsigned) emulator_block_index() { return current->block->index; }
-STANDIN_KERNEL(unsigned) emulator_block_threads() { return current->block->grid->block_threads; }
-STANDIN_KERNEL(unsigned) emulator_grid_blocks() { return current->block->grid->blocks; }
-
-STANDIN_KERNEL(unsigned) emulator_load(unsigned long long address, EmulatorScope) {
+STANDIN_EXPORT unsigned emulator_load(unsigned long long address, EmulatorScope) {
     const unsigned word = __atomic_load_n(word_at(address), __ATOMIC_RELAXED);
     if (current->last_address == address && current->last_word == word) {
         yield();
@@ -233,15 +232,15 @@ STANDIN_KERNEL(unsigned) emulator_load(unsigned long long address, EmulatorScope
     return word;
 }
 
-STANDIN_KERNEL(void) emulator_store(unsigned long long address, unsigned word, EmulatorScope) {
+STANDIN_EXPORT void emulator_store(unsigned long long address, unsigned word, EmulatorScope) {
     __atomic_store_n(word_at(address), word, __ATOMIC_RELAXED);
 }
 
-STANDIN_KERNEL(void) emulator_set_bits(unsigned long long address, unsigned bits, EmulatorScope) {
+STANDIN_EXPORT void emulator_set_bits(unsigned long long address, unsigned bits, EmulatorScope) {
     __atomic_fetch_or(word_at(address), bits, __ATOMIC_RELAXED);
 }
 
-STANDIN_KERNEL(unsigned) emulator_increment(unsigned long long address, unsigned last, EmulatorScope) {
+STANDIN_EXPORT unsigned emulator_increment(unsigned long long address, unsigned last, EmulatorScope) {
     unsigned before = __atomic_load_n(word_at(address), __ATOMIC_RELAXED);
     while (!__atomic_compare_exchange_n(word_at(address), &before, before >= last ? 0 : before + 1, true,
                                         __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
@@ -249,19 +248,19 @@ STANDIN_KERNEL(unsigned) emulator_increment(unsigned long long address, unsigned
     return before;
 }
 
-STANDIN_KERNEL(void) emulator_poll(unsigned long long, unsigned) { yield(); }
+STANDIN_EXPORT void emulator_poll(unsigned long long, unsigned) { yield(); }
 
-STANDIN_KERNEL(void) emulator_read(unsigned long long address, void* to, unsigned bytes) {
+STANDIN_EXPORT void emulator_read(unsigned long long address, void* to, unsigned bytes) {
     std::memcpy(to, word_at(address), bytes);
 }
 
-STANDIN_KERNEL(void) emulator_write(unsigned long long address, const void* from, unsigned bytes) {
+STANDIN_EXPORT void emulator_write(unsigned long long address, const void* from, unsigned bytes) {
     std::memcpy(word_at(address), from, bytes);
 }
 
-STANDIN_KERNEL(void) emulator_fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+STANDIN_EXPORT void emulator_fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
-STANDIN_KERNEL(void) emulator_barrier(unsigned number, unsigned threads, bool waits) {
+STANDIN_EXPORT void emulator_barrier(unsigned number, unsigned threads, bool waits) {
     if (number >= BARRIERS) {
         give_up("no such barrier");
     }
@@ -280,23 +279,23 @@ STANDIN_KERNEL(void) emulator_barrier(unsigned number, unsigned threads, bool wa
     barrier.waiting.clear();
 }
 
-STANDIN_KERNEL(unsigned long long) emulator_shuffle(unsigned long long value, unsigned source_lane) {
+STANDIN_EXPORT unsigned long long emulator_shuffle(unsigned long long value, unsigned source_lane) {
     return warp_operation(value, source_lane, true);
 }
 
-STANDIN_KERNEL(unsigned) emulator_or_of_warp(unsigned value) {
+STANDIN_EXPORT unsigned emulator_or_of_warp(unsigned value) {
     return static_cast<unsigned>(warp_operation(value, 0, false));
 }
 
-STANDIN_KERNEL(void) emulator_sync_warp() { warp_operation(0, 0, false); }
+STANDIN_EXPORT void emulator_sync_warp() { warp_operation(0, 0, false); }
 
 // Grids of a stream run one after the other.
-STANDIN_KERNEL(void) emulator_wait_for_prior_grid() {}
-STANDIN_KERNEL(void) emulator_launch_dependents() {}
+STANDIN_EXPORT void emulator_wait_for_prior_grid() {}
+STANDIN_EXPORT void emulator_launch_dependents() {}
 
-STANDIN_KERNEL(unsigned long long) emulator_nanoseconds() { return nanoseconds(); }
+STANDIN_EXPORT unsigned long long emulator_nanoseconds() { return nanoseconds(); }
 
-STANDIN_KERNEL(void) emulator_sleep() {
+STANDIN_EXPORT void emulator_sleep() {
     const std::uint64_t end = nanoseconds() + MILLISECOND;
     while (nanoseconds() < end) {
         yield();

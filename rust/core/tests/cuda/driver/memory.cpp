@@ -1,12 +1,13 @@
 // Device memory, its mappings in other contexts and processes, pinned memory, copies.
 //
-// Device memory is a file without a name, so that other processes can map it by way of /proc. Kernels and tests access it
-// where it is mapped. What is freed becomes inaccessible, and its address is not used again: a late access is a fault.
+// Device memory is a file without a name, so that other processes can map it by way of /proc. Kernels and tests access
+// it where it is mapped. What is freed becomes inaccessible, and its address is not used again: late accesses crash.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <map>
@@ -66,8 +67,8 @@ Address map(int file, std::size_t bytes) {
 }
 
 void retire(Address begin, const Block& block) {
-    mmap(reinterpret_cast<void*>(begin), block.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE,
-         -1, 0);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+    mmap(reinterpret_cast<void*>(begin), block.bytes, PROT_NONE, flags, -1, 0);
     if (block.file >= 0) {
         close(block.file);
     }

@@ -31,7 +31,8 @@ struct Module {
     std::abort();
 }
 
-// Loads a kernel's object file once more, which calls functions of this library. A copy, since two loads of one file would have one set of shared variables.
+// Loads a kernel's object file once more, which calls functions of this library. A copy, since two loads of one file
+// would have one set of shared variables.
 Grid::Kernel load(const std::string& object) {
     const int from = open(object.c_str(), O_RDONLY | O_CLOEXEC), copy = memfd_create("kernel", MFD_CLOEXEC);
     struct stat status {};

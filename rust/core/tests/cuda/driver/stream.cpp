@@ -1,7 +1,8 @@
-// Streams and events. A stream is a queue with a thread that works it off: kernels of different streams, and of different
-// devices, run at the same time and may wait for each other.
+// Streams and events. A stream is a queue with a thread that works it off: kernels of different streams, and of
+// different devices, run at the same time and may wait for each other.
 //
 // The default stream orders nothing but itself, as if all others were made with CU_STREAM_NON_BLOCKING.
+#include <algorithm>
 #include <map>
 #include <thread>
 

@@ -59,12 +59,7 @@ impl Rank {
 
     /// Likewise, from other settings.
     pub fn create_with(&mut self, settings: &Settings) -> Result<CudaWorkspace> {
-        self.create_on(Device::get(self.rank), settings)
-    }
-
-    /// Likewise, on a device that may be none.
-    pub fn create_on(&mut self, device: Result<Arc<Device>>, settings: &Settings) -> Result<CudaWorkspace> {
-        CudaWorkspace::create(settings, device, self)
+        CudaWorkspace::create(settings, Device::get(self.rank), self)
     }
 
     /// Waits for the other ranks.
