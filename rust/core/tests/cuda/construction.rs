@@ -216,12 +216,25 @@ fn any_call_of_a_process_s_first_construction_may_fail() {
 }
 
 #[test]
-fn handles_that_the_driver_did_not_make_are_refused() {
+fn stores_that_do_not_arrive_are_noticed() {
     let standin = Standin::take();
+    standin.lose_stores(true);
+    // A second, instead of ten.
+    standin.speed_up_clock(10);
+    let errors = on_ranks(3, |rank| rank.create().unwrap_err().to_string());
+    for (rank, error) in errors.iter().enumerate() {
+        assert_eq!(*error, errors[0]);
+        let others = ["ranks 1, 2", "ranks 0, 2", "ranks 0, 1"][rank];
+        assert!(error.contains(&format!("rank {rank}: stores of {others} do not arrive at cuda:{rank}")), "{error}");
+    }
+}
+
+#[test]
+fn handles_that_the_driver_did_not_make_are_refused() {
+    let _standin = Standin::take();
     let device = Device::get(0).unwrap();
     for byte in [0, 0x5a, 0xff] {
         let error = PeerMemory::open(&device, [byte; HANDLE_BYTES], 4096).unwrap_err().to_string();
         assert!(error.contains("cuIpcOpenMemHandle failed: CUDA_ERROR_INVALID_VALUE"), "{error}");
     }
-    assert_eq!(standin.live(Kind::Mapping), 0);
 }

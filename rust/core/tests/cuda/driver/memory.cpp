@@ -47,6 +47,7 @@ Memory& memory() {
 }
 
 std::atomic<std::uint64_t> frees_while_mapped{0};
+std::atomic<bool> loses_stores{false};
 
 // What CUipcMemHandle holds.
 struct Handle {
@@ -60,8 +61,8 @@ struct Handle {
 };
 static_assert(sizeof(Handle) == 64);
 
-Address map(int file, std::size_t bytes) {
-    const int flags = file < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+Address map(int file, std::size_t bytes, int sharing = MAP_SHARED) {
+    const int flags = file < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : sharing;
     void* begin = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, file, 0);
     return begin == MAP_FAILED ? 0 : reinterpret_cast<Address>(begin);
 }
@@ -107,6 +108,9 @@ using namespace standin;
 
 // Frees of memory that another device of this process had mapped: the driver's manual calls that undefined.
 STANDIN_EXPORT std::uint64_t standin_frees_while_mapped() { return frees_while_mapped; }
+
+// From now on, stores into memory that is mapped do not arrive, although mapping it succeeds.
+STANDIN_EXPORT void standin_lose_stores(bool loses) { loses_stores = loses; }
 
 STANDIN_EXPORT Result cuMemAlloc_v2(Address* address, std::size_t bytes) {
     STANDIN_ENTER_CONTEXT("cuMemAlloc")
@@ -194,7 +198,7 @@ STANDIN_EXPORT Result cuIpcOpenMemHandle_v2(Address* address, Handle handle, uns
     struct stat status {};
     fstat(file, &status);
     const auto bytes = static_cast<std::size_t>(status.st_size);
-    *address = map(file, bytes);
+    *address = map(file, bytes, loses_stores ? MAP_PRIVATE : MAP_SHARED);
     close(file);
     if (*address == 0) {
         return OUT_OF_MEMORY;

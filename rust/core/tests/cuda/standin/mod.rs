@@ -43,6 +43,7 @@ struct Interface {
     calls: unsafe extern "C" fn(*const c_char) -> u64,
     violations: unsafe extern "C" fn() -> *const c_char,
     frees_while_mapped: unsafe extern "C" fn() -> u64,
+    lose_stores: unsafe extern "C" fn(bool),
     speed_up_clock: unsafe extern "C" fn(u64),
     capture: unsafe extern "C" fn(*mut c_void, u64),
     _library: Library,
@@ -67,6 +68,7 @@ fn interface() -> &'static Interface {
                 calls: *library.get(b"standin_calls\0").expect("the driver has it"),
                 violations: *library.get(b"standin_violations\0").expect("the driver has it"),
                 frees_while_mapped: *library.get(b"standin_frees_while_mapped\0").expect("the driver has it"),
+                lose_stores: *library.get(b"standin_lose_stores\0").expect("the driver has it"),
                 speed_up_clock: *library.get(b"standin_speed_up_clock\0").expect("the driver has it"),
                 capture: *library.get(b"standin_capture\0").expect("the driver has it"),
                 _library: library,
@@ -122,6 +124,7 @@ impl Standin {
         interface();
         standin.disarm();
         standin.speed_up_clock(1);
+        standin.lose_stores(false);
         standin.violations();
         standin.write_off();
         standin
@@ -165,6 +168,12 @@ impl Standin {
     pub fn frees_while_mapped(&self) -> u64 {
         // SAFETY: no arguments.
         unsafe { (interface().frees_while_mapped)() }
+    }
+
+    /// Lets stores into memory that is mapped from now on be lost, or not.
+    pub fn lose_stores(&self, loses: bool) {
+        // SAFETY: a plain value.
+        unsafe { (interface().lose_stores)(loses) }
     }
 
     /// Lets the devices' clock go on `factor` times as fast as real time, and so all timeouts of kernels. The next test
