@@ -1,6 +1,6 @@
-//! Ranks as threads, each with a device of its own.
+//! Ranks, each with a device of its own and an all-gather.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lamport_rs_core::cuda::device::Device;
@@ -10,26 +10,10 @@ use lamport_rs_core::workspace::Settings;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
 use super::act_as;
+use super::threads::{Meeting, Visitor};
 
 /// More than any rank of a test is behind another.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
-
-/// Where the ranks' messages meet.
-#[derive(Default)]
-struct Meeting {
-    state: Mutex<Round>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Round {
-    number: usize,
-    messages: Vec<Option<Vec<u8>>>,
-    /// Of the round before.
-    gathered: Vec<Vec<u8>>,
-    /// A rank that panicked will not come.
-    is_over: bool,
-}
+pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// One rank of a group.
 pub struct Rank {
@@ -37,10 +21,16 @@ pub struct Rank {
     pub rank: usize,
     /// Ranks in the group.
     pub world_size: usize,
-    meeting: Arc<Meeting>,
+    transport: Box<dyn AllGather + Send>,
 }
 
 impl Rank {
+    /// The calling thread is this rank from now on.
+    pub fn new(rank: usize, world_size: usize, transport: impl AllGather + Send + 'static) -> Self {
+        act_as(rank);
+        Self { rank, world_size, transport: Box::new(transport) }
+    }
+
     /// What [`Rank::create`] creates from: slots of 16 KiB, and a timeout that no operation is to see.
     pub fn settings(&self) -> Settings {
         Settings {
@@ -70,32 +60,7 @@ impl Rank {
 
 impl AllGather for Rank {
     fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
-        let Meeting { state, changed } = &*self.meeting;
-        let mut round = state.lock().unwrap();
-        let number = round.number;
-        round.messages.resize(self.world_size, None);
-        round.messages[self.rank] = Some(message.to_vec());
-        if round.messages.iter().all(Option::is_some) {
-            round.gathered = std::mem::take(&mut round.messages).into_iter().flatten().collect();
-            round.number += 1;
-            changed.notify_all();
-        }
-        let (round, _) =
-            changed.wait_timeout_while(round, LONGEST_WAIT, |round| round.number == number && !round.is_over).unwrap();
-        if round.number == number {
-            let why = if round.is_over { "panicked".to_owned() } else { format!("did not come for {LONGEST_WAIT:?}") };
-            return Err(format!("a rank {why}"));
-        }
-        Ok(round.gathered.clone())
-    }
-}
-
-impl Drop for Rank {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.meeting.state.lock().unwrap().is_over = true;
-            self.meeting.changed.notify_all();
-        }
+        self.transport.all_gather(message)
     }
 }
 
@@ -103,16 +68,10 @@ impl Drop for Rank {
 pub fn on_ranks<R: Send>(world_size: usize, run: impl Fn(&mut Rank) -> R + Sync) -> Vec<R> {
     let meeting = Arc::new(Meeting::default());
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..world_size)
-            .map(|rank| {
-                let mut rank = Rank { rank, world_size, meeting: meeting.clone() };
-                let run = &run;
-                scope.spawn(move || {
-                    act_as(rank.rank);
-                    run(&mut rank)
-                })
-            })
-            .collect();
+        let (run, meeting) = (&run, &meeting);
+        let start =
+            |rank| scope.spawn(move || run(&mut Rank::new(rank, world_size, Visitor::new(rank, world_size, meeting))));
+        let threads: Vec<_> = (0..world_size).map(start).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }

@@ -13,7 +13,8 @@
 //! | module | concept |
 //! | --- | --- |
 //! | `child` | tests in processes of their own |
-//! | `group` | ranks as threads, each with a device and an all-gather |
+//! | `group` | ranks, each with a device and an all-gather |
+//! | `threads`, `processes` | what they may be, and what their all-gather is then |
 //! | `kernels` | the object file for a PTX text |
 //! | `either` | one program for this backend and for the host's, so that results can be compared |
 
@@ -21,6 +22,8 @@ pub mod child;
 pub mod either;
 pub mod group;
 mod kernels;
+pub mod processes;
+mod threads;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_void};
 use std::path::Path;
