@@ -12,6 +12,7 @@ use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
 use crate::standin::either::{Either, TestTensor};
 use crate::standin::group::{Rank, on_ranks};
+use crate::standin::streams::TestStream;
 use crate::standin::{OUT_OF_MEMORY, RESTORING, Standin};
 
 fn ones(workspace: &CudaWorkspace, elements: usize) -> TestTensor {
@@ -119,45 +120,9 @@ fn a_refused_launch_fails_the_workspace_and_its_peers_miss_the_rank() {
     });
 }
 
-fn new_stream(workspace: &CudaWorkspace) -> sys::CUstream {
-    let _entered = workspace.device.enter().unwrap();
-    let mut stream = std::ptr::null_mut();
-    // SAFETY: the context is current.
-    unsafe { sys::cuStreamCreate(&mut stream, 1) }.result().unwrap();
-    stream
-}
-
-fn destroy(workspace: &CudaWorkspace, stream: sys::CUstream) {
-    let _entered = workspace.device.enter().unwrap();
-    // SAFETY: the context is current, and nobody uses the stream any more.
-    unsafe { sys::cuStreamDestroy_v2(stream) }.result().unwrap();
-}
-
-#[test]
-fn operations_on_other_streams_wait_for_those_before() {
-    let standin = Standin::take();
-    let before = standin.calls("cuStreamWaitEvent");
-    on_ranks(2, |rank| {
-        let workspace = rank.create().unwrap();
-        let streams = [(); 3].map(|()| new_stream(&workspace));
-        let mut tensor = ones(&workspace, 100);
-        if rank.rank == 1 {
-            // The first kernels are waiting when the next are launched.
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        for round in 0..12 {
-            launch(&workspace, &mut tensor, streams[round % 3]).unwrap();
-        }
-        workspace.synchronise().unwrap();
-        assert!(tensor.bytes().chunks_exact(4).all(|bytes| bytes == 4096_f32.to_le_bytes()));
-        streams.into_iter().for_each(|stream| destroy(&workspace, stream));
-    });
-    assert_eq!(standin.calls("cuStreamWaitEvent") - before, 2 * 11);
-}
-
 /// Two operations on streams of their own. Returns the first error.
-fn sum_on_two_streams(workspace: &CudaWorkspace, tensor: &mut TestTensor, streams: [sys::CUstream; 2]) -> Result<()> {
-    streams.into_iter().try_for_each(|stream| launch(workspace, tensor, stream))?;
+fn sum_on_two_streams(workspace: &CudaWorkspace, tensor: &mut TestTensor, streams: &[TestStream; 2]) -> Result<()> {
+    streams.iter().try_for_each(|stream| launch(workspace, tensor, stream.handle))?;
     workspace.synchronise()
 }
 
@@ -166,12 +131,12 @@ fn sum_with_fault(standin: &Standin, skipped: usize) -> Option<String> {
     let mut hits = on_ranks(2, |rank| {
         let settings = Settings { timeout: 20.0, ..rank.settings() };
         let workspace = rank.create_with(&settings).unwrap();
-        let streams = [(); 2].map(|()| new_stream(&workspace));
+        let streams = [(); 2].map(|()| TestStream::new(&workspace.device));
         let mut tensor = ones(&workspace, 100);
         rank.meet();
         let hit = if rank.rank == 1 {
             standin.fail(1, None, skipped, OUT_OF_MEMORY);
-            let result = sum_on_two_streams(&workspace, &mut tensor, streams);
+            let result = sum_on_two_streams(&workspace, &mut tensor, &streams);
             let hit = standin.disarm();
             match (&hit, result) {
                 (None, Ok(())) => {}
@@ -182,7 +147,7 @@ fn sum_with_fault(standin: &Standin, skipped: usize) -> Option<String> {
             let_time_pass(rank, standin);
             hit
         } else {
-            let launched = streams.into_iter().try_for_each(|stream| launch(&workspace, &mut tensor, stream));
+            let launched = streams.iter().try_for_each(|stream| launch(&workspace, &mut tensor, stream.handle));
             rank.meet();
             // Rank 1 has come to both operations, to one, or to none.
             match launched.and(workspace.synchronise()) {
@@ -194,7 +159,6 @@ fn sum_with_fault(standin: &Standin, skipped: usize) -> Option<String> {
         workspace.device.synchronise_all().unwrap();
         rank.meet();
         standin.speed_up_clock(1);
-        streams.into_iter().for_each(|stream| destroy(&workspace, stream));
         hit
     });
     standin.check_all_is_given_back();
@@ -210,21 +174,4 @@ fn any_call_of_an_operation_may_fail() {
     {
         assert!(hits.iter().any(|hit| hit == function), "no call of {function} failed: {hits:?}");
     }
-}
-
-#[test]
-fn what_cannot_follow_a_captured_stream_fails_the_workspace() {
-    let standin = Standin::take();
-    on_ranks(2, |rank| {
-        let workspace = rank.create().unwrap();
-        let streams = [(); 2].map(|()| new_stream(&workspace));
-        let mut tensor = ones(&workspace, 100);
-        launch(&workspace, &mut tensor, streams[0]).unwrap();
-        standin.capture(streams[0], 1);
-        assert!(matches!(launch(&workspace, &mut tensor, streams[1]), Err(Error::StreamIsCaptured)));
-        standin.capture(streams[0], 0);
-        assert!(matches!(launch(&workspace, &mut tensor, streams[0]), Err(Error::Failed(_))));
-        workspace.device.synchronise_all().unwrap();
-        streams.into_iter().for_each(|stream| destroy(&workspace, stream));
-    });
 }

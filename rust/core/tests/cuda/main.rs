@@ -10,6 +10,7 @@ mod failures;
 mod operations;
 mod processes;
 mod standin;
+mod streams;
 mod strictness;
 
 // Where `constants.rs` looks for them.

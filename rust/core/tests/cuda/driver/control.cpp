@@ -138,6 +138,3 @@ STANDIN_EXPORT void standin_speed_up_clock(std::uint64_t factor) {
     const std::uint64_t real = real_nanoseconds();
     device_clock = new Clock{factor, device_clock.load()->at(real) - real * factor};
 }
-
-// Says that the stream is part of the capture of this number; 0: of none.
-STANDIN_EXPORT void standin_capture(Stream* stream, std::uint64_t number) { stream->capture = number; }

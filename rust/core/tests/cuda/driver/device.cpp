@@ -42,6 +42,7 @@ constexpr Name NAMES[] = {
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {STREAM_CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when capturing"},
+    {STREAM_CAPTURE_ISOLATION, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION", "dependency created on uncaptured work"},
     {UNKNOWN, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 
@@ -166,6 +167,11 @@ STANDIN_EXPORT Result cuCtxSetCurrent(Context* context) {
 
 STANDIN_EXPORT Result cuCtxSynchronize() {
     STANDIN_ENTER_CONTEXT("cuCtxSynchronize")
+    for (const Stream* stream : all_streams()) {
+        if (stream->device == device && stream->capture != nullptr) {
+            return STREAM_CAPTURE_UNSUPPORTED;
+        }
+    }
     synchronise_device(device);
     return SUCCESS;
 }

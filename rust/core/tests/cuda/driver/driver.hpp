@@ -31,31 +31,41 @@ enum Result : int {
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
     STREAM_CAPTURE_UNSUPPORTED = 900,
+    STREAM_CAPTURE_ISOLATION = 905,
     UNKNOWN = 999,
 };
 
 // What lives until it is given back.
 enum class Kind : unsigned { memory, mapping, pinned, module, event, stream, COUNT };
 
+using Work = std::function<void()>;
+
+// What is recorded instead of run. One sequence for all streams of the capture: it is an order that they allow.
+struct Capture {
+    std::uint64_t number;
+    std::vector<Work> work;
+};
+
 // Work of one stream, in its order, on a thread of its own.
 class Stream {
 public:
     explicit Stream(int device) : device(device) {}
 
-    void enqueue(std::function<void()> work);
+    // Records the work, if the stream captures.
+    void enqueue(Work work);
     void synchronise();
 
     const int device;
     bool is_alive = true;
-    // The number of the capture that it is part of; 0 for none.
-    std::uint64_t capture = 0;
+    // That it is part of, if any.
+    std::shared_ptr<Capture> capture;
 
 private:
     void work();
 
     std::mutex mutex_;
     std::condition_variable changed_;
-    std::deque<std::function<void()>> queue_;
+    std::deque<Work> queue_;
     std::uint64_t enqueued_ = 0;
     std::uint64_t completed_ = 0;
     bool has_worker_ = false;
@@ -99,8 +109,14 @@ int current_device();
 
 // The stream of a handle, null being the default one of the current device; null if it is not the device's.
 Stream* find_stream(Stream* handle);
+std::vector<Stream*> all_streams();
 // Waits for all streams of the device.
 void synchronise_device(int device);
+
+// ---- capture.cpp ----------------------------------------------------------------------------------------------------
+
+// Whether the calling thread may not make calls that a capture does not see, such as allocations.
+bool is_forbidden_by_capture();
 
 // ---- grid.cpp -------------------------------------------------------------------------------------------------------
 
@@ -119,4 +135,10 @@ void run(const Grid& grid);
     const int device = standin::current_device();                    \
     if (device < 0) {                                                \
         return standin::INVALID_CONTEXT;                             \
+    }
+// Likewise of functions that a capture does not see.
+#define STANDIN_ENTER_UNCAPTURED(name)                               \
+    STANDIN_ENTER_CONTEXT(name)                                      \
+    if (standin::is_forbidden_by_capture()) {                        \
+        return standin::STREAM_CAPTURE_UNSUPPORTED;                  \
     }

@@ -113,7 +113,7 @@ STANDIN_EXPORT std::uint64_t standin_frees_while_mapped() { return frees_while_m
 STANDIN_EXPORT void standin_lose_stores(bool loses) { loses_stores = loses; }
 
 STANDIN_EXPORT Result cuMemAlloc_v2(Address* address, std::size_t bytes) {
-    STANDIN_ENTER_CONTEXT("cuMemAlloc")
+    STANDIN_ENTER_UNCAPTURED("cuMemAlloc")
     if (bytes == 0) {
         return INVALID_VALUE;
     }
@@ -131,7 +131,7 @@ STANDIN_EXPORT Result cuMemAlloc_v2(Address* address, std::size_t bytes) {
 }
 
 STANDIN_EXPORT Result cuMemFree_v2(Address address) {
-    STANDIN_ENTER_CONTEXT("cuMemFree")
+    STANDIN_ENTER_UNCAPTURED("cuMemFree")
     synchronise_device(device);
     const std::lock_guard lock(memory().mutex);
     const Block* block = find(address, Kind::memory, device, "cuMemFree of what the device has not allocated");
@@ -164,7 +164,7 @@ STANDIN_EXPORT Result cuMemGetAddressRange_v2(Address* base, std::size_t* bytes,
 }
 
 STANDIN_EXPORT Result cuIpcGetMemHandle(Handle* handle, Address address) {
-    STANDIN_ENTER_CONTEXT("cuIpcGetMemHandle")
+    STANDIN_ENTER_UNCAPTURED("cuIpcGetMemHandle")
     const std::lock_guard lock(memory().mutex);
     const Block* block = find(address, Kind::memory, device, "cuIpcGetMemHandle of what the device has not allocated");
     if (block == nullptr) {
@@ -177,7 +177,7 @@ STANDIN_EXPORT Result cuIpcGetMemHandle(Handle* handle, Address address) {
 
 // Opened again, a mapping of a device stays where it is, and is counted. A device's own memory is not to be mapped.
 STANDIN_EXPORT Result cuIpcOpenMemHandle_v2(Address* address, Handle handle, unsigned) {
-    STANDIN_ENTER_CONTEXT("cuIpcOpenMemHandle")
+    STANDIN_ENTER_UNCAPTURED("cuIpcOpenMemHandle")
     const int file = open_file(handle);
     if (file < 0) {
         return INVALID_VALUE;
@@ -209,7 +209,7 @@ STANDIN_EXPORT Result cuIpcOpenMemHandle_v2(Address* address, Handle handle, uns
 }
 
 STANDIN_EXPORT Result cuIpcCloseMemHandle(Address address) {
-    STANDIN_ENTER_CONTEXT("cuIpcCloseMemHandle")
+    STANDIN_ENTER_UNCAPTURED("cuIpcCloseMemHandle")
     synchronise_device(device);
     const std::lock_guard lock(memory().mutex);
     Block* block = find(address, Kind::mapping, device, "cuIpcCloseMemHandle of what the device has not mapped");
@@ -225,7 +225,7 @@ STANDIN_EXPORT Result cuIpcCloseMemHandle(Address address) {
 }
 
 STANDIN_EXPORT Result cuMemHostAlloc(void** pointer, std::size_t bytes, unsigned) {
-    STANDIN_ENTER_CONTEXT("cuMemHostAlloc")
+    STANDIN_ENTER_UNCAPTURED("cuMemHostAlloc")
     const Address address = map(-1, bytes);
     if (address == 0) {
         return OUT_OF_MEMORY;
@@ -239,7 +239,7 @@ STANDIN_EXPORT Result cuMemHostAlloc(void** pointer, std::size_t bytes, unsigned
 }
 
 STANDIN_EXPORT Result cuMemFreeHost(void* pointer) {
-    STANDIN_ENTER_CONTEXT("cuMemFreeHost")
+    STANDIN_ENTER_UNCAPTURED("cuMemFreeHost")
     const auto address = reinterpret_cast<Address>(pointer);
     const std::lock_guard lock(memory().mutex);
     const Block* block = find(address, Kind::pinned, device, "cuMemFreeHost of what is not pinned");
@@ -260,7 +260,7 @@ STANDIN_EXPORT Result cuMemHostGetDevicePointer_v2(Address* address, void* point
 
 // Copies and fills act in the order of the stream that they name, which is the default one where they name none.
 STANDIN_EXPORT Result cuMemcpyHtoD_v2(Address to, const void* from, std::size_t bytes) {
-    STANDIN_ENTER_CONTEXT("cuMemcpyHtoD")
+    STANDIN_ENTER_UNCAPTURED("cuMemcpyHtoD")
     find_stream(nullptr)->synchronise();
     std::memcpy(reinterpret_cast<void*>(to), from, bytes);
     return SUCCESS;

@@ -118,7 +118,7 @@ std::string entry(const char* ptx) {
 using namespace standin;
 
 STANDIN_EXPORT Result cuModuleLoadData(Module** module, const void* image) {
-    STANDIN_ENTER_CONTEXT("cuModuleLoadData")
+    STANDIN_ENTER_UNCAPTURED("cuModuleLoadData")
     const auto ptx = static_cast<const char*>(image);
     const char* object = resolve(ptx);
     if (object == nullptr) {
@@ -130,7 +130,7 @@ STANDIN_EXPORT Result cuModuleLoadData(Module** module, const void* image) {
 }
 
 STANDIN_EXPORT Result cuModuleUnload(Module* module) {
-    STANDIN_ENTER_CONTEXT("cuModuleUnload")
+    STANDIN_ENTER_UNCAPTURED("cuModuleUnload")
     if (!module->is_alive || module->device != device) {
         violate("cuModuleUnload of what the device has not loaded");
         return INVALID_HANDLE;
@@ -163,14 +163,15 @@ STANDIN_EXPORT Result cuLaunchKernelEx(const LaunchConfig* config, Module* funct
         config->grid[2] != 1 || config->block[1] != 1 || config->block[2] != 1 || config->shared_bytes != 0) {
         return INVALID_VALUE;
     }
-    const std::string& object = function->object;
-    auto grid = std::make_shared<Grid>();
-    *grid = Grid{function->function, take(object), {}, config->grid[0], config->block[0]};
-    grid->parameters.resize((grid->kernel.parameter_bytes + 7) / 8 + 1);
-    std::memcpy(grid->parameters.data(), parameters[0], grid->kernel.parameter_bytes);
-    stream->enqueue([grid, object] {
-        run(*grid);
-        give_back(object, grid->kernel);
+    Grid grid{function->function, take(function->object), {}, config->grid[0], config->block[0]};
+    grid.parameters.resize((grid.kernel.parameter_bytes + 7) / 8 + 1);
+    std::memcpy(grid.parameters.data(), parameters[0], grid.kernel.parameter_bytes);
+    give_back(function->object, grid.kernel);
+    // A graph runs it more than once.
+    stream->enqueue([grid, object = function->object]() mutable {
+        grid.kernel = take(object);
+        run(grid);
+        give_back(object, grid.kernel);
     });
     return SUCCESS;
 }

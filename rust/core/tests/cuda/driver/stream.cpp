@@ -24,6 +24,8 @@ struct Event {
     std::shared_ptr<Progress> progress = std::make_shared<Progress>();
     bool is_alive = true;
     const int device;
+    // In which it was recorded last, if in any.
+    std::shared_ptr<Capture> capture;
 
     explicit Event(int device) : device(device) {}
 };
@@ -41,8 +43,12 @@ Streams& streams() {
 
 }  // namespace
 
-void Stream::enqueue(std::function<void()> work) {
+void Stream::enqueue(Work work) {
     const std::lock_guard lock(mutex_);
+    if (capture != nullptr) {
+        capture->work.push_back(std::move(work));
+        return;
+    }
     queue_.push_back(std::move(work));
     enqueued_ += 1;
     changed_.notify_all();
@@ -56,7 +62,7 @@ void Stream::work() {
     std::unique_lock lock(mutex_);
     while (true) {
         changed_.wait(lock, [&] { return !queue_.empty(); });
-        const std::function<void()> work = std::move(queue_.front());
+        Work work = std::move(queue_.front());
         queue_.pop_front();
         lock.unlock();
         work();
@@ -88,13 +94,13 @@ Stream* find_stream(Stream* handle) {
     return handle->device == device && handle->is_alive ? handle : nullptr;
 }
 
+std::vector<Stream*> all_streams() {
+    const std::lock_guard lock(streams().mutex);
+    return streams().all;
+}
+
 void synchronise_device(int device) {
-    std::vector<Stream*> all;
-    {
-        const std::lock_guard lock(streams().mutex);
-        all = streams().all;
-    }
-    for (Stream* stream : all) {
+    for (Stream* stream : all_streams()) {
         if (stream->device == device) {
             stream->synchronise();
         }
@@ -133,30 +139,10 @@ STANDIN_EXPORT Result cuStreamSynchronize(Stream* handle) {
     if (stream == nullptr) {
         return INVALID_HANDLE;
     }
-    if (stream->capture != 0) {
+    if (stream->capture != nullptr) {
         return STREAM_CAPTURE_UNSUPPORTED;
     }
     stream->synchronise();
-    return SUCCESS;
-}
-
-// Whether the stream captures is for the test to say: nothing is recorded, and what is enqueued runs.
-STANDIN_EXPORT Result cuStreamGetCaptureInfo_v2(Stream* handle, int* status, std::uint64_t* number, void*, void*,
-                                                void*) {
-    STANDIN_ENTER_CONTEXT("cuStreamGetCaptureInfo")
-    Stream* stream = find_stream(handle);
-    if (stream == nullptr) {
-        return INVALID_HANDLE;
-    }
-    *status = stream->capture == 0 ? 0 : 1;
-    *number = stream->capture;
-    return SUCCESS;
-}
-
-STANDIN_EXPORT Result cuThreadExchangeStreamCaptureMode(int* mode) {
-    STANDIN_ENTER("cuThreadExchangeStreamCaptureMode")
-    static thread_local int current = 0;
-    std::swap(current, *mode);
     return SUCCESS;
 }
 
@@ -184,6 +170,10 @@ STANDIN_EXPORT Result cuEventRecord(Event* event, Stream* handle) {
     if (stream == nullptr || !event->is_alive || event->device != device) {
         return INVALID_HANDLE;
     }
+    event->capture = stream->capture;
+    if (stream->capture != nullptr) {
+        return SUCCESS;
+    }
     const auto progress = event->progress;
     const std::lock_guard lock(progress->mutex);
     stream->enqueue([progress, number = ++progress->recorded] {
@@ -199,6 +189,14 @@ STANDIN_EXPORT Result cuStreamWaitEvent(Stream* handle, Event* event, unsigned) 
     Stream* stream = find_stream(handle);
     if (stream == nullptr || !event->is_alive) {
         return INVALID_HANDLE;
+    }
+    if (event->capture != nullptr) {
+        // The stream becomes part of the capture.
+        stream->capture = event->capture;
+        return SUCCESS;
+    }
+    if (stream->capture != nullptr) {
+        return STREAM_CAPTURE_ISOLATION;
     }
     const auto progress = event->progress;
     const std::lock_guard lock(progress->mutex);

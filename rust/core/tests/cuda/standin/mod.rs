@@ -15,6 +15,7 @@
 //! | `child` | tests in processes of their own |
 //! | `group` | ranks, each with a device and an all-gather |
 //! | `threads`, `processes` | what they may be, and what their all-gather is then |
+//! | `streams` | streams, and graphs |
 //! | `kernels` | the object file for a PTX text |
 //! | `either` | one program for this backend and for the host's, so that results can be compared |
 
@@ -23,9 +24,10 @@ pub mod either;
 pub mod group;
 mod kernels;
 pub mod processes;
+pub mod streams;
 mod threads;
 
-use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -48,7 +50,6 @@ struct Interface {
     frees_while_mapped: unsafe extern "C" fn() -> u64,
     lose_stores: unsafe extern "C" fn(bool),
     speed_up_clock: unsafe extern "C" fn(u64),
-    capture: unsafe extern "C" fn(*mut c_void, u64),
     _library: Library,
 }
 
@@ -73,7 +74,6 @@ fn interface() -> &'static Interface {
                 frees_while_mapped: *library.get(b"standin_frees_while_mapped\0").expect("the driver has it"),
                 lose_stores: *library.get(b"standin_lose_stores\0").expect("the driver has it"),
                 speed_up_clock: *library.get(b"standin_speed_up_clock\0").expect("the driver has it"),
-                capture: *library.get(b"standin_capture\0").expect("the driver has it"),
                 _library: library,
             }
         };
@@ -184,12 +184,6 @@ impl Standin {
     pub fn speed_up_clock(&self, factor: u64) {
         // SAFETY: a plain value.
         unsafe { (interface().speed_up_clock)(factor) }
-    }
-
-    /// Says that `stream` is part of capture `number`; 0: of none.
-    pub fn capture(&self, stream: lamport_rs_core::cuda::Stream, number: u64) {
-        // SAFETY: a stream of the driver's.
-        unsafe { (interface().capture)(stream.cast(), number) }
     }
 
     /// Fails unless the driver has got everything back but modules, and was not misused.
