@@ -1,25 +1,26 @@
 //! Whether there is a driver, and what its errors say.
 
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::result::DriverError;
 use cudarc::driver::sys;
 
 use crate::error::{Error, Result};
 
-/// Initialises the driver, or says why there is none. Cheap after the first call.
+/// Initialises the driver, or says why there is none. Cheap once that succeeded; what failed may succeed the next time.
 pub fn initialise() -> Result<()> {
-    static STATE: OnceLock<Result<()>> = OnceLock::new();
-    STATE
-        .get_or_init(|| {
-            // cudarc's loader panics where there is no library, so it is looked for first.
-            // SAFETY: loads a library and unloads it again.
-            if !unsafe { sys::is_culib_present() } {
-                return Err(Error::NoCuda("the driver's library, libcuda.so.1, is not on this machine".to_owned()));
-            }
-            cudarc::driver::result::init().map_err(|error| Error::NoCuda(error_of("cuInit", error).to_string()))
-        })
-        .clone()
+    static IS_INITIALISED: AtomicBool = AtomicBool::new(false);
+    if IS_INITIALISED.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    // cudarc's loader panics where there is no library, so it is looked for first.
+    // SAFETY: loads a library and unloads it again.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::NoCuda("the driver's library, libcuda.so.1, is not on this machine".to_owned()));
+    }
+    cudarc::driver::result::init().map_err(|error| Error::NoCuda(error_of("cuInit", error).to_string()))?;
+    IS_INITIALISED.store(true, Ordering::Release);
+    Ok(())
 }
 
 /// The error of a call through cudarc's safe-ish wrappers.

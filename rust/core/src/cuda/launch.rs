@@ -45,7 +45,11 @@ fn load(key: ModuleKey, device: &Device) -> Result<Function> {
     check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, ptx.as_ptr().cast()) })?;
     let mut function = std::ptr::null_mut();
     // SAFETY: the module was loaded, and the name is NUL-terminated.
-    check("cuModuleGetFunction", unsafe { sys::cuModuleGetFunction(&mut function, module, key.function().as_ptr()) })?;
+    let got = unsafe { sys::cuModuleGetFunction(&mut function, module, key.function().as_ptr()) };
+    check("cuModuleGetFunction", got).inspect_err(|_| {
+        // SAFETY: nobody else knows the module.
+        let _ = unsafe { sys::cuModuleUnload(module) };
+    })?;
     Ok(Function(function))
 }
 

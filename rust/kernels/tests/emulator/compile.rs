@@ -1,6 +1,7 @@
-//! Compiles the CUDA sources, and the machine that runs them, with the host's C++ compiler.
+//! Compiles the CUDA sources, and what runs them, with the host's C++ compiler. The core's tests have it too.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, id};
@@ -24,7 +25,7 @@ const KERNEL_FLAGS: [&str; 9] = [
     "-ffp-contract=off",
     "-Wno-unknown-pragmas",
 ];
-const MACHINE_FLAGS: [&str; 7] = ["-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"];
+const LIBRARY_FLAGS: [&str; 7] = ["-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"];
 
 /// Files that are compiled together, by name.
 #[derive(Clone, Debug)]
@@ -33,17 +34,14 @@ pub struct Sources(BTreeMap<String, String>);
 impl Sources {
     /// The kernels, unchanged but for `ptx.cuh`, in whose place is the emulator's.
     pub fn of_kernels() -> Self {
-        let mut files = read_folder(&manifest().join("../../kernels"));
-        files.extend(read_folder(&folder().join("cuda")));
-        files.extend(read_folder(&folder().join("litmus")));
-        files.insert("constants.cuh".to_owned(), constants::header());
-        Self(files)
+        let mut sources = Self::of_folders(&[repository().join("kernels"), emulator("cuda"), emulator("litmus")]);
+        sources.0.insert("constants.cuh".to_owned(), constants::header());
+        sources
     }
 
-    fn of_machine() -> Self {
-        let mut files = read_folder(&folder().join("machine"));
-        files.extend(read_folder(&folder().join("cuda")));
-        Self(files)
+    /// All files of these folders. Of two with one name, that of the later folder.
+    pub fn of_folders(folders: &[PathBuf]) -> Self {
+        Self(folders.iter().flat_map(|folder| read_folder(folder)).collect())
     }
 
     /// Replaces `old`, which must be there once, in a file.
@@ -73,11 +71,11 @@ impl Sources {
         sources.build(name, &flags, &["entry.cpp".to_owned()])
     }
 
-    /// Compiles the machine, or finds it compiled.
-    pub fn compile_machine() -> PathBuf {
-        let sources = Self::of_machine();
-        let units: Vec<_> = sources.0.keys().filter(|name| name.ends_with(".cpp")).cloned().collect();
-        sources.build("machine", &MACHINE_FLAGS.map(str::to_owned), &units)
+    /// Compiles what runs kernels, all `.cpp` files together, or finds it compiled.
+    pub fn compile_library(&self, name: &str, more_flags: &[&str]) -> PathBuf {
+        let units: Vec<_> = self.0.keys().filter(|name| name.ends_with(".cpp")).cloned().collect();
+        let flags: Vec<_> = LIBRARY_FLAGS.iter().chain(more_flags).map(|&flag| flag.to_owned()).collect();
+        self.build(name, &flags, &units)
     }
 
     /// The shared object is named after all that it is made of, so one that is there is the right one.
@@ -89,7 +87,13 @@ impl Sources {
         if object.exists() {
             return object;
         }
-        // Others may compile the same at the same time.
+        // Tests are processes, of which several need the same.
+        fs::create_dir_all(&out).expect("the target folder can be written to");
+        let lock = File::create(object.with_extension("lock")).expect("the target folder can be written to");
+        lock.lock().expect("a file of the target folder can be locked");
+        if object.exists() {
+            return object;
+        }
         let stage = out.join(unique(name));
         fs::create_dir_all(&stage).expect("the target folder can be written to");
         for (file, text) in &self.0 {
@@ -128,12 +132,14 @@ fn compiler_version() -> &'static str {
     })
 }
 
-fn manifest() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+/// The manifest is that of the crate which is tested.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-fn folder() -> PathBuf {
-    manifest().join("tests/emulator")
+/// A folder of the emulator's.
+pub fn emulator(folder: &str) -> PathBuf {
+    repository().join("rust/kernels/tests/emulator").join(folder)
 }
 
 fn read_folder(folder: &Path) -> BTreeMap<String, String> {

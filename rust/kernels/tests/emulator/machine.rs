@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use lamport_rs_kernels::plan::LaunchPlan;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 
-use crate::compile::{Sources, unique};
+use crate::compile::{Sources, emulator, unique};
 
 /// What memory is for: which accesses to it are right. As in `memory.hpp`.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +79,8 @@ struct Interface {
 fn interface() -> &'static Interface {
     static INTERFACE: OnceLock<Interface> = OnceLock::new();
     INTERFACE.get_or_init(|| {
-        let path = Sources::compile_machine();
+        let folders = ["cuda", "fibers", "machine"].map(emulator);
+        let path = Sources::of_folders(&folders).compile_library("machine", &[]);
         // SAFETY: the library has no initialisers but those of C++. It is global, since the kernels call it.
         let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }.expect("it was just compiled");
         // SAFETY: these are the functions of `interface.cpp`, with its types.

@@ -1,0 +1,240 @@
+//! Every call of the driver that a construction makes, failed in turn: all ranks return the same error, soon, and
+//! nothing is left behind.
+
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lamport_rs_core::cuda::device::Device;
+use lamport_rs_core::cuda::memory::{HANDLE_BYTES, PeerMemory};
+use lamport_rs_core::error::Result;
+use lamport_rs_core::exchange::AllGather;
+use lamport_rs_core::workspace::buffer::Buffer;
+use lamport_rs_core::workspace::cuda::CudaWorkspace;
+use lamport_rs_core::workspace::cuda_backend::CudaBackend;
+
+use crate::standin::group::{Rank, on_ranks};
+use crate::standin::{Kind, OUT_OF_MEMORY, RESTORING, Standin, child};
+
+/// How long a construction takes at most, with a call that fails: less than a kernel waits for a peer's.
+const SOON: Duration = Duration::from_secs(8);
+
+/// Carries a rank's messages. Once one says that the rank has failed, kernels that wait for its stores wait in vain:
+/// for seconds, were it not for the faster clock.
+struct Transport<'a> {
+    rank: &'a mut Rank,
+    standin: &'a Standin,
+}
+
+impl AllGather for Transport<'_> {
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+        if String::from_utf8_lossy(message).contains("CUDA_ERROR") {
+            self.standin.speed_up_clock(1000);
+        }
+        self.rank.all_gather(message)
+    }
+}
+
+/// Constructs something on a device, as a rank of a group.
+type Create = fn(&mut Transport, Result<Arc<Device>>) -> Result<Box<dyn Any>>;
+
+fn workspace(transport: &mut Transport, device: Result<Arc<Device>>) -> Result<Box<dyn Any>> {
+    Ok(Box::new(CudaWorkspace::create(&transport.rank.settings(), device, transport)?))
+}
+
+fn buffer(transport: &mut Transport, device: Result<Arc<Device>>) -> Result<Box<dyn Any>> {
+    let (rank, world_size) = (transport.rank.rank as i64, transport.rank.world_size as i64);
+    Ok(Box::new(Buffer::create(&CudaBackend::new(device?), rank, world_size, 5000, transport)?))
+}
+
+/// Constructs in a group, and gives up what each rank got.
+fn construct(standin: &Standin, world_size: usize, create: Create) {
+    on_ranks(world_size, |rank| {
+        let device = Device::get(rank.rank);
+        create(&mut Transport { rank, standin }, device).map(drop)
+    })
+    .into_iter()
+    .for_each(|result| result.unwrap());
+}
+
+/// Constructs with call `skipped` of `rank`'s failing. Returns the function, or none if there are fewer calls.
+fn construct_with_fault(
+    standin: &Standin,
+    world_size: usize,
+    create: Create,
+    rank: usize,
+    skipped: usize,
+) -> Option<String> {
+    standin.fail(rank, None, skipped, OUT_OF_MEMORY);
+    let began = Instant::now();
+    let results = on_ranks(world_size, |this| {
+        // First of all, so that it is the one to initialise the driver.
+        if this.rank != rank {
+            this.meet();
+        }
+        let device = Device::get(this.rank);
+        if this.rank == rank {
+            this.meet();
+        }
+        let result = create(&mut Transport { rank: this, standin }, device);
+        // The teardown is not meant.
+        let hit = if this.rank == rank { standin.disarm() } else { None };
+        (hit, result.map(drop))
+    });
+    let took = began.elapsed();
+    standin.speed_up_clock(1);
+    let (mut hits, results): (Vec<_>, Vec<_>) = results.into_iter().unzip();
+    let hit = hits.swap_remove(rank);
+    let which = format!("call {skipped} of rank {rank}, {}", hit.as_deref().unwrap_or("none"));
+    assert!(took < SOON, "{which}: {took:?}");
+    standin.check_all_is_given_back();
+    let texts: BTreeSet<_> = results.iter().map(|result| result.as_ref().err().map(ToString::to_string)).collect();
+    assert_eq!(texts.len(), 1, "{which}: {texts:#?}");
+    match (&hit, texts.first().unwrap()) {
+        (None, None) => {}
+        (Some(function), None) => assert!(RESTORING.contains(&function.as_str()), "{which}: no error"),
+        (None, Some(text)) => panic!("{which}: {text}"),
+        (Some(function), Some(text)) => {
+            assert!(text.contains("CUDA_ERROR_OUT_OF_MEMORY") && text.contains(function.as_str()), "{which}: {text}");
+        }
+    }
+    hit
+}
+
+#[test]
+fn constructions_give_everything_back_and_load_kernels_once() {
+    let standin = Standin::take();
+    let modules = [(); 3].map(|()| {
+        construct(&standin, 4, workspace);
+        standin.check_all_is_given_back();
+        standin.live(Kind::Module)
+    });
+    assert_eq!(modules, [modules[0]; 3]);
+}
+
+/// On each rank in turn. Returns the functions.
+fn fail_every_call(standin: &Standin, world_size: usize, create: Create) -> BTreeSet<String> {
+    construct(standin, world_size, create);
+    let modules = standin.live(Kind::Module);
+    let mut functions = BTreeSet::new();
+    for rank in 0..world_size {
+        functions.extend((0..).map_while(|skipped| construct_with_fault(standin, world_size, create, rank, skipped)));
+        construct(standin, world_size, create);
+    }
+    assert_eq!(standin.live(Kind::Module), modules);
+    functions
+}
+
+fn assert_contains(functions: &BTreeSet<String>, expected: &[&str]) {
+    for function in expected {
+        assert!(functions.contains(*function), "no call of {function} failed: {functions:?}");
+    }
+}
+
+#[test]
+fn any_call_may_fail_once_devices_are_open() {
+    let standin = Standin::take();
+    for world_size in [2, 3] {
+        let functions = fail_every_call(&standin, world_size, workspace);
+        let expected = ["cuMemAlloc", "cuIpcOpenMemHandle", "cuLaunchKernelEx", "cuStreamSynchronize", "cuMemcpyHtoD"];
+        assert_contains(&functions, &expected);
+    }
+}
+
+#[test]
+fn any_call_for_a_plain_buffer_may_fail() {
+    let standin = Standin::take();
+    assert_contains(&fail_every_call(&standin, 2, buffer), &["cuMemAlloc", "cuMemsetD32", "cuMemGetAddressRange"]);
+}
+
+#[test]
+fn a_call_of_the_teardown_may_fail_and_loses_no_more_than_it_was_to_give_back() {
+    let standin = Standin::take();
+    for skipped in 0.. {
+        let mut hits = on_ranks(2, |rank| {
+            let workspace = rank.create().unwrap();
+            rank.meet();
+            if rank.rank == 0 {
+                standin.fail(0, None, skipped, OUT_OF_MEMORY);
+            }
+            drop(workspace);
+            if rank.rank == 0 { standin.disarm() } else { None }
+        });
+        let missing = standin.write_off();
+        assert!(missing.len() <= 1, "{:?} failed: not given back: {missing:?}", hits[0]);
+        assert_eq!(standin.violations(), "");
+        if hits.swap_remove(0).is_none() {
+            assert!(skipped > 10 && missing.is_empty(), "after {skipped} calls: {missing:?}");
+            break;
+        }
+    }
+}
+
+/// Environment variables of the process in which a call fails: the rank, and how many calls come before it.
+const FAULT: [&str; 2] = ["STANDIN_FAULT_RANK", "STANDIN_FAULT_SKIPPED"];
+/// What it prints ahead of the function's name.
+const HIT: &str = "failed call: ";
+
+#[test]
+#[ignore = "a part of any_call_of_a_process_s_first_construction_may_fail"]
+fn first_construction_with_a_fault() {
+    let [rank, skipped] = FAULT.map(|name| child::variable(name).parse().unwrap());
+    let standin = Standin::take();
+    let hit = construct_with_fault(&standin, 2, workspace, rank, skipped);
+    let loaded = standin.live(Kind::Module);
+    construct(&standin, 2, workspace);
+    // Two kernels on two devices.
+    assert_eq!(standin.live(Kind::Module), 4, "{loaded} after the fault");
+    println!("{HIT}{}", hit.unwrap_or_default());
+}
+
+#[test]
+fn any_call_of_a_process_s_first_construction_may_fail() {
+    for rank in 0..2 {
+        let mut hits = vec![];
+        let start = |skipped: usize| {
+            let values = [rank, skipped].map(|value: usize| value.to_string());
+            let variables: Vec<_> = FAULT.into_iter().zip(values).collect();
+            child::start("construction::first_construction_with_a_fault", &variables)
+        };
+        let mut running = start(0);
+        loop {
+            // Two at a time.
+            let next = start(hits.len() + 1);
+            let text = child::finish(std::mem::replace(&mut running, next));
+            let line = text.lines().find_map(|line| line.strip_prefix(HIT));
+            match line.expect("the test says which call failed") {
+                "" => break,
+                function => hits.push(function.to_owned()),
+            }
+        }
+        child::finish(running);
+        let expected = ["cuInit", "cuDeviceGetUuid", "cuModuleLoadData", "cuModuleGetFunction", "cuMemHostAlloc"];
+        assert_contains(&hits.into_iter().collect(), &expected);
+    }
+}
+
+#[test]
+fn stores_that_do_not_arrive_are_noticed() {
+    let standin = Standin::take();
+    standin.lose_stores(true);
+    // A second, instead of ten.
+    standin.speed_up_clock(10);
+    let errors = on_ranks(3, |rank| rank.create().unwrap_err().to_string());
+    for (rank, error) in errors.iter().enumerate() {
+        assert_eq!(*error, errors[0]);
+        let others = ["ranks 1, 2", "ranks 0, 2", "ranks 0, 1"][rank];
+        assert!(error.contains(&format!("rank {rank}: stores of {others} do not arrive at cuda:{rank}")), "{error}");
+    }
+}
+
+#[test]
+fn handles_that_the_driver_did_not_make_are_refused() {
+    let _standin = Standin::take();
+    let device = Device::get(0).unwrap();
+    for byte in [0, 0x5a, 0xff] {
+        let error = PeerMemory::open(&device, [byte; HANDLE_BYTES], 4096).unwrap_err().to_string();
+        assert!(error.contains("cuIpcOpenMemHandle failed: CUDA_ERROR_INVALID_VALUE"), "{error}");
+    }
+}

@@ -1,0 +1,177 @@
+//! What goes wrong in operations: late ranks, absent ones, ranks that differ, a driver that refuses.
+
+use std::time::Duration;
+
+use cudarc::driver::sys;
+use lamport_rs_core::error::{Error, Result};
+use lamport_rs_core::operations::arguments::AllReduce;
+use lamport_rs_core::operations::cuda::all_reduce;
+use lamport_rs_core::tensor::Dtype;
+use lamport_rs_core::workspace::Settings;
+use lamport_rs_core::workspace::cuda::CudaWorkspace;
+
+use crate::standin::either::{Either, TestTensor};
+use crate::standin::group::{Rank, on_ranks};
+use crate::standin::streams::TestStream;
+use crate::standin::{OUT_OF_MEMORY, RESTORING, Standin};
+
+fn ones(workspace: &CudaWorkspace, elements: usize) -> TestTensor {
+    Either::Cuda(workspace).tensor(Dtype::Float32, &[elements], |_| 1.0)
+}
+
+/// Launches a sum in place.
+fn launch(workspace: &CudaWorkspace, tensor: &mut TestTensor, stream: sys::CUstream) -> Result<()> {
+    let input = tensor.tensor();
+    // SAFETY: the tests wait for the stream before their tensors go.
+    unsafe { all_reduce(workspace, &AllReduce { input, output: input, algorithm: None }, stream) }
+}
+
+/// Sums ones, and waits for that.
+fn sum(workspace: &CudaWorkspace, elements: usize) -> Result<Vec<f32>> {
+    let mut tensor = ones(workspace, elements);
+    let launched = launch(workspace, &mut tensor, std::ptr::null_mut());
+    let synchronised = workspace.synchronise();
+    launched.and(synchronised)?;
+    Ok(tensor.bytes().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect())
+}
+
+/// Launches a sum, and lets another rank know that it waits. The result is that of waiting for it.
+fn sum_in_vain(rank: &mut Rank, workspace: &CudaWorkspace) -> Result<()> {
+    let mut tensor = ones(workspace, 100);
+    launch(workspace, &mut tensor, std::ptr::null_mut()).unwrap();
+    rank.meet();
+    workspace.synchronise()
+}
+
+/// Called by a rank that the others wait for in vain, which takes less than a second then.
+fn let_time_pass(rank: &mut Rank, standin: &Standin) {
+    rank.meet();
+    standin.speed_up_clock(100);
+}
+
+fn assert_missing(result: Result<()>, rank: usize) {
+    match result {
+        Err(Error::Timeout { missing, .. }) => assert_eq!(missing.iter().collect::<Vec<_>>(), [rank]),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_others_wait_for_a_late_rank() {
+    let _standin = Standin::take();
+    on_ranks(3, |rank| {
+        let workspace = rank.create().unwrap();
+        if rank.rank == 1 {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        assert_eq!(sum(&workspace, 100).unwrap(), [3.0; 100]);
+    });
+}
+
+#[test]
+fn an_absent_rank_is_named_and_the_workspace_fails() {
+    let standin = Standin::take();
+    on_ranks(4, |rank| {
+        let workspace = rank.create().unwrap();
+        if rank.rank == 2 {
+            let_time_pass(rank, &standin);
+        } else {
+            assert_missing(sum_in_vain(rank, &workspace), 2);
+            assert!(matches!(sum(&workspace, 100), Err(Error::Failed(_))));
+        }
+        rank.meet();
+    });
+}
+
+#[test]
+fn ranks_that_differ_hear_of_it() {
+    let _standin = Standin::take();
+    on_ranks(2, |rank| {
+        let workspace = rank.create().unwrap();
+        match sum(&workspace, 100 + rank.rank) {
+            Err(Error::Mismatch { rank: own, peer, .. }) => assert_eq!((own, peer), (rank.rank, 1 - rank.rank)),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
+fn a_refused_launch_fails_the_workspace_and_its_peers_miss_the_rank() {
+    let standin = Standin::take();
+    on_ranks(2, |rank| {
+        let workspace = rank.create().unwrap();
+        // The kernel is loaded.
+        sum(&workspace, 100).unwrap();
+        rank.meet();
+        if rank.rank == 1 {
+            standin.fail(1, Some("cuLaunchKernelEx"), 0, OUT_OF_MEMORY);
+            match sum(&workspace, 100) {
+                Err(Error::Driver { call, name, .. }) => {
+                    assert_eq!((call.as_str(), name.as_str()), ("cuLaunchKernelEx", "CUDA_ERROR_OUT_OF_MEMORY"));
+                }
+                other => panic!("{other:?}"),
+            }
+            assert!(matches!(sum(&workspace, 100), Err(Error::Failed(_))));
+            let_time_pass(rank, &standin);
+        } else {
+            assert_missing(sum_in_vain(rank, &workspace), 1);
+        }
+        rank.meet();
+    });
+}
+
+/// Two operations on streams of their own. Returns the first error.
+fn sum_on_two_streams(workspace: &CudaWorkspace, tensor: &mut TestTensor, streams: &[TestStream; 2]) -> Result<()> {
+    streams.iter().try_for_each(|stream| launch(workspace, tensor, stream.handle))?;
+    workspace.synchronise()
+}
+
+/// Fails call `skipped` of rank 1's, and returns the function, or none if there are fewer calls.
+fn sum_with_fault(standin: &Standin, skipped: usize) -> Option<String> {
+    let mut hits = on_ranks(2, |rank| {
+        let settings = Settings { timeout: 20.0, ..rank.settings() };
+        let workspace = rank.create_with(&settings).unwrap();
+        let streams = [(); 2].map(|()| TestStream::new(&workspace.device));
+        let mut tensor = ones(&workspace, 100);
+        rank.meet();
+        let hit = if rank.rank == 1 {
+            standin.fail(1, None, skipped, OUT_OF_MEMORY);
+            let result = sum_on_two_streams(&workspace, &mut tensor, &streams);
+            let hit = standin.disarm();
+            match (&hit, result) {
+                (None, Ok(())) => {}
+                (Some(function), Ok(())) => assert!(RESTORING.contains(&function.as_str()), "{function}: no error"),
+                (Some(function), Err(Error::Driver { call, .. })) => assert!(call.starts_with(function), "{call}"),
+                (hit, result) => panic!("{hit:?} failed, but the result is {result:?}"),
+            }
+            let_time_pass(rank, standin);
+            hit
+        } else {
+            let launched = streams.iter().try_for_each(|stream| launch(&workspace, &mut tensor, stream.handle));
+            rank.meet();
+            // Rank 1 has come to both operations, to one, or to none.
+            match launched.and(workspace.synchronise()) {
+                Ok(()) => {}
+                result => assert_missing(result, 1),
+            }
+            None
+        };
+        workspace.device.synchronise_all().unwrap();
+        rank.meet();
+        standin.speed_up_clock(1);
+        hit
+    });
+    standin.check_all_is_given_back();
+    hits.swap_remove(1)
+}
+
+#[test]
+fn any_call_of_an_operation_may_fail() {
+    let standin = Standin::take();
+    let hits: Vec<_> = (0..).map_while(|skipped| sum_with_fault(&standin, skipped)).collect();
+    for function in
+        ["cuStreamGetCaptureInfo", "cuEventCreate", "cuEventRecord", "cuStreamWaitEvent", "cuCtxSynchronize"]
+    {
+        assert!(hits.iter().any(|hit| hit == function), "no call of {function} failed: {hits:?}");
+    }
+}

@@ -1,0 +1,17 @@
+//! The CUDA half of the core, without a GPU: on a stand-in for the driver. See docs/emulator.md.
+
+#[path = "../../../kernels/tests/emulator/compile.rs"]
+#[allow(dead_code, reason = "the emulator's")]
+mod compile;
+#[path = "../../../kernels/build/constants.rs"]
+mod constants;
+mod construction;
+mod failures;
+mod operations;
+mod processes;
+mod standin;
+mod streams;
+mod strictness;
+
+// Where `constants.rs` looks for them.
+use lamport_rs_kernels::{parameters, variants};

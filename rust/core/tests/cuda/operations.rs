@@ -1,0 +1,169 @@
+//! The operations' results, in several launches each: the bits of the host backend.
+
+use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms};
+use lamport_rs_core::tensor::Dtype;
+use lamport_rs_protocol::algorithm::Algorithm;
+
+use crate::standin::Standin;
+use crate::standin::either::{Either, on_cuda, on_host};
+
+/// The bytes of all results of a rank.
+pub type Results = Vec<Vec<u8>>;
+
+const DTYPES: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::BFloat16];
+/// Of a slot.
+const COMM_SIZE: usize = 4096;
+
+/// Small integers: their squares, and sums of these, are exact in float32, whatever the order.
+fn integer(rank: usize, at: usize) -> f32 {
+    ((at * 7 + rank * 3) % 11) as f32 - 5.0
+}
+
+/// Sums of these depend on the order; some are -0.0.
+fn fraction(rank: usize, at: usize) -> f32 {
+    if at.is_multiple_of(7) { -0.0 } else { 1.0 / (1 + at * 5 + rank * 3) as f32 }
+}
+
+/// From one element to several times the slot.
+pub fn sums(dtype: Dtype) -> impl Fn(usize, Either<'_>) -> Results + Sync {
+    move |rank, either| {
+        let mut results = vec![];
+        for elements in [1, 8, 1000, 4, 5003] {
+            for algorithm in Algorithm::ALL {
+                let mut input = either.tensor(dtype, &[elements], |at| fraction(rank, at));
+                let mut output = either.tensor(dtype, &[elements], |_| f32::NAN);
+                let operands = AllReduce { input: input.tensor(), output: output.tensor(), algorithm: Some(algorithm) };
+                either.all_reduce(&operands).unwrap();
+                either.finish().unwrap();
+                results.push(output.bytes());
+            }
+        }
+        results
+    }
+}
+
+/// Rows of a power of two, so that the backends' means are the same.
+fn norms(dtype: Dtype, weight_dtype: Dtype) -> impl Fn(usize, Either<'_>) -> Results + Sync {
+    move |rank, either| {
+        let mut results = vec![];
+        let columns = 128;
+        for rows in [1, 2, 29] {
+            for algorithm in Algorithm::ALL {
+                let shape = [rows, columns];
+                let mut input = either.tensor(dtype, &shape, |at| integer(rank, at));
+                let mut residual = either.tensor(dtype, &shape, |at| integer(9, at));
+                let mut weight = either.tensor(weight_dtype, &[columns], |at| (at % 5) as f32 * 0.3);
+                let mut output = either.tensor(dtype, &shape, |_| f32::NAN);
+                let mut residual_output = either.tensor(dtype, &shape, |_| f32::NAN);
+                let operands = AllReduceRmsNorm {
+                    input: input.tensor(),
+                    residual: Some(residual.tensor()),
+                    weight: weight.tensor(),
+                    epsilon: 1e-5,
+                    weight_bias: 1.0,
+                    algorithm: Some(algorithm),
+                    output: output.tensor(),
+                    residual_output: residual_output.tensor(),
+                };
+                either.all_reduce_rms_norm(&operands).unwrap();
+                either.finish().unwrap();
+                results.extend([output.bytes(), residual_output.bytes()]);
+            }
+        }
+        results
+    }
+}
+
+/// Queries and keys, of rows whose lengths over all ranks are powers of two if the world's size is one.
+fn minimax(dtype: Dtype) -> impl Fn(usize, Either<'_>) -> Results + Sync {
+    move |rank, either| {
+        let mut results = vec![];
+        let (q_size, kv_size) = (64, 16);
+        let packed = q_size + 2 * kv_size;
+        for tokens in [1, 3, 700] {
+            let mut qkv = either.tensor(dtype, &[tokens, packed], |at| integer(rank, at));
+            let mut weights = [q_size, kv_size].map(|size| either.tensor(dtype, &[size], |at| at as f32 * 0.3 - 3.0));
+            let mut outputs = [q_size, kv_size].map(|size| either.tensor(dtype, &[tokens, size], |_| f32::NAN));
+            let operands = MinimaxRms::packed(
+                qkv.tensor(),
+                [q_size as i64, kv_size as i64],
+                weights.each_mut().map(|weight| weight.tensor()),
+                outputs.each_mut().map(|output| output.tensor()),
+                1e-6,
+            );
+            either.minimax_rms(&operands.unwrap()).unwrap();
+            either.finish().unwrap();
+            results.extend(outputs.map(|output| output.bytes()));
+        }
+        results
+    }
+}
+
+/// Compares, and returns how many kernels were launched.
+fn compare(world_size: usize, what: &str, program: impl Fn(usize, Either<'_>) -> Results + Sync) -> u64 {
+    let standin = Standin::take();
+    let before = standin.calls("cuLaunchKernelEx");
+    let found = on_cuda(world_size, COMM_SIZE, &program);
+    let launches = standin.calls("cuLaunchKernelEx") - before;
+    let expected = on_host(world_size, COMM_SIZE, &program);
+    for (rank, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let differing = found.iter().zip(expected).filter(|(a, b)| a != b).count();
+            let bytes = expected.len();
+            assert_eq!(found.len(), bytes);
+            assert_eq!(
+                differing, 0,
+                "{what}, rank {rank} of {world_size}, result {index}: {differing} of {bytes} bytes differ"
+            );
+        }
+    }
+    launches
+}
+
+/// Kernels that each rank launches for its construction.
+const OF_CONSTRUCTION: u64 = 2;
+
+#[test]
+fn sums_have_the_bits_of_the_host_backend() {
+    for world_size in [2, 3, 4] {
+        for dtype in DTYPES {
+            let launches = compare(world_size, &format!("sums of {dtype:?}"), sums(dtype));
+            // 10 operations, of which the largest take several launches.
+            assert!(launches > world_size as u64 * (OF_CONSTRUCTION + 10), "{launches}");
+        }
+    }
+}
+
+#[test]
+fn norms_of_sums_have_the_bits_of_the_host_backend() {
+    for world_size in [2, 3, 4] {
+        for (dtype, weight) in [(Dtype::Float32, Dtype::Float32), (Dtype::BFloat16, Dtype::Float32)] {
+            let launches = compare(world_size, &format!("norms of {dtype:?}"), norms(dtype, weight));
+            assert!(launches > world_size as u64 * (OF_CONSTRUCTION + 6), "{launches}");
+        }
+    }
+    compare(2, "norms of float16", norms(Dtype::Float16, Dtype::Float16));
+}
+
+#[test]
+fn minimax_norms_have_the_bits_of_the_host_backend() {
+    for (world_size, dtype) in [(2, Dtype::Float32), (3, Dtype::BFloat16), (4, Dtype::Float16)] {
+        let launches = compare(world_size, &format!("minimax of {dtype:?}"), minimax(dtype));
+        assert!(launches > world_size as u64 * (OF_CONSTRUCTION + 3), "{launches}");
+    }
+}
+
+#[test]
+fn the_sum_of_a_single_rank_is_a_copy() {
+    let standin = Standin::take();
+    let before = standin.calls("cuLaunchKernelEx");
+    on_cuda(1, COMM_SIZE, |rank, either| {
+        let mut input = either.tensor(Dtype::BFloat16, &[5003], |at| fraction(rank, at));
+        let mut output = either.tensor(Dtype::BFloat16, &[5003], |_| f32::NAN);
+        let operands = AllReduce { input: input.tensor(), output: output.tensor(), algorithm: None };
+        either.all_reduce(&operands).unwrap();
+        either.finish().unwrap();
+        assert_eq!(output.bytes(), input.bytes());
+    });
+    assert_eq!(standin.calls("cuLaunchKernelEx") - before, OF_CONSTRUCTION);
+}

@@ -1,0 +1,68 @@
+//! Ranks as processes.
+
+use std::process;
+
+use lamport_rs_core::error::Error;
+use lamport_rs_core::operations::arguments::AllReduce;
+use lamport_rs_core::tensor::Dtype;
+use lamport_rs_core::workspace::Settings;
+
+use crate::operations::sums;
+use crate::standin::Standin;
+use crate::standin::either::{Either, on_host};
+use crate::standin::processes::ProcessGroup;
+
+const COMM_SIZE: usize = 4096;
+
+#[test]
+#[ignore = "a rank of ranks_may_be_processes"]
+fn rank_that_sums() {
+    let _standin = Standin::take();
+    let mut rank = ProcessGroup::this_rank();
+    let workspace = rank.create_with(&Settings { comm_size: COMM_SIZE as i64, ..rank.settings() }).unwrap();
+    let found = sums(Dtype::Float32)(rank.rank, Either::Cuda(&workspace));
+    let expected = on_host(rank.world_size, COMM_SIZE, sums(Dtype::Float32));
+    assert!(found == expected[rank.rank]);
+    // Nobody's memory goes while another rank's kernel runs.
+    rank.meet();
+}
+
+#[test]
+fn ranks_may_be_processes() {
+    for world_size in [2, 4] {
+        ProcessGroup::start("processes::rank_that_sums", world_size).finish();
+    }
+}
+
+const KILLED: usize = 1;
+
+#[test]
+#[ignore = "a rank of the_others_miss_a_rank_that_is_killed"]
+fn rank_that_is_killed_or_misses_it() {
+    let _standin = Standin::take();
+    let mut rank = ProcessGroup::this_rank();
+    let workspace = rank.create_with(&Settings { timeout: 2.0, ..rank.settings() }).unwrap();
+    let either = Either::Cuda(&workspace);
+    let mut tensor = either.tensor(Dtype::Float32, &[1000], |_| 1.0);
+    let mut sum = || {
+        let input = tensor.tensor();
+        either.all_reduce(&AllReduce { input, output: input, algorithm: None }).and_then(|()| either.finish())
+    };
+    sum().unwrap();
+    rank.meet();
+    if rank.rank == KILLED {
+        process::abort();
+    }
+    match sum() {
+        Err(Error::Timeout { missing, .. }) => assert_eq!(missing.iter().collect::<Vec<_>>(), [KILLED]),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_others_miss_a_rank_that_is_killed() {
+    let mut group = ProcessGroup::start("processes::rank_that_is_killed_or_misses_it", 3);
+    let mut killed = group.children.remove(KILLED);
+    assert!(!killed.wait().unwrap().success());
+    group.finish();
+}

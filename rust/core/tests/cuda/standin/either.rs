@@ -1,0 +1,171 @@
+//! One program for both backends: their results must have the same bits.
+
+use std::time::Duration;
+
+use lamport_rs_core::cuda::memory::DeviceMemory;
+use lamport_rs_core::error::Result;
+use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms};
+use lamport_rs_core::operations::{cuda, host};
+use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
+use lamport_rs_core::workspace::Settings;
+use lamport_rs_core::workspace::cuda::CudaWorkspace;
+use lamport_rs_core::workspace::host::HostWorkspace;
+
+use super::group::{Rank, on_ranks};
+
+/// A workspace of a backend. Operations on CUDA are launched on the default stream.
+#[derive(Clone, Copy)]
+pub enum Either<'a> {
+    /// Shared memory.
+    Host(&'a HostWorkspace),
+    /// The stand-in's devices.
+    Cuda(&'a CudaWorkspace),
+}
+
+fn never() -> bool {
+    false
+}
+
+impl Either<'_> {
+    /// A tensor whose element `at` is `value(at)`.
+    pub fn tensor(&self, dtype: Dtype, shape: &[usize], value: impl Fn(usize) -> f32) -> TestTensor {
+        let elements: usize = shape.iter().product();
+        let bytes: Vec<u8> = (0..elements).flat_map(|at| encode(dtype, value(at))).collect();
+        let mut words = vec![0_u128; bytes.len().div_ceil(16).max(1)];
+        // SAFETY: the words are as long, and plain data.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), words.as_mut_ptr().cast(), bytes.len()) };
+        let (place, device) = match self {
+            Self::Host(_) => (Place::Host(words), Device::Cpu),
+            Self::Cuda(workspace) => {
+                let memory = DeviceMemory::allocate(&workspace.device, words.len() * 16).unwrap();
+                memory.write(&words).unwrap();
+                (Place::Device(memory), Device::Cuda(workspace.device.index))
+            }
+        };
+        TestTensor { place, dtype, shape: shape.to_vec(), device, bytes: bytes.len() }
+    }
+
+    /// Runs or launches the operation.
+    pub fn all_reduce(&self, operands: &AllReduce) -> Result<()> {
+        match self {
+            // SAFETY: test tensors live longer than what is done with them.
+            Self::Host(workspace) => unsafe { host::all_reduce(workspace, operands, &mut never) },
+            // SAFETY: as above.
+            Self::Cuda(workspace) => unsafe { cuda::all_reduce(workspace, operands, std::ptr::null_mut()) },
+        }
+    }
+
+    /// Runs or launches the operation. The host's has one algorithm.
+    pub fn all_reduce_rms_norm(&self, operands: &AllReduceRmsNorm) -> Result<()> {
+        match self {
+            Self::Host(workspace) => {
+                let operands = AllReduceRmsNorm { algorithm: None, ..*operands };
+                // SAFETY: as in `all_reduce`.
+                unsafe { host::all_reduce_rms_norm(workspace, &operands, &mut never) }
+            }
+            // SAFETY: as in `all_reduce`.
+            Self::Cuda(workspace) => unsafe { cuda::all_reduce_rms_norm(workspace, operands, std::ptr::null_mut()) },
+        }
+    }
+
+    /// Runs or launches the operation.
+    pub fn minimax_rms(&self, operands: &MinimaxRms) -> Result<()> {
+        match self {
+            // SAFETY: as in `all_reduce`.
+            Self::Host(workspace) => unsafe { host::minimax_rms(workspace, operands, &mut never) },
+            // SAFETY: as in `all_reduce`.
+            Self::Cuda(workspace) => unsafe { cuda::minimax_rms(workspace, operands, std::ptr::null_mut()) },
+        }
+    }
+
+    /// Waits for what was launched.
+    pub fn finish(&self) -> Result<()> {
+        match self {
+            Self::Host(_) => Ok(()),
+            Self::Cuda(workspace) => workspace.synchronise(),
+        }
+    }
+}
+
+fn encode(dtype: Dtype, value: f32) -> Vec<u8> {
+    match dtype {
+        Dtype::Float32 => value.to_le_bytes().to_vec(),
+        Dtype::Float16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
+        Dtype::BFloat16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
+    }
+}
+
+enum Place {
+    Host(Vec<u128>),
+    Device(DeviceMemory),
+}
+
+/// A tensor with its memory.
+pub struct TestTensor {
+    place: Place,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    device: Device,
+    bytes: usize,
+}
+
+impl TestTensor {
+    /// As operations take it.
+    pub fn tensor(&mut self) -> Tensor {
+        let strides = (0..self.shape.len()).map(|dimension| self.shape[dimension + 1..].iter().product());
+        Tensor {
+            pointer: self.pointer().cast_mut().cast(),
+            dtype: self.dtype,
+            device: self.device,
+            shape: Dimensions::new(self.shape.iter().copied()).unwrap(),
+            strides: Dimensions::new(strides).unwrap(),
+            is_negated: false,
+        }
+    }
+
+    /// Its bytes, once the operations on it are finished.
+    pub fn bytes(&self) -> Vec<u8> {
+        // SAFETY: the memory is as long, and a device's can be read here.
+        unsafe { std::slice::from_raw_parts(self.pointer(), self.bytes) }.to_vec()
+    }
+
+    fn pointer(&self) -> *const u8 {
+        match &self.place {
+            Place::Host(words) => words.as_ptr().cast(),
+            Place::Device(memory) => memory.address() as *const u8,
+        }
+    }
+}
+
+/// Runs `program` as all ranks of a group over shared memory, with slots of `comm_size` bytes.
+pub fn on_host<R: Send>(
+    world_size: usize,
+    comm_size: usize,
+    program: impl Fn(usize, Either<'_>) -> R + Sync,
+) -> Vec<R> {
+    let workspaces =
+        HostWorkspace::in_process(world_size as i64, comm_size as i64, Some(Duration::from_secs(60))).unwrap();
+    std::thread::scope(|scope| {
+        let program = &program;
+        let threads: Vec<_> = workspaces
+            .iter()
+            .enumerate()
+            .map(|(rank, workspace)| scope.spawn(move || program(rank, Either::Host(workspace))))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// Likewise on the stand-in's devices.
+pub fn on_cuda<R: Send>(
+    world_size: usize,
+    comm_size: usize,
+    program: impl Fn(usize, Either<'_>) -> R + Sync,
+) -> Vec<R> {
+    on_ranks(world_size, |rank: &mut Rank| {
+        let workspace = rank.create_with(&Settings { comm_size: comm_size as i64, ..rank.settings() }).unwrap();
+        let results = program(rank.rank, Either::Cuda(&workspace));
+        workspace.clean_up();
+        results
+    })
+}
