@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 MESSAGE_BYTES = 512
 MAGIC = b"LAMPORT\0"
-FORMAT = 2
+FORMAT = 3
 PAYLOAD, FAILURE = 0, 1
 _HEADER = struct.Struct("<8sIIqII")
 _HANDLE = struct.Struct("<IiQQQ")
@@ -43,13 +43,14 @@ class Hello:
     device: bytes
     nonce: bytes
     handle: bytes
+    page: bytes
     layout: int
 
     def encode(self) -> bytes:
         texts = [bytes([len(text)]) + text for text in (self.version, self.host, self.backend, self.device)]
         numbers = struct.pack("<QQQ", self.world_size, self.comm_size, self.two_shot_from)
-        handle = struct.pack("<I", len(self.handle)) + self.handle
-        return b"".join([*texts[:3], numbers, texts[3], self.nonce, handle, struct.pack("<I", self.layout)])
+        handles = [struct.pack("<I", len(handle)) + handle for handle in (self.handle, self.page)]
+        return b"".join([*texts[:3], numbers, texts[3], self.nonce, *handles, struct.pack("<I", self.layout)])
 
     @staticmethod
     def decode(payload: bytes) -> Hello:
@@ -66,10 +67,13 @@ class Hello:
 
         names = text(), text(), text()
         numbers = struct.unpack("<QQQ", take(24))
-        device, nonce, (length,) = text(), take(16), struct.unpack("<I", take(4))
-        handle, (layout,) = take(length), struct.unpack("<I", take(4))
+        def number() -> int:
+            return int.from_bytes(take(4), "little")
+
+        device, nonce = text(), take(16)
+        handle, page, layout = take(number()), take(number()), number()
         assert not rest
-        return Hello(*names, *numbers, device, nonce, handle, layout)
+        return Hello(*names, *numbers, device, nonce, handle, page, layout)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -76,7 +76,7 @@ class Forger:
 
     def __init__(self, honest: int, lie: Lie, second: Second, heard: list[wire.Hello]) -> None:
         self._rank, self._lie, self._second, self._heard = honest, lie, second, heard
-        self._step, self._block = 0, None
+        self._step, self._files = 0, ExitStack()
         self._sent: list[bytes] = [b""] * honest
         self._gathered: list[bytes] = []
         self._barrier = threading.Barrier(honest, action=self._answer)
@@ -103,14 +103,19 @@ class Forger:
             return self._second(wire.message(step, self._rank, wire.transcript(self._gathered)))
         self._heard[:] = [wire.Hello.decode(wire.content_of(message)) for message in honest]
         model = self._heard[0]
-        self._block = memory_file(size_of_block(model))
-        mine = replace(model, device=b"cpu, forged", nonce=NONCE, handle=handle_of(self._block.__enter__()))
+        handle, page = (self._file(handle) for handle in (model.handle, model.page))
+        mine = replace(model, device=b"cpu, forged", nonce=NONCE, handle=handle, page=page)
         answer = self._lie(mine)
         return answer if isinstance(answer, bytes) else wire.message(0, self._rank, answer.encode())
 
+    def _file(self, model: bytes) -> bytes:
+        """The handle of a file like the one of another rank's handle; none where that has none."""
+        if not model:
+            return b""
+        return handle_of(self._files.enter_context(memory_file(wire.HostHandle.decode(model).size)))
+
     def close(self) -> None:
-        if self._block is not None:
-            self._block.__exit__(None, None, None)
+        self._files.close()
 
 
 def truth(message: Any) -> Any:

@@ -19,7 +19,7 @@ pub const MESSAGE_BYTES: usize = 512;
 const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"LAMPORT\0";
 /// Raised when the header or a payload changes its meaning.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Something that travels in a message.
 pub trait Payload: Sized {

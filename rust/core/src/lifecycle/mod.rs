@@ -148,6 +148,18 @@ impl Lifecycle {
         error
     }
 
+    /// Notes what this rank has found out by itself, unless it has failed before. Peers may have told something since.
+    #[cold]
+    pub fn find_out(&self, error: impl FnOnce() -> Error) -> Result<()> {
+        self.check_here()?;
+        if self.failed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let error = error();
+        self.fail(&error);
+        Err(error)
+    }
+
     /// The first reason counts.
     fn remember(&self, error: &Error) {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());

@@ -251,19 +251,22 @@ impl CudaWorkspace {
     /// Whether an operation may run.
     #[inline]
     pub fn check_open(&self) -> Result<()> {
-        self.lifecycle().check_usable()?;
-        match self.pinned.faults() {
-            0 => Ok(()),
-            faults => Err(self.learn(faults)),
-        }
+        self.look_for_faults()?;
+        self.lifecycle().check_usable()
     }
 
     /// What went wrong, as it was first said. Does not wait for the device.
     pub fn check(&self) -> Result<()> {
-        self.lifecycle().check()?;
+        self.look_for_faults()?;
+        self.lifecycle().check()
+    }
+
+    /// The error that this rank's kernels have reported, if nobody knows it yet.
+    #[inline]
+    fn look_for_faults(&self) -> Result<()> {
         match self.pinned.faults() {
             0 => Ok(()),
-            faults => Err(self.learn(faults)),
+            faults => self.lifecycle().find_out(|| self.explain(faults)),
         }
     }
 
@@ -284,13 +287,6 @@ impl CudaWorkspace {
     pub fn synchronise(&self) -> Result<()> {
         self.device.synchronise_all()?;
         self.check()
-    }
-
-    #[cold]
-    fn learn(&self, faults: u32) -> Error {
-        let error = self.explain(faults);
-        self.lifecycle().fail(&error);
-        error
     }
 
     /// The error that a kernel reported.

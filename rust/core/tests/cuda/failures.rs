@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cudarc::driver::sys;
-use lamport_rs_core::error::{Error, Result};
+use lamport_rs_core::error::{Cause, Error, Result};
 use lamport_rs_core::operations::arguments::AllReduce;
 use lamport_rs_core::operations::cuda::all_reduce;
 use lamport_rs_core::tensor::Dtype;
@@ -38,9 +38,10 @@ fn sum(workspace: &CudaWorkspace, elements: usize) -> Result<Vec<f32>> {
 /// Launches a sum, and lets another rank know that it waits. The result is that of waiting for it.
 fn sum_in_vain(rank: &mut Rank, workspace: &CudaWorkspace) -> Result<()> {
     let mut tensor = ones(workspace, 100);
-    launch(workspace, &mut tensor, std::ptr::null_mut()).unwrap();
+    // The other may have failed, and told so, before.
+    let launched = launch(workspace, &mut tensor, std::ptr::null_mut());
     rank.meet();
-    workspace.synchronise()
+    launched.and(workspace.synchronise())
 }
 
 /// Called by a rank that the others wait for in vain, which takes less than a second then.
@@ -53,6 +54,17 @@ fn assert_missing(result: Result<()>, rank: usize) {
     match result {
         Err(Error::Timeout { missing, .. }) => assert_eq!(missing.iter().collect::<Vec<_>>(), [rank]),
         other => panic!("{other:?}"),
+    }
+}
+
+/// The rank has told why it failed, or is missed.
+fn assert_failed(result: Result<()>, rank: usize) {
+    match result {
+        Err(Error::Aborted { rank: failed, cause: Cause::Failed, reason }) => {
+            assert_eq!(failed, rank);
+            assert!(reason.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{reason}");
+        }
+        other => assert_missing(other, rank),
     }
 }
 
@@ -114,7 +126,7 @@ fn a_refused_launch_fails_the_workspace_and_its_peers_miss_the_rank() {
             assert!(matches!(sum(&workspace, 100), Err(Error::Failed(_))));
             let_time_pass(rank, &standin);
         } else {
-            assert_missing(sum_in_vain(rank, &workspace), 1);
+            assert_failed(sum_in_vain(rank, &workspace), 1);
         }
         rank.meet();
     });
@@ -152,7 +164,7 @@ fn sum_with_fault(standin: &Standin, skipped: usize) -> Option<String> {
             // Rank 1 has come to both operations, to one, or to none.
             match launched.and(workspace.synchronise()) {
                 Ok(()) => {}
-                result => assert_missing(result, 1),
+                result => assert_failed(result, 1),
             }
             None
         };

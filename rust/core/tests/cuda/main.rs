@@ -7,6 +7,7 @@ mod compile;
 mod constants;
 mod construction;
 mod failures;
+mod lifecycle;
 mod operations;
 mod processes;
 mod standin;

@@ -65,7 +65,9 @@ fn what_cannot_follow_a_captured_stream_fails_the_workspace() {
         // A capture forbids other threads to allocate.
         rank.meet();
         captured.begin_capture();
-        assert!(matches!(launch(&workspace, &mut tensor, other.handle), Err(Error::StreamIsCaptured)));
+        // Of two ranks, one may hear of the other's.
+        let refused = launch(&workspace, &mut tensor, other.handle);
+        assert!(matches!(refused, Err(Error::StreamIsCaptured | Error::Aborted { .. })), "{refused:?}");
         captured.end_capture();
         assert!(matches!(launch(&workspace, &mut tensor, captured.handle), Err(Error::Failed(_))));
         workspace.device.synchronise_all().unwrap();

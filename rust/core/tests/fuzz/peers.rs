@@ -272,7 +272,7 @@ fn set(message: &mut [u8], at: usize, bytes: &[u8]) {
 /// A message, whatever its content's length.
 fn message_of(step: usize, rank: usize, kind: u32, content: &[u8]) -> Vec<u8> {
     let mut writer = Writer::default();
-    writer.bytes(b"LAMPORT\0").u32(2).u32(step as u32).u64(rank as u64).u32(kind).u32(content.len() as u32);
+    writer.bytes(b"LAMPORT\0").u32(3).u32(step as u32).u64(rank as u64).u32(kind).u32(content.len() as u32);
     let mut bytes = writer.bytes(content).finish();
     bytes.resize(MESSAGE_BYTES, 0);
     bytes

@@ -165,7 +165,7 @@ pub fn on_cuda<R: Send>(
     on_ranks(world_size, |rank: &mut Rank| {
         let workspace = rank.create_with(&Settings { comm_size: comm_size as i64, ..rank.settings() }).unwrap();
         let results = program(rank.rank, Either::Cuda(&workspace));
-        workspace.clean_up();
+        workspace.lifecycle().clean_up();
         results
     })
 }

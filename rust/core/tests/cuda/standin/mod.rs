@@ -109,6 +109,11 @@ impl Kind {
 /// no error.
 pub const RESTORING: [&str; 2] = ["cuCtxSetCurrent", "cuThreadExchangeStreamCaptureMode"];
 
+/// Whether nobody can do anything about it if a call of `function` fails.
+pub fn restores(function: &str) -> bool {
+    RESTORING.contains(&function)
+}
+
 /// CUDA_ERROR_OUT_OF_MEMORY.
 pub const OUT_OF_MEMORY: i32 = 2;
 

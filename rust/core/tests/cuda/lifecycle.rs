@@ -1,0 +1,175 @@
+//! Faults that are told to the peers' hosts, and resets, on devices.
+
+use std::time::{Duration, Instant};
+
+use cudarc::driver::sys;
+use lamport_rs_core::error::{Cause, Error, Result};
+use lamport_rs_core::operations::arguments::AllReduce;
+use lamport_rs_core::operations::cuda::all_reduce;
+use lamport_rs_core::tensor::Dtype;
+use lamport_rs_core::workspace::Settings;
+use lamport_rs_core::workspace::cuda::CudaWorkspace;
+
+use crate::standin::either::{Either, TestTensor};
+use crate::standin::group::{LONGEST_WAIT, Rank, on_ranks};
+use crate::standin::streams::TestStream;
+use crate::standin::{OUT_OF_MEMORY, Standin};
+
+const ELEMENTS: usize = 100;
+
+/// Input and output of a sum of ones.
+struct Operands {
+    input: TestTensor,
+    output: TestTensor,
+}
+
+impl Operands {
+    fn new(workspace: &CudaWorkspace) -> Self {
+        let filled = |value| Either::Cuda(workspace).tensor(Dtype::Float32, &[ELEMENTS], move |_| value);
+        Self { input: filled(1.0), output: filled(-1.0) }
+    }
+
+    fn launch(&mut self, workspace: &CudaWorkspace, stream: sys::CUstream) -> Result<()> {
+        let operands = AllReduce { input: self.input.tensor(), output: self.output.tensor(), algorithm: None };
+        // SAFETY: the tests wait for the stream before the tensors go.
+        unsafe { all_reduce(workspace, &operands, stream) }
+    }
+
+    fn output(&self) -> Vec<f32> {
+        let bytes = self.output.bytes();
+        bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+    }
+}
+
+fn reset(workspace: &CudaWorkspace) {
+    workspace.reset(Some(LONGEST_WAIT), &mut || false).unwrap();
+    workspace.check().unwrap();
+}
+
+/// What parts the ranks: called by the last one, while the others wait in a kernel.
+type Fault = fn(&mut Rank, &Standin, &CudaWorkspace);
+
+fn let_the_others_miss_it(_rank: &mut Rank, _standin: &Standin, _workspace: &CudaWorkspace) {}
+
+fn be_refused_a_launch(rank: &mut Rank, standin: &Standin, workspace: &CudaWorkspace) {
+    standin.fail(rank.rank, Some("cuLaunchKernelEx"), 0, OUT_OF_MEMORY);
+    let launched = Operands::new(workspace).launch(workspace, std::ptr::null_mut());
+    assert!(matches!(launched, Err(Error::Driver { .. })), "{launched:?}");
+    standin.disarm();
+}
+
+fn abort(_rank: &mut Rank, _standin: &Standin, workspace: &CudaWorkspace) {
+    workspace.lifecycle().abort("enough").unwrap();
+}
+
+/// A graph that was captured before is right again after each reset, whatever had happened.
+#[test]
+fn a_reset_makes_graphs_right_again_that_were_captured_before() {
+    let standin = Standin::take();
+    let faults: [Fault; 3] = [let_the_others_miss_it, be_refused_a_launch, abort];
+    on_ranks(3, |rank| {
+        // Not with a faster clock: the kernels wait by the clock until nobody stores any more, before they write NaN.
+        let workspace = rank.create_with(&Settings { timeout: 0.5, ..rank.settings() }).unwrap();
+        let stream = TestStream::new(&workspace.device);
+        let mut operands = Operands::new(&workspace);
+        operands.launch(&workspace, stream.handle).unwrap();
+        workspace.synchronise().unwrap();
+        rank.meet();
+        stream.begin_capture();
+        operands.launch(&workspace, stream.handle).unwrap();
+        let graph = stream.end_capture();
+        for fault in faults {
+            (0..4).for_each(|_| stream.launch(&graph));
+            workspace.synchronise().unwrap();
+            assert_eq!(operands.output(), [3.0; ELEMENTS]);
+            rank.meet();
+            if rank.rank == 2 {
+                rank.meet();
+                fault(rank, &standin, &workspace);
+            } else {
+                // Two: the second follows one that has failed.
+                (0..2).for_each(|_| stream.launch(&graph));
+                rank.meet();
+                assert!(workspace.synchronise().is_err());
+                assert!(operands.output().iter().all(|value| value.is_nan()));
+            }
+            rank.meet();
+            reset(&workspace);
+        }
+        stream.launch(&graph);
+        workspace.synchronise().unwrap();
+        assert_eq!(operands.output(), [3.0; ELEMENTS]);
+        rank.meet();
+    });
+    standin.check_all_is_given_back();
+}
+
+#[test]
+fn what_a_peer_tells_is_known_without_synchronising() {
+    let _standin = Standin::take();
+    on_ranks(3, |rank| {
+        let workspace = rank.create().unwrap();
+        workspace.check().unwrap();
+        rank.meet();
+        if rank.rank == 1 {
+            workspace.lifecycle().abort("no power").unwrap();
+        }
+        let began = Instant::now();
+        let error = loop {
+            match workspace.check() {
+                Ok(()) => assert!(began.elapsed() < Duration::from_secs(20)),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, Error::Aborted { rank: 1, cause: Cause::Aborted, .. }), "{error:?}");
+        let launched = Operands::new(&workspace).launch(&workspace, std::ptr::null_mut());
+        assert!(matches!(launched, Err(Error::Failed(_))), "{launched:?}");
+        rank.meet();
+    });
+}
+
+#[test]
+fn a_reset_is_bounded_and_names_who_is_missing() {
+    let _standin = Standin::take();
+    on_ranks(2, |rank| {
+        let workspace = rank.create().unwrap();
+        if rank.rank == 0 {
+            let short = workspace.reset(Some(Duration::from_millis(50)), &mut || false);
+            assert!(matches!(short, Err(Error::ResetTimeout { missing, .. }) if missing.iter().eq([1])), "{short:?}");
+        }
+        rank.meet();
+        reset(&workspace);
+        let mut operands = Operands::new(&workspace);
+        operands.launch(&workspace, std::ptr::null_mut()).unwrap();
+        workspace.synchronise().unwrap();
+        assert_eq!(operands.output(), [2.0; ELEMENTS]);
+        rank.meet();
+    });
+}
+
+/// Any call of the driver that a reset makes may fail: it is an error of that rank, and the others do not wait for ever.
+#[test]
+fn a_reset_that_the_driver_refuses_is_an_error_and_is_not_repeated_by_half() {
+    let standin = Standin::take();
+    for skipped in 0.. {
+        let hits = on_ranks(2, |rank| {
+            let workspace = rank.create().unwrap();
+            rank.meet();
+            let hit = if rank.rank == 1 {
+                standin.fail(1, None, skipped, OUT_OF_MEMORY);
+                let outcome = workspace.reset(Some(Duration::from_secs(2)), &mut || false);
+                let hit = standin.disarm();
+                assert!(outcome.is_err() || hit.is_none() || hit.as_deref().is_some_and(crate::standin::restores));
+                hit.is_some()
+            } else {
+                let _ = workspace.reset(Some(Duration::from_millis(200)), &mut || false);
+                false
+            };
+            rank.meet();
+            hit
+        });
+        if !hits[1] {
+            break;
+        }
+    }
+}
