@@ -2,44 +2,20 @@
 
 use std::time::Duration;
 
-use cudarc::driver::sys;
 use lamport_rs_core::error::{Cause, Error, Result};
-use lamport_rs_core::operations::arguments::AllReduce;
-use lamport_rs_core::operations::cuda::all_reduce;
-use lamport_rs_core::tensor::Dtype;
 use lamport_rs_core::workspace::Settings;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
-use crate::standin::either::{Either, TestTensor};
 use crate::standin::group::{Rank, on_ranks};
 use crate::standin::streams::TestStream;
+use crate::standin::sum::{DEFAULT_STREAM, Sum, sum};
 use crate::standin::{OUT_OF_MEMORY, RESTORING, Standin};
-
-fn ones(workspace: &CudaWorkspace, elements: usize) -> TestTensor {
-    Either::Cuda(workspace).tensor(Dtype::Float32, &[elements], |_| 1.0)
-}
-
-/// Launches a sum in place.
-fn launch(workspace: &CudaWorkspace, tensor: &mut TestTensor, stream: sys::CUstream) -> Result<()> {
-    let input = tensor.tensor();
-    // SAFETY: the tests wait for the stream before their tensors go.
-    unsafe { all_reduce(workspace, &AllReduce { input, output: input, algorithm: None }, stream) }
-}
-
-/// Sums ones, and waits for that.
-fn sum(workspace: &CudaWorkspace, elements: usize) -> Result<Vec<f32>> {
-    let mut tensor = ones(workspace, elements);
-    let launched = launch(workspace, &mut tensor, std::ptr::null_mut());
-    let synchronised = workspace.synchronise();
-    launched.and(synchronised)?;
-    Ok(tensor.bytes().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect())
-}
 
 /// Launches a sum, and lets another rank know that it waits. The result is that of waiting for it.
 fn sum_in_vain(rank: &mut Rank, workspace: &CudaWorkspace) -> Result<()> {
-    let mut tensor = ones(workspace, 100);
+    let mut sum = Sum::of_ones(workspace, 100);
     // The other may have failed, and told so, before.
-    let launched = launch(workspace, &mut tensor, std::ptr::null_mut());
+    let launched = sum.launch(workspace, DEFAULT_STREAM);
     rank.meet();
     launched.and(workspace.synchronise())
 }
@@ -133,8 +109,8 @@ fn a_refused_launch_fails_the_workspace_and_its_peers_miss_the_rank() {
 }
 
 /// Two operations on streams of their own. Returns the first error.
-fn sum_on_two_streams(workspace: &CudaWorkspace, tensor: &mut TestTensor, streams: &[TestStream; 2]) -> Result<()> {
-    streams.iter().try_for_each(|stream| launch(workspace, tensor, stream.handle))?;
+fn sum_on_two_streams(workspace: &CudaWorkspace, sum: &mut Sum, streams: &[TestStream; 2]) -> Result<()> {
+    streams.iter().try_for_each(|stream| sum.launch(workspace, stream.handle))?;
     workspace.synchronise()
 }
 
@@ -144,11 +120,11 @@ fn sum_with_fault(standin: &Standin, skipped: usize) -> Option<String> {
         let settings = Settings { timeout: 20.0, ..rank.settings() };
         let workspace = rank.create_with(&settings).unwrap();
         let streams = [(); 2].map(|()| TestStream::new(&workspace.device));
-        let mut tensor = ones(&workspace, 100);
+        let mut sum = Sum::of_ones(&workspace, 100);
         rank.meet();
         let hit = if rank.rank == 1 {
             standin.fail(1, None, skipped, OUT_OF_MEMORY);
-            let result = sum_on_two_streams(&workspace, &mut tensor, &streams);
+            let result = sum_on_two_streams(&workspace, &mut sum, &streams);
             let hit = standin.disarm();
             match (&hit, result) {
                 (None, Ok(())) => {}
@@ -159,7 +135,7 @@ fn sum_with_fault(standin: &Standin, skipped: usize) -> Option<String> {
             let_time_pass(rank, standin);
             hit
         } else {
-            let launched = streams.iter().try_for_each(|stream| launch(&workspace, &mut tensor, stream.handle));
+            let launched = streams.iter().try_for_each(|stream| sum.launch(&workspace, stream.handle));
             rank.meet();
             // Rank 1 has come to both operations, to one, or to none.
             match launched.and(workspace.synchronise()) {

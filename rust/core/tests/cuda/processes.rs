@@ -3,7 +3,6 @@
 use std::process;
 
 use lamport_rs_core::error::Error;
-use lamport_rs_core::operations::arguments::AllReduce;
 use lamport_rs_core::tensor::Dtype;
 use lamport_rs_core::workspace::Settings;
 
@@ -11,6 +10,7 @@ use crate::operations::sums;
 use crate::standin::Standin;
 use crate::standin::either::{Either, on_host};
 use crate::standin::processes::ProcessGroup;
+use crate::standin::sum::sum;
 
 const COMM_SIZE: usize = 4096;
 
@@ -42,18 +42,12 @@ fn rank_that_is_killed_or_misses_it() {
     let _standin = Standin::take();
     let mut rank = ProcessGroup::this_rank();
     let workspace = rank.create_with(&Settings { timeout: 2.0, ..rank.settings() }).unwrap();
-    let either = Either::Cuda(&workspace);
-    let mut tensor = either.tensor(Dtype::Float32, &[1000], |_| 1.0);
-    let mut sum = || {
-        let input = tensor.tensor();
-        either.all_reduce(&AllReduce { input, output: input, algorithm: None }).and_then(|()| either.finish())
-    };
-    sum().unwrap();
+    assert_eq!(sum(&workspace, 100).unwrap(), [3.0; 100]);
     rank.meet();
     if rank.rank == KILLED {
         process::abort();
     }
-    match sum() {
+    match sum(&workspace, 100) {
         Err(Error::Timeout { missing, .. }) => assert_eq!(missing.iter().collect::<Vec<_>>(), [KILLED]),
         other => panic!("{other:?}"),
     }

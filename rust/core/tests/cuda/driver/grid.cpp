@@ -147,6 +147,32 @@ void check_not_stuck(const Block& block) {
     give_up("all threads of the block wait for each other, or have ended");
 }
 
+std::uint64_t warp_operation(std::uint64_t value, unsigned source_lane, bool is_shuffle) {
+    Thread& thread = *current;
+    Block& block = *thread.block;
+    const unsigned first = thread.index / WARP_THREADS * WARP_THREADS;
+    Warp& warp = block.warps[thread.index / WARP_THREADS];
+    warp.values[thread.index - first] = value;
+    warp.sources[thread.index - first] = source_lane;
+    if (++warp.arrived < WARP_THREADS) {
+        wait();
+        return thread.result;
+    }
+    warp.arrived = 0;
+    std::uint64_t all = 0;
+    for (const std::uint64_t of_lane : warp.values) {
+        all |= of_lane;
+    }
+    for (unsigned lane = 0; lane < WARP_THREADS; ++lane) {
+        Thread& other = block.threads[first + lane];
+        other.result = is_shuffle ? warp.values[warp.sources[lane]] : all;
+        other.state = State::ready;
+    }
+    return thread.result;
+}
+
+unsigned* word_at(unsigned long long address) { return reinterpret_cast<unsigned*>(address); }
+
 }  // namespace
 
 void run(const Grid& grid) {
@@ -182,36 +208,6 @@ void run(const Grid& grid) {
     }
     current = nullptr;
 }
-
-namespace {
-
-std::uint64_t warp_operation(std::uint64_t value, unsigned source_lane, bool is_shuffle) {
-    Thread& thread = *current;
-    Block& block = *thread.block;
-    const unsigned first = thread.index / WARP_THREADS * WARP_THREADS;
-    Warp& warp = block.warps[thread.index / WARP_THREADS];
-    warp.values[thread.index - first] = value;
-    warp.sources[thread.index - first] = source_lane;
-    if (++warp.arrived < WARP_THREADS) {
-        wait();
-        return thread.result;
-    }
-    warp.arrived = 0;
-    std::uint64_t all = 0;
-    for (const std::uint64_t of_lane : warp.values) {
-        all |= of_lane;
-    }
-    for (unsigned lane = 0; lane < WARP_THREADS; ++lane) {
-        Thread& other = block.threads[first + lane];
-        other.result = is_shuffle ? warp.values[warp.sources[lane]] : all;
-        other.state = State::ready;
-    }
-    return thread.result;
-}
-
-unsigned* word_at(unsigned long long address) { return reinterpret_cast<unsigned*>(address); }
-
-}  // namespace
 
 }  // namespace standin
 

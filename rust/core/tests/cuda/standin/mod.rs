@@ -4,7 +4,7 @@
 //! let standin = Standin::take();
 //! on_ranks(3, |rank| {
 //!     let workspace = rank.create().unwrap();
-//!     …
+//!     assert_eq!(sum(&workspace, 100).unwrap(), [3.0; 100]);
 //! });
 //! ```
 //!
@@ -16,6 +16,7 @@
 //! | `group` | ranks, each with a device and an all-gather |
 //! | `threads`, `processes` | what they may be, and what their all-gather is then |
 //! | `streams` | streams, and graphs |
+//! | `sum` | an operation for tests to which it does not matter which |
 //! | `kernels` | the object file for a PTX text |
 //! | `either` | one program for this backend and for the host's, so that results can be compared |
 
@@ -25,6 +26,7 @@ pub mod group;
 mod kernels;
 pub mod processes;
 pub mod streams;
+pub mod sum;
 mod threads;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint};
