@@ -1,9 +1,12 @@
 """The exchange of handles: over any group, several at once, and what happens when ranks disagree."""
 
 import gc
+import os
+import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import unittest.mock
 import weakref
@@ -319,3 +322,32 @@ with tempfile.TemporaryDirectory() as folder:
 
 def test_messages_travel_without_numpy():
     subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_NUMPY], check=True, timeout=60)
+
+
+def wait_for_nobody(me: Rank) -> float:
+    if me.rank == 1:
+        time.sleep(3)
+        return 0.0
+    started = time.monotonic()
+    with pytest.raises(LamportError, match=r"waited 0.5 s for the other ranks of the process group"):
+        me.workspace(timeout=0.5)
+    return time.monotonic() - started
+
+
+def test_a_rank_whose_peers_do_not_create_a_workspace_waits_for_the_workspaces_timeout(new_ranks):
+    assert 0.5 <= new_ranks(2).run(wait_for_nobody)[0] < 2
+
+
+def be_interrupted_in_a_construction(me: Rank) -> float:
+    if me.rank == 1:
+        time.sleep(3)
+        return 0.0
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        me.workspace()
+    return time.monotonic() - started
+
+
+def test_a_construction_hears_ctrl_c(new_ranks):
+    assert new_ranks(2).run(be_interrupted_in_a_construction)[0] < 1.5

@@ -67,6 +67,7 @@ class Hello:
 
         names = text(), text(), text()
         numbers = struct.unpack("<QQQ", take(24))
+
         def number() -> int:
             return int.from_bytes(take(4), "little")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import SupportsFloat, SupportsIndex
+from typing import TYPE_CHECKING, SupportsFloat, SupportsIndex
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError
-from lamport_rs.exchange import AllGather
+
+if TYPE_CHECKING:
+    from lamport_rs.exchange import AllGather
 
 _UNKNOWN = -1
 

@@ -113,7 +113,7 @@ def get_allreduce_workspace(
     group = resolve_group(process_group)
     known = _hashable(group)
     # Who has a workspace of the group need not be waiting in this call.
-    all_gather = None if _is_known(known) else all_gather_over(group, device)
+    all_gather = None if _is_known(known) else all_gather_over(group, device, timeout)
     with refused_on_all_ranks(rank, world_size, all_gather):
         rank, world_size = as_integer("rank", rank), as_integer("world_size", world_size)
         if comm_size is None:

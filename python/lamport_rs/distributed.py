@@ -36,8 +36,9 @@ from lamport_rs.eager import run_all_reduce_in_place
 from lamport_rs.exchange import resolve_group
 from lamport_rs.observation import logger
 from lamport_rs.reduce_op import is_sum
+from lamport_rs.timeouts import default_timeout
 from lamport_rs.tracing import is_recording, must_dispatch
-from lamport_rs.workspace import LamportWorkspace, bind_to_thread, default_timeout
+from lamport_rs.workspace import LamportWorkspace, bind_to_thread
 
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 
 from lamport_rs._core import LamportError
+from lamport_rs.timeouts import limit_of
 
 AllGather: TypeAlias = Callable[[bytes], list[bytes]]
 """Takes this rank's message and returns all ranks' messages in rank order, this rank's among them."""
@@ -18,6 +21,9 @@ Group: TypeAlias = "dist.ProcessGroup | AllGather | None"
 """A torch process group of any backend, an `AllGather`, or None for torch's default group."""
 
 
+_LISTENING = timedelta(milliseconds=100)
+"""How long a wait for the group goes on before Python may run a signal's handler."""
+_POLL_SECONDS = 50e-6
 _recent: deque[list[torch.Tensor]] = deque(maxlen=16)
 """Tensors of the last rounds.
 
@@ -33,8 +39,11 @@ def resolve_group(group: Group) -> dist.ProcessGroup | AllGather | None:
     return group
 
 
-def all_gather_over(group: Group, device: object = None) -> AllGather:
+def all_gather_over(group: Group, device: object = None, timeout: object = None) -> AllGather:
     """Return the all-gather of bytes over `group`.
+
+    Over a process group it waits for so many seconds at most, whatever the group's own limit is (0 for ever, None for
+    the default), and hears Ctrl-C meanwhile. A callable has to end by itself.
 
     Messages travel as fixed-size uint8 tensors, on the CPU or, where the group's backend takes only CUDA tensors, on
     `device` if that is one (checked or not), and else on the current one. Were the current one another rank's, the
@@ -52,7 +61,8 @@ def all_gather_over(group: Group, device: object = None) -> AllGather:
         return unavailable
     if isinstance(resolved, dist.ProcessGroup):
         process_group = resolved
-        return lambda message: _all_gather_tensors(message, process_group, device)
+        seconds = limit_of(timeout)
+        return lambda message: _all_gather_tensors(message, process_group, device, seconds)
     if callable(resolved):
         return resolved
     if isinstance(resolved, int) and resolved == dist.GroupMember.NON_GROUP_MEMBER:
@@ -67,16 +77,38 @@ def all_gather_over(group: Group, device: object = None) -> AllGather:
     )
 
 
-def _all_gather_tensors(message: bytes, group: dist.ProcessGroup, device: object) -> list[bytes]:
+def _all_gather_tensors(message: bytes, group: dist.ProcessGroup, device: object, seconds: float) -> list[bytes]:
     takes_cpu_tensors = any(device.type == "cpu" for device in group._device_types)
     place = torch.device("cpu") if takes_cpu_tensors else _cuda_device(device)
     sent = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(place)
     received = [torch.empty_like(sent) for _ in range(group.size())]
     # The group's own method: `dist.all_gather` around it takes as long again as the exchange.
-    group.allgather([received], [sent]).wait()
+    _wait_for(group.allgather([received], [sent]), seconds, takes_cpu_tensors)
     _recent.append([sent, *received])
     # Not by way of numpy, which torch does without.
     return [bytes(tensor.tolist()) for tensor in received]
+
+
+def _wait_for(work: dist.Work, seconds: float, on_cpu: bool) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not on_cpu:
+            # NCCL's work would end its communicator with the time that it is given.
+            if work.is_completed():
+                work.wait()
+                return
+            time.sleep(_POLL_SECONDS)
+            continue
+        try:
+            if work.wait(_LISTENING):
+                return
+        except RuntimeError:
+            # Its time is over, or it failed.
+            if work.is_completed():
+                raise
+    raise LamportError(
+        f"waited {seconds:g} s for the other ranks of the process group; all must call the same, in the same order"
+    )
 
 
 def _cuda_device(asked: Any) -> torch.device:

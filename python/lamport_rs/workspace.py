@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn
@@ -19,11 +18,9 @@ from lamport_rs.backends import Backend, resolve_backend
 from lamport_rs.exchange import Group, all_gather_over, resolve_group
 from lamport_rs.observation import log_fault, logger
 from lamport_rs.sizing import default_comm_size
+from lamport_rs.timeouts import default_timeout, limit_of
 from lamport_rs.tracing import never_compiled
 
-DEFAULT_TIMEOUT = 300.0
-"""Seconds that an operation waits for its peers: long enough for a first pass in which one of them compiles."""
-TIMEOUT_VARIABLE = "LAMPORT_RS_TIMEOUT"
 RESET_TIMEOUT = 30.0
 """Seconds that a reset waits for its peers."""
 _CLEANED_UP = "this workspace was cleaned up; create a new one on every rank"
@@ -47,17 +44,6 @@ class WorkspaceStatus:
     """The ranks that it waited for at last."""
 
 
-def default_timeout() -> float:
-    """Return the seconds that operations wait: `LAMPORT_RS_TIMEOUT`, or 300 without it."""
-    text = os.environ.get(TIMEOUT_VARIABLE, "")
-    if not text:
-        return DEFAULT_TIMEOUT
-    try:
-        return as_seconds(TIMEOUT_VARIABLE, float(text))
-    except ValueError:
-        raise LamportError(f"{TIMEOUT_VARIABLE} is {text!r}, but must be a number of seconds") from None
-
-
 class LamportWorkspace:
     """Memory through which the ranks of one group exchange small tensors, and the state of that exchange.
 
@@ -78,7 +64,8 @@ class LamportWorkspace:
         device: The device of the tensors to come. None: the current CUDA device if there is one, else the CPU.
         backend: `"host"`, `"cuda"`, or `"auto"` for the one that fits the device.
         timeout: Seconds an operation waits without hearing of a peer before it raises `LamportTimeoutError`, naming the
-            missing ranks; 0 or infinite for no limit. None: the environment variable `LAMPORT_RS_TIMEOUT`, or 300.
+            missing ranks; 0 or infinite for no limit. None: the environment variable `LAMPORT_RS_TIMEOUT`, or 300. The
+            ranks wait for each other as long when they create the workspace.
         two_shot_from: Bytes of a tensor from which `algorithm="auto"` sums it in two shots; the same on every rank.
             None: from where that was measured to be faster (docs/scaling.md has the rule).
 
@@ -102,7 +89,7 @@ class LamportWorkspace:
     ) -> None:
         self._core: _core.Workspace | None = None
         self._table: torch.Tensor | None = None
-        all_gather = all_gather_over(process_group, device)
+        all_gather = all_gather_over(process_group, device, limit_of(timeout))
         with refused_on_all_ranks(rank, world_size, all_gather):
             self._rank, self._world_size = as_integer("rank", rank), as_integer("world_size", world_size)
             self._comm_size = as_integer("comm_size", comm_size)
@@ -153,7 +140,7 @@ class LamportWorkspace:
         resolved = resolve_group(group)
         if callable(resolved):
             raise LamportError("for_group takes a torch process group; pass an all_gather callable to LamportWorkspace")
-        all_gather = all_gather_over(resolved, device)
+        all_gather = all_gather_over(resolved, device, limit_of(timeout))
         if resolved is None:
             all_gather(b"")  # Says what is missing.
         rank, world_size = dist.get_rank(resolved), dist.get_world_size(resolved)

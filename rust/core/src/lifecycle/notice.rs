@@ -67,7 +67,8 @@ impl Notice {
                 words[MILLISECONDS] = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
             }
             Error::Mismatch { rank, own, peer, theirs } => {
-                (put(OWN, own.0), put(THEIRS, theirs.0));
+                put(OWN, own.0);
+                put(THEIRS, theirs.0);
                 (words[KIND], words[ABOUT], words[MISSING]) = (MISMATCH, *rank as u32, *peer as u32);
             }
             Error::PeerRefused { rank, operation, peer } => {
