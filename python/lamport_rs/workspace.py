@@ -21,8 +21,8 @@ from lamport_rs.sizing import default_comm_size
 from lamport_rs.timeouts import default_timeout, limit_of
 from lamport_rs.tracing import never_compiled
 
-RESET_TIMEOUT = 30.0
-"""Seconds that a reset waits for its peers."""
+RESET_SLACK = 30.0
+"""Seconds that a reset waits for its peers, beyond the time after which kernels have given up."""
 _CLEANED_UP = "this workspace was cleaned up; create a new one on every rank"
 
 
@@ -97,6 +97,7 @@ class LamportWorkspace:
             self._backend, self._device = resolve_backend(backend, device)
             least = None if two_shot_from is None else as_integer("two_shot_from", two_shot_from)
         cuda_index = self._device.index if self._backend == "cuda" else None
+        self._timeout = seconds if seconds > 0 else math.inf
         settings = self._rank, self._world_size, self._comm_size, seconds, least
         self._core = _core.Workspace(*settings, cuda_index, all_gather)
         self._table = from_dlpack(self._core.table())
@@ -246,11 +247,15 @@ class LamportWorkspace:
         Raises:
             LamportTimeoutError: If an operation missed a peer, on this rank or on another.
             LamportMismatchError: If the ranks called different operations.
-            LamportAbortedError: If a rank has aborted, failed otherwise, or is dead. That a peer was cleaned up is told
-                by the next operation only, which needs it.
+            LamportAbortedError: If a rank has aborted or failed otherwise, or its process has ended, which is asked for
+                every 50 ms at most. That a peer was cleaned up is told by the next operation only, which needs it.
             LamportError: If the workspace was cleaned up.
         """
-        self._usable_core().check()
+        try:
+            self._usable_core().check()
+        except LamportError as error:
+            log_fault(error)
+            raise
 
     @never_compiled
     def abort(self, reason: str) -> None:
@@ -265,14 +270,15 @@ class LamportWorkspace:
         self._usable_core().abort(reason)
 
     @never_compiled
-    def reset(self, timeout: float = RESET_TIMEOUT) -> None:
+    def reset(self, timeout: float | None = None) -> None:
         """Make a workspace that has failed work again, on the same memory. Collective: every rank calls it.
 
         Tables, and CUDA graphs that were captured before, are right again. All operations that were called before must
         have ended or failed: on a GPU it waits for the device. Numbers of operations begin at 1 again.
 
         Args:
-            timeout: Seconds that it waits for the other ranks; 0 or infinite for no limit.
+            timeout: Seconds that it waits for the other ranks; 0 or infinite for no limit. None: one and a half times
+                the workspace's own, as kernels that wait for a peer end then, and 30 s more.
 
         Raises:
             LamportTimeoutError: If ranks did not call it in time: `missing_ranks`. It can be called again, unless some
@@ -280,7 +286,8 @@ class LamportWorkspace:
             LamportAbortedError: If a rank was cleaned up, or is dead.
             LamportError: If an earlier reset ended half-way, or an operation is running on this rank.
         """
-        self._usable_core().reset(as_seconds("timeout", timeout))
+        seconds = 1.5 * self._timeout + RESET_SLACK if timeout is None else as_seconds("timeout", timeout)
+        self._usable_core().reset(seconds)
 
     def status(self) -> WorkspaceStatus:
         """Return what the workspace has done and what became of it, on this rank. Waits for nothing."""

@@ -76,7 +76,7 @@ impl Workspace {
     /// Resets, why it cannot be used, work by kind (name, operations, bytes), the longest wait in seconds, and for whom.
     fn status(&self) -> Status {
         let lifecycle = self.workspace.lifecycle();
-        let failure = self.workspace.check().err().map(|error| error.to_string());
+        let failure = lifecycle.fault().map(|(error, _)| error.to_string());
         let work = lifecycle.tally.work();
         let work = work.iter().map(|work| (work.kind.name(), work.operations, work.bytes)).collect();
         let (wait, ranks) = lifecycle.tally.longest_wait();

@@ -110,8 +110,8 @@ pub enum Error {
     },
     /// A peer's caller was refused the operation that this rank runs.
     #[error(
-        "the ranks differ: rank {rank} runs {operation}, but rank {peer} has refused its call of that number, or a later \
-         one, which raised an error there. {NO_LONGER}"
+        "the ranks differ: rank {rank} runs {operation}, but rank {peer} has refused its call of that number, which \
+         raised an error there, or had nothing to do in it. {NO_LONGER}"
     )]
     PeerRefused {
         /// A rank that waits.
@@ -141,6 +141,12 @@ pub enum Error {
         /// For whom.
         missing: RankSet,
     },
+    /// A reset of ranks that have no memory of the host in common.
+    #[error(
+        "a reset takes pages of shared memory that some ranks of this group could not map, as they do not see each other's \
+         processes: create a new workspace on every rank"
+    )]
+    PagesMissing,
     /// A reset that ended half-way.
     #[error("a reset of this workspace has failed half-way, so it stays as it is: create a new one on every rank")]
     HalfReset,

@@ -38,7 +38,7 @@ impl<'a> Interrupts<'a> {
     pub fn check(&mut self) -> Result<(), Error> {
         let operation = self.operation;
         match self.lifecycle.end_of(operation, RankSet::default(), false) {
-            Some(error) => Err(error),
+            Some(end) => Err(end.error),
             None => self.check_caller(Instant::now(), RankSet::default()),
         }
     }

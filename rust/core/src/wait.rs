@@ -14,6 +14,7 @@ use lamport_rs_protocol::rank_set::RankSet;
 
 use crate::error::Error;
 use crate::interrupts::Interrupts;
+use crate::lifecycle::End;
 use crate::operations::operation::Operation;
 use crate::parking::Parking;
 
@@ -99,8 +100,8 @@ struct Backoff {
     gave_way: bool,
     /// For how long it had parked when it last asked whether the peers' processes live.
     asked_for_processes: Duration,
-    /// Something has ended this wait, unless all has come by now.
-    ends: bool,
+    /// A rank that takes part in nothing more, unless what it has sent before is there by now.
+    gone: Option<usize>,
     /// For whom it parked last.
     missing: RankSet,
 }
@@ -115,7 +116,7 @@ impl Backoff {
             sleeper: Sleeper::default(),
             gave_way: false,
             asked_for_processes: Duration::ZERO,
-            ends: false,
+            gone: None,
             missing: RankSet::default(),
         }
     }
@@ -158,14 +159,15 @@ impl<'a, 'o> BoundedWait<'a, 'o> {
         if asks_for_processes {
             backoff.asked_for_processes = waited;
         }
-        if let Some(error) = interrupts.lifecycle.end_of(operation, missing, asks_for_processes || backoff.ends) {
-            if backoff.ends {
+        let asks = asks_for_processes || backoff.gone.is_some();
+        if let Some(End { error, unless }) = interrupts.lifecycle.end_of(operation, missing, asks) {
+            if unless == backoff.gone {
                 return Err(error);
             }
-            backoff.ends = true;
+            backoff.gone = unless;
             return Ok(());
         }
-        backoff.ends = false;
+        backoff.gone = None;
         if timeout.is_some_and(|timeout| waited >= timeout) {
             return Err(Error::Timeout { operation, waited, missing });
         }

@@ -15,7 +15,9 @@
 //! Nothing is put back when an epoch ends: words of an earlier one mean nothing. So nothing is lost if a rank tells
 //! something while others begin anew. All ranks take it as said in the epoch that it was said in.
 //!
-//! No step waits for another thread or allocates: a signal's handler may tell too.
+//! No step waits for another thread or allocates: a signal's handler may tell too. (A thread that is held up between its
+//! claim and its last word for as long as a whole reset takes may be heard in the next epoch by some: an epoch that fails
+//! once more is no harm.)
 //!
 //! # Beginning anew
 //!
@@ -34,8 +36,8 @@ pub const NOTICE_WORDS: usize = 80;
 /// Words of a page.
 pub const PAGE_WORDS: usize = NOTICE + NOTICE_WORDS;
 
-/// What [`StatusWords::load`] of [`Notices::refused`] is before any call was refused: no number of a call.
-pub const NONE_REFUSED: u32 = u32::MAX;
+/// Where no call was refused: no number of a call.
+const NONE_REFUSED: u32 = u32::MAX;
 
 // Words of a page. Each line of 64 bytes has the writers of one kind.
 const TOLD: usize = 0;
@@ -121,15 +123,24 @@ impl<W: StatusWords> Notices<'_, W> {
         left
     }
 
-    /// Lets peers know that this rank has refused its call `number`, for which they may wait.
+    /// Lets peers know that this rank has refused its call `number`, for which they may wait. Of several calls in a row the
+    /// first counts: it is the one that they wait for.
     pub fn refuse(&self, number: u32) {
-        self.words.store(self.rank, REFUSED, number);
+        self.words.replace(self.rank, REFUSED, NONE_REFUSED, number);
     }
 
-    /// Whether `rank` has refused its call `number`, or a later one: numbers go round at `mask`.
-    pub fn has_refused(&self, rank: usize, number: u32, mask: u32) -> bool {
-        let refused = self.words.load(rank, REFUSED);
-        refused != NONE_REFUSED && refused.wrapping_sub(number) & mask <= mask / 2
+    /// To be called when this rank begins an operation. What it has refused before is of no concern then: peers find
+    /// another header than theirs.
+    #[inline]
+    pub fn serve(&self) {
+        if self.words.load(self.rank, REFUSED) != NONE_REFUSED {
+            self.words.store(self.rank, REFUSED, NONE_REFUSED);
+        }
+    }
+
+    /// Whether `rank` has refused its call `number`, and begun no operation since.
+    pub fn has_refused(&self, rank: usize, number: u32) -> bool {
+        self.words.load(rank, REFUSED) == number
     }
 }
 

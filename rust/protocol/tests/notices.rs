@@ -152,7 +152,7 @@ fn without_release_they_need_not_be() {
 }
 
 #[test]
-fn what_an_earlier_epoch_told_is_over_and_numbers_go_round() {
+fn what_an_earlier_epoch_told_is_over_and_what_was_refused_before_an_operation_too() {
     loom::model(|| {
         let pages = Pages::new(Protocol::AsShipped);
         assert!(pages.of(0, 4).tell(&[1; NOTICE_WORDS]));
@@ -162,11 +162,11 @@ fn what_an_earlier_epoch_told_is_over_and_numbers_go_round() {
         assert!(pages.of(0, 5).tell(&[3]));
         let notices = pages.of(0, 5);
         lamport_rs_protocol::notices::initialise(&*pages, 0);
-        assert!(!notices.has_refused(0, 5, 0xff));
+        assert!(!notices.has_refused(0, 5));
         notices.refuse(5);
-        assert!(
-            notices.has_refused(0, 5, 0xff) && notices.has_refused(0, 4, 0xff) && notices.has_refused(0, 250, 0xff)
-        );
-        assert!(!notices.has_refused(0, 6, 0xff));
+        notices.refuse(6);
+        assert!(notices.has_refused(0, 5) && !notices.has_refused(0, 6) && !notices.has_refused(0, 4));
+        notices.serve();
+        assert!(!notices.has_refused(0, 5));
     });
 }

@@ -3,33 +3,36 @@
 //!
 //! | module | concept |
 //! | --- | --- |
-//! | [`pages`] | the shared memory through which ranks tell each other, and whether their processes live |
+//! | [`pages`] | the shared memory through which ranks tell each other |
+//! | `process` | whether a peer's process lives |
 //! | [`notice`] | what they tell |
+//! | `reset` | how all ranks begin anew |
 //! | [`tally`] | what the workspace has done, for `status` |
 //!
 //! [`lamport_rs_protocol::notices`] says how they tell it, and why nothing is lost.
 
 pub mod notice;
 pub mod pages;
+mod process;
+mod reset;
 pub mod tally;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lamport_rs_protocol::notices::{NONE_REFUSED, Notices, Stage, Stages};
+use lamport_rs_protocol::notices::Notices;
 use lamport_rs_protocol::rank_set::RankSet;
 
 use self::notice::Notice;
 use self::pages::{Pages, Words};
 use self::tally::Tally;
 use crate::error::{Cause, Error, Result};
-use crate::interrupts::{INTERRUPT_INTERVAL, Interrupted};
 use crate::memory::fork::Home;
-use crate::operations::operation::{NUMBER_MASK, Operation};
+use crate::operations::operation::Operation;
 
-/// Between two looks of a rank that waits in a reset: peers are late by as much as their devices take to stop.
-const RESET_INTERVAL: Duration = Duration::from_micros(100);
+/// How often `check` asks whether the peers' processes live, which takes a system call.
+const PROCESSES_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Whether one rank's workspace may be used, and what its peers have told.
 #[derive(Debug)]
@@ -46,6 +49,9 @@ pub struct Lifecycle {
     /// Why no further operation may run, until a reset.
     failure: Mutex<Option<Error>>,
     half_reset: AtomicBool,
+    made: Instant,
+    /// Milliseconds after that, when `check` last asked whether the peers' processes live.
+    asked_for_processes: AtomicU64,
     /// What it has done.
     pub tally: Tally,
 }
@@ -62,6 +68,8 @@ impl Lifecycle {
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
             half_reset: AtomicBool::new(false),
+            made: Instant::now(),
+            asked_for_processes: AtomicU64::new(0),
             tally: Tally::default(),
         }
     }
@@ -89,8 +97,9 @@ impl Lifecycle {
         if self.failed.load(Ordering::Acquire) {
             return Err(self.failed_earlier());
         }
-        let told = self.notices().told();
-        if told.is_empty() { Ok(()) } else { Err(self.learn(told)) }
+        let notices = self.notices();
+        let told = notices.told();
+        if told.is_empty() { Ok(()) } else { Err(self.learn(&notices, told)) }
     }
 
     /// Whether this process may do anything with it.
@@ -109,25 +118,39 @@ impl Lifecycle {
     /// nothing.
     #[inline]
     pub fn check(&self) -> Result<()> {
-        self.check_here()?;
-        if self.failed.load(Ordering::Acquire) {
-            return self.failure().map_or(Ok(()), Err);
-        }
-        let told = self.notices().told();
-        if told.is_empty() { Ok(()) } else { self.learn_of_faults(told) }
-    }
-
-    #[cold]
-    fn learn_of_faults(&self, told: RankSet) -> Result<()> {
-        let notices = self.notices();
-        let errors = told.iter().map(|sender| notice::read(sender, &notices.read(sender)));
-        match errors.into_iter().find(|error| !matches!(error, Error::Aborted { cause: Cause::CleanedUp, .. })) {
-            Some(error) => {
-                self.remember(&error);
+        match self.fault() {
+            None => Ok(()),
+            Some((error, epoch)) => {
+                self.remember(&error, epoch);
                 Err(error)
             }
-            None => Ok(()),
         }
+    }
+
+    /// What `check` would raise, without taking note of it.
+    pub fn fault(&self) -> Option<(Error, u32)> {
+        if let Err(error) = self.check_here() {
+            return Some((error, self.epoch()));
+        }
+        if self.failed.load(Ordering::Acquire) {
+            return self.failure().map(|error| (error, self.epoch()));
+        }
+        let notices = self.notices();
+        let told = notices.told();
+        if !told.is_empty()
+            && let (sender, error) = first_of(&notices, told)
+            && !has_left_in_order(sender, &error)
+        {
+            return Some((error, notices.epoch));
+        }
+        let now = self.made.elapsed();
+        let asked = Duration::from_millis(self.asked_for_processes.load(Ordering::Relaxed));
+        if now < asked + PROCESSES_INTERVAL {
+            return None;
+        }
+        self.asked_for_processes.store(now.as_millis() as u64, Ordering::Relaxed);
+        let others = RankSet(u16::MAX >> (u16::BITS as usize - notices.world_size) & !told.0);
+        self.death_of(others).map(|error| (error, notices.epoch))
     }
 
     /// Why no operation may run, if that is so.
@@ -141,10 +164,9 @@ impl Lifecycle {
     }
 
     #[cold]
-    fn learn(&self, told: RankSet) -> Error {
-        let sender = told.iter().next().expect("somebody has told something");
-        let error = notice::read(sender, &self.notices().read(sender));
-        self.remember(&error);
+    fn learn(&self, notices: &Notices<'_, Words>, told: RankSet) -> Error {
+        let (_, error) = first_of(notices, told);
+        self.remember(&error, notices.epoch);
         error
     }
 
@@ -160,15 +182,27 @@ impl Lifecycle {
         Err(error)
     }
 
-    /// The first reason counts.
-    fn remember(&self, error: &Error) {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
-        self.failed.store(true, Ordering::Release);
+    /// Notes why no operation may run in this epoch. The first reason counts.
+    fn remember(&self, error: &Error, epoch: u32) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was said before a reset is over.
+        if epoch == self.epoch() {
+            failure.get_or_insert_with(|| error.clone());
+            self.failed.store(true, Ordering::Release);
+        }
+    }
+
+    /// Forgets why no operation might run. All ranks do.
+    fn begin_epoch(&self) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        *failure = None;
+        self.epoch.fetch_add(1, Ordering::Release);
+        self.failed.store(false, Ordering::Release);
     }
 
     /// Refuses all further operations, because one failed, and tells the peers.
     pub fn fail(&self, error: &Error) {
-        self.remember(error);
+        self.remember(error, self.epoch());
         self.notices().tell(Notice::failed(self.rank, error).words());
     }
 
@@ -188,32 +222,44 @@ impl Lifecycle {
         }
     }
 
-    /// Lets peers know that this rank has refused its call `number`.
+    /// Lets peers know that this rank has refused its call `number`, or had nothing to do in it.
     pub fn refuse(&self, number: u32) {
         if !self.home.is_elsewhere() {
             self.notices().refuse(number);
         }
     }
 
-    /// What ends an operation that waits for `missing`. If anything does, the operation must look once more at what it
-    /// awaits before it believes it: a peer may have sent all and left. `asks_for_processes`: a system call more.
-    pub fn end_of(&self, operation: Operation, missing: RankSet, asks_for_processes: bool) -> Option<Error> {
+    /// This rank begins an operation: calls that were refused before are of no concern any more.
+    #[inline]
+    pub fn serve(&self) {
+        self.notices().serve();
+    }
+
+    /// What ends an operation that waits for `missing`, if anything does. `asks_for_processes`: a system call more.
+    pub fn end_of(&self, operation: Operation, missing: RankSet, asks_for_processes: bool) -> Option<End> {
         if self.cleaned_up.load(Ordering::Relaxed) {
-            return Some(Error::CleanedUpMeanwhile { operation });
+            return Some(End { error: Error::CleanedUpMeanwhile { operation }, unless: None });
         }
         let notices = self.notices();
-        for sender in notices.told().iter() {
-            match notice::read(sender, &notices.read(sender)) {
-                // It may have sent all that this operation awaits.
-                Error::Aborted { cause: Cause::CleanedUp, .. } if !missing.contains(sender) => {}
-                error => return Some(error.seen_by(self.rank, operation)),
+        let told = notices.told();
+        if !told.is_empty() {
+            let (sender, error) = first_of(&notices, told);
+            if !has_left_in_order(sender, &error) {
+                return Some(End { error: error.seen_by(self.rank, operation), unless: None });
             }
         }
-        let number = operation.number();
-        if let Some(peer) = missing.iter().find(|peer| notices.has_refused(*peer, number, NUMBER_MASK)) {
-            return Some(Error::PeerRefused { rank: self.rank, operation, peer });
+        let unless = |rank: usize, error| Some(End { error, unless: Some(rank) });
+        if let Some(rank) = notices.left(missing).iter().next() {
+            return unless(rank, Error::Aborted { rank, cause: Cause::CleanedUp, reason: String::new() });
         }
-        if asks_for_processes { self.death_of(missing) } else { None }
+        if let Some(peer) = missing.iter().find(|peer| notices.has_refused(*peer, operation.number())) {
+            return unless(peer, Error::PeerRefused { rank: self.rank, operation, peer });
+        }
+        let death = if asks_for_processes { self.death_of(missing) } else { None };
+        death.and_then(|error| match error {
+            Error::Aborted { rank, .. } => unless(rank, error),
+            _ => None,
+        })
     }
 
     /// The error that one of `ranks` has ended with its process.
@@ -222,68 +268,27 @@ impl Lifecycle {
         let process = self.pages.process(rank).unwrap_or_default();
         Some(Error::Aborted { rank, cause: Cause::Ended, reason: format!("process {process} is gone") })
     }
+}
 
-    /// Begins anew, with all ranks: `stop` returns when this rank stores nothing more into its peers' slots, `refill`
-    /// when its own slots are as they were at first. The workspace works again then.
-    pub fn reset(
-        &self,
-        timeout: Option<Duration>,
-        interrupted: Interrupted<'_>,
-        stop: impl FnOnce() -> Result<()>,
-        refill: impl FnOnce() -> Result<()>,
-    ) -> Result<()> {
-        self.check_here()?;
-        if self.half_reset.load(Ordering::Relaxed) {
-            return Err(Error::HalfReset);
-        }
-        stop()?;
-        let stages = Stages(self.notices());
-        stages.arrive(Stage::Stopped);
-        self.wait_for(Stage::Stopped, timeout, interrupted).inspect_err(|_| stages.arrive(Stage::None))?;
-        // From here on some ranks may have begun anew, and others not.
-        self.half_reset.store(true, Ordering::Relaxed);
-        refill()?;
-        // Calls are counted anew.
-        self.notices().refuse(NONE_REFUSED);
-        stages.arrive(Stage::Filled);
-        self.wait_for(Stage::Filled, timeout, interrupted)?;
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        *failure = None;
-        self.failed.store(false, Ordering::Relaxed);
-        self.epoch.fetch_add(1, Ordering::Release);
-        self.half_reset.store(false, Ordering::Relaxed);
-        Ok(())
-    }
+/// What ends an operation that waits.
+pub struct End {
+    /// Its error.
+    pub error: Error,
+    /// A rank that takes part in nothing more. But it may have sent what is awaited before: the operation has to look
+    /// once more, and ends if it still misses that rank.
+    pub unless: Option<usize>,
+}
 
-    fn wait_for(&self, stage: Stage, timeout: Option<Duration>, interrupted: &mut dyn FnMut() -> bool) -> Result<()> {
-        let began = Instant::now();
-        let mut asked = began;
-        loop {
-            let missing = Stages(self.notices()).missing(stage);
-            if missing.is_empty() {
-                return Ok(());
-            }
-            self.check_here()?;
-            if let Some(rank) = self.notices().left(missing).iter().next() {
-                return Err(Error::Aborted { rank, cause: Cause::CleanedUp, reason: String::new() });
-            }
-            if let Some(error) = self.death_of(missing) {
-                return Err(error);
-            }
-            let now = Instant::now();
-            let waited = now - began;
-            if timeout.is_some_and(|timeout| waited >= timeout) {
-                return Err(Error::ResetTimeout { waited, missing });
-            }
-            if now - asked >= INTERRUPT_INTERVAL {
-                asked = now;
-                if interrupted() {
-                    return Err(Error::ResetTimeout { waited, missing });
-                }
-            }
-            std::thread::sleep(RESET_INTERVAL);
-        }
-    }
+/// Whether a notice says that its own sender was cleaned up: others may not need it any more.
+fn has_left_in_order(sender: usize, error: &Error) -> bool {
+    matches!(error, Error::Aborted { rank, cause: Cause::CleanedUp, .. } if *rank == sender)
+}
+
+/// What one of the ranks that have told something says, and which: a fault rather than what may follow from one.
+fn first_of(notices: &Notices<'_, Words>, told: RankSet) -> (usize, Error) {
+    let read = |sender: usize| (sender, notice::read(sender, &notices.read(sender)));
+    let fault = told.iter().map(read).find(|(sender, error)| !has_left_in_order(*sender, error));
+    fault.unwrap_or_else(|| read(told.iter().next().expect("somebody has told something")))
 }
 
 impl Drop for Lifecycle {

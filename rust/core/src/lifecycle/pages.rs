@@ -1,7 +1,6 @@
 //! The pages of a group's [notices](lamport_rs_protocol::notices): a page of shared memory of each rank, whatever memory
-//! its slots are in, and whether the ranks' processes live.
+//! its slots are in, and its process.
 
-use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,8 +9,8 @@ use lamport_rs_protocol::notices::{self, PAGE_WORDS, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::process::Process;
 use crate::error::{Error, Result};
 use crate::memory::handle::Handle;
 use crate::memory::host::{self, Block, Mapping};
@@ -27,7 +26,7 @@ impl OwnPage {
     /// Allocates it.
     pub fn allocate() -> Result<Self> {
         let page = Self(Block::allocate(PAGE_BYTES, 0)?);
-        notices::initialise(&Words(vec![page.0.pointer().cast()]), 0);
+        notices::initialise(&Words(vec![Some(page.0.pointer().cast())]), 0);
         Ok(page)
     }
 
@@ -41,7 +40,8 @@ impl OwnPage {
 #[derive(Debug)]
 pub struct PeerPage {
     mapping: Mapping,
-    process: Process,
+    /// None if it is this one.
+    process: Option<Arc<Process>>,
 }
 
 impl PeerPage {
@@ -49,24 +49,9 @@ impl PeerPage {
     pub fn open(handle: &[u8], mark: Vector) -> Result<Self> {
         let handle = Handle::decode(handle)
             .ok_or_else(|| Error::Argument("the handle of its page of notices cannot be read".into()))?;
-        Ok(Self { mapping: host::open(&handle, mark, PAGE_BYTES)?, process: Process::of(handle.process) })
-    }
-}
-
-/// A peer's process.
-#[derive(Debug)]
-struct Process {
-    number: u32,
-    /// What tells that it has ended. None if the kernel cannot say (before Linux 5.3), or there are no more descriptors:
-    /// a death is then noticed by the time that an operation takes.
-    descriptor: Option<OwnedFd>,
-}
-
-impl Process {
-    /// The process of that number, which is alive: it takes part in the construction.
-    fn of(number: u32) -> Self {
-        let pid = i32::try_from(number).ok().and_then(Pid::from_raw);
-        Self { number, descriptor: pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) }
+        let mapping = host::open(&handle, mark, PAGE_BYTES)?;
+        let is_other = handle.process != std::process::id();
+        Ok(Self { mapping, process: is_other.then(|| Process::of(handle.process)) })
     }
 }
 
@@ -75,45 +60,47 @@ impl Process {
 pub struct Pages {
     /// What they say.
     pub words: Words,
-    /// By rank; none for this rank, and where ranks are threads of one process.
-    processes: Vec<Option<Process>>,
+    /// By rank; none for this process.
+    processes: Vec<Option<Arc<Process>>>,
     /// Keep `words` valid.
     _mappings: Vec<Arc<Mapping>>,
 }
 
 impl Pages {
-    /// Of `own` and its peers', which are in rank order with none at this rank's own place.
-    pub fn new(own: OwnPage, peers: Vec<Option<PeerPage>>) -> Self {
-        let mut own = Some(own.0.into_mapping());
-        let (mut mappings, mut processes) = (vec![], vec![]);
-        for peer in peers {
-            let (mapping, process) = match peer {
-                Some(PeerPage { mapping, process }) => (mapping, Some(process)),
-                None => (own.take().expect("one place is this rank's"), None),
-            };
-            mappings.push(Arc::new(mapping));
-            processes.push(process);
-        }
+    /// Of `rank`, whose page is `own`, and its peers in rank order, of whom some may have none.
+    pub fn new(rank: usize, own: OwnPage, peers: Vec<Option<PeerPage>>) -> Self {
+        let mut pages: Vec<_> = peers
+            .into_iter()
+            .map(|peer| peer.map_or((None, None), |peer| (Some(Arc::new(peer.mapping)), peer.process)))
+            .collect();
+        pages[rank].0 = Some(Arc::new(own.0.into_mapping()));
+        let (mappings, processes): (Vec<_>, _) = pages.into_iter().unzip();
         Self::over(mappings, processes)
     }
 
     /// The pages of each rank of a group of threads.
     pub fn in_process(world_size: usize) -> Result<Vec<Self>> {
-        let mappings =
-            (0..world_size).map(|_| Ok(Arc::new(OwnPage::allocate()?.0.into_mapping()))).collect::<Result<Vec<_>>>()?;
+        let mappings = (0..world_size)
+            .map(|_| Ok(Some(Arc::new(OwnPage::allocate()?.0.into_mapping()))))
+            .collect::<Result<Vec<_>>>()?;
         let of_threads = |_| (0..world_size).map(|_| None).collect();
         Ok((0..world_size).map(|rank| Self::over(mappings.clone(), of_threads(rank))).collect())
     }
 
-    fn over(mappings: Vec<Arc<Mapping>>, processes: Vec<Option<Process>>) -> Self {
-        let words = mappings.iter().map(|mapping| mapping.pointer().cast()).collect();
-        Self { words: Words(words), processes, _mappings: mappings }
+    fn over(mappings: Vec<Option<Arc<Mapping>>>, processes: Vec<Option<Arc<Process>>>) -> Self {
+        let words = mappings.iter().map(|mapping| mapping.as_ref().map(|mapping| mapping.pointer().cast())).collect();
+        Self { words: Words(words), processes, _mappings: mappings.into_iter().flatten().collect() }
+    }
+
+    /// Whether all ranks' pages are there.
+    pub fn are_complete(&self) -> bool {
+        self.words.0.iter().all(Option::is_some)
     }
 
     /// Of `ranks`, those whose processes have ended.
     pub fn ended(&self, ranks: RankSet) -> RankSet {
-        let alive = |rank: &usize| self.processes.get(*rank)?.as_ref()?.descriptor.as_ref().map(|file| (*rank, file));
-        let asked: Vec<_> = ranks.iter().filter_map(|rank| alive(&rank)).collect();
+        let of_rank = |rank: usize| Some((rank, self.processes.get(rank)?.as_ref()?.descriptor.as_ref()?));
+        let asked: Vec<_> = ranks.iter().filter_map(of_rank).collect();
         let mut files: Vec<_> = asked.iter().map(|(_, file)| PollFd::new(file, PollFlags::IN)).collect();
         let mut ended = RankSet::default();
         if poll(&mut files, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0) {
@@ -132,9 +119,10 @@ impl Pages {
     }
 }
 
-/// The words of pages, each of which is at least [`PAGE_WORDS`] long and valid for as long as this is used.
+/// The words of pages, each of which is at least [`PAGE_WORDS`] long and valid for as long as this is used. Where there is
+/// no page, words are 0 and stay so.
 #[derive(Debug)]
-pub struct Words(Vec<NonNull<AtomicU32>>);
+pub struct Words(Vec<Option<NonNull<AtomicU32>>>);
 
 // SAFETY: the words are accessed as atomics only.
 unsafe impl Send for Words {}
@@ -148,25 +136,29 @@ impl Words {
     }
 
     #[inline]
-    fn word(&self, rank: usize, word: usize) -> &AtomicU32 {
+    fn word(&self, rank: usize, word: usize) -> Option<&AtomicU32> {
         assert!(word < PAGE_WORDS);
         // SAFETY: within the page, which is mapped, and aligned as pages are; all accesses are atomic.
-        unsafe { self.0[rank].add(word).as_ref() }
+        self.0[rank].map(|page| unsafe { page.add(word).as_ref() })
     }
 }
 
 impl StatusWords for Words {
     #[inline]
     fn load(&self, rank: usize, word: usize) -> u32 {
-        self.word(rank, word).load(Ordering::Acquire)
+        self.word(rank, word).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
     fn store(&self, rank: usize, word: usize, value: u32) {
-        self.word(rank, word).store(value, Ordering::Release);
+        if let Some(word) = self.word(rank, word) {
+            word.store(value, Ordering::Release);
+        }
     }
 
     fn replace(&self, rank: usize, word: usize, current: u32, new: u32) -> bool {
-        self.word(rank, word).compare_exchange(current, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        let replace =
+            |word: &AtomicU32| word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        self.word(rank, word).is_some_and(replace)
     }
 }
 
@@ -175,16 +167,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_ends_is_noticed_and_one_that_lives_is_not() {
+    fn ranks_whose_process_has_ended_are_found() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let block = || Arc::new(OwnPage::allocate().unwrap().0.into_mapping());
+        let page = || Some(Arc::new(OwnPage::allocate().unwrap().0.into_mapping()));
         let processes = vec![None, Some(Process::of(child.id())), Some(Process::of(std::process::id()))];
-        let pages = Pages::over(vec![block(), block(), block()], processes);
+        let pages = Pages::over(vec![page(), page(), page()], processes);
         let all = RankSet(0b111);
         assert!(pages.ended(all).is_empty());
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(pages.ended(all), RankSet(0b10));
         assert!(pages.ended(RankSet(0b101)).is_empty());
+    }
+
+    #[test]
+    fn words_of_a_page_that_is_not_there_are_0() {
+        let pages = Pages::new(1, OwnPage::allocate().unwrap(), vec![None, None]);
+        assert!(!pages.are_complete());
+        pages.words.store(0, 3, 7);
+        assert!(!pages.words.replace(0, 3, 0, 7));
+        assert_eq!(pages.words.load(0, 3), 0);
+        pages.words.store(1, 3, 7);
+        assert_eq!(pages.words.load(1, 3), 7);
     }
 }

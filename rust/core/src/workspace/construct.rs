@@ -16,6 +16,8 @@ use crate::workspace::hello::{self, AS_MEASURED, Hello};
 pub trait Backend {
     /// Its name in the API.
     const NAME: &'static str;
+    /// Whether ranks must see each other's processes. Otherwise those that do not go without notices.
+    const NEEDS_PAGES: bool = true;
     /// A block that this rank owns.
     type Block: Debug;
     /// A mapping of a peer's block.
@@ -121,7 +123,7 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
     hello::check_distinct(&hellos, B::identity)?;
     let mapped = exchange.transcript().and_then(|brought| {
         let peers = map_peers(backend, &request, &own, &hellos)?;
-        Ok((peers, if page.is_some() { map_pages(request.rank, &hellos)? } else { vec![] }, brought))
+        Ok((peers, if page.is_some() { map_pages::<B>(request.rank, &hellos)? } else { vec![] }, brought))
     });
     let (peers, pages, brought) = match mapped {
         Ok((peers, pages, brought)) => (peers, pages, Ok(brought)),
@@ -130,7 +132,7 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
     Transcript::check(&exchange.agree(brought)?)?;
     backend.all_have_mapped(&mut own);
     let nonces = hellos.iter().map(|hello| hello.nonce).collect();
-    Ok(Group { own, peers, nonces, pages: page.map(|own| Pages::new(own, pages)) })
+    Ok(Group { own, peers, nonces, pages: page.map(|own| Pages::new(request.rank, own, pages)) })
 }
 
 /// Maps the block of every other rank.
@@ -162,14 +164,19 @@ fn map_peers<B: Backend>(
 }
 
 /// Maps the page of every other rank.
-fn map_pages(rank: usize, hellos: &[Hello]) -> Result<Vec<Option<PeerPage>>> {
+fn map_pages<B: Backend>(rank: usize, hellos: &[Hello]) -> Result<Vec<Option<PeerPage>>> {
     let open = |(peer, hello): (usize, &Hello)| {
         if peer == rank {
             return Ok(None);
         }
-        PeerPage::open(&hello.page, hello.nonce).map(Some).map_err(|error| {
-            Error::Argument(format!("cannot map the page of notices of rank {peer} ({}): {error}", hello.device))
-        })
+        match PeerPage::open(&hello.page, hello.nonce) {
+            Ok(page) => Ok(Some(page)),
+            Err(_) if !B::NEEDS_PAGES => Ok(None),
+            Err(error) => {
+                let device = &hello.device;
+                Err(Error::Argument(format!("cannot map the page of notices of rank {peer} ({device}): {error}")))
+            }
+        }
     };
     hellos.iter().enumerate().map(open).collect()
 }

@@ -230,7 +230,7 @@ impl CudaWorkspace {
     /// thread is launching one.
     #[inline]
     pub fn begin(&self, description: &Description, stream: sys::CUstream) -> Result<Launching<'_>> {
-        self.check_open()?;
+        self.look_for_faults()?;
         let state = self.state.access(description.kind.name())?;
         self.lifecycle().tally.count(description);
         let entered = self.device.enter()?;

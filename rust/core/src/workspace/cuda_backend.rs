@@ -45,6 +45,7 @@ impl CudaBackend {
 
 impl Backend for CudaBackend {
     const NAME: &'static str = "cuda";
+    const NEEDS_PAGES: bool = false;
     type Block = DeviceMemory;
     type Peer = PeerMemory;
 

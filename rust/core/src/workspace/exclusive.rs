@@ -133,11 +133,14 @@ impl<T> Exclusive<T> {
     /// Access for `operation`.
     #[inline]
     pub fn access(&self, operation: &'static str) -> Result<Access<'_, T>> {
-        self.lifecycle.check_usable()?;
-        let entered = self.gate.enter(operation)?;
-        // Again: the holder before may have failed.
-        self.lifecycle.check_usable()?;
-        Ok(Access { exclusive: self, _entered: entered })
+        match self.gate.enter(operation) {
+            Ok(entered) => {
+                self.lifecycle.check_usable()?;
+                Ok(Access { exclusive: self, _entered: entered })
+            }
+            // That it cannot be used at all says more.
+            Err(error) => Err(self.lifecycle.check_usable().err().unwrap_or(error)),
+        }
     }
 
     /// Access for `operation` although others have failed.

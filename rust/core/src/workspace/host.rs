@@ -295,6 +295,7 @@ impl HostWorkspace {
             error.seen_by(self.member.rank, numbered(number))
         })?;
         self.lifecycle().tally.count(description);
+        self.lifecycle().serve();
         let operation = numbered(self.next_number());
         let interrupts = Interrupts::new(operation, self.lifecycle(), interrupted);
         Ok(Running { blocks: self.blocks, operation, interrupts, state })
