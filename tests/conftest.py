@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from ranks import SHARING, ProcessRanks, on_the_host, one_gpu_per_rank
+from ranks import SHARING, ProcessRanks, let_go, on_the_host, one_gpu_per_rank
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         may_share = share and item.get_closest_marker("own_gpus") is None
         if marker and gpus < needed and not may_share:
             item.add_marker(pytest.mark.skip(reason=f"needs {needed} CUDA GPUs, and there are {gpus}"))
+
+
+@pytest.fixture(autouse=True)
+def _let_go() -> Iterator[None]:
+    yield
+    let_go()
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,11 @@ def one_gpu_per_rank(rank: int) -> torch.device:
 _kept: deque[lamport_rs.LamportWorkspace] = deque(maxlen=16)
 
 
+def let_go() -> None:
+    """Let the workspaces go that this process's ranks were to keep."""
+    _kept.clear()
+
+
 @dataclass
 class Rank:
     """What a rank's function is given."""

@@ -131,7 +131,7 @@ def test_a_signal_handler_has_the_callers_setting_and_may_change_it(ranks_of):
 
 
 def miss_a_rank(me: Rank) -> None:
-    workspace = me.workspace(timeout=0.2)
+    workspace = me.workspace(kept=True, timeout=0.2)
     if me.rank == 1:
         with flushing(), pytest.raises(lamport_rs.LamportTimeoutError):
             lamport_rs.all_reduce(torch.ones(8), workspace)

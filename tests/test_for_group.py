@@ -236,7 +236,7 @@ def test_questions_without_an_answer_are_errors():
 
 
 def fail_and_log(me: Rank) -> None:
-    workspace = me.workspace(4096, timeout=0.2)
+    workspace = me.workspace(4096, kept=True, timeout=0.2)
     if me.rank == 0:
         with pytest.raises(LamportError):
             lamport_rs.all_reduce(X, workspace)

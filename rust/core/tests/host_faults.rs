@@ -124,19 +124,23 @@ fn an_operation_ends_when_its_workspace_is_cleaned_up_from_within_its_wait() {
 
 #[test]
 fn an_operation_from_within_another_is_refused_at_once_and_the_other_goes_on() {
-    let workspaces = HostWorkspace::in_process(2, 4096, Some(LONG)).unwrap();
+    // Of several segments: the peer waits for more of it after the refusal.
+    const ELEMENTS: usize = 600_000;
+    let workspaces = HostWorkspace::in_process(2, 4 << 20, Some(LONG)).unwrap();
     let refused = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let peer = scope.spawn(|| {
             while !refused.load(Ordering::Relaxed) {
                 std::thread::yield_now();
             }
-            sum(&workspaces[1], 8, None, &mut never).unwrap();
+            sum(&workspaces[1], ELEMENTS, None, &mut never).unwrap();
         });
-        let outcome = sum(&workspaces[0], 8, None, &mut || {
+        let outcome = sum(&workspaces[0], ELEMENTS, None, &mut || {
             let inner = sum(&workspaces[0], 8, None, &mut never);
             assert!(matches!(inner, Err(Error::WithinOperation { operation: "all_reduce" })), "{inner:?}");
+            workspaces[0].note_refusal();
             refused.store(true, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(100));
             false
         });
         outcome.unwrap();

@@ -1,6 +1,7 @@
 //! Faults that are told to the peers, and what makes a workspace work again, with ranks as threads that are joined by
 //! hand, as in `host_faults.rs`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::error::{Cause, Error, Result};
@@ -146,6 +147,51 @@ fn a_group_that_is_reset_works_again_whatever_had_happened() {
         }
         assert!(workspaces.iter().all(|workspace| workspace.lifecycle().check().is_ok()));
         assert!(workspaces.iter().all(|workspace| workspace.lifecycle().epoch() == round as u32 + 1));
+    }
+}
+
+#[test]
+fn a_check_beside_a_reset_does_not_bring_the_old_fault_back() {
+    let workspaces = group(2);
+    let (over, mut brought_back) = (AtomicBool::new(false), false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let _ = workspaces[0].lifecycle().check();
+            }
+        });
+        for _ in 0..500 {
+            workspaces[1].lifecycle().abort("again").unwrap();
+            for outcome in each(&workspaces, |workspace| workspace.reset(Some(LONG), &mut never)) {
+                outcome.unwrap();
+            }
+            brought_back |= workspaces.iter().any(|workspace| workspace.lifecycle().check().is_err());
+        }
+        over.store(true, Ordering::Relaxed);
+        watcher.join().unwrap();
+    });
+    assert!(!brought_back);
+}
+
+#[test]
+fn a_fault_is_named_rather_than_what_followed_from_it() {
+    let workspaces = group(3);
+    workspaces[2].lifecycle().abort("the cause").unwrap();
+    workspaces[0].lifecycle().clean_up();
+    let (outcome, _) = sum_of_ones(&workspaces[1]);
+    assert!(matches!(outcome, Err(Error::Aborted { rank: 2, .. })), "{outcome:?}");
+}
+
+#[test]
+fn a_rank_that_was_cleaned_up_is_not_awaited_whatever_it_had_told_before() {
+    let workspaces = group(2);
+    workspaces[0].lifecycle().abort("first").unwrap();
+    for outcome in each(&workspaces, |workspace| workspace.reset(Some(LONG), &mut never)) {
+        outcome.unwrap();
+    }
+    for (error, took) in while_they_wait(&workspaces, |last| last.lifecycle().clean_up()) {
+        assert!(matches!(error, Error::Aborted { rank: 1, cause: Cause::CleanedUp, .. }), "{error:?}");
+        assert!(took < SOON, "{took:?}");
     }
 }
 

@@ -129,13 +129,14 @@ impl Lifecycle {
 
     /// What `check` would raise, without taking note of it.
     pub fn fault(&self) -> Option<(Error, u32)> {
+        // Its epoch first: a reset may come at any time.
+        let notices = self.notices();
         if let Err(error) = self.check_here() {
-            return Some((error, self.epoch()));
+            return Some((error, notices.epoch));
         }
         if self.failed.load(Ordering::Acquire) {
-            return self.failure().map(|error| (error, self.epoch()));
+            return self.failure().map(|error| (error, notices.epoch));
         }
-        let notices = self.notices();
         let told = notices.told();
         if !told.is_empty()
             && let (sender, error) = first_of(&notices, told)
