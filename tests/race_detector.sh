@@ -17,7 +17,7 @@ printf 'race:test::event::CompletedTest\nrace:std::sync::mpmc\n' >"$suppressions
 export TSAN_OPTIONS="suppressions=$suppressions halt_on_error=0"
 
 host_backend=(cargo test --quiet -p lamport-rs-core --features portable --target "$target" --test host_backend
-              --test host_faults --)
+              --test host_faults --test lifecycle --)
 
 echo "race detector: does it report a deliberate race?"
 if "${host_backend[@]}" --ignored deliberate_race >/dev/null 2>&1; then

@@ -15,8 +15,8 @@ LENGTH_OFFSET, PAYLOAD_OFFSET = 28, 32
 
 
 def spoil_handle(message: bytes) -> bytes:
-    """A handle begins with the owner's process and its descriptor of the file: another descriptor."""
-    descriptor = message.rindex(struct.pack("<I", os.getpid()), PAYLOAD_OFFSET) + 4
+    """A block's handle begins with the owner's process and its descriptor of the file: another descriptor."""
+    descriptor = message.index(struct.pack("<I", os.getpid()), PAYLOAD_OFFSET) + 4
     return message[:descriptor] + struct.pack("<i", 2) + message[descriptor + 4 :]
 
 

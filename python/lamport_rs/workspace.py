@@ -265,7 +265,7 @@ class LamportWorkspace:
         On a GPU, kernels that wait already wait on until their timeout; what is called or checked later raises.
 
         Args:
-            reason: Why, for the peers' errors; some 260 bytes of it are told.
+            reason: Why, for the peers' errors; some 900 bytes of it are told.
         """
         self._usable_core().abort(reason)
 

@@ -32,7 +32,7 @@ use crate::geometry::MAX_WORLD_SIZE;
 use crate::rank_set::RankSet;
 
 /// Words of a notice.
-pub const NOTICE_WORDS: usize = 80;
+pub const NOTICE_WORDS: usize = 256;
 /// Words of a page.
 pub const PAGE_WORDS: usize = NOTICE + NOTICE_WORDS;
 
