@@ -308,15 +308,19 @@ impl Error {
         }
     }
 
-    /// Whether the group has failed, so that no operation can complete until a reset.
-    pub fn is_a_failure(&self) -> bool {
+    /// Whether an operation had begun that did not complete, or could not begin because the group has failed: what its
+    /// outputs hold means nothing.
+    pub fn spoils_outputs(&self) -> bool {
         matches!(
             self,
-            Self::Failed(_)
-                | Self::Aborted { .. }
-                | Self::Timeout { .. }
+            Self::Timeout { .. }
                 | Self::Mismatch { .. }
                 | Self::PeerRefused { .. }
+                | Self::Aborted { .. }
+                | Self::Interrupted { .. }
+                | Self::CleanedUpMeanwhile { .. }
+                | Self::ForeignControl { .. }
+                | Self::Failed(_)
         )
     }
 

@@ -151,11 +151,11 @@ impl Lifecycle {
         }
         self.asked_for_processes.store(now.as_millis() as u64, Ordering::Relaxed);
         let others = RankSet(u16::MAX >> (u16::BITS as usize - notices.world_size) & !told.0);
-        self.death_of(others).map(|error| (error, notices.epoch))
+        self.death_of(others).map(|(_, error)| (error, notices.epoch))
     }
 
     /// Why no operation may run, if that is so.
-    pub fn failure(&self) -> Option<Error> {
+    fn failure(&self) -> Option<Error> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -256,18 +256,14 @@ impl Lifecycle {
         if let Some(peer) = missing.iter().find(|peer| notices.has_refused(*peer, operation.number())) {
             return unless(peer, Error::PeerRefused { rank: self.rank, operation, peer });
         }
-        let death = if asks_for_processes { self.death_of(missing) } else { None };
-        death.and_then(|error| match error {
-            Error::Aborted { rank, .. } => unless(rank, error),
-            _ => None,
-        })
+        let (rank, error) = asks_for_processes.then(|| self.death_of(missing)).flatten()?;
+        unless(rank, error)
     }
 
-    /// The error that one of `ranks` has ended with its process.
-    fn death_of(&self, ranks: RankSet) -> Option<Error> {
-        let rank = self.pages.ended(ranks).iter().next()?;
-        let process = self.pages.process(rank).unwrap_or_default();
-        Some(Error::Aborted { rank, cause: Cause::Ended, reason: format!("process {process} is gone") })
+    /// One of `ranks` whose process has ended, and the error of that.
+    fn death_of(&self, ranks: RankSet) -> Option<(usize, Error)> {
+        let (rank, process) = self.pages.ended(ranks)?;
+        Some((rank, Error::Aborted { rank, cause: Cause::Ended, reason: format!("process {process} is gone") }))
     }
 }
 

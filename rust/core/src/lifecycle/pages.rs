@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use lamport_rs_protocol::notices::{self, PAGE_WORDS, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::process::Process;
+use super::process::{Process, first_ended};
 use crate::error::{Error, Result};
 use crate::memory::handle::Handle;
 use crate::memory::host::{self, Block, Mapping};
@@ -97,25 +96,11 @@ impl Pages {
         self.words.0.iter().all(Option::is_some)
     }
 
-    /// Of `ranks`, those whose processes have ended.
-    pub fn ended(&self, ranks: RankSet) -> RankSet {
-        let of_rank = |rank: usize| Some((rank, self.processes.get(rank)?.as_ref()?.descriptor.as_ref()?));
-        let asked: Vec<_> = ranks.iter().filter_map(of_rank).collect();
-        let mut files: Vec<_> = asked.iter().map(|(_, file)| PollFd::new(file, PollFlags::IN)).collect();
-        let mut ended = RankSet::default();
-        if poll(&mut files, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0) {
-            for ((rank, _), file) in asked.iter().zip(&files) {
-                if file.revents().contains(PollFlags::IN) {
-                    ended.insert(*rank);
-                }
-            }
-        }
-        ended
-    }
-
-    /// The number of a peer's process.
-    pub fn process(&self, rank: usize) -> Option<u32> {
-        self.processes.get(rank)?.as_ref().map(|process| process.number)
+    /// One of `ranks` whose process has ended, and the process's number.
+    pub fn ended(&self, ranks: RankSet) -> Option<(usize, u32)> {
+        let of_rank = |rank: usize| Some((rank, self.processes.get(rank)?.as_deref()?));
+        let (ranks, processes): (Vec<_>, Vec<_>) = ranks.iter().filter_map(of_rank).unzip();
+        first_ended(&processes).map(|at| (ranks[at], processes[at].number))
     }
 }
 
@@ -173,11 +158,11 @@ mod tests {
         let processes = vec![None, Some(Process::of(child.id())), Some(Process::of(std::process::id()))];
         let pages = Pages::over(vec![page(), page(), page()], processes);
         let all = RankSet(0b111);
-        assert!(pages.ended(all).is_empty());
+        assert_eq!(pages.ended(all), None);
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(pages.ended(all), RankSet(0b10));
-        assert!(pages.ended(RankSet(0b101)).is_empty());
+        assert_eq!(pages.ended(all), Some((1, child.id())));
+        assert_eq!(pages.ended(RankSet(0b101)), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub struct Process {
     pub number: u32,
     /// What tells that it has ended. None if the kernel cannot say (before Linux 5.3), or there are no more descriptors:
     /// a death is then noticed by the time that an operation takes.
-    pub descriptor: Option<OwnedFd>,
+    descriptor: Option<OwnedFd>,
 }
 
 impl Process {
@@ -25,7 +25,7 @@ impl Process {
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.get_or_insert_default();
         // Another may have had the number before.
-        if let Some(process) = known.get(&number).and_then(Weak::upgrade).filter(|process| process.is_alive()) {
+        if let Some(process) = known.get(&number).and_then(Weak::upgrade).filter(|process| process.is_known_to_live()) {
             return process;
         }
         let pid = i32::try_from(number).ok().and_then(Pid::from_raw);
@@ -36,12 +36,22 @@ impl Process {
         process
     }
 
-    fn is_alive(&self) -> bool {
-        self.descriptor.as_ref().is_some_and(|file| {
-            let mut files = [PollFd::new(file, PollFlags::IN)];
-            poll(&mut files, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready == 0)
-        })
+    fn is_known_to_live(&self) -> bool {
+        self.descriptor.is_some() && first_ended(&[self]).is_none()
     }
+}
+
+/// The place of the first of `processes` that has ended.
+pub fn first_ended(processes: &[&Process]) -> Option<usize> {
+    let files: Vec<_> = processes
+        .iter()
+        .enumerate()
+        .filter_map(|(at, process)| process.descriptor.as_ref().map(|file| (at, file)))
+        .collect();
+    let mut asked: Vec<_> = files.iter().map(|(_, file)| PollFd::new(*file, PollFlags::IN)).collect();
+    poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).ok().filter(|ready| *ready > 0)?;
+    let ended = asked.iter().position(|file| file.revents().contains(PollFlags::IN))?;
+    Some(files[ended].0)
 }
 
 #[cfg(test)]
@@ -53,10 +63,10 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let process = Process::of(child.id());
         assert!(Arc::ptr_eq(&process, &Process::of(child.id())));
-        assert!(process.is_alive());
+        assert!(process.is_known_to_live());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!process.is_alive());
+        assert!(!process.is_known_to_live());
         assert!(!Arc::ptr_eq(&process, &Process::of(child.id())), "the number may be another process's now");
     }
 }

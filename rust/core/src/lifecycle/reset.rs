@@ -59,7 +59,7 @@ impl Lifecycle {
             if let Some(rank) = self.notices().left(missing).iter().next() {
                 return Err(Error::Aborted { rank, cause: Cause::CleanedUp, reason: String::new() });
             }
-            if let Some(error) = self.death_of(missing) {
+            if let Some((_, error)) = self.death_of(missing) {
                 return Err(error);
             }
             let now = Instant::now();

@@ -13,7 +13,7 @@ use super::element::{Element, Lanes, with_element};
 use super::operand::Operand;
 use super::processor::{Job, Processor, dispatch};
 use super::segments::{check_room, exchange_segments, exchange_segments_two_shot};
-use super::{CHUNK_VECTORS, begin, poison};
+use super::{CHUNK_VECTORS, with_nan_on_failure};
 use crate::error::Result;
 use crate::interrupts::Interrupted;
 use crate::operations::arguments::AllReduce;
@@ -31,25 +31,26 @@ fn two_shot_from(world_size: usize) -> usize {
 /// # Safety
 /// The tensors' pointers are valid for their shapes and strides until this returns; nothing else writes them.
 pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { with_nan_on_failure(run(workspace, operands, interrupted), [&operands.output]) }
+}
+
+unsafe fn run(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
     let (algorithm, region_bytes) = check(workspace, operands)?;
     if operands.input.elements() == 0 {
         return workspace.skip();
     }
-    // SAFETY: the caller's promise.
-    let begun = unsafe { begin(workspace, &operands.describe(algorithm), interrupted, [&operands.output]) };
-    let mut running = begun?;
+    let mut running = workspace.begin(&operands.describe(algorithm), interrupted)?;
     // SAFETY: the caller's promise.
     let (input, output) = unsafe { (Operand::contiguous(&operands.input), Operand::streamed(&operands.output)) };
     let running = &mut running;
-    let outcome = with_element!(operands.input.dtype, E => {
+    with_element!(operands.input.dtype, E => {
         let sum = Sum { workspace, running, region_bytes, input, output, element: PhantomData::<E> };
         match algorithm {
             Algorithm::OneShot => dispatch(sum),
             Algorithm::TwoShot => dispatch(TwoShotSum(sum)),
         }
-    });
-    // SAFETY: the caller's promise.
-    outcome.inspect_err(|_| unsafe { poison([&operands.output]) })
+    })
 }
 
 /// Checks the operands, and says how the operation runs: the algorithm, and the bytes of a rank's message.

@@ -15,7 +15,7 @@ use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
 use super::processor::{Job, Processor, dispatch};
 use super::segments::{check_room, exchange_segments};
-use super::{CHUNK_VECTORS, begin, poison};
+use super::{CHUNK_VECTORS, with_nan_on_failure};
 use crate::error::Result;
 use crate::interrupts::Interrupted;
 use crate::operations::arguments::{MinimaxRms, Norm};
@@ -31,17 +31,23 @@ pub unsafe fn minimax_rms(
     operands: &MinimaxRms,
     interrupted: Interrupted<'_>,
 ) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        with_nan_on_failure(
+            run(workspace, operands, interrupted),
+            operands.norms.iter().flatten().map(|norm| &norm.output),
+        )
+    }
+}
+
+unsafe fn run(workspace: &HostWorkspace, operands: &MinimaxRms, interrupted: Interrupted<'_>) -> Result<()> {
     check(workspace, operands)?;
     let words = operands.tokens() * operands.matrices();
     let region_bytes = (words * size_of::<f32>()).next_multiple_of(VECTOR_BYTES);
     if words == 0 {
         return workspace.skip();
     }
-    // SAFETY: the caller's promise.
-    let begun = unsafe {
-        begin(workspace, &operands.describe(), interrupted, operands.norms.iter().flatten().map(|norm| &norm.output))
-    };
-    let mut running = begun?;
+    let mut running = workspace.begin(&operands.describe(), interrupted)?;
     // The own sums, then the group's, in whole vectors.
     let padded = words.next_multiple_of(VECTOR_WORDS);
     let mut scratch = running.take_scratch();
@@ -68,8 +74,7 @@ pub unsafe fn minimax_rms(
         }
     }
     running.return_scratch(scratch);
-    // SAFETY: the caller's promise.
-    outcome.inspect_err(|_| unsafe { poison(operands.norms.iter().flatten().map(|norm| &norm.output)) })
+    outcome
 }
 
 /// Checks the operands.

@@ -23,41 +23,24 @@ pub use minimax::minimax_rms;
 pub use rms_norm::all_reduce_rms_norm;
 
 use self::operand::Operand;
-use crate::error::Result;
-use crate::interrupts::Interrupted;
-use crate::operations::operation::Description;
+use crate::error::{Error, Result};
 use crate::tensor::Tensor;
-use crate::workspace::host::{HostWorkspace, Running};
 
 /// Vectors that are pushed, and later polled, together: 16 KiB, so that the own contribution is still in the first-level
 /// cache when it is added.
 const CHUNK_VECTORS: usize = 1024;
 
-/// Begins an operation. If it cannot run because the group has failed, its outputs are NaN, as if it had begun.
+/// Returns an operation's outcome. If the operation did not complete, or could not begin because the group has failed, its
+/// outputs are NaN then: what it leaves must not be taken for a result.
 ///
 /// # Safety
 /// As for [`all_reduce()`].
-unsafe fn begin<'a, 't>(
-    workspace: &'a HostWorkspace,
-    description: &Description,
-    interrupted: Interrupted<'a>,
-    outputs: impl IntoIterator<Item = &'t Tensor>,
-) -> Result<Running<'a>> {
-    workspace.begin(description, interrupted).inspect_err(|error| {
-        if error.is_a_failure() {
+unsafe fn with_nan_on_failure<'t>(outcome: Result<()>, outputs: impl IntoIterator<Item = &'t Tensor>) -> Result<()> {
+    if outcome.as_ref().is_err_and(Error::spoils_outputs) {
+        for output in outputs {
             // SAFETY: the caller's promise.
-            unsafe { poison(outputs) };
+            unsafe { Operand::rows(output) }.for_each(|row| row.fill(output.dtype.nan()));
         }
-    })
-}
-
-/// Writes NaN over the outputs of an operation that did not complete: what it leaves must not be taken for a result.
-///
-/// # Safety
-/// As for [`all_reduce()`].
-unsafe fn poison<'t>(outputs: impl IntoIterator<Item = &'t Tensor>) {
-    for output in outputs {
-        // SAFETY: the caller's promise.
-        unsafe { Operand::rows(output) }.for_each(|row| row.fill(output.dtype.nan()));
     }
+    outcome
 }

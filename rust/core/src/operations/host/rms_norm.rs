@@ -17,7 +17,7 @@ use super::element::{Element, Lanes, with_element};
 use super::operand::{Operand, Weight};
 use super::processor::{Job, Processor, dispatch};
 use super::segments::{check_room, exchange_segments};
-use super::{CHUNK_VECTORS, begin, poison};
+use super::{CHUNK_VECTORS, with_nan_on_failure};
 use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
 use crate::operations::arguments::AllReduceRmsNorm;
@@ -33,21 +33,17 @@ pub unsafe fn all_reduce_rms_norm(
     operands: &AllReduceRmsNorm,
     interrupted: Interrupted<'_>,
 ) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { with_nan_on_failure(run(workspace, operands, interrupted), [&operands.output, &operands.residual_output]) }
+}
+
+unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNorm, interrupted: Interrupted<'_>) -> Result<()> {
     check(workspace, operands)?;
     let region_bytes = operands.input.bytes();
     if operands.input.elements() == 0 {
         return workspace.skip();
     }
-    // SAFETY: the caller's promise.
-    let begun = unsafe {
-        begin(
-            workspace,
-            &operands.describe(Algorithm::OneShot),
-            interrupted,
-            [&operands.output, &operands.residual_output],
-        )
-    };
-    let mut running = begun?;
+    let mut running = workspace.begin(&operands.describe(Algorithm::OneShot), interrupted)?;
     let row_vectors = operands.input.columns() * operands.input.dtype.size() / VECTOR_BYTES;
     let mut scratch = running.take_scratch();
     scratch.resize(scratch.len().max(row_vectors * LANES), 0.0);
@@ -56,8 +52,7 @@ pub unsafe fn all_reduce_rms_norm(
         dispatch(Run::<E> { workspace, running: &mut running, operands, region_bytes, sums: &mut sums[..row_vectors] })
     });
     running.return_scratch(scratch);
-    // SAFETY: the caller's promise.
-    outcome.inspect_err(|_| unsafe { poison([&operands.output, &operands.residual_output]) })
+    outcome
 }
 
 /// Checks the operands.
