@@ -9,6 +9,7 @@ import time
 import lamport_rs
 import pytest
 import torch
+import torch.distributed as dist
 from lamport_rs import (
     LamportAbortedError,
     LamportError,
@@ -149,6 +150,7 @@ def check_without_a_call(me: Rank) -> None:
     workspace = me.workspace(timeout=60)
     ones_sum(workspace)
     workspace.check()
+    dist.barrier()
     if me.rank == 0:
         workspace.abort("stop")
     time.sleep(HELD)
