@@ -110,8 +110,8 @@ pub enum Error {
     },
     /// A peer's caller was refused the operation that this rank runs.
     #[error(
-        "the ranks differ: rank {rank} runs {operation}, but rank {peer} has refused its call of that number, which \
-         raised an error there, or had nothing to do in it. {NO_LONGER}"
+        "the ranks differ: rank {rank} runs {operation}, but rank {peer} has refused its call of that number: it is \
+         a call that was refused, or had nothing to do, there. {NO_LONGER}"
     )]
     PeerRefused {
         /// A rank that waits.
@@ -304,6 +304,12 @@ impl Error {
             Self::Mismatch { rank: sender, peer, theirs, .. } if sender != rank && peer != rank => {
                 Self::Mismatch { rank, own, peer, theirs }
             }
+            Self::PeerRefused { rank: sender, operation, peer } if sender != rank && peer == rank => {
+                Self::Mismatch { rank, own, peer: sender, theirs: operation }
+            }
+            Self::PeerRefused { rank: sender, peer, .. } if sender != rank => {
+                Self::PeerRefused { rank, operation: own, peer }
+            }
             error => error,
         }
     }
@@ -354,6 +360,10 @@ mod tests {
             let expected = Error::Mismatch { rank, own, peer, theirs };
             assert_eq!(format!("{:?}", found.clone().seen_by(rank, own)), format!("{expected:?}"));
         }
+        let refused = |rank| Error::PeerRefused { rank, operation: one, peer: 1 };
+        let expected = Error::Mismatch { rank: 1, own: other, peer: 0, theirs: one };
+        assert_eq!(format!("{:?}", refused(0).seen_by(1, other)), format!("{expected:?}"));
+        assert_eq!(format!("{:?}", refused(0).seen_by(2, one)), format!("{:?}", refused(2)));
     }
 
     #[test]
