@@ -30,6 +30,13 @@ __device__ __forceinline__ uint32 load_system(Address address) {
     return word;
 }
 
+// What whoever stored the word had seen before is seen by the loads that follow.
+__device__ __forceinline__ uint32 load_acquire_system(Address address) {
+    uint32 word;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
+    return word;
+}
+
 __device__ __forceinline__ Vector load_system_vector(Address address) {
     Vector vector;
     asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -102,7 +102,10 @@ impl Workspace {
 
     /// Refuses all further operations.
     fn clean_up(&self, py: Python<'_>) {
-        py.detach(|| self.workspace.lifecycle().clean_up());
+        py.detach(|| match &self.workspace {
+            AnyWorkspace::Host(workspace) => workspace.lifecycle().clean_up(),
+            AnyWorkspace::Cuda(workspace) => workspace.clean_up(),
+        });
     }
 }
 

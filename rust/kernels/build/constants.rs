@@ -57,6 +57,7 @@ fn constants() -> String {
     constant("CLEAR_EXTENT", &CLEAR_EXTENT);
     constant("CONTROL_COPIES", &CONTROL_COPIES);
     constant("CONTROL_COPY_BYTES", &CONTROL_COPY_BYTES);
+    constant("REPORT_ENDED", &offset_of!(Report, ended));
     constant("REPORT_OPERATION", &offset_of!(Report, operation));
     constant("REPORT_PEERS", &offset_of!(Report, peers));
     constant("WARP_THREADS", &WARP_THREADS);

@@ -39,7 +39,7 @@ pub struct Group {
     pub reserved: u32,
 }
 
-/// What kernels tell the host of faults, in pinned memory.
+/// What kernels tell the host of faults, and what the host tells kernels that wait, in pinned memory.
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
@@ -48,8 +48,10 @@ pub struct Report {
     pub ranks: u32,
     /// Bits of the ranks whose vectors were wrong when the mapping was verified, or had not arrived.
     pub verification: u32,
+    /// The host's. Bit r: rank r sends nothing more, and what it has sent is here. Kernels that wait for it give up.
+    pub ended: u32,
     /// 0.
-    pub reserved: [u32; 2],
+    pub reserved: u32,
     /// Header of the operation that failed.
     pub operation: Vector,
     /// Headers of the ranks that run another operation, by rank.

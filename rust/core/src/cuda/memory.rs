@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
 use lamport_rs_kernels::parameters::Report;
+use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 
 use super::device::Device;
@@ -118,7 +119,7 @@ impl Drop for PeerMemory {
     }
 }
 
-/// Words that kernels write and the host reads: the report of a timeout, and the verification's result.
+/// Words that kernels and the host tell each other: reports of faults, and the verification's result.
 #[derive(Debug)]
 pub struct PinnedWords {
     device: Arc<Device>,
@@ -181,6 +182,15 @@ impl PinnedWords {
     pub fn faults(&self) -> u32 {
         // SAFETY: valid until dropped; kernels write it with system-scope atomics.
         unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).ranks) }.load(Ordering::Acquire)
+    }
+
+    /// Tells the kernels that wait, or will, that these ranks send nothing more, and that what they have sent is there.
+    pub fn tell_ended(&self, ranks: RankSet) {
+        // SAFETY: valid until dropped; kernels read it only.
+        let word = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).ended) };
+        if word.load(Ordering::Relaxed) != ranks.0.into() {
+            word.store(ranks.0.into(), Ordering::Release);
+        }
     }
 
     /// What the operation was in which the fault was noticed, once that is there; `None` if it does not come.

@@ -8,6 +8,7 @@
 //! | [`notice`] | what they tell |
 //! | `reset` | how all ranks begin anew |
 //! | [`tally`] | what the workspace has done, for `status` |
+//! | [`watcher`] | a thread that looks on behalf of operations on a device |
 //!
 //! [`lamport_rs_protocol::notices`] says how they tell it, and why nothing is lost.
 
@@ -16,12 +17,13 @@ pub mod pages;
 mod process;
 mod reset;
 pub mod tally;
+pub mod watcher;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lamport_rs_protocol::notices::Notices;
+use lamport_rs_protocol::notices::{Notices, Stage, Stages};
 use lamport_rs_protocol::rank_set::RankSet;
 
 use self::notice::Notice;
@@ -33,6 +35,13 @@ use crate::operations::operation::Operation;
 
 /// How often `check` asks whether the peers' processes live, which takes a system call.
 const PROCESSES_INTERVAL: Duration = Duration::from_millis(50);
+
+#[derive(Debug)]
+struct Failure {
+    error: Error,
+    /// Whether a caller knows: the first one is to hear the error itself.
+    is_raised: bool,
+}
 
 /// Whether one rank's workspace may be used, and what its peers have told.
 #[derive(Debug)]
@@ -47,7 +56,7 @@ pub struct Lifecycle {
     /// Whether `failure` is there.
     failed: AtomicBool,
     /// Why no further operation may run, until a reset.
-    failure: Mutex<Option<Error>>,
+    failure: Mutex<Option<Failure>>,
     half_reset: AtomicBool,
     made: Instant,
     /// Milliseconds after that, when `check` last asked whether the peers' processes live.
@@ -121,7 +130,7 @@ impl Lifecycle {
         match self.fault() {
             None => Ok(()),
             Some((error, epoch)) => {
-                self.remember(&error, epoch);
+                self.remember(&error, epoch, true);
                 Err(error)
             }
         }
@@ -150,52 +159,65 @@ impl Lifecycle {
             return None;
         }
         self.asked_for_processes.store(now.as_millis() as u64, Ordering::Relaxed);
-        let others = RankSet(u16::MAX >> (u16::BITS as usize - notices.world_size) & !told.0);
+        let others = RankSet(self.everybody().0 & !told.0);
         self.death_of(others).map(|(_, error)| (error, notices.epoch))
     }
 
     /// Why no operation may run, if that is so.
     fn failure(&self) -> Option<Error> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.locked_failure().as_ref().map(|failure| failure.error.clone())
+    }
+
+    fn locked_failure(&self) -> MutexGuard<'_, Option<Failure>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[cold]
     fn failed_earlier(&self) -> Error {
-        Error::Failed(self.failure().map(|error| error.to_string()).unwrap_or_default())
+        match &mut *self.locked_failure() {
+            // A reset came between.
+            None => Error::Failed(String::new()),
+            Some(failure) if failure.is_raised => Error::Failed(failure.error.to_string()),
+            Some(failure) => {
+                failure.is_raised = true;
+                failure.error.clone()
+            }
+        }
     }
 
     #[cold]
     fn learn(&self, notices: &Notices<'_, Words>, told: RankSet) -> Error {
         let (_, error) = first_of(notices, told);
-        self.remember(&error, notices.epoch);
+        self.remember(&error, notices.epoch, true);
         error
     }
 
-    /// Notes what this rank has found out by itself, unless it has failed before. Peers may have told something since.
+    /// Notes what this rank has found out by itself in `epoch`, and tells the peers, unless it has failed before. Peers may
+    /// have told something since. `is_raised`: whether a caller is told.
     #[cold]
-    pub fn find_out(&self, error: impl FnOnce() -> Error) -> Result<()> {
+    pub fn find_out(&self, epoch: u32, is_raised: bool, error: impl FnOnce() -> Error) -> Result<()> {
         self.check_here()?;
         if self.failed.load(Ordering::Acquire) {
             return Ok(());
         }
         let error = error();
-        self.fail(&error);
+        self.fail_in(epoch, &error, is_raised);
         Err(error)
     }
 
-    /// Notes why no operation may run in this epoch. The first reason counts.
-    fn remember(&self, error: &Error, epoch: u32) {
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Notes why no operation may run in `epoch`. The first reason counts.
+    fn remember(&self, error: &Error, epoch: u32, is_raised: bool) {
+        let mut failure = self.locked_failure();
         // What was said before a reset is over.
         if epoch == self.epoch() {
-            failure.get_or_insert_with(|| error.clone());
+            failure.get_or_insert_with(|| Failure { error: error.clone(), is_raised }).is_raised |= is_raised;
             self.failed.store(true, Ordering::Release);
         }
     }
 
     /// Forgets why no operation might run. All ranks do.
     fn begin_epoch(&self) {
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failure = self.locked_failure();
         *failure = None;
         self.epoch.fetch_add(1, Ordering::Release);
         self.failed.store(false, Ordering::Release);
@@ -203,8 +225,12 @@ impl Lifecycle {
 
     /// Refuses all further operations, because one failed, and tells the peers.
     pub fn fail(&self, error: &Error) {
-        self.remember(error, self.epoch());
-        self.notices().tell(Notice::failed(self.rank, error).words());
+        self.fail_in(self.epoch(), error, true);
+    }
+
+    fn fail_in(&self, epoch: u32, error: &Error, is_raised: bool) {
+        self.remember(error, epoch, is_raised);
+        Notices { epoch, ..self.notices() }.tell(Notice::failed(self.rank, error).words());
     }
 
     /// Refuses all further operations of all ranks, and ends those that wait. Any thread may call it, and a signal's
@@ -213,6 +239,11 @@ impl Lifecycle {
         self.check_here()?;
         self.notices().tell(Notice::ended(self.rank, Cause::Aborted, reason).words());
         Ok(())
+    }
+
+    /// Whether this rank has given it up.
+    pub fn is_cleaned_up(&self) -> bool {
+        self.cleaned_up.load(Ordering::Relaxed)
     }
 
     /// Refuses all further operations, ends the one that waits, and tells the peers.
@@ -253,11 +284,43 @@ impl Lifecycle {
         if let Some(rank) = notices.left(missing).iter().next() {
             return unless(rank, Error::Aborted { rank, cause: Cause::CleanedUp, reason: String::new() });
         }
+        if let Some(rank) = self.stopped().iter().find(|rank| missing.contains(*rank)) {
+            return unless(rank, Error::Aborted { rank, cause: Cause::Aborted, reason: "it has called reset()".into() });
+        }
         if let Some(peer) = missing.iter().find(|peer| notices.has_refused(*peer, operation.number())) {
             return unless(peer, Error::PeerRefused { rank: self.rank, operation, peer });
         }
         let (rank, error) = asks_for_processes.then(|| self.death_of(missing)).flatten()?;
         unless(rank, error)
+    }
+
+    /// The ranks that wait for the others in a reset.
+    fn stopped(&self) -> RankSet {
+        RankSet(self.everybody().0 & !Stages(self.notices()).missing(Stage::Stopped).0)
+    }
+
+    /// All ranks of the group.
+    pub fn everybody(&self) -> RankSet {
+        RankSet(u16::MAX >> (u16::BITS as usize - self.pages.words.world_size()))
+    }
+
+    /// The ranks for which nobody need wait any more: they send nothing, and what they have sent is there. All of them, if
+    /// anything has failed. Takes a system call.
+    pub fn ended(&self) -> RankSet {
+        let notices = self.notices();
+        let told = notices.told();
+        let has_fault = !told.is_empty() && {
+            let (sender, error) = first_of(&notices, told);
+            !has_left_in_order(sender, &error)
+        };
+        if has_fault || self.failed.load(Ordering::Acquire) {
+            return self.everybody();
+        }
+        let mut ended = RankSet(self.stopped().0 | notices.left(self.everybody()).0);
+        while let Some((rank, _)) = self.pages.ended(RankSet(self.everybody().0 & !ended.0)) {
+            ended.insert(rank);
+        }
+        ended
     }
 
     /// One of `ranks` whose process has ended, and the error of that.

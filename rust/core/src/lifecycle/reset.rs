@@ -41,7 +41,7 @@ impl Lifecycle {
             stages.arrive(Stage::Filled);
             self.wait_for(Stage::Filled, timeout, interrupted)
         });
-        filled.inspect_err(|_| self.remember(&Error::HalfReset, self.epoch()))?;
+        filled.inspect_err(|_| self.remember(&Error::HalfReset, self.epoch(), true))?;
         self.begin_epoch();
         self.half_reset.store(false, Ordering::Relaxed);
         Ok(())

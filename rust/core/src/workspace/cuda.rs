@@ -15,6 +15,7 @@ use lamport_rs_protocol::sentinel::Vector;
 use lamport_rs_protocol::table;
 
 use crate::cuda::device::{Device, Entered};
+use crate::cuda::launch::RelaxedCapture;
 use crate::cuda::memory::{DeviceMemory, PeerMemory, PinnedWords};
 use crate::cuda::order::StreamOrder;
 use crate::cuda::plans::Plans;
@@ -22,14 +23,19 @@ use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange};
 use crate::interrupts::Interrupted;
 use crate::lifecycle::Lifecycle;
-use crate::operations::operation::{Description, Operation, Skipped};
+use crate::lifecycle::watcher::{Watching, watch};
+use crate::operations::operation::{Description, Skipped};
 use crate::workspace::Settings;
 use crate::workspace::construct::{Group, construct};
 use crate::workspace::cuda_backend::{CudaBackend, fill_and_wait};
+use crate::workspace::cuda_faults::Faults;
 use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
 
 /// Longest wait of the verification's kernel, whose data is on its way when it starts.
 const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long kernels that wait when their workspace is cleaned up may still wait.
+const CLEAN_UP_GRACE: Duration = Duration::from_secs(1);
 
 /// What one operation at a time may touch.
 #[derive(Debug)]
@@ -41,10 +47,10 @@ struct State {
 /// One rank's workspace. Its memory lives until the last reference to it is gone, the table's included.
 #[derive(Debug)]
 pub struct CudaWorkspace {
+    watching: Option<Watching>,
     /// The device it is on.
     pub device: Arc<Device>,
     member: Member,
-    timeout: Option<Duration>,
     /// Bytes from which tensors are summed in two shots, if the caller said so.
     pub two_shot_from: Option<usize>,
     group: KernelGroup,
@@ -60,7 +66,7 @@ pub struct CudaWorkspace {
     /// Control words and table.
     control: DeviceMemory,
     _peers: Vec<PeerMemory>,
-    pinned: PinnedWords,
+    faults: Arc<Faults>,
 }
 
 /// What this rank has beside the blocks.
@@ -107,7 +113,7 @@ impl CudaWorkspace {
         let mut workspace = Self::over(member, timeout, device, private, group);
         workspace.two_shot_from = settings.two_shot_from();
         let verified = workspace.write_control().and_then(|()| workspace.verify(&nonces));
-        exchange.agree(verified)?;
+        exchange.agree(verified.and_then(|()| workspace.be_watched()))?;
         Ok(workspace)
     }
 
@@ -119,7 +125,7 @@ impl CudaWorkspace {
         group: Group<CudaBackend>,
     ) -> Self {
         let slots = group.addresses();
-        let lifecycle = Lifecycle::new(member.rank, group.pages.expect("a workspace asks for them"));
+        let lifecycle = Arc::new(Lifecycle::new(member.rank, group.pages.expect("a workspace asks for them")));
         let Member { rank, geometry } = member;
         let Private { control, pinned } = private;
         let (counters, extents) = (control.address(), control.address() + EXTENTS_OFFSET as u64);
@@ -131,21 +137,28 @@ impl CudaWorkspace {
         };
         let kernel_group =
             KernelGroup::new(&geometry, rank, &slots, addresses, timeout).with_checks(device.checks_operations);
+        let faults = Arc::new(Faults::new(pinned, lifecycle.clone(), timeout));
         Self {
+            watching: None,
             member,
-            timeout,
             two_shot_from: None,
             group: kernel_group,
             slots,
             state: Exclusive::new(State { order: StreamOrder::new(&device), plans: Plans::default() }, lifecycle),
             skipped: Skipped::default(),
             calls: ThreadGate::new(),
-            pinned,
+            faults,
             control,
             _peers: group.peers.into_iter().flatten().collect(),
             own: group.own,
             device,
         }
+    }
+
+    /// From now on the kernels are told what this rank's host and the peers tell.
+    fn be_watched(&mut self) -> Result<()> {
+        self.watching = Some(watch(self.faults.clone())?);
+        Ok(())
     }
 
     /// Control words and table, as they are at first.
@@ -164,7 +177,7 @@ impl CudaWorkspace {
         let parameters = VerifyParameters {
             group: KernelGroup { timeout_nanoseconds: VERIFICATION_TIMEOUT.as_nanos() as u64, ..self.group },
             nonces: all,
-            result: self.pinned.result_address(),
+            result: self.faults.words.result_address(),
             reserved: 0,
         };
         let _entered = self.device.enter()?;
@@ -174,7 +187,7 @@ impl CudaWorkspace {
         unsafe { function.launch(&plan::verify(self.device.plan), stream, &parameters) }?;
         // SAFETY: the default stream.
         unsafe { self.device.synchronise(stream) }?;
-        let wrong = RankSet(self.pinned.result()? as u16);
+        let wrong = RankSet(self.faults.words.result()? as u16);
         if wrong.is_empty() {
             return Ok(());
         }
@@ -214,14 +227,31 @@ impl CudaWorkspace {
     /// right again.
     pub fn reset(&self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<()> {
         let _state = self.state.access_failed("reset")?;
-        self.lifecycle().reset(timeout, interrupted, || self.device.synchronise_all(), || self.refill())
+        self.lifecycle().reset(timeout, interrupted, || self.device.synchronise_all(), || self.refill())?;
+        self.faults.begin_epoch();
+        Ok(())
+    }
+
+    /// Gives it up, once the kernels that run have ended: refuses all further operations, and tells the peers. The memory
+    /// goes when the last reference does.
+    pub fn clean_up(&self) {
+        if self.lifecycle().is_cleaned_up() {
+            return;
+        }
+        // What they sent is then there, for peers that still need it.
+        self.faults.give_up_after(CLEAN_UP_GRACE);
+        // Garbage may be collected while a stream is captured.
+        if let Ok(_relaxed) = RelaxedCapture::begin() {
+            let _ = self.device.synchronise_all();
+        }
+        self.lifecycle().clean_up();
     }
 
     /// Slots, control words and reports as they were at first.
     fn refill(&self) -> Result<()> {
         fill_and_wait(&self.device, &self.own, self.member.geometry.block_bytes())?;
         self.write_control()?;
-        self.pinned.clear();
+        self.faults.words.clear();
         self.skipped.forget();
         Ok(())
     }
@@ -230,7 +260,7 @@ impl CudaWorkspace {
     /// thread is launching one.
     #[inline]
     pub fn begin(&self, description: &Description, stream: sys::CUstream) -> Result<Launching<'_>> {
-        self.look_for_faults()?;
+        self.faults.check()?;
         let state = self.state.access(description.kind.name())?;
         self.lifecycle().tally.count(description);
         let entered = self.device.enter()?;
@@ -251,23 +281,14 @@ impl CudaWorkspace {
     /// Whether an operation may run.
     #[inline]
     pub fn check_open(&self) -> Result<()> {
-        self.look_for_faults()?;
+        self.faults.check()?;
         self.lifecycle().check_usable()
     }
 
     /// What went wrong, as it was first said. Does not wait for the device.
     pub fn check(&self) -> Result<()> {
-        self.look_for_faults()?;
+        self.faults.check()?;
         self.lifecycle().check()
-    }
-
-    /// The error that this rank's kernels have reported, if nobody knows it yet.
-    #[inline]
-    fn look_for_faults(&self) -> Result<()> {
-        match self.pinned.faults() {
-            0 => Ok(()),
-            faults => self.lifecycle().find_out(|| self.explain(faults)),
-        }
     }
 
     /// Copies a tensor on `stream`: the sum of a single rank.
@@ -288,22 +309,12 @@ impl CudaWorkspace {
         self.device.synchronise_all()?;
         self.check()
     }
+}
 
-    /// The error that a kernel reported.
-    #[cold]
-    fn explain(&self, faults: u32) -> Error {
-        let (missing, differing) = (RankSet(faults as u16), RankSet((faults >> MAX_WORLD_SIZE) as u16));
-        let rank = self.member.rank;
-        if differing.contains(rank) {
-            return Error::ForeignKernel;
-        }
-        let operation = Operation(self.pinned.operation().unwrap_or_default());
-        match differing.iter().next() {
-            Some(peer) => {
-                Error::Mismatch { rank, own: operation, peer, theirs: Operation(self.pinned.peer_operation(peer)) }
-            }
-            None => Error::Timeout { operation, waited: self.timeout.unwrap_or_default(), missing },
-        }
+impl Drop for CudaWorkspace {
+    fn drop(&mut self) {
+        self.clean_up();
+        self.watching = None;
     }
 }
 

@@ -12,6 +12,7 @@
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Cause, Error, Result};
@@ -115,7 +116,7 @@ fn this_thread() -> usize {
 #[derive(Debug)]
 pub struct Exclusive<T> {
     /// Whether any may.
-    pub lifecycle: Lifecycle,
+    pub lifecycle: Arc<Lifecycle>,
     gate: Gate,
     value: UnsafeCell<T>,
 }
@@ -126,7 +127,7 @@ unsafe impl<T: Send> Sync for Exclusive<T> {}
 
 impl<T> Exclusive<T> {
     /// `value`, in this process.
-    pub fn new(value: T, lifecycle: Lifecycle) -> Self {
+    pub fn new(value: T, lifecycle: Arc<Lifecycle>) -> Self {
         Self { lifecycle, gate: Gate::default(), value: UnsafeCell::new(value) }
     }
 

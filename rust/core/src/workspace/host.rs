@@ -169,7 +169,7 @@ impl HostWorkspace {
             blocks,
             control,
             table,
-            state: Exclusive::new(State::new(geometry.world_size()), Lifecycle::new(member.rank, pages)),
+            state: Exclusive::new(State::new(geometry.world_size()), Arc::new(Lifecycle::new(member.rank, pages))),
             calls_made: AtomicU32::new(0),
             calls: ThreadGate::new(),
             _mappings: mappings,

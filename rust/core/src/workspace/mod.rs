@@ -7,12 +7,14 @@
 //! | [`host`] | the workspace over shared memory |
 //! | [`exclusive`] | who may use it: one operation at a time |
 //! | [`cuda`], [`cuda_backend`] | the workspace over device memory, and how that crosses processes |
+//! | [`cuda_faults`] | what kernels and the host tell each other of faults |
 //! | [`buffer`] | plain memory that crosses processes, without the protocol |
 
 pub mod buffer;
 pub mod construct;
 pub mod cuda;
 pub mod cuda_backend;
+pub mod cuda_faults;
 pub mod exclusive;
 pub mod hello;
 pub mod host;

@@ -104,6 +104,94 @@ fn a_reset_makes_graphs_right_again_that_were_captured_before() {
     standin.check_all_is_given_back();
 }
 
+fn clean_up(_rank: &mut Rank, _standin: &Standin, workspace: &CudaWorkspace) {
+    workspace.clean_up();
+}
+
+fn call_reset(_rank: &mut Rank, _standin: &Standin, workspace: &CudaWorkspace) {
+    let alone = workspace.reset(Some(Duration::from_secs(2)), &mut || false);
+    assert!(matches!(alone, Err(Error::ResetTimeout { .. })), "{alone:?}");
+}
+
+/// Nobody waits for a timeout, of which there is none here.
+#[test]
+fn kernels_that_wait_hear_what_ends_them() {
+    let standin = Standin::take();
+    let faults: [(Fault, Cause); 4] = [
+        (be_refused_a_launch, Cause::Failed),
+        (abort, Cause::Aborted),
+        (clean_up, Cause::CleanedUp),
+        (call_reset, Cause::Aborted),
+    ];
+    for (fault, expected) in faults {
+        on_ranks(3, |rank| {
+            let workspace = rank.create_with(&Settings { timeout: 0.0, ..rank.settings() }).unwrap();
+            let mut operands = Operands::new(&workspace);
+            operands.launch(&workspace, std::ptr::null_mut()).unwrap();
+            workspace.synchronise().unwrap();
+            assert_eq!(operands.output(), [3.0; ELEMENTS]);
+            rank.meet();
+            if rank.rank == 2 {
+                rank.meet();
+                fault(rank, &standin, &workspace);
+            } else {
+                operands.launch(&workspace, std::ptr::null_mut()).unwrap();
+                rank.meet();
+                let error = workspace.synchronise().unwrap_err();
+                assert!(
+                    matches!(error, Error::Aborted { rank: 2, cause, .. } if cause == expected),
+                    "{error:?}, {expected:?}"
+                );
+                assert!(operands.output().iter().all(|value| value.is_nan()));
+            }
+            rank.meet();
+        });
+    }
+}
+
+/// The host finds out by itself what its kernels report, and tells the others, though nobody calls anything. The first
+/// call hears the error itself.
+#[test]
+fn a_timeout_in_a_kernel_is_told_though_nobody_calls() {
+    let _standin = Standin::take();
+    on_ranks(3, |rank| {
+        let timeout = if rank.rank == 0 { 0.2 } else { 0.0 };
+        let workspace = rank.create_with(&Settings { timeout, ..rank.settings() }).unwrap();
+        let mut operands = Operands::new(&workspace);
+        if rank.rank < 2 {
+            operands.launch(&workspace, std::ptr::null_mut()).unwrap();
+        } else {
+            let began = Instant::now();
+            while workspace.lifecycle().fault().is_none() {
+                assert!(began.elapsed() < LONGEST_WAIT);
+            }
+        }
+        rank.meet();
+        let names_the_missing = |error: &Error| matches!(error, Error::Timeout { missing, .. } if missing.0 == 0b100);
+        let error = operands.launch(&workspace, std::ptr::null_mut()).unwrap_err();
+        assert!(names_the_missing(&error), "{error:?}");
+        let error = operands.launch(&workspace, std::ptr::null_mut()).unwrap_err();
+        assert!(matches!(error, Error::Failed(_)), "{error:?}");
+        assert!(workspace.synchronise().is_err_and(|error| names_the_missing(&error)));
+        rank.meet();
+    });
+}
+
+#[test]
+fn kernels_that_wait_when_their_workspace_is_cleaned_up_give_up_in_the_end() {
+    let _standin = Standin::take();
+    on_ranks(2, |rank| {
+        let workspace = rank.create_with(&Settings { timeout: 0.0, ..rank.settings() }).unwrap();
+        if rank.rank == 0 {
+            let mut operands = Operands::new(&workspace);
+            operands.launch(&workspace, std::ptr::null_mut()).unwrap();
+            workspace.clean_up();
+            assert!(operands.output().iter().all(|value| value.is_nan()));
+        }
+        rank.meet();
+    });
+}
+
 #[test]
 fn what_a_peer_tells_is_known_without_synchronising() {
     let _standin = Standin::take();

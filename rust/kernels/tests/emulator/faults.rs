@@ -73,8 +73,12 @@ struct Group<'a> {
 
 impl<'a> Group<'a> {
     fn new(case: &'a FaultCase, kernels: &'a Kernels, seed: u64) -> Self {
+        Self::with_timeout(case, kernels, seed, Some(TIMEOUT))
+    }
+
+    fn with_timeout(case: &'a FaultCase, kernels: &'a Kernels, seed: u64, timeout: Option<Duration>) -> Self {
         let FaultCase { case: chain, .. } = case;
-        let workspace = Workspace::new(chain.setting().geometry, chain.is_checked, Some(TIMEOUT));
+        let workspace = Workspace::new(chain.setting().geometry, chain.is_checked, timeout);
         let mut machine = Machine::new(chain.world_size, seed, chain.limits(TICK));
         workspace.declare(&mut machine);
         Self { case, kernels, workspace, prepared: chain.prepare(), machine }
@@ -146,6 +150,38 @@ pub fn check_late_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result
     }
     if group.workspace.report(late) == 0 {
         return Err("the late rank misses nobody".to_owned());
+    }
+    Ok(())
+}
+
+/// The others' hosts know that a rank has ended: their kernels give up without a timeout, and name it.
+pub fn check_ended_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
+    let mut group = Group::with_timeout(case, kernels, seed, None);
+    let late = group.late();
+    (0..late).for_each(|rank| group.workspace.tell_ended(rank, 1 << late));
+    group.run_without_late_rank()?;
+    group.check_silence()
+}
+
+/// What a rank has sent before it ended is used.
+pub fn check_rank_that_ended_later(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
+    let mut group = Group::new(case, kernels, seed);
+    let late = group.late();
+    group.launch(late, 0);
+    group.run()?;
+    for rank in 0..late {
+        group.workspace.tell_ended(rank, 1 << late);
+        group.launch(rank, 0);
+    }
+    group.run()?;
+    for rank in 0..late {
+        let missed = group.workspace.report(rank);
+        if case.completes_first && missed != 0 {
+            return Err(format!("rank {rank} misses {missed:#b}, which had sent all that it needs"));
+        }
+        if missed == 0 {
+            group.prepared[0].check(rank).map_err(|text| format!("rank {rank}: {text}"))?;
+        }
     }
     Ok(())
 }

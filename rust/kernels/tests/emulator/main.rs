@@ -71,6 +71,8 @@ fn faults() {
             let name = &case.case.name;
             faults::check_absent_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
             faults::check_late_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
+            faults::check_ended_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
+            faults::check_rank_that_ended_later(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
         }
         faults::check_absent_in_verification(&kernels, seed).unwrap_or_else(|text| panic("verify", seed, text));
     }

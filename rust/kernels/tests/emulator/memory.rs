@@ -49,6 +49,13 @@ impl Memory {
         self.bytes().chunks_exact(4).map(|word| u32::from_ne_bytes(word.try_into().expect("four bytes"))).collect()
     }
 
+    /// Writes `bytes` from byte `at` on. No machine runs meanwhile.
+    pub fn write(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.bytes);
+        // SAFETY: within the memory, which nobody else reads or writes now.
+        unsafe { self.pointer().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
     fn pointer(&self) -> *mut u8 {
         self.lines.as_ptr().cast_mut().cast()
     }

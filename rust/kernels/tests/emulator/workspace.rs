@@ -1,5 +1,6 @@
 //! The memory of a group, as `rust/core` lays it out, and what must be in it.
 
+use std::mem::offset_of;
 use std::time::Duration;
 
 use lamport_rs_kernels::group::ControlAddresses;
@@ -135,6 +136,11 @@ impl Workspace {
     /// The ranks, a bit each, that a rank has missed; from bit 16 on, those that did something else.
     pub fn report(&self, rank: usize) -> u32 {
         self.members[rank].report.words()[0]
+    }
+
+    /// The host of `rank` tells its kernels that the ranks of the bit mask `ended` send nothing more.
+    pub fn tell_ended(&mut self, rank: usize, ended: u32) {
+        self.members[rank].report.write(offset_of!(Report, ended), &ended.to_ne_bytes());
     }
 
     /// All of a rank's report.

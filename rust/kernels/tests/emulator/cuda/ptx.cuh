@@ -25,6 +25,9 @@ inline uint32 load_system(Address address) {
     return word;
 }
 
+// A thread's loads keep their order here.
+inline uint32 load_acquire_system(Address address) { return emulator_load(address, EMULATOR_SYSTEM); }
+
 inline Vector load_system_vector(Address address) {
     Vector vector;
     Address missing = 0;

@@ -1,0 +1,98 @@
+//! What a rank's kernels tell its host of faults, and what the host tells kernels that wait.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
+use lamport_rs_protocol::rank_set::RankSet;
+
+use crate::cuda::memory::PinnedWords;
+use crate::error::{Error, Result};
+use crate::lifecycle::Lifecycle;
+use crate::lifecycle::watcher::Watched;
+use crate::operations::operation::Operation;
+
+/// The faults of one rank's workspace.
+#[derive(Debug)]
+pub struct Faults {
+    /// The words that the kernels and the host have in common.
+    pub words: PinnedWords,
+    lifecycle: Arc<Lifecycle>,
+    timeout: Option<Duration>,
+    /// When kernels that still wait give up in any case. Locked while they are told anything.
+    deadline: Mutex<Option<Instant>>,
+}
+
+impl Faults {
+    /// Of a workspace whose operations wait for `timeout`.
+    pub fn new(words: PinnedWords, lifecycle: Arc<Lifecycle>, timeout: Option<Duration>) -> Self {
+        Self { words, lifecycle, timeout, deadline: Mutex::new(None) }
+    }
+
+    /// The error that this rank's kernels have reported, if nobody knows it yet.
+    #[inline]
+    pub fn check(&self) -> Result<()> {
+        match self.words.faults() {
+            0 => Ok(()),
+            _ => self.find_out(true),
+        }
+    }
+
+    #[cold]
+    fn find_out(&self, is_raised: bool) -> Result<()> {
+        // Before the words are read, which a reset clears before it ends an epoch.
+        let epoch = self.lifecycle.epoch();
+        match self.words.faults() {
+            0 => Ok(()),
+            faults => self.lifecycle.find_out(epoch, is_raised, || self.explain(faults)),
+        }
+    }
+
+    /// The error that a kernel reported.
+    fn explain(&self, faults: u32) -> Error {
+        let (missing, differing) = (RankSet(faults as u16), RankSet((faults >> MAX_WORLD_SIZE) as u16));
+        let rank = self.lifecycle.rank();
+        if differing.contains(rank) {
+            return Error::ForeignKernel;
+        }
+        let operation = Operation(self.words.operation().unwrap_or_default());
+        if let Some(peer) = differing.iter().next() {
+            return Error::Mismatch { rank, own: operation, peer, theirs: Operation(self.words.peer_operation(peer)) };
+        }
+        // Its kernels gave up before the time was up, if they were told to.
+        match self.lifecycle.end_of(operation, missing, true) {
+            Some(end) => end.error,
+            None => Error::Timeout { operation, waited: self.timeout.unwrap_or_default(), missing },
+        }
+    }
+
+    fn deadline(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the kernels for whom they need not wait any more.
+    fn tell_kernels(&self, deadline: &MutexGuard<'_, Option<Instant>>) {
+        let is_over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        self.words.tell_ended(if is_over { self.lifecycle.everybody() } else { self.lifecycle.ended() });
+    }
+
+    /// Kernels that still wait after `grace` give up.
+    pub fn give_up_after(&self, grace: Duration) {
+        *self.deadline() = Some(Instant::now() + grace);
+    }
+
+    /// All ranks have begun anew, and nothing holds any more that kernels were told before.
+    pub fn begin_epoch(&self) {
+        let mut deadline = self.deadline();
+        *deadline = None;
+        self.tell_kernels(&deadline);
+    }
+}
+
+impl Watched for Faults {
+    fn look(&self) {
+        // The next call raises it.
+        let _ = self.find_out(false);
+        self.tell_kernels(&self.deadline());
+    }
+}
