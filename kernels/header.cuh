@@ -131,11 +131,11 @@ private:
 };
 
 // Waits until no thread of the grid is left that stores results, of which there are `bytes` bytes, after the workspace
-// was marked as failed. Threads that wait look at the mark every 16 ms at least; those that have several rounds to go
+// was marked as failed. Threads that wait look at the mark every 8 ms at least; those that have several rounds to go
 // look anew in each, after 0.5 ms at most. `was_failed`: before the operation began, so that none of them waited.
 __device__ __forceinline__ void await_other_threads(uint64 bytes, bool was_failed) {
     constexpr uint32 BYTES_PER_ROUND_BITS = 20;
-    const uint32 milliseconds = was_failed ? 1 : 40 + static_cast<uint32>(bytes >> BYTES_PER_ROUND_BITS);
+    const uint32 milliseconds = was_failed ? 1 : 20 + static_cast<uint32>(bytes >> BYTES_PER_ROUND_BITS);
 #pragma unroll 1
     for (uint32 i = 0; i < milliseconds; ++i) {
         ptx::sleep_a_millisecond();

@@ -49,6 +49,11 @@ def call_another(workspace: LamportWorkspace) -> None:
         lamport_rs.all_reduce(torch.ones(16), workspace)
 
 
+def reset(workspace: LamportWorkspace) -> None:
+    with pytest.raises(LamportTimeoutError):
+        workspace.reset(timeout=HELD)
+
+
 def drop(_workspace: LamportWorkspace) -> None:
     """The function's own reference goes when it returns."""
 
@@ -57,6 +62,7 @@ FAULTS = {
     "abort": (abort, LamportAbortedError),
     "clean_up": (clean_up, LamportAbortedError),
     "drop": (drop, LamportAbortedError),
+    "reset": (reset, LamportAbortedError),
     "be_refused": (be_refused, LamportMismatchError),
     "call_another": (call_another, LamportMismatchError),
 }
@@ -99,8 +105,10 @@ def test_whoever_waits_hears_of_a_fault_at_once(new_ranks, name):
         assert took < SOON, f"rank {rank} waited {took} s"
         if isinstance(error, LamportAbortedError):
             assert error.rank == 1
-            assert f"rank 1 has {'aborted' if name == 'abort' else 'cleaned its workspace up'}" in str(error)
-            assert error.reason == ("the tokenizer is on fire" if name == "abort" else "")
+            cause = "cleaned its workspace up" if name in ("clean_up", "drop") else "aborted"
+            assert f"rank 1 has {cause}" in str(error)
+            reasons = {"abort": "the tokenizer is on fire", "reset": "it has called reset()"}
+            assert error.reason == reasons.get(name, "")
         else:
             assert 1 in (error.rank, error.peer)
 

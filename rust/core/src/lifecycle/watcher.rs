@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::memory::fork::Home;
 
 /// Between two looks. With the looks of kernels that wait, it bounds how soon they hear.
-const INTERVAL: Duration = Duration::from_millis(10);
+const INTERVAL: Duration = Duration::from_millis(5);
 
 /// What it looks after.
 pub trait Watched: Send + Sync {
