@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lamport_rs import LamportError, LamportWorkspace
+from lamport_rs.exchange import all_gather_over
 from ranks import Rank, ThreadRanks, errors_of
 from reference import check_same_bits, random_tensor, rounded_sum
 
@@ -280,6 +281,31 @@ def test_what_a_callable_raises_is_the_cause_of_the_error(failing_call):
 
     text = raise_alike(2, create)
     assert "exchanging handles failed on this rank: ConnectionError: the wire is cut" in text
+
+
+ROUNDS = 2
+"""What a construction takes of the group: to exchange handles, and to agree that all are mapped."""
+
+
+def count_rounds(me: Rank) -> list[int]:
+    """Rounds of the group for a workspace, and for a buffer."""
+    over_group, counted = all_gather_over(me.group), []
+
+    def all_gather(message: bytes) -> list[bytes]:
+        counted[-1] += 1
+        return over_group(message)
+
+    counted.append(0)
+    me.workspace(4096, process_group=all_gather)
+    counted.append(0)
+    lamport_rs.IpcBuffer(me.rank, me.world_size, 4096, all_gather, device=me.device)
+    return counted
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_construction_takes_two_rounds_of_the_group(ranks_of, world_size):
+    """Each takes a good part of the time that a construction takes."""
+    assert ranks_of(world_size).run(count_rounds) == [[ROUNDS, ROUNDS]] * world_size
 
 
 WITHOUT_NUMPY = """

@@ -68,10 +68,12 @@ impl Backend for CudaBackend {
             // SAFETY: the words are the allocation's own.
             check("cuMemsetD32", unsafe { sys::cuMemsetD32_v2(memory.address(), word, bytes / 4) })?;
         }
-        // Complete before any peer can hear of the block: a late fill would wipe out its first push.
-        // SAFETY: the default stream.
-        unsafe { self.device.synchronise(std::ptr::null_mut()) }?;
         Ok(memory)
+    }
+
+    fn await_fill(&self, _block: &DeviceMemory) -> Result<()> {
+        // SAFETY: the default stream, which the fill is on.
+        unsafe { self.device.synchronise(std::ptr::null_mut()) }
     }
 
     fn export(&self, block: &mut DeviceMemory, _nonce: Vector) -> Result<Vec<u8>> {

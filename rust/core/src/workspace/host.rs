@@ -25,6 +25,7 @@ use crate::wait::{BoundedWait, WaitPolicy};
 use crate::workspace::Settings;
 use crate::workspace::construct::{Backend, Group, construct};
 use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
+use crate::workspace::phases::Phases;
 
 /// Shared memory of one host.
 pub struct HostBackend;
@@ -101,6 +102,8 @@ pub struct HostWorkspace {
     timeout: Option<Duration>,
     /// Bytes from which tensors are summed in two shots, if the caller said so.
     pub two_shot_from: Option<usize>,
+    /// Where the time went when it was made.
+    pub phases: Phases,
     blocks: Blocks,
     control: Box<ControlWords>,
     table: Vec<i64>,
@@ -125,11 +128,12 @@ impl HostWorkspace {
         let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
         let checked = settings.check();
         let request = checked.clone().map(|(member, _)| settings.request(member, member.geometry.used_bytes()));
-        let Group { own, peers, .. } = construct(&HostBackend, &mut exchange, request)?;
+        let mut phases = Phases::begin();
+        let Group { own, peers, .. } = construct(&HostBackend, &mut exchange, request, &mut phases)?;
         let (member, timeout) = checked?;
         let mut own = Some(own.into_mapping());
         let mappings = peers.into_iter().filter_map(|peer| peer.or_else(|| own.take())).map(Arc::new).collect();
-        Ok(Self { two_shot_from: settings.two_shot_from(), ..Self::over(member, timeout, mappings) })
+        Ok(Self { two_shot_from: settings.two_shot_from(), phases, ..Self::over(member, timeout, mappings) })
     }
 
     /// The workspaces of a whole group whose ranks are threads of this process, over one mapping of each block: a race
@@ -159,6 +163,7 @@ impl HostWorkspace {
             member,
             timeout,
             two_shot_from: None,
+            phases: Phases::begin(),
             blocks,
             control,
             table,

@@ -3,6 +3,7 @@
 //! | module | concept |
 //! | --- | --- |
 //! | [`construct`] | allocate → fill → exchange → map → agree |
+//! | [`phases`] | where the time of a construction goes |
 //! | [`hello`] | what ranks tell each other first, and the mismatches that are errors |
 //! | [`host`] | the workspace over shared memory |
 //! | [`exclusive`] | who may use it: one operation at a time |
@@ -16,6 +17,7 @@ pub mod cuda_backend;
 pub mod exclusive;
 pub mod hello;
 pub mod host;
+pub mod phases;
 
 use std::time::Duration;
 

@@ -318,7 +318,7 @@ pub fn all() -> Vec<Defect> {
         Defect {
             name: "a rank that was pushed a wrong vector accepts it",
             file: "verify.cu",
-            old: "verdict(wrong == 0 ? ACCEPTED : REFUSED)",
+            old: "verdict(result == 0 ? ACCEPTED : REFUSED)",
             new: "verdict(ACCEPTED)",
             run: chain(Verify { liar: Some(1) }, 1),
             expected: WrongResult,
