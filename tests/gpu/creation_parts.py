@@ -40,7 +40,7 @@ def measure(rank: int, world_size: int, device: torch.device, comm_size: int, re
         seconds = time.perf_counter() - started
         # Before the parts are asked for: peers may be waiting.
         dist.barrier(group)
-        parts = workspace._core.phases()  # type: ignore[union-attr]
+        parts = workspace._core.phases()
         rest = seconds - sum(part for _, part in parts)
         workspace.cleanup()
         if repetition >= WARM_UP:

@@ -7,12 +7,10 @@ use std::time::Duration;
 use cudarc::driver::sys;
 use lamport_rs_kernels::ModuleKey;
 use lamport_rs_kernels::group::ControlAddresses;
-use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group as KernelGroup, VerifyParameters};
-use lamport_rs_kernels::plan;
+use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group as KernelGroup};
 use lamport_rs_protocol::exchange::Member;
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::rank_set::RankSet;
-use lamport_rs_protocol::sentinel::Vector;
 use lamport_rs_protocol::table;
 
 use crate::cuda::device::{CONTROL_BYTES, Device, Entered};
@@ -28,9 +26,7 @@ use crate::workspace::construct::{Group, construct};
 use crate::workspace::cuda_backend::CudaBackend;
 use crate::workspace::exclusive::ThreadGate;
 use crate::workspace::phases::Phases;
-
-/// Longest wait of the verification's kernel, whose data is on its way when it starts.
-const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::workspace::verification;
 
 /// What one operation at a time may touch.
 #[derive(Debug)]
@@ -111,8 +107,10 @@ impl CudaWorkspace {
         let (nonces, slots) = (group.nonces.clone(), group.addresses());
         let mut workspace = Self::over(member, timeout, device, private, group);
         workspace.two_shot_from = settings.two_shot_from();
-        let verified = workspace.write_control(&slots).and_then(|()| workspace.verify(&nonces));
-        settle(&mut exchange, verified)?;
+        let verified = workspace
+            .write_control(&slots)
+            .and_then(|()| verification::verify(&workspace.device, workspace.group, &workspace.pinned, &nonces));
+        verification::settle(&mut exchange, verified)?;
         phases.end("verify");
         workspace.phases = phases;
         Ok(workspace)
@@ -162,35 +160,6 @@ impl CudaWorkspace {
         words[EXTENTS_OFFSET / size_of::<i64>() + table::COMM_SIZE] = self.member.geometry.comm_size() as i64;
         words.extend(table::table(slots, counters, extents));
         self.control.write(&words)
-    }
-
-    /// Proves that every peer's stores arrive, with the instructions of the operations. Returns the ranks that could not
-    /// prove it: if none is among them, all ranks return the same.
-    fn verify(&self, nonces: &[Vector]) -> Result<RankSet> {
-        let mut all = [[0; 4]; MAX_WORLD_SIZE];
-        all[..nonces.len()].copy_from_slice(nonces);
-        let parameters = VerifyParameters {
-            group: KernelGroup { timeout_nanoseconds: VERIFICATION_TIMEOUT.as_nanos() as u64, ..self.group },
-            nonces: all,
-            result: self.pinned.result_address(),
-            reserved: 0,
-        };
-        let _entered = self.device.enter()?;
-        let function = self.device.modules.function(ModuleKey::Verify, &self.device)?;
-        let stream = std::ptr::null_mut();
-        // SAFETY: the context is current; these are the parameters of `verify`, and the memory is kept by `self`.
-        unsafe { function.launch(&plan::verify(self.device.plan), stream, &parameters) }?;
-        // SAFETY: the default stream.
-        unsafe { self.device.synchronise(stream) }?;
-        let (wrong, refusing) = self.pinned.result()?;
-        if wrong.is_empty() {
-            return Ok(refusing);
-        }
-        Err(Error::Argument(format!(
-            "stores of {wrong} do not arrive at {}, although the driver mapped the memory; use NVLink or a PCIe \
-             topology with working peer access, or fall back to the framework's own all-reduce",
-            self.device.describe()
-        )))
     }
 
     /// Rank and geometry.
@@ -302,18 +271,6 @@ impl CudaWorkspace {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// All ranks have a workspace, or all raise the same error: `verified` says what this rank's verification came to. The
-/// ranks told each other in its kernel whether to go on, so only those that do not need the exchange.
-fn settle(exchange: &mut Exchange<'_>, verified: Result<RankSet>) -> Result<()> {
-    let refusing = match &verified {
-        Ok(refusing) if refusing.is_empty() => return Ok(()),
-        Ok(refusing) => *refusing,
-        Err(_) => RankSet::default(),
-    };
-    exchange.agree(verified.map(drop))?;
-    Err(Error::Agreement(format!("the verification failed on {refusing}, which did not say why")))
 }
 
 /// One operation's hold on a workspace, while it is launched.

@@ -8,6 +8,7 @@
 //! | [`host`] | the workspace over shared memory |
 //! | [`exclusive`] | who may use it: one operation at a time |
 //! | [`cuda`], [`cuda_backend`] | the workspace over device memory, and how that crosses processes |
+//! | [`verification`] | the proof that peers' stores arrive there |
 //! | [`buffer`] | plain memory that crosses processes, without the protocol |
 
 pub mod buffer;
@@ -18,6 +19,7 @@ pub mod exclusive;
 pub mod hello;
 pub mod host;
 pub mod phases;
+pub mod verification;
 
 use std::time::Duration;
 
