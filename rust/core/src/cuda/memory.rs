@@ -113,7 +113,8 @@ impl Drop for PeerMemory {
     }
 }
 
-/// Words that kernels write and the host reads, as atomics only: the report of a timeout, and the verification's result.
+/// Words that kernels write and the host reads, as atomics only: the report of a timeout, and the result of the
+/// verification.
 #[derive(Debug)]
 pub struct PinnedWords(Piece);
 
@@ -176,8 +177,8 @@ impl PinnedWords {
         unsafe { (&raw const (*self.pointer()).peers[rank]).read_volatile() }
     }
 
-    /// The verification's result, once its kernel has ended: the ranks whose stores did not arrive, and those that say so
-    /// of others.
+    /// The verification's result, once its kernel has ended: the ranks whose stores did not arrive, and those that say
+    /// so of others.
     pub fn result(&self) -> Result<(RankSet, RankSet)> {
         // SAFETY: as in `faults`.
         let result = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer()).verification) }.load(Ordering::Relaxed);

@@ -17,8 +17,8 @@ use crate::exchange::Exchange;
 /// Longest wait of the kernel for a peer, whose data is on its way when it starts.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Proves that every peer's stores arrive, with the instructions of the operations. `group` and `pinned` are valid until
-/// this returns. Returns the ranks that could not prove it: if there are none, all ranks return that.
+/// Proves that every peer's stores arrive, with the instructions of the operations. Returns the ranks that could not
+/// prove it: if there are none, all ranks return that. `group`'s memory is valid until this returns.
 pub fn verify(device: &Device, group: Group, pinned: &PinnedWords, nonces: &[Vector]) -> Result<RankSet> {
     let mut all = [[0; 4]; MAX_WORLD_SIZE];
     all[..nonces.len()].copy_from_slice(nonces);
