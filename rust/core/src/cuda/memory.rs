@@ -1,4 +1,4 @@
-//! Device memory, memory that crosses processes, and pinned host memory.
+//! Device memory, memory that crosses processes, and words in pinned host memory.
 //!
 //! Blocks come from the synchronous allocator: the driver refuses to export memory of the stream-ordered one.
 
@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
 use lamport_rs_kernels::parameters::Report;
+use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
+use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 
 use super::device::Device;
 use super::driver::check;
 use super::launch::RelaxedCapture;
+use super::pieces::{Kind, Piece};
 use crate::error::{Error, Result};
 
 /// Bytes of an IPC handle.
@@ -40,14 +43,6 @@ impl DeviceMemory {
     /// Where it is.
     pub fn address(&self) -> u64 {
         self.address
-    }
-
-    /// Copies `values` to its start, and waits for that.
-    pub fn write<T: Copy>(&self, values: &[T]) -> Result<()> {
-        let _entered = self.device.enter()?;
-        let bytes = size_of_val(values);
-        // SAFETY: the callers stay within what they allocated.
-        check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(self.address, values.as_ptr().cast(), bytes) })
     }
 
     /// What another process needs to map it.
@@ -118,13 +113,13 @@ impl Drop for PeerMemory {
     }
 }
 
-/// Words that kernels write and the host reads: the report of a timeout, and the verification's result.
+/// Words that kernels write and the host reads, as atomics only: the report of a timeout, and the result of the
+/// verification.
 #[derive(Debug)]
-pub struct PinnedWords {
-    device: Arc<Device>,
-    pointer: *mut Report,
-    address: u64,
-}
+pub struct PinnedWords(Piece);
+
+/// Bytes for them, in lines of their own.
+pub const PINNED_BYTES: usize = size_of::<Report>().next_multiple_of(128);
 
 /// How long the host waits for the rest of a report, of which the first word is there.
 const REST_OF_REPORT: Duration = Duration::from_millis(100);
@@ -132,33 +127,22 @@ const REST_OF_REPORT: Duration = Duration::from_millis(100);
 /// What the verification's result is before the kernel has written it: no set of ranks.
 const NO_RESULT: u32 = u32::MAX;
 
-// SAFETY: the words are accessed as atomics only.
-unsafe impl Send for PinnedWords {}
-// SAFETY: as above.
-unsafe impl Sync for PinnedWords {}
-
 impl PinnedWords {
-    /// Allocates them.
-    pub fn allocate(device: &Arc<Device>) -> Result<Self> {
-        let _entered = device.enter()?;
-        let mut pointer = std::ptr::null_mut();
-        let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
-        // SAFETY: the context is current.
-        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut pointer, size_of::<Report>(), flags) })?;
-        let pointer = pointer.cast::<Report>();
-        // SAFETY: the allocation is that large, and nobody else knows it yet.
-        unsafe { pointer.write(Report { verification: NO_RESULT, ..Report::default() }) };
-        let mut words = Self { device: device.clone(), pointer, address: 0 };
-        // SAFETY: the pointer is that of a mapped allocation.
-        check("cuMemHostGetDevicePointer", unsafe {
-            sys::cuMemHostGetDevicePointer_v2(&mut words.address, pointer.cast(), 0)
-        })?;
+    /// Takes them, and makes them what they are before any operation.
+    pub fn take(device: &Arc<Device>) -> Result<Self> {
+        let words = Self(Piece::take(device, Kind::Pinned)?);
+        // SAFETY: the piece is that large and as aligned as lines are, and nobody else has it.
+        unsafe { words.pointer().write(Report { verification: NO_RESULT, ..Report::default() }) };
         Ok(words)
+    }
+
+    fn pointer(&self) -> *mut Report {
+        self.0.pointer().cast()
     }
 
     /// Forgets what was reported. No kernel of the workspace runs.
     pub fn clear(&self) {
-        let report = self.pointer;
+        let report = self.pointer();
         // SAFETY: valid until dropped, and written by nobody else meanwhile.
         unsafe {
             (&raw mut (*report).operation).write_volatile(Vector::default());
@@ -168,19 +152,19 @@ impl PinnedWords {
 
     /// The report's address for kernels.
     pub fn report_address(&self) -> u64 {
-        self.address
+        self.0.address()
     }
 
     /// The result's address for the verification.
     pub fn result_address(&self) -> u64 {
-        self.address + std::mem::offset_of!(Report, verification) as u64
+        self.0.address() + std::mem::offset_of!(Report, verification) as u64
     }
 
     /// The first word of the [`Report`]: 0 as long as there is no fault.
     #[inline]
     pub fn faults(&self) -> u32 {
         // SAFETY: valid until dropped; kernels write it with system-scope atomics.
-        unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).ranks) }.load(Ordering::Acquire)
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer()).ranks) }.load(Ordering::Acquire)
     }
 
     /// What the operation was in which the fault was noticed, once that is there; `None` if it does not come.
@@ -188,7 +172,7 @@ impl PinnedWords {
         let began = Instant::now();
         while began.elapsed() < REST_OF_REPORT {
             // SAFETY: valid until dropped; the kernel writes it once, a vector at a time.
-            let header = unsafe { (&raw const (*self.pointer).operation).read_volatile() };
+            let header = unsafe { (&raw const (*self.pointer()).operation).read_volatile() };
             if header != Vector::default() {
                 return Some(header);
             }
@@ -200,24 +184,17 @@ impl PinnedWords {
     /// What rank `rank` did, if it is among those that differ: stored before the report's first word.
     pub fn peer_operation(&self, rank: usize) -> Vector {
         // SAFETY: as in `operation`.
-        unsafe { (&raw const (*self.pointer).peers[rank]).read_volatile() }
+        unsafe { (&raw const (*self.pointer()).peers[rank]).read_volatile() }
     }
 
-    /// The verification's result, once its kernel has ended.
-    pub fn result(&self) -> Result<u32> {
+    /// The verification's result, once its kernel has ended: the ranks whose stores did not arrive, and those that say
+    /// so of others.
+    pub fn result(&self) -> Result<(RankSet, RankSet)> {
         // SAFETY: as in `faults`.
-        let result = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).verification) }.load(Ordering::Relaxed);
+        let result = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer()).verification) }.load(Ordering::Relaxed);
         if result == NO_RESULT {
             return Err(Error::Argument("the verification's kernel left no result".to_owned()));
         }
-        Ok(result)
-    }
-}
-
-impl Drop for PinnedWords {
-    fn drop(&mut self) {
-        let (Ok(_entered), Ok(_relaxed)) = (self.device.enter(), RelaxedCapture::begin()) else { return };
-        // SAFETY: allocated by `allocate`.
-        let _ = unsafe { sys::cuMemFreeHost(self.pointer.cast()) };
+        Ok((RankSet(result as u16), RankSet((result >> MAX_WORLD_SIZE) as u16)))
     }
 }

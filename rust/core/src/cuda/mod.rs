@@ -5,7 +5,8 @@
 //! | [`driver`] | whether there is one; errors |
 //! | [`device`] | a device's primary context, shared with torch |
 //! | [`launch`] | modules loaded on first use, and launches |
-//! | [`memory`] | allocations, IPC handles, pinned memory |
+//! | [`memory`] | allocations, IPC handles, pinned words |
+//! | [`pieces`] | small memory that workspaces take turns with |
 //! | [`order`] | operations on different streams, one after the other |
 //! | [`plans`] | launch plans, made once per shape |
 
@@ -14,6 +15,7 @@ pub mod driver;
 pub mod launch;
 pub mod memory;
 pub mod order;
+pub mod pieces;
 pub mod plans;
 
 /// A stream of the driver.
