@@ -9,7 +9,7 @@ use lamport_rs_kernels::plan;
 use super::driver::{check, error_of, initialise};
 use super::launch::Modules;
 use super::memory::PINNED_BYTES;
-use super::pieces::{Kind, Pieces};
+use super::pool::{Kind, Pool};
 use crate::error::{Error, Result};
 
 /// Bytes for a workspace's control words and table.
@@ -31,8 +31,8 @@ pub struct Device {
     pub checks_operations: bool,
     /// Kernels loaded so far.
     pub modules: Modules,
-    control: Pieces,
-    pinned: Pieces,
+    control: Pool,
+    pinned: Pool,
     context: sys::CUcontext,
 }
 
@@ -122,8 +122,8 @@ impl Device {
             },
             checks_operations: operations_are_checked(),
             modules: Modules::default(),
-            control: Pieces::new(Kind::Device, CONTROL_BYTES),
-            pinned: Pieces::new(Kind::Pinned, PINNED_BYTES),
+            control: Pool::new(Kind::Device, CONTROL_BYTES),
+            pinned: Pool::new(Kind::Pinned, PINNED_BYTES),
             context,
         })
     }
@@ -141,7 +141,7 @@ impl Device {
     }
 
     /// Small memory of a kind, which workspaces take turns with.
-    pub fn pieces(&self, kind: Kind) -> &Pieces {
+    pub fn pool(&self, kind: Kind) -> &Pool {
         match kind {
             Kind::Device => &self.control,
             Kind::Pinned => &self.pinned,

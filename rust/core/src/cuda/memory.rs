@@ -15,7 +15,7 @@ use lamport_rs_protocol::sentinel::Vector;
 use super::device::Device;
 use super::driver::check;
 use super::launch::RelaxedCapture;
-use super::pieces::{Kind, Piece};
+use super::pool::{Kind, PooledBuffer};
 use crate::error::{Error, Result};
 
 /// Bytes of an IPC handle.
@@ -45,6 +45,17 @@ impl DeviceMemory {
         self.address
     }
 
+    /// Frees it, once no kernel uses it any more. After an error it is lost, and kernels may still run.
+    pub fn free(&mut self) -> Result<()> {
+        let address = std::mem::take(&mut self.address);
+        if address == 0 {
+            return Ok(());
+        }
+        let (_entered, _relaxed) = (self.device.enter()?, RelaxedCapture::begin()?);
+        // SAFETY: allocated by `allocate`, and not freed before. The call waits for work that uses the memory.
+        check("cuMemFree", unsafe { sys::cuMemFree_v2(address) })
+    }
+
     /// What another process needs to map it.
     pub fn export(&self) -> Result<[u8; HANDLE_BYTES]> {
         let _entered = self.device.enter()?;
@@ -57,9 +68,7 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        let (Ok(_entered), Ok(_relaxed)) = (self.device.enter(), RelaxedCapture::begin()) else { return };
-        // SAFETY: allocated by `allocate`. The call waits for work that uses the memory.
-        let _ = unsafe { sys::cuMemFree_v2(self.address) };
+        let _ = self.free();
     }
 }
 
@@ -116,7 +125,7 @@ impl Drop for PeerMemory {
 /// Words that kernels write and the host reads, as atomics only: the report of a timeout, and the result of the
 /// verification.
 #[derive(Debug)]
-pub struct PinnedWords(Piece);
+pub struct PinnedWords(PooledBuffer);
 
 /// Bytes for them, in lines of their own.
 pub const PINNED_BYTES: usize = size_of::<Report>().next_multiple_of(128);
@@ -130,8 +139,8 @@ const NO_RESULT: u32 = u32::MAX;
 impl PinnedWords {
     /// Takes them, and makes them what they are before any operation.
     pub fn take(device: &Arc<Device>) -> Result<Self> {
-        let words = Self(Piece::take(device, Kind::Pinned)?);
-        // SAFETY: the piece is that large and as aligned as lines are, and nobody else has it.
+        let words = Self(PooledBuffer::take(device, Kind::Pinned)?);
+        // SAFETY: the buffer is that large and as aligned as lines are, and nobody else has it.
         unsafe { words.pointer().write(Report { verification: NO_RESULT, ..Report::default() }) };
         Ok(words)
     }
@@ -187,14 +196,16 @@ impl PinnedWords {
         unsafe { (&raw const (*self.pointer()).peers[rank]).read_volatile() }
     }
 
-    /// The verification's result, once its kernel has ended: the ranks whose stores did not arrive, and those that say
-    /// so of others.
-    pub fn result(&self) -> Result<(RankSet, RankSet)> {
+    /// The verification's result, once its kernel has stored it: the ranks whose stores did not arrive, and those that
+    /// say so of others.
+    pub fn result(&self) -> Option<(RankSet, RankSet)> {
         // SAFETY: as in `faults`.
-        let result = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer()).verification) }.load(Ordering::Relaxed);
-        if result == NO_RESULT {
-            return Err(Error::Argument("the verification's kernel left no result".to_owned()));
-        }
-        Ok((RankSet(result as u16), RankSet((result >> MAX_WORLD_SIZE) as u16)))
+        let result = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer()).verification) }.load(Ordering::Acquire);
+        (result != NO_RESULT).then(|| (RankSet(result as u16), RankSet((result >> MAX_WORLD_SIZE) as u16)))
+    }
+
+    /// Nobody is to get the memory after this: kernels may still use it.
+    pub fn abandon(&mut self) {
+        self.0.abandon();
     }
 }

@@ -6,7 +6,7 @@
 //! | [`device`] | a device's primary context, shared with torch |
 //! | [`launch`] | modules loaded on first use, and launches |
 //! | [`memory`] | allocations, IPC handles, pinned words |
-//! | [`pieces`] | small memory that workspaces take turns with |
+//! | [`pool`] | small memory that workspaces take turns with |
 //! | [`order`] | operations on different streams, one after the other |
 //! | [`plans`] | launch plans, made once per shape |
 
@@ -15,8 +15,8 @@ pub mod driver;
 pub mod launch;
 pub mod memory;
 pub mod order;
-pub mod pieces;
 pub mod plans;
+pub mod pool;
 
 /// A stream of the driver.
 pub type Stream = cudarc::driver::sys::CUstream;

@@ -108,7 +108,6 @@ pub fn construct<B: Backend>(
     let allocated = request.and_then(|request| {
         let mut block = backend.allocate(request.bytes, request.word)?;
         phases.end("allocate");
-        // Allocating and exporting go on while the block is filled.
         let mut page = if request.has_notices { Some(OwnPage::allocate()?) } else { None };
         let nonce = hello::nonce()?;
         let hello = Hello {

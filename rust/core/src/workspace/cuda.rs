@@ -15,8 +15,8 @@ use lamport_rs_protocol::table;
 use crate::cuda::device::{CONTROL_BYTES, Device, Entered};
 use crate::cuda::memory::{DeviceMemory, PeerMemory, PinnedWords};
 use crate::cuda::order::StreamOrder;
-use crate::cuda::pieces::{Kind, Piece};
 use crate::cuda::plans::Plans;
+use crate::cuda::pool::{Kind, PooledBuffer};
 use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange};
 use crate::interrupts::Interrupted;
@@ -55,11 +55,10 @@ pub struct CudaWorkspace {
     pub skipped: Skipped,
     /// For callers whose calls last longer than the launch in them.
     pub calls: ThreadGate,
-    // Dropped in this order: freeing device memory waits for the kernels that run, the later ones do not. Pieces go to
-    // the next workspace.
+    // Dropped in this order: freeing device memory waits for the kernels that run, the later ones do not.
     own: DeviceMemory,
     /// Control words and table.
-    control: Piece,
+    control: PooledBuffer,
     _peers: Vec<PeerMemory>,
     pinned: PinnedWords,
 }
@@ -67,14 +66,14 @@ pub struct CudaWorkspace {
 /// What this rank has beside the blocks.
 #[derive(Debug)]
 struct Private {
-    control: Piece,
+    control: PooledBuffer,
     pinned: PinnedWords,
 }
 
 impl Private {
     /// Takes it, and loads the kernel of the verification.
     fn take(device: &Arc<Device>) -> Result<Self> {
-        let (control, pinned) = (Piece::take(device, Kind::Device)?, PinnedWords::take(device)?);
+        let (control, pinned) = (PooledBuffer::take(device, Kind::Device)?, PinnedWords::take(device)?);
         let _entered = device.enter()?;
         device.modules.function(ModuleKey::Verify, device)?;
         Ok(Self { control, pinned })
@@ -110,7 +109,9 @@ impl CudaWorkspace {
         workspace.two_shot_from = settings.two_shot_from();
         let verified = workspace
             .write_control()
-            .and_then(|()| verification::verify(&workspace.device, workspace.group, &workspace.pinned, &nonces));
+            .and_then(|()| verification::verify(&workspace.device, workspace.group, &workspace.pinned, &nonces))
+            // Should peers have a workspace nevertheless, they hear of it there.
+            .inspect_err(|error| workspace.lifecycle().fail(error));
         verification::settle(&mut exchange, verified)?;
         phases.end("verify");
         workspace.phases = phases;
@@ -198,8 +199,9 @@ impl CudaWorkspace {
 
     /// Slots, control words and reports as they were at first.
     fn refill(&self) -> Result<()> {
-        fill_and_wait(&self.device, &self.own, self.member.geometry.block_bytes())?;
+        // In this order: the wait is for both.
         self.write_control()?;
+        fill_and_wait(&self.device, &self.own, self.member.geometry.block_bytes())?;
         self.pinned.clear();
         self.skipped.forget();
         Ok(())
@@ -282,6 +284,18 @@ impl CudaWorkspace {
                 Error::Mismatch { rank, own: operation, peer, theirs: Operation(self.pinned.peer_operation(peer)) }
             }
             None => Error::Timeout { operation, waited: self.timeout.unwrap_or_default(), missing },
+        }
+    }
+}
+
+impl Drop for CudaWorkspace {
+    fn drop(&mut self) {
+        // Peers hear of it before this rank waits for its kernels.
+        self.lifecycle().clean_up();
+        // This waits for them. If it fails, the next workspace must not get what they may still write.
+        if self.own.free().is_err() {
+            self.control.abandon();
+            self.pinned.abandon();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The proof that peers' stores arrive in device memory: a kernel, and what the ranks make of its results.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lamport_rs_kernels::ModuleKey;
 use lamport_rs_kernels::parameters::{Group, VerifyParameters};
@@ -14,8 +14,13 @@ use crate::cuda::memory::PinnedWords;
 use crate::error::{Error, Result};
 use crate::exchange::Exchange;
 
-/// Longest wait of the kernel for a peer, whose data is on its way when it starts.
+/// Longest wait of the kernel for a peer, whose data is on its way when it starts. For its verdict it waits twice that.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// When the host no longer polls for the result, which a kernel that has started has left long before.
+const LONGEST_POLL: Duration = Duration::from_secs(60);
+/// The result takes microseconds: the host spins for so long before it sleeps between two looks.
+const SPIN: Duration = Duration::from_micros(500);
+const SLEEP: Duration = Duration::from_micros(50);
 
 /// Proves that every peer's stores arrive, with the instructions of the operations. Returns the ranks that could not
 /// prove it: if there are none, all ranks return that. `group`'s memory is valid until this returns.
@@ -34,9 +39,17 @@ pub fn verify(device: &Device, group: Group, pinned: &PinnedWords, nonces: &[Vec
     // SAFETY: the context is current; these are the parameters of `verify`, and the caller keeps the memory until the
     // kernel has ended.
     unsafe { function.launch(&plan::verify(device.plan), stream, &parameters) }?;
-    // SAFETY: the default stream.
-    unsafe { device.synchronise(stream) }?;
-    let (wrong, refusing) = pinned.result()?;
+    // A peer that has this rank's consent has a workspace. So no call of the driver that can fail stands between that
+    // and this rank's workspace: it polls.
+    let (wrong, refusing) = match poll(pinned, LONGEST_POLL) {
+        Some(result) => result,
+        None => {
+            // SAFETY: the default stream.
+            unsafe { device.synchronise(stream) }?;
+            let no_result = || Error::Argument("the verification's kernel left no result".to_owned());
+            pinned.result().ok_or_else(no_result)?
+        }
+    };
     if wrong.is_empty() {
         return Ok(refusing);
     }
@@ -45,6 +58,19 @@ pub fn verify(device: &Device, group: Group, pinned: &PinnedWords, nonces: &[Vec
          with working peer access, or fall back to the framework's own all-reduce",
         device.describe()
     )))
+}
+
+/// Waits for the result, which is the last that the kernel stores, for as long as `longest`.
+fn poll(pinned: &PinnedWords, longest: Duration) -> Option<(RankSet, RankSet)> {
+    let began = Instant::now();
+    loop {
+        let result = pinned.result();
+        let waited = began.elapsed();
+        if result.is_some() || waited >= longest {
+            return result;
+        }
+        if waited < SPIN { std::hint::spin_loop() } else { std::thread::sleep(SLEEP) }
+    }
 }
 
 /// All ranks return, or all raise the same error: `verified` is what [`verify`] returned here. In its kernel the ranks
