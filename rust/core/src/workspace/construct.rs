@@ -109,6 +109,7 @@ pub fn construct<B: Backend>(
         let mut block = backend.allocate(request.bytes, request.word)?;
         phases.end("allocate");
         let mut page = if request.has_notices { Some(OwnPage::allocate()?) } else { None };
+        phases.end("allocate page");
         let nonce = hello::nonce()?;
         let hello = Hello {
             version: hello::VERSION.to_owned(),
@@ -141,13 +142,14 @@ pub fn construct<B: Backend>(
     hello::check_distinct(&hellos, B::identity)?;
     let mapped = exchange.transcript().and_then(|brought| {
         let peers = map_peers(backend, &request, &own, &hellos)?;
+        phases.end("map");
         Ok((peers, if page.is_some() { map_pages::<B>(request.rank, &hellos)? } else { vec![] }, brought))
     });
     let (peers, pages, brought) = match mapped {
         Ok((peers, pages, brought)) => (peers, pages, Ok(brought)),
         Err(error) => (vec![], vec![], Err(error)),
     };
-    phases.end("map");
+    phases.end("map pages");
     Transcript::check(&exchange.agree(brought)?)?;
     phases.end("agree");
     backend.all_have_mapped(&mut own);

@@ -12,7 +12,7 @@ pub struct Phases {
 impl Phases {
     /// The first part begins.
     pub fn begin() -> Self {
-        Self { began: Instant::now(), taken: Vec::with_capacity(8) }
+        Self { began: Instant::now(), taken: Vec::with_capacity(10) }
     }
 
     /// The part in progress was this one, and ends. The next begins.

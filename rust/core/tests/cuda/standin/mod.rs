@@ -8,8 +8,8 @@
 //! });
 //! ```
 //!
-//! When the test ends, the driver must have got everything back but what the core keeps: modules, and the allocations of
-//! its pools.
+//! When the test ends, the driver must have got everything back but what the core keeps: modules, and what is in its
+//! pools.
 //!
 //! | module | concept |
 //! | --- | --- |
