@@ -201,7 +201,7 @@ impl PinnedWords {
     pub fn result(&self) -> Option<(RankSet, RankSet)> {
         // SAFETY: as in `faults`.
         let result = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer()).verification) }.load(Ordering::Acquire);
-        (result != NO_RESULT).then(|| (RankSet(result as u16), RankSet((result >> MAX_WORLD_SIZE) as u16)))
+        (result != NO_RESULT).then_some((RankSet(result as u16), RankSet((result >> MAX_WORLD_SIZE) as u16)))
     }
 
     /// Nobody is to get the memory after this: kernels may still use it.
