@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lamport_rs import LamportError, LamportWorkspace
+from lamport_rs.exchange import _recent, all_gather_over
 from ranks import Rank, ThreadRanks, errors_of
 from reference import check_same_bits, random_tensor, rounded_sum
 
@@ -289,23 +290,48 @@ def test_what_a_callable_raises_is_the_cause_of_the_error(failing_call):
 
 
 def create_and_look_for_tensors(me: Rank) -> None:
-    made: list[weakref.ref[torch.Tensor]] = []
+    given: list[weakref.ref[torch.Tensor]] = []
+    allgather = dist.ProcessGroup.allgather
 
-    def recorded(like: torch.Tensor) -> torch.Tensor:
-        tensor = torch.zeros_like(like)
-        made.append(weakref.ref(tensor))
-        return tensor
+    def recorded(group: dist.ProcessGroup, received: list[list[torch.Tensor]], sent: list[torch.Tensor]) -> dist.Work:
+        given.extend(weakref.ref(tensor) for tensor in [*received[0], *sent])
+        return allgather(group, received, sent)
 
-    with unittest.mock.patch.object(torch, "empty_like", recorded), me.workspace():
+    with unittest.mock.patch.object(dist.ProcessGroup, "allgather", recorded), me.workspace():
         pass
     gc.collect()
-    assert len(made) >= me.world_size
-    assert all(reference() is not None for reference in made)
+    assert len(given) == ROUNDS * (me.world_size + 1)
+    assert all(reference() is not None for reference in given)
 
 
 def test_gloo_is_not_the_last_to_hold_the_tensors_of_an_exchange(ranks_of):
     """With torch 2.6, a group that is destroyed then can wait for its own thread without an end."""
     ranks_of(2).run(create_and_look_for_tensors)
+
+
+ROUNDS = 2
+"""What a construction takes of the group: to exchange handles, and to agree that all are mapped."""
+
+
+def count_rounds(me: Rank) -> list[int]:
+    """Rounds of the group for a workspace, and for a buffer."""
+    over_group, counted = all_gather_over(me.group), []
+
+    def all_gather(message: bytes) -> list[bytes]:
+        counted[-1] += 1
+        return over_group(message)
+
+    counted.append(0)
+    me.workspace(4096, process_group=all_gather)
+    counted.append(0)
+    lamport_rs.IpcBuffer(me.rank, me.world_size, 4096, all_gather, device=me.device)
+    return counted
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_construction_takes_two_rounds_of_the_group(ranks_of, world_size):
+    """Each takes a good part of the time that a construction takes."""
+    assert ranks_of(world_size).run(count_rounds) == [[ROUNDS, ROUNDS]] * world_size
 
 
 WITHOUT_NUMPY = """
@@ -331,7 +357,10 @@ def wait_for_nobody(me: Rank) -> float:
     started = time.monotonic()
     with pytest.raises(LamportError, match=r"waited 0.5 s for the other ranks of the process group"):
         me.workspace(timeout=0.5)
-    return time.monotonic() - started
+    took = time.monotonic() - started
+    # gloo has the tensors still, and must not be the last to hold them.
+    assert len(_recent) == 1
+    return took
 
 
 def test_a_rank_whose_peers_do_not_create_a_workspace_waits_for_the_workspaces_timeout(new_ranks):

@@ -254,6 +254,20 @@ def test_the_log_has_a_line_for_each_workspace_and_each_fault(caplog):
     assert "operation 1, all_reduce of 384 float32" in fault
 
 
+def test_the_log_tells_where_the_time_of_a_construction_goes_if_asked(caplog):
+    with caplog.at_level(logging.DEBUG, "lamport_rs"):
+        ThreadRanks(2).run(lambda me: me.workspace(4096).cleanup())
+    lines = sorted(record.getMessage() for record in caplog.records if record.levelname == "DEBUG")
+    assert len(lines) == 2
+    for rank, text in enumerate(lines):
+        start, parts = text.split(": ")
+        assert start == f"milliseconds of rank {rank} to make it"
+        names, taken = zip(*(part.rsplit(" ", 1) for part in parts.split(", ")), strict=True)
+        before = ("allocate", "allocate page", "export", "fill", "exchange handles")
+        assert names == (*before, "map", "map pages", "agree")
+        assert sum(map(float, taken)) > 0
+
+
 NVTX = """
 import torch
 ranges = []

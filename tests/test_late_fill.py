@@ -27,7 +27,7 @@ def fill_own_slots(me: Rank, workspace: lamport_rs.LamportWorkspace) -> None:
 
 
 def start_late(me: Rank, filled_late: bool) -> str:
-    """Rank 0 is held up after each exchange, the last one too: the others have pushed before it goes on."""
+    """Rank 0 is held up after each exchange, and when it has a workspace: the others have pushed before it goes on."""
     over_group = all_gather_over(None)
 
     def all_gather(message: bytes) -> list[bytes]:
@@ -37,6 +37,8 @@ def start_late(me: Rank, filled_late: bool) -> str:
         return gathered
 
     workspace = me.workspace(COMM_SIZE, process_group=all_gather, timeout=TIMEOUT)
+    if me.rank == 0:
+        time.sleep(LATE)
     if filled_late and me.rank == 0:
         fill_own_slots(me, workspace)
     try:

@@ -78,15 +78,24 @@ def all_gather_over(group: Group, device: object = None, timeout: object = None)
 
 
 def _all_gather_tensors(message: bytes, group: dist.ProcessGroup, device: object, seconds: float) -> list[bytes]:
+    length = len(message)
+    # Tensors over memory of Python's: neither numpy, which torch does without, nor a list of numbers in between.
+    gathered = bytearray(group.size() * length)
+    received = torch.frombuffer(gathered, dtype=torch.uint8).view(-1, length)
+    sent = torch.frombuffer(bytearray(message), dtype=torch.uint8)
     takes_cpu_tensors = any(device.type == "cpu" for device in group._device_types)
-    place = torch.device("cpu") if takes_cpu_tensors else _cuda_device(device)
-    sent = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(place)
-    received = [torch.empty_like(sent) for _ in range(group.size())]
+    arrived = received
+    if not takes_cpu_tensors:
+        place = _cuda_device(device)
+        sent, arrived = sent.to(place), torch.empty_like(received, device=place)
+    by_rank = list(arrived.unbind())
+    # Also if the wait ends without the peers: the group still has them then.
+    _recent.append([sent, *by_rank])
     # The group's own method: `dist.all_gather` around it takes as long again as the exchange.
-    _wait_for(group.allgather([received], [sent]), seconds, takes_cpu_tensors)
-    _recent.append([sent, *received])
-    # Not by way of numpy, which torch does without.
-    return [bytes(tensor.tolist()) for tensor in received]
+    _wait_for(group.allgather([by_rank], [sent]), seconds, takes_cpu_tensors)
+    if arrived is not received:
+        received.copy_(arrived)
+    return [bytes(gathered[start : start + length]) for start in range(0, len(gathered), length)]
 
 
 def _wait_for(work: dist.Work, seconds: float, on_cpu: bool) -> None:

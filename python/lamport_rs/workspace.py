@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from types import TracebackType
@@ -109,6 +110,10 @@ class LamportWorkspace:
             "workspace of rank %d of %d on %s: %.1f MiB, slots of %d bytes, timeout %s",
             *(self._rank, self._world_size, self._device, self._core.memory_bytes() / 2**20, self._comm_size, limit),
         )
+
+        if logger.isEnabledFor(logging.DEBUG):
+            parts = ", ".join(f"{name} {1e3 * taken:.2f}" for name, taken in self._core.phases())
+            logger.debug("milliseconds of rank %d to make it: %s", self._rank, parts)
 
     @classmethod
     @never_compiled

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from lamport_rs import LamportError
 from minimax_rows import Operation, workspace_for
 from ranks import Rank, errors_of
+from test_exchange import ROUNDS, count_rounds
 from worlds import WORLD_SIZES, all_on_the_first_gpu, only_its_own_gpu, without_setting_the_device
 
 BAD = {
@@ -70,6 +71,12 @@ def test_ranks_that_each_see_only_their_own_gpu_work(new_gpu_ranks, world_size):
     ranks = new_gpu_ranks(world_size, only_its_own_gpu)
     assert ranks.run(count_gpus) == [1] * world_size
     assert ranks.run(create, None, {}) == ["a workspace"] * world_size
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_construction_takes_two_rounds_of_the_group(ranks_of, world_size):
+    """Each takes a good part of the time that a construction takes. The verification needs none."""
+    assert ranks_of(world_size).run(count_rounds) == [[ROUNDS, ROUNDS]] * world_size
 
 
 def count_gpus(_me: Rank) -> int:

@@ -100,6 +100,15 @@ impl Workspace {
         }
     }
 
+    /// The parts of its construction, and how many seconds each took.
+    fn phases(&self) -> Vec<(&'static str, f64)> {
+        let phases = match &self.workspace {
+            AnyWorkspace::Host(workspace) => &workspace.phases,
+            AnyWorkspace::Cuda(workspace) => &workspace.phases,
+        };
+        phases.taken().iter().map(|(name, taken)| (*name, taken.as_secs_f64())).collect()
+    }
+
     /// Refuses all further operations.
     fn clean_up(&self, py: Python<'_>) {
         py.detach(|| match &self.workspace {

@@ -46,7 +46,7 @@ pub struct Report {
     /// Bit r: rank r's data had not arrived when the time was up. Bit 16 + r: rank r runs another operation; of the own
     /// rank: a foreign kernel has used the table.
     pub ranks: u32,
-    /// Bits of the ranks whose vectors were wrong when the mapping was verified, or had not arrived.
+    /// What `verify` found: see [`VerifyParameters::result`].
     pub verification: u32,
     /// The host's. Bit r: rank r sends nothing more, and what it has sent is here. Kernels that wait for it give up.
     pub ended: u32,
@@ -139,7 +139,8 @@ pub struct FillParameters {
 pub struct VerifyParameters {
     /// The group. Its control words and report are not used.
     pub group: Group,
-    /// A 32-bit word that the host can read: gets a bit for each rank whose vector was wrong or did not arrive.
+    /// A 32-bit word that the host can read. Bit r: rank r's vector was wrong, or it or its verdict did not arrive.
+    /// Bit 16 + r: rank r says that of a rank. If it is 0 on one rank, it is on all.
     pub result: u64,
     /// 0.
     pub reserved: u64,

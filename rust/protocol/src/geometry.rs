@@ -132,8 +132,8 @@ impl Geometry {
         slot * self.comm_size
     }
 
-    /// Bytes from the block's start to the header of rank `rank` in slot `slot`. On GPUs the cells of slot 0 also hold
-    /// the vectors that verify the mappings, before the first operation.
+    /// Bytes from the block's start to the header of rank `rank` in slot `slot`. On GPUs the cells of slots 0
+    /// and 1 also hold what verifies the mappings, before the first operation.
     #[inline(always)]
     pub fn header_offset(&self, slot: usize, rank: usize) -> usize {
         SLOTS * self.comm_size + (slot * self.world_size + rank) * HEADER_BYTES

@@ -8,7 +8,12 @@ use lamport_rs_kernels::plan;
 
 use super::driver::{check, error_of, initialise};
 use super::launch::Modules;
+use super::memory::PINNED_BYTES;
+use super::pool::{Kind, Pool};
 use crate::error::{Error, Result};
+
+/// Bytes for a workspace's control words and table.
+pub const CONTROL_BYTES: usize = 8 << 10;
 
 /// A device of this process. There is one object per device, and it is never destroyed: the primary context outlives
 /// the interpreter's objects that use it.
@@ -26,6 +31,8 @@ pub struct Device {
     pub checks_operations: bool,
     /// Kernels loaded so far.
     pub modules: Modules,
+    control: Pool,
+    pinned: Pool,
     context: sys::CUcontext,
 }
 
@@ -115,6 +122,8 @@ impl Device {
             },
             checks_operations: operations_are_checked(),
             modules: Modules::default(),
+            control: Pool::new(Kind::Device, CONTROL_BYTES),
+            pinned: Pool::new(Kind::Pinned, PINNED_BYTES),
             context,
         })
     }
@@ -129,6 +138,14 @@ impl Device {
         // SAFETY: the context is retained for ever.
         unsafe { result::ctx::set_current(self.context) }.map_err(|error| error_of("cuCtxSetCurrent", error))?;
         Ok(Entered { before: Some(current.unwrap_or(std::ptr::null_mut())) })
+    }
+
+    /// Small memory of a kind, which workspaces take turns with.
+    pub fn pool(&self, kind: Kind) -> &Pool {
+        match kind {
+            Kind::Device => &self.control,
+            Kind::Pinned => &self.pinned,
+        }
     }
 
     /// The device in words.

@@ -1,4 +1,4 @@
-//! Device memory, memory that crosses processes, and pinned host memory.
+//! Device memory, memory that crosses processes, and words in pinned host memory.
 //!
 //! Blocks come from the synchronous allocator: the driver refuses to export memory of the stream-ordered one.
 
@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
 use lamport_rs_kernels::parameters::Report;
+use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 
 use super::device::Device;
 use super::driver::check;
 use super::launch::RelaxedCapture;
+use super::pool::{Kind, PooledBuffer};
 use crate::error::{Error, Result};
 
 /// Bytes of an IPC handle.
@@ -43,12 +45,15 @@ impl DeviceMemory {
         self.address
     }
 
-    /// Copies `values` to its start, and waits for that.
-    pub fn write<T: Copy>(&self, values: &[T]) -> Result<()> {
-        let _entered = self.device.enter()?;
-        let bytes = size_of_val(values);
-        // SAFETY: the callers stay within what they allocated.
-        check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(self.address, values.as_ptr().cast(), bytes) })
+    /// Frees it, once no kernel uses it any more. After an error it is lost, and kernels may still run.
+    pub fn free(&mut self) -> Result<()> {
+        let address = std::mem::take(&mut self.address);
+        if address == 0 {
+            return Ok(());
+        }
+        let (_entered, _relaxed) = (self.device.enter()?, RelaxedCapture::begin()?);
+        // SAFETY: allocated by `allocate`, and not freed before. The call waits for work that uses the memory.
+        check("cuMemFree", unsafe { sys::cuMemFree_v2(address) })
     }
 
     /// What another process needs to map it.
@@ -63,9 +68,7 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        let (Ok(_entered), Ok(_relaxed)) = (self.device.enter(), RelaxedCapture::begin()) else { return };
-        // SAFETY: allocated by `allocate`. The call waits for work that uses the memory.
-        let _ = unsafe { sys::cuMemFree_v2(self.address) };
+        let _ = self.free();
     }
 }
 
@@ -119,13 +122,13 @@ impl Drop for PeerMemory {
     }
 }
 
-/// Words that kernels and the host tell each other: reports of faults, and the verification's result.
+/// Words that kernels and the host tell each other, as atomics only: reports of faults, and the result of the
+/// verification.
 #[derive(Debug)]
-pub struct PinnedWords {
-    device: Arc<Device>,
-    pointer: *mut Report,
-    address: u64,
-}
+pub struct PinnedWords(PooledBuffer);
+
+/// Bytes for them, in lines of their own.
+pub const PINNED_BYTES: usize = size_of::<Report>().next_multiple_of(128);
 
 /// How long the host waits for the rest of a report, of which the first word is there.
 const REST_OF_REPORT: Duration = Duration::from_millis(100);
@@ -133,33 +136,22 @@ const REST_OF_REPORT: Duration = Duration::from_millis(100);
 /// What the verification's result is before the kernel has written it: no set of ranks.
 const NO_RESULT: u32 = u32::MAX;
 
-// SAFETY: the words are accessed as atomics only.
-unsafe impl Send for PinnedWords {}
-// SAFETY: as above.
-unsafe impl Sync for PinnedWords {}
-
 impl PinnedWords {
-    /// Allocates them.
-    pub fn allocate(device: &Arc<Device>) -> Result<Self> {
-        let _entered = device.enter()?;
-        let mut pointer = std::ptr::null_mut();
-        let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
-        // SAFETY: the context is current.
-        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut pointer, size_of::<Report>(), flags) })?;
-        let pointer = pointer.cast::<Report>();
-        // SAFETY: the allocation is that large, and nobody else knows it yet.
-        unsafe { pointer.write(Report { verification: NO_RESULT, ..Report::default() }) };
-        let mut words = Self { device: device.clone(), pointer, address: 0 };
-        // SAFETY: the pointer is that of a mapped allocation.
-        check("cuMemHostGetDevicePointer", unsafe {
-            sys::cuMemHostGetDevicePointer_v2(&mut words.address, pointer.cast(), 0)
-        })?;
+    /// Takes them, and makes them what they are before any operation.
+    pub fn take(device: &Arc<Device>) -> Result<Self> {
+        let words = Self(PooledBuffer::take(device, Kind::Pinned)?);
+        // SAFETY: the buffer is that large and as aligned as lines are, and nobody else has it.
+        unsafe { words.pointer().write(Report { verification: NO_RESULT, ..Report::default() }) };
         Ok(words)
+    }
+
+    fn pointer(&self) -> *mut Report {
+        self.0.pointer().cast()
     }
 
     /// Forgets what was reported. No kernel of the workspace runs.
     pub fn clear(&self) {
-        let report = self.pointer;
+        let report = self.pointer();
         // SAFETY: valid until dropped, and written by nobody else meanwhile.
         unsafe {
             (&raw mut (*report).operation).write_volatile(Vector::default());
@@ -169,25 +161,25 @@ impl PinnedWords {
 
     /// The report's address for kernels.
     pub fn report_address(&self) -> u64 {
-        self.address
+        self.0.address()
     }
 
     /// The result's address for the verification.
     pub fn result_address(&self) -> u64 {
-        self.address + std::mem::offset_of!(Report, verification) as u64
+        self.0.address() + std::mem::offset_of!(Report, verification) as u64
     }
 
     /// The first word of the [`Report`]: 0 as long as there is no fault.
     #[inline]
     pub fn faults(&self) -> u32 {
         // SAFETY: valid until dropped; kernels write it with system-scope atomics.
-        unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).ranks) }.load(Ordering::Acquire)
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer()).ranks) }.load(Ordering::Acquire)
     }
 
     /// Tells the kernels that wait, or will, that these ranks send nothing more, and that what they have sent is there.
     pub fn tell_ended(&self, ranks: RankSet) {
         // SAFETY: valid until dropped; kernels read it only.
-        let word = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).ended) };
+        let word = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer()).ended) };
         if word.load(Ordering::Relaxed) != ranks.0.into() {
             word.store(ranks.0.into(), Ordering::Release);
         }
@@ -198,7 +190,7 @@ impl PinnedWords {
         let began = Instant::now();
         while began.elapsed() < REST_OF_REPORT {
             // SAFETY: valid until dropped; the kernel writes it once, a vector at a time.
-            let header = unsafe { (&raw const (*self.pointer).operation).read_volatile() };
+            let header = unsafe { (&raw const (*self.pointer()).operation).read_volatile() };
             if header != Vector::default() {
                 return Some(header);
             }
@@ -210,24 +202,19 @@ impl PinnedWords {
     /// What rank `rank` did, if it is among those that differ: stored before the report's first word.
     pub fn peer_operation(&self, rank: usize) -> Vector {
         // SAFETY: as in `operation`.
-        unsafe { (&raw const (*self.pointer).peers[rank]).read_volatile() }
+        unsafe { (&raw const (*self.pointer()).peers[rank]).read_volatile() }
     }
 
-    /// The verification's result, once its kernel has ended.
-    pub fn result(&self) -> Result<u32> {
+    /// The verification's result, once its kernel has stored it: the ranks whose stores did not arrive, and those that
+    /// say so of others.
+    pub fn result(&self) -> Option<(RankSet, RankSet)> {
         // SAFETY: as in `faults`.
-        let result = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer).verification) }.load(Ordering::Relaxed);
-        if result == NO_RESULT {
-            return Err(Error::Argument("the verification's kernel left no result".to_owned()));
-        }
-        Ok(result)
+        let result = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer()).verification) }.load(Ordering::Acquire);
+        (result != NO_RESULT).then_some((RankSet(result as u16), RankSet((result >> MAX_WORLD_SIZE) as u16)))
     }
-}
 
-impl Drop for PinnedWords {
-    fn drop(&mut self) {
-        let (Ok(_entered), Ok(_relaxed)) = (self.device.enter(), RelaxedCapture::begin()) else { return };
-        // SAFETY: allocated by `allocate`.
-        let _ = unsafe { sys::cuMemFreeHost(self.pointer.cast()) };
+    /// Nobody is to get the memory after this: kernels may still use it.
+    pub fn abandon(&mut self) {
+        self.0.abandon();
     }
 }

@@ -1,4 +1,4 @@
-//! The order of construction: allocate → fill → synchronise → exchange handles → map the peers → agree.
+//! The order of construction: allocate → fill → exchange handles → map the peers → agree.
 //!
 //! The fill comes before the exchange: a peer that starts early must never have its data overwritten by a late fill.
 
@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::exchange::{Exchange, Transcript};
 use crate::lifecycle::pages::{OwnPage, Pages, PeerPage};
 use crate::workspace::hello::{self, AS_MEASURED, Hello};
+use crate::workspace::phases::Phases;
 
 /// A kind of memory that crosses processes.
 pub trait Backend {
@@ -29,8 +30,12 @@ pub trait Backend {
     }
     /// The device, in words.
     fn device(&self) -> String;
-    /// Allocates `bytes` bytes, writes `word` over all of them, and waits until that is done.
+    /// Allocates `bytes` bytes, and begins to write `word` over all of them.
     fn allocate(&self, bytes: usize, word: u32) -> Result<Self::Block>;
+    /// Waits until the block is full of the word.
+    fn await_fill(&self, _block: &Self::Block) -> Result<()> {
+        Ok(())
+    }
     /// What a peer needs to map `block`. Where a processor can look into a block that it maps, the owner leaves `nonce`
     /// for it to find; elsewhere the workspace proves its mappings by a transfer of its own.
     fn export(&self, block: &mut Self::Block, nonce: Vector) -> Result<Vec<u8>>;
@@ -92,10 +97,19 @@ pub struct Request {
 }
 
 /// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
-pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: Result<Request>) -> Result<Group<B>> {
+///
+/// That is two rounds of the exchange, which take a good part of the time: hence no third.
+pub fn construct<B: Backend>(
+    backend: &B,
+    exchange: &mut Exchange<'_>,
+    request: Result<Request>,
+    phases: &mut Phases,
+) -> Result<Group<B>> {
     let allocated = request.and_then(|request| {
         let mut block = backend.allocate(request.bytes, request.word)?;
+        phases.end("allocate");
         let mut page = if request.has_notices { Some(OwnPage::allocate()?) } else { None };
+        phases.end("allocate page");
         let nonce = hello::nonce()?;
         let hello = Hello {
             version: hello::VERSION.to_owned(),
@@ -110,6 +124,10 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
             page: page.as_mut().map(|page| page.export(nonce).encode()).unwrap_or_default(),
             layout: LAYOUT_VERSION,
         };
+        phases.end("export");
+        // Complete before any peer can hear of the block.
+        backend.await_fill(&block)?;
+        phases.end("fill");
         Ok((request, block, page, hello))
     });
     let (own, hello) = match allocated {
@@ -117,25 +135,30 @@ pub fn construct<B: Backend>(backend: &B, exchange: &mut Exchange<'_>, request: 
         Err(error) => (Err(error.clone()), Err(error)),
     };
     let hellos = exchange.agree(hello)?;
+    phases.end("exchange handles");
     let (request, mut own, page) = own?;
     hello::check_agreement(&hellos, request.size_name)?;
     exchange.check_size(hellos.len())?;
     hello::check_distinct(&hellos, B::identity)?;
     let mapped = exchange.transcript().and_then(|brought| {
         let peers = map_peers(backend, &request, &own, &hellos)?;
+        phases.end("map");
         Ok((peers, if page.is_some() { map_pages::<B>(request.rank, &hellos)? } else { vec![] }, brought))
     });
     let (peers, pages, brought) = match mapped {
         Ok((peers, pages, brought)) => (peers, pages, Ok(brought)),
         Err(error) => (vec![], vec![], Err(error)),
     };
+    phases.end("map pages");
     Transcript::check(&exchange.agree(brought)?)?;
+    phases.end("agree");
     backend.all_have_mapped(&mut own);
     let nonces = hellos.iter().map(|hello| hello.nonce).collect();
     Ok(Group { own, peers, nonces, pages: page.map(|own| Pages::new(request.rank, own, pages)) })
 }
 
-/// Maps the block of every other rank.
+/// Maps the block of every other rank: the next one's first, so that not all ranks wait in the driver for the first
+/// rank's memory.
 fn map_peers<B: Backend>(
     backend: &B,
     request: &Request,
@@ -143,10 +166,8 @@ fn map_peers<B: Backend>(
     hellos: &[Hello],
 ) -> Result<Vec<Option<B::Peer>>> {
     let mut addresses = vec![B::own_address(own)];
-    let open = |(peer, hello): (usize, &Hello)| {
-        if peer == request.rank {
-            return Ok(None);
-        }
+    let mut open = |peer: usize| {
+        let hello = &hellos[peer];
         let opened = backend.open(&hello.handle, hello.nonce, request.bytes).and_then(|mapped| {
             // What the handles' identities did not tell: a driver that has mapped some memory gives the same address.
             let address = B::peer_address(&mapped);
@@ -154,13 +175,17 @@ fn map_peers<B: Backend>(
                 return Err(Error::Argument("it is the memory of another rank".to_owned()));
             }
             addresses.push(address);
-            Ok(Some(mapped))
+            Ok(mapped)
         });
         opened.map_err(|error| {
             Error::Argument(format!("cannot map the memory of rank {peer} ({}): {error}", hello.device))
         })
     };
-    hellos.iter().enumerate().map(open).collect()
+    let mut peers: Vec<_> = hellos.iter().map(|_| None).collect();
+    for peer in (request.rank + 1..hellos.len()).chain(0..request.rank) {
+        peers[peer] = Some(open(peer)?);
+    }
+    Ok(peers)
 }
 
 /// Maps the page of every other rank.

@@ -6,19 +6,17 @@ use std::time::Duration;
 use cudarc::driver::sys;
 use lamport_rs_kernels::ModuleKey;
 use lamport_rs_kernels::group::ControlAddresses;
-use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group as KernelGroup, VerifyParameters};
-use lamport_rs_kernels::plan;
+use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group as KernelGroup};
 use lamport_rs_protocol::exchange::Member;
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
-use lamport_rs_protocol::rank_set::RankSet;
-use lamport_rs_protocol::sentinel::Vector;
 use lamport_rs_protocol::table;
 
-use crate::cuda::device::{Device, Entered};
+use crate::cuda::device::{CONTROL_BYTES, Device, Entered};
 use crate::cuda::launch::RelaxedCapture;
 use crate::cuda::memory::{DeviceMemory, PeerMemory, PinnedWords};
 use crate::cuda::order::StreamOrder;
 use crate::cuda::plans::Plans;
+use crate::cuda::pool::{Kind, PooledBuffer};
 use crate::error::{Error, Result};
 use crate::exchange::{AllGather, Exchange};
 use crate::interrupts::Interrupted;
@@ -30,9 +28,8 @@ use crate::workspace::construct::{Group, construct};
 use crate::workspace::cuda_backend::{CudaBackend, fill_and_wait};
 use crate::workspace::cuda_faults::Faults;
 use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
-
-/// Longest wait of the verification's kernel, whose data is on its way when it starts.
-const VERIFICATION_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::workspace::phases::Phases;
+use crate::workspace::verification;
 
 /// How long kernels that wait when their workspace is cleaned up may still wait.
 const CLEAN_UP_GRACE: Duration = Duration::from_secs(1);
@@ -53,6 +50,8 @@ pub struct CudaWorkspace {
     member: Member,
     /// Bytes from which tensors are summed in two shots, if the caller said so.
     pub two_shot_from: Option<usize>,
+    /// Where the time went when it was made.
+    pub phases: Phases,
     group: KernelGroup,
     /// Where each rank's block is.
     slots: Vec<u64>,
@@ -64,7 +63,7 @@ pub struct CudaWorkspace {
     // Dropped in this order: freeing device memory waits for the kernels that run, the later ones do not.
     own: DeviceMemory,
     /// Control words and table.
-    control: DeviceMemory,
+    control: PooledBuffer,
     _peers: Vec<PeerMemory>,
     faults: Arc<Faults>,
 }
@@ -72,16 +71,14 @@ pub struct CudaWorkspace {
 /// What this rank has beside the blocks.
 #[derive(Debug)]
 struct Private {
-    control: DeviceMemory,
+    control: PooledBuffer,
     pinned: PinnedWords,
 }
 
 impl Private {
-    /// Allocates it, and loads the kernel of the verification.
-    fn allocate(device: &Arc<Device>, world_size: usize) -> Result<Self> {
-        let table_bytes = table::table_len(world_size) * size_of::<i64>();
-        let control = DeviceMemory::allocate(device, TABLE_OFFSET + table_bytes)?;
-        let pinned = PinnedWords::allocate(device)?;
+    /// Takes it, and loads the kernel of the verification.
+    fn take(device: &Arc<Device>) -> Result<Self> {
+        let (control, pinned) = (PooledBuffer::take(device, Kind::Device)?, PinnedWords::take(device)?);
         let _entered = device.enter()?;
         device.modules.function(ModuleKey::Verify, device)?;
         Ok(Self { control, pinned })
@@ -94,26 +91,36 @@ const EXTENTS_OFFSET: usize = 16;
 const COPIES_OFFSET: usize = CONTROL_COPY_BYTES;
 /// Behind the copies lies the header of the operation in progress, in a line of its own.
 const TABLE_OFFSET: usize = COPIES_OFFSET + (CONTROL_COPIES + 1) * CONTROL_COPY_BYTES;
+const _: () = assert!(TABLE_OFFSET + table::table_len(MAX_WORLD_SIZE) * size_of::<i64>() <= CONTROL_BYTES);
 
 impl CudaWorkspace {
     /// Creates this rank's part on `device`. Collective: all ranks call it, and all return or raise together.
     pub fn create(settings: &Settings, device: Result<Arc<Device>>, transport: &mut dyn AllGather) -> Result<Self> {
         let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
+        let mut phases = Phases::begin();
         // All that can fail on this rank alone comes before the handles: once peers have them, they store here.
         let checked = settings.check().and_then(|(member, timeout)| {
             let device = device?;
-            let private = Private::allocate(&device, member.geometry.world_size())?;
+            let private = Private::take(&device)?;
             Ok((member, timeout, device, private))
         });
         // Where there is no device, there is no backend to construct with, but the peers must hear of it.
         let (member, timeout, device, private) = checked.map_err(|error| exchange.refuse(error))?;
         let request = settings.request(member, member.geometry.block_bytes());
-        let group = construct(&CudaBackend::new(device.clone()), &mut exchange, Ok(request))?;
+        phases.end("take private memory");
+        let group = construct(&CudaBackend::new(device.clone()), &mut exchange, Ok(request), &mut phases)?;
         let nonces = group.nonces.clone();
         let mut workspace = Self::over(member, timeout, device, private, group);
         workspace.two_shot_from = settings.two_shot_from();
-        let verified = workspace.write_control().and_then(|()| workspace.verify(&nonces));
-        exchange.agree(verified.and_then(|()| workspace.be_watched()))?;
+        let verified = workspace
+            .write_control()
+            .and_then(|()| workspace.be_watched())
+            .and_then(|()| verification::verify(&workspace.device, workspace.group, &workspace.faults.words, &nonces))
+            // Should peers have a workspace nevertheless, they hear of it there.
+            .inspect_err(|error| workspace.lifecycle().fail(error));
+        verification::settle(&mut exchange, verified)?;
+        phases.end("verify");
+        workspace.phases = phases;
         Ok(workspace)
     }
 
@@ -142,6 +149,7 @@ impl CudaWorkspace {
             watching: None,
             member,
             two_shot_from: None,
+            phases: Phases::begin(),
             group: kernel_group,
             slots,
             state: Exclusive::new(State { order: StreamOrder::new(&device), plans: Plans::default() }, lifecycle),
@@ -168,34 +176,6 @@ impl CudaWorkspace {
         words[EXTENTS_OFFSET / size_of::<i64>() + table::COMM_SIZE] = self.member.geometry.comm_size() as i64;
         words.extend(table::table(&self.slots, counters, extents));
         self.control.write(&words)
-    }
-
-    /// Proves that every peer's stores arrive, with the instructions of the operations.
-    fn verify(&self, nonces: &[Vector]) -> Result<()> {
-        let mut all = [[0; 4]; MAX_WORLD_SIZE];
-        all[..nonces.len()].copy_from_slice(nonces);
-        let parameters = VerifyParameters {
-            group: KernelGroup { timeout_nanoseconds: VERIFICATION_TIMEOUT.as_nanos() as u64, ..self.group },
-            nonces: all,
-            result: self.faults.words.result_address(),
-            reserved: 0,
-        };
-        let _entered = self.device.enter()?;
-        let function = self.device.modules.function(ModuleKey::Verify, &self.device)?;
-        let stream = std::ptr::null_mut();
-        // SAFETY: the context is current; these are the parameters of `verify`, and the memory is kept by `self`.
-        unsafe { function.launch(&plan::verify(self.device.plan), stream, &parameters) }?;
-        // SAFETY: the default stream.
-        unsafe { self.device.synchronise(stream) }?;
-        let wrong = RankSet(self.faults.words.result()? as u16);
-        if wrong.is_empty() {
-            return Ok(());
-        }
-        Err(Error::Argument(format!(
-            "stores of {wrong} do not arrive at {}, although the driver mapped the memory; use NVLink or a PCIe \
-             topology with working peer access, or fall back to the framework's own all-reduce",
-            self.device.describe()
-        )))
     }
 
     /// Rank and geometry.
@@ -249,8 +229,9 @@ impl CudaWorkspace {
 
     /// Slots, control words and reports as they were at first.
     fn refill(&self) -> Result<()> {
-        fill_and_wait(&self.device, &self.own, self.member.geometry.block_bytes())?;
+        // In this order: the wait is for both.
         self.write_control()?;
+        fill_and_wait(&self.device, &self.own, self.member.geometry.block_bytes())?;
         self.faults.words.clear();
         self.skipped.forget();
         Ok(())
@@ -315,6 +296,13 @@ impl Drop for CudaWorkspace {
     fn drop(&mut self) {
         self.clean_up();
         self.watching = None;
+        // This waits for kernels, too. If it fails, the next workspace must not get what they may still write.
+        if self.own.free().is_err() {
+            self.control.abandon();
+            if let Some(faults) = Arc::get_mut(&mut self.faults) {
+                faults.words.abandon();
+            }
+        }
     }
 }
 

@@ -61,17 +61,20 @@ impl Backend for CudaBackend {
     fn allocate(&self, bytes: usize, word: u32) -> Result<DeviceMemory> {
         let bytes = allocated_bytes(bytes);
         let memory = DeviceMemory::allocate(&self.device, bytes)?;
-        // Complete before any peer can hear of the block: a late fill would wipe out its first push.
+        let _entered = self.device.enter()?;
         if word == SENTINEL {
-            fill_and_wait(&self.device, &memory, bytes)?;
+            // SAFETY: the words are the allocation's own, and the stream is the default one.
+            unsafe { fill(&self.device, memory.address(), bytes as u64, std::ptr::null_mut()) }?;
         } else {
-            let _entered = self.device.enter()?;
             // SAFETY: the words are the allocation's own.
             check("cuMemsetD32", unsafe { sys::cuMemsetD32_v2(memory.address(), word, bytes / 4) })?;
-            // SAFETY: the default stream.
-            unsafe { self.device.synchronise(std::ptr::null_mut()) }?;
         }
         Ok(memory)
+    }
+
+    fn await_fill(&self, _block: &DeviceMemory) -> Result<()> {
+        // SAFETY: the default stream, which the fill is on.
+        unsafe { self.device.synchronise(std::ptr::null_mut()) }
     }
 
     fn export(&self, block: &mut DeviceMemory, _nonce: Vector) -> Result<Vec<u8>> {

@@ -29,6 +29,7 @@ use crate::wait::{BoundedWait, WaitPolicy};
 use crate::workspace::Settings;
 use crate::workspace::construct::{Backend, Group, construct};
 use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
+use crate::workspace::phases::Phases;
 
 /// Shared memory of one host.
 pub struct HostBackend;
@@ -103,6 +104,8 @@ pub struct HostWorkspace {
     timeout: Option<Duration>,
     /// Bytes from which tensors are summed in two shots, if the caller said so.
     pub two_shot_from: Option<usize>,
+    /// Where the time went when it was made.
+    pub phases: Phases,
     blocks: Blocks,
     control: Box<ControlWords>,
     table: Vec<i64>,
@@ -127,13 +130,15 @@ impl HostWorkspace {
         let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
         let checked = settings.check();
         let request = checked.clone().map(|(member, _)| settings.request(member, member.geometry.used_bytes()));
-        let Group { own, peers, pages, .. } = construct(&HostBackend, &mut exchange, request)?;
+        let mut phases = Phases::begin();
+        let Group { own, peers, pages, .. } = construct(&HostBackend, &mut exchange, request, &mut phases)?;
         let (member, timeout) = checked?;
         let pages = pages.expect("a workspace asks for them");
         let mut own = Some(own.into_mapping());
         let mappings = peers.into_iter().filter_map(|peer| peer.or_else(|| own.take())).map(Arc::new).collect();
         let mut workspace = Self::over(member, timeout, mappings, pages);
         workspace.two_shot_from = settings.two_shot_from();
+        workspace.phases = phases;
         Ok(workspace)
     }
 
@@ -166,6 +171,7 @@ impl HostWorkspace {
             member,
             timeout,
             two_shot_from: None,
+            phases: Phases::begin(),
             blocks,
             control,
             table,

@@ -3,11 +3,13 @@
 //! | module | concept |
 //! | --- | --- |
 //! | [`construct`] | allocate → fill → exchange → map → agree |
+//! | [`phases`] | where the time of a construction goes |
 //! | [`hello`] | what ranks tell each other first, and the mismatches that are errors |
 //! | [`host`] | the workspace over shared memory |
 //! | [`exclusive`] | who may use it: one operation at a time |
 //! | [`cuda`], [`cuda_backend`] | the workspace over device memory, and how that crosses processes |
 //! | [`cuda_faults`] | what kernels and the host tell each other of faults |
+//! | [`verification`] | the proof that peers' stores arrive there |
 //! | [`buffer`] | plain memory that crosses processes, without the protocol |
 
 pub mod buffer;
@@ -18,6 +20,8 @@ pub mod cuda_faults;
 pub mod exclusive;
 pub mod hello;
 pub mod host;
+pub mod phases;
+pub mod verification;
 
 use std::time::Duration;
 

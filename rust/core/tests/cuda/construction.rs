@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::cuda::memory::{HANDLE_BYTES, PeerMemory};
+use lamport_rs_core::cuda::pool;
 use lamport_rs_core::error::Result;
 use lamport_rs_core::exchange::AllGather;
 use lamport_rs_core::workspace::buffer::Buffer;
@@ -113,16 +114,67 @@ fn constructions_give_everything_back_and_load_kernels_once() {
     assert_eq!(modules, [modules[0]; 3]);
 }
 
+/// Allocations that the pools keep.
+fn pooled() -> [usize; 2] {
+    [pool::Kind::Device, pool::Kind::Pinned].map(pool::allocations)
+}
+
+#[test]
+fn workspaces_take_turns_with_small_memory() {
+    const AT_A_TIME: usize = 10;
+    let standin = Standin::take();
+    let construct_several = || {
+        on_ranks(2, |rank| {
+            let workspaces: Vec<_> = (0..AT_A_TIME).map(|_| rank.create().unwrap()).collect();
+            let tables: BTreeSet<_> = workspaces.iter().map(|workspace| workspace.table().0).collect();
+            assert_eq!(tables.len(), AT_A_TIME);
+            rank.meet();
+        });
+    };
+    construct_several();
+    let kept = pooled();
+    let allocated = || ["cuMemAlloc", "cuMemHostAlloc"].map(|function| standin.calls(function));
+    let before = allocated();
+    (0..3).for_each(|_| construct_several());
+    assert_eq!(pooled(), kept);
+    let blocks = 2 * 3 * AT_A_TIME as u64;
+    assert_eq!(allocated(), [before[0] + blocks, before[1]], "a block for each workspace, and no more");
+}
+
+#[test]
+fn small_memory_that_kernels_may_still_use_serves_nobody_else() {
+    let standin = Standin::take();
+    on_ranks(2, |rank| {
+        let workspace = rank.create().unwrap();
+        let table = workspace.table().0;
+        rank.meet();
+        if rank.rank == 0 {
+            standin.fail(0, Some("cuMemFree"), 0, OUT_OF_MEMORY);
+            drop(workspace);
+            assert_eq!(standin.disarm().as_deref(), Some("cuMemFree"));
+        } else {
+            drop(workspace);
+        }
+        rank.meet();
+        let next = rank.create().unwrap();
+        assert_eq!(next.table().0 == table, rank.rank != 0, "rank {}", rank.rank);
+        rank.meet();
+    });
+    assert_eq!(standin.write_off(), [Kind::Memory]);
+}
+
 /// On each rank in turn. Returns the functions.
 fn fail_every_call(standin: &Standin, world_size: usize, create: Create) -> BTreeSet<String> {
     construct(standin, world_size, create);
-    let modules = standin.live(Kind::Module);
+    let (modules, kept) = (standin.live(Kind::Module), pooled());
     let mut functions = BTreeSet::new();
     for rank in 0..world_size {
         functions.extend((0..).map_while(|skipped| construct_with_fault(standin, world_size, create, rank, skipped)));
         construct(standin, world_size, create);
     }
     assert_eq!(standin.live(Kind::Module), modules);
+    // More calls fail than there is memory for in the pools, were it lost each time.
+    assert_eq!(pooled(), kept);
     functions
 }
 

@@ -124,9 +124,15 @@ pub fn setup() -> Vec<Case> {
     for world_size in [2, 5, 8, 16] {
         let fill = |first, words| -> Box<dyn Operation> { Box::new(Fill { first, words }) };
         let verify = |liar| -> Box<dyn Operation> { Box::new(Verify { liar }) };
+        let sum = |elements| -> Box<dyn Operation> {
+            Box::new(AllReduce { algorithm: Algorithm::OneShot, dtype: BFloat16, elements, in_place: false })
+        };
         for liar in [None, Some(1)] {
-            // One verification: a second would need a barrier between the two.
-            let operations = vec![fill(0, 5000), fill(3, 1), fill(1, 2), fill(2, 3001), verify(liar)];
+            // One verification: a second would need a barrier between the two. Operations need none.
+            let mut operations = vec![fill(0, 5000), fill(3, 1), fill(1, 2), fill(2, 3001), verify(liar)];
+            if liar.is_none() {
+                operations.extend((0..4).map(|index| sum(7 + 300 * index)));
+            }
             cases.push(case(format!("setup, {world_size} ranks"), world_size, device(1, 1), operations));
         }
     }

@@ -107,7 +107,12 @@ impl Prepared for Verification {
     }
 
     fn check(&self, rank: usize) -> Result<(), String> {
-        let expected = self.verify.liar.filter(|&liar| liar != rank).map_or(0, |liar| 1 << liar);
+        let expected = self.verify.liar.map_or(0, |liar| {
+            let all_but = |rank: usize| ((1 << self.results.len()) - 1) & !(1 << rank);
+            // The liar itself is sent what is right, and accepts it; the others refuse.
+            let wrong = if liar == rank { 0 } else { 1 << liar };
+            wrong | (all_but(rank) & all_but(liar)) << MAX_WORLD_SIZE
+        });
         let found = self.results[rank].words()[0];
         (found == expected).then_some(()).ok_or_else(|| format!("found {found:#b} to be wrong, not {expected:#b}"))
     }
