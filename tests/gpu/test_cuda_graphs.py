@@ -1,10 +1,13 @@
 """CUDA graphs: captured operations, replayed in any order and between eager ones, give the bits of eager ones."""
 
+import gc
 import random
+import weakref
 
 import lamport_rs
 import pytest
 import torch
+import torch.distributed as dist
 from minimax_rows import Operation, workspace_for
 from ranks import Rank
 from reductions import NormedReduction, Reduction, comm_size_for
@@ -208,3 +211,61 @@ def fork_and_join(me: Rank) -> None:
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_a_capture_may_span_streams(ranks_of, world_size):
     ranks_of(world_size).run(fork_and_join)
+
+
+def keep_only_the_graph(me: Rank) -> None:
+    """The workspace goes, with its table, and as many are made and go after it as would reuse its memory."""
+    operations = all_operations(me)
+    workspace = me.workspace(comm_size_for(me, MOST_BYTES))
+    expected = []
+    for operation in operations:
+        operation(workspace)
+        expected.append(operation.results())
+    graph = capture(operations, workspace)
+    gone = weakref.ref(workspace)
+    del workspace
+    gc.collect()
+    assert gone() is None
+    for seed in range(3):
+        with me.workspace(comm_size_for(me, MOST_BYTES)) as another:
+            operation = Operation.random(me, 7, (1536,), seed=seed)
+            operation(another)
+            operation.check("with another workspace")
+        del another
+        for each in operations:
+            each.poison()
+        graph.replay()
+        for index, each in enumerate(operations):
+            each.check_against(expected[index], f"operation {index}")
+        dist.barrier()
+
+
+@pytest.mark.parametrize("world_size", GROUP_SIZES)
+def test_a_graph_keeps_the_memory_that_it_uses(ranks_of, world_size):
+    ranks_of(world_size).run(keep_only_the_graph)
+
+
+def go_while_a_stream_captures(me: Rank) -> None:
+    """A workspace that is cleaned up, or collected, does not spoil a capture."""
+    kept, rows = workspace_for(me, 64), torch.ones(64, device=me.device)
+    out = torch.empty_like(rows)
+    for way in ("cleanup", "collection"):
+        other = workspace_for(me, 64)
+        lamport_rs.all_reduce(rows, other)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            lamport_rs.all_reduce(rows, kept, out=out)
+            if way == "cleanup":
+                other.cleanup()
+            del other
+            gc.collect()
+            lamport_rs.all_reduce(out, kept, out=out)
+        graph.replay()
+        kept.synchronize()
+        assert out.tolist() == [float(me.world_size**2)] * 64
+        dist.barrier()
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_workspace_may_go_while_a_stream_captures(ranks_of, world_size):
+    ranks_of(world_size).run(go_while_a_stream_captures)

@@ -12,6 +12,7 @@
 
 pub mod device;
 pub mod driver;
+pub mod graph;
 pub mod launch;
 pub mod memory;
 pub mod order;

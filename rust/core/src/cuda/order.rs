@@ -20,8 +20,8 @@ pub struct StreamOrder {
     device: Arc<Device>,
     /// Of the last operation that was not captured.
     eager: Option<sys::CUstream>,
-    /// The last capture that recorded an operation which was looked at, and the stream of its last one. Of two captures
-    /// that take turns, the other's streams are forgotten: each is to keep to one stream then.
+    /// The last capture that recorded an operation, and the stream of its last one. Of two captures that take turns, the
+    /// other's streams are forgotten: each is to keep to one stream then.
     captured: Option<(u64, sys::CUstream)>,
     event: Option<sys::CUevent>,
 }
@@ -36,16 +36,14 @@ impl StreamOrder {
     }
 
     /// Makes `stream` wait for the last operation, if that was on another stream. The device's context is current. After
-    /// an error nothing is remembered of this operation.
+    /// an error nothing is remembered of this operation. Returns the graph that a capture makes, if this is the capture's
+    /// first operation.
     #[inline]
-    pub fn follow(&mut self, stream: sys::CUstream) -> Result<()> {
-        // One stream all the time, captured or not: it orders everything by itself.
-        if self.eager == Some(stream) && self.captured.is_none() {
-            return Ok(());
-        }
+    pub fn follow(&mut self, stream: sys::CUstream) -> Result<Option<sys::CUgraph>> {
         match capture(stream)? {
-            None => self.follow_eager(stream),
-            Some(number) => self.follow_captured(number, stream),
+            None if self.eager == Some(stream) => Ok(None),
+            None => self.follow_eager(stream).map(|()| None),
+            Some(capture) => self.follow_captured(capture, stream),
         }
     }
 
@@ -60,18 +58,13 @@ impl StreamOrder {
         Ok(())
     }
 
-    fn follow_captured(&mut self, number: u64, stream: sys::CUstream) -> Result<()> {
-        let last = match (self.captured, self.eager) {
-            (Some((same, last)), _) if same == number => Some(last),
-            // The capture's first operations passed unnoticed if they were on the stream of those before it.
-            (_, Some(eager)) if eager != stream && capture(eager)? == Some(number) => Some(eager),
-            _ => None,
-        };
+    fn follow_captured(&mut self, capture: Capture, stream: sys::CUstream) -> Result<Option<sys::CUgraph>> {
+        let last = self.captured.filter(|(number, _)| *number == capture.number).map(|(_, last)| last);
         if let Some(last) = last.filter(|last| *last != stream) {
             self.wait(last, stream)?;
         }
-        self.captured = Some((number, stream));
-        Ok(())
+        self.captured = Some((capture.number, stream));
+        Ok(last.is_none().then_some(capture.graph))
     }
 
     #[cold]
@@ -100,17 +93,24 @@ impl Drop for StreamOrder {
     }
 }
 
-/// The number of the capture that `stream` is part of, if any.
-fn capture(stream: sys::CUstream) -> Result<Option<u64>> {
+/// A capture.
+struct Capture {
+    number: u64,
+    /// What it makes.
+    graph: sys::CUgraph,
+}
+
+/// The capture that `stream` is part of, if any.
+fn capture(stream: sys::CUstream) -> Result<Option<Capture>> {
     let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    let mut number = 0;
+    let (mut number, mut graph) = (0, std::ptr::null_mut());
     // SAFETY: the caller's stream; the outputs that are not wanted may be null.
     let asked = unsafe {
         sys::cuStreamGetCaptureInfo_v2(
             stream,
             &mut status,
             &mut number,
-            std::ptr::null_mut(),
+            &mut graph,
             std::ptr::null_mut(),
             std::ptr::null_mut(),
         )
@@ -120,5 +120,6 @@ fn capture(stream: sys::CUstream) -> Result<Option<u64>> {
         return Ok(None);
     }
     check("cuStreamGetCaptureInfo", asked)?;
-    Ok((status == sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE).then_some(number))
+    let is_active = status == sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE;
+    Ok(is_active.then_some(Capture { number, graph }))
 }

@@ -1,6 +1,6 @@
 //! The workspace over device memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use cudarc::driver::sys;
@@ -12,6 +12,7 @@ use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::table;
 
 use crate::cuda::device::{CONTROL_BYTES, Device, Entered};
+use crate::cuda::graph::retain;
 use crate::cuda::launch::RelaxedCapture;
 use crate::cuda::memory::{DeviceMemory, PeerMemory, PinnedWords};
 use crate::cuda::order::StreamOrder;
@@ -44,6 +45,7 @@ struct State {
 /// One rank's workspace. Its memory lives until the last reference to it is gone, the table's included.
 #[derive(Debug)]
 pub struct CudaWorkspace {
+    this: Weak<Self>,
     watching: Option<Watching>,
     /// The device it is on.
     pub device: Arc<Device>,
@@ -94,8 +96,25 @@ const TABLE_OFFSET: usize = COPIES_OFFSET + (CONTROL_COPIES + 1) * CONTROL_COPY_
 const _: () = assert!(TABLE_OFFSET + table::table_len(MAX_WORLD_SIZE) * size_of::<i64>() <= CONTROL_BYTES);
 
 impl CudaWorkspace {
-    /// Creates this rank's part on `device`. Collective: all ranks call it, and all return or raise together.
-    pub fn create(settings: &Settings, device: Result<Arc<Device>>, transport: &mut dyn AllGather) -> Result<Self> {
+    /// Creates this rank's part on `device`. Collective: all ranks call it, and all return or raise together. A CUDA graph
+    /// that has captured its operations keeps it.
+    pub fn create(
+        settings: &Settings,
+        device: Result<Arc<Device>>,
+        transport: &mut dyn AllGather,
+    ) -> Result<Arc<Self>> {
+        let mut workspace = Self::create_unshared(settings, device, transport)?;
+        Ok(Arc::new_cyclic(|this| {
+            workspace.this = this.clone();
+            workspace
+        }))
+    }
+
+    fn create_unshared(
+        settings: &Settings,
+        device: Result<Arc<Device>>,
+        transport: &mut dyn AllGather,
+    ) -> Result<Self> {
         let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
         let mut phases = Phases::begin();
         // All that can fail on this rank alone comes before the handles: once peers have them, they store here.
@@ -146,6 +165,7 @@ impl CudaWorkspace {
             KernelGroup::new(&geometry, rank, &slots, addresses, timeout).with_checks(device.checks_operations);
         let faults = Arc::new(Faults::new(pinned, lifecycle.clone(), timeout));
         Self {
+            this: Weak::new(),
             watching: None,
             member,
             two_shot_from: None,
@@ -248,7 +268,11 @@ impl CudaWorkspace {
         let mut launching =
             Launching { lifecycle: self.lifecycle(), state, group: self.kernel_group(description), _entered: entered };
         // The peers' operations go ahead: this rank would be one behind them for ever.
-        launching.state.order.follow(stream).inspect_err(|error| launching.fail(error))?;
+        let graph = launching.state.order.follow(stream).inspect_err(|error| launching.fail(error))?;
+        if let Some((graph, this)) = graph.and_then(|graph| Some((graph, self.this.upgrade()?))) {
+            // SAFETY: a capture makes it.
+            unsafe { retain(graph, this) }.inspect_err(|error| launching.fail(error))?;
+        }
         Ok(launching)
     }
 

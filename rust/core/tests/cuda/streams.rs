@@ -1,5 +1,6 @@
 //! Operations on several streams, and in graphs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lamport_rs_core::error::Error;
@@ -85,4 +86,32 @@ fn a_workspace_may_go_while_a_stream_captures() {
         stream.end_capture();
     });
     standin.check_all_is_given_back();
+}
+
+/// Whoever has only the graph can run it, until it goes, and the workspace with it.
+#[test]
+fn a_graph_keeps_the_workspace_whose_operations_it_has_captured() {
+    let standin = Standin::take();
+    on_ranks(2, |rank| {
+        let workspace = rank.create().unwrap();
+        let device = workspace.device.clone();
+        let stream = TestStream::new(&device);
+        let mut sum = Sum::of_ones(&workspace, ELEMENTS);
+        rank.meet();
+        stream.begin_capture();
+        (0..2).for_each(|_| sum.launch(&workspace, stream.handle).unwrap());
+        let graph = stream.end_capture();
+        let weak = Arc::downgrade(&workspace);
+        drop(workspace);
+        rank.meet();
+        (0..3).for_each(|_| stream.launch(&graph));
+        device.synchronise_all().unwrap();
+        assert_eq!(sum.values(), [64.0; ELEMENTS]);
+        assert!(weak.strong_count() > 0);
+        rank.meet();
+        drop(graph);
+        assert_eq!(weak.strong_count(), 0);
+    });
+    // Another thread frees it.
+    standin.wait_until_all_is_given_back();
 }

@@ -33,7 +33,17 @@ Captures& captures() {
     return captures;
 }
 
-using Graph = std::vector<Work>;
+// A capture's work and what it keeps, and what was instantiated from it.
+using Graph = Capture;
+
+using UserObject = std::shared_ptr<void>;
+
+// The driver forbids functions that destroy user objects to call it, and so does this one.
+void destroy_without_the_driver(void (*destroy)(void*), void* data) {
+    forbids_calls = true;
+    destroy(data);
+    forbids_calls = false;
+}
 
 }  // namespace
 
@@ -57,7 +67,8 @@ STANDIN_EXPORT Result cuThreadExchangeStreamCaptureMode(int* exchanged) {
     return SUCCESS;
 }
 
-STANDIN_EXPORT Result cuStreamGetCaptureInfo_v2(Stream* handle, int* status, std::uint64_t* number, void*, void*,
+// The graph is the capture, until it ends.
+STANDIN_EXPORT Result cuStreamGetCaptureInfo_v2(Stream* handle, int* status, std::uint64_t* number, Graph** graph, void*,
                                                 void*) {
     STANDIN_ENTER_CONTEXT("cuStreamGetCaptureInfo")
     const Stream* stream = find_stream(handle);
@@ -66,6 +77,9 @@ STANDIN_EXPORT Result cuStreamGetCaptureInfo_v2(Stream* handle, int* status, std
     }
     *status = stream->capture == nullptr ? 0 : 1;
     *number = stream->capture == nullptr ? 0 : stream->capture->number;
+    if (graph != nullptr) {
+        *graph = stream->capture.get();
+    }
     return SUCCESS;
 }
 
@@ -81,7 +95,7 @@ STANDIN_EXPORT Result cuStreamBeginCapture_v2(Stream* handle, int with_mode) {
     }
     Captures& captures = standin::captures();
     const std::lock_guard lock(captures.mutex);
-    stream->capture = std::make_shared<Capture>(Capture{++captures.begun, {}});
+    stream->capture = std::make_shared<Capture>(Capture{++captures.begun, {}, {}});
     captures.ongoing.push_back({stream->capture, stream, static_cast<Mode>(with_mode), std::this_thread::get_id()});
     return SUCCESS;
 }
@@ -96,7 +110,7 @@ STANDIN_EXPORT Result cuStreamEndCapture(Stream* stream, Graph** graph) {
     if (found == captures.ongoing.end()) {
         return INVALID_VALUE;
     }
-    *graph = new Graph(std::move(found->capture->work));
+    *graph = new Graph(std::move(*found->capture));
     for (Stream* other : all_streams()) {
         if (other->device == device && other->capture == found->capture) {
             other->capture = nullptr;
@@ -118,7 +132,7 @@ STANDIN_EXPORT Result cuGraphLaunch(Graph* executable, Stream* handle) {
     if (stream == nullptr) {
         return INVALID_HANDLE;
     }
-    for (const Work& work : *executable) {
+    for (const Work& work : executable->work) {
         stream->enqueue(work);
     }
     return SUCCESS;
@@ -133,5 +147,34 @@ STANDIN_EXPORT Result cuGraphDestroy(Graph* graph) {
 STANDIN_EXPORT Result cuGraphExecDestroy(Graph* executable) {
     STANDIN_ENTER("cuGraphExecDestroy")
     delete executable;
+    return SUCCESS;
+}
+
+STANDIN_EXPORT Result cuUserObjectCreate(UserObject** object, void* data, void (*destroy)(void*), unsigned count,
+                                         unsigned flags) {
+    STANDIN_ENTER("cuUserObjectCreate")
+    constexpr unsigned NO_DESTRUCTOR_SYNC = 1;
+    if (count != 1 || flags != NO_DESTRUCTOR_SYNC) {
+        return INVALID_VALUE;
+    }
+    *object = new UserObject(data, [destroy](void* data) { destroy_without_the_driver(destroy, data); });
+    return SUCCESS;
+}
+
+STANDIN_EXPORT Result cuUserObjectRelease(UserObject* object, unsigned) {
+    STANDIN_ENTER("cuUserObjectRelease")
+    delete object;
+    return SUCCESS;
+}
+
+// Moves the caller's reference.
+STANDIN_EXPORT Result cuGraphRetainUserObject(Graph* graph, UserObject* object, unsigned count, unsigned flags) {
+    STANDIN_ENTER("cuGraphRetainUserObject")
+    constexpr unsigned MOVE = 1;
+    if (count != 1 || flags != MOVE) {
+        return INVALID_VALUE;
+    }
+    graph->kept.push_back(*object);
+    delete object;
     return SUCCESS;
 }

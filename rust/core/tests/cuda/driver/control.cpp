@@ -63,7 +63,12 @@ thread_local int rank = ANY_RANK;
 
 }  // namespace
 
+thread_local bool forbids_calls = false;
+
 Result enter(const char* function) {
+    if (forbids_calls) {
+        violate(std::string(function) + " from a function that destroys a user object");
+    }
     State& state = standin::state();
     const std::lock_guard lock(state.mutex);
     state.calls[function] += 1;

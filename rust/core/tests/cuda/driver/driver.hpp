@@ -44,6 +44,8 @@ using Work = std::function<void()>;
 struct Capture {
     std::uint64_t number;
     std::vector<Work> work;
+    // User objects: whoever gives the last reference back destroys them.
+    std::vector<std::shared_ptr<void>> kept;
 };
 
 // Work of one stream, in its order, on a thread of its own.
@@ -89,6 +91,9 @@ struct Grid {
 };
 
 // ---- control.cpp ----------------------------------------------------------------------------------------------------
+
+// Whether this thread may not call the driver now.
+extern thread_local bool forbids_calls;
 
 // Called first by every function of the driver: an error if the test wants this call to fail.
 Result enter(const char* function);

@@ -43,12 +43,12 @@ impl Rank {
     }
 
     /// This rank's workspace. Collective.
-    pub fn create(&mut self) -> Result<CudaWorkspace> {
+    pub fn create(&mut self) -> Result<Arc<CudaWorkspace>> {
         self.create_with(&self.settings())
     }
 
     /// Likewise, from other settings.
-    pub fn create_with(&mut self, settings: &Settings) -> Result<CudaWorkspace> {
+    pub fn create_with(&mut self, settings: &Settings) -> Result<Arc<CudaWorkspace>> {
         CudaWorkspace::create(settings, Device::get(self.rank), self)
     }
 

@@ -33,6 +33,7 @@ mod threads;
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use lamport_rs_core::cuda::pool;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -210,6 +211,16 @@ impl Standin {
         let missing = self.write_off();
         assert!(missing.is_empty(), "not given back: {missing:?}");
         assert_eq!(self.violations(), "");
+    }
+
+    /// Waits until another thread has given everything back.
+    pub fn wait_until_all_is_given_back(&self) {
+        let began = Instant::now();
+        let lost = *self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        while Kind::TEMPORARY.map(|kind| self.lent(kind)) != lost {
+            assert!(began.elapsed() < group::LONGEST_WAIT, "not given back");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Takes for lost what was not given back since the last time, and says what that is.
