@@ -10,6 +10,7 @@ use cudarc::driver::{result, sys};
 
 use super::device::Device;
 use super::driver::{check, error_of};
+use super::launch::RelaxedCapture;
 use crate::error::{Error, Result};
 
 /// Remembers the streams of the last operations: of those that run, and of those that a capture records. The two are
@@ -67,15 +68,37 @@ impl StreamOrder {
         Ok(last.is_none().then_some(capture.graph))
     }
 
+    /// Waits until the last operation that was not captured has ended, unless a capture forbids to use its stream now.
+    pub fn wait_for_last(&mut self) -> Result<()> {
+        let Some(last) = self.eager else { return Ok(()) };
+        let (_entered, _relaxed) = (self.device.enter()?, RelaxedCapture::begin()?);
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: as in `wait`.
+        let asked = unsafe { sys::cuStreamIsCapturing(last, &mut status) };
+        if check("cuStreamIsCapturing", asked).is_err()
+            || status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE
+        {
+            return Ok(());
+        }
+        let event = self.event()?;
+        // SAFETY: as in `wait`.
+        check("cuEventRecord", unsafe { sys::cuEventRecord(event, last) })?;
+        // SAFETY: the event is ours.
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(event) })
+    }
+
+    fn event(&mut self) -> Result<sys::CUevent> {
+        if let Some(event) = self.event {
+            return Ok(event);
+        }
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let created = result::event::create(flags).map_err(|error| error_of("cuEventCreate", error))?;
+        Ok(*self.event.insert(created))
+    }
+
     #[cold]
     fn wait(&mut self, last: sys::CUstream, stream: sys::CUstream) -> Result<()> {
-        let event = match self.event {
-            Some(event) => event,
-            None => {
-                let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-                *self.event.insert(result::event::create(flags).map_err(|error| error_of("cuEventCreate", error))?)
-            }
-        };
+        let event = self.event()?;
         // SAFETY: the event is ours; `last` was a stream when the last operation was called on it. torch's own streams
         // live as long as the process, and of others that is asked of the caller (docs/decisions.md).
         check("cuEventRecord", unsafe { sys::cuEventRecord(event, last) })?;

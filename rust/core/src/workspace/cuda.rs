@@ -13,7 +13,6 @@ use lamport_rs_protocol::table;
 
 use crate::cuda::device::{CONTROL_BYTES, Device, Entered};
 use crate::cuda::graph::retain;
-use crate::cuda::launch::RelaxedCapture;
 use crate::cuda::memory::{DeviceMemory, PeerMemory, PinnedWords};
 use crate::cuda::order::StreamOrder;
 use crate::cuda::plans::Plans;
@@ -232,17 +231,16 @@ impl CudaWorkspace {
         Ok(())
     }
 
-    /// Gives it up, once the kernels that run have ended: refuses all further operations, and tells the peers. The memory
-    /// goes when the last reference does.
+    /// Gives it up, once the last operation has ended that was not captured: refuses all further operations, and tells the
+    /// peers. The memory goes when the last reference does.
     pub fn clean_up(&self) {
         if self.lifecycle().is_cleaned_up() {
             return;
         }
-        // What they sent is then there, for peers that still need it.
         self.faults.give_up_after(CLEAN_UP_GRACE);
-        // Garbage may be collected while a stream is captured.
-        if let Ok(_relaxed) = RelaxedCapture::begin() {
-            let _ = self.device.synchronise_all();
+        // What was sent is then there, for peers that still need it. Whatever fails here, they must hear of it.
+        if let Ok(mut state) = self.state.access_failed("cleanup") {
+            let _ = state.order.wait_for_last();
         }
         self.lifecycle().clean_up();
     }
@@ -318,10 +316,13 @@ impl CudaWorkspace {
 
 impl Drop for CudaWorkspace {
     fn drop(&mut self) {
-        self.clean_up();
+        // This waits for the kernels that run, whatever streams are captured meanwhile. If it fails, the next workspace must
+        // not get what they may still write.
+        self.faults.give_up_after(CLEAN_UP_GRACE);
+        let freed = self.own.free();
+        self.lifecycle().clean_up();
         self.watching = None;
-        // This waits for kernels, too. If it fails, the next workspace must not get what they may still write.
-        if self.own.free().is_err() {
+        if freed.is_err() {
             self.control.abandon();
             if let Some(faults) = Arc::get_mut(&mut self.faults) {
                 faults.words.abandon();

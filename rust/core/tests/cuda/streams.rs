@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::error::Error;
+use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
 use crate::standin::Standin;
 use crate::standin::group::on_ranks;
@@ -78,12 +80,18 @@ fn graphs_run_operations_as_often_as_they_are_launched() {
 fn a_workspace_may_go_while_a_stream_captures() {
     let standin = Standin::take();
     on_ranks(2, |rank| {
-        let workspace = rank.create().unwrap();
-        let stream = TestStream::new(&workspace.device);
-        rank.meet();
-        stream.begin_capture();
-        drop(workspace);
-        stream.end_capture();
+        let stream = TestStream::new(&Device::get(rank.rank).unwrap());
+        for way in [CudaWorkspace::clean_up, |_: &CudaWorkspace| ()] {
+            let workspace = rank.create().unwrap();
+            Sum::of_ones(&workspace, ELEMENTS).launch(&workspace, std::ptr::null_mut()).unwrap();
+            rank.meet();
+            stream.begin_capture();
+            way(&workspace);
+            drop(workspace);
+            stream.end_capture();
+            // All ranks are of one process here, in which a capture forbids the others to allocate.
+            rank.meet();
+        }
     });
     standin.check_all_is_given_back();
 }

@@ -83,6 +83,16 @@ STANDIN_EXPORT Result cuStreamGetCaptureInfo_v2(Stream* handle, int* status, std
     return SUCCESS;
 }
 
+STANDIN_EXPORT Result cuStreamIsCapturing(Stream* handle, int* status) {
+    STANDIN_ENTER_CONTEXT("cuStreamIsCapturing")
+    const Stream* stream = find_stream(handle);
+    if (stream == nullptr) {
+        return INVALID_HANDLE;
+    }
+    *status = stream->capture == nullptr ? 0 : 1;
+    return SUCCESS;
+}
+
 STANDIN_EXPORT Result cuStreamBeginCapture_v2(Stream* handle, int with_mode) {
     STANDIN_ENTER_CONTEXT("cuStreamBeginCapture")
     Stream* stream = find_stream(handle);
@@ -95,7 +105,7 @@ STANDIN_EXPORT Result cuStreamBeginCapture_v2(Stream* handle, int with_mode) {
     }
     Captures& captures = standin::captures();
     const std::lock_guard lock(captures.mutex);
-    stream->capture = std::make_shared<Capture>(Capture{++captures.begun, {}, {}});
+    stream->capture = std::make_shared<Capture>(Capture{++captures.begun, {}, {}, false});
     captures.ongoing.push_back({stream->capture, stream, static_cast<Mode>(with_mode), std::this_thread::get_id()});
     return SUCCESS;
 }
@@ -110,14 +120,15 @@ STANDIN_EXPORT Result cuStreamEndCapture(Stream* stream, Graph** graph) {
     if (found == captures.ongoing.end()) {
         return INVALID_VALUE;
     }
-    *graph = new Graph(std::move(*found->capture));
+    const bool is_invalidated = found->capture->is_invalidated;
+    *graph = is_invalidated ? nullptr : new Graph(std::move(*found->capture));
     for (Stream* other : all_streams()) {
         if (other->device == device && other->capture == found->capture) {
             other->capture = nullptr;
         }
     }
     captures.ongoing.erase(found);
-    return SUCCESS;
+    return is_invalidated ? STREAM_CAPTURE_INVALIDATED : SUCCESS;
 }
 
 STANDIN_EXPORT Result cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned long long) {

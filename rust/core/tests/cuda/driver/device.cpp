@@ -169,6 +169,8 @@ STANDIN_EXPORT Result cuCtxSynchronize() {
     STANDIN_ENTER_CONTEXT("cuCtxSynchronize")
     for (const Stream* stream : all_streams()) {
         if (stream->device == device && stream->capture != nullptr) {
+            // Whatever the thread's mode: seen on driver 580.
+            stream->capture->is_invalidated = true;
             return STREAM_CAPTURE_UNSUPPORTED;
         }
     }

@@ -31,6 +31,7 @@ enum Result : int {
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
     STREAM_CAPTURE_UNSUPPORTED = 900,
+    STREAM_CAPTURE_INVALIDATED = 901,
     STREAM_CAPTURE_ISOLATION = 905,
     UNKNOWN = 999,
 };
@@ -46,6 +47,7 @@ struct Capture {
     std::vector<Work> work;
     // User objects: whoever gives the last reference back destroys them.
     std::vector<std::shared_ptr<void>> kept;
+    bool is_invalidated = false;
 };
 
 // Work of one stream, in its order, on a thread of its own.
