@@ -30,13 +30,6 @@ __device__ __forceinline__ uint32 load_system(Address address) {
     return word;
 }
 
-// What whoever stored the word had seen before is seen by the loads that follow.
-__device__ __forceinline__ uint32 load_acquire_system(Address address) {
-    uint32 word;
-    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
-    return word;
-}
-
 __device__ __forceinline__ Vector load_system_vector(Address address) {
     Vector vector;
     asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -54,6 +47,18 @@ __device__ __forceinline__ void load_system_if(bool condition, Address address, 
                  : "+r"(vector.words[0]), "+r"(vector.words[1]), "+r"(vector.words[2]), "+r"(vector.words[3])
                  : "l"(address), "r"(static_cast<uint32>(condition))
                  : "memory");
+}
+
+// Loads if `condition`; otherwise 0. A predicate and no branch.
+__device__ __forceinline__ uint32 load_system_if(bool condition, Address address) {
+    uint32 word = 0;
+    asm volatile("{.reg .pred p;\n"
+                 " setp.ne.u32 p, %2, 0;\n"
+                 " @p ld.relaxed.sys.global.u32 %0, [%1];}"
+                 : "+r"(word)
+                 : "l"(address), "r"(static_cast<uint32>(condition))
+                 : "memory");
+    return word;
 }
 
 // Sets bits of a word that other blocks set bits of at the same time.

@@ -43,9 +43,7 @@ impl Workspace {
         let mut transport = Callable::new(all_gather);
         let created = interruptible(py, |_| match cuda_index {
             None => HostWorkspace::create(&settings, &mut transport).map(Arc::new).map(AnyWorkspace::Host),
-            Some(index) => {
-                CudaWorkspace::create(&settings, Device::get(index), &mut transport).map(AnyWorkspace::Cuda)
-            }
+            Some(index) => CudaWorkspace::create(&settings, Device::get(index), &mut transport).map(AnyWorkspace::Cuda),
         });
         let workspace = created.map_err(|error| transport.explain(py, error))?;
         registry::register(&workspace);

@@ -9,7 +9,7 @@ use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, SLOT_INDEX};
 
 use crate::parameters::{
     AllReduceParameters, AllReduceRmsNormParameters, CONTROL_COPIES, CONTROL_COPY_BYTES, FillParameters, Group,
-    MinimaxMatrix, MinimaxParameters, Report, RmsNorm, VerifyParameters,
+    MinimaxMatrix, MinimaxParameters, Report, RmsNorm, TIME_UNIT_BITS, VerifyParameters,
 };
 use crate::variants::{FILL_THREADS, SPEAKING_BLOCKS, WARP_THREADS};
 
@@ -56,6 +56,7 @@ fn constants() -> String {
     constant("SLOT_INDEX", &SLOT_INDEX);
     constant("CLEAR_EXTENT", &CLEAR_EXTENT);
     constant("CONTROL_COPIES", &CONTROL_COPIES);
+    constant("TIME_UNIT_BITS", &TIME_UNIT_BITS);
     constant("CONTROL_COPY_BYTES", &CONTROL_COPY_BYTES);
     constant("REPORT_ENDED", &offset_of!(Report, ended));
     constant("REPORT_OPERATION", &offset_of!(Report, operation));
@@ -83,7 +84,8 @@ fn layouts() -> String {
                 counters,
                 extents,
                 report,
-                timeout_nanoseconds,
+                first_hand_timeout,
+                second_hand_timeout,
                 is_checked
             ]
         ),

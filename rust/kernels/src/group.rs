@@ -5,7 +5,7 @@ use std::time::Duration;
 use lamport_rs_protocol::geometry::{Geometry, MAX_WORLD_SIZE};
 use lamport_rs_protocol::sentinel::{VECTOR_WORDS, Vector};
 
-use crate::parameters::Group;
+use crate::parameters::{Group, TIME_UNIT_BITS};
 
 /// Device addresses that a group's kernels need beside the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +40,6 @@ impl Group {
         for (distance, peer) in (1..world_size).zip(&mut peers) {
             *peer = blocks[(rank + distance) % world_size];
         }
-        // 0 stands for no timeout, and is no time to wait for anyone.
-        let nanoseconds = |timeout: Duration| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1);
         Self {
             own: blocks[rank],
             peers,
@@ -49,7 +47,8 @@ impl Group {
             counters: control.counters,
             extents: control.extents,
             report: control.report,
-            timeout_nanoseconds: timeout.map_or(0, nanoseconds),
+            first_hand_timeout: 0,
+            second_hand_timeout: 0,
             rank: rank as u32,
             world_size: world_size as u32,
             control_copies: control.copies,
@@ -57,6 +56,14 @@ impl Group {
             is_checked: 0,
             reserved: 0,
         }
+        .with_timeout(timeout)
+    }
+
+    /// For kernels that wait for a peer for `timeout`; `None`: for ever.
+    pub fn with_timeout(self, timeout: Option<Duration>) -> Self {
+        // Half as long again.
+        let second_hand = timeout.map(|timeout| timeout.saturating_add(timeout / 2));
+        Self { first_hand_timeout: units_of(timeout), second_hand_timeout: units_of(second_hand), ..self }
     }
 
     /// For operations that the ranks compare, or that they do not.
@@ -68,4 +75,12 @@ impl Group {
     pub fn with_header(self, header: Vector) -> Self {
         Self { header, ..self }
     }
+}
+
+/// A timeout in the kernels' units. The kernel's clock and this are both rounded down: one more, so that no kernel gives up
+/// too early. What does not fit, some seven weeks, is no timeout.
+fn units_of(timeout: Option<Duration>) -> u32 {
+    timeout
+        .and_then(|timeout| u32::try_from(timeout.as_nanos() >> TIME_UNIT_BITS).ok())
+        .map_or(u32::MAX, |units| units.saturating_add(1))
 }

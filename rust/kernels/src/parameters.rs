@@ -31,13 +31,18 @@ pub struct Group {
     pub extents: u64,
     /// A [`Report`] in pinned host memory.
     pub report: u64,
-    /// How long to wait for a peer, in nanoseconds. 0: for ever.
-    pub timeout_nanoseconds: u64,
+    /// How long to wait for what a peer sends in any case, in units of 2^[`TIME_UNIT_BITS`] ns. `u32::MAX`: for ever.
+    pub first_hand_timeout: u32,
+    /// Likewise for what it sends once it has heard of the others.
+    pub second_hand_timeout: u32,
     /// 1 if the ranks compare what they run, otherwise 0.
     pub is_checked: u32,
     /// 0.
     pub reserved: u32,
 }
+
+/// Kernels that wait count time in units of about a millisecond: a register holds weeks.
+pub const TIME_UNIT_BITS: u32 = 20;
 
 /// What kernels tell the host of faults, and what the host tells kernels that wait, in pinned memory.
 #[repr(C, align(16))]

@@ -206,11 +206,26 @@ fn peers_are_rotated_so_that_each_rank_starts_with_its_successor() {
     let group = Group::new(&geometry, 2, &[10, 20, 30, 40], control, Some(Duration::from_millis(5)));
     assert_eq!((group.own, &group.peers[..4]), (30, [40, 10, 20, 0].as_slice()));
     assert_eq!((group.rank, group.world_size, group.comm_size), (2, 4, 1 << 21));
-    assert_eq!(group.timeout_nanoseconds, 5_000_000);
-    let forever = Group::new(&geometry, 0, &[10, 20, 30, 40], control, None);
-    assert_eq!(forever.timeout_nanoseconds, 0);
-    let at_once = Group::new(&geometry, 0, &[10, 20, 30, 40], control, Some(Duration::ZERO));
-    assert_eq!(at_once.timeout_nanoseconds, 1);
+}
+
+#[test]
+fn no_kernel_gives_up_too_early_and_what_is_longer_than_it_can_count_is_for_ever() {
+    let geometry = Geometry::new(2, 1 << 21).unwrap();
+    let control = ControlAddresses { counters: 1, extents: 2, report: 3, copies: 4 };
+    let group = Group::new(&geometry, 0, &[10, 20], control, None);
+    let units = |timeout| {
+        let group = group.with_timeout(timeout);
+        (group.first_hand_timeout, group.second_hand_timeout)
+    };
+    // A unit is 1.05 ms.
+    assert_eq!(units(Some(Duration::from_millis(500))), (477, 716));
+    assert_eq!(units(Some(Duration::from_secs(300))), (286_103, 429_154));
+    assert_eq!(units(Some(Duration::ZERO)), (1, 1));
+    let forever = (u32::MAX, u32::MAX);
+    for long in [None, Some(Duration::MAX), Some(Duration::from_secs(60 * 24 * 3600))] {
+        assert_eq!(units(long), forever);
+    }
+    assert_eq!(units(Some(Duration::from_secs(40 * 24 * 3600))), (3_295_898_438, u32::MAX));
 }
 
 const DTYPES: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::BFloat16];

@@ -29,10 +29,12 @@ pub unsafe fn retain<T: Send + Sync + 'static>(graph: sys::CUgraph, owner: Arc<T
         drop(unsafe { Arc::from_raw(pointer) });
     })?;
     // SAFETY: the object was created above, with one reference, which the graph takes.
-    check("cuGraphRetainUserObject", unsafe { sys::cuGraphRetainUserObject(graph, object, 1, MOVE) }).inspect_err(|_| {
-        // SAFETY: the reference is still this function's.
-        let _ = unsafe { sys::cuUserObjectRelease(object, 1) };
-    })
+    check("cuGraphRetainUserObject", unsafe { sys::cuGraphRetainUserObject(graph, object, 1, MOVE) }).inspect_err(
+        |_| {
+            // SAFETY: the reference is still this function's.
+            let _ = unsafe { sys::cuUserObjectRelease(object, 1) };
+        },
+    )
 }
 
 /// Gives the reference back. The driver forbids to call it from here, and dropping the last reference may do so: that is

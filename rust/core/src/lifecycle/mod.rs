@@ -285,7 +285,10 @@ impl Lifecycle {
             return unless(rank, Error::Aborted { rank, cause: Cause::CleanedUp, reason: String::new() });
         }
         if let Some(rank) = self.stopped().iter().find(|rank| missing.contains(*rank)) {
-            return unless(rank, Error::Aborted { rank, cause: Cause::Aborted, reason: "it has called reset()".into() });
+            return unless(
+                rank,
+                Error::Aborted { rank, cause: Cause::Aborted, reason: "it has called reset()".into() },
+            );
         }
         if let Some(peer) = missing.iter().find(|peer| notices.has_refused(*peer, operation.number())) {
             return unless(peer, Error::PeerRefused { rank: self.rank, operation, peer });

@@ -19,14 +19,22 @@ pub struct Faults {
     pub words: PinnedWords,
     lifecycle: Arc<Lifecycle>,
     timeout: Option<Duration>,
-    /// When kernels that still wait give up in any case. Locked while they are told anything.
-    deadline: Mutex<Option<Instant>>,
+    /// Locked while the kernels are told anything.
+    telling: Mutex<Telling>,
+}
+
+#[derive(Debug, Default)]
+struct Telling {
+    /// When kernels that still wait give up in any case.
+    deadline: Option<Instant>,
+    /// Of whom it was known at the last look that they send nothing more.
+    ended: RankSet,
 }
 
 impl Faults {
     /// Of a workspace whose operations wait for `timeout`.
     pub fn new(words: PinnedWords, lifecycle: Arc<Lifecycle>, timeout: Option<Duration>) -> Self {
-        Self { words, lifecycle, timeout, deadline: Mutex::new(None) }
+        Self { words, lifecycle, timeout, telling: Mutex::default() }
     }
 
     /// The error that this rank's kernels have reported, if nobody knows it yet.
@@ -66,26 +74,20 @@ impl Faults {
         }
     }
 
-    fn deadline(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells the kernels for whom they need not wait any more.
-    fn tell_kernels(&self, deadline: &MutexGuard<'_, Option<Instant>>) {
-        let is_over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        self.words.tell_ended(if is_over { self.lifecycle.everybody() } else { self.lifecycle.ended() });
+    fn telling(&self) -> MutexGuard<'_, Telling> {
+        self.telling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Kernels that still wait after `grace` give up.
     pub fn give_up_after(&self, grace: Duration) {
-        *self.deadline() = Some(Instant::now() + grace);
+        self.telling().deadline = Some(Instant::now() + grace);
     }
 
     /// All ranks have begun anew, and nothing holds any more that kernels were told before.
     pub fn begin_epoch(&self) {
-        let mut deadline = self.deadline();
-        *deadline = None;
-        self.tell_kernels(&deadline);
+        let mut telling = self.telling();
+        *telling = Telling::default();
+        self.words.tell_ended(RankSet::default());
     }
 }
 
@@ -93,6 +95,11 @@ impl Watched for Faults {
     fn look(&self) {
         // The next call raises it.
         let _ = self.find_out(false);
-        self.tell_kernels(&self.deadline());
+        let mut telling = self.telling();
+        let is_over = telling.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let ended = if is_over { self.lifecycle.everybody() } else { self.lifecycle.ended() };
+        // One look later: by then kernels have seen what those ranks had sent.
+        let told = std::mem::replace(&mut telling.ended, ended);
+        self.words.tell_ended(told);
     }
 }

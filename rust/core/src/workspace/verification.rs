@@ -28,7 +28,7 @@ pub fn verify(device: &Device, group: Group, pinned: &PinnedWords, nonces: &[Vec
     let mut all = [[0; 4]; MAX_WORLD_SIZE];
     all[..nonces.len()].copy_from_slice(nonces);
     let parameters = VerifyParameters {
-        group: Group { timeout_nanoseconds: TIMEOUT.as_nanos() as u64, ..group },
+        group: group.with_timeout(Some(TIMEOUT)),
         nonces: all,
         result: pinned.result_address(),
         reserved: 0,

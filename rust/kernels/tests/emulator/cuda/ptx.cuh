@@ -25,9 +25,6 @@ inline uint32 load_system(Address address) {
     return word;
 }
 
-// A thread's loads keep their order here.
-inline uint32 load_acquire_system(Address address) { return emulator_load(address, EMULATOR_SYSTEM); }
-
 inline Vector load_system_vector(Address address) {
     Vector vector;
     Address missing = 0;
@@ -46,6 +43,10 @@ inline void load_system_if(bool condition, Address address, Vector& vector) {
     if (condition) {
         vector = load_system_vector(address);
     }
+}
+
+inline uint32 load_system_if(bool condition, Address address) {
+    return condition ? emulator_load(address, EMULATOR_SYSTEM) : 0;
 }
 
 inline void fence_system() { emulator_fence(); }
