@@ -1,5 +1,6 @@
 """Ranks that do not come: kernels end, and what they missed is an error that names the rank."""
 
+import gc
 import signal
 import time
 
@@ -243,6 +244,8 @@ def hear_of_a_fault(me: Rank, name: str, make, size: int, way: str) -> float:
     operation, graph = make(me, size), torch.cuda.CUDAGraph()
     operation(workspace)
     torch.cuda.synchronize()
+    # Graphs of the tests before, which errors have kept, must not go during the capture: that would spoil it.
+    gc.collect()
     with torch.cuda.graph(graph):
         operation(workspace)
     if me.rank == me.world_size - 1:
@@ -295,6 +298,7 @@ def go_on_after_a_fault(me: Rank, name: str) -> float:
         operation(workspace)
     torch.cuda.synchronize()
     expected = [operation.results() for operation in operations]
+    gc.collect()
     with torch.cuda.graph(graph):
         for operation in operations:
             operation(workspace)
