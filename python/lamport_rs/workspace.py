@@ -234,13 +234,45 @@ class LamportWorkspace:
         Raises:
             LamportError: If there is no such operation or algorithm, or the workspace was cleaned up.
         """
-        core = self._usable_core()
-        dtype, weight = (str(each).removeprefix("torch.") for each in (input.dtype, weight_dtype or input.dtype))
         # Before the shape: a nested tensor has none.
-        is_dense = input.layout is torch.strided and not input.is_nested
+        is_dense = _is_dense(input)
         shape = list(input.shape) if is_dense else []
-        obstacle = _core.obstacle(core, operation, shape, dtype, weight, algorithm, q_size, kv_size)
+        dtypes = _dtype_names(input, weight_dtype)
+        obstacle = _core.obstacle(self._usable_core(), operation, shape, *dtypes, algorithm, q_size, kv_size)
         return obstacle is None and is_dense and input.device in (self._device, torch.device("meta"))
+
+    @never_compiled
+    def prepare(
+        self,
+        input: torch.Tensor,  # noqa: A002  (torch's name)
+        operation: str = "all_reduce",
+        *,
+        algorithm: str = "auto",
+        weight_dtype: torch.dtype | None = None,
+        q_size: int = 0,
+        kv_size: int = 0,
+    ) -> None:
+        """Load the kernels that a call takes, ahead of the first one. Not collective; on the host there are none.
+
+        The driver loads a kernel when it is first launched, and waits for kernels that run before it does. If one of
+        them waits for a peer that this rank has yet to send something to, both wait until the timeout. So prepare what
+        is first called while other operations are under way.
+
+        Args:
+            input: As for `supports`, like all other arguments.
+            operation: As for `supports`.
+            algorithm: As for `supports`.
+            weight_dtype: As for `supports`.
+            q_size: As for `supports`.
+            kv_size: As for `supports`.
+
+        Raises:
+            LamportError: If the workspace would not serve the call, or the driver does not load the kernels.
+        """
+        if not _is_dense(input):
+            raise LamportError(f"{operation} takes dense tensors, not one of layout {input.layout}")
+        shape, dtypes = list(input.shape), _dtype_names(input, weight_dtype)
+        _core.prepare(self._usable_core(), operation, shape, *dtypes, algorithm, q_size, kv_size)
 
     @never_compiled
     def check(self) -> None:
@@ -267,7 +299,7 @@ class LamportWorkspace:
         """End the operations of all ranks, those that wait among them: they raise `LamportAbortedError`.
 
         To be called by any thread, at any time; not collective. `reset`, on every rank, makes the workspace work again.
-        On a GPU, kernels that wait already wait on until their timeout; what is called or checked later raises.
+        On GPUs, kernels that wait end within 50 ms and leave NaN; what is called or checked later raises.
 
         Args:
             reason: Why, for the peers' errors; some 900 bytes of it are told.
@@ -400,3 +432,13 @@ def bind_to_thread(workspace: LamportWorkspace | torch.Tensor) -> None:
         LamportError: While an operation is running, or if there is no such workspace.
     """
     _core.bind_to_thread(workspace._usable_core() if isinstance(workspace, LamportWorkspace) else workspace)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def _dtype_names(tensor: torch.Tensor, weight_dtype: torch.dtype | None) -> tuple[str, str]:
+    """The names of a tensor's dtype and of its weights'."""
+    dtype, weight = (str(each).removeprefix("torch.") for each in (tensor.dtype, weight_dtype or tensor.dtype))
+    return dtype, weight

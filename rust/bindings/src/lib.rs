@@ -30,7 +30,7 @@ mod _core {
     #[pymodule_export]
     use super::operations::{
         all_reduce, all_reduce_rms_norm, bind_to_thread, fill_sentinel, minimax_rms, minimax_rms_qk, note_refusal,
-        obstacle,
+        obstacle, prepare,
     };
     #[pymodule_export]
     use super::sizing::{all_reduce_comm_size, comm_size_within, minimax_comm_size};

@@ -220,21 +220,62 @@ pub fn obstacle(
     kv_size: i64,
 ) -> PyResult<Option<String>> {
     let found = find_workspace(workspace)?;
-    let kind = Kind::named(operation).ok_or_else(|| LamportError::new_err(format!("there is no {operation:?}")))?;
-    let [Some(dtype), Some(weight)] = [dtype, weight_dtype].map(Dtype::named) else {
-        return Ok(Some(format!("{operation} takes float32, float16 and bfloat16, not {dtype} and {weight_dtype}")));
+    let sizes = [q_size, kv_size];
+    let question = match question(&found, operation, shape, [dtype, weight_dtype], algorithm, sizes)? {
+        Ok(question) => question,
+        Err(refusal) => return Ok(Some(refusal)),
     };
-    let algorithm = find_algorithm(algorithm)?;
-    let device = match &found {
-        AnyWorkspace::Host(_) => tensor::Device::Cpu,
-        AnyWorkspace::Cuda(workspace) => tensor::Device::Cuda(workspace.device.index),
-    };
-    let question = Question { kind, shape, dtype, weight, device, algorithm, sizes: [q_size, kv_size] };
     let checked = match &found {
         AnyWorkspace::Host(workspace) => support::check_on_host(workspace, &question),
         AnyWorkspace::Cuda(workspace) => support::check_on_device(workspace, &question),
     };
     Ok(checked.err().map(|error| error.to_string()))
+}
+
+/// Loads what such an operation takes, so that its first call does not. An error if the workspace would refuse it.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "what an operation may depend on")]
+pub fn prepare(
+    py: Python<'_>,
+    workspace: &Bound<'_, PyAny>,
+    operation: &str,
+    shape: Vec<usize>,
+    dtype: &str,
+    weight_dtype: &str,
+    algorithm: &str,
+    q_size: i64,
+    kv_size: i64,
+) -> PyResult<()> {
+    let found = find_workspace(workspace)?;
+    let sizes = [q_size, kv_size];
+    let question =
+        question(&found, operation, shape, [dtype, weight_dtype], algorithm, sizes)?.map_err(LamportError::new_err)?;
+    let prepared = py.detach(|| match &found {
+        AnyWorkspace::Host(workspace) => support::check_on_host(workspace, &question),
+        AnyWorkspace::Cuda(workspace) => support::prepare_on_device(workspace, &question),
+    });
+    prepared.map_err(|error| to_python(py, error))
+}
+
+/// The question, or why no workspace would serve it.
+fn question(
+    workspace: &AnyWorkspace,
+    operation: &str,
+    shape: Vec<usize>,
+    [dtype, weight_dtype]: [&str; 2],
+    algorithm: &str,
+    sizes: [i64; 2],
+) -> PyResult<std::result::Result<Question, String>> {
+    let kind = Kind::named(operation).ok_or_else(|| LamportError::new_err(format!("there is no {operation:?}")))?;
+    let [Some(dtype), Some(weight)] = [dtype, weight_dtype].map(Dtype::named) else {
+        return Ok(Err(format!("{operation} takes float32, float16 and bfloat16, not {dtype} and {weight_dtype}")));
+    };
+    let algorithm = find_algorithm(algorithm)?;
+    let device = match workspace {
+        AnyWorkspace::Host(_) => tensor::Device::Cpu,
+        AnyWorkspace::Cuda(workspace) => tensor::Device::Cuda(workspace.device.index),
+    };
+    Ok(Ok(Question { kind, shape, dtype, weight, device, algorithm, sizes }))
 }
 
 /// Fills `size_bytes` bytes at `device_ptr`, memory of CUDA device `index`, with the sentinel, and waits for that.

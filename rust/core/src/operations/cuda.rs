@@ -19,20 +19,41 @@ use crate::operations::operation::Description;
 use crate::tensor::{Device, Tensor};
 use crate::workspace::cuda::CudaWorkspace;
 
+/// What an operation's plans are made for.
+#[derive(Clone, Copy)]
+pub(super) enum Purpose {
+    /// To run it on a stream.
+    Run(sys::CUstream),
+    /// To have its kernels loaded: later, that would wait for kernels that run.
+    Load,
+}
+
 /// Runs the operation in `stream`'s order. A collective call: all ranks pass as many bytes.
 ///
 /// # Safety
 /// The tensors' pointers are valid for their shapes and strides until the stream has passed the operation, and `stream`
 /// is a stream of the workspace's device.
 pub unsafe fn all_reduce(workspace: &CudaWorkspace, operands: &AllReduce, stream: sys::CUstream) -> Result<()> {
+    // SAFETY: the caller's promises.
+    unsafe { do_all_reduce(workspace, operands, Purpose::Run(stream)) }
+}
+
+/// Runs it, or loads its kernels.
+///
+/// # Safety
+/// As for [`all_reduce`], to run it.
+pub(super) unsafe fn do_all_reduce(workspace: &CudaWorkspace, operands: &AllReduce, purpose: Purpose) -> Result<()> {
     let (algorithm, most) = check_all_reduce(workspace, operands)?;
     let geometry = workspace.member().geometry;
     let world_size = geometry.world_size();
     let bytes = operands.input.bytes();
     let (input, output) = (operands.input.pointer as u64, operands.output.pointer as u64);
     if world_size == 1 {
-        // SAFETY: the caller's promises.
-        return unsafe { workspace.copy(input, output, bytes, stream) };
+        return match purpose {
+            Purpose::Load => Ok(()),
+            // SAFETY: the caller's promises.
+            Purpose::Run(stream) => unsafe { workspace.copy(input, output, bytes, stream) },
+        };
     }
     let shape = |chunk: &Chunk| {
         let bytes = chunk.len();
@@ -45,7 +66,7 @@ pub unsafe fn all_reduce(workspace: &CudaWorkspace, operands: &AllReduce, stream
     // SAFETY: the caller's promises.
     unsafe {
         let chunks = chunk::all(bytes, most);
-        launch(workspace, &description, chunks, |plans| &mut plans.all_reduce, shape, parameters, stream)
+        launch(workspace, &description, chunks, |plans| &mut plans.all_reduce, shape, parameters, purpose)
     }
 }
 
@@ -67,6 +88,19 @@ pub unsafe fn all_reduce_rms_norm(
     workspace: &CudaWorkspace,
     operands: &AllReduceRmsNorm,
     stream: sys::CUstream,
+) -> Result<()> {
+    // SAFETY: the caller's promises.
+    unsafe { do_all_reduce_rms_norm(workspace, operands, Purpose::Run(stream)) }
+}
+
+/// Runs it, or loads its kernels.
+///
+/// # Safety
+/// As for [`all_reduce`], to run it.
+pub(super) unsafe fn do_all_reduce_rms_norm(
+    workspace: &CudaWorkspace,
+    operands: &AllReduceRmsNorm,
+    purpose: Purpose,
 ) -> Result<()> {
     let (algorithm, chunks) = check_all_reduce_rms_norm(workspace, operands)?;
     let geometry = workspace.member().geometry;
@@ -91,7 +125,7 @@ pub unsafe fn all_reduce_rms_norm(
     let description = operands.describe(algorithm);
     // SAFETY: the caller's promises.
     unsafe {
-        launch(workspace, &description, chunks, |plans| &mut plans.all_reduce_rms_norm, shape, parameters, stream)
+        launch(workspace, &description, chunks, |plans| &mut plans.all_reduce_rms_norm, shape, parameters, purpose)
     }
 }
 
@@ -132,6 +166,15 @@ pub fn check_all_reduce_rms_norm(
 /// # Safety
 /// As for [`all_reduce`].
 pub unsafe fn minimax_rms(workspace: &CudaWorkspace, operands: &MinimaxRms, stream: sys::CUstream) -> Result<()> {
+    // SAFETY: the caller's promises.
+    unsafe { do_minimax_rms(workspace, operands, Purpose::Run(stream)) }
+}
+
+/// Runs it, or loads its kernels.
+///
+/// # Safety
+/// As for [`all_reduce`], to run it.
+pub(super) unsafe fn do_minimax_rms(workspace: &CudaWorkspace, operands: &MinimaxRms, purpose: Purpose) -> Result<()> {
     let most = check_minimax_rms(workspace, operands)?;
     if workspace.member().geometry.world_size() == 1 {
         workspace.check_open()?;
@@ -140,11 +183,11 @@ pub unsafe fn minimax_rms(workspace: &CudaWorkspace, operands: &MinimaxRms, stre
     match operands.norms {
         // SAFETY: the caller's promises.
         [Some(one), None] => unsafe {
-            run_minimax(workspace, operands, most, [one], |plans| &mut plans.minimax_rms, stream)
+            run_minimax(workspace, operands, most, [one], |plans| &mut plans.minimax_rms, purpose)
         },
         // SAFETY: as above.
         [Some(q), Some(k)] => unsafe {
-            run_minimax(workspace, operands, most, [q, k], |plans| &mut plans.minimax_rms_qk, stream)
+            run_minimax(workspace, operands, most, [q, k], |plans| &mut plans.minimax_rms_qk, purpose)
         },
         _ => unreachable!("the first matrix is always there"),
     }
@@ -165,7 +208,7 @@ unsafe fn run_minimax<const MATRICES: usize>(
     most: usize,
     norms: [Norm; MATRICES],
     plans: impl Fn(&mut Plans) -> &mut PlansOf<MinimaxShape<MATRICES>>,
-    stream: sys::CUstream,
+    purpose: Purpose,
 ) -> Result<()>
 where
     MinimaxShape<MATRICES>: Planned<Plan = MinimaxPlan<MATRICES>>,
@@ -188,10 +231,10 @@ where
     };
     let rows = norms[0].input.rows();
     // SAFETY: the caller's promises.
-    unsafe { launch(workspace, &operands.describe(), chunk::all(rows, most), plans, shape, parameters, stream) }
+    unsafe { launch(workspace, &operands.describe(), chunk::all(rows, most), plans, shape, parameters, purpose) }
 }
 
-/// Launches an operation for each of the chunks. With none there is nothing to do but to be counted.
+/// Launches an operation for each of the chunks, or loads its kernels. With none there is nothing to do but to be counted.
 ///
 /// All chunks are told to the peers as the whole operation, so that they differ from the first on if that does.
 #[allow(clippy::too_many_arguments, reason = "what differs between operations")]
@@ -202,14 +245,21 @@ unsafe fn launch<Shape: Planned, P>(
     plans: impl Fn(&mut Plans) -> &mut PlansOf<Shape>,
     shape: impl Fn(&Chunk) -> Result<Shape>,
     parameters: impl Fn(Shape::Plan, KernelGroup, &Chunk) -> std::result::Result<P, GeometryError>,
-    stream: sys::CUstream,
+    purpose: Purpose,
 ) -> Result<()> {
-    if chunks.clone().next().is_none() {
-        return workspace.skip();
-    }
     // First: a shape that has no plan changes nothing.
     for chunk in chunks.clone() {
         shape(&chunk)?.check()?;
+    }
+    let Purpose::Run(stream) = purpose else {
+        let mut loading = workspace.load()?;
+        for chunk in chunks {
+            plans(loading.plans()).get(shape(&chunk)?, &workspace.device)?;
+        }
+        return Ok(());
+    };
+    if chunks.clone().next().is_none() {
+        return workspace.skip();
     }
     let mut launching = workspace.begin(description, stream)?;
     for chunk in chunks {

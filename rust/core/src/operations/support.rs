@@ -3,6 +3,7 @@
 //! The answer depends on what all ranks have in common, and so is the same on all of them.
 
 use super::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
+use super::cuda::Purpose;
 use super::operation::Kind;
 use super::{cuda, host};
 use crate::error::{Error, Result};
@@ -45,6 +46,19 @@ pub fn check_on_device(workspace: &CudaWorkspace, question: &Question) -> Result
         Operands::AllReduce(operands) => cuda::check_all_reduce(workspace, &operands).map(drop),
         Operands::AllReduceRmsNorm(operands) => cuda::check_all_reduce_rms_norm(workspace, &operands).map(drop),
         Operands::MinimaxRms(operands) => cuda::check_minimax_rms(workspace, &operands).map(drop),
+    }
+}
+
+/// Loads what the operation takes on the workspace's device.
+pub fn prepare_on_device(workspace: &CudaWorkspace, question: &Question) -> Result<()> {
+    check_on_device(workspace, question)?;
+    // SAFETY: nothing runs.
+    unsafe {
+        match operands(question)? {
+            Operands::AllReduce(operands) => cuda::do_all_reduce(workspace, &operands, Purpose::Load),
+            Operands::AllReduceRmsNorm(operands) => cuda::do_all_reduce_rms_norm(workspace, &operands, Purpose::Load),
+            Operands::MinimaxRms(operands) => cuda::do_minimax_rms(workspace, &operands, Purpose::Load),
+        }
     }
 }
 

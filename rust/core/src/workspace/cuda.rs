@@ -274,6 +274,12 @@ impl CudaWorkspace {
         Ok(launching)
     }
 
+    /// Takes the workspace to load kernels ahead of operations.
+    pub fn load(&self) -> Result<Loading<'_>> {
+        self.faults.check()?;
+        Ok(Loading { state: self.state.access("prepare")?, _entered: self.device.enter()? })
+    }
+
     /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
     pub fn skip(&self) -> Result<()> {
         self.check()?;
@@ -328,6 +334,19 @@ impl Drop for CudaWorkspace {
                 faults.words.abandon();
             }
         }
+    }
+}
+
+/// A hold on a workspace, while kernels are loaded.
+pub struct Loading<'a> {
+    state: Access<'a, State>,
+    _entered: Entered,
+}
+
+impl Loading<'_> {
+    /// The launch plans made so far.
+    pub fn plans(&mut self) -> &mut Plans {
+        &mut self.state.plans
     }
 }
 

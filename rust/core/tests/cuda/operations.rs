@@ -1,11 +1,15 @@
 //! The operations' results, in several launches each: the bits of the host backend.
 
+use lamport_rs_core::error::Error;
 use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms};
-use lamport_rs_core::tensor::Dtype;
+use lamport_rs_core::operations::operation::Kind;
+use lamport_rs_core::operations::support::{Question, prepare_on_device};
+use lamport_rs_core::tensor::{Device, Dtype};
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use crate::standin::Standin;
 use crate::standin::either::{Either, on_cuda, on_host};
+use crate::standin::group::on_ranks;
 
 /// The bytes of all results of a rank.
 pub type Results = Vec<Vec<u8>>;
@@ -166,4 +170,53 @@ fn the_sum_of_a_single_rank_is_a_copy() {
         assert_eq!(output.bytes(), input.bytes());
     });
     assert_eq!(standin.calls("cuLaunchKernelEx") - before, OF_CONSTRUCTION);
+}
+
+/// Loading a kernel waits for those that run: not if that was done before.
+#[test]
+fn prepared_operations_load_nothing() {
+    let standin = Standin::take();
+    let question = |kind, shape: &[usize], algorithm| Question {
+        kind,
+        shape: shape.to_vec(),
+        dtype: Dtype::Float16,
+        weight: Dtype::Float16,
+        device: Device::Cuda(0),
+        algorithm,
+        sizes: [64, 16],
+    };
+    on_ranks(2, |rank| {
+        let workspace = rank.create().unwrap();
+        let device = Device::Cuda(rank.rank);
+        let on_device = |question: Question| Question { device, ..question };
+        let questions = [
+            question(Kind::AllReduce, &[300], Some(Algorithm::OneShot)),
+            // Longer than the slots.
+            question(Kind::AllReduce, &[100_000], Some(Algorithm::TwoShot)),
+            question(Kind::AllReduceRmsNorm, &[3, 64], Some(Algorithm::OneShot)),
+            question(Kind::AllReduceRmsNorm, &[9, 64], Some(Algorithm::TwoShot)),
+            question(Kind::MinimaxRms, &[5, 64], None),
+            question(Kind::MinimaxRmsQk, &[5, 96], None),
+        ];
+        let launches = standin.calls("cuLaunchKernelEx");
+        rank.meet();
+        for question in questions {
+            prepare_on_device(&workspace, &on_device(question)).unwrap();
+        }
+        let odd = question(Kind::AllReduceRmsNorm, &[3, 60], None);
+        assert!(matches!(prepare_on_device(&workspace, &on_device(odd)), Err(Error::Argument(_))));
+        rank.meet();
+        assert_eq!(standin.calls("cuLaunchKernelEx"), launches);
+        let loads = standin.calls("cuModuleLoadData");
+        rank.meet();
+        let either = Either::Cuda(&workspace);
+        for (elements, algorithm) in [(300, Algorithm::OneShot), (100_000, Algorithm::TwoShot)] {
+            let [mut input, mut output] = [1.0, 2.0].map(|value| either.tensor(Dtype::Float16, &[elements], |_| value));
+            let operands = AllReduce { input: input.tensor(), output: output.tensor(), algorithm: Some(algorithm) };
+            either.all_reduce(&operands).unwrap();
+            either.finish().unwrap();
+        }
+        assert_eq!(standin.calls("cuModuleLoadData"), loads);
+        rank.meet();
+    });
 }
