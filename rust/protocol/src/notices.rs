@@ -39,6 +39,10 @@ pub const PAGE_WORDS: usize = NOTICE + NOTICE_WORDS;
 /// Where no call was refused: no number of a call.
 const NONE_REFUSED: u32 = u32::MAX;
 
+// Of the word that says whether a rank has gone.
+const GONE: u32 = 1;
+const UNMAPPED: u32 = 2;
+
 // Words of a page. Each line of 64 bytes has the writers of one kind.
 const TOLD: usize = 0;
 const CLAIM: usize = MAX_WORLD_SIZE;
@@ -113,7 +117,19 @@ impl<W: StatusWords> Notices<'_, W> {
     /// Lets peers know that this rank has gone for good. Unlike a notice, that holds in all epochs, and can be said beside
     /// one.
     pub fn leave(&self) {
-        self.words.store(self.rank, LEFT, 1);
+        self.words.store(self.rank, LEFT, GONE);
+    }
+
+    /// Lets peers know that this rank, which has gone, has none of their memory mapped any more.
+    pub fn unmap(&self) {
+        self.words.store(self.rank, LEFT, UNMAPPED);
+    }
+
+    /// Of `ranks`, those that may still have peers' memory mapped, if they live.
+    pub fn mapping(&self, ranks: RankSet) -> RankSet {
+        let mut mapping = RankSet::default();
+        ranks.iter().filter(|rank| self.words.load(*rank, LEFT) != UNMAPPED).for_each(|rank| mapping.insert(rank));
+        mapping
     }
 
     /// Of `ranks`, those that have gone.

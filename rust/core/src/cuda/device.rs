@@ -7,8 +7,8 @@ use cudarc::driver::{result, sys};
 use lamport_rs_kernels::plan;
 
 use super::driver::{check, error_of, initialise};
-use super::launch::Modules;
-use super::memory::PINNED_BYTES;
+use super::launch::{Modules, RelaxedCapture};
+use super::memory::{DeviceMemory, PINNED_BYTES};
 use super::pool::{Kind, Pool};
 use crate::error::{Error, Result};
 
@@ -172,6 +172,15 @@ impl Device {
         let _entered = self.enter()?;
         // SAFETY: the caller's promise.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream) })
+    }
+
+    /// Waits for the kernels of this process that run on the device, also beside a stream's capture, which a plain wait
+    /// for the device would spoil: freeing memory waits for them.
+    pub fn wait_for_kernels(self: &Arc<Self>) -> Result<()> {
+        let relaxed = RelaxedCapture::begin()?;
+        let allocated = DeviceMemory::allocate(self, 1);
+        drop(relaxed);
+        allocated?.free()
     }
 
     /// Waits for all work of this process on the device.

@@ -45,6 +45,11 @@ impl DeviceMemory {
         self.address
     }
 
+    /// The memory, which this is no longer.
+    pub fn take(&mut self) -> Self {
+        Self { device: self.device.clone(), address: std::mem::take(&mut self.address) }
+    }
+
     /// Frees it, once no kernel uses it any more. After an error it is lost, and kernels may still run.
     pub fn free(&mut self) -> Result<()> {
         let address = std::mem::take(&mut self.address);

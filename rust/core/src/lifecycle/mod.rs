@@ -241,6 +241,26 @@ impl Lifecycle {
         Ok(())
     }
 
+    /// Lets peers know that this rank has none of their memory mapped any more: they may free it. After `clean_up`.
+    pub fn unmap(&self) {
+        if !self.home.is_elsewhere() {
+            self.notices().unmap();
+        }
+    }
+
+    /// Whether no peer has this rank's memory mapped any more, as far as that can be known. Takes a system call.
+    pub fn is_unmapped(&self) -> bool {
+        if !self.pages.are_complete() {
+            return true;
+        }
+        let others = RankSet(self.everybody().0 & !(1 << self.rank));
+        let mut mapping = self.notices().mapping(others);
+        while let Some((rank, _)) = self.pages.ended(mapping) {
+            mapping = RankSet(mapping.0 & !(1 << rank));
+        }
+        mapping.is_empty()
+    }
+
     /// Whether this rank has given it up.
     pub fn is_cleaned_up(&self) -> bool {
         self.cleaned_up.load(Ordering::Relaxed)

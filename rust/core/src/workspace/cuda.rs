@@ -29,6 +29,7 @@ use crate::workspace::cuda_backend::{CudaBackend, fill_and_wait};
 use crate::workspace::cuda_faults::Faults;
 use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
 use crate::workspace::phases::Phases;
+use crate::workspace::teardown::free_when_unmapped;
 use crate::workspace::verification;
 
 /// How long kernels that wait when their workspace is cleaned up may still wait.
@@ -61,11 +62,10 @@ pub struct CudaWorkspace {
     pub skipped: Skipped,
     /// For callers whose calls last longer than the launch in them.
     pub calls: ThreadGate,
-    // Dropped in this order: freeing device memory waits for the kernels that run, the later ones do not.
     own: DeviceMemory,
     /// Control words and table.
     control: PooledBuffer,
-    _peers: Vec<PeerMemory>,
+    peers: Vec<PeerMemory>,
     faults: Arc<Faults>,
 }
 
@@ -176,7 +176,7 @@ impl CudaWorkspace {
             calls: ThreadGate::new(),
             faults,
             control,
-            _peers: group.peers.into_iter().flatten().collect(),
+            peers: group.peers.into_iter().flatten().collect(),
             own: group.own,
             device,
         }
@@ -322,18 +322,20 @@ impl CudaWorkspace {
 
 impl Drop for CudaWorkspace {
     fn drop(&mut self) {
-        // This waits for the kernels that run, whatever streams are captured meanwhile. If it fails, the next workspace must
-        // not get what they may still write.
         self.faults.give_up_after(CLEAN_UP_GRACE);
-        let freed = self.own.free();
+        // Whatever streams are captured meanwhile. If it fails, the next workspace must not get what kernels may still write.
+        let ended = self.device.wait_for_kernels();
+        self.peers.clear();
         self.lifecycle().clean_up();
+        self.lifecycle().unmap();
         self.watching = None;
-        if freed.is_err() {
+        if ended.is_err() {
             self.control.abandon();
             if let Some(faults) = Arc::get_mut(&mut self.faults) {
                 faults.words.abandon();
             }
         }
+        free_when_unmapped(self.own.take(), self.state.lifecycle.clone());
     }
 }
 

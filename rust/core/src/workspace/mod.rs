@@ -9,6 +9,7 @@
 //! | [`exclusive`] | who may use it: one operation at a time |
 //! | [`cuda`], [`cuda_backend`] | the workspace over device memory, and how that crosses processes |
 //! | [`cuda_faults`] | what kernels and the host tell each other of faults |
+//! | [`teardown`] | freeing what peers have mapped |
 //! | [`verification`] | the proof that peers' stores arrive there |
 //! | [`buffer`] | plain memory that crosses processes, without the protocol |
 
@@ -21,6 +22,7 @@ pub mod exclusive;
 pub mod hello;
 pub mod host;
 pub mod phases;
+pub mod teardown;
 pub mod verification;
 
 use std::time::Duration;

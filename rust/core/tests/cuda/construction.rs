@@ -137,8 +137,9 @@ fn workspaces_take_turns_with_small_memory() {
     let before = allocated();
     (0..3).for_each(|_| construct_several());
     assert_eq!(pooled(), kept);
-    let blocks = 2 * 3 * AT_A_TIME as u64;
-    assert_eq!(allocated(), [before[0] + blocks, before[1]], "a block for each workspace, and no more");
+    let workspaces = 2 * 3 * AT_A_TIME as u64;
+    // For each the block, and what is freed to wait for the kernels.
+    assert_eq!(allocated(), [before[0] + 2 * workspaces, before[1]]);
 }
 
 #[test]
@@ -289,4 +290,25 @@ fn handles_that_the_driver_did_not_make_are_refused() {
         let error = PeerMemory::open(&device, [byte; HANDLE_BYTES], 4096).unwrap_err().to_string();
         assert!(error.contains("cuIpcOpenMemHandle failed: CUDA_ERROR_INVALID_VALUE"), "{error}");
     }
+}
+
+/// Whichever rank is the first to give its workspace up, and however long after it the others do.
+#[test]
+fn no_memory_is_freed_that_a_peer_has_mapped() {
+    let standin = Standin::take();
+    let before = standin.frees_while_mapped();
+    for first in 0..3 {
+        for pause in [Duration::ZERO, Duration::from_millis(30)] {
+            on_ranks(3, |rank| {
+                let workspace = rank.create().unwrap();
+                rank.meet();
+                if rank.rank != first {
+                    std::thread::sleep(pause);
+                }
+                drop(workspace);
+            });
+        }
+    }
+    standin.check_all_is_given_back();
+    assert_eq!(standin.frees_while_mapped(), before);
 }
