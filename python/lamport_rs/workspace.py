@@ -17,7 +17,7 @@ from lamport_rs._core import LamportError
 from lamport_rs.arguments import as_integer, as_seconds, refused_on_all_ranks
 from lamport_rs.backends import Backend, resolve_backend
 from lamport_rs.exchange import Group, all_gather_over, resolve_group
-from lamport_rs.observation import log_fault, logger
+from lamport_rs.observation import log_fault, logger, warn_of_unwatched_peers
 from lamport_rs.sizing import default_comm_size
 from lamport_rs.timeouts import default_timeout, limit_of
 from lamport_rs.tracing import never_compiled
@@ -110,7 +110,8 @@ class LamportWorkspace:
             "workspace of rank %d of %d on %s: %.1f MiB, slots of %d bytes, timeout %s",
             *(self._rank, self._world_size, self._device, self._core.memory_bytes() / 2**20, self._comm_size, limit),
         )
-
+        if (reason := self._core.unwatched()) is not None:
+            warn_of_unwatched_peers(reason)
         if logger.isEnabledFor(logging.DEBUG):
             parts = ", ".join(f"{name} {1e3 * taken:.2f}" for name, taken in self._core.phases())
             logger.debug("milliseconds of rank %d to make it: %s", self._rank, parts)

@@ -83,6 +83,11 @@ impl Workspace {
         (lifecycle.epoch(), failure, work, wait.as_secs_f64(), ranks.iter().collect())
     }
 
+    /// Why deaths of peers' processes are noticed by the timeout alone; None if they are noticed at once.
+    fn unwatched(&self) -> Option<String> {
+        self.workspace.lifecycle().unwatched().map(|reason| reason.to_string())
+    }
+
     /// Waits for the last operation, and raises what went wrong in it.
     fn synchronize(&self, py: Python<'_>) -> PyResult<()> {
         let outcome = py.detach(|| match &self.workspace {

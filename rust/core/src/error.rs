@@ -8,6 +8,7 @@ use lamport_rs_protocol::geometry::GeometryError;
 use lamport_rs_protocol::rank_set::RankSet;
 use thiserror::Error;
 
+use crate::limits::Reason;
 use crate::operations::operation::Operation;
 
 /// The crate's result.
@@ -342,8 +343,8 @@ impl Error {
     }
 
     /// A failed system call.
-    pub fn system(call: impl Into<String>, reason: impl std::fmt::Display) -> Self {
-        Self::System { call: call.into(), reason: reason.to_string() }
+    pub fn system(call: impl Into<String>, reason: impl Into<Reason>) -> Self {
+        Self::System { call: call.into(), reason: reason.into().to_string() }
     }
 }
 

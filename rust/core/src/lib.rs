@@ -9,6 +9,7 @@ pub mod exchange;
 pub mod floating_point;
 pub mod interrupts;
 pub mod lifecycle;
+pub mod limits;
 pub mod memory;
 pub mod operations;
 pub mod parking;

@@ -6,6 +6,7 @@ use cudarc::driver::result::DriverError;
 use cudarc::driver::sys;
 
 use crate::error::{Error, Result};
+use crate::limits::no_descriptors;
 
 /// Initialises the driver, or says why there is none. Cheap once that succeeded; what failed may succeed the next time.
 pub fn initialise() -> Result<()> {
@@ -16,7 +17,10 @@ pub fn initialise() -> Result<()> {
     // cudarc's loader panics where there is no library, so it is looked for first.
     // SAFETY: loads a library and unloads it again.
     if !unsafe { sys::is_culib_present() } {
-        return Err(Error::NoCuda("the driver's library, libcuda.so.1, is not on this machine".to_owned()));
+        return Err(Error::NoCuda(match no_descriptors() {
+            Some(reason) => format!("the driver's library, libcuda.so.1, cannot be opened: {reason}"),
+            None => "the driver's library, libcuda.so.1, is not on this machine".to_owned(),
+        }));
     }
     cudarc::driver::result::init().map_err(|error| Error::NoCuda(error_of("cuInit", error).to_string()))?;
     IS_INITIALISED.store(true, Ordering::Release);

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::exchange::{Reader, Writer, legible};
+use crate::limits::Reason;
 
 /// What the files of blocks are called.
 pub const NAME: &str = "lamport-rs";
@@ -125,18 +126,18 @@ impl Handle {
         open(format!("/proc/self/fd/{}", held.as_raw_fd()), flags, Mode::empty()).map_err(|error| self.failed(error))
     }
 
-    fn refused(&self, reason: impl Into<String>) -> Error {
-        Error::system(format!("opening a peer's shared memory ({})", self.path()), reason.into())
+    fn refused(&self, reason: impl Into<Reason>) -> Error {
+        Error::system(format!("opening a peer's shared memory ({})", self.path()), reason)
     }
 
     /// The error for a system call's, and what to do where it says that the ranks do not see each other.
     fn failed(&self, error: Errno) -> Error {
-        self.refused(match error {
+        match error {
             Errno::NOENT | Errno::ACCESS | Errno::PERM => {
-                format!("{error}; the ranks must run as the same user, and {ONE_NAMESPACE}")
+                self.refused(format!("{error}; the ranks must run as the same user, and {ONE_NAMESPACE}"))
             }
-            error => error.to_string(),
-        })
+            error => self.refused(error),
+        }
     }
 
     fn path(&self) -> String {

@@ -113,7 +113,7 @@ pub fn construct<B: Backend>(
         let nonce = hello::nonce()?;
         let hello = Hello {
             version: hello::VERSION.to_owned(),
-            host: hello::host_identity(),
+            host: hello::host_identity()?,
             backend: backend.name(),
             world_size: request.world_size as u64,
             comm_size: request.comm_size as u64,

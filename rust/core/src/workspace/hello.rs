@@ -139,13 +139,23 @@ fn check_owners<'a>(memories: impl Iterator<Item = &'a [u8]>) -> Result<()> {
     Ok(())
 }
 
-/// The host's name and the identity of its present boot: equal for all processes under one kernel, containers included.
-pub fn host_identity() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let boot = boot.trim();
-    // Containers on one host may have names of their own; the boot decides, the name is for people.
-    if boot.is_empty() { name } else { boot.to_owned() }
+/// What tells a boot of a host from all others.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The identity of the host's present boot: equal for all processes under one kernel, containers included. The host's
+/// name where the kernel does not tell; containers on one host may have names of their own.
+pub fn host_identity() -> Result<String> {
+    match std::fs::read_to_string(BOOT) {
+        Ok(boot) if !boot.trim().is_empty() => Ok(boot.trim().to_owned()),
+        // That this process has no descriptor left must not make it one of another host.
+        Err(error) if !is_hidden(&error) => Err(Error::system(format!("reading {BOOT}"), error)),
+        _ => Ok(rustix::system::uname().nodename().to_string_lossy().into_owned()),
+    }
+}
+
+/// Whether the kernel or a container does not show the file, to any process.
+fn is_hidden(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied)
 }
 
 /// Random words, none of them the sentinel's.
