@@ -49,7 +49,7 @@ NUMBERS = {
     "process 0": ({"process": 0}, "no rank has a block under such numbers"),
     "a negative process": ({"process": 2**32 - os.getpid()}, "no rank has a block under such numbers"),
     "a process beyond all numbers": ({"process": 2**31}, "no rank has a block under such numbers"),
-    "a process that is not there": ({"process": 2**31 - 1}, "No such file or directory.*one PID namespace"),
+    "a process that is not there": ({"process": 2**31 - 1}, "No such file or directory.*in different PID namespaces"),
     "a negative descriptor": ({"descriptor": -1}, "no rank has a block under such numbers"),
     "the directory it would start in": ({"descriptor": -100}, "no rank has a block under such numbers"),
     "the least descriptor": ({"descriptor": -(2**31)}, "no rank has a block under such numbers"),

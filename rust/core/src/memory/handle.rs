@@ -5,6 +5,7 @@
 //! it is a file in memory by this package's name. Its size must be the one that this rank's own block has, and sealed.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, SealFlags, fcntl_get_seals, fstat, fstatfs, open, readlink};
 use rustix::io::Errno;
@@ -12,6 +13,7 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::exchange::{Reader, Writer, legible};
 use crate::limits::Reason;
+use crate::memory::access::why_denied;
 
 /// What the files of blocks are called.
 pub const NAME: &str = "lamport-rs";
@@ -133,8 +135,11 @@ impl Handle {
     /// The error for a system call's, and what to do where it says that the ranks do not see each other.
     fn failed(&self, error: Errno) -> Error {
         match error {
+            Errno::NOENT if Path::new(&format!("/proc/{}", self.process)).exists() => {
+                self.refused(format!("{error}: the process has nothing there; {ONE_NAMESPACE}"))
+            }
             Errno::NOENT | Errno::ACCESS | Errno::PERM => {
-                self.refused(format!("{error}; the ranks must run as the same user, and {ONE_NAMESPACE}"))
+                self.refused(format!("{error}: {}", why_denied(self.process)))
             }
             error => self.refused(error),
         }

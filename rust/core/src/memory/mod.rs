@@ -2,12 +2,14 @@
 //!
 //! | module | concept |
 //! | --- | --- |
+//! | [`access`] | why this process may not open what a peer has |
 //! | [`fork`] | noticing that a process was forked from the one that mapped it |
 //! | [`handle`] | what a rank sends of its block, and how a peer's becomes an open file |
 //! | [`host`] | blocks of shared memory: allocation, mappings |
 //! | [`host_slots`] | those blocks as the protocol sees them |
 //! | [`vector_access`] | the 16-byte accesses, the only place where slots are touched |
 
+pub mod access;
 pub mod fork;
 pub mod handle;
 pub mod host;
