@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 
 use lamport_rs_core::Error;
+use lamport_rs_core::panics::caught;
 use lamport_rs_protocol::geometry::GeometryError;
 use pyo3::create_exception;
 use pyo3::exceptions::{PyBaseException, PyRuntimeError};
@@ -115,19 +116,23 @@ pub fn interruptible<T: Send>(
 ) -> PyResult<T> {
     let mut raised: Option<PyErr> = None;
     let is_main_thread = is_main_thread(py);
-    let outcome = py.detach(|| {
-        wait(&mut || {
-            if !is_main_thread && !is_first_thread() {
-                return false;
-            }
-            raised = Python::attach(|py| py.check_signals()).err();
-            raised.is_some()
-        })
-    });
+    let mut asked = || {
+        if !is_main_thread && !is_first_thread() {
+            return false;
+        }
+        raised = Python::attach(|py| py.check_signals()).err();
+        raised.is_some()
+    };
+    let outcome = py.detach(|| caught(|| wait(&mut asked)));
     match (outcome, raised) {
         (Err(_), Some(raised)) => Err(raised),
         (outcome, _) => outcome.map_err(|error| to_python(py, error)),
     }
+}
+
+/// Runs `run` without the interpreter's lock. A panic in it is an error as well.
+pub fn detached<T: Send>(py: Python<'_>, run: impl FnOnce() -> lamport_rs_core::Result<T> + Send) -> PyResult<T> {
+    py.detach(|| caught(run)).map_err(|error| to_python(py, error))
 }
 
 /// Whether Python says that the calling thread is its main one. Asked for once per thread, as that takes as long as an

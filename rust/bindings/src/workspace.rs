@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use lamport_rs_core::cuda::device::{Device, device_count};
+use lamport_rs_core::panics::caught;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::host::HostWorkspace;
 use lamport_rs_core::workspace::{Settings, timeout_of};
@@ -11,7 +12,7 @@ use pyo3::types::PyDict;
 
 use crate::backend::AnyWorkspace;
 use crate::dlpack;
-use crate::errors::{interruptible, to_python};
+use crate::errors::{detached, interruptible, to_python};
 use crate::exchange::Callable;
 use crate::registry;
 
@@ -90,11 +91,10 @@ impl Workspace {
 
     /// Waits for the last operation, and raises what went wrong in it.
     fn synchronize(&self, py: Python<'_>) -> PyResult<()> {
-        let outcome = py.detach(|| match &self.workspace {
+        detached(py, || match &self.workspace {
             AnyWorkspace::Host(workspace) => workspace.lifecycle().check(),
             AnyWorkspace::Cuda(workspace) => workspace.synchronise(),
-        });
-        outcome.map_err(|error| to_python(py, error))
+        })
     }
 
     /// Bytes of memory that this rank takes.
@@ -115,11 +115,14 @@ impl Workspace {
     }
 
     /// Refuses all further operations.
-    fn clean_up(&self, py: Python<'_>) {
-        py.detach(|| match &self.workspace {
-            AnyWorkspace::Host(workspace) => workspace.lifecycle().clean_up(),
-            AnyWorkspace::Cuda(workspace) => workspace.clean_up(),
-        });
+    fn clean_up(&self, py: Python<'_>) -> PyResult<()> {
+        detached(py, || {
+            match &self.workspace {
+                AnyWorkspace::Host(workspace) => workspace.lifecycle().clean_up(),
+                AnyWorkspace::Cuda(workspace) => workspace.clean_up(),
+            }
+            Ok(())
+        })
     }
 }
 
@@ -149,5 +152,5 @@ impl Table {
 /// Says why CUDA cannot be used here; None if it can. Makes no context.
 #[pyfunction]
 pub fn cuda_obstacle() -> Option<String> {
-    device_count().err().map(|error| error.to_string())
+    caught(device_count).err().map(|error| error.to_string())
 }

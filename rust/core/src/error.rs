@@ -55,6 +55,9 @@ pub enum Error {
         /// The driver's text for it.
         text: String,
     },
+    /// A defect, of this package or of a library below it.
+    #[error("a panic: {0}; this is a defect, of lamport-rs or of a library that it uses: please report it")]
+    Panicked(String),
     /// There is no CUDA here.
     #[error("CUDA is not available: {0}")]
     NoCuda(String),

@@ -12,6 +12,7 @@ pub mod lifecycle;
 pub mod limits;
 pub mod memory;
 pub mod operations;
+pub mod panics;
 pub mod parking;
 pub mod tensor;
 pub mod wait;

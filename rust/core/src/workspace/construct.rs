@@ -10,6 +10,7 @@ use lamport_rs_protocol::sentinel::Vector;
 use crate::error::{Error, Result};
 use crate::exchange::{Exchange, Transcript};
 use crate::lifecycle::pages::{OwnPage, Pages, PeerPage};
+use crate::panics::caught;
 use crate::workspace::hello::{self, AS_MEASURED, Hello};
 use crate::workspace::phases::Phases;
 
@@ -105,7 +106,10 @@ pub fn construct<B: Backend>(
     request: Result<Request>,
     phases: &mut Phases,
 ) -> Result<Group<B>> {
-    let allocated = request.and_then(|request| {
+    // What fails, a panic too, is told in the agreement that follows: the peers wait there. What was made until then lives
+    // as long, since they may be using it.
+    let allocated = caught(|| {
+        let request = request?;
         let mut block = backend.allocate(request.bytes, request.word)?;
         phases.end("allocate");
         let mut page = if request.has_notices { Some(OwnPage::allocate()?) } else { None };
@@ -140,7 +144,8 @@ pub fn construct<B: Backend>(
     hello::check_agreement(&hellos, request.size_name)?;
     exchange.check_size(hellos.len())?;
     hello::check_distinct(&hellos, B::identity)?;
-    let mapped = exchange.transcript().and_then(|brought| {
+    let mapped = caught(|| {
+        let brought = exchange.transcript()?;
         let peers = map_peers(backend, &request, &own, &hellos)?;
         phases.end("map");
         Ok((peers, if page.is_some() { map_pages::<B>(request.rank, &hellos)? } else { vec![] }, brought))
