@@ -1,4 +1,4 @@
-"""A stand-in for the driver's library that breaks as no driver should. The C compiler that the build needs builds it."""
+"""A stand-in for the driver's library that breaks as no driver should, built with the C compiler that a build needs."""
 
 from __future__ import annotations
 

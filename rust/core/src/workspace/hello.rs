@@ -111,7 +111,10 @@ pub fn check_agreement(hellos: &[Hello], size_name: &str) -> Result<()> {
         "pass the same backend and kind of device on every rank, and set LAMPORT_RS_CHECK alike",
     )?;
     check("world_size", &|hello| hello.world_size.to_string(), "pass the group's size on every rank")?;
-    let advice = format!("pass the same {size_name} on every rank");
+    let advice = format!(
+        "pass the same {size_name} on every rank; threads that create over one group must do so in the same order on every \
+         rank"
+    );
     check(size_name, &|hello| hello.comm_size.to_string(), &advice)?;
     let two_shot_from = |hello: &Hello| match hello.two_shot_from {
         AS_MEASURED => "None".to_owned(),
@@ -280,6 +283,6 @@ mod tests {
     fn a_mismatch_in_size_is_told_by_the_callers_name_for_it() {
         let ranks = [hello(), Hello { comm_size: 8192, ..hello() }];
         let error = check_agreement(&ranks, "size").unwrap_err().to_string();
-        assert!(error.ends_with("pass the same size on every rank") && !error.contains("comm_size"), "{error}");
+        assert!(error.contains("pass the same size on every rank; ") && !error.contains("comm_size"), "{error}");
     }
 }
