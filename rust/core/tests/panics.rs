@@ -17,7 +17,7 @@ const PROMPTLY: Duration = Duration::from_secs(10);
 /// The host's memory, with a method that panics, or one whose handle is longer than a message takes.
 struct Panicking(&'static str);
 
-const STEPS: [&str; 7] = ["name", "device", "allocate", "await_fill", "export", "open", "handle of 97 bytes"];
+const STEPS: [&str; 8] = ["name", "device", "allocate", "await_fill", "export", "fill", "open", "handle of 81 bytes"];
 
 impl Panicking {
     fn step(&self, name: &str) {
@@ -46,10 +46,14 @@ impl Backend for Panicking {
         self.step("await_fill");
         HostBackend.await_fill(block)
     }
+    fn fill(&self, block: &Block, word: u32) -> Result<()> {
+        self.step("fill");
+        HostBackend.fill(block, word)
+    }
     fn export(&self, block: &mut Block, nonce: Vector) -> Result<Vec<u8>> {
         self.step("export");
         let handle = HostBackend.export(block, nonce)?;
-        Ok(if self.0.starts_with("handle") { vec![0; 97] } else { handle })
+        Ok(if self.0.starts_with("handle") { vec![0; 81] } else { handle })
     }
     fn identity(handle: &[u8]) -> &[u8] {
         HostBackend::identity(handle)
