@@ -1,4 +1,4 @@
-"""Memory that the machine or a container does not have for all ranks together: an error on all, and nobody is killed."""
+"""Memory that the machine or a container does not have for all ranks: an error on all, and nobody is killed."""
 
 import functools
 import os
@@ -49,8 +49,8 @@ def test_the_machine_has_to_hold_the_memory_of_all_ranks(kind):
     with pytest.raises(LamportError) as raised:
         create(all_gather, device="cpu")
     text = str(raised.value)
-    found = re.search(r"allocating (\d+) bytes of shared memory on each of 4 ranks, (\d+) together, failed: the machine has "
-                      r"(\d+) bytes available; pass a smaller (\w+)", text)  # fmt: skip
+    found = re.search(r"allocating (\d+) bytes of shared memory on each of 4 ranks, (\d+) together, failed: the "
+                      r"machine has (\d+) bytes available; pass a smaller (\w+)", text)  # fmt: skip
     assert found, text
     each, together, left = (int(number) for number in found.groups()[:3])
     assert each < left < together == 4 * each
@@ -113,8 +113,8 @@ def test_a_container_has_to_hold_the_memory_of_all_ranks_in_it(new_ranks, contro
     assert others == [first] * 2
     refused, small = first
     each = 3 * SLOT
-    found = re.search(r"allocating (\d+) bytes of shared memory on each of 2 ranks, (\d+) together, failed: the control "
-                      r"group \(container\) of ranks 0, 2 may have (\d+) bytes, of which (\d+) are left; pass a "
+    found = re.search(r"allocating (\d+) bytes of shared memory on each of 2 ranks, (\d+) together, failed: the "
+                      r"control group \(container\) of ranks 0, 2 may have (\d+) bytes, of which (\d+) are left; pass a "
                       r"smaller comm_size", refused)  # fmt: skip
     assert found, refused
     assert each <= int(found[1]) < each + MIB
