@@ -114,8 +114,8 @@ def test_a_container_has_to_hold_the_memory_of_all_ranks_in_it(new_ranks, contro
     refused, small = first
     each = 3 * SLOT
     found = re.search(r"allocating (\d+) bytes of shared memory on each of 2 ranks, (\d+) together, failed: the "
-                      r"control group \(container\) of ranks 0, 2 may have (\d+) bytes, of which (\d+) are left; pass a "
-                      r"smaller comm_size", refused)  # fmt: skip
+                      r"control group \(container\) of ranks 0, 2 may have (\d+) bytes, of which (\d+) are left; pass "
+                      r"a smaller comm_size", refused)  # fmt: skip
     assert found, refused
     assert each <= int(found[1]) < each + MIB
     assert int(found[2]) == 2 * int(found[1])

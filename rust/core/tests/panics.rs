@@ -107,7 +107,7 @@ fn construct_with_panic(step: &'static str) -> Vec<std::result::Result<(), Strin
                 comm_size: 5000,
                 size_name: "size",
                 two_shot_from: None,
-                has_notices: true,
+                has_operations: true,
             };
             let backend = Panicking(if rank == 1 { step } else { "" });
             let constructed = construct(&backend, &mut exchange, Ok(request), &mut Phases::begin());

@@ -109,8 +109,8 @@ pub struct Request {
     pub size_name: &'static str,
     /// What the caller asked for; all ranks must agree on it too.
     pub two_shot_from: Option<i64>,
-    /// Whether each rank has a page of notices.
-    pub has_notices: bool,
+    /// Whether operations are to run on it: each rank has a page of notices then, and launches grids that must be equal.
+    pub has_operations: bool,
 }
 
 /// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
@@ -129,7 +129,7 @@ pub fn construct<B: Backend>(
         let limits = check_memory::<B>(&request)?;
         let mut block = backend.allocate(request.bytes, request.word)?;
         phases.end("allocate");
-        let mut page = if request.has_notices { Some(OwnPage::allocate()?) } else { None };
+        let mut page = if request.has_operations { Some(OwnPage::allocate()?) } else { None };
         phases.end("allocate page");
         let nonce = hello::nonce()?;
         let hello = Hello {
@@ -144,7 +144,7 @@ pub fn construct<B: Backend>(
             handle: backend.export(&mut block, nonce)?,
             page: page.as_mut().map(|page| page.export(nonce).encode()).unwrap_or_default(),
             layout: LAYOUT_VERSION,
-            plan: backend.plan().map(Plan::of),
+            plan: backend.plan().filter(|_| request.has_operations).map(Plan::of),
             limits,
         };
         phases.end("export");
