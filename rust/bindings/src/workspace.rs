@@ -1,7 +1,5 @@
 //! Workspace and table.
 
-use std::sync::Arc;
-
 use lamport_rs_core::cuda::device::{Device, device_count};
 use lamport_rs_core::panics::caught;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
@@ -15,6 +13,7 @@ use crate::dlpack;
 use crate::errors::{detached, interruptible, to_python};
 use crate::exchange::Callable;
 use crate::registry;
+use crate::shared::Shared;
 
 /// What `Workspace.status` returns.
 type Status = (u32, Option<String>, Vec<(&'static str, u64, u64)>, f64, Vec<usize>);
@@ -43,9 +42,9 @@ impl Workspace {
         let settings = Settings { rank, world_size, comm_size, timeout, two_shot_from };
         let mut transport = Callable::new(all_gather);
         let created = interruptible(py, |_| match cuda_index {
-            None => HostWorkspace::create(&settings, &mut transport).map(Arc::new).map(AnyWorkspace::Host),
+            None => HostWorkspace::create(&settings, &mut transport).map(Shared::new).map(AnyWorkspace::Host),
             Some(index) => CudaWorkspace::create(&settings, Device::get(index), &mut transport)
-                .map(Arc::new)
+                .map(Shared::new)
                 .map(AnyWorkspace::Cuda),
         });
         let workspace = created.map_err(|error| transport.explain(py, error))?;
@@ -138,7 +137,7 @@ impl Table {
     fn __dlpack__<'py>(&self, py: Python<'py>, _options: Option<&Bound<'py, PyDict>>) -> PyResult<Bound<'py, PyAny>> {
         let (pointer, length) = self.workspace.table();
         let pointer = std::ptr::with_exposed_provenance_mut(pointer as usize);
-        dlpack::capsule(py, pointer, length, self.__dlpack_device__(), self.workspace.owner())
+        dlpack::capsule(py, pointer, length, self.__dlpack_device__(), self.workspace.clone())
     }
 
     fn __dlpack_device__(&self) -> (i32, i32) {
