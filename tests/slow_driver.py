@@ -1,4 +1,4 @@
-"""A stand-in for the driver's library with which one rank makes a workspace, and which frees and waits slowly on demand.
+"""A stand-in for the driver's library, with which one rank makes a workspace. It frees and waits slowly on demand.
 
 It is built with the C compiler that a build needs.
 """
