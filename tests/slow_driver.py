@@ -24,6 +24,13 @@ static char* pinned;
 
 void be_slow(int new_seconds) { seconds = new_seconds; }
 
+/* Whatever signals come meanwhile. */
+static void take_a_while(void) {
+    for (unsigned left = seconds; left != 0;) {
+        left = sleep(left);
+    }
+}
+
 Result cuInit(unsigned flags) { return 0; }
 Result cuGetErrorName(Result error, const char** name) { *name = "CUDA_ERROR"; return 0; }
 Result cuGetErrorString(Result error, const char** text) { *text = "an error"; return 0; }
@@ -35,8 +42,8 @@ Result cuDeviceGetUuid(void* uuid, int device) { memset(uuid, 1, 16); return 0; 
 Result cuDevicePrimaryCtxRetain(void** context, int device) { *context = &seconds; return 0; }
 Result cuCtxGetCurrent(void** context) { *context = current; return 0; }
 Result cuCtxSetCurrent(void* context) { current = context; return 0; }
-Result cuCtxSynchronize(void) { sleep(seconds); return 0; }
-Result cuStreamSynchronize(void* stream) { sleep(seconds); return 0; }
+Result cuCtxSynchronize(void) { take_a_while(); return 0; }
+Result cuStreamSynchronize(void* stream) { take_a_while(); return 0; }
 Result cuStreamWaitEvent(void* stream, void* event, unsigned flags) { return 0; }
 Result cuStreamGetCaptureInfo_v2(void* stream, int* status, uint64_t* id, void* a, void* b, void* c) {
     *status = 0;
@@ -50,7 +57,7 @@ Result cuModuleLoadData(void** module, const void* image) { *module = &seconds; 
 Result cuModuleGetFunction(void** function, void* module, const char* name) { *function = strdup(name); return 0; }
 Result cuModuleUnload(void* module) { return 0; }
 Result cuMemAlloc_v2(uint64_t* address, size_t bytes) { *address = (uint64_t)malloc(bytes); return 0; }
-Result cuMemFree_v2(uint64_t address) { sleep(seconds); free((void*)address); return 0; }
+Result cuMemFree_v2(uint64_t address) { take_a_while(); free((void*)address); return 0; }
 Result cuMemGetAddressRange_v2(uint64_t* base, size_t* bytes, uint64_t address) { return 1; }
 Result cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) { memcpy((void*)to, from, bytes); return 0; }
 Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) { return 0; }

@@ -95,6 +95,40 @@ stop = True
 thread.join()
 print(took >= SLOW, max(b - a for a, b in zip(beats, beats[1:])))
 """
+SIGNALLED = """
+import ctypes, os, signal, threading, time
+from lamport_rs import _core
+
+driver = ctypes.CDLL("libcuda.so.1")
+workspace = _core.Workspace(0, 1, 1 << 16, 5.0, None, 0, lambda message: [message])
+workspace.synchronize()
+driver.be_slow(4)
+sent = []
+
+
+def interrupt():
+    time.sleep(0.5)
+    sent.append(time.monotonic())
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+threading.Thread(target=interrupt).start()
+try:
+    workspace.synchronize()
+except KeyboardInterrupt:
+    print(time.monotonic() - sent[0])
+driver.be_slow(0)
+workspace.synchronize()
+"""
+
+
+def test_a_wait_for_the_device_ends_when_the_user_interrupts(tmp_path):
+    command = [sys.executable, "-c", SIGNALLED]
+    done = subprocess.run(command, env=build(tmp_path), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < LONGEST_STALL
+
+
 CASES = (
     "the_last_reference",
     "a_table_that_outlives_it",

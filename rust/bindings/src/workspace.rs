@@ -10,7 +10,7 @@ use pyo3::types::PyDict;
 
 use crate::backend::AnyWorkspace;
 use crate::dlpack;
-use crate::errors::{detached, interruptible, to_python};
+use crate::errors::{beside, detached, interruptible, to_python};
 use crate::exchange::Callable;
 use crate::registry;
 use crate::shared::Shared;
@@ -90,10 +90,10 @@ impl Workspace {
 
     /// Waits for the last operation, and raises what went wrong in it.
     fn synchronize(&self, py: Python<'_>) -> PyResult<()> {
-        detached(py, || match &self.workspace {
-            AnyWorkspace::Host(workspace) => workspace.lifecycle().check(),
-            AnyWorkspace::Cuda(workspace) => workspace.synchronise(),
-        })
+        match &self.workspace {
+            AnyWorkspace::Host(workspace) => detached(py, || workspace.lifecycle().check()),
+            AnyWorkspace::Cuda(workspace) => beside(py, workspace, CudaWorkspace::synchronise),
+        }
     }
 
     /// Bytes of memory that this rank takes.
