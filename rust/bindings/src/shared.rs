@@ -14,7 +14,7 @@ pub struct Shared<T: Send + Sync>(Option<Arc<T>>);
 impl<T: Send + Sync> Shared<T> {
     /// The first reference to `value`.
     pub fn new(value: T) -> Self {
-        Self(Some(Arc::new(value)))
+        Arc::new(value).into()
     }
 
     /// A reference that does not keep it.
@@ -24,12 +24,18 @@ impl<T: Send + Sync> Shared<T> {
 
     /// A reference, if it is still there.
     pub fn upgrade(weak: &Weak<T>) -> Option<Self> {
-        weak.upgrade().map(|inner| Self(Some(inner)))
+        weak.upgrade().map(Self::from)
     }
 
     #[inline]
     fn inner(&self) -> &Arc<T> {
         self.0.as_ref().expect("it is there until dropped")
+    }
+}
+
+impl<T: Send + Sync> From<Arc<T>> for Shared<T> {
+    fn from(inner: Arc<T>) -> Self {
+        Self(Some(inner))
     }
 }
 
