@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lamport_rs import LamportError, LamportWorkspace
-from lamport_rs.exchange import _recent, all_gather_over
+from lamport_rs.exchange import _recent, _wait_for, all_gather_over
 from ranks import Rank, ThreadRanks, errors_of
 from reference import check_same_bits, random_tensor, rounded_sum
 
@@ -307,6 +307,32 @@ def create_and_look_for_tensors(me: Rank) -> None:
 def test_gloo_is_not_the_last_to_hold_the_tensors_of_an_exchange(ranks_of):
     """With torch 2.6, a group that is destroyed then can wait for its own thread without an end."""
     ranks_of(2).run(create_and_look_for_tensors)
+
+
+class LateWork:
+    """Work of a group that ends while the caller hears that its time is over."""
+
+    def __init__(self, error: str) -> None:
+        self.waits, self.error = 0, error
+
+    def wait(self, *_limit: object) -> bool:
+        self.waits += 1
+        if self.waits == 1:
+            raise RuntimeError("Operation timed out!")
+        if self.error:
+            raise RuntimeError(self.error)
+        return True
+
+    def is_completed(self) -> bool:
+        return True
+
+
+def test_work_that_ends_just_when_a_look_at_it_does_is_no_failure():
+    work = LateWork("")
+    _wait_for(work, 5, on_cpu=True)
+    assert work.waits == 2
+    with pytest.raises(RuntimeError, match="a peer is gone"):
+        _wait_for(LateWork("a peer is gone"), 5, on_cpu=True)
 
 
 ROUNDS = 2

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import lamport_rs
@@ -74,6 +75,38 @@ def test_a_keyboard_interrupt_ends_a_wait_promptly(new_ranks, tmp_path):
     ranks.start(wait_for_ever, str(ready))
     outcomes = signal_a_waiting_rank(ranks, ready, signal.SIGINT)
     assert "can no longer be used" in str(outcomes[0])
+
+
+def best_time(call: Callable[[], object]) -> float:
+    def timed() -> float:
+        began = time.monotonic()
+        call()
+        return time.monotonic() - began
+
+    return min(timed() for _ in range(7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_is_written_about_as_fast_as_memory_is(dtype):
+    """Whoever interrupts an operation on a large tensor waits for that."""
+    workspace = ThreadRanks(2).run(lambda me: me.workspace(4096, kept=True))[0]
+    lamport_rs.bind_to_thread(workspace)
+    workspace.abort("a test")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        tensor = torch.ones(128 << 20, dtype=torch.uint8).view(dtype)
+        plain = best_time(lambda: tensor.fill_(1))
+
+        def refused() -> None:
+            with pytest.raises(LamportError, match="a test"):
+                lamport_rs.all_reduce(tensor, workspace, out=tensor)
+
+        spoiled = best_time(refused)
+    finally:
+        torch.set_num_threads(threads)
+    assert bool(tensor.isnan().all())
+    assert spoiled < 4 * plain, f"{spoiled:.3f} s instead of {plain:.3f} s"
 
 
 def clean_up_in_a_handler(me: Rank, ready: str, leave: bool) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 MESSAGE_BYTES = 512
 MAGIC = b"LAMPORT\0"
-FORMAT = 3
+FORMAT = 4
 PAYLOAD, FAILURE = 0, 1
 _HEADER = struct.Struct("<8sIIqII")
 _HANDLE = struct.Struct("<IiQQQ")
@@ -45,12 +45,16 @@ class Hello:
     handle: bytes
     page: bytes
     layout: int
+    plan: tuple[int, ...]
+    limits: tuple[tuple[int, int, int], ...]
 
     def encode(self) -> bytes:
         texts = [bytes([len(text)]) + text for text in (self.version, self.host, self.backend, self.device)]
         numbers = struct.pack("<QQQ", self.world_size, self.comm_size, self.two_shot_from)
         handles = [struct.pack("<I", len(handle)) + handle for handle in (self.handle, self.page)]
-        return b"".join([*texts[:3], numbers, texts[3], self.nonce, *handles, struct.pack("<I", self.layout)])
+        rest = struct.pack("<I5HB", self.layout, *self.plan, len(self.limits))
+        limits = [struct.pack("<QQQ", *limit) for limit in self.limits]
+        return b"".join([*texts[:3], numbers, texts[3], self.nonce, *handles, rest, *limits])
 
     @staticmethod
     def decode(payload: bytes) -> Hello:
@@ -73,8 +77,10 @@ class Hello:
 
         device, nonce = text(), take(16)
         handle, page, layout = take(number()), take(number()), number()
+        plan = struct.unpack("<5H", take(10))
+        limits = tuple(struct.unpack("<QQQ", take(24)) for _ in range(take(1)[0]))
         assert not rest
-        return Hello(*names, *numbers, device, nonce, handle, page, layout)
+        return Hello(*names, *numbers, device, nonce, handle, page, layout, plan, limits)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from lamport_rs import _core
 from lamport_rs._core import LamportError
 from lamport_rs.arguments import as_integer, refused_on_all_ranks
 from lamport_rs.backends import Backend, resolve_backend
-from lamport_rs.exchange import Group, all_gather_over
+from lamport_rs.exchange import Group, all_gather_over, resolve_group
+from lamport_rs.timeouts import limit_of
 from lamport_rs.tracing import never_compiled
+from lamport_rs.turns import turn_of
 
 
 class IpcBuffer:
@@ -44,12 +46,13 @@ class IpcBuffer:
     ) -> None:
         self._core: _core.Buffer | None = None
         all_gather = all_gather_over(process_group, device)
-        with refused_on_all_ranks(rank, world_size, all_gather):
-            self._rank, ranks = as_integer("rank", rank), as_integer("world_size", world_size)
-            size = as_integer("size", size)
-            name, resolved = resolve_backend(backend, device)
-        cuda_index = resolved.index if name == "cuda" else None
-        self._core = _core.Buffer(self._rank, ranks, size, cuda_index, all_gather)
+        with turn_of(resolve_group(process_group), rank, limit_of(None)):
+            with refused_on_all_ranks(rank, world_size, all_gather):
+                self._rank, ranks = as_integer("rank", rank), as_integer("world_size", world_size)
+                size = as_integer("size", size)
+                name, resolved = resolve_backend(backend, device)
+            cuda_index = resolved.index if name == "cuda" else None
+            self._core = _core.Buffer(self._rank, ranks, size, cuda_index, all_gather)
 
     @property
     def local_ptr(self) -> int:

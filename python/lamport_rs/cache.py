@@ -14,6 +14,7 @@ from lamport_rs.arguments import as_integer, refused_on_all_ranks
 from lamport_rs.backends import resolve_device
 from lamport_rs.exchange import Group, all_gather_over, resolve_group
 from lamport_rs.tracing import never_compiled
+from lamport_rs.turns import hashable, in_turn
 from lamport_rs.workspace import LamportWorkspace
 
 
@@ -62,19 +63,6 @@ _left_behind: list[object] = []
 """In a forked process: its parent's groups and workspaces. To let them go would be to clean up after the parent."""
 
 
-class _ByIdentity:
-    """A group that cannot be hashed, as part of a key. It holds the group, so that no other gets its `id()`."""
-
-    def __init__(self, group: Group) -> None:
-        self._group = group
-
-    def __hash__(self) -> int:
-        return id(self._group)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByIdentity) and other._group is self._group
-
-
 @never_compiled
 def get_allreduce_workspace(
     rank: int,
@@ -91,8 +79,9 @@ def get_allreduce_workspace(
     The first call is collective; further calls with the same arguments return at once. The cache holds the group
     itself, so that another group can never be taken for it; callables are told apart as dictionaries tell them, or by
     identity if they cannot be hashed. Safe to call from several threads: calls that come while the workspace is being
-    created wait for it, and raise what that raises. A workspace that failed in use stays in the cache until
-    `clear_workspace_cache()` is called, on every rank.
+    created wait for it, and raise what that raises. Threads that ask for different workspaces of a group create them
+    one after the other; if the order is not the same on every rank, all ranks raise. A workspace that failed in use
+    stays in the cache until `clear_workspace_cache()` is called, on every rank.
 
     Args:
         rank: This rank.
@@ -111,9 +100,9 @@ def get_allreduce_workspace(
             all ranks only until there is a workspace of the group: later calls may be one rank's own.
     """
     group = resolve_group(process_group)
-    known = _hashable(group)
+    known = hashable(group)
     # Who has a workspace of the group need not be waiting in this call.
-    all_gather = None if _is_known(known) else all_gather_over(group, device, timeout)
+    all_gather = None if _is_known(known) else in_turn(all_gather_over(group, device, timeout), group, rank, timeout)
     with refused_on_all_ranks(rank, world_size, all_gather):
         rank, world_size = as_integer("rank", rank), as_integer("world_size", world_size)
         if comm_size is None:
@@ -148,14 +137,6 @@ def clear_workspace_cache() -> None:
         with _lock:
             if _entries.get(key) is entry:
                 del _entries[key]
-
-
-def _hashable(group: Group) -> Hashable:
-    try:
-        hash(group)
-    except TypeError:
-        return _ByIdentity(group)
-    return group
 
 
 def _is_known(group: Hashable) -> bool:

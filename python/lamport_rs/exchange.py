@@ -112,9 +112,10 @@ def _wait_for(work: dist.Work, seconds: float, on_cpu: bool) -> None:
             if work.wait(_LISTENING):
                 return
         except RuntimeError:
-            # Its time is over, or it failed.
+            # Its time is over, or it failed. Or it has ended just now, after its time: only this says how.
             if work.is_completed():
-                raise
+                work.wait()
+                return
     raise LamportError(
         f"waited {seconds:g} s for the other ranks of the process group; all must call the same, in the same order"
     )

@@ -33,6 +33,12 @@ def log_fault(error: BaseException) -> None:
         logger.error("%s", str(error))
 
 
+@functools.cache
+def warn_of_unwatched_peers(reason: str) -> None:
+    """Tell the log, once for each reason, that the end of a peer's process will be noticed late."""
+    logger.warning("that a peer's process has ended will be noticed by the timeout only: pidfd_open failed: %s", reason)
+
+
 def with_range(name: str, operation: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """`operation`, in an NVTX range called `lamport_rs.<name>` if the environment asks for ranges."""
     if os.environ.get(NVTX_VARIABLE) != "1":

@@ -16,11 +16,12 @@ from lamport_rs import _core
 from lamport_rs._core import LamportError
 from lamport_rs.arguments import as_integer, as_seconds, refused_on_all_ranks
 from lamport_rs.backends import Backend, resolve_backend
-from lamport_rs.exchange import Group, all_gather_over, resolve_group
-from lamport_rs.observation import log_fault, logger
+from lamport_rs.exchange import AllGather, Group, all_gather_over, resolve_group
+from lamport_rs.observation import log_fault, logger, warn_of_unwatched_peers
 from lamport_rs.sizing import default_comm_size
 from lamport_rs.timeouts import default_timeout, limit_of
 from lamport_rs.tracing import never_compiled
+from lamport_rs.turns import turn_of
 
 RESET_SLACK = 30.0
 """Seconds that a reset waits for its peers, beyond the time after which kernels have given up."""
@@ -48,7 +49,9 @@ class WorkspaceStatus:
 class LamportWorkspace:
     """Memory through which the ranks of one group exchange small tensors, and the state of that exchange.
 
-    Creating one is collective: all ranks of the group do it, and all get a workspace or all raise the same error. It
+    Creating one is collective: all ranks of the group do it, and all get a workspace or all raise the same error. If
+    several threads of a process create over one group, they do so one after the other, and the order must be the same
+    on every rank. It
     serves one operation at a time, on all ranks in the same order, and operations of one thread: the one that made it,
     until `bind_to_thread` is called in another. It cannot be copied or pickled: a copy would be the
     same memory under another owner. Neither can it be used after a fork: the forked process must create its own, and on
@@ -90,7 +93,23 @@ class LamportWorkspace:
     ) -> None:
         self._core: _core.Workspace | None = None
         self._table: torch.Tensor | None = None
-        all_gather = all_gather_over(process_group, device, limit_of(timeout))
+        limit = limit_of(timeout)
+        all_gather = all_gather_over(process_group, device, limit)
+        with turn_of(resolve_group(process_group), rank, limit):
+            self._create(rank, world_size, comm_size, all_gather, device, backend, timeout, two_shot_from)
+        self._tell_log()
+
+    def _create(
+        self,
+        rank: int,
+        world_size: int,
+        comm_size: int,
+        all_gather: AllGather,
+        device: torch.device | str | int | None,
+        backend: Backend,
+        timeout: float | None,
+        two_shot_from: int | None,
+    ) -> None:
         with refused_on_all_ranks(rank, world_size, all_gather):
             self._rank, self._world_size = as_integer("rank", rank), as_integer("world_size", world_size)
             self._comm_size = as_integer("comm_size", comm_size)
@@ -105,14 +124,18 @@ class LamportWorkspace:
         # What `torch._dynamo.mark_static_address` does, which imports the compiler: CUDA graphs of compiled code copy
         # other inputs to memory of their own, and the operators know a table on a GPU by its address.
         vars(self._table)["_dynamo_static_input_type"] = "unguarded"
-        limit = f"{seconds:g} s" if 0 < seconds < math.inf else "none"
+
+    def _tell_log(self) -> None:
+        core = self._usable_core()
+        limit = f"{self._timeout:g} s" if self._timeout < math.inf else "none"
         logger.info(
             "workspace of rank %d of %d on %s: %.1f MiB, slots of %d bytes, timeout %s",
-            *(self._rank, self._world_size, self._device, self._core.memory_bytes() / 2**20, self._comm_size, limit),
+            *(self._rank, self._world_size, self._device, core.memory_bytes() / 2**20, self._comm_size, limit),
         )
-
+        if (reason := core.unwatched()) is not None:
+            warn_of_unwatched_peers(reason)
         if logger.isEnabledFor(logging.DEBUG):
-            parts = ", ".join(f"{name} {1e3 * taken:.2f}" for name, taken in self._core.phases())
+            parts = ", ".join(f"{name} {1e3 * taken:.2f}" for name, taken in core.phases())
             logger.debug("milliseconds of rank %d to make it: %s", self._rank, parts)
 
     @classmethod
@@ -150,7 +173,7 @@ class LamportWorkspace:
         if resolved is None:
             all_gather(b"")  # Says what is missing.
         rank, world_size = dist.get_rank(resolved), dist.get_world_size(resolved)
-        with refused_on_all_ranks(rank, world_size, all_gather):
+        with turn_of(resolved, rank, limit_of(timeout)), refused_on_all_ranks(rank, world_size, all_gather):
             if max_bytes is None:
                 comm_size = default_comm_size(world_size)
             else:

@@ -28,7 +28,17 @@ LIES = {
     "all memory": ({"comm_size": 2**64 - 1}, "rank 2 has 18446744073709551615"),
     "two shots from nothing on": ({"two_shot_from": 0}, "differ in two_shot_from: rank 0 has None, .*, rank 2 has 0"),
     "two shots from the end on": ({"two_shot_from": 2**64 - 2}, "rank 2 has 18446744073709551614"),
-    "a device of 161 bytes": ({"device": b"x" * 161}, "rank 2 sent a payload that cannot be read"),
+    "a device of 141 bytes": ({"device": b"x" * 141}, "rank 2 sent a payload that cannot be read"),
+    "another device": (
+        {"plan": (9, 0, 132, 2048, 32)},
+        "cannot launch equal grids: .*, rank 2 has cpu, forged: 132 multiprocessors of sm_90 for 2048 threads and 32",
+    ),
+    "a narrow limit": (
+        {"limits": ((7, 1000, 10),)},
+        "bytes of shared memory failed: .* of rank 2 may have 1000 bytes, of which 10 are left; pass a smaller",
+    ),
+    "limits that overflow": ({"limits": ((2**64 - 1, 2**64 - 1, 0),) * 2}, "of which 0 are left"),
+    "more limits than fit": ({"limits": ((7, 1000, 10),) * 3}, "rank 2 sent a payload that cannot be read"),
     "a nonce that looks like empty memory": ({"nonce": b"\0\0\0\x80" * 4}, "rank 2 sent a payload that cannot be"),
 }
 

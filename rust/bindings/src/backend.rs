@@ -1,6 +1,6 @@
 //! A workspace of whichever backend.
 
-use std::sync::Arc;
+use std::sync::Weak;
 use std::time::Duration;
 
 use lamport_rs_core::Result;
@@ -11,13 +11,15 @@ use lamport_rs_core::workspace::exclusive::ThreadGate;
 use lamport_rs_core::workspace::host::HostWorkspace;
 use lamport_rs_protocol::exchange::Member;
 
+use crate::shared::Shared;
+
 /// One rank's workspace.
 #[derive(Clone)]
 pub enum AnyWorkspace {
     /// Over shared memory.
-    Host(Arc<HostWorkspace>),
+    Host(Shared<HostWorkspace>),
     /// Over device memory.
-    Cuda(Arc<CudaWorkspace>),
+    Cuda(Shared<CudaWorkspace>),
 }
 
 impl AnyWorkspace {
@@ -81,16 +83,8 @@ impl AnyWorkspace {
     /// A reference that does not keep it.
     pub fn downgrade(&self) -> WeakWorkspace {
         match self {
-            Self::Host(workspace) => WeakWorkspace::Host(Arc::downgrade(workspace)),
-            Self::Cuda(workspace) => WeakWorkspace::Cuda(Arc::downgrade(workspace)),
-        }
-    }
-
-    /// The workspace's memory, kept alive.
-    pub fn owner(&self) -> Arc<dyn Send + Sync> {
-        match self {
-            Self::Host(workspace) => workspace.clone(),
-            Self::Cuda(workspace) => workspace.clone(),
+            Self::Host(workspace) => WeakWorkspace::Host(workspace.downgrade()),
+            Self::Cuda(workspace) => WeakWorkspace::Cuda(workspace.downgrade()),
         }
     }
 }
@@ -98,17 +92,17 @@ impl AnyWorkspace {
 /// A workspace that may be gone.
 pub enum WeakWorkspace {
     /// Over shared memory.
-    Host(std::sync::Weak<HostWorkspace>),
+    Host(Weak<HostWorkspace>),
     /// Over device memory.
-    Cuda(std::sync::Weak<CudaWorkspace>),
+    Cuda(Weak<CudaWorkspace>),
 }
 
 impl WeakWorkspace {
     /// The workspace, if it is still there.
     pub fn upgrade(&self) -> Option<AnyWorkspace> {
         match self {
-            Self::Host(workspace) => workspace.upgrade().map(AnyWorkspace::Host),
-            Self::Cuda(workspace) => workspace.upgrade().map(AnyWorkspace::Cuda),
+            Self::Host(workspace) => Shared::upgrade(workspace).map(AnyWorkspace::Host),
+            Self::Cuda(workspace) => Shared::upgrade(workspace).map(AnyWorkspace::Cuda),
         }
     }
 

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 
 use crate::errors::interruptible;
 use crate::exchange::Callable;
+use crate::shared::Shared;
 
 /// One rank's buffer, and its mappings of the peers' buffers: memory of CUDA device `cuda_index`, or shared memory if
 /// that is None.
@@ -18,8 +19,8 @@ pub struct Buffer {
 }
 
 enum AnyBuffer {
-    Host(CoreBuffer<HostBackend>),
-    Cuda(CoreBuffer<CudaBackend>),
+    Host(Shared<CoreBuffer<HostBackend>>),
+    Cuda(Shared<CoreBuffer<CudaBackend>>),
 }
 
 #[pymethods]
@@ -36,9 +37,12 @@ impl Buffer {
     ) -> PyResult<Self> {
         let mut transport = Callable::new(all_gather);
         let created = interruptible(py, |_| match cuda_index {
-            None => CoreBuffer::create(&HostBackend, rank, world_size, size, &mut transport).map(AnyBuffer::Host),
+            None => CoreBuffer::create(&HostBackend, rank, world_size, size, &mut transport)
+                .map(Shared::new)
+                .map(AnyBuffer::Host),
             Some(index) => match Device::get(index) {
                 Ok(device) => CoreBuffer::create(&CudaBackend::new(device), rank, world_size, size, &mut transport)
+                    .map(Shared::new)
                     .map(AnyBuffer::Cuda),
                 // The peers are already waiting in the exchange.
                 Err(error) => Err(Exchange::new(&mut transport, rank, world_size).refuse(error)),

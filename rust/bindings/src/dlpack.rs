@@ -1,10 +1,11 @@
 //! Handing memory to torch without a copy: the DLPack protocol (<https://dmlc.github.io/dlpack/latest/c_api.html>).
 
 use std::ffi::{CStr, c_void};
-use std::sync::Arc;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
+
+use crate::backend::AnyWorkspace;
 
 /// `kDLCPU` of DLPack's device types.
 pub const CPU: i32 = 1;
@@ -73,7 +74,7 @@ struct Export {
     managed: DlManagedTensor,
     shape: [i64; 1],
     /// Keeps the elements alive for as long as the consumer's tensor is.
-    _owner: Arc<dyn Send + Sync>,
+    _owner: AnyWorkspace,
 }
 
 /// A capsule with a one-dimensional int64 tensor of `length` elements at `pointer`, which `owner` keeps valid.
@@ -82,7 +83,7 @@ pub fn capsule(
     pointer: *mut c_void,
     length: usize,
     (device_type, device_id): (i32, i32),
-    owner: Arc<dyn Send + Sync>,
+    owner: AnyWorkspace,
 ) -> PyResult<Bound<'_, PyAny>> {
     let tensor = DlTensor { data: pointer, device_type, device_id, dimensions: 1, ..DlTensor::default() };
     let managed = DlManagedTensor { tensor, context: std::ptr::null_mut(), deleter: Some(delete) };

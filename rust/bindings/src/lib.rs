@@ -8,6 +8,7 @@ mod exchange;
 mod exchange_api;
 mod operations;
 mod registry;
+mod shared;
 mod sizing;
 mod stream;
 mod tensor;

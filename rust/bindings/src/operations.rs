@@ -18,7 +18,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::backend::AnyWorkspace;
-use crate::errors::{LamportError, interruptible, to_python};
+use crate::errors::{LamportError, detached, interruptible, to_python};
 use crate::registry;
 use crate::stream;
 use crate::tensor::extract;
@@ -167,8 +167,7 @@ unsafe fn run(
         AnyWorkspace::Cuda(workspace) => {
             let stream = stream::current(py, workspace.device.index)? as usize;
             // A launch waits where too many are enqueued: other threads need not wait with it.
-            let launched = py.detach(|| on_device(workspace, std::ptr::with_exposed_provenance_mut(stream)));
-            launched.map_err(|error| to_python(py, error))
+            detached(py, || on_device(workspace, std::ptr::with_exposed_provenance_mut(stream)))
         }
     }
 }
@@ -250,11 +249,10 @@ pub fn prepare(
     let sizes = [q_size, kv_size];
     let question =
         question(&found, operation, shape, [dtype, weight_dtype], algorithm, sizes)?.map_err(LamportError::new_err)?;
-    let prepared = py.detach(|| match &found {
+    detached(py, || match &found {
         AnyWorkspace::Host(workspace) => support::check_on_host(workspace, &question),
         AnyWorkspace::Cuda(workspace) => support::prepare_on_device(workspace, &question),
-    });
-    prepared.map_err(|error| to_python(py, error))
+    })
 }
 
 /// The question, or why no workspace would serve it.
@@ -287,7 +285,7 @@ pub fn fill_sentinel(py: Python<'_>, device_ptr: u64, size_bytes: i64, index: us
         )));
     }
     let stream = stream::current(py, index)? as usize;
-    let outcome = py.detach(|| {
+    detached(py, || {
         let stream = std::ptr::with_exposed_provenance_mut(stream);
         let device = Device::get(index)?;
         let _entered = device.enter()?;
@@ -298,8 +296,7 @@ pub fn fill_sentinel(py: Python<'_>, device_ptr: u64, size_bytes: i64, index: us
             }
             device.synchronise(stream)
         }
-    });
-    outcome.map_err(|error| to_python(py, error))
+    })
 }
 
 /// `None` for the fastest.

@@ -25,6 +25,9 @@ pub fn find(pointer: u64) -> Option<AnyWorkspace> {
 /// and torch's checks of operators make copies of what they are given. Device memory is not read for that.
 pub fn find_copied(entries: &[i64]) -> Option<AnyWorkspace> {
     let workspaces = WORKSPACES.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut live = workspaces.as_ref()?.values().filter_map(WeakWorkspace::upgrade);
-    live.find(|workspace| matches!(workspace, AnyWorkspace::Host(workspace) if workspace.table() == entries))
+    let live: Vec<_> = workspaces.as_ref()?.values().filter_map(WeakWorkspace::upgrade).collect();
+    // One of them may be the last reference by now, and let go of the interpreter's lock.
+    drop(workspaces);
+    live.into_iter()
+        .find(|workspace| matches!(workspace, AnyWorkspace::Host(workspace) if workspace.table() == entries))
 }

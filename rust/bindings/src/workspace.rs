@@ -1,8 +1,7 @@
 //! Workspace and table.
 
-use std::sync::Arc;
-
 use lamport_rs_core::cuda::device::{Device, device_count};
+use lamport_rs_core::panics::caught;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::host::HostWorkspace;
 use lamport_rs_core::workspace::{Settings, timeout_of};
@@ -11,9 +10,10 @@ use pyo3::types::PyDict;
 
 use crate::backend::AnyWorkspace;
 use crate::dlpack;
-use crate::errors::{interruptible, to_python};
+use crate::errors::{beside, detached, interruptible, to_python};
 use crate::exchange::Callable;
 use crate::registry;
+use crate::shared::Shared;
 
 /// What `Workspace.status` returns.
 type Status = (u32, Option<String>, Vec<(&'static str, u64, u64)>, f64, Vec<usize>);
@@ -42,8 +42,10 @@ impl Workspace {
         let settings = Settings { rank, world_size, comm_size, timeout, two_shot_from };
         let mut transport = Callable::new(all_gather);
         let created = interruptible(py, |_| match cuda_index {
-            None => HostWorkspace::create(&settings, &mut transport).map(Arc::new).map(AnyWorkspace::Host),
-            Some(index) => CudaWorkspace::create(&settings, Device::get(index), &mut transport).map(AnyWorkspace::Cuda),
+            None => HostWorkspace::create(&settings, &mut transport).map(Shared::new).map(AnyWorkspace::Host),
+            Some(index) => CudaWorkspace::create(&settings, Device::get(index), &mut transport)
+                .map(Shared::from)
+                .map(AnyWorkspace::Cuda),
         });
         let workspace = created.map_err(|error| transport.explain(py, error))?;
         registry::register(&workspace);
@@ -81,13 +83,17 @@ impl Workspace {
         (lifecycle.epoch(), failure, work, wait.as_secs_f64(), ranks.iter().collect())
     }
 
+    /// Why deaths of peers' processes are noticed by the timeout alone; None if they are noticed at once.
+    fn unwatched(&self) -> Option<String> {
+        self.workspace.lifecycle().unwatched().map(|reason| reason.to_string())
+    }
+
     /// Waits for the last operation, and raises what went wrong in it.
     fn synchronize(&self, py: Python<'_>) -> PyResult<()> {
-        let outcome = py.detach(|| match &self.workspace {
-            AnyWorkspace::Host(workspace) => workspace.lifecycle().check(),
-            AnyWorkspace::Cuda(workspace) => workspace.synchronise(),
-        });
-        outcome.map_err(|error| to_python(py, error))
+        match &self.workspace {
+            AnyWorkspace::Host(workspace) => detached(py, || workspace.lifecycle().check()),
+            AnyWorkspace::Cuda(workspace) => beside(py, workspace, CudaWorkspace::synchronise),
+        }
     }
 
     /// Bytes of memory that this rank takes.
@@ -108,11 +114,14 @@ impl Workspace {
     }
 
     /// Refuses all further operations.
-    fn clean_up(&self, py: Python<'_>) {
-        py.detach(|| match &self.workspace {
-            AnyWorkspace::Host(workspace) => workspace.lifecycle().clean_up(),
-            AnyWorkspace::Cuda(workspace) => workspace.clean_up(),
-        });
+    fn clean_up(&self, py: Python<'_>) -> PyResult<()> {
+        detached(py, || {
+            match &self.workspace {
+                AnyWorkspace::Host(workspace) => workspace.lifecycle().clean_up(),
+                AnyWorkspace::Cuda(workspace) => workspace.clean_up(),
+            }
+            Ok(())
+        })
     }
 }
 
@@ -128,7 +137,7 @@ impl Table {
     fn __dlpack__<'py>(&self, py: Python<'py>, _options: Option<&Bound<'py, PyDict>>) -> PyResult<Bound<'py, PyAny>> {
         let (pointer, length) = self.workspace.table();
         let pointer = std::ptr::with_exposed_provenance_mut(pointer as usize);
-        dlpack::capsule(py, pointer, length, self.__dlpack_device__(), self.workspace.owner())
+        dlpack::capsule(py, pointer, length, self.__dlpack_device__(), self.workspace.clone())
     }
 
     fn __dlpack_device__(&self) -> (i32, i32) {
@@ -142,5 +151,5 @@ impl Table {
 /// Says why CUDA cannot be used here; None if it can. Makes no context.
 #[pyfunction]
 pub fn cuda_obstacle() -> Option<String> {
-    device_count().err().map(|error| error.to_string())
+    caught(device_count).err().map(|error| error.to_string())
 }

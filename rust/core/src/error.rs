@@ -8,6 +8,7 @@ use lamport_rs_protocol::geometry::GeometryError;
 use lamport_rs_protocol::rank_set::RankSet;
 use thiserror::Error;
 
+use crate::limits::Reason;
 use crate::operations::operation::Operation;
 
 /// The crate's result.
@@ -54,6 +55,9 @@ pub enum Error {
         /// The driver's text for it.
         text: String,
     },
+    /// A defect, of this package or of a library below it.
+    #[error("a panic: {0}; this is a defect, of lamport-rs or of a library that it uses: please report it")]
+    Panicked(String),
     /// There is no CUDA here.
     #[error("CUDA is not available: {0}")]
     NoCuda(String),
@@ -342,8 +346,8 @@ impl Error {
     }
 
     /// A failed system call.
-    pub fn system(call: impl Into<String>, reason: impl std::fmt::Display) -> Self {
-        Self::System { call: call.into(), reason: reason.to_string() }
+    pub fn system(call: impl Into<String>, reason: impl Into<Reason>) -> Self {
+        Self::System { call: call.into(), reason: reason.into().to_string() }
     }
 }
 

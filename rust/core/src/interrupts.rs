@@ -10,7 +10,7 @@ use crate::lifecycle::Lifecycle;
 use crate::operations::operation::Operation;
 
 /// How often an operation that waits, or has more to do than one segment, asks whether it should stop.
-pub const INTERRUPT_INTERVAL: Duration = Duration::from_millis(50);
+pub const INTERRUPT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Asked while an operation runs: whether to give up (a signal has come). May run a signal's handler, and so anything.
 pub type Interrupted<'a> = &'a mut dyn FnMut() -> bool;

@@ -11,6 +11,7 @@ use super::launch::{Modules, RelaxedCapture};
 use super::memory::{DeviceMemory, PINNED_BYTES};
 use super::pool::{Kind, Pool};
 use crate::error::{Error, Result};
+use crate::panics::caught;
 
 /// Bytes for a workspace's control words and table.
 pub const CONTROL_BYTES: usize = 8 << 10;
@@ -79,7 +80,8 @@ impl Device {
         if let Some(device) = devices.get(&index) {
             return Ok(device.clone());
         }
-        let device = Arc::new(Self::open(index)?);
+        // The caller's peers may be waiting for it already.
+        let device = Arc::new(caught(|| Self::open(index))?);
         devices.insert(index, device.clone());
         Ok(device)
     }

@@ -6,6 +6,7 @@ use cudarc::driver::result::DriverError;
 use cudarc::driver::sys;
 
 use crate::error::{Error, Result};
+use crate::limits::no_descriptors;
 
 /// Initialises the driver, or says why there is none. Cheap once that succeeded; what failed may succeed the next time.
 pub fn initialise() -> Result<()> {
@@ -16,11 +17,75 @@ pub fn initialise() -> Result<()> {
     // cudarc's loader panics where there is no library, so it is looked for first.
     // SAFETY: loads a library and unloads it again.
     if !unsafe { sys::is_culib_present() } {
-        return Err(Error::NoCuda("the driver's library, libcuda.so.1, is not on this machine".to_owned()));
+        return Err(Error::NoCuda(match no_descriptors() {
+            Some(reason) => format!("the driver's library, libcuda.so.1, cannot be opened: {reason}"),
+            None => "the driver's library, libcuda.so.1, is not on this machine".to_owned(),
+        }));
     }
+    check_functions()?;
     cudarc::driver::result::init().map_err(|error| Error::NoCuda(error_of("cuInit", error).to_string()))?;
     IS_INITIALISED.store(true, Ordering::Release);
     Ok(())
+}
+
+/// The functions of the driver that are called, by the names that its library has for them.
+const FUNCTIONS: [&str; 40] = [
+    "cuCtxGetCurrent",
+    "cuCtxSetCurrent",
+    "cuCtxSynchronize",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDeviceGetUuid",
+    "cuDevicePrimaryCtxRetain",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuGraphRetainUserObject",
+    "cuInit",
+    "cuIpcCloseMemHandle",
+    "cuIpcGetMemHandle",
+    "cuIpcOpenMemHandle_v2",
+    "cuLaunchKernelEx",
+    "cuMemAlloc_v2",
+    "cuMemFreeHost",
+    "cuMemFree_v2",
+    "cuMemGetAddressRange_v2",
+    "cuMemHostAlloc",
+    "cuMemHostGetDevicePointer_v2",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemcpyHtoD_v2",
+    "cuMemsetD32_v2",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuStreamGetCaptureInfo_v2",
+    "cuStreamIsCapturing",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+    "cuThreadExchangeStreamCaptureMode",
+    "cuUserObjectCreate",
+    "cuUserObjectRelease",
+];
+
+/// Whether the library has them all. Calls of one that it lacks would panic, wherever that is.
+fn check_functions() -> Result<()> {
+    // SAFETY: the library was found just now; the symbols are not called.
+    let has = |name: &&str| unsafe { sys::culib().get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_ok();
+    let mut missing = FUNCTIONS.iter().filter(|name| !has(name));
+    let Some(first) = missing.next() else { return Ok(()) };
+    let others = match missing.count() {
+        0 => String::new(),
+        others => format!(" and {others} more functions"),
+    };
+    Err(Error::NoCuda(format!(
+        "the driver's library, libcuda.so.1, lacks {first}{others}; install a driver for CUDA 12.2 or later, and see that no other library \
+         of that name is found before it (LD_LIBRARY_PATH)"
+    )))
 }
 
 /// The error of a call through cudarc's safe-ish wrappers.
@@ -34,4 +99,58 @@ pub fn error_of(call: impl Into<String>, error: DriverError) -> Error {
 /// The error, if any, of a plain call.
 pub fn check(call: &str, result: sys::CUresult) -> Result<()> {
     result.result().map_err(|error| error_of(call, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    fn sources(folder: &Path) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+    }
+
+    /// What is called by the way of cudarc's own wrappers, and what those call.
+    const WRAPPERS: [(&str, &str); 12] = [
+        ("ctx::get_current", "cuCtxGetCurrent"),
+        ("ctx::set_current", "cuCtxSetCurrent"),
+        ("ctx::synchronize", "cuCtxSynchronize"),
+        ("device::get", "cuDeviceGet"),
+        ("device::get_attribute", "cuDeviceGetAttribute"),
+        ("device::get_count", "cuDeviceGetCount"),
+        ("device::get_name", "cuDeviceGetName"),
+        ("device::get_uuid", "cuDeviceGetUuid"),
+        ("event::create", "cuEventCreate"),
+        ("event::destroy", "cuEventDestroy_v2"),
+        ("init", "cuInit"),
+        ("primary_ctx::retain", "cuDevicePrimaryCtxRetain"),
+    ];
+
+    #[test]
+    fn all_functions_that_are_called_are_looked_for() {
+        let mut found = 0;
+        for path in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let text = text.split("#[cfg(test)]").next().unwrap();
+            let words = |prefix: &'static str| {
+                text.match_indices(prefix).map(move |(at, _)| at + prefix.len()).map(|at| {
+                    let end = text[at..].find(|c: char| !(c.is_alphanumeric() || "_:".contains(c))).unwrap();
+                    text[at..at + end].to_owned()
+                })
+            };
+            for name in words("sys::cu").filter(|name| name.starts_with(char::is_uppercase)) {
+                found += 1;
+                assert!(FUNCTIONS.contains(&format!("cu{name}").as_str()), "{}: cu{name}", path.display());
+            }
+            for wrapper in words(" result::").filter(|name| !name.starts_with(char::is_uppercase)) {
+                let known = WRAPPERS.iter().find(|(name, _)| *name == wrapper);
+                let (_, name) = known.unwrap_or_else(|| panic!("{}: which function is {wrapper}?", path.display()));
+                found += 1;
+                assert!(FUNCTIONS.contains(name));
+            }
+        }
+        assert!(found > 30, "{found}");
+    }
 }

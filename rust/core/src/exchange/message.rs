@@ -19,7 +19,7 @@ pub const MESSAGE_BYTES: usize = 512;
 const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"LAMPORT\0";
 /// Raised when the header or a payload changes its meaning.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// Something that travels in a message.
 pub trait Payload: Sized {
@@ -105,6 +105,11 @@ impl Writer {
     }
 
     /// A number.
+    pub fn u16(&mut self, value: u16) -> &mut Self {
+        self.bytes(&value.to_le_bytes())
+    }
+
+    /// A number.
     pub fn u32(&mut self, value: u32) -> &mut Self {
         self.bytes(&value.to_le_bytes())
     }
@@ -140,6 +145,11 @@ impl<'a> Reader<'a> {
         let (bytes, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
         Some(bytes)
+    }
+
+    /// The next number.
+    pub fn u16(&mut self) -> Option<u16> {
+        Some(u16::from_le_bytes(self.bytes(2)?.try_into().ok()?))
     }
 
     /// The next number.

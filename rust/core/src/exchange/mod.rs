@@ -21,6 +21,7 @@ pub use transcript::Transcript;
 use message::{Body, Message};
 
 use crate::error::{Error, Result};
+use crate::panics::caught;
 
 /// What carries the messages: an all-gather of bytes.
 pub trait AllGather {
@@ -61,9 +62,10 @@ impl<'a> Exchange<'a> {
         let step = self.step;
         self.step += 1;
         let body = match &local {
-            Ok(payload) => Body::Payload(payload.encode()),
-            Err(error) => Body::Failure(error.to_string()),
+            Ok(payload) => caught(|| Ok(payload.encode())).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
         };
+        let body = body.map_or_else(Body::Failure, Body::Payload);
         let message = Message { rank: self.rank, step, body }.encode();
         let gathered = match self.transport.all_gather(&message).and_then(|gathered| self.count(gathered)) {
             Ok(gathered) => gathered,

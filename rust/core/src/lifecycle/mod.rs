@@ -30,6 +30,7 @@ use self::notice::Notice;
 use self::pages::{Pages, Words};
 use self::tally::Tally;
 use crate::error::{Cause, Error, Result};
+use crate::limits::Reason;
 use crate::memory::fork::Home;
 use crate::operations::operation::Operation;
 
@@ -320,6 +321,11 @@ impl Lifecycle {
     /// The ranks that wait for the others in a reset.
     fn stopped(&self) -> RankSet {
         RankSet(self.everybody().0 & !Stages(self.notices()).missing(Stage::Stopped).0)
+    }
+
+    /// Why deaths of peers' processes are noticed by the timeout alone, if that is so.
+    pub fn unwatched(&self) -> Option<Reason> {
+        self.pages.unwatched()
     }
 
     /// All ranks of the group.

@@ -11,6 +11,7 @@ use lamport_rs_protocol::sentinel::Vector;
 
 use super::process::{Process, first_ended};
 use crate::error::{Error, Result};
+use crate::limits::Reason;
 use crate::memory::handle::Handle;
 use crate::memory::host::{self, Block, Mapping};
 
@@ -94,6 +95,11 @@ impl Pages {
     /// Whether all ranks' pages are there.
     pub fn are_complete(&self) -> bool {
         self.words.0.iter().all(Option::is_some)
+    }
+
+    /// Why nothing will tell that a peer's process has ended, if that is so of any.
+    pub fn unwatched(&self) -> Option<Reason> {
+        self.processes.iter().flatten().find_map(|process| process.obstacle())
     }
 
     /// One of `ranks` whose process has ended, and the process's number.

@@ -5,16 +5,19 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::limits::Reason;
 
 /// A process.
 #[derive(Debug)]
 pub struct Process {
     /// Its number.
     pub number: u32,
-    /// What tells that it has ended. None if the kernel cannot say (before Linux 5.3), or there are no more descriptors:
-    /// a death is then noticed by the time that an operation takes.
-    descriptor: Option<OwnedFd>,
+    /// What tells that it has ended. An error if the kernel cannot say (before Linux 5.3), or there are no more
+    /// descriptors: a death is then noticed by the timeout of an operation.
+    descriptor: std::result::Result<OwnedFd, Errno>,
 }
 
 impl Process {
@@ -28,16 +31,21 @@ impl Process {
         if let Some(process) = known.get(&number).and_then(Weak::upgrade).filter(|process| process.is_known_to_live()) {
             return process;
         }
-        let pid = i32::try_from(number).ok().and_then(Pid::from_raw);
-        let descriptor = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let pid = i32::try_from(number).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH);
+        let descriptor = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
         let process = Arc::new(Self { number, descriptor });
         known.retain(|_, process| process.strong_count() > 0);
         known.insert(number, Arc::downgrade(&process));
         process
     }
 
+    /// Why nothing will tell that it has ended, if so.
+    pub fn obstacle(&self) -> Option<Reason> {
+        self.descriptor.as_ref().err().map(|error| Reason::from(*error))
+    }
+
     fn is_known_to_live(&self) -> bool {
-        self.descriptor.is_some() && first_ended(&[self]).is_none()
+        self.descriptor.is_ok() && first_ended(&[self]).is_none()
     }
 }
 
@@ -46,7 +54,7 @@ pub fn first_ended(processes: &[&Process]) -> Option<usize> {
     let files: Vec<_> = processes
         .iter()
         .enumerate()
-        .filter_map(|(at, process)| process.descriptor.as_ref().map(|file| (at, file)))
+        .filter_map(|(at, process)| process.descriptor.as_ref().ok().map(|file| (at, file)))
         .collect();
     let mut asked: Vec<_> = files.iter().map(|(_, file)| PollFd::new(*file, PollFlags::IN)).collect();
     poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).ok().filter(|ready| *ready > 0)?;
@@ -57,6 +65,16 @@ pub fn first_ended(processes: &[&Process]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_cannot_be_watched_says_why() {
+        assert!(Process::of(std::process::id()).obstacle().is_none());
+        for number in [0, u32::MAX] {
+            assert!(Process::of(number).obstacle().is_some());
+        }
+        let out_of_descriptors = Process { number: 1, descriptor: Err(Errno::MFILE) };
+        assert!(out_of_descriptors.obstacle().unwrap().to_string().contains("ulimit -n"));
+    }
 
     #[test]
     fn a_process_is_shared_while_it_lives() {

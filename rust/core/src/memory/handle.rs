@@ -5,12 +5,15 @@
 //! it is a file in memory by this package's name. Its size must be the one that this rank's own block has, and sealed.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, SealFlags, fcntl_get_seals, fstat, fstatfs, open, readlink};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::exchange::{Reader, Writer, legible};
+use crate::limits::Reason;
+use crate::memory::access::why_denied;
 
 /// What the files of blocks are called.
 pub const NAME: &str = "lamport-rs";
@@ -125,18 +128,21 @@ impl Handle {
         open(format!("/proc/self/fd/{}", held.as_raw_fd()), flags, Mode::empty()).map_err(|error| self.failed(error))
     }
 
-    fn refused(&self, reason: impl Into<String>) -> Error {
-        Error::system(format!("opening a peer's shared memory ({})", self.path()), reason.into())
+    fn refused(&self, reason: impl Into<Reason>) -> Error {
+        Error::system(format!("opening a peer's shared memory ({})", self.path()), reason)
     }
 
     /// The error for a system call's, and what to do where it says that the ranks do not see each other.
     fn failed(&self, error: Errno) -> Error {
-        self.refused(match error {
-            Errno::NOENT | Errno::ACCESS | Errno::PERM => {
-                format!("{error}; the ranks must run as the same user, and {ONE_NAMESPACE}")
+        match error {
+            Errno::NOENT if Path::new(&format!("/proc/{}", self.process)).exists() => {
+                self.refused(format!("{error}: the process has nothing there; {ONE_NAMESPACE}"))
             }
-            error => error.to_string(),
-        })
+            Errno::NOENT | Errno::ACCESS | Errno::PERM => {
+                self.refused(format!("{error}: {}", why_denied(self.process)))
+            }
+            error => self.refused(error),
+        }
     }
 
     fn path(&self) -> String {

@@ -77,17 +77,28 @@ pub struct Block {
 impl Block {
     /// Allocates `bytes` bytes and writes `word` over all of them.
     pub fn allocate(bytes: usize, word: u32) -> Result<Self> {
+        let block = Self::reserve(bytes)?;
+        block.fill(word)?;
+        Ok(block)
+    }
+
+    /// Allocates `bytes` bytes, all zero: the kernel takes memory only for what is written.
+    pub fn reserve(bytes: usize) -> Result<Self> {
         let bytes = file_bytes(bytes);
-        check_available(bytes)?;
         let file = create_file().map_err(|error| Error::system("memfd_create", error))?;
         fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(|error| Error::system("fchmod", error))?;
         ftruncate(&file, bytes as u64)
             .map_err(|error| Error::system(format!("allocating {bytes} bytes of shared memory"), error))?;
         fcntl_add_seals(&file, SEALS).map_err(|error| Error::system("sealing shared memory", error))?;
-        fill(&file, bytes, word)?;
         let mapping = Mapping::new(&file, bytes)?;
         let handle = Handle::of(&file)?;
         Ok(Self { file: Some(file), mapping, handle })
+    }
+
+    /// Writes `word` over all but the mark. To be called before all peers have mapped the block.
+    pub fn fill(&self, word: u32) -> Result<()> {
+        let file = self.file.as_ref().expect("a block is filled before its descriptor is closed");
+        fill(file, self.mapping.bytes - MARK_BYTES, word)
     }
 
     /// What peers need to map this block. They will find `mark` in it.
@@ -115,7 +126,7 @@ impl Block {
 }
 
 /// Bytes of the file of a block of `bytes` bytes.
-fn file_bytes(bytes: usize) -> usize {
+pub fn file_bytes(bytes: usize) -> usize {
     (bytes + MARK_BYTES).next_multiple_of(rustix::param::page_size())
 }
 
@@ -131,25 +142,6 @@ fn create_file() -> rustix::io::Result<OwnedFd> {
         return Ok(file);
     }
     rustix::io::fcntl_dupfd_cloexec(&file, LEAST_DESCRIPTOR)
-}
-
-/// Refuses what the machine cannot hold. The kernel would hand it out, and end a process when it is written.
-fn check_available(bytes: usize) -> Result<()> {
-    let memory = rustix::system::sysinfo();
-    // Half of what is free is available, whatever the kernel keeps for itself. The rest it takes longer to say.
-    if (bytes as u64) <= (memory.freeram as u64).saturating_mul(memory.mem_unit.into()) / 2 {
-        return Ok(());
-    }
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kibibytes = line.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<usize>().ok());
-    match kibibytes.map(|kibibytes| kibibytes.saturating_mul(1024)) {
-        Some(available) if bytes > available => Err(Error::system(
-            format!("allocating {bytes} bytes of shared memory"),
-            format!("the machine has {available} bytes available; pass a smaller comm_size"),
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// Writes `word` over the first `bytes` bytes of `file`. A write that covers whole pages spares the kernel clearing them

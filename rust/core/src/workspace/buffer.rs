@@ -42,6 +42,6 @@ fn check(rank: i64, world_size: i64, size: i64) -> Result<Request> {
         comm_size: bytes,
         size_name: "size",
         two_shot_from: None,
-        has_notices: false,
+        has_operations: false,
     })
 }

@@ -1,16 +1,20 @@
-//! The order of construction: allocate → fill → exchange handles → map the peers → agree.
+//! The order of construction: allocate → exchange handles → map the peers → agree.
 //!
-//! The fill comes before the exchange: a peer that starts early must never have its data overwritten by a late fill.
+//! The fill comes before the last agreement: a peer that starts early must never have its data overwritten by a late fill.
+//! Memory of the host is filled after the exchange of handles, in which the ranks also agree that it is there for all.
 
 use std::fmt::Debug;
 
+use lamport_rs_kernels::plan;
 use lamport_rs_protocol::geometry::LAYOUT_VERSION;
 use lamport_rs_protocol::sentinel::Vector;
 
 use crate::error::{Error, Result};
 use crate::exchange::{Exchange, Transcript};
 use crate::lifecycle::pages::{OwnPage, Pages, PeerPage};
-use crate::workspace::hello::{self, AS_MEASURED, Hello};
+use crate::memory::allowance::{self, Limit, Places, Wanted};
+use crate::panics::caught;
+use crate::workspace::hello::{self, AS_MEASURED, Hello, Plan};
 use crate::workspace::phases::Phases;
 
 /// A kind of memory that crosses processes.
@@ -30,10 +34,23 @@ pub trait Backend {
     }
     /// The device, in words.
     fn device(&self) -> String;
-    /// Allocates `bytes` bytes, and begins to write `word` over all of them.
+    /// What of the device the plans of launches depend on, where there are any: ranks have to launch equal grids.
+    fn plan(&self) -> Option<plan::Device> {
+        None
+    }
+    /// How many bytes of the host's memory a block of `bytes` bytes takes.
+    fn host_bytes(_bytes: usize) -> usize {
+        0
+    }
+    /// Allocates `bytes` bytes. Where memory is taken for good by that, it begins to write `word` over all of them.
     fn allocate(&self, bytes: usize, word: u32) -> Result<Self::Block>;
     /// Waits until the block is full of the word.
     fn await_fill(&self, _block: &Self::Block) -> Result<()> {
+        Ok(())
+    }
+    /// Writes the word over a block that `allocate` does not fill. To write memory of the host is to take it: all ranks
+    /// know by then that it is there. No peer stores before the agreement that follows.
+    fn fill(&self, _block: &Self::Block, _word: u32) -> Result<()> {
         Ok(())
     }
     /// What a peer needs to map `block`. Where a processor can look into a block that it maps, the owner leaves `nonce`
@@ -92,8 +109,8 @@ pub struct Request {
     pub size_name: &'static str,
     /// What the caller asked for; all ranks must agree on it too.
     pub two_shot_from: Option<i64>,
-    /// Whether each rank has a page of notices.
-    pub has_notices: bool,
+    /// Whether operations are to run on it: each rank has a page of notices then, and launches grids that must be equal.
+    pub has_operations: bool,
 }
 
 /// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
@@ -105,15 +122,19 @@ pub fn construct<B: Backend>(
     request: Result<Request>,
     phases: &mut Phases,
 ) -> Result<Group<B>> {
-    let allocated = request.and_then(|request| {
+    // What fails, a panic too, is told in the agreement that follows: the peers wait there. What was made until then lives
+    // as long, since they may be using it.
+    let allocated = caught(|| {
+        let request = request?;
+        let limits = check_memory::<B>(&request)?;
         let mut block = backend.allocate(request.bytes, request.word)?;
         phases.end("allocate");
-        let mut page = if request.has_notices { Some(OwnPage::allocate()?) } else { None };
+        let mut page = if request.has_operations { Some(OwnPage::allocate()?) } else { None };
         phases.end("allocate page");
         let nonce = hello::nonce()?;
         let hello = Hello {
             version: hello::VERSION.to_owned(),
-            host: hello::host_identity(),
+            host: hello::host_identity()?,
             backend: backend.name(),
             world_size: request.world_size as u64,
             comm_size: request.comm_size as u64,
@@ -123,11 +144,13 @@ pub fn construct<B: Backend>(
             handle: backend.export(&mut block, nonce)?,
             page: page.as_mut().map(|page| page.export(nonce).encode()).unwrap_or_default(),
             layout: LAYOUT_VERSION,
+            plan: backend.plan().filter(|_| request.has_operations).map(Plan::of),
+            limits,
         };
         phases.end("export");
-        // Complete before any peer can hear of the block.
+        // Memory of a device is full before any peer can hear of the block.
         backend.await_fill(&block)?;
-        phases.end("fill");
+        phases.end("await fill");
         Ok((request, block, page, hello))
     });
     let (own, hello) = match allocated {
@@ -140,7 +163,12 @@ pub fn construct<B: Backend>(
     hello::check_agreement(&hellos, request.size_name)?;
     exchange.check_size(hellos.len())?;
     hello::check_distinct(&hellos, B::identity)?;
-    let mapped = exchange.transcript().and_then(|brought| {
+    let limits: Vec<_> = hellos.iter().map(|hello| hello.limits.as_slice()).collect();
+    allowance::check_groups(&limits, &wanted::<B>(&request))?;
+    let mapped = caught(|| {
+        let brought = exchange.transcript()?;
+        backend.fill(&own, request.word)?;
+        phases.end("fill");
         let peers = map_peers(backend, &request, &own, &hellos)?;
         phases.end("map");
         Ok((peers, if page.is_some() { map_pages::<B>(request.rank, &hellos)? } else { vec![] }, brought))
@@ -155,6 +183,22 @@ pub fn construct<B: Backend>(
     backend.all_have_mapped(&mut own);
     let nonces = hellos.iter().map(|hello| hello.nonce).collect();
     Ok(Group { own, peers, nonces, pages: page.map(|own| Pages::new(request.rank, own, pages)) })
+}
+
+/// What all ranks take of the host's memory.
+fn wanted<B: Backend>(request: &Request) -> Wanted {
+    Wanted { ranks: request.world_size, bytes: B::host_bytes(request.bytes), size_name: request.size_name }
+}
+
+/// Refuses what the machine cannot hold, and returns the limits of this rank's control groups, for all ranks to check.
+fn check_memory<B: Backend>(request: &Request) -> Result<Vec<Limit>> {
+    let wanted = wanted::<B>(request);
+    if wanted.bytes == 0 {
+        return Ok(vec![]);
+    }
+    let places = Places::default();
+    places.check_machine(&wanted)?;
+    places.limits(&wanted)
 }
 
 /// Maps the block of every other rank: the next one's first, so that not all ranks wait in the driver for the first

@@ -23,6 +23,7 @@ use crate::interrupts::Interrupted;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::watcher::{Watching, watch};
 use crate::operations::operation::{Description, Skipped};
+use crate::panics::caught;
 use crate::workspace::Settings;
 use crate::workspace::construct::{Group, construct};
 use crate::workspace::cuda_backend::{CudaBackend, fill_and_wait};
@@ -117,7 +118,8 @@ impl CudaWorkspace {
         let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
         let mut phases = Phases::begin();
         // All that can fail on this rank alone comes before the handles: once peers have them, they store here.
-        let checked = settings.check().and_then(|(member, timeout)| {
+        let checked = caught(|| {
+            let (member, timeout) = settings.check()?;
             let device = device?;
             let private = Private::take(&device)?;
             Ok((member, timeout, device, private))
@@ -130,12 +132,13 @@ impl CudaWorkspace {
         let nonces = group.nonces.clone();
         let mut workspace = Self::over(member, timeout, device, private, group);
         workspace.two_shot_from = settings.two_shot_from();
-        let verified = workspace
-            .write_control()
-            .and_then(|()| workspace.be_watched())
-            .and_then(|()| verification::verify(&workspace.device, workspace.group, &workspace.faults.words, &nonces))
-            // Should peers have a workspace nevertheless, they hear of it there.
-            .inspect_err(|error| workspace.lifecycle().fail(error));
+        let verified = caught(|| {
+            workspace.write_control()?;
+            workspace.be_watched()?;
+            verification::verify(&workspace.device, workspace.group, &workspace.faults.words, &nonces)
+        });
+        // Should peers have a workspace nevertheless, they hear of it there.
+        let verified = verified.inspect_err(|error| workspace.lifecycle().fail(error));
         verification::settle(&mut exchange, verified)?;
         phases.end("verify");
         workspace.phases = phases;

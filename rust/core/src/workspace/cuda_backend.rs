@@ -58,6 +58,10 @@ impl Backend for CudaBackend {
         self.device.describe()
     }
 
+    fn plan(&self) -> Option<plan::Device> {
+        Some(self.device.plan)
+    }
+
     fn allocate(&self, bytes: usize, word: u32) -> Result<DeviceMemory> {
         let bytes = allocated_bytes(bytes);
         let memory = DeviceMemory::allocate(&self.device, bytes)?;

@@ -1,11 +1,14 @@
 //! What ranks tell each other first, and the mismatches that are errors.
 
 use std::collections::HashMap;
+use std::fmt;
 
+use lamport_rs_kernels::plan;
 use lamport_rs_protocol::sentinel::{Vector, scrub};
 
 use crate::error::{Error, Result};
 use crate::exchange::{Payload, Reader, Writer, enumerate};
+use crate::memory::allowance::Limit;
 use crate::memory::handle::Handle;
 
 /// The package's version: ranks of different versions do not share memory.
@@ -18,9 +21,11 @@ pub const AS_MEASURED: u64 = u64::MAX;
 const VERSION_BYTES: u8 = 32;
 const HOST_BYTES: u8 = 64;
 const BACKEND_BYTES: u8 = 16;
-const DEVICE_BYTES: u8 = 160;
-const HANDLE_BYTES: usize = 96;
+const DEVICE_BYTES: u8 = 140;
+const HANDLE_BYTES: usize = 80;
 const PAGE_BYTES: usize = 32;
+/// Limits of control groups, the narrowest, that a rank tells.
+const MOST_LIMITS: usize = 2;
 
 /// One rank's introduction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +52,37 @@ pub struct Hello {
     pub page: Vec<u8>,
     /// How the sender lays out its block.
     pub layout: u32,
+    /// What the sender's launches depend on; none where there are no launches.
+    pub plan: Option<Plan>,
+    /// The narrowest limits of the sender's control groups that the ranks might exceed together.
+    pub limits: Vec<Limit>,
+}
+
+/// What of a device the plans of launches depend on, as it travels. Kernels of a group wait for their peers' blocks, one by
+/// one, so the grids have to be equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan([u16; 5]);
+
+impl Plan {
+    /// Of `device`.
+    pub fn of(device: plan::Device) -> Self {
+        // All of it: what is added there has to be compared, too.
+        let plan::Device {
+            compute_capability: (major, minor),
+            multiprocessors,
+            threads_per_multiprocessor,
+            blocks_per_multiprocessor,
+        } = device;
+        let numbers = [major, minor, multiprocessors, threads_per_multiprocessor, blocks_per_multiprocessor];
+        Self(numbers.map(|number| u16::try_from(number).unwrap_or(u16::MAX)))
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [major, minor, multiprocessors, threads, blocks] = self.0;
+        write!(f, "{multiprocessors} multiprocessors of sm_{major}{minor} for {threads} threads and {blocks} blocks")
+    }
 }
 
 impl Payload for Hello {
@@ -61,7 +97,16 @@ impl Payload for Hello {
             assert!(handle.len() <= most, "a handle of {} bytes does not fit", handle.len());
             writer.u32(handle.len() as u32).bytes(handle);
         }
-        writer.u32(self.layout).finish()
+        writer.u32(self.layout);
+        for number in self.plan.map_or([0; 5], |plan| plan.0) {
+            writer.u16(number);
+        }
+        let limits = &self.limits[..self.limits.len().min(MOST_LIMITS)];
+        writer.bytes(&[limits.len() as u8]);
+        for limit in limits {
+            writer.u64(limit.group).u64(limit.bytes).u64(limit.left);
+        }
+        writer.finish()
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
@@ -78,6 +123,8 @@ impl Payload for Hello {
             handle: handle(&mut reader, HANDLE_BYTES)?,
             page: handle(&mut reader, PAGE_BYTES)?,
             layout: reader.u32()?,
+            plan: plan(&mut reader)?,
+            limits: limits(&mut reader)?,
         };
         reader.end()?;
         // A reader would wait for words that look like memory nobody has written to.
@@ -88,6 +135,19 @@ impl Payload for Hello {
 fn handle(reader: &mut Reader<'_>, most: usize) -> Option<Vec<u8>> {
     let length = usize::try_from(reader.u32()?).ok().filter(|length| *length <= most)?;
     reader.bytes(length).map(<[u8]>::to_vec)
+}
+
+fn plan(reader: &mut Reader<'_>) -> Option<Option<Plan>> {
+    let numbers = [reader.u16()?, reader.u16()?, reader.u16()?, reader.u16()?, reader.u16()?];
+    Some((numbers != [0; 5]).then_some(Plan(numbers)))
+}
+
+fn limits(reader: &mut Reader<'_>) -> Option<Vec<Limit>> {
+    let count = usize::from(*reader.bytes(1)?.first()?);
+    if count > MOST_LIMITS {
+        return None;
+    }
+    (0..count).map(|_| Some(Limit { group: reader.u64()?, bytes: reader.u64()?, left: reader.u64()? })).collect()
 }
 
 /// Whether the ranks agree on everything but what is each rank's own. All ranks check the same list, so all raise the same error.
@@ -111,13 +171,33 @@ pub fn check_agreement(hellos: &[Hello], size_name: &str) -> Result<()> {
         "pass the same backend and kind of device on every rank, and set LAMPORT_RS_CHECK alike",
     )?;
     check("world_size", &|hello| hello.world_size.to_string(), "pass the group's size on every rank")?;
-    let advice = format!("pass the same {size_name} on every rank");
+    check_plans(hellos)?;
+    let advice = format!(
+        "pass the same {size_name} on every rank; threads that create over one group must do so in the same order on every \
+         rank"
+    );
     check(size_name, &|hello| hello.comm_size.to_string(), &advice)?;
     let two_shot_from = |hello: &Hello| match hello.two_shot_from {
         AS_MEASURED => "None".to_owned(),
         bytes => bytes.to_string(),
     };
     check("two_shot_from", &two_shot_from, "pass the same on every rank")
+}
+
+/// Whether the ranks' devices are alike in all that launches depend on: of a larger grid than a peer's, blocks would wait
+/// for blocks that are not there.
+fn check_plans(hellos: &[Hello]) -> Result<()> {
+    if hellos.iter().all(|hello| hello.plan == hellos[0].plan) {
+        return Ok(());
+    }
+    let each = hellos.iter().enumerate().map(|(rank, Hello { device, plan, .. })| {
+        format!("rank {rank} has {device}: {}", plan.map_or_else(|| "none".to_owned(), |plan| plan.to_string()))
+    });
+    Err(Error::Agreement(format!(
+        "the ranks differ in what their kernels can be launched on, and so cannot launch equal grids: {}; give every rank \
+         of a group a GPU, or a partition of one, of the same kind",
+        enumerate(each, ", ")
+    )))
 }
 
 /// Whether every rank sent memory of its own. `identity` is what tells a handle's memory from another's. All ranks check
@@ -139,13 +219,23 @@ fn check_owners<'a>(memories: impl Iterator<Item = &'a [u8]>) -> Result<()> {
     Ok(())
 }
 
-/// The host's name and the identity of its present boot: equal for all processes under one kernel, containers included.
-pub fn host_identity() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let boot = boot.trim();
-    // Containers on one host may have names of their own; the boot decides, the name is for people.
-    if boot.is_empty() { name } else { boot.to_owned() }
+/// What tells a boot of a host from all others.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The identity of the host's present boot: equal for all processes under one kernel, containers included. The host's
+/// name where the kernel does not tell; containers on one host may have names of their own.
+pub fn host_identity() -> Result<String> {
+    match std::fs::read_to_string(BOOT) {
+        Ok(boot) if !boot.trim().is_empty() => Ok(boot.trim().to_owned()),
+        // That this process has no descriptor left must not make it one of another host.
+        Err(error) if !is_hidden(&error) => Err(Error::system(format!("reading {BOOT}"), error)),
+        _ => Ok(rustix::system::uname().nodename().to_string_lossy().into_owned()),
+    }
+}
+
+/// Whether the kernel or a container does not show the file, to any process.
+fn is_hidden(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied)
 }
 
 /// Random words, none of them the sentinel's.
@@ -180,12 +270,58 @@ mod tests {
             handle: vec![5; 64],
             page: vec![6; 32],
             layout: LAYOUT_VERSION,
+            plan: None,
+            limits: vec![],
         }
     }
+
+    fn device() -> plan::Device {
+        plan::Device {
+            compute_capability: (9, 0),
+            multiprocessors: 132,
+            threads_per_multiprocessor: 2048,
+            blocks_per_multiprocessor: 32,
+        }
+    }
+
+    const LIMIT: Limit = Limit { group: u64::MAX, bytes: 1 << 40, left: 7 };
 
     #[test]
     fn a_hello_survives_its_encoding() {
         assert_eq!(Hello::decode(&hello().encode()), Some(hello()));
+        let other = Hello { plan: Some(Plan::of(device())), limits: vec![LIMIT, LIMIT], ..hello() };
+        assert_eq!(Hello::decode(&other.encode()), Some(other));
+    }
+
+    #[test]
+    fn a_hello_tells_the_first_limits_and_no_more_are_decoded() {
+        let several = Hello { limits: vec![LIMIT; 5], ..hello() }.encode();
+        assert_eq!(Hello::decode(&several).unwrap().limits, [LIMIT; MOST_LIMITS]);
+        let mut more = Hello { limits: vec![LIMIT; MOST_LIMITS], ..hello() }.encode();
+        let count = more.len() - MOST_LIMITS * 24 - 1;
+        more[count] += 1;
+        more.extend([0; 24]);
+        assert_eq!(Hello::decode(&more), None);
+    }
+
+    #[test]
+    fn ranks_whose_devices_launch_other_grids_are_refused_by_name() {
+        let of = |name: &str, plan| Hello { device: name.into(), plan: Some(Plan::of(plan)), ..hello() };
+        let alike = [of("cuda:0", device()), of("cuda:1", device())];
+        assert!(check_agreement(&alike, "comm_size").is_ok());
+        let others = [
+            plan::Device { compute_capability: (9, 1), ..device() },
+            plan::Device { compute_capability: (10, 0), ..device() },
+            plan::Device { multiprocessors: 114, ..device() },
+            plan::Device { threads_per_multiprocessor: 1536, ..device() },
+            plan::Device { blocks_per_multiprocessor: 24, ..device() },
+        ];
+        for other in others {
+            let error = check_agreement(&[alike[0].clone(), of("cuda:1", other)], "comm_size").unwrap_err().to_string();
+            let first = "rank 0 has cuda:0: 132 multiprocessors of sm_90 for 2048 threads and 32 blocks";
+            assert!(error.contains(first), "{error}");
+            assert!(error.contains(&format!("rank 1 has cuda:1: {}", Plan::of(other))), "{error}");
+        }
     }
 
     #[test]
@@ -214,6 +350,8 @@ mod tests {
             backend: long(BACKEND_BYTES.into()),
             device: long(DEVICE_BYTES.into()),
             handle: vec![5; HANDLE_BYTES],
+            plan: Some(Plan::of(device())),
+            limits: vec![LIMIT; MOST_LIMITS],
             ..hello()
         };
         assert!(longest.encode().len() <= MESSAGE_BYTES - 32);
@@ -270,6 +408,6 @@ mod tests {
     fn a_mismatch_in_size_is_told_by_the_callers_name_for_it() {
         let ranks = [hello(), Hello { comm_size: 8192, ..hello() }];
         let error = check_agreement(&ranks, "size").unwrap_err().to_string();
-        assert!(error.ends_with("pass the same size on every rank") && !error.contains("comm_size"), "{error}");
+        assert!(error.contains("pass the same size on every rank; ") && !error.contains("comm_size"), "{error}");
     }
 }

@@ -43,8 +43,16 @@ impl Backend for HostBackend {
         format!("cpu, process {}", std::process::id())
     }
 
-    fn allocate(&self, bytes: usize, word: u32) -> Result<Block> {
-        Block::allocate(bytes, word)
+    fn host_bytes(bytes: usize) -> usize {
+        host::file_bytes(bytes)
+    }
+
+    fn allocate(&self, bytes: usize, _word: u32) -> Result<Block> {
+        Block::reserve(bytes)
+    }
+
+    fn fill(&self, block: &Block, word: u32) -> Result<()> {
+        block.fill(word)
     }
 
     fn export(&self, block: &mut Block, nonce: Vector) -> Result<Vec<u8>> {

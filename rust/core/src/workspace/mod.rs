@@ -69,7 +69,7 @@ impl Settings {
             comm_size: geometry.comm_size(),
             size_name: "comm_size",
             two_shot_from: self.two_shot_from,
-            has_notices: true,
+            has_operations: true,
         }
     }
 

@@ -268,6 +268,37 @@ fn any_call_of_a_process_s_first_construction_may_fail() {
     }
 }
 
+/// Environment variable of a process in which one device is smaller, which the stand-in reads.
+const SMALLER: &str = "STANDIN_SMALLER_DEVICE";
+
+#[test]
+#[ignore = "a part of ranks_whose_devices_would_launch_other_grids_are_refused"]
+fn construction_on_devices_that_differ() {
+    let smaller: usize = child::variable(SMALLER).parse().unwrap();
+    let standin = Standin::take();
+    let numbers: Vec<u32> = (0..3).map(|rank| Device::get(rank).unwrap().plan.multiprocessors).collect();
+    let most = *numbers.iter().max().unwrap();
+    let expected: Vec<_> = (0..3).map(|rank| if rank == smaller { most - 1 } else { most }).collect();
+    assert_eq!(numbers, expected);
+    let texts = on_ranks(3, |rank| rank.create().map(drop).unwrap_err().to_string());
+    assert_eq!(texts, vec![texts[0].clone(); 3]);
+    for (rank, number) in numbers.iter().enumerate() {
+        let device = format!("rank {rank} has cuda:{rank} of process {}", std::process::id());
+        let found = texts[0].split_once(&device).unwrap_or_else(|| panic!("{device} is not in {}", texts[0])).1;
+        assert!(found.split(", rank").next().unwrap().contains(&format!(": {number} multiprocessors")), "{found}");
+    }
+    // Nothing of this package is launched on a buffer.
+    construct(&standin, 3, buffer);
+}
+
+#[test]
+fn ranks_whose_devices_would_launch_other_grids_are_refused() {
+    for smaller in 0..3 {
+        let variables = [(SMALLER, smaller.to_string())];
+        child::finish(child::start("construction::construction_on_devices_that_differ", &variables));
+    }
+}
+
 #[test]
 fn stores_that_do_not_arrive_are_noticed() {
     let standin = Standin::take();

@@ -138,7 +138,7 @@ impl<'a> Peers<'a> {
             Lie::Text(which, text, more) => change_text(message, *which, text, *more),
             Lie::HandleLength(length) => change_handle_length(message, *length),
             Lie::HandleBytes(bytes) => {
-                change_hello(message, |hello| hello.handle = bytes[..bytes.len().min(96)].to_vec())
+                change_hello(message, |hello| hello.handle = bytes[..bytes.len().min(80)].to_vec())
             }
             Lie::Handle(number, change) => change_handle(message, |handle| change_number(handle, *number, *change)),
             Lie::File(file, as_a_block) => {

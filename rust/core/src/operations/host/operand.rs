@@ -133,14 +133,14 @@ impl Operand {
         }
     }
 
-    /// Writes `element` over all of it.
+    /// Writes `element` over all of it, of which a vector has a whole number: a vector at a time, since whoever interrupts
+    /// an operation on a large tensor waits for this.
     pub fn fill(&self, element: &[u8]) {
-        for offset in (0..self.bytes).step_by(element.len()) {
-            // SAFETY: as in `read_end`; the operand is whole elements.
-            unsafe {
-                std::ptr::copy_nonoverlapping(element.as_ptr(), self.pointer.wrapping_add(offset), element.len());
-            }
-        }
+        let mut bytes = [0_u8; VECTOR_BYTES];
+        bytes.chunks_exact_mut(element.len()).for_each(|place| place.copy_from_slice(element));
+        // SAFETY: plain data of equal size.
+        let vector = unsafe { std::mem::transmute::<[u8; VECTOR_BYTES], Vector>(bytes) };
+        (0..self.vectors()).for_each(|at| self.write(at, vector));
     }
 
     /// Writes what of `vector` is within the operand.

@@ -1,6 +1,7 @@
 // Initialisation, devices, contexts, errors' names.
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "driver.hpp"
@@ -104,6 +105,12 @@ STANDIN_EXPORT Result cuDeviceGet(int* device, int ordinal) {
     return SUCCESS;
 }
 
+/// The device that has a multiprocessor less than the others, in a process that is started so.
+static int smaller_device() {
+    const char* number = std::getenv("STANDIN_SMALLER_DEVICE");
+    return number == nullptr ? -1 : std::atoi(number);
+}
+
 STANDIN_EXPORT Result cuDeviceGetAttribute(int* value, int attribute, int device) {
     ENTER_INITIALISED("cuDeviceGetAttribute")
     if (!is_device(device)) {
@@ -111,7 +118,7 @@ STANDIN_EXPORT Result cuDeviceGetAttribute(int* value, int attribute, int device
     }
     // The numbers of CUdevice_attribute.
     switch (attribute) {
-        case 16: *value = MULTIPROCESSORS; return SUCCESS;
+        case 16: *value = device == smaller_device() ? MULTIPROCESSORS - 1 : MULTIPROCESSORS; return SUCCESS;
         case 39: *value = THREADS_PER_MULTIPROCESSOR; return SUCCESS;
         case 75: *value = 9; return SUCCESS;
         case 76: *value = 0; return SUCCESS;

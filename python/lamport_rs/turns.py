@@ -1,0 +1,108 @@
+"""Threads that create workspaces over one group: one after the other.
+
+An exchange takes several rounds of the group. Were two threads of a process in one at a time, the rounds of one would
+meet those of the other on another rank.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+
+from lamport_rs._core import LamportError
+from lamport_rs.exchange import AllGather
+from lamport_rs.timeouts import limit_of
+
+_LOOK_SECONDS = 0.1
+"""A thread that waits looks so often, beside being told: an interrupt may have kept the other from telling."""
+
+
+class ByIdentity:
+    """An object that cannot be hashed, as part of a key. It holds the object, so that no other gets its `id()`."""
+
+    def __init__(self, object_: object) -> None:
+        self._object = object_
+
+    def __hash__(self) -> int:
+        return id(self._object)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ByIdentity) and other._object is self._object
+
+
+def hashable(group: object) -> Hashable:
+    """Return the group itself, if it can be a part of a key, or else what stands for it there."""
+    try:
+        hash(group)
+    except TypeError:
+        return ByIdentity(group)
+    return group
+
+
+class _Turn:
+    """Held by the frame whose turn it is: a turn that an interrupt ends at any line is over."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+
+_changed = threading.Condition()
+_turns: weakref.WeakValueDictionary[Hashable, _Turn] = weakref.WeakValueDictionary()
+
+
+@contextmanager
+def turn_of(group: object, rank: object, seconds: float) -> Iterator[None]:
+    """Wait until no other thread is in an exchange over `group` as `rank`, and keep others out of it in the body.
+
+    Ranks that are threads of this process may have one object for a group; so the rank counts, too.
+
+    Raises:
+        LamportError: If the turn does not come in so many seconds, or this very thread is in such an exchange, which a
+            signal's handler has interrupted.
+    """
+    key = (hashable(group), rank if type(rank) is int else None)
+    deadline, mine = time.monotonic() + seconds, _Turn()
+    try:
+        with _changed:
+            while (other := _turns.setdefault(key, mine)) is not mine:
+                if other.thread == mine.thread:
+                    raise LamportError(
+                        "a signal's handler asks for an exchange over a group while the thread that it has interrupted "
+                        "is in one; let it end first, or use another group"
+                    )
+                del other
+                if time.monotonic() >= deadline:
+                    raise LamportError(
+                        f"waited {seconds:g} s for another thread, which is creating a workspace over the same group"
+                    )
+                _changed.wait(_LOOK_SECONDS)
+        yield
+    finally:
+        with _changed:
+            if _turns.get(key) is mine:
+                del _turns[key]
+                _changed.notify_all()
+
+
+def in_turn(all_gather: AllGather, group: object, rank: object, timeout: object) -> AllGather:
+    """`all_gather` over `group`, for an exchange of one round."""
+
+    def gather(message: bytes) -> list[bytes]:
+        with turn_of(group, rank, limit_of(timeout)):
+            return all_gather(message)
+
+    return gather
+
+
+def _start_anew() -> None:
+    """Forget, in a forked process, the turns of threads that it does not have."""
+    global _changed
+    _changed = threading.Condition()
+    _turns.clear()
+
+
+os.register_at_fork(after_in_child=_start_anew)
