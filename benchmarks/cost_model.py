@@ -1,7 +1,7 @@
 """Fits the all-reduce's cost model to recorded runs, and says what it predicts for larger groups.
 
 `python benchmarks/cost_model.py [RECORD ...]` prints the tables of docs/scaling.md, `--write` rewrites them there and
-draws the figure. Without records it takes the newest of GPUs in benchmarks/results.
+draws the figure. Without records it takes the newest of GPUs in benchmarks/results and its folder `peers`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from lamport_rs import LamportError, LamportWorkspace
 from lamport_rs.command_line.bench.arguments import format_bytes
 from lamport_rs.command_line.bench.cases import SIZES
 from lamport_rs.command_line.bench.record import Record, read
+from pages import markdown, rewrite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +48,7 @@ def tables(fitted: Fit, records: Mapping[Path, Record]) -> dict[str, str]:
 
 def fit_text(fitted: Fit, records: Mapping[Path, Record]) -> str:
     """Return what was fitted to what, and how well."""
-    runs = ", ".join(f"{path.stem} ({provenance(path, record)})" for path, record in records.items())
+    runs = ", ".join(f"{name_of(path)} ({provenance(path, record)})" for path, record in records.items())
     found, errors = fitted.model, fitted.errors
     rows = [
         ("launch, µs", found.launch_us, errors.launch_us, 2),
@@ -77,10 +78,16 @@ def fit_text(fitted: Fit, records: Mapping[Path, Record]) -> str:
     return "\n\n".join([markdown(["term", "fit", "standard error"], body), "\n".join(quality)])
 
 
+def name_of(path: Path) -> str:
+    """Return the record's name in benchmarks/results, its folder included."""
+    found = path.resolve().with_suffix("")
+    return str(found.relative_to(RESULTS)) if found.is_relative_to(RESULTS) else found.name
+
+
 def provenance(path: Path, record: Record) -> str:
     """Return what was measured, and a warning where nobody else can look it up."""
     commit = f"commit {(record.commit or 'unknown')[:7]}"
-    return commit if path.resolve().parent == RESULTS else f"{commit}, not in benchmarks/results"
+    return commit if path.resolve().is_relative_to(RESULTS) else f"{commit}, not in benchmarks/results"
 
 
 def largest(misses: Sequence[float]) -> float:
@@ -172,25 +179,6 @@ def kibibytes(size: int) -> str:
     return f"{size / 1024:.0f} Ki"
 
 
-def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Return a table."""
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def rewrite(page: Path, parts: Mapping[str, str]) -> None:
-    """Put each part between its markers on the page, `<!-- name -->` and `<!-- /name -->`."""
-    text = page.read_text()
-    for name, part in parts.items():
-        opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        before, found, rest = text.partition(opening)
-        _, closed, after = rest.partition(closing)
-        if not found or not closed:
-            raise LamportError(f"{page} must have the lines {opening.strip()} and {closing}, and lacks one")
-        text = f"{before}{opening}{part}\n{closing}{after}"
-    page.write_text(text)
-
-
 def draw(fitted: Fit, path: Path) -> None:
     """Draw the measured latencies and the model's; dashed where nothing was measured. Needs matplotlib."""
     import matplotlib as mpl
@@ -258,8 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def recorded(folder: Path = RESULTS) -> dict[Path, Record]:
-    """Return the newest record with all-reduces on GPUs for each number of them."""
-    records = {path: read(path) for path in folder.glob("*.json") if "-soak-" not in path.name}
+    """Return the newest record with all-reduces on GPUs for each number of them, those with peers among them."""
+    paths = [path for each in (folder, folder / "peers") for path in each.glob("*.json") if "-soak-" not in path.name]
+    records = {path: read(path) for path in paths}
     newest: dict[int, Path] = {}
     for path in sorted(records, key=lambda path: records[path].date):
         newest |= dict.fromkeys(model.world_sizes(model.points_of([records[path]])), path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import all_reduce_model as model
 import cost_model
+import pages
 import pytest
 from all_reduce_model import ALGORITHMS, Model, Point
 from lamport_rs import LamportError, LamportWorkspace
@@ -210,7 +211,7 @@ def test_a_page_without_its_markers_is_refused(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- fit -->\n")
     with pytest.raises(LamportError, match="<!-- fit --> and <!-- /fit -->"):
-        cost_model.rewrite(page, {"fit": "table"})
+        pages.rewrite(page, {"fit": "table"})
 
 
 def test_the_newest_record_of_each_number_of_gpus_is_taken(tmp_path):
@@ -219,6 +220,9 @@ def test_the_newest_record_of_each_number_of_gpus_is_taken(tmp_path):
     assert [path.stem for path in cost_model.recorded(tmp_path)] == ["a, new"]
     write_record(tmp_path, replace(record((4,)), date="2026-01-02"), "four")
     assert [path.stem for path in cost_model.recorded(tmp_path)] == ["a, new", "four"]
+    (tmp_path / "peers").mkdir()
+    write_record(tmp_path / "peers", replace(record((4,)), date="2026-01-05"), "beside peers")
+    assert [path.stem for path in cost_model.recorded(tmp_path)] == ["a, new", "beside peers"]
     assert cost_model.recorded(tmp_path / "nowhere") == {}
 
 

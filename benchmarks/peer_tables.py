@@ -1,0 +1,167 @@
+"""The tables of docs/performance.md and README.md about the peers, out of their records.
+
+`python benchmarks/peer_tables.py [RECORD ...]` prints them, `--write` rewrites them in both pages. Without records it
+takes the newest of each number of GPUs in benchmarks/results/peers. `record.py` makes records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamport_rs import LamportError
+from lamport_rs.command_line.bench.arguments import BACK_TO_BACK, KERNEL_BETWEEN
+from lamport_rs.command_line.bench.record import Record, Row, read
+from lamport_rs.command_line.bench.report import OWN, by_case, ratio
+from pages import markdown, rewrite
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = ROOT / "benchmarks" / "results" / "peers"
+SUM, NORM, MINIMAX = "all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk"
+FASTER = "best other / lamport-rs"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table: the fastest of some implementations, at each size."""
+
+    label: str
+    impls: tuple[str, ...]
+
+
+OURS = Line("lamport-rs", (OWN,))
+TITLES = {
+    SUM: "all-reduce, bytes",
+    NORM: "all-reduce + residual + RMSNorm, tokens of 4096",
+    MINIMAX: "MiniMax Q+K norm, tokens",
+}
+SYMMETRIC = Line("torch symm_mem, better of two", ("symm_mem_one_shot", "symm_mem_two_shot"))
+FLASHINFER = Line("FlashInfer, better of two", ("flashinfer_trtllm", "flashinfer_mnnvl"))
+VLLM, EAGER = Line("vLLM's custom all-reduce", ("vllm_custom",)), Line("torch around NCCL", ("torch_eager_nccl",))
+WHOLE = {
+    SUM: (
+        OURS,
+        Line("SGLang, push", ("sglang_push",)),
+        Line("SGLang, pull", ("sglang_pull",)),
+        Line("FlashInfer, TensorRT-LLM's", ("flashinfer_trtllm",)),
+        Line("FlashInfer, MNNVL", ("flashinfer_mnnvl",)),
+        VLLM,
+        SYMMETRIC,
+        Line("NCCL", ("nccl",)),
+        Line("NCCL, registered windows", ("nccl_windows",)),
+    ),
+    NORM: (
+        OURS,
+        Line("SGLang", ("sglang_push",)),
+        Line("FlashInfer, TensorRT-LLM's", ("flashinfer_trtllm",)),
+        Line("FlashInfer, MNNVL", ("flashinfer_mnnvl",)),
+        EAGER,
+    ),
+    MINIMAX: (OURS, Line("SGLang", ("sglang_qknorm",)), EAGER),
+}
+"""What docs/performance.md has."""
+SHORT = {
+    SUM: (
+        OURS,
+        Line("SGLang, better of two", ("sglang_push", "sglang_pull")),
+        FLASHINFER,
+        VLLM,
+        SYMMETRIC,
+        Line("NCCL, better of two", ("nccl", "nccl_windows")),
+    ),
+    NORM: (OURS, Line("SGLang", ("sglang_push",)), FLASHINFER, EAGER),
+}
+"""What README.md has, with a kernel between."""
+
+
+def pages(records: Mapping[int, Record]) -> dict[Path, dict[str, str]]:
+    """Return the generated parts of each page, by name; `records` are by the number of GPUs."""
+    whole = {
+        f"peers-{world_size}-{timing}": parts(record, world_size, timing, WHOLE)
+        for world_size, record in records.items()
+        for timing in (KERNEL_BETWEEN, BACK_TO_BACK)
+    }
+    short = [parts(record, world_size, KERNEL_BETWEEN, SHORT) for world_size, record in records.items()]
+    return {ROOT / "docs" / "performance.md": whole, ROOT / "README.md": {"peers": "\n\n".join(short)}}
+
+
+def parts(record: Record, world_size: int, timing: str, lines: Mapping[str, Sequence[Line]]) -> str:
+    """Return the tables of a group, an operation after the other."""
+    gpu = (record.gpu or "").replace("NVIDIA ", "").partition(" ")[0]
+    found = []
+    for op, kept in lines.items():
+        rows = [each for each in record.rows if (each.op, each.world_size, each.timing) == (op, world_size, timing)]
+        if rows:
+            found.append(table(f"{world_size} {gpu}: {TITLES[op]}", rows, kept))
+    if not found:
+        raise LamportError(f"the record of {record.date} has no collectives of {world_size} GPUs, {timing}")
+    return "\n\n".join(found)
+
+
+def table(title: str, rows: Sequence[Row], lines: Sequence[Line]) -> str:
+    """Return medians by size, the least of each in bold, and how much longer the best of the others takes."""
+    cases = by_case(rows)
+    measured = {impl for found in cases.values() for impl in found}
+    body = [[line.label] for line in lines if measured & set(line.impls)]
+    ratios = [FASTER]
+    for found in cases.values():
+        cells = [cell(line, found) for line in lines if measured & set(line.impls)]
+        least = min((value for value, _ in cells if value is not None), key=float)
+        for row, (value, mark) in zip(body, cells, strict=True):
+            row.append("" if value is None else f"**{value}**{mark}" if value == least else f"{value}{mark}")
+        faster = ratio({impl: row.median_us for impl, row in found.items()})
+        ratios.append("" if faster is None else f"{faster:.2f}")
+    return markdown([title, *(case.size for case in cases)], [*body, ratios])
+
+
+def cell(line: Line, found: Mapping[str, Row]) -> tuple[str | None, str]:
+    """Return the median of the fastest implementation, and a mark where its graph was short; None without any."""
+    rows = [found[impl] for impl in line.impls if impl in found]
+    if not rows:
+        return None, ""
+    fastest = min(rows, key=lambda row: row.median_us)
+    return digits(fastest.median_us), "\\*" if fastest.graph_operations else ""
+
+
+def digits(value: float) -> str:
+    """Return three significant digits."""
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def recorded(folder: Path = PEERS) -> dict[int, Record]:
+    """Return the newest record of each number of GPUs; not the first ones, which are back to back only."""
+    records = [read(path) for path in folder.glob("*.json")]
+    return by_world_size(each for each in records if KERNEL_BETWEEN in {row.timing for row in each.rows})
+
+
+def by_world_size(records: Iterable[Record]) -> dict[int, Record]:
+    """Return the newest record of each number of GPUs."""
+    found: dict[int, Record] = {}
+    for record in sorted(records, key=lambda record: record.date):
+        found |= dict.fromkeys((row.world_size for row in record.rows), record)
+    return dict(sorted(found.items()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = argparse.ArgumentParser(description="Make the tables about the peers out of their records.")
+    parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: the newest in results/peers")
+    parser.add_argument("--write", action="store_true", help="rewrite the tables in docs/performance.md and README.md")
+    options = parser.parse_args(arguments)
+    try:
+        records = by_world_size(map(read, options.records)) or recorded()
+        for page, found in pages(records).items():
+            print("\n\n".join(found.values()), end="\n\n")
+            if options.write:
+                rewrite(page, found)
+    except LamportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
