@@ -65,6 +65,7 @@ soak-gpu: build ## Likewise on two GPUs, most of them in graphs.
 lint: $(VENV)/.ready ## Formatting, lints and types.
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --package lamport-rs-core --all-targets -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,8 +1,9 @@
 //! Lamport workspaces, free of Python.
 //!
 //! Layers, each using only those to its right: [`operations`] → [`workspace`] → [`lifecycle`] → [`memory`], [`exchange`],
-//! [`cuda`] → `lamport_rs_protocol`.
+//! `cuda` → `lamport_rs_protocol`.
 
+#[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod error;
 pub mod exchange;

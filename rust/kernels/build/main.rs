@@ -47,6 +47,10 @@ fn main() {
 }
 
 fn build() -> Result<(), String> {
+    println!("cargo::rerun-if-changed=build");
+    if env::var_os("CARGO_FEATURE_EMBED").is_none() {
+        return Ok(());
+    }
     println!("cargo::rerun-if-changed={}", kernels().display());
     for path in ["build", "src/catalogue.rs", "src/dtype.rs", "src/parameters.rs", "src/variants.rs"] {
         println!("cargo::rerun-if-changed={path}");

@@ -4,7 +4,7 @@
 //! | module | concept |
 //! | --- | --- |
 //! | [`catalogue`] | which modules there are |
-//! | [`modules`] | their PTX |
+//! | `modules` | their PTX, with the feature `embed` |
 //! | [`group`] | what every kernel is told about its group |
 //! | [`parameters`] | the structs that kernels take, laid out as in CUDA |
 //! | [`plan`] | grid, block and module of a launch, from the operation's shape and the device |
@@ -17,6 +17,7 @@
 pub mod catalogue;
 pub mod dtype;
 pub mod group;
+#[cfg(feature = "embed")]
 pub mod modules;
 pub mod parameters;
 pub mod plan;
@@ -24,4 +25,5 @@ pub mod variants;
 
 pub use catalogue::ModuleKey;
 pub use dtype::Dtype;
+#[cfg(feature = "embed")]
 pub use modules::module;

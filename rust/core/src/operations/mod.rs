@@ -9,11 +9,13 @@
 //! | `chunk` | tensors that are longer than the slots, on a device |
 //! | [`support`] | whether a workspace would serve a call |
 //! | [`host`] | the operations over shared memory |
-//! | [`cuda`] | the operations over device memory |
+//! | `cuda` | the operations over device memory |
 
 pub mod arguments;
 mod choice;
+#[cfg(feature = "cuda")]
 mod chunk;
+#[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod host;
 mod named;

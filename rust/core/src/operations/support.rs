@@ -3,11 +3,13 @@
 //! The answer depends on what all ranks have in common, and so is the same on all of them.
 
 use super::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
-use super::cuda::Purpose;
+#[cfg(feature = "cuda")]
+use super::cuda::{self, Purpose};
+use super::host;
 use super::operation::Kind;
-use super::{cuda, host};
 use crate::error::{Error, Result};
 use crate::tensor::{Device, Dimensions, Dtype, Tensor};
+#[cfg(feature = "cuda")]
 use crate::workspace::cuda::CudaWorkspace;
 use crate::workspace::host::HostWorkspace;
 use lamport_rs_protocol::algorithm::Algorithm;
@@ -41,6 +43,7 @@ pub fn check_on_host(workspace: &HostWorkspace, question: &Question) -> Result<(
 }
 
 /// Likewise.
+#[cfg(feature = "cuda")]
 pub fn check_on_device(workspace: &CudaWorkspace, question: &Question) -> Result<()> {
     match operands(question)? {
         Operands::AllReduce(operands) => cuda::check_all_reduce(workspace, &operands).map(drop),
@@ -50,6 +53,7 @@ pub fn check_on_device(workspace: &CudaWorkspace, question: &Question) -> Result
 }
 
 /// Loads what the operation takes on the workspace's device.
+#[cfg(feature = "cuda")]
 pub fn prepare_on_device(workspace: &CudaWorkspace, question: &Question) -> Result<()> {
     check_on_device(workspace, question)?;
     // SAFETY: nothing runs.

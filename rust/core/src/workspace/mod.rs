@@ -7,22 +7,27 @@
 //! | [`hello`] | what ranks tell each other first, and the mismatches that are errors |
 //! | [`host`] | the workspace over shared memory |
 //! | [`exclusive`] | who may use it: one operation at a time |
-//! | [`cuda`], [`cuda_backend`] | the workspace over device memory, and how that crosses processes |
-//! | [`cuda_faults`] | what kernels and the host tell each other of faults |
-//! | [`teardown`] | freeing what peers have mapped |
-//! | [`verification`] | the proof that peers' stores arrive there |
+//! | `cuda`, `cuda_backend` | the workspace over device memory, and how that crosses processes |
+//! | `cuda_faults` | what kernels and the host tell each other of faults |
+//! | `teardown` | freeing what peers have mapped |
+//! | `verification` | the proof that peers' stores arrive there |
 //! | [`buffer`] | plain memory that crosses processes, without the protocol |
 
 pub mod buffer;
 pub mod construct;
+#[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cuda")]
 pub mod cuda_backend;
+#[cfg(feature = "cuda")]
 pub mod cuda_faults;
 pub mod exclusive;
 pub mod hello;
 pub mod host;
 pub mod phases;
+#[cfg(feature = "cuda")]
 pub mod teardown;
+#[cfg(feature = "cuda")]
 pub mod verification;
 
 use std::time::Duration;
