@@ -379,7 +379,7 @@ class LamportWorkspace:
         """Give the workspace up: further operations raise. Its memory goes when its tables have gone too.
 
         Not collective, and safe to call twice. On GPUs, call it when no operation is running on any rank. It waits for
-        the work on this rank's device; kernels that still wait for a peer after a second give up, and leave NaN. CUDA
+        the kernels on this rank's device; those that still wait for a peer after a second give up, and leave NaN. CUDA
         graphs that have captured operations keep the memory, but what they compute is NaN once a peer is missed.
 
         On the host it may be called at any time, by any thread and by a signal's handler: an operation that waits then

@@ -289,7 +289,7 @@ def test_kernels_that_wait_are_freed_by_a_fault_of_another_rank(ranks_of, world_
 
 
 def go_on_after_a_fault(me: Rank, name: str) -> float:
-    """Resets after a fault; graphs that were captured before are right again. The reset's own time."""
+    """Resets, the first after a fault; graphs that were captured before are right again. The first one's time."""
     fault, _ = FAULTS[name]
     workspace = me.workspace(me.world_size * (8 << 20), timeout=30)
     operations = [make(me, size) for make, size in ((sum_in_one_shot, 600_000), (norm_in_two_shots, 200), (minimax, 7))]
@@ -325,7 +325,7 @@ def go_on_after_a_fault(me: Rank, name: str) -> float:
         for operation, results in zip(operations, expected, strict=True):
             operation.check_against(results, "after a reset")
     dist.barrier()
-    return min(times)
+    return times[0]
 
 
 @pytest.mark.parametrize("name", ["abort", "reset"])

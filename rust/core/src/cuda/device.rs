@@ -1,6 +1,7 @@
 //! A device's primary context: the one torch uses, so that memory and streams are shared with it.
 
 use std::collections::HashMap;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
@@ -11,6 +12,7 @@ use super::launch::{Modules, RelaxedCapture};
 use super::memory::{DeviceMemory, PINNED_BYTES};
 use super::pool::{Kind, Pool};
 use crate::error::{Error, Result};
+use crate::interrupts::{INTERRUPT_INTERVAL, Interrupted};
 use crate::panics::caught;
 
 /// Bytes for a workspace's control words and table.
@@ -179,10 +181,33 @@ impl Device {
     /// Waits for the kernels of this process that run on the device, also beside a stream's capture, which a plain wait
     /// for the device would spoil: freeing memory waits for them.
     pub fn wait_for_kernels(self: &Arc<Self>) -> Result<()> {
-        let relaxed = RelaxedCapture::begin()?;
-        let allocated = DeviceMemory::allocate(self, 1);
-        drop(relaxed);
-        allocated?.free()
+        let freed = RelaxedCapture::begin().and_then(|_relaxed| DeviceMemory::allocate(self, 1)?.free());
+        // At the price of a capture, if there is one.
+        freed.or_else(|_| self.synchronise_all())
+    }
+
+    /// Waits for all work of this process on the device, until `interrupted` says so: the wait then goes on, on a thread of
+    /// its own.
+    pub fn synchronise_all_until(self: &Arc<Self>, interrupted: Interrupted<'_>) -> Result<()> {
+        let (sender, receiver) = mpsc::channel();
+        let device = self.clone();
+        let wait = move || {
+            let _ = sender.send(device.synchronise_all());
+        };
+        let thread = std::thread::Builder::new().name("lamport-rs-wait".into()).spawn(wait);
+        thread.map_err(|error| Error::system("starting a thread", error))?;
+        loop {
+            match receiver.recv_timeout(INTERRUPT_INTERVAL) {
+                Ok(outcome) => return outcome,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Argument("the wait for the device ended".into()));
+                }
+                Err(RecvTimeoutError::Timeout) if interrupted() => {
+                    return Err(Error::Argument("interrupted while waiting for the device".into()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
     }
 
     /// Waits for all work of this process on the device.

@@ -29,7 +29,7 @@ pub fn initialise() -> Result<()> {
 }
 
 /// The functions of the driver that are called, by the names that its library has for them.
-const FUNCTIONS: [&str; 40] = [
+const FUNCTIONS: [&str; 38] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
@@ -42,7 +42,6 @@ const FUNCTIONS: [&str; 40] = [
     "cuEventCreate",
     "cuEventDestroy_v2",
     "cuEventRecord",
-    "cuEventSynchronize",
     "cuGetErrorName",
     "cuGetErrorString",
     "cuGraphRetainUserObject",
@@ -64,7 +63,6 @@ const FUNCTIONS: [&str; 40] = [
     "cuModuleLoadData",
     "cuModuleUnload",
     "cuStreamGetCaptureInfo_v2",
-    "cuStreamIsCapturing",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
     "cuThreadExchangeStreamCaptureMode",

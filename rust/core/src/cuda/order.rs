@@ -10,7 +10,6 @@ use cudarc::driver::{result, sys};
 
 use super::device::Device;
 use super::driver::{check, error_of};
-use super::launch::RelaxedCapture;
 use crate::error::{Error, Result};
 
 /// Remembers the streams of the last operations: of those that run, and of those that a capture records. The two are
@@ -66,25 +65,6 @@ impl StreamOrder {
         }
         self.captured = Some((capture.number, stream));
         Ok(last.is_none().then_some(capture.graph))
-    }
-
-    /// Waits until the last operation that was not captured has ended, unless a capture forbids to use its stream now.
-    pub fn wait_for_last(&mut self) -> Result<()> {
-        let Some(last) = self.eager else { return Ok(()) };
-        let (_entered, _relaxed) = (self.device.enter()?, RelaxedCapture::begin()?);
-        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-        // SAFETY: as in `wait`.
-        let asked = unsafe { sys::cuStreamIsCapturing(last, &mut status) };
-        if check("cuStreamIsCapturing", asked).is_err()
-            || status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE
-        {
-            return Ok(());
-        }
-        let event = self.event()?;
-        // SAFETY: as in `wait`.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(event, last) })?;
-        // SAFETY: the event is ours.
-        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(event) })
     }
 
     fn event(&mut self) -> Result<sys::CUevent> {

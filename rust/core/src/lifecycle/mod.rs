@@ -262,6 +262,11 @@ impl Lifecycle {
         mapping.is_empty()
     }
 
+    /// Whether this process was forked from the one that it belongs to.
+    pub fn is_elsewhere(&self) -> bool {
+        self.home.is_elsewhere()
+    }
+
     /// Whether this rank has given it up.
     pub fn is_cleaned_up(&self) -> bool {
         self.cleaned_up.load(Ordering::Relaxed)

@@ -19,7 +19,7 @@ impl Lifecycle {
         &self,
         timeout: Option<Duration>,
         interrupted: Interrupted<'_>,
-        stop: impl FnOnce() -> Result<()>,
+        stop: impl FnOnce(Interrupted<'_>) -> Result<()>,
         refill: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         self.check_here()?;
@@ -29,7 +29,7 @@ impl Lifecycle {
         if !self.pages.are_complete() {
             return Err(Error::PagesMissing);
         }
-        stop()?;
+        stop(&mut *interrupted)?;
         let stages = Stages(self.notices());
         stages.arrive(Stage::Stopped);
         self.wait_for(Stage::Stopped, timeout, interrupted).inspect_err(|_| stages.arrive(Stage::None))?;

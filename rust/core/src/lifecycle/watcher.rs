@@ -4,6 +4,8 @@
 //! It touches host memory only, and calls no driver: another thread may be in a driver's call that holds its locks until
 //! the very kernel ends that is to be told something.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
@@ -59,7 +61,10 @@ fn run() {
             registry.is_running = false;
             return;
         }
-        registry.watched.iter().for_each(|watched| watched.look());
+        for watched in &registry.watched {
+            // One that panics must not leave the others without looks.
+            let _ = catch_unwind(AssertUnwindSafe(|| watched.look()));
+        }
         drop(registry);
         std::thread::sleep(INTERVAL);
     }
@@ -87,10 +92,15 @@ fn end_with_the_process() {
         fn atexit(function: extern "C" fn()) -> i32;
     }
     extern "C" fn end() {
-        registry().is_over = true;
+        // A forked process has the function, but no such thread, which may have had the lock.
+        if std::process::id() == PROCESS.load(Ordering::Relaxed) {
+            registry().is_over = true;
+        }
     }
+    static PROCESS: AtomicU32 = AtomicU32::new(0);
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(|| {
+        PROCESS.store(std::process::id(), Ordering::Relaxed);
         // SAFETY: the function may be called at any time.
         let _ = unsafe { atexit(end) };
     });
@@ -98,7 +108,7 @@ fn end_with_the_process() {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use std::time::Instant;
 
     use super::*;

@@ -106,8 +106,7 @@ pub(super) unsafe fn do_all_reduce_rms_norm(
     let geometry = workspace.member().geometry;
     let world_size = geometry.world_size();
     if world_size == 1 {
-        workspace.check_open()?;
-        return Err(Error::SingleRank);
+        return without_peers(workspace, purpose);
     }
     let row_bytes = operands.input.columns() * operands.input.dtype.size();
     let shape = |chunk: &Chunk| Ok(rms_norm_shape(operands, algorithm, world_size, chunk.len()));
@@ -126,6 +125,15 @@ pub(super) unsafe fn do_all_reduce_rms_norm(
     // SAFETY: the caller's promises.
     unsafe {
         launch(workspace, &description, chunks, |plans| &mut plans.all_reduce_rms_norm, shape, parameters, purpose)
+    }
+}
+
+/// Kernels of norms take a peer to exist: the caller does without them, and has none to load.
+fn without_peers(workspace: &CudaWorkspace, purpose: Purpose) -> Result<()> {
+    workspace.check_open()?;
+    match purpose {
+        Purpose::Load => Ok(()),
+        Purpose::Run(_) => Err(Error::SingleRank),
     }
 }
 
@@ -177,8 +185,7 @@ pub unsafe fn minimax_rms(workspace: &CudaWorkspace, operands: &MinimaxRms, stre
 pub(super) unsafe fn do_minimax_rms(workspace: &CudaWorkspace, operands: &MinimaxRms, purpose: Purpose) -> Result<()> {
     let most = check_minimax_rms(workspace, operands)?;
     if workspace.member().geometry.world_size() == 1 {
-        workspace.check_open()?;
-        return Err(Error::SingleRank);
+        return without_peers(workspace, purpose);
     }
     match operands.norms {
         // SAFETY: the caller's promises.
@@ -252,9 +259,12 @@ unsafe fn launch<Shape: Planned, P>(
         shape(&chunk)?.check()?;
     }
     let Purpose::Run(stream) = purpose else {
-        let mut loading = workspace.load()?;
+        workspace.check_open()?;
+        let _entered = workspace.device.enter()?;
+        // The device keeps what is loaded. The workspace's own plans are for whoever runs an operation.
+        let mut loaded = Plans::default();
         for chunk in chunks {
-            plans(loading.plans()).get(shape(&chunk)?, &workspace.device)?;
+            plans(&mut loaded).get(shape(&chunk)?, &workspace.device)?;
         }
         return Ok(());
     };

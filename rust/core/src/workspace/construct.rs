@@ -74,10 +74,10 @@ pub trait Backend {
 /// The blocks of all ranks, as this rank has them.
 #[derive(Debug)]
 pub struct Group<B: Backend> {
+    /// The peers', in rank order; `None` at this rank's own place. Dropped first: what is mapped goes before what is owned.
+    pub peers: Vec<Option<B::Peer>>,
     /// This rank's own.
     pub own: B::Block,
-    /// The peers', in rank order; `None` at this rank's own place.
-    pub peers: Vec<Option<B::Peer>>,
     /// Each rank's random vector.
     pub nonces: Vec<Vector>,
     /// The ranks' pages of notices, if they were asked for.

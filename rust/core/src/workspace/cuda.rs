@@ -165,7 +165,7 @@ impl CudaWorkspace {
         };
         let kernel_group =
             KernelGroup::new(&geometry, rank, &slots, addresses, timeout).with_checks(device.checks_operations);
-        let faults = Arc::new(Faults::new(pinned, lifecycle.clone(), timeout));
+        let faults = Arc::new(Faults::new(pinned, lifecycle.clone(), timeout, device.checks_operations));
         Self {
             this: Weak::new(),
             watching: None,
@@ -229,21 +229,22 @@ impl CudaWorkspace {
     /// right again.
     pub fn reset(&self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<()> {
         let _state = self.state.access_failed("reset")?;
-        self.lifecycle().reset(timeout, interrupted, || self.device.synchronise_all(), || self.refill())?;
+        let stop = |interrupted: Interrupted<'_>| self.device.synchronise_all_until(interrupted);
+        self.lifecycle().reset(timeout, interrupted, stop, || self.refill())?;
         self.faults.begin_epoch();
         Ok(())
     }
 
-    /// Gives it up, once the last operation has ended that was not captured: refuses all further operations, and tells the
-    /// peers. The memory goes when the last reference does.
+    /// Gives it up, once the kernels that run have ended: refuses all further operations, and tells the peers. The memory
+    /// goes when the last reference does.
     pub fn clean_up(&self) {
         if self.lifecycle().is_cleaned_up() {
             return;
         }
-        self.faults.give_up_after(CLEAN_UP_GRACE);
-        // What was sent is then there, for peers that still need it. Whatever fails here, they must hear of it.
-        if let Ok(mut state) = self.state.access_failed("cleanup") {
-            let _ = state.order.wait_for_last();
+        if !self.lifecycle().is_elsewhere() {
+            self.faults.give_up_after(CLEAN_UP_GRACE);
+            // What was sent is then there, for peers that still need it. If this fails, they must hear of the end still.
+            let _ = self.device.wait_for_kernels();
         }
         self.lifecycle().clean_up();
     }
@@ -275,12 +276,6 @@ impl CudaWorkspace {
             unsafe { retain(graph, this) }.inspect_err(|error| launching.fail(error))?;
         }
         Ok(launching)
-    }
-
-    /// Takes the workspace to load kernels ahead of operations.
-    pub fn load(&self) -> Result<Loading<'_>> {
-        self.faults.check()?;
-        Ok(Loading { state: self.state.access("prepare")?, _entered: self.device.enter()? })
     }
 
     /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
@@ -325,33 +320,37 @@ impl CudaWorkspace {
 
 impl Drop for CudaWorkspace {
     fn drop(&mut self) {
+        let own = self.own.take();
+        if self.lifecycle().is_elsewhere() {
+            // It is the other process's, and the driver's memory with it.
+            std::mem::forget((own, std::mem::take(&mut self.peers), self.watching.take()));
+            self.abandon_pooled();
+            return;
+        }
         self.faults.give_up_after(CLEAN_UP_GRACE);
-        // Whatever streams are captured meanwhile. If it fails, the next workspace must not get what kernels may still write.
+        // Whatever streams are captured meanwhile.
         let ended = self.device.wait_for_kernels();
-        self.peers.clear();
         self.lifecycle().clean_up();
-        self.lifecycle().unmap();
         self.watching = None;
         if ended.is_err() {
-            self.control.abandon();
-            if let Some(faults) = Arc::get_mut(&mut self.faults) {
-                faults.words.abandon();
-            }
+            // Kernels may still run: neither the peers nor the next workspace must get what they write.
+            std::mem::forget((own, std::mem::take(&mut self.peers)));
+            self.abandon_pooled();
+            return;
         }
-        free_when_unmapped(self.own.take(), self.state.lifecycle.clone());
+        self.peers.clear();
+        self.lifecycle().unmap();
+        free_when_unmapped(own, self.state.lifecycle.clone());
     }
 }
 
-/// A hold on a workspace, while kernels are loaded.
-pub struct Loading<'a> {
-    state: Access<'a, State>,
-    _entered: Entered,
-}
-
-impl Loading<'_> {
-    /// The launch plans made so far.
-    pub fn plans(&mut self) -> &mut Plans {
-        &mut self.state.plans
+impl CudaWorkspace {
+    /// Nobody is to get the small memory after this.
+    fn abandon_pooled(&mut self) {
+        self.control.abandon();
+        if let Some(faults) = Arc::get_mut(&mut self.faults) {
+            faults.words.abandon();
+        }
     }
 }
 

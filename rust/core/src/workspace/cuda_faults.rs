@@ -19,6 +19,8 @@ pub struct Faults {
     pub words: PinnedWords,
     lifecycle: Arc<Lifecycle>,
     timeout: Option<Duration>,
+    /// Whether kernels say which operation failed.
+    is_checked: bool,
     /// Locked while the kernels are told anything.
     telling: Mutex<Telling>,
 }
@@ -32,9 +34,9 @@ struct Telling {
 }
 
 impl Faults {
-    /// Of a workspace whose operations wait for `timeout`.
-    pub fn new(words: PinnedWords, lifecycle: Arc<Lifecycle>, timeout: Option<Duration>) -> Self {
-        Self { words, lifecycle, timeout, telling: Mutex::default() }
+    /// Of a workspace whose operations wait for `timeout`, and compare what the ranks run if `is_checked`.
+    pub fn new(words: PinnedWords, lifecycle: Arc<Lifecycle>, timeout: Option<Duration>, is_checked: bool) -> Self {
+        Self { words, lifecycle, timeout, is_checked, telling: Mutex::default() }
     }
 
     /// The error that this rank's kernels have reported, if nobody knows it yet.
@@ -63,7 +65,8 @@ impl Faults {
         if differing.contains(rank) {
             return Error::ForeignKernel;
         }
-        let operation = Operation(self.words.operation().unwrap_or_default());
+        let told = if self.is_checked { self.words.operation() } else { None };
+        let operation = Operation(told.unwrap_or_default());
         if let Some(peer) = differing.iter().next() {
             return Error::Mismatch { rank, own: operation, peer, theirs: Operation(self.words.peer_operation(peer)) };
         }

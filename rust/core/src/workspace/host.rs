@@ -220,7 +220,7 @@ impl HostWorkspace {
             self.calls_made.store(0, Ordering::Relaxed);
             Ok(())
         };
-        self.lifecycle().reset(timeout, interrupted, || Ok(()), refill)
+        self.lifecycle().reset(timeout, interrupted, |_| Ok(()), refill)
     }
 
     /// Writes the sentinel over all that was filled with it at first.

@@ -189,15 +189,16 @@ fn prepared_operations_load_nothing() {
         let workspace = rank.create().unwrap();
         let device = Device::Cuda(rank.rank);
         let on_device = |question: Question| Question { device, ..question };
-        let questions = [
+        let mut questions = vec![
             question(Kind::AllReduce, &[300], Some(Algorithm::OneShot)),
             // Longer than the slots.
             question(Kind::AllReduce, &[100_000], Some(Algorithm::TwoShot)),
-            question(Kind::AllReduceRmsNorm, &[3, 64], Some(Algorithm::OneShot)),
-            question(Kind::AllReduceRmsNorm, &[9, 64], Some(Algorithm::TwoShot)),
-            question(Kind::MinimaxRms, &[5, 64], None),
-            question(Kind::MinimaxRmsQk, &[5, 96], None),
         ];
+        for rows in [1, 2, 29] {
+            let of = |algorithm| question(Kind::AllReduceRmsNorm, &[rows, 128], Some(algorithm));
+            questions.extend(Algorithm::ALL.map(of));
+        }
+        questions.extend([1, 3, 700].map(|tokens| question(Kind::MinimaxRmsQk, &[tokens, 96], None)));
         let launches = standin.calls("cuLaunchKernelEx");
         rank.meet();
         for question in questions {
@@ -216,6 +217,9 @@ fn prepared_operations_load_nothing() {
             either.all_reduce(&operands).unwrap();
             either.finish().unwrap();
         }
+        norms(Dtype::Float16, Dtype::Float16)(rank.rank, Either::Cuda(&workspace));
+        minimax(Dtype::Float16)(rank.rank, Either::Cuda(&workspace));
+        rank.meet();
         assert_eq!(standin.calls("cuModuleLoadData"), loads);
         rank.meet();
     });

@@ -14,7 +14,7 @@ constexpr int ANY_RANK = -1;
 // The call that is to fail.
 struct Fault {
     int rank = ANY_RANK;
-    // Empty for any.
+    // Empty for any. Several, separated by commas, fail once each.
     std::string function;
     // How many such calls come before it.
     std::uint64_t skipped = 0;
@@ -65,6 +65,25 @@ thread_local int rank = ANY_RANK;
 
 thread_local bool forbids_calls = false;
 
+namespace {
+
+std::size_t find_name(const std::string& names, const std::string& name) {
+    return ("," + names + ",").find("," + name + ",");
+}
+
+bool has_name(const std::string& names, const std::string& name) { return find_name(names, name) != std::string::npos; }
+
+void remove_name(std::string& names, const std::string& name) {
+    if (const std::size_t at = find_name(names, name); at != std::string::npos) {
+        names.erase(at, name.size() + 1);
+    }
+    while (!names.empty() && names.back() == ',') {
+        names.pop_back();
+    }
+}
+
+}  // namespace
+
 Result enter(const char* function) {
     if (forbids_calls) {
         violate(std::string(function) + " from a function that destroys a user object");
@@ -74,11 +93,13 @@ Result enter(const char* function) {
     state.calls[function] += 1;
     Fault& fault = state.fault;
     const bool is_meant = fault.is_armed && (fault.rank == ANY_RANK || fault.rank == rank) &&
-                          (fault.function.empty() || fault.function == function);
+                          (fault.function.empty() || has_name(fault.function, function));
     if (!is_meant || fault.skipped-- > 0) {
         return SUCCESS;
     }
-    fault.is_armed = false;
+    fault.skipped = 0;
+    remove_name(fault.function, function);
+    fault.is_armed = !fault.function.empty();
     fault.hit = function;
     return fault.code;
 }
