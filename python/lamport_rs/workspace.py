@@ -51,10 +51,11 @@ class LamportWorkspace:
 
     Creating one is collective: all ranks of the group do it, and all get a workspace or all raise the same error. If
     several threads of a process create over one group, they do so one after the other, and the order must be the same
-    on every rank. It
-    serves one operation at a time, on all ranks in the same order, and operations of one thread: the one that made it,
-    until `bind_to_thread` is called in another. It cannot be copied or pickled: a copy would be the
-    same memory under another owner. Neither can it be used after a fork: the forked process must create its own, and on
+    on every rank.
+
+    It serves one operation at a time, on all ranks in the same order, and operations of one thread: the one that made
+    it, until `bind_to_thread` is called in another. It cannot be copied or pickled: a copy would be the same memory
+    under another owner. Neither can it be used after a fork: the forked process must create its own, and on
     the host is refused.
 
     Args:
