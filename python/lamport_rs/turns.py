@@ -17,8 +17,8 @@ from lamport_rs._core import LamportError
 from lamport_rs.exchange import AllGather
 from lamport_rs.timeouts import limit_of
 
-_LOOK_SECONDS = 0.1
-"""A thread that waits looks so often, beside being told: an interrupt may have kept the other from telling."""
+_LOOK_SECONDS = 0.005
+"""A thread that waits looks so often: an interrupt may keep the other from telling anybody."""
 
 
 class ByIdentity:
@@ -50,7 +50,10 @@ class _Turn:
         self.thread = threading.get_ident()
 
 
-_changed = threading.Condition()
+# For a few lines at a time. One of the interpreter's own, in a `with` statement: nothing comes between taking it and
+# the statement's block. A condition is entered by Python's code, in which an interrupt may leave its lock taken for
+# ever.
+_lock = threading.RLock()
 _turns: weakref.WeakValueDictionary[Hashable, _Turn] = weakref.WeakValueDictionary()
 
 
@@ -67,25 +70,29 @@ def turn_of(group: object, rank: object, seconds: float) -> Iterator[None]:
     key = (hashable(group), rank if type(rank) is int else None)
     deadline, mine = time.monotonic() + seconds, _Turn()
     try:
-        with _changed:
-            while (other := _turns.setdefault(key, mine)) is not mine:
-                if other.thread == mine.thread:
-                    raise LamportError(
-                        "a signal's handler asks for an exchange over a group while the thread that it has interrupted "
-                        "is in one; let it end first, or use another group"
-                    )
-                del other
-                if time.monotonic() >= deadline:
-                    raise LamportError(
-                        f"waited {seconds:g} s for another thread, which is creating a workspace over the same group"
-                    )
-                _changed.wait(_LOOK_SECONDS)
+        while (holder := _take(key, mine)) is not None:
+            if holder == mine.thread:
+                raise LamportError(
+                    "a signal's handler asks for an exchange over a group while the thread that it has interrupted "
+                    "is in one; let it end first, or use another group"
+                )
+            if time.monotonic() >= deadline:
+                raise LamportError(
+                    f"waited {seconds:g} s for another thread, which is creating a workspace over the same group"
+                )
+            time.sleep(_LOOK_SECONDS)
         yield
     finally:
-        with _changed:
+        with _lock:
             if _turns.get(key) is mine:
                 del _turns[key]
-                _changed.notify_all()
+
+
+def _take(key: Hashable, mine: _Turn) -> int | None:
+    """Take the turn, or return the thread whose turn it is."""
+    with _lock:
+        other = _turns.setdefault(key, mine)
+        return None if other is mine else other.thread
 
 
 def in_turn(all_gather: AllGather, group: object, rank: object, timeout: object) -> AllGather:
@@ -100,8 +107,8 @@ def in_turn(all_gather: AllGather, group: object, rank: object, timeout: object)
 
 def _start_anew() -> None:
     """Forget, in a forked process, the turns of threads that it does not have."""
-    global _changed
-    _changed = threading.Condition()
+    global _lock
+    _lock = threading.RLock()
     _turns.clear()
 
 
