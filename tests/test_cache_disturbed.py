@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 from types import FrameType
@@ -142,3 +143,28 @@ def create_in_a_forked_process(me: Rank) -> int:
 
 def test_a_forked_process_starts_with_an_empty_cache(new_ranks):
     assert new_ranks(2).run(create_in_a_forked_process) == [0, 0]
+
+
+FREED_BY_TORCH = """
+import torch
+from lamport_rs import LamportWorkspace
+
+workspace = LamportWorkspace(0, 1, 4096, lambda message: [message], device="cpu")
+held = [workspace.workspace]
+workspace.cleanup()
+
+
+def all_gather(message):
+    held.clear()  # The last reference. Torch frees a tensor without the interpreter's lock.
+    return [message]
+
+
+LamportWorkspace(0, 1, 4096, all_gather, device="cpu").cleanup()
+print("right")
+"""
+
+
+def test_a_table_may_be_freed_by_torch_within_a_call_of_the_package():
+    """In a process of its own, which a mistake would end."""
+    done = subprocess.run([sys.executable, "-c", FREED_BY_TORCH], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr

@@ -57,9 +57,20 @@ impl<T: Send + Sync> Deref for Shared<T> {
 impl<T: Send + Sync> Drop for Shared<T> {
     fn drop(&mut self) {
         let mut last = self.0.take().and_then(Arc::into_inner);
-        if last.is_some() {
+        if last.is_some() && holds_the_lock() {
             // There is no lock to let go where there is no interpreter any more.
             let _ = Python::try_attach(|py| py.detach(|| drop(last.take())));
         }
     }
+}
+
+/// Whether this thread has the interpreter's lock. PyO3 counts who attached, and cannot know that torch lets the lock go
+/// while it frees a tensor, be it one of this package's memory, in a thread that is attached further up.
+fn holds_the_lock() -> bool {
+    unsafe extern "C" {
+        // Not of the limited API, but in every CPython since 3.4.
+        fn PyGILState_Check() -> std::ffi::c_int;
+    }
+    // SAFETY: to be called in any state.
+    unsafe { PyGILState_Check() == 1 }
 }
