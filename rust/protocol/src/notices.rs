@@ -127,16 +127,12 @@ impl<W: StatusWords> Notices<'_, W> {
 
     /// Of `ranks`, those that may still have peers' memory mapped, if they live.
     pub fn mapping(&self, ranks: RankSet) -> RankSet {
-        let mut mapping = RankSet::default();
-        ranks.iter().filter(|rank| self.words.load(*rank, LEFT) != UNMAPPED).for_each(|rank| mapping.insert(rank));
-        mapping
+        ranks.filter(|rank| self.words.load(rank, LEFT) != UNMAPPED)
     }
 
     /// Of `ranks`, those that have gone.
     pub fn left(&self, ranks: RankSet) -> RankSet {
-        let mut left = RankSet::default();
-        ranks.iter().filter(|rank| self.words.load(*rank, LEFT) != 0).for_each(|rank| left.insert(rank));
-        left
+        ranks.filter(|rank| self.words.load(rank, LEFT) != 0)
     }
 
     /// Lets peers know that this rank has refused its call `number`, for which they may wait. Of several calls in a row the

@@ -25,6 +25,18 @@ impl RankSet {
         self.0 == 0
     }
 
+    /// Those that are not in `others`.
+    pub fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+
+    /// Those of which `holds` is true.
+    pub fn filter(self, mut holds: impl FnMut(usize) -> bool) -> Self {
+        let mut kept = Self::default();
+        self.iter().filter(|rank| holds(*rank)).for_each(|rank| kept.insert(rank));
+        kept
+    }
+
     /// The ranks, in ascending order.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         (0..MAX_WORLD_SIZE).filter(move |rank| self.0 & (1 << rank) != 0)

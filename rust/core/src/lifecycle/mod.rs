@@ -148,10 +148,7 @@ impl Lifecycle {
             return self.failure().map(|error| (error, notices.epoch));
         }
         let told = notices.told();
-        if !told.is_empty()
-            && let (sender, error) = first_of(&notices, told)
-            && !has_left_in_order(sender, &error)
-        {
+        if let Some(error) = fault_of(&notices, told) {
             return Some((error, notices.epoch));
         }
         let now = self.made.elapsed();
@@ -160,7 +157,7 @@ impl Lifecycle {
             return None;
         }
         self.asked_for_processes.store(now.as_millis() as u64, Ordering::Relaxed);
-        let others = RankSet(self.everybody().0 & !told.0);
+        let others = self.everybody().without(told);
         self.death_of(others).map(|(_, error)| (error, notices.epoch))
     }
 
@@ -254,12 +251,9 @@ impl Lifecycle {
         if !self.pages.are_complete() {
             return true;
         }
-        let others = RankSet(self.everybody().0 & !(1 << self.rank));
-        let mut mapping = self.notices().mapping(others);
-        while let Some((rank, _)) = self.pages.ended(mapping) {
-            mapping = RankSet(mapping.0 & !(1 << rank));
-        }
-        mapping.is_empty()
+        let others = self.everybody().without(RankSet(1 << self.rank));
+        let mapping = self.notices().mapping(others);
+        mapping.without(self.pages.ended(mapping)).is_empty()
     }
 
     /// Whether this process was forked from the one that it belongs to.
@@ -299,12 +293,8 @@ impl Lifecycle {
             return Some(End { error: Error::CleanedUpMeanwhile { operation }, unless: None });
         }
         let notices = self.notices();
-        let told = notices.told();
-        if !told.is_empty() {
-            let (sender, error) = first_of(&notices, told);
-            if !has_left_in_order(sender, &error) {
-                return Some(End { error: error.seen_by(self.rank, operation), unless: None });
-            }
+        if let Some(error) = fault_of(&notices, notices.told()) {
+            return Some(End { error: error.seen_by(self.rank, operation), unless: None });
         }
         let unless = |rank: usize, error| Some(End { error, unless: Some(rank) });
         if let Some(rank) = notices.left(missing).iter().next() {
@@ -325,7 +315,7 @@ impl Lifecycle {
 
     /// The ranks that wait for the others in a reset.
     fn stopped(&self) -> RankSet {
-        RankSet(self.everybody().0 & !Stages(self.notices()).missing(Stage::Stopped).0)
+        self.everybody().without(Stages(self.notices()).missing(Stage::Stopped))
     }
 
     /// Why deaths of peers' processes are noticed by the timeout alone, if that is so.
@@ -342,24 +332,17 @@ impl Lifecycle {
     /// anything has failed. Takes a system call.
     pub fn ended(&self) -> RankSet {
         let notices = self.notices();
-        let told = notices.told();
-        let has_fault = !told.is_empty() && {
-            let (sender, error) = first_of(&notices, told);
-            !has_left_in_order(sender, &error)
-        };
-        if has_fault || self.failed.load(Ordering::Acquire) {
-            return self.everybody();
+        let everybody = self.everybody();
+        if self.failed.load(Ordering::Acquire) || fault_of(&notices, notices.told()).is_some() {
+            return everybody;
         }
-        let mut ended = RankSet(self.stopped().0 | notices.left(self.everybody()).0);
-        while let Some((rank, _)) = self.pages.ended(RankSet(self.everybody().0 & !ended.0)) {
-            ended.insert(rank);
-        }
-        ended
+        RankSet(self.stopped().0 | notices.left(everybody).0 | self.pages.ended(everybody).0)
     }
 
     /// One of `ranks` whose process has ended, and the error of that.
     fn death_of(&self, ranks: RankSet) -> Option<(usize, Error)> {
-        let (rank, process) = self.pages.ended(ranks)?;
+        let rank = self.pages.ended(ranks).iter().next()?;
+        let process = self.pages.process(rank)?;
         Some((rank, Error::Aborted { rank, cause: Cause::Ended, reason: format!("process {process} is gone") }))
     }
 }
@@ -383,6 +366,16 @@ fn first_of(notices: &Notices<'_, Words>, told: RankSet) -> (usize, Error) {
     let read = |sender: usize| (sender, notice::read(sender, &notices.read(sender)));
     let fault = told.iter().map(read).find(|(sender, error)| !has_left_in_order(*sender, error));
     fault.unwrap_or_else(|| read(told.iter().next().expect("somebody has told something")))
+}
+
+/// The fault that one of the ranks that have told something says, if any does.
+#[inline]
+fn fault_of(notices: &Notices<'_, Words>, told: RankSet) -> Option<Error> {
+    if told.is_empty() {
+        return None;
+    }
+    let (sender, error) = first_of(notices, told);
+    (!has_left_in_order(sender, &error)).then_some(error)
 }
 
 impl Drop for Lifecycle {

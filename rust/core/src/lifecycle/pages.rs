@@ -9,7 +9,7 @@ use lamport_rs_protocol::notices::{self, PAGE_WORDS, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 
-use super::process::{Process, first_ended};
+use super::process::{Process, ended};
 use crate::error::{Error, Result};
 use crate::limits::Reason;
 use crate::memory::handle::Handle;
@@ -102,11 +102,18 @@ impl Pages {
         self.processes.iter().flatten().find_map(|process| process.obstacle())
     }
 
-    /// One of `ranks` whose process has ended, and the process's number.
-    pub fn ended(&self, ranks: RankSet) -> Option<(usize, u32)> {
+    /// Of `ranks`, those whose processes have ended.
+    pub fn ended(&self, ranks: RankSet) -> RankSet {
         let of_rank = |rank: usize| Some((rank, self.processes.get(rank)?.as_deref()?));
         let (ranks, processes): (Vec<_>, Vec<_>) = ranks.iter().filter_map(of_rank).unzip();
-        first_ended(&processes).map(|at| (ranks[at], processes[at].number))
+        let mut found = RankSet::default();
+        ended(&processes).into_iter().for_each(|at| found.insert(ranks[at]));
+        found
+    }
+
+    /// The number of a peer's process.
+    pub fn process(&self, rank: usize) -> Option<u32> {
+        self.processes.get(rank)?.as_ref().map(|process| process.number)
     }
 }
 
@@ -164,11 +171,12 @@ mod tests {
         let processes = vec![None, Some(Process::of(child.id())), Some(Process::of(std::process::id()))];
         let pages = Pages::over(vec![page(), page(), page()], processes);
         let all = RankSet(0b111);
-        assert_eq!(pages.ended(all), None);
+        assert!(pages.ended(all).is_empty());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(pages.ended(all), Some((1, child.id())));
-        assert_eq!(pages.ended(RankSet(0b101)), None);
+        assert_eq!(pages.ended(all), RankSet(0b10));
+        assert_eq!(pages.process(1), Some(child.id()));
+        assert!(pages.ended(RankSet(0b101)).is_empty());
     }
 
     #[test]

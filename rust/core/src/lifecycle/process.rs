@@ -45,21 +45,25 @@ impl Process {
     }
 
     fn is_known_to_live(&self) -> bool {
-        self.descriptor.is_ok() && first_ended(&[self]).is_none()
+        self.descriptor.is_ok() && ended(&[self]).is_empty()
     }
 }
 
-/// The place of the first of `processes` that has ended.
-pub fn first_ended(processes: &[&Process]) -> Option<usize> {
+/// The places of those of `processes` that have ended.
+pub fn ended(processes: &[&Process]) -> Vec<usize> {
     let files: Vec<_> = processes
         .iter()
         .enumerate()
         .filter_map(|(at, process)| process.descriptor.as_ref().ok().map(|file| (at, file)))
         .collect();
     let mut asked: Vec<_> = files.iter().map(|(_, file)| PollFd::new(*file, PollFlags::IN)).collect();
-    poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).ok().filter(|ready| *ready > 0)?;
-    let ended = asked.iter().position(|file| file.revents().contains(PollFlags::IN))?;
-    Some(files[ended].0)
+    match poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+        Ok(ready) if ready > 0 => {
+            let has_ended = |file: &PollFd<'_>| file.revents().contains(PollFlags::IN);
+            files.iter().zip(&asked).filter(|(_, file)| has_ended(file)).map(|((at, _), _)| *at).collect()
+        }
+        _ => vec![],
+    }
 }
 
 #[cfg(test)]
