@@ -47,7 +47,7 @@ const FAULTS: [fn(&HostWorkspace); 4] = [
 fn round(fault: fn(&HostWorkspace)) {
     let workspaces = HostWorkspace::in_process(3, 4096, Some(LONG)).unwrap();
     std::thread::scope(|scope| {
-        for (rank, workspace) in workspaces.iter().enumerate() {
+        let start = |(rank, workspace)| {
             scope.spawn(move || {
                 let (outcome, memory) = sum(workspace, 8);
                 outcome.unwrap();
@@ -62,8 +62,11 @@ fn round(fault: fn(&HostWorkspace)) {
                 let (outcome, memory) = sum(workspace, 8);
                 outcome.unwrap();
                 assert_eq!(memory, [3.0; 8]);
-            });
-        }
+            })
+        };
+        // By hand: the scope waits for what they do, and not for their end.
+        let threads: Vec<_> = workspaces.iter().enumerate().map(start).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
 }
 
