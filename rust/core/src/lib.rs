@@ -5,6 +5,8 @@
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cuda")]
+mod deferred;
 pub mod error;
 pub mod exchange;
 pub mod floating_point;

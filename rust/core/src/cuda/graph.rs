@@ -1,11 +1,11 @@
 //! Graphs that keep what their kernels use.
 
-use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use cudarc::driver::sys;
 
 use super::driver::check;
+use crate::deferred::drop_after;
 use crate::error::Result;
 
 /// From `CUuserObject_flags` and `CUuserObjectRetain_flags`, which the binding has as enumerations.
@@ -43,9 +43,6 @@ unsafe extern "C" fn release<T: Send + Sync + 'static>(pointer: *mut std::ffi::c
     // SAFETY: made by `retain`, for one call.
     let owner = unsafe { Arc::from_raw(pointer.cast_const().cast::<T>()) };
     if let Some(last) = Arc::into_inner(owner) {
-        // If there is no other thread to be had, it stays.
-        let last = ManuallyDrop::new(last);
-        let thread = std::thread::Builder::new().name("lamport-rs-free".into());
-        let _ = thread.spawn(move || drop(ManuallyDrop::into_inner(last)));
+        drop_after(last, || ());
     }
 }

@@ -1,12 +1,12 @@
 //! Freeing a block that peers have mapped: not before they have unmapped it. The driver does not say what becomes of
 //! their stores otherwise.
 
-use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cuda::memory::DeviceMemory;
+use crate::deferred::drop_after;
 use crate::lifecycle::Lifecycle;
 
 /// How long whoever drops a workspace waits for peers that drop theirs at the same time.
@@ -20,14 +20,10 @@ pub fn free_when_unmapped(block: DeviceMemory, lifecycle: Arc<Lifecycle>) {
     let began = Instant::now();
     while !lifecycle.is_unmapped() {
         if began.elapsed() > PEERS_APART {
-            // If there is no thread to be had, the memory stays.
-            let block = ManuallyDrop::new(block);
-            let thread = thread::Builder::new().name("lamport-rs-free".into());
-            let _ = thread.spawn(move || {
+            drop_after(block, move || {
                 while !lifecycle.is_unmapped() {
                     thread::sleep(LATER);
                 }
-                drop(ManuallyDrop::into_inner(block));
             });
             return;
         }
