@@ -1,18 +1,14 @@
 //! The core's errors as exceptions.
 
 use std::cell::OnceCell;
-use std::sync::mpsc;
 
 use lamport_rs_core::Error;
-use lamport_rs_core::interrupts::INTERRUPT_INTERVAL;
 use lamport_rs_core::panics::caught;
 use lamport_rs_protocol::geometry::GeometryError;
 use pyo3::create_exception;
 use pyo3::exceptions::{PyBaseException, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-
-use crate::shared::Shared;
 
 create_exception!(
     lamport_rs,
@@ -139,35 +135,9 @@ pub fn detached<T: Send>(py: Python<'_>, run: impl FnOnce() -> lamport_rs_core::
     py.detach(|| caught(run)).map_err(|error| to_python(py, error))
 }
 
-/// Runs `wait`, which waits where no signal is heard, beside the calling thread if that is the one that hears signals. An
-/// exception of a signal's handler leaves it alone, to end when it does.
-pub fn beside<T: Send + Sync + 'static>(
-    py: Python<'_>,
-    shared: &Shared<T>,
-    wait: fn(&T) -> lamport_rs_core::Result<()>,
-) -> PyResult<()> {
-    if !is_main_thread(py) && !is_first_thread() {
-        return detached(py, || wait(shared));
-    }
-    let kept = shared.clone();
-    interruptible(py, |interrupted| {
-        let (sender, receiver) = mpsc::channel();
-        let run = move || {
-            let outcome = caught(|| wait(&kept));
-            // Before the caller hears of it: the reference is then not the last.
-            drop(kept);
-            let _ = sender.send(outcome);
-        };
-        let started = std::thread::Builder::new().name("lamport-rs-wait".into()).spawn(run);
-        started.map_err(|error| Error::system("starting a thread", error))?;
-        loop {
-            match receiver.recv_timeout(INTERRUPT_INTERVAL) {
-                Ok(outcome) => return outcome,
-                Err(_) if interrupted() => return Err(Error::system("waiting for the device", "interrupted")),
-                Err(_) => {}
-            }
-        }
-    })
+/// Whether the calling thread is one that hears signals: what it waits for must then ask for them.
+pub fn hears_signals(py: Python<'_>) -> bool {
+    is_main_thread(py) || is_first_thread()
 }
 
 /// Whether Python says that the calling thread is its main one. Asked for once per thread, as that takes as long as an

@@ -10,7 +10,7 @@ use pyo3::types::PyDict;
 
 use crate::backend::AnyWorkspace;
 use crate::dlpack;
-use crate::errors::{beside, detached, interruptible, to_python};
+use crate::errors::{detached, hears_signals, interruptible, to_python};
 use crate::exchange::Callable;
 use crate::registry;
 use crate::shared::Shared;
@@ -92,7 +92,10 @@ impl Workspace {
     fn synchronize(&self, py: Python<'_>) -> PyResult<()> {
         match &self.workspace {
             AnyWorkspace::Host(workspace) => detached(py, || workspace.lifecycle().check()),
-            AnyWorkspace::Cuda(workspace) => beside(py, workspace, CudaWorkspace::synchronise),
+            AnyWorkspace::Cuda(workspace) if hears_signals(py) => {
+                interruptible(py, |interrupted| workspace.synchronise_until(interrupted))
+            }
+            AnyWorkspace::Cuda(workspace) => detached(py, || workspace.synchronise()),
         }
     }
 

@@ -1,8 +1,7 @@
 //! A device's primary context: the one torch uses, so that memory and streams are shared with it.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use cudarc::driver::{result, sys};
 use lamport_rs_kernels::plan;
@@ -192,20 +191,15 @@ impl Device {
         let (sender, receiver) = mpsc::channel();
         let device = self.clone();
         let wait = move || {
-            let _ = sender.send(device.synchronise_all());
+            let _ = sender.send(caught(|| device.synchronise_all()));
         };
         let thread = std::thread::Builder::new().name("lamport-rs-wait".into()).spawn(wait);
         thread.map_err(|error| Error::system("starting a thread", error))?;
         loop {
             match receiver.recv_timeout(INTERRUPT_INTERVAL) {
                 Ok(outcome) => return outcome,
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::Argument("the wait for the device ended".into()));
-                }
-                Err(RecvTimeoutError::Timeout) if interrupted() => {
-                    return Err(Error::Argument("interrupted while waiting for the device".into()));
-                }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(_) if interrupted() => return Err(Error::system("waiting for the device", "interrupted")),
+                Err(_) => {}
             }
         }
     }

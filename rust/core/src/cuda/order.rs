@@ -67,18 +67,15 @@ impl StreamOrder {
         Ok(last.is_none().then_some(capture.graph))
     }
 
-    fn event(&mut self) -> Result<sys::CUevent> {
-        if let Some(event) = self.event {
-            return Ok(event);
-        }
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-        let created = result::event::create(flags).map_err(|error| error_of("cuEventCreate", error))?;
-        Ok(*self.event.insert(created))
-    }
-
     #[cold]
     fn wait(&mut self, last: sys::CUstream, stream: sys::CUstream) -> Result<()> {
-        let event = self.event()?;
+        let event = match self.event {
+            Some(event) => event,
+            None => {
+                let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+                *self.event.insert(result::event::create(flags).map_err(|error| error_of("cuEventCreate", error))?)
+            }
+        };
         // SAFETY: the event is ours; `last` was a stream when the last operation was called on it. torch's own streams
         // live as long as the process, and of others that is asked of the caller (docs/decisions.md).
         check("cuEventRecord", unsafe { sys::cuEventRecord(event, last) })?;

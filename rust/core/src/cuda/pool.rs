@@ -4,6 +4,7 @@
 //! allocation is cut into buffers for several workspaces, and what a workspace gives back serves the next one. The
 //! device keeps the memory: as much as the most workspaces needed that there were at a time.
 
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,6 +12,7 @@ use cudarc::driver::sys;
 
 use super::device::Device;
 use super::driver::check;
+use super::memory::DeviceMemory;
 use crate::error::Result;
 
 /// Buffers that are cut from one allocation.
@@ -78,12 +80,12 @@ impl Pool {
     }
 
     /// Where a buffer is that nobody has. What is in it is whatever was there before.
-    fn take(&self) -> Result<Place> {
+    fn take(&self, device: &Arc<Device>) -> Result<Place> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = free.pop() {
             return Ok(place);
         }
-        let first = allocate(self.kind, BUFFERS_PER_ALLOCATION * self.buffer_bytes)?;
+        let first = allocate(device, self.kind, BUFFERS_PER_ALLOCATION * self.buffer_bytes)?;
         counter(self.kind).fetch_add(1, Relaxed);
         free.extend((1..BUFFERS_PER_ALLOCATION).map(|index| first.offset_by(index * self.buffer_bytes)));
         Ok(first)
@@ -101,13 +103,11 @@ impl Place {
 }
 
 /// Allocates `bytes` bytes for ever. The device's context is current.
-fn allocate(kind: Kind, bytes: usize) -> Result<Place> {
+fn allocate(device: &Arc<Device>, kind: Kind, bytes: usize) -> Result<Place> {
     match kind {
         Kind::Device => {
-            let mut address = 0;
-            // SAFETY: the context is current.
-            check("cuMemAlloc of control words", unsafe { sys::cuMemAlloc_v2(&mut address, bytes) })?;
-            Ok(Place { address, pointer: std::ptr::null_mut() })
+            let memory = ManuallyDrop::new(DeviceMemory::allocate(device, bytes)?);
+            Ok(Place { address: memory.address(), pointer: std::ptr::null_mut() })
         }
         Kind::Pinned => allocate_pinned(bytes),
     }
@@ -131,7 +131,7 @@ impl PooledBuffer {
     /// Takes a buffer of `device`'s.
     pub fn take(device: &Arc<Device>, kind: Kind) -> Result<Self> {
         let _entered = device.enter()?;
-        Ok(Self { device: device.clone(), kind, place: device.pool(kind).take()?, is_abandoned: false })
+        Ok(Self { device: device.clone(), kind, place: device.pool(kind).take(device)?, is_abandoned: false })
     }
 
     /// Where it is, for kernels.

@@ -316,6 +316,12 @@ impl CudaWorkspace {
         self.device.synchronise_all()?;
         self.check()
     }
+
+    /// Likewise, until `interrupted` says so.
+    pub fn synchronise_until(&self, interrupted: Interrupted<'_>) -> Result<()> {
+        self.device.synchronise_all_until(interrupted)?;
+        self.check()
+    }
 }
 
 impl Drop for CudaWorkspace {

@@ -83,16 +83,6 @@ STANDIN_EXPORT Result cuStreamGetCaptureInfo_v2(Stream* handle, int* status, std
     return SUCCESS;
 }
 
-STANDIN_EXPORT Result cuStreamIsCapturing(Stream* handle, int* status) {
-    STANDIN_ENTER_CONTEXT("cuStreamIsCapturing")
-    const Stream* stream = find_stream(handle);
-    if (stream == nullptr) {
-        return INVALID_HANDLE;
-    }
-    *status = stream->capture == nullptr ? 0 : 1;
-    return SUCCESS;
-}
-
 STANDIN_EXPORT Result cuStreamBeginCapture_v2(Stream* handle, int with_mode) {
     STANDIN_ENTER_CONTEXT("cuStreamBeginCapture")
     Stream* stream = find_stream(handle);

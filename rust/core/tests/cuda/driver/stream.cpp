@@ -184,17 +184,6 @@ STANDIN_EXPORT Result cuEventRecord(Event* event, Stream* handle) {
     return SUCCESS;
 }
 
-STANDIN_EXPORT Result cuEventSynchronize(Event* event) {
-    STANDIN_ENTER_UNCAPTURED("cuEventSynchronize")
-    if (!event->is_alive || event->capture != nullptr) {
-        return INVALID_HANDLE;
-    }
-    const auto progress = event->progress;
-    std::unique_lock lock(progress->mutex);
-    progress->changed.wait(lock, [&, number = progress->recorded] { return progress->reached >= number; });
-    return SUCCESS;
-}
-
 STANDIN_EXPORT Result cuStreamWaitEvent(Stream* handle, Event* event, unsigned) {
     STANDIN_ENTER_CONTEXT("cuStreamWaitEvent")
     Stream* stream = find_stream(handle);
