@@ -1,14 +1,15 @@
 //! Faults that are told to the peers, and what makes a workspace work again, with ranks as threads that are joined by
 //! hand, as in `host_faults.rs`.
 
+mod sums;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lamport_rs_core::error::{Cause, Error, Result};
-use lamport_rs_core::operations::arguments::AllReduce;
-use lamport_rs_core::operations::host::all_reduce;
-use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
+use lamport_rs_core::error::{Cause, Error};
 use lamport_rs_core::workspace::host::HostWorkspace;
+
+use sums::{Aligned, sum, sum_of_ones};
 
 /// More than any test here waits for.
 const LONG: Duration = Duration::from_secs(60);
@@ -17,30 +18,6 @@ const SOON: Duration = Duration::from_secs(5);
 
 fn never() -> bool {
     false
-}
-
-/// Sums as many float32 as there are, in place.
-fn sum(workspace: &HostWorkspace, memory: &mut [f32]) -> Result<()> {
-    let tensor = Tensor {
-        pointer: memory.as_mut_ptr().cast(),
-        dtype: Dtype::Float32,
-        device: Device::Cpu,
-        shape: Dimensions::new([memory.len()]).unwrap(),
-        strides: Dimensions::new([1]).unwrap(),
-        is_negated: false,
-    };
-    let operands = AllReduce { input: tensor, output: tensor, algorithm: None };
-    // SAFETY: the memory is this function's alone until it returns.
-    unsafe { all_reduce(workspace, &operands, &mut never) }
-}
-
-#[repr(align(16))]
-struct Aligned([f32; 8]);
-
-fn sum_of_ones(workspace: &HostWorkspace) -> (Result<()>, [f32; 8]) {
-    let mut memory = Aligned([1.0; 8]);
-    let outcome = sum(workspace, &mut memory.0);
-    (outcome, memory.0)
 }
 
 fn group(world_size: i64) -> Vec<HostWorkspace> {

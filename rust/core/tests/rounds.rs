@@ -1,14 +1,15 @@
 //! A thousand groups, each with a fault, a reset and an end: nothing of them stays behind. In a process of its own, whose
 //! descriptors, threads and memory nobody else changes.
 
+mod sums;
+
 use std::fs;
 use std::time::Duration;
 
-use lamport_rs_core::error::{Error, Result};
-use lamport_rs_core::operations::arguments::AllReduce;
-use lamport_rs_core::operations::host::all_reduce;
-use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
+use lamport_rs_core::error::Error;
 use lamport_rs_core::workspace::host::HostWorkspace;
+
+use sums::{Aligned, sum, sum_of_ones};
 
 const ROUNDS: usize = 1000;
 /// After which all that is made once is there.
@@ -17,30 +18,11 @@ const LONG: Duration = Duration::from_secs(60);
 /// A group's slots are 36 KiB: a tenth of those that are not given back would show.
 const MOST_GROWTH: usize = 3 << 20;
 
-#[repr(align(16))]
-struct Aligned([f32; 8]);
-
-fn sum(workspace: &HostWorkspace, elements: usize) -> (Result<()>, [f32; 8]) {
-    let mut memory = Aligned([1.0; 8]);
-    let tensor = Tensor {
-        pointer: memory.0.as_mut_ptr().cast(),
-        dtype: Dtype::Float32,
-        device: Device::Cpu,
-        shape: Dimensions::new([elements]).unwrap(),
-        strides: Dimensions::new([1]).unwrap(),
-        is_negated: false,
-    };
-    let operands = AllReduce { input: tensor, output: tensor, algorithm: None };
-    // SAFETY: the memory is this function's alone until it returns.
-    let outcome = unsafe { all_reduce(workspace, &operands, &mut || false) };
-    (outcome, memory.0)
-}
-
 /// What the last rank does while the others wait for it.
 const FAULTS: [fn(&HostWorkspace); 4] = [
     |last| last.lifecycle().abort("once").unwrap(),
     HostWorkspace::note_refusal,
-    |last| drop(sum(last, 4)),
+    |last| drop(sum(last, &mut Aligned([1.0; 8]).0[..4])),
     |last| last.lifecycle().fail(&Error::Argument("a launch was refused".into())),
 ];
 
@@ -49,17 +31,17 @@ fn round(fault: fn(&HostWorkspace)) {
     std::thread::scope(|scope| {
         let start = |(rank, workspace)| {
             scope.spawn(move || {
-                let (outcome, memory) = sum(workspace, 8);
+                let (outcome, memory) = sum_of_ones(workspace);
                 outcome.unwrap();
                 assert_eq!(memory, [3.0; 8]);
                 if rank == 2 {
                     fault(workspace);
                 } else {
-                    let (outcome, memory) = sum(workspace, 8);
+                    let (outcome, memory) = sum_of_ones(workspace);
                     assert!(outcome.is_err() && memory.iter().all(|value| value.is_nan()), "{outcome:?} {memory:?}");
                 }
                 workspace.reset(Some(LONG), &mut || false).unwrap();
-                let (outcome, memory) = sum(workspace, 8);
+                let (outcome, memory) = sum_of_ones(workspace);
                 outcome.unwrap();
                 assert_eq!(memory, [3.0; 8]);
             })

@@ -1,16 +1,17 @@
 //! `abort` from a signal's handler in C's sense: it interrupts whatever its thread does, and may neither allocate nor wait.
 
+mod sums;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use lamport_rs_core::error::{Cause, Error, Result};
+use lamport_rs_core::error::{Cause, Error};
 use lamport_rs_core::lifecycle::Lifecycle;
-use lamport_rs_core::operations::arguments::AllReduce;
-use lamport_rs_core::operations::host::all_reduce;
-use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
 use lamport_rs_core::workspace::host::HostWorkspace;
+
+use sums::sum_of_ones;
 
 const SIGUSR1: i32 = 10;
 const LONG: Duration = Duration::from_secs(60);
@@ -70,23 +71,6 @@ extern "C" fn abort(_number: i32) {
     HANDLED.fetch_add(u32::from(succeeded), Ordering::Relaxed);
 }
 
-#[repr(align(16))]
-struct Aligned([f32; 8]);
-
-fn sum(workspace: &HostWorkspace, memory: &mut Aligned) -> Result<()> {
-    let tensor = Tensor {
-        pointer: memory.0.as_mut_ptr().cast(),
-        dtype: Dtype::Float32,
-        device: Device::Cpu,
-        shape: Dimensions::new([8]).unwrap(),
-        strides: Dimensions::new([1]).unwrap(),
-        is_negated: false,
-    };
-    let operands = AllReduce { input: tensor, output: tensor, algorithm: None };
-    // SAFETY: the memory is this function's alone until it returns.
-    unsafe { all_reduce(workspace, &operands, &mut || false) }
-}
-
 /// The handler interrupts the very thread that waits; another rank waits too, and the third never comes.
 #[test]
 fn a_handler_may_abort_the_operation_that_it_interrupts() {
@@ -100,9 +84,8 @@ fn a_handler_may_abort_the_operation_that_it_interrupts() {
             // SAFETY: no arguments.
             waiting.store(unsafe { pthread_self() }, Ordering::Release);
         }
-        let mut memory = Aligned([1.0; 8]);
-        let outcome = sum(&workspaces[rank], &mut memory);
-        assert!(memory.0.iter().all(|value| value.is_nan()), "{:?}", memory.0);
+        let (outcome, memory) = sum_of_ones(&workspaces[rank]);
+        assert!(memory.iter().all(|value| value.is_nan()), "{memory:?}");
         (outcome.unwrap_err(), Instant::now())
     };
     let wait = &wait;

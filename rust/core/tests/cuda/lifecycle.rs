@@ -7,7 +7,6 @@ use lamport_rs_core::error::{Cause, Error, Result};
 use lamport_rs_core::operations::arguments::AllReduce;
 use lamport_rs_core::operations::cuda::all_reduce;
 use lamport_rs_core::tensor::Dtype;
-use lamport_rs_core::workspace::Settings;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
 use crate::standin::either::{Either, TestTensor};
@@ -69,7 +68,7 @@ fn a_reset_makes_graphs_right_again_that_were_captured_before() {
     let faults: [Fault; 3] = [let_the_others_miss_it, be_refused_a_launch, abort];
     on_ranks(3, |rank| {
         // Not with a faster clock: the kernels wait by the clock until nobody stores any more, before they write NaN.
-        let workspace = rank.create_with(&Settings { timeout: 0.5, ..rank.settings() }).unwrap();
+        let workspace = rank.create_with_timeout(0.5).unwrap();
         let stream = TestStream::new(&workspace.device);
         let mut operands = Operands::new(&workspace);
         operands.launch(&workspace, stream.handle).unwrap();
@@ -125,7 +124,7 @@ fn kernels_that_wait_hear_what_ends_them() {
     ];
     for (fault, expected) in faults {
         on_ranks(3, |rank| {
-            let workspace = rank.create_with(&Settings { timeout: 0.0, ..rank.settings() }).unwrap();
+            let workspace = rank.create_with_timeout(0.0).unwrap();
             let mut operands = Operands::new(&workspace);
             operands.launch(&workspace, std::ptr::null_mut()).unwrap();
             workspace.synchronise().unwrap();
@@ -156,7 +155,7 @@ fn a_timeout_in_a_kernel_is_told_though_nobody_calls() {
     let _standin = Standin::take();
     on_ranks(3, |rank| {
         let timeout = if rank.rank == 0 { 0.2 } else { 0.0 };
-        let workspace = rank.create_with(&Settings { timeout, ..rank.settings() }).unwrap();
+        let workspace = rank.create_with_timeout(timeout).unwrap();
         let mut operands = Operands::new(&workspace);
         if rank.rank < 2 {
             operands.launch(&workspace, std::ptr::null_mut()).unwrap();
@@ -181,7 +180,7 @@ fn a_timeout_in_a_kernel_is_told_though_nobody_calls() {
 fn kernels_that_wait_when_their_workspace_is_cleaned_up_give_up_in_the_end() {
     let _standin = Standin::take();
     on_ranks(2, |rank| {
-        let workspace = rank.create_with(&Settings { timeout: 0.0, ..rank.settings() }).unwrap();
+        let workspace = rank.create_with_timeout(0.0).unwrap();
         if rank.rank == 0 {
             let mut operands = Operands::new(&workspace);
             operands.launch(&workspace, std::ptr::null_mut()).unwrap();

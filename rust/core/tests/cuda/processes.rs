@@ -42,7 +42,7 @@ fn rank_that_is_killed_or_misses_it() {
     let _standin = Standin::take();
     let mut rank = ProcessGroup::this_rank();
     // Without a timeout: a kernel that waits hears of it.
-    let workspace = rank.create_with(&Settings { timeout: 0.0, ..rank.settings() }).unwrap();
+    let workspace = rank.create_with_timeout(0.0).unwrap();
     assert_eq!(sum(&workspace, 100).unwrap(), [3.0; 100]);
     rank.meet();
     if rank.rank == KILLED {

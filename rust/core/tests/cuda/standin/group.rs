@@ -47,6 +47,11 @@ impl Rank {
         self.create_with(&self.settings())
     }
 
+    /// Likewise, whose operations wait for `timeout` seconds; 0 for ever.
+    pub fn create_with_timeout(&mut self, timeout: f64) -> Result<Arc<CudaWorkspace>> {
+        self.create_with(&Settings { timeout, ..self.settings() })
+    }
+
     /// Likewise, from other settings.
     pub fn create_with(&mut self, settings: &Settings) -> Result<Arc<CudaWorkspace>> {
         CudaWorkspace::create(settings, Device::get(self.rank), self)
