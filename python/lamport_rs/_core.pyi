@@ -88,27 +88,11 @@ class Buffer:
 
 def bind_to_thread(workspace: Workspace | torch.Tensor) -> None: ...
 def obstacle(
-    workspace: Workspace | torch.Tensor,
-    operation: str,
-    shape: list[int],
-    dtype: str,
-    weight_dtype: str,
-    algorithm: str,
-    q_size: int,
-    kv_size: int,
+    workspace: Workspace | torch.Tensor, call: tuple[str, list[int], str, str, str, int, int]
 ) -> str | None: ...
+def prepare(workspace: Workspace | torch.Tensor, call: tuple[str, list[int], str, str, str, int, int]) -> None: ...
 def note_refusal(workspace: Workspace | torch.Tensor) -> None: ...
 def refuse(rank: int, world_size: int, reason: str, all_gather: Callable[[bytes], list[bytes]]) -> NoReturn: ...
-def prepare(
-    workspace: Workspace | torch.Tensor,
-    operation: str,
-    shape: list[int],
-    dtype: str,
-    weight_dtype: str,
-    algorithm: str,
-    q_size: int,
-    kv_size: int,
-) -> None: ...
 def cuda_obstacle() -> str | None: ...
 def fill_sentinel(device_ptr: int, size_bytes: int, index: int) -> None: ...
 def comm_size_within(memory_bytes: int, world_size: int) -> int: ...

@@ -258,12 +258,9 @@ class LamportWorkspace:
         Raises:
             LamportError: If there is no such operation or algorithm, or the workspace was cleaned up.
         """
-        # Before the shape: a nested tensor has none.
-        is_dense = _is_dense(input)
-        shape = list(input.shape) if is_dense else []
-        dtypes = _dtype_names(input, weight_dtype)
-        obstacle = _core.obstacle(self._usable_core(), operation, shape, *dtypes, algorithm, q_size, kv_size)
-        return obstacle is None and is_dense and input.device in (self._device, torch.device("meta"))
+        call = _call_of(input, operation, algorithm, weight_dtype, q_size, kv_size)
+        obstacle = _core.obstacle(self._usable_core(), call)
+        return obstacle is None and _is_dense(input) and input.device in (self._device, torch.device("meta"))
 
     @never_compiled
     def prepare(
@@ -295,8 +292,7 @@ class LamportWorkspace:
         """
         if not _is_dense(input):
             raise LamportError(f"{operation} takes dense tensors, not one of layout {input.layout}")
-        shape, dtypes = list(input.shape), _dtype_names(input, weight_dtype)
-        _core.prepare(self._usable_core(), operation, shape, *dtypes, algorithm, q_size, kv_size)
+        _core.prepare(self._usable_core(), _call_of(input, operation, algorithm, weight_dtype, q_size, kv_size))
 
     @never_compiled
     def check(self) -> None:
@@ -462,7 +458,11 @@ def _is_dense(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_nested
 
 
-def _dtype_names(tensor: torch.Tensor, weight_dtype: torch.dtype | None) -> tuple[str, str]:
-    """The names of a tensor's dtype and of its weights'."""
+def _call_of(
+    tensor: torch.Tensor, operation: str, algorithm: str, weight_dtype: torch.dtype | None, q_size: int, kv_size: int
+) -> tuple[str, list[int], str, str, str, int, int]:
+    """What the core is asked about."""
+    # A nested tensor has no shape.
+    shape = list(tensor.shape) if _is_dense(tensor) else []
     dtype, weight = (str(each).removeprefix("torch.") for each in (tensor.dtype, weight_dtype or tensor.dtype))
-    return dtype, weight
+    return operation, shape, dtype, weight, algorithm, q_size, kv_size

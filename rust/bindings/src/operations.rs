@@ -204,23 +204,16 @@ pub fn note_refusal(workspace: &Bound<'_, PyAny>) {
     }
 }
 
-/// Says why the workspace, or that of the table, would refuse the operation `operation` on a tensor of `shape` and `dtype`
-/// on its device; None if it would serve it. The answer is the same on every rank.
+/// What is asked about before it is called: the operation, the shape and the dtype of its first tensor, the weights' dtype,
+/// the algorithm, and the columns of Q and K.
+type Call = (String, Vec<usize>, String, String, String, i64, i64);
+
+/// Says why the workspace, or that of the table, would refuse the call on its device; None if it would serve it. The answer
+/// is the same on every rank.
 #[pyfunction]
-#[allow(clippy::too_many_arguments, reason = "what an operation may depend on")]
-pub fn obstacle(
-    workspace: &Bound<'_, PyAny>,
-    operation: &str,
-    shape: Vec<usize>,
-    dtype: &str,
-    weight_dtype: &str,
-    algorithm: &str,
-    q_size: i64,
-    kv_size: i64,
-) -> PyResult<Option<String>> {
+pub fn obstacle(workspace: &Bound<'_, PyAny>, call: Call) -> PyResult<Option<String>> {
     let found = find_workspace(workspace)?;
-    let sizes = [q_size, kv_size];
-    let question = match question(&found, operation, shape, [dtype, weight_dtype], algorithm, sizes)? {
+    let question = match question(&found, call)? {
         Ok(question) => question,
         Err(refusal) => return Ok(Some(refusal)),
     };
@@ -231,24 +224,11 @@ pub fn obstacle(
     Ok(checked.err().map(|error| error.to_string()))
 }
 
-/// Loads what such an operation takes, so that its first call does not. An error if the workspace would refuse it.
+/// Loads what the call takes, so that the first one does not. An error if the workspace would refuse it.
 #[pyfunction]
-#[allow(clippy::too_many_arguments, reason = "what an operation may depend on")]
-pub fn prepare(
-    py: Python<'_>,
-    workspace: &Bound<'_, PyAny>,
-    operation: &str,
-    shape: Vec<usize>,
-    dtype: &str,
-    weight_dtype: &str,
-    algorithm: &str,
-    q_size: i64,
-    kv_size: i64,
-) -> PyResult<()> {
+pub fn prepare(py: Python<'_>, workspace: &Bound<'_, PyAny>, call: Call) -> PyResult<()> {
     let found = find_workspace(workspace)?;
-    let sizes = [q_size, kv_size];
-    let question =
-        question(&found, operation, shape, [dtype, weight_dtype], algorithm, sizes)?.map_err(LamportError::new_err)?;
+    let question = question(&found, call)?.map_err(LamportError::new_err)?;
     detached(py, || match &found {
         AnyWorkspace::Host(workspace) => support::check_on_host(workspace, &question),
         AnyWorkspace::Cuda(workspace) => support::prepare_on_device(workspace, &question),
@@ -256,24 +236,18 @@ pub fn prepare(
 }
 
 /// The question, or why no workspace would serve it.
-fn question(
-    workspace: &AnyWorkspace,
-    operation: &str,
-    shape: Vec<usize>,
-    [dtype, weight_dtype]: [&str; 2],
-    algorithm: &str,
-    sizes: [i64; 2],
-) -> PyResult<std::result::Result<Question, String>> {
-    let kind = Kind::named(operation).ok_or_else(|| LamportError::new_err(format!("there is no {operation:?}")))?;
-    let [Some(dtype), Some(weight)] = [dtype, weight_dtype].map(Dtype::named) else {
+fn question(workspace: &AnyWorkspace, call: Call) -> PyResult<std::result::Result<Question, String>> {
+    let (operation, shape, dtype, weight_dtype, algorithm, q_size, kv_size) = call;
+    let kind = Kind::named(&operation).ok_or_else(|| LamportError::new_err(format!("there is no {operation:?}")))?;
+    let [Some(dtype), Some(weight)] = [&dtype, &weight_dtype].map(|name| Dtype::named(name)) else {
         return Ok(Err(format!("{operation} takes float32, float16 and bfloat16, not {dtype} and {weight_dtype}")));
     };
-    let algorithm = find_algorithm(algorithm)?;
+    let algorithm = find_algorithm(&algorithm)?;
     let device = match workspace {
         AnyWorkspace::Host(_) => tensor::Device::Cpu,
         AnyWorkspace::Cuda(workspace) => tensor::Device::Cuda(workspace.device.index),
     };
-    Ok(Ok(Question { kind, shape, dtype, weight, device, algorithm, sizes }))
+    Ok(Ok(Question { kind, shape, dtype, weight, device, algorithm, sizes: [q_size, kv_size] }))
 }
 
 /// Fills `size_bytes` bytes at `device_ptr`, memory of CUDA device `index`, with the sentinel, and waits for that.
