@@ -1,12 +1,19 @@
 //! What can go wrong. Every text says what was expected, what was found, and what to do.
 
-use std::fmt;
+mod cause;
+mod told;
+mod words;
+
 use std::time::Duration;
+
+pub use cause::Cause;
 
 use lamport_rs_kernels::plan::PlanError;
 use lamport_rs_protocol::geometry::GeometryError;
 use lamport_rs_protocol::rank_set::RankSet;
 use thiserror::Error;
+
+use words::{NO_LONGER, after_colon, explain_mismatch, while_waiting};
 
 use crate::limits::Reason;
 use crate::operations::operation::Operation;
@@ -100,7 +107,7 @@ pub enum Error {
     /// A peer runs another operation.
     #[error(
         "the ranks differ: rank {rank} runs {own}, but rank {peer} runs {theirs}. {} {NO_LONGER}",
-        Self::explain_mismatch(own, theirs)
+        explain_mismatch(own, theirs)
     )]
     Mismatch {
         /// This rank.
@@ -229,56 +236,6 @@ pub enum Error {
     CleanedUp,
 }
 
-/// How a rank has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// Its program has called `abort`.
-    Aborted,
-    /// Its program has cleaned its workspace up.
-    CleanedUp,
-    /// Its process has ended.
-    Ended,
-    /// An operation has failed there, and peers cannot know how.
-    Failed,
-}
-
-impl Cause {
-    /// Its name in the API.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Aborted => "aborted",
-            Self::CleanedUp => "cleaned_up",
-            Self::Ended => "ended",
-            Self::Failed => "failed",
-        }
-    }
-
-    fn advice(self) -> &'static str {
-        match self {
-            Self::Aborted | Self::Failed => NO_LONGER,
-            Self::CleanedUp | Self::Ended => "This workspace can no longer be used: create a new one on every rank",
-        }
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Aborted => "has aborted",
-            Self::CleanedUp => "has cleaned its workspace up",
-            Self::Ended => "has ended",
-            Self::Failed => "has failed",
-        })
-    }
-}
-
-const NO_LONGER: &str =
-    "This workspace can no longer be used: call reset() on every rank, or clean it up and create a new one";
-
-fn after_colon(text: &str) -> String {
-    if text.is_empty() { String::new() } else { format!(": {text}") }
-}
-
 impl From<PlanError> for Error {
     fn from(error: PlanError) -> Self {
         match error {
@@ -288,36 +245,7 @@ impl From<PlanError> for Error {
     }
 }
 
-fn while_waiting(missing: &RankSet) -> String {
-    if missing.is_empty() { String::new() } else { format!(" while waiting for {missing}") }
-}
-
 impl Error {
-    /// What went wrong, without what to do about it.
-    pub fn reason(&self) -> String {
-        let text = self.to_string();
-        text.strip_suffix(NO_LONGER).unwrap_or(&text).trim_end().trim_end_matches('.').to_owned()
-    }
-
-    /// A mismatch that another rank has found, as `rank` sees it, which runs `own`.
-    pub fn seen_by(self, rank: usize, own: Operation) -> Self {
-        match self {
-            Self::Mismatch { rank: sender, own: theirs, .. } if sender != rank && theirs != own => {
-                Self::Mismatch { rank, own, peer: sender, theirs }
-            }
-            Self::Mismatch { rank: sender, peer, theirs, .. } if sender != rank && peer != rank => {
-                Self::Mismatch { rank, own, peer, theirs }
-            }
-            Self::PeerRefused { rank: sender, operation, peer } if sender != rank && peer == rank => {
-                Self::Mismatch { rank, own, peer: sender, theirs: operation }
-            }
-            Self::PeerRefused { rank: sender, peer, .. } if sender != rank => {
-                Self::PeerRefused { rank, operation: own, peer }
-            }
-            error => error,
-        }
-    }
-
     /// Whether an operation had begun that did not complete, or could not begin because the group has failed: what its
     /// outputs hold means nothing.
     pub fn spoils_outputs(&self) -> bool {
@@ -334,17 +262,6 @@ impl Error {
         )
     }
 
-    /// What may have made operations differ.
-    fn explain_mismatch(own: &Operation, theirs: &Operation) -> &'static str {
-        if own.number() == theirs.number() {
-            "All ranks must call the same operations in the same order, with the same shapes, dtypes, algorithm and \
-             scalars."
-        } else {
-            "The numbers count the calls on each rank, those that were refused or had nothing to do among them: a rank \
-             went on after a call that raised an error there, and its peers' call was served."
-        }
-    }
-
     /// A failed system call.
     pub fn system(call: impl Into<String>, reason: impl Into<Reason>) -> Self {
         Self::System { call: call.into(), reason: reason.into().to_string() }
@@ -354,21 +271,6 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_mismatch_that_another_has_found_is_told_from_the_own_side() {
-        let [one, other] = [1, 2].map(|number| Operation([number, 0, 0, 0]));
-        let found = Error::Mismatch { rank: 0, own: one, peer: 1, theirs: other };
-        let cases = [(0, one, 1, other), (1, other, 0, one), (2, one, 1, other), (3, other, 0, one)];
-        for (rank, own, peer, theirs) in cases {
-            let expected = Error::Mismatch { rank, own, peer, theirs };
-            assert_eq!(format!("{:?}", found.clone().seen_by(rank, own)), format!("{expected:?}"));
-        }
-        let refused = |rank| Error::PeerRefused { rank, operation: one, peer: 1 };
-        let expected = Error::Mismatch { rank: 1, own: other, peer: 0, theirs: one };
-        assert_eq!(format!("{:?}", refused(0).seen_by(1, other)), format!("{expected:?}"));
-        assert_eq!(format!("{:?}", refused(0).seen_by(2, one)), format!("{:?}", refused(2)));
-    }
 
     #[test]
     fn a_tensor_that_is_too_large_for_the_kernels_is_no_bad_argument() {

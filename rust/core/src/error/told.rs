@@ -1,0 +1,52 @@
+//! Errors that ranks tell each other: each sees them from its own side.
+
+use super::Error;
+use super::words::NO_LONGER;
+use crate::operations::operation::Operation;
+
+impl Error {
+    /// What went wrong, without what to do about it.
+    pub fn reason(&self) -> String {
+        let text = self.to_string();
+        text.strip_suffix(NO_LONGER).unwrap_or(&text).trim_end().trim_end_matches('.').to_owned()
+    }
+
+    /// A mismatch that another rank has found, as `rank` sees it, which runs `own`.
+    pub fn seen_by(self, rank: usize, own: Operation) -> Self {
+        match self {
+            Self::Mismatch { rank: sender, own: theirs, .. } if sender != rank && theirs != own => {
+                Self::Mismatch { rank, own, peer: sender, theirs }
+            }
+            Self::Mismatch { rank: sender, peer, theirs, .. } if sender != rank && peer != rank => {
+                Self::Mismatch { rank, own, peer, theirs }
+            }
+            Self::PeerRefused { rank: sender, operation, peer } if sender != rank && peer == rank => {
+                Self::Mismatch { rank, own, peer: sender, theirs: operation }
+            }
+            Self::PeerRefused { rank: sender, peer, .. } if sender != rank => {
+                Self::PeerRefused { rank, operation: own, peer }
+            }
+            error => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mismatch_that_another_has_found_is_told_from_the_own_side() {
+        let [one, other] = [1, 2].map(|number| Operation([number, 0, 0, 0]));
+        let found = Error::Mismatch { rank: 0, own: one, peer: 1, theirs: other };
+        let cases = [(0, one, 1, other), (1, other, 0, one), (2, one, 1, other), (3, other, 0, one)];
+        for (rank, own, peer, theirs) in cases {
+            let expected = Error::Mismatch { rank, own, peer, theirs };
+            assert_eq!(format!("{:?}", found.clone().seen_by(rank, own)), format!("{expected:?}"));
+        }
+        let refused = |rank| Error::PeerRefused { rank, operation: one, peer: 1 };
+        let expected = Error::Mismatch { rank: 1, own: other, peer: 0, theirs: one };
+        assert_eq!(format!("{:?}", refused(0).seen_by(1, other)), format!("{expected:?}"));
+        assert_eq!(format!("{:?}", refused(0).seen_by(2, one)), format!("{:?}", refused(2)));
+    }
+}
