@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lamport_rs.command_line.control_groups import cpu_quota, memory_limit
+from lamport_rs._core import cpu_quota, memory_limit
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Types of the Rust core."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -92,6 +93,12 @@ def obstacle(
 ) -> str | None: ...
 def prepare(workspace: Workspace | torch.Tensor, call: tuple[str, list[int], str, str, str, int, int]) -> None: ...
 def note_refusal(workspace: Workspace | torch.Tensor) -> None: ...
+def cpu_quota(root: Path | None = None, own: Path | None = None) -> float | None:
+    """Return how many cores' time the container lets this process use; None for no limit."""
+
+def memory_limit(root: Path | None = None, own: Path | None = None) -> tuple[int, int] | None:
+    """Return the container's limit that leaves the least memory, and what is used of it, in bytes; None for no limit."""
+
 def refuse(rank: int, world_size: int, reason: str, all_gather: Callable[[bytes], list[bytes]]) -> NoReturn: ...
 def cuda_obstacle() -> str | None: ...
 def fill_sentinel(device_ptr: int, size_bytes: int, index: int) -> None: ...

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamport_rs.command_line.control_groups import cpu_quota
+from lamport_rs import _core
 
 _STAT = Path("/proc/stat")
 _SAMPLE_SECONDS = 0.3
@@ -60,7 +60,7 @@ def cores_here() -> Cores:
     allowed = os.sched_getaffinity(0)
     before = _times()
     time.sleep(_SAMPLE_SECONDS)
-    return Cores(len(allowed), cpu_quota(), busy_cores(before, _times(), allowed))
+    return Cores(len(allowed), _core.cpu_quota(), busy_cores(before, _times(), allowed))
 
 
 def busy_cores(before: dict[int, list[int]], after: dict[int, list[int]], allowed: set[int]) -> float:

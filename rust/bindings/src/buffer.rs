@@ -1,14 +1,14 @@
 //! Plain memory that crosses processes.
 
 use lamport_rs_core::cuda::device::Device;
-use lamport_rs_core::exchange::Exchange;
+use lamport_rs_core::rendezvous::Rendezvous;
 use lamport_rs_core::workspace::buffer::Buffer as CoreBuffer;
 use lamport_rs_core::workspace::cuda_backend::CudaBackend;
 use lamport_rs_core::workspace::host::HostBackend;
 use pyo3::prelude::*;
 
+use crate::callable::Callable;
 use crate::errors::interruptible;
-use crate::exchange::Callable;
 use crate::shared::Shared;
 
 /// One rank's buffer, and its mappings of the peers' buffers: memory of CUDA device `cuda_index`, or shared memory if
@@ -45,7 +45,7 @@ impl Buffer {
                     .map(Shared::new)
                     .map(AnyBuffer::Cuda),
                 // The peers are already waiting in the exchange.
-                Err(error) => Err(Exchange::new(&mut transport, rank, world_size).refuse(error)),
+                Err(error) => Err(Rendezvous::new(&mut transport, rank, world_size).refuse(error)),
             },
         });
         Ok(Self { buffer: created.map_err(|error| transport.explain(py, error))? })

@@ -2,9 +2,10 @@
 
 mod backend;
 mod buffer;
+mod callable;
+mod control_groups;
 mod dlpack;
 mod errors;
-mod exchange;
 mod exchange_api;
 mod operations;
 mod registry;
@@ -22,12 +23,14 @@ mod _core {
     #[pymodule_export]
     use super::buffer::Buffer;
     #[pymodule_export]
+    use super::callable::refuse;
+    #[pymodule_export]
+    use super::control_groups::{cpu_quota, memory_limit};
+    #[pymodule_export]
     use super::errors::{
         LamportAbortedError, LamportError, LamportLayoutError, LamportMismatchError, LamportSingleRankError,
         LamportSizeError, LamportTimeoutError,
     };
-    #[pymodule_export]
-    use super::exchange::refuse;
     #[pymodule_export]
     use super::operations::{
         all_reduce, all_reduce_rms_norm, bind_to_thread, fill_sentinel, minimax_rms, minimax_rms_qk, note_refusal,
@@ -42,7 +45,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", lamport_rs_core::workspace::hello::VERSION)?;
+        module.add("__version__", lamport_rs_core::rendezvous::hello::VERSION)?;
         module.add("MAX_WORLD_SIZE", lamport_rs_protocol::geometry::MAX_WORLD_SIZE)
     }
 }

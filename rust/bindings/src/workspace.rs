@@ -9,9 +9,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::backend::AnyWorkspace;
+use crate::callable::Callable;
 use crate::dlpack;
 use crate::errors::{detached, hears_signals, interruptible, to_python};
-use crate::exchange::Callable;
 use crate::registry;
 use crate::shared::Shared;
 

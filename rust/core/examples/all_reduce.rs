@@ -8,9 +8,9 @@ use std::error::Error;
 use std::io::{self, Read, Write};
 use std::process::{Command, Stdio};
 
-use lamport_rs_core::exchange::AllGather;
 use lamport_rs_core::operations::arguments::AllReduce;
 use lamport_rs_core::operations::host::all_reduce;
+use lamport_rs_core::rendezvous::AllGather;
 use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
 use lamport_rs_core::workspace::Settings;
 use lamport_rs_core::workspace::host::HostWorkspace;

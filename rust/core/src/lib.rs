@@ -1,14 +1,13 @@
 //! Lamport workspaces, free of Python.
 //!
-//! Layers, each using only those to its right: [`operations`] → [`workspace`] → [`lifecycle`] → [`memory`], [`exchange`],
-//! `cuda` → `lamport_rs_protocol`.
+//! Layers, each using only those to its right: [`operations`] → [`workspace`] → [`rendezvous`] → [`lifecycle`] →
+//! [`memory`] → `cuda` → `lamport_rs_protocol`.
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
 #[cfg(feature = "cuda")]
 mod deferred;
 pub mod error;
-pub mod exchange;
 pub mod floating_point;
 pub mod interrupts;
 pub mod lifecycle;
@@ -17,8 +16,11 @@ pub mod memory;
 pub mod operations;
 pub mod panics;
 pub mod parking;
+pub mod rendezvous;
 pub mod tensor;
+mod text;
 pub mod wait;
+pub mod wire;
 pub mod workspace;
 
 pub use error::{Error, Result};

@@ -4,11 +4,11 @@ use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::Result;
-use lamport_rs_core::exchange::{AllGather, Exchange};
 use lamport_rs_core::memory::host::{Block, Mapping};
-use lamport_rs_core::workspace::construct::{Backend, Request, construct};
+use lamport_rs_core::rendezvous::construct::{Backend, Request, construct};
+use lamport_rs_core::rendezvous::phases::Phases;
+use lamport_rs_core::rendezvous::{AllGather, Rendezvous};
 use lamport_rs_core::workspace::host::HostBackend;
-use lamport_rs_core::workspace::phases::Phases;
 use lamport_rs_protocol::sentinel::Vector;
 
 const RANKS: usize = 3;
@@ -98,7 +98,7 @@ fn construct_with_panic(step: &'static str) -> Vec<std::result::Result<(), Strin
         let meeting = &meeting;
         let run = |rank: usize| {
             let mut visitor = Visitor { rank, meeting };
-            let mut exchange = Exchange::new(&mut visitor, rank as i64, RANKS as i64);
+            let mut exchange = Rendezvous::new(&mut visitor, rank as i64, RANKS as i64);
             let request = Request {
                 rank,
                 world_size: RANKS,

@@ -8,7 +8,6 @@ import resource
 from pathlib import Path
 
 from lamport_rs import _core
-from lamport_rs.command_line.control_groups import memory_limit
 from lamport_rs.command_line.cores import Cores
 from lamport_rs.command_line.doctor.report import Finding
 
@@ -68,7 +67,7 @@ def shared_memory_obstacle() -> str | None:
 
 def memory(ranks: int, on_gpus: bool) -> dict[str, int | None]:
     """Return bytes of memory: there, allowed, and wanted by `ranks` workspaces of the default size."""
-    limit = memory_limit()
+    limit = _core.memory_limit()
     shm = _file_system("/dev/shm")
     wanted = _SLOTS * _core.minimax_comm_size(_TABLE_TOKENS, ranks, True)
     return {

@@ -71,7 +71,7 @@ pub enum Error {
     /// The group could not agree: the same text on every rank.
     #[error("{0}")]
     Agreement(String),
-    /// The transport of the exchange failed on this rank.
+    /// The transport of the rendezvous failed on this rank.
     #[error("exchanging handles failed on this rank: {0}")]
     Transport(String),
     /// Peers did not come within the timeout.

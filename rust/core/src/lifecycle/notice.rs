@@ -8,8 +8,8 @@ use lamport_rs_protocol::notices::NOTICE_WORDS;
 use lamport_rs_protocol::rank_set::RankSet;
 
 use crate::error::{Cause, Error};
-use crate::exchange::legible;
 use crate::operations::operation::Operation;
+use crate::text::legible;
 
 const ABORTED: u32 = 1;
 const CLEANED_UP: u32 = 2;

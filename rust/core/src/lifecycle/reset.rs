@@ -41,8 +41,8 @@ impl Lifecycle {
             stages.arrive(Stage::Filled);
             self.wait_for(Stage::Filled, timeout, interrupted)
         });
-        filled.inspect_err(|_| self.remember(&Error::HalfReset, self.epoch(), true))?;
-        self.begin_epoch();
+        filled.inspect_err(|_| self.failure.note(&Error::HalfReset, self.epoch(), true))?;
+        self.failure.begin_epoch();
         self.half_reset.store(false, Ordering::Relaxed);
         Ok(())
     }

@@ -7,15 +7,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use lamport_rs_protocol::rank_set::RankSet;
 
 use crate::error::{Error, Result};
-use crate::limits::{Reason, lacks_descriptors};
-
-/// Version 1 says by a number near 2^63 that there is no limit.
-const NO_LIMIT: u64 = 1 << 60;
+use crate::limits::Reason;
+use crate::memory::control_groups::{ControlGroups, Unreadable, text_of};
 
 /// What a control group allows a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,27 +56,17 @@ impl Wanted {
 #[derive(Clone, Debug)]
 pub struct Places {
     meminfo: PathBuf,
-    own_groups: PathBuf,
-    groups: PathBuf,
+    groups: ControlGroups,
 }
 
 impl Default for Places {
     fn default() -> Self {
-        Self {
-            meminfo: "/proc/meminfo".into(),
-            own_groups: "/proc/self/cgroup".into(),
-            groups: "/sys/fs/cgroup".into(),
-        }
+        Self { meminfo: "/proc/meminfo".into(), groups: ControlGroups::default() }
     }
 }
 
-/// The text of a file; none where there is no such file, or nobody may read it.
-fn text_of(path: &Path) -> Result<Option<String>> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if lacks_descriptors(&error) => Err(Error::system(format!("reading {}", path.display()), error)),
-        Err(_) => Ok(None),
-    }
+fn unreadable(Unreadable(path, error): Unreadable) -> Error {
+    Error::system(format!("reading {}", path.display()), error)
 }
 
 impl Places {
@@ -90,7 +78,7 @@ impl Places {
         if all <= (memory.freeram as u64).saturating_mul(memory.mem_unit.into()) / 2 {
             return Ok(());
         }
-        let text = text_of(&self.meminfo)?.unwrap_or_default();
+        let text = text_of(&self.meminfo).map_err(unreadable)?.unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
         let kibibytes = line.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         match kibibytes.map(|kibibytes| kibibytes.saturating_mul(1024)) {
@@ -107,82 +95,21 @@ impl Places {
 
     /// The limits of this process's control groups that the group's ranks might exceed together, narrowest first.
     pub fn limits(&self, wanted: &Wanted) -> Result<Vec<Limit>> {
+        let all = wanted.by(wanted.ranks);
         let mut limits = vec![];
-        for (folder, version) in self.folders()? {
-            let number = |name: &str| -> Result<Option<u64>> {
-                Ok(text_of(&folder.join(name))?.and_then(|text| text.trim().parse().ok()))
-            };
-            let Some(bytes) = number(version.limit)?.filter(|bytes| *bytes < NO_LIMIT) else { continue };
-            let Some(used) = number(version.used)? else { continue };
-            let all = wanted.by(wanted.ranks);
-            if bytes.saturating_sub(used) >= all {
+        for limit in self.groups.memory_limits().map_err(unreadable)? {
+            // What is left takes longer to find out.
+            if limit.bytes.saturating_sub(limit.used) >= all {
                 continue;
             }
-            // Copies of files go when the memory is needed.
-            let statistics = text_of(&folder.join("memory.stat"))?.unwrap_or_default();
-            let left = bytes.saturating_sub(used.saturating_sub(version.reclaimable(&statistics)));
-            let Ok(metadata) = fs::metadata(&folder) else { continue };
+            let left = limit.left().map_err(unreadable)?;
+            let Ok(metadata) = fs::metadata(&limit.folder) else { continue };
             if left < all {
-                limits.push(Limit { group: metadata.ino(), bytes, left });
+                limits.push(Limit { group: metadata.ino(), bytes: limit.bytes, left });
             }
         }
         limits.sort_by_key(|limit| limit.left);
         Ok(limits)
-    }
-
-    /// The folders of this process's control groups that account for memory, and of those above them.
-    fn folders(&self) -> Result<Vec<(PathBuf, &'static Version)>> {
-        let mut folders = vec![];
-        for line in text_of(&self.own_groups)?.unwrap_or_default().lines() {
-            let mut parts = line.splitn(3, ':');
-            let (Some(number), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
-                continue;
-            };
-            let (version, homes) = if number == "0" && controllers.is_empty() {
-                (&SECOND, vec![self.groups.clone(), self.groups.join("unified")])
-            } else if controllers.split(',').any(|name| name == "memory") {
-                (&FIRST, vec![self.groups.join(controllers), self.groups.join("memory")])
-            } else {
-                continue;
-            };
-            for home in homes {
-                // In a container the path may be one that only the host has. The home is the group's own then.
-                let group = home.join(path.trim_start_matches('/'));
-                let above = group.ancestors().take_while(|folder| folder.starts_with(&home));
-                for folder in above.map(Path::to_path_buf) {
-                    if !folders.iter().any(|(known, _)| *known == folder) {
-                        folders.push((folder, version));
-                    }
-                }
-            }
-        }
-        Ok(folders)
-    }
-}
-
-/// What a version of control groups calls its files and figures.
-struct Version {
-    limit: &'static str,
-    used: &'static str,
-    reclaimable: [&'static str; 3],
-}
-
-const FIRST: Version = Version {
-    limit: "memory.limit_in_bytes",
-    used: "memory.usage_in_bytes",
-    reclaimable: ["total_active_file", "total_inactive_file", ""],
-};
-const SECOND: Version = Version {
-    limit: "memory.max",
-    used: "memory.current",
-    reclaimable: ["active_file", "inactive_file", "slab_reclaimable"],
-};
-
-impl Version {
-    fn reclaimable(&self, statistics: &str) -> u64 {
-        let figures = statistics.lines().filter_map(|line| line.split_once(' '));
-        let counted = figures.filter(|(name, _)| self.reclaimable.contains(name));
-        counted.filter_map(|(_, value)| value.trim().parse::<u64>().ok()).fold(0, u64::saturating_add)
     }
 }
 
@@ -232,7 +159,8 @@ mod tests {
         }
 
         fn places(&self) -> Places {
-            Places { meminfo: self.0.join("meminfo"), own_groups: self.0.join("own"), groups: self.0.join("cgroup") }
+            let groups = ControlGroups { own: self.0.join("own"), root: self.0.join("cgroup") };
+            Places { meminfo: self.0.join("meminfo"), groups }
         }
 
         /// Limits and what is left of them, for 4 ranks of 100 bytes.

@@ -11,9 +11,10 @@ use rustix::fs::{FileType, Mode, OFlags, SealFlags, fcntl_get_seals, fstat, fsta
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::exchange::{Reader, Writer, legible};
 use crate::limits::Reason;
 use crate::memory::access::why_denied;
+use crate::text::legible;
+use crate::wire::{Reader, Writer};
 
 /// What the files of blocks are called.
 pub const NAME: &str = "lamport-rs";

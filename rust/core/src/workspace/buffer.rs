@@ -4,9 +4,9 @@ use lamport_rs_protocol::geometry::{Geometry, check_world_size};
 use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
 use crate::error::{Error, Result};
-use crate::exchange::{AllGather, Exchange};
-use crate::workspace::construct::{Backend, Group, Request, construct};
-use crate::workspace::phases::Phases;
+use crate::rendezvous::construct::{Backend, Group, Request, construct};
+use crate::rendezvous::phases::Phases;
+use crate::rendezvous::{AllGather, Rendezvous};
 
 /// One zero-filled buffer per rank, mapped by all.
 #[derive(Debug)]
@@ -17,8 +17,8 @@ pub struct Buffer<B: Backend> {
 impl<B: Backend> Buffer<B> {
     /// Allocates `size` bytes on this rank and maps the peers' buffers. Collective.
     pub fn create(backend: &B, rank: i64, world_size: i64, size: i64, transport: &mut dyn AllGather) -> Result<Self> {
-        let mut exchange = Exchange::new(transport, rank, world_size);
-        Ok(Self { group: construct(backend, &mut exchange, check(rank, world_size, size), &mut Phases::begin())? })
+        let mut rendezvous = Rendezvous::new(transport, rank, world_size);
+        Ok(Self { group: construct(backend, &mut rendezvous, check(rank, world_size, size), &mut Phases::begin())? })
     }
 
     /// Where each rank's buffer is in this process.

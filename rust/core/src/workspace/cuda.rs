@@ -18,18 +18,18 @@ use crate::cuda::order::StreamOrder;
 use crate::cuda::plans::Plans;
 use crate::cuda::pool::{Kind, PooledBuffer};
 use crate::error::{Error, Result};
-use crate::exchange::{AllGather, Exchange};
 use crate::interrupts::Interrupted;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::watcher::{Watching, watch};
 use crate::operations::operation::{Description, Skipped};
 use crate::panics::caught;
+use crate::rendezvous::construct::{Group, construct};
+use crate::rendezvous::phases::Phases;
+use crate::rendezvous::{AllGather, Rendezvous};
 use crate::workspace::Settings;
-use crate::workspace::construct::{Group, construct};
 use crate::workspace::cuda_backend::{CudaBackend, fill_and_wait};
 use crate::workspace::cuda_faults::Faults;
 use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
-use crate::workspace::phases::Phases;
 use crate::workspace::teardown::free_when_unmapped;
 use crate::workspace::verification;
 
@@ -115,7 +115,7 @@ impl CudaWorkspace {
         device: Result<Arc<Device>>,
         transport: &mut dyn AllGather,
     ) -> Result<Self> {
-        let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
+        let mut rendezvous = Rendezvous::new(transport, settings.rank, settings.world_size);
         let mut phases = Phases::begin();
         // All that can fail on this rank alone comes before the handles: once peers have them, they store here.
         let checked = caught(|| {
@@ -125,10 +125,10 @@ impl CudaWorkspace {
             Ok((member, timeout, device, private))
         });
         // Where there is no device, there is no backend to construct with, but the peers must hear of it.
-        let (member, timeout, device, private) = checked.map_err(|error| exchange.refuse(error))?;
+        let (member, timeout, device, private) = checked.map_err(|error| rendezvous.refuse(error))?;
         let request = settings.request(member, member.geometry.block_bytes());
         phases.end("take private memory");
-        let group = construct(&CudaBackend::new(device.clone()), &mut exchange, Ok(request), &mut phases)?;
+        let group = construct(&CudaBackend::new(device.clone()), &mut rendezvous, Ok(request), &mut phases)?;
         let nonces = group.nonces.clone();
         let mut workspace = Self::over(member, timeout, device, private, group);
         workspace.two_shot_from = settings.two_shot_from();
@@ -139,7 +139,7 @@ impl CudaWorkspace {
         });
         // Should peers have a workspace nevertheless, they hear of it there.
         let verified = verified.inspect_err(|error| workspace.lifecycle().fail(error));
-        verification::settle(&mut exchange, verified)?;
+        verification::settle(&mut rendezvous, verified)?;
         phases.end("verify");
         workspace.phases = phases;
         Ok(workspace)

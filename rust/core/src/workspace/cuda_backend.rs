@@ -12,7 +12,7 @@ use crate::cuda::device::Device;
 use crate::cuda::driver::check;
 use crate::cuda::memory::{DeviceMemory, HANDLE_BYTES, PeerMemory};
 use crate::error::{Error, Result};
-use crate::workspace::construct::Backend;
+use crate::rendezvous::construct::Backend;
 
 /// Bytes of a device's UUID, in front of a handle of the driver's.
 const UUID_BYTES: usize = 16;

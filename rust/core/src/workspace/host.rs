@@ -15,7 +15,6 @@ use lamport_rs_protocol::table::{self, Control};
 use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 
 use crate::error::{Error, Result};
-use crate::exchange::{AllGather, Exchange};
 use crate::interrupts::{Interrupted, Interrupts};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::pages::Pages;
@@ -25,11 +24,12 @@ use crate::memory::host_slots::Blocks;
 use crate::memory::vector_access::Portable;
 use crate::operations::operation::{Description, NUMBER_MASK, Operation};
 use crate::parking::Parking;
+use crate::rendezvous::construct::{Backend, Group, construct};
+use crate::rendezvous::phases::Phases;
+use crate::rendezvous::{AllGather, Rendezvous};
 use crate::wait::{BoundedWait, WaitPolicy};
 use crate::workspace::Settings;
-use crate::workspace::construct::{Backend, Group, construct};
 use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
-use crate::workspace::phases::Phases;
 
 /// Shared memory of one host.
 pub struct HostBackend;
@@ -135,11 +135,11 @@ unsafe impl Sync for HostWorkspace {}
 impl HostWorkspace {
     /// Creates this rank's part. Collective: all ranks call it, and all return or raise together.
     pub fn create(settings: &Settings, transport: &mut dyn AllGather) -> Result<Self> {
-        let mut exchange = Exchange::new(transport, settings.rank, settings.world_size);
+        let mut rendezvous = Rendezvous::new(transport, settings.rank, settings.world_size);
         let checked = settings.check();
         let request = checked.clone().map(|(member, _)| settings.request(member, member.geometry.used_bytes()));
         let mut phases = Phases::begin();
-        let Group { own, peers, pages, .. } = construct(&HostBackend, &mut exchange, request, &mut phases)?;
+        let Group { own, peers, pages, .. } = construct(&HostBackend, &mut rendezvous, request, &mut phases)?;
         let (member, timeout) = checked?;
         let pages = pages.expect("a workspace asks for them");
         let mut own = Some(own.into_mapping());

@@ -2,9 +2,6 @@
 //!
 //! | module | concept |
 //! | --- | --- |
-//! | [`construct`] | allocate → fill → exchange → map → agree |
-//! | [`phases`] | where the time of a construction goes |
-//! | [`hello`] | what ranks tell each other first, and the mismatches that are errors |
 //! | [`host`] | the workspace over shared memory |
 //! | [`exclusive`] | who may use it: one operation at a time |
 //! | `cuda`, `cuda_backend` | the workspace over device memory, and how that crosses processes |
@@ -14,7 +11,6 @@
 //! | [`buffer`] | plain memory that crosses processes, without the protocol |
 
 pub mod buffer;
-pub mod construct;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 #[cfg(feature = "cuda")]
@@ -22,9 +18,7 @@ pub mod cuda_backend;
 #[cfg(feature = "cuda")]
 pub mod cuda_faults;
 pub mod exclusive;
-pub mod hello;
 pub mod host;
-pub mod phases;
 #[cfg(feature = "cuda")]
 pub mod teardown;
 #[cfg(feature = "cuda")]
@@ -36,8 +30,8 @@ use lamport_rs_protocol::exchange::Member;
 use lamport_rs_protocol::geometry::Geometry;
 use lamport_rs_protocol::sentinel::SENTINEL;
 
-use self::construct::Request;
 use crate::error::{Error, Result};
+use crate::rendezvous::construct::Request;
 
 /// What a workspace is created from. Checked by the constructor, whose errors reach all ranks.
 #[derive(Clone, Copy, Debug)]

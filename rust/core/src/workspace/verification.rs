@@ -12,7 +12,7 @@ use lamport_rs_protocol::sentinel::Vector;
 use crate::cuda::device::Device;
 use crate::cuda::memory::PinnedWords;
 use crate::error::{Error, Result};
-use crate::exchange::Exchange;
+use crate::rendezvous::Rendezvous;
 
 /// Longest wait of the kernel for a peer, whose data is on its way when it starts. For its verdict it waits twice that.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,21 +74,21 @@ fn poll(pinned: &PinnedWords, longest: Duration) -> Option<(RankSet, RankSet)> {
 }
 
 /// All ranks return, or all raise the same error: `verified` is what [`verify`] returned here. In its kernel the ranks
-/// have told each other whether all is well, so they need the exchange only where it is not.
-pub fn settle(exchange: &mut Exchange<'_>, verified: Result<RankSet>) -> Result<()> {
+/// have told each other whether all is well, so they need the rendezvous only where it is not.
+pub fn settle(rendezvous: &mut Rendezvous<'_>, verified: Result<RankSet>) -> Result<()> {
     let refusing = match &verified {
         Ok(refusing) if refusing.is_empty() => return Ok(()),
         Ok(refusing) => *refusing,
         Err(_) => RankSet::default(),
     };
-    exchange.agree(verified.map(drop))?;
+    rendezvous.agree(verified.map(drop))?;
     Err(Error::Agreement(format!("the verification failed on {refusing}, which did not say why")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exchange::AllGather;
+    use crate::rendezvous::AllGather;
 
     /// A group of two that brings this rank's message, and the same of another rank; counts how often.
     #[derive(Default)]
@@ -105,7 +105,7 @@ mod tests {
 
     fn settle_with(verified: Result<RankSet>) -> (std::result::Result<(), String>, usize) {
         let mut transport = Echo::default();
-        let settled = settle(&mut Exchange::new(&mut transport, 0, 2), verified).map_err(|error| error.to_string());
+        let settled = settle(&mut Rendezvous::new(&mut transport, 0, 2), verified).map_err(|error| error.to_string());
         (settled, transport.0)
     }
 
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_that_failed_and_one_that_heard_of_it_go_to_the_exchange_for_the_reason() {
+    fn a_rank_that_failed_and_one_that_heard_of_it_go_to_the_rendezvous_for_the_reason() {
         let (settled, rounds) = settle_with(Err(Error::Argument("stores do not arrive".into())));
         assert_eq!((settled, rounds), (Err("stores do not arrive".to_owned()), 1));
         let (settled, rounds) = settle_with(Ok(RankSet(1 << 1)));

@@ -10,7 +10,7 @@ use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::cuda::memory::{HANDLE_BYTES, PeerMemory};
 use lamport_rs_core::cuda::pool;
 use lamport_rs_core::error::Result;
-use lamport_rs_core::exchange::AllGather;
+use lamport_rs_core::rendezvous::AllGather;
 use lamport_rs_core::workspace::buffer::Buffer;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::cuda_backend::CudaBackend;

@@ -1,6 +1,6 @@
 //! What may be wrong with a peer's messages: the structure of each, and strategies that choose among them.
 
-use lamport_rs_core::workspace::hello::Hello;
+use lamport_rs_core::rendezvous::hello::Hello;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;

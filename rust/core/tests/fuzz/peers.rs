@@ -6,11 +6,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use lamport_rs_core::exchange::{AllGather, MESSAGE_BYTES, Payload, Transcript, Writer};
 use lamport_rs_core::lifecycle::pages::OwnPage;
 use lamport_rs_core::memory::handle::{Handle, NAME, SEALS};
 use lamport_rs_core::memory::host::Block;
-use lamport_rs_core::workspace::hello::Hello;
+use lamport_rs_core::rendezvous::hello::Hello;
+use lamport_rs_core::rendezvous::{AllGather, MESSAGE_BYTES, Payload, Transcript};
+use lamport_rs_core::wire::Writer;
 use lamport_rs_protocol::notices::PAGE_WORDS;
 use rustix::fs::{MemfdFlags, Mode, OFlags, fcntl_add_seals, ftruncate, memfd_create, mkfifoat};
 

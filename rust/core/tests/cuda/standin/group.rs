@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::error::Result;
-use lamport_rs_core::exchange::AllGather;
+use lamport_rs_core::rendezvous::AllGather;
 use lamport_rs_core::workspace::Settings;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 

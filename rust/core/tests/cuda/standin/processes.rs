@@ -6,7 +6,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 use std::{fs, process, thread};
 
-use lamport_rs_core::exchange::AllGather;
+use lamport_rs_core::rendezvous::AllGather;
 
 use super::child;
 use super::group::{LONGEST_WAIT, Rank};

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Condvar, Mutex};
 
-use lamport_rs_core::exchange::AllGather;
+use lamport_rs_core::rendezvous::AllGather;
 
 use super::group::LONGEST_WAIT;
 

@@ -34,7 +34,7 @@ fn agree(ranks: usize, run: impl Fn(usize, &mut dyn AllGather) -> Result<Vec<()>
 fn one_ranks_failure_is_the_same_error_on_every_rank() {
     let verdicts = agree(3, |rank, transport| {
         let local = if rank == 1 { Err(Error::system("cuMemAlloc", "out of memory")) } else { Ok(()) };
-        Exchange::new(transport, rank as i64, 3).agree(local)
+        Rendezvous::new(transport, rank as i64, 3).agree(local)
     });
     assert_eq!(verdicts, vec![r#"Err("rank 1: cuMemAlloc failed: out of memory")"#; 3]);
 }
@@ -42,14 +42,14 @@ fn one_ranks_failure_is_the_same_error_on_every_rank() {
 #[test]
 fn the_same_failure_on_every_rank_is_said_once() {
     let verdicts = agree(2, |rank, transport| {
-        Exchange::new(transport, rank as i64, 2).agree::<()>(Err(Error::Argument("bad".into())))
+        Rendezvous::new(transport, rank as i64, 2).agree::<()>(Err(Error::Argument("bad".into())))
     });
     assert_eq!(verdicts, vec![r#"Err("bad")"#; 2]);
 }
 
 #[test]
 fn a_rank_that_was_told_another_rank_is_named() {
-    let verdicts = agree(2, |_, transport| Exchange::new(transport, 0, 2).agree(Ok(())));
+    let verdicts = agree(2, |_, transport| Rendezvous::new(transport, 0, 2).agree(Ok(())));
     assert_eq!(verdicts[0], verdicts[1]);
     assert!(verdicts[0].contains("rank 1: it is rank 1 of the group, but was told rank=0"), "{}", verdicts[0]);
 }
@@ -57,9 +57,9 @@ fn a_rank_that_was_told_another_rank_is_named() {
 #[test]
 fn a_group_of_another_size_is_an_error() {
     let verdicts = agree(2, |rank, transport| {
-        let mut exchange = Exchange::new(transport, rank as i64, 4);
-        let all = exchange.agree(Ok(()))?;
-        exchange.check_size(all.len()).map(|()| all)
+        let mut rendezvous = Rendezvous::new(transport, rank as i64, 4);
+        let all = rendezvous.agree(Ok(()))?;
+        rendezvous.check_size(all.len()).map(|()| all)
     });
     assert!(verdicts.iter().all(|verdict| verdict.contains("world_size is 4, but the group has 2 ranks")));
 }
@@ -72,7 +72,7 @@ fn a_foreign_message_is_an_error_that_names_its_sender() {
             Ok(vec![message.to_vec(), vec![7; MESSAGE_BYTES]])
         }
     }
-    let error = Exchange::new(&mut Foreign, 0, 2).agree(Ok(())).unwrap_err().to_string();
+    let error = Rendezvous::new(&mut Foreign, 0, 2).agree(Ok(())).unwrap_err().to_string();
     assert!(error.starts_with("rank 1: its message is not one of lamport-rs"), "{error}");
 }
 
@@ -87,16 +87,17 @@ impl AllGather for Copies {
 
 #[test]
 fn a_failure_whose_message_is_lost_is_a_failure_still() {
-    let error = Exchange::new(&mut Copies(vec![0]), 0, 2).agree::<()>(Err(Error::Argument("bad".into()))).unwrap_err();
+    let error =
+        Rendezvous::new(&mut Copies(vec![0]), 0, 2).agree::<()>(Err(Error::Argument("bad".into()))).unwrap_err();
     assert_eq!(error.to_string(), "bad");
 }
 
 #[test]
 fn every_step_must_bring_as_many_messages_as_the_first() {
     let mut transport = Copies(vec![1, 0]);
-    let mut exchange = Exchange::new(&mut transport, 0, 1);
-    exchange.agree(Ok(())).unwrap();
-    let error = exchange.agree(Ok(())).unwrap_err().to_string();
+    let mut rendezvous = Rendezvous::new(&mut transport, 0, 1);
+    rendezvous.agree(Ok(())).unwrap();
+    let error = rendezvous.agree(Ok(())).unwrap_err().to_string();
     assert!(error.contains("brought 0 messages, after 1 the first time"), "{error}");
 }
 

@@ -1,5 +1,6 @@
-//! Exchange of handles, and agreement: every step that can fail on one rank ends in one, so that all ranks raise the
-//! same error and none is left waiting.
+//! The rendezvous of a group's ranks: they meet over whatever transport the caller has, exchange handles, and agree.
+//! Every step that can fail on one rank ends in an agreement, so that all ranks raise the same error and none is left
+//! waiting.
 //!
 //! Messages are plain bytes of one fixed size, never pickles. Whatever carries them only has to bring every rank's
 //! message to every rank, in rank order.
@@ -7,21 +8,29 @@
 //! | module | concept |
 //! | --- | --- |
 //! | `message` | the bytes of a message |
-//! | `text` | texts of peers in errors |
 //! | `transcript` | whether the ranks were brought the same messages |
+//! | [`hello`] | what ranks tell each other first |
+//! | `matching` | the mismatches between introductions that are errors |
+//! | `identity` | what tells a host from another, and a construction from another |
+//! | [`construct`] | allocate, exchange handles, map, agree |
+//! | [`phases`] | where the time of a construction goes |
 
+pub mod construct;
+pub mod hello;
+mod identity;
+mod matching;
 mod message;
-mod text;
+pub mod phases;
 mod transcript;
 
-pub use message::{MESSAGE_BYTES, Payload, Reader, Writer};
-pub(crate) use text::{enumerate, legible};
+pub use message::{MESSAGE_BYTES, Payload};
 pub use transcript::Transcript;
 
 use message::{Body, Message};
 
 use crate::error::{Error, Result};
 use crate::panics::caught;
+use crate::text::enumerate;
 
 /// What carries the messages: an all-gather of bytes.
 pub trait AllGather {
@@ -29,8 +38,8 @@ pub trait AllGather {
     fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String>;
 }
 
-/// One rank's end of the exchange.
-pub struct Exchange<'a> {
+/// One rank's end of the rendezvous.
+pub struct Rendezvous<'a> {
     transport: &'a mut dyn AllGather,
     rank: i64,
     world_size: i64,
@@ -43,8 +52,8 @@ pub struct Exchange<'a> {
     unchanged: bool,
 }
 
-impl<'a> Exchange<'a> {
-    /// Starts an exchange as `rank` of `world_size`; `agree` checks the one against what the transport brings,
+impl<'a> Rendezvous<'a> {
+    /// Starts a rendezvous as `rank` of `world_size`; `agree` checks the one against what the transport brings,
     /// `check_size` the other.
     pub fn new(transport: &'a mut dyn AllGather, rank: i64, world_size: i64) -> Self {
         Self { transport, rank, world_size, step: 0, ranks: None, transcript: Transcript::default(), unchanged: true }
@@ -111,7 +120,7 @@ impl<'a> Exchange<'a> {
                         .push((rank, format!("it is rank {rank} of the group, but was told rank={}", message.rank)));
                 }
                 Ok(message) if message.step != step => {
-                    failures.push((rank, format!("it is at step {} of the exchange, not {step}", message.step)));
+                    failures.push((rank, format!("it is at step {} of the rendezvous, not {step}", message.step)));
                 }
                 Ok(_) => {}
             }

@@ -1,4 +1,4 @@
-//! Texts that peers send, made fit for an error or a log.
+//! Texts that peers send, and what several ranks have to say, made fit for an error or a log.
 
 /// `text` on one line, of `most` bytes at most: what would move a terminal's cursor, begin a line, change the direction of
 /// writing or cannot be seen stands there as its escape.

@@ -9,13 +9,14 @@ use lamport_rs_kernels::plan;
 use lamport_rs_protocol::geometry::LAYOUT_VERSION;
 use lamport_rs_protocol::sentinel::Vector;
 
+use super::hello::{AS_MEASURED, Hello, Plan, VERSION};
+use super::identity::{host_identity, nonce};
+use super::phases::Phases;
+use super::{Rendezvous, Transcript, matching};
 use crate::error::{Error, Result};
-use crate::exchange::{Exchange, Transcript};
 use crate::lifecycle::pages::{OwnPage, Pages, PeerPage};
 use crate::memory::allowance::{self, Limit, Places, Wanted};
 use crate::panics::caught;
-use crate::workspace::hello::{self, AS_MEASURED, Hello, Plan};
-use crate::workspace::phases::Phases;
 
 /// A kind of memory that crosses processes.
 pub trait Backend {
@@ -115,10 +116,10 @@ pub struct Request {
 
 /// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
 ///
-/// That is two rounds of the exchange, which take a good part of the time: hence no third.
+/// That is two rounds of the rendezvous, which take a good part of the time: hence no third.
 pub fn construct<B: Backend>(
     backend: &B,
-    exchange: &mut Exchange<'_>,
+    rendezvous: &mut Rendezvous<'_>,
     request: Result<Request>,
     phases: &mut Phases,
 ) -> Result<Group<B>> {
@@ -131,10 +132,10 @@ pub fn construct<B: Backend>(
         phases.end("allocate");
         let mut page = if request.has_operations { Some(OwnPage::allocate()?) } else { None };
         phases.end("allocate page");
-        let nonce = hello::nonce()?;
+        let nonce = nonce()?;
         let hello = Hello {
-            version: hello::VERSION.to_owned(),
-            host: hello::host_identity()?,
+            version: VERSION.to_owned(),
+            host: host_identity()?,
             backend: backend.name(),
             world_size: request.world_size as u64,
             comm_size: request.comm_size as u64,
@@ -157,16 +158,16 @@ pub fn construct<B: Backend>(
         Ok((request, block, page, hello)) => (Ok((request, block, page)), Ok(hello)),
         Err(error) => (Err(error.clone()), Err(error)),
     };
-    let hellos = exchange.agree(hello)?;
+    let hellos = rendezvous.agree(hello)?;
     phases.end("exchange handles");
     let (request, mut own, page) = own?;
-    hello::check_agreement(&hellos, request.size_name)?;
-    exchange.check_size(hellos.len())?;
-    hello::check_distinct(&hellos, B::identity)?;
+    matching::check_agreement(&hellos, request.size_name)?;
+    rendezvous.check_size(hellos.len())?;
+    matching::check_distinct(&hellos, B::identity)?;
     let limits: Vec<_> = hellos.iter().map(|hello| hello.limits.as_slice()).collect();
     allowance::check_groups(&limits, &wanted::<B>(&request))?;
     let mapped = caught(|| {
-        let brought = exchange.transcript()?;
+        let brought = rendezvous.transcript()?;
         backend.fill(&own, request.word)?;
         phases.end("fill");
         let peers = map_peers(backend, &request, &own, &hellos)?;
@@ -178,7 +179,7 @@ pub fn construct<B: Backend>(
         Err(error) => (vec![], vec![], Err(error)),
     };
     phases.end("map pages");
-    Transcript::check(&exchange.agree(brought)?)?;
+    Transcript::check(&rendezvous.agree(brought)?)?;
     phases.end("agree");
     backend.all_have_mapped(&mut own);
     let nonces = hellos.iter().map(|hello| hello.nonce).collect();

@@ -1,7 +1,7 @@
-//! A Python callable as the exchange's transport.
+//! A Python callable as the transport of a rendezvous.
 
 use lamport_rs_core::Error;
-use lamport_rs_core::exchange::{AllGather, Exchange, MESSAGE_BYTES};
+use lamport_rs_core::rendezvous::{AllGather, MESSAGE_BYTES, Rendezvous};
 use pyo3::exceptions::{PyException, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -25,7 +25,7 @@ impl Callable {
     /// `error`, with what the callable raised as its cause.
     pub fn explain(self, py: Python<'_>, error: PyErr) -> PyErr {
         if let Some(raised) = self.raised {
-            // An interrupt or an exit is no failure of the exchange, and not for those who handle such failures.
+            // An interrupt or an exit is no failure of the rendezvous, and not for those who handle such failures.
             if !raised.is_instance_of::<PyException>(py) {
                 return raised;
             }
@@ -86,13 +86,13 @@ fn kind_of(object: &Bound<'_, PyAny>) -> String {
     object.get_type().name().map_or_else(|_| "an object".to_owned(), |name| name.to_string())
 }
 
-/// Takes part in an exchange only to say why this rank cannot: all ranks raise the same error, and none is left waiting.
+/// Takes part in a rendezvous only to say why this rank cannot: all ranks raise the same error, and none is left waiting.
 /// Never returns a value.
 #[pyfunction]
 pub fn refuse(py: Python<'_>, rank: i64, world_size: i64, reason: &str, all_gather: Py<PyAny>) -> PyResult<()> {
     let mut transport = Callable::new(all_gather);
     let refused = interruptible(py, |_| {
-        Err(Exchange::new(&mut transport, rank, world_size).refuse(Error::Argument(reason.to_owned())))
+        Err(Rendezvous::new(&mut transport, rank, world_size).refuse(Error::Argument(reason.to_owned())))
     });
     refused.map_err(|error| transport.explain(py, error))
 }

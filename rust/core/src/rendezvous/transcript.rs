@@ -1,7 +1,9 @@
-//! Whether the transport brought every rank the same messages: all verdicts of the exchange rest on that.
+//! Whether the transport brought every rank the same messages: all verdicts of the rendezvous rest on that.
 
-use super::{Payload, Reader, Writer, enumerate};
+use super::Payload;
 use crate::error::{Error, Result};
+use crate::text::enumerate;
+use crate::wire::{Reader, Writer};
 
 /// A digest of all messages that a rank was brought. It finds mistakes of a transport, not forgeries: a transport that
 /// means harm can bring whatever digests it likes.

@@ -1,0 +1,93 @@
+//! What ends an operation that waits: what peers have told, or that they take part in nothing more.
+
+use std::sync::atomic::Ordering;
+
+use lamport_rs_protocol::notices::{Notices, Stage, Stages};
+use lamport_rs_protocol::rank_set::RankSet;
+
+use super::pages::Words;
+use super::{Lifecycle, notice};
+use crate::error::{Cause, Error};
+use crate::operations::operation::Operation;
+
+/// What ends an operation that waits.
+pub struct End {
+    /// Its error.
+    pub error: Error,
+    /// A rank that takes part in nothing more. But it may have sent what is awaited before: the operation has to look
+    /// once more, and ends if it still misses that rank.
+    pub unless: Option<usize>,
+}
+
+impl Lifecycle {
+    /// What ends an operation that waits for `missing`, if anything does. `asks_for_processes`: a system call more.
+    pub fn end_of(&self, operation: Operation, missing: RankSet, asks_for_processes: bool) -> Option<End> {
+        if self.cleaned_up.load(Ordering::Relaxed) {
+            return Some(End { error: Error::CleanedUpMeanwhile { operation }, unless: None });
+        }
+        let notices = self.notices();
+        if let Some(error) = fault_of(&notices, notices.told()) {
+            return Some(End { error: error.seen_by(self.rank, operation), unless: None });
+        }
+        let unless = |rank: usize, error| Some(End { error, unless: Some(rank) });
+        if let Some(rank) = notices.left(missing).iter().next() {
+            return unless(rank, Error::Aborted { rank, cause: Cause::CleanedUp, reason: String::new() });
+        }
+        if let Some(rank) = self.stopped().iter().find(|rank| missing.contains(*rank)) {
+            return unless(
+                rank,
+                Error::Aborted { rank, cause: Cause::Aborted, reason: "it has called reset()".into() },
+            );
+        }
+        if let Some(peer) = missing.iter().find(|peer| notices.has_refused(*peer, operation.number())) {
+            return unless(peer, Error::PeerRefused { rank: self.rank, operation, peer });
+        }
+        let (rank, error) = asks_for_processes.then(|| self.death_of(missing)).flatten()?;
+        unless(rank, error)
+    }
+
+    /// The ranks that wait for the others in a reset.
+    fn stopped(&self) -> RankSet {
+        self.everybody().without(Stages(self.notices()).missing(Stage::Stopped))
+    }
+
+    /// The ranks for which nobody need wait any more: they send nothing, and what they have sent is there. All of them, if
+    /// anything has failed. Takes a system call.
+    pub fn ended(&self) -> RankSet {
+        let notices = self.notices();
+        let everybody = self.everybody();
+        if self.failure.is_there() || fault_of(&notices, notices.told()).is_some() {
+            return everybody;
+        }
+        RankSet(self.stopped().0 | notices.left(everybody).0 | self.pages.ended(everybody).0)
+    }
+
+    /// One of `ranks` whose process has ended, and the error of that.
+    pub(super) fn death_of(&self, ranks: RankSet) -> Option<(usize, Error)> {
+        let rank = self.pages.ended(ranks).iter().next()?;
+        let process = self.pages.process(rank)?;
+        Some((rank, Error::Aborted { rank, cause: Cause::Ended, reason: format!("process {process} is gone") }))
+    }
+}
+
+/// Whether a notice says that its own sender was cleaned up: others may not need it any more.
+fn has_left_in_order(sender: usize, error: &Error) -> bool {
+    matches!(error, Error::Aborted { rank, cause: Cause::CleanedUp, .. } if *rank == sender)
+}
+
+/// What one of the ranks that have told something says, and which: a fault rather than what may follow from one.
+pub(super) fn first_of(notices: &Notices<'_, Words>, told: RankSet) -> (usize, Error) {
+    let read = |sender: usize| (sender, notice::read(sender, &notices.read(sender)));
+    let fault = told.iter().map(read).find(|(sender, error)| !has_left_in_order(*sender, error));
+    fault.unwrap_or_else(|| read(told.iter().next().expect("somebody has told something")))
+}
+
+/// The fault that one of the ranks that have told something says, if any does.
+#[inline]
+pub(super) fn fault_of(notices: &Notices<'_, Words>, told: RankSet) -> Option<Error> {
+    if told.is_empty() {
+        return None;
+    }
+    let (sender, error) = first_of(notices, told);
+    (!has_left_in_order(sender, &error)).then_some(error)
+}

@@ -1,0 +1,47 @@
+//! How a workspace is given up, and when its memory may be freed.
+
+use std::sync::atomic::Ordering;
+
+use lamport_rs_protocol::rank_set::RankSet;
+
+use super::Lifecycle;
+use super::notice::Notice;
+use crate::error::Cause;
+
+impl Lifecycle {
+    /// Whether this rank has given it up.
+    pub fn is_cleaned_up(&self) -> bool {
+        self.cleaned_up.load(Ordering::Relaxed)
+    }
+
+    /// Refuses all further operations, ends the one that waits, and tells the peers.
+    pub fn clean_up(&self) {
+        if !self.cleaned_up.swap(true, Ordering::Relaxed) && !self.home.is_elsewhere() {
+            self.notices().leave();
+            self.notices().tell(Notice::ended(self.rank, Cause::CleanedUp, "").words());
+        }
+    }
+
+    /// Lets peers know that this rank has none of their memory mapped any more: they may free it. After `clean_up`.
+    pub fn unmap(&self) {
+        if !self.home.is_elsewhere() {
+            self.notices().unmap();
+        }
+    }
+
+    /// Whether no peer has this rank's memory mapped any more, as far as that can be known. Takes a system call.
+    pub fn is_unmapped(&self) -> bool {
+        if !self.pages.are_complete() {
+            return true;
+        }
+        let others = self.everybody().without(RankSet(1 << self.rank));
+        let mapping = self.notices().mapping(others);
+        mapping.without(self.pages.ended(mapping)).is_empty()
+    }
+}
+
+impl Drop for Lifecycle {
+    fn drop(&mut self) {
+        self.clean_up();
+    }
+}
