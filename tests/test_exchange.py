@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lamport_rs import LamportError, LamportWorkspace
-from lamport_rs.exchange import _recent, _wait_for, all_gather_over
+from lamport_rs.rendezvous import _recent, _wait_for, all_gather_over
 from ranks import Rank, ThreadRanks, errors_of
 from reference import check_same_bits, random_tensor, rounded_sum
 
@@ -364,7 +364,7 @@ WITHOUT_NUMPY = """
 import sys
 sys.modules["numpy"] = None
 import tempfile, torch, torch.distributed as dist
-from lamport_rs.exchange import all_gather_over
+from lamport_rs.rendezvous import all_gather_over
 with tempfile.TemporaryDirectory() as folder:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
     assert all_gather_over(None)(bytes(range(256))) == [bytes(range(256))]

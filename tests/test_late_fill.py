@@ -8,7 +8,7 @@ import pytest
 import torch
 from foreign_kernel import SENTINEL, SLOTS, Table
 from lamport_rs import LamportAbortedError, LamportTimeoutError
-from lamport_rs.exchange import all_gather_over
+from lamport_rs.rendezvous import all_gather_over
 from ranks import Rank
 
 COMM_SIZE = 4096

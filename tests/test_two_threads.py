@@ -9,7 +9,7 @@ import lamport_rs
 import pytest
 import torch
 from lamport_rs import LamportError
-from lamport_rs.exchange import all_gather_over
+from lamport_rs.rendezvous import all_gather_over
 from lamport_rs.turns import turn_of
 from ranks import Rank, ThreadRanks
 

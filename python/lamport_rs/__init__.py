@@ -27,8 +27,9 @@ from lamport_rs._core import (
 if TYPE_CHECKING:
     from lamport_rs.buffer import IpcBuffer, lamport_fill_neg_zero
     from lamport_rs.cache import clear_workspace_cache, get_allreduce_workspace
+    from lamport_rs.lifecycle import WorkspaceStatus
     from lamport_rs.operations import all_reduce, all_reduce_rms_norm, minimax_allreduce_rms, minimax_allreduce_rms_qk
-    from lamport_rs.workspace import LamportWorkspace, WorkspaceStatus, bind_to_thread
+    from lamport_rs.workspace import LamportWorkspace, bind_to_thread
 
 __all__ = [
     "IpcBuffer",
@@ -53,8 +54,9 @@ __all__ = [
 _PUBLIC_MODULES = {
     "buffer": ("IpcBuffer", "lamport_fill_neg_zero"),
     "cache": ("clear_workspace_cache", "get_allreduce_workspace"),
+    "lifecycle": ("WorkspaceStatus",),
     "operations": ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms", "minimax_allreduce_rms_qk"),
-    "workspace": ("LamportWorkspace", "WorkspaceStatus", "bind_to_thread"),
+    "workspace": ("LamportWorkspace", "bind_to_thread"),
 }
 """The names that need torch, by the modules they come from."""
 _NEEDS_TORCH = {*_PUBLIC_MODULES, "torch_operators", *(name for names in _PUBLIC_MODULES.values() for name in names)}

@@ -97,7 +97,7 @@ def cpu_quota(root: Path | None = None, own: Path | None = None) -> float | None
     """Return how many cores' time the container lets this process use; None for no limit."""
 
 def memory_limit(root: Path | None = None, own: Path | None = None) -> tuple[int, int] | None:
-    """Return the container's limit that leaves the least memory, and what is used of it, in bytes; None for no limit."""
+    """Return the container's limit that leaves the least memory, and bytes used of it; None for no limit."""
 
 def refuse(rank: int, world_size: int, reason: str, all_gather: Callable[[bytes], list[bytes]]) -> NoReturn: ...
 def cuda_obstacle() -> str | None: ...

@@ -11,7 +11,7 @@ from lamport_rs import _core
 from lamport_rs._core import LamportError
 
 if TYPE_CHECKING:
-    from lamport_rs.exchange import AllGather
+    from lamport_rs.rendezvous import AllGather
 
 _UNKNOWN = -1
 

@@ -10,7 +10,7 @@ from lamport_rs import _core
 from lamport_rs._core import LamportError
 from lamport_rs.arguments import as_integer, refused_on_all_ranks
 from lamport_rs.backends import Backend, resolve_backend
-from lamport_rs.exchange import Group, all_gather_over, resolve_group
+from lamport_rs.rendezvous import Group, all_gather_over, resolve_group
 from lamport_rs.timeouts import limit_of
 from lamport_rs.tracing import never_compiled
 from lamport_rs.turns import turn_of

@@ -12,7 +12,7 @@ import torch
 from lamport_rs._core import LamportError
 from lamport_rs.arguments import as_integer, refused_on_all_ranks
 from lamport_rs.backends import resolve_device
-from lamport_rs.exchange import Group, all_gather_over, resolve_group
+from lamport_rs.rendezvous import Group, all_gather_over, resolve_group
 from lamport_rs.tracing import never_compiled
 from lamport_rs.turns import hashable, in_turn
 from lamport_rs.workspace import LamportWorkspace

@@ -17,7 +17,6 @@ ranks have in common: the order of calls, the dtype, the size.
 from __future__ import annotations
 
 import inspect
-import threading
 import weakref
 from typing import Any
 
@@ -32,13 +31,11 @@ from torch.autograd import _profiler_enabled  # type: ignore[attr-defined]
 from torch.overrides import has_torch_function_unary as _has_torch_function
 
 from lamport_rs._core import LamportError
-from lamport_rs.eager import run_all_reduce_in_place
-from lamport_rs.exchange import resolve_group
-from lamport_rs.observation import logger
+from lamport_rs.group_sums import GroupSums
 from lamport_rs.reduce_op import is_sum
+from lamport_rs.rendezvous import resolve_group
 from lamport_rs.timeouts import default_timeout
 from lamport_rs.tracing import is_recording, must_dispatch
-from lamport_rs.workspace import LamportWorkspace, bind_to_thread
 
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
@@ -64,7 +61,7 @@ def install(group: dist.ProcessGroup | None = None) -> None:
         what = "there is no default one" if group is None else f"not {type(group).__name__}"
         raise LamportError(f"group must be a torch process group, but {what}")
     if id(resolved) not in _groups:
-        _register(resolved, _GroupSums(_timeout_of(resolved)))
+        _register(resolved, GroupSums(_timeout_of(resolved)))
 
 
 def make_group(options: Any, backend_options: Any) -> dist.ProcessGroup:
@@ -93,121 +90,16 @@ def make_group(options: Any, backend_options: Any) -> dist.ProcessGroup:
     else:
         group._register_backend(cuda, kinds.GLOO, gloo)
         group._set_default_backend(kinds.GLOO)
-    _register(group, _GroupSums(options.timeout.total_seconds(), only=lamport_rs_autoload.BACKEND))
+    _register(group, GroupSums(options.timeout.total_seconds(), only=lamport_rs_autoload.BACKEND))
     return group
 
 
-class _Thread(threading.local):
-    """Has what stands for the calling thread alone. `get_ident` gives the number of one that has ended again."""
-
-    def __init__(self) -> None:
-        self.token = object()
-
-
-_this_thread = _Thread()
-
-
-class _DeviceSums:
-    """The sums of one group on one device."""
-
-    def __init__(self, workspace: LamportWorkspace) -> None:
-        self._workspace = workspace
-        self._thread = _this_thread.token
-        # A signal's handler may sum while its thread does, which the workspace then refuses: so no plain lock.
-        self._lock = threading.RLock()
-
-    def add(self, tensor: torch.Tensor) -> None:
-        """Sum `tensor` over the ranks, in place."""
-        with self._lock:
-            # The group answers for the order, not the thread: torch's rule is that all ranks call in the same one.
-            thread = _this_thread.token
-            if self._thread is not thread:
-                bind_to_thread(self._workspace)
-                self._thread = thread
-            run_all_reduce_in_place(tensor, self._workspace)
-
-    def close(self) -> None:
-        """Give the workspace up."""
-        self._workspace.cleanup()
-
-
-class _GroupSums:
-    """The sums of one group. A workspace is made by the first sum on a device, as torch makes NCCL's communicators."""
-
-    def __init__(self, seconds: float, only: str | None = None) -> None:
-        """Let operations wait `seconds` for a peer; serve the devices that the group has the backend `only` for."""
-        self._seconds, self._only = seconds, only
-        self._devices: dict[int, _DeviceSums | None] = {}
-        self._lock = threading.RLock()
-
-    def find(self, index: int) -> _DeviceSums | None:
-        """Return the sums on the device with this index, -1 for the CPU, if they have been made."""
-        return self._devices.get(index)
-
-    def add(self, group: dist.ProcessGroup, tensor: torch.Tensor) -> bool:
-        """Sum `tensor` over the ranks, in place; or return False if that is for the group's other backend to do.
-
-        It is dense, has a dtype that the package sums, and is to be summed.
-        """
-        if tensor.numel() == 0:
-            return False
-        index = tensor.get_device()  # -1 for the CPU.
-        try:
-            sums = self._devices[index]
-        except KeyError:
-            sums = self._prepare(group, tensor, index)
-        if sums is None:
-            return False
-        sums.add(tensor)
-        return True
-
-    def close(self) -> None:
-        """Give all workspaces up."""
-        for sums in self._devices.values():
-            if sums is not None:
-                sums.close()
-
-    def _prepare(self, group: dist.ProcessGroup, tensor: torch.Tensor, index: int) -> _DeviceSums | None:
-        """Make the workspace. The ranks agree: all get one, or all get None."""
-        device = tensor.device
-        if device.type not in ("cpu", "cuda"):
-            return None
-        with self._lock:
-            if index in self._devices:
-                return self._devices[index]
-            sums = None
-            if group.size() > 1 and self._serves(group, device):
-                if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                    logger.warning(
-                        "group %s: its first sum on %s is captured in a CUDA graph, where no workspace can be made, so "
-                        "NCCL does it; run one before the capture",
-                        group.group_name,
-                        device,
-                    )
-                    return None
-                try:
-                    # On all ranks, or the same error on all.
-                    sums = _DeviceSums(LamportWorkspace.for_group(group, device=device, timeout=self._seconds))
-                except LamportError as error:
-                    if group.rank() == 0:
-                        logger.warning(
-                            "group %s: NCCL or gloo does all sums on %s: %s", group.group_name, device, error
-                        )
-            self._devices[index] = sums
-            return sums
-
-    def _serves(self, group: dist.ProcessGroup, device: torch.device) -> bool:
-        if self._only is None:
-            return True
-        return f"{device.type}:{self._only}" in dist.get_backend_config(group).split(",")
-
-
-_groups: dict[int, _GroupSums] = {}
+_groups: dict[int, GroupSums] = {}
 """By the identity of the group. Torch holds a group's object until the group is destroyed."""
 _references: dict[int, weakref.ref[dist.ProcessGroup]] = {}
 
 
-def _register(group: dist.ProcessGroup, sums: _GroupSums) -> None:
+def _register(group: dist.ProcessGroup, sums: GroupSums) -> None:
     _hook()
     key = id(group)
 

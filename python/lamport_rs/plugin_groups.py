@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from lamport_rs._core import LamportError
 from lamport_rs.arguments import refused_on_all_ranks
-from lamport_rs.exchange import all_gather_over
 from lamport_rs.plugin_switch import PluginSwitch
+from lamport_rs.rendezvous import all_gather_over
 from lamport_rs.sizing import default_comm_size
 from lamport_rs.workspace import LamportWorkspace, bind_to_thread
 

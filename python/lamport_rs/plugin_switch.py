@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lamport_rs._core import LamportError
 
 if TYPE_CHECKING:  # It imports torch.
-    from lamport_rs.exchange import AllGather
+    from lamport_rs.rendezvous import AllGather
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
 from lamport_rs._core import LamportError
-from lamport_rs.exchange import AllGather
+from lamport_rs.rendezvous import AllGather
 from lamport_rs.timeouts import limit_of
 
 _LOOK_SECONDS = 0.005

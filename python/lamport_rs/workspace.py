@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
-from types import TracebackType
 from typing import NoReturn
 
 import torch
@@ -16,37 +14,17 @@ from lamport_rs import _core
 from lamport_rs._core import LamportError
 from lamport_rs.arguments import as_integer, as_seconds, refused_on_all_ranks
 from lamport_rs.backends import Backend, resolve_backend
-from lamport_rs.exchange import AllGather, Group, all_gather_over, resolve_group
-from lamport_rs.observation import log_fault, logger, warn_of_unwatched_peers
+from lamport_rs.calls import WorkspaceCalls
+from lamport_rs.lifecycle import CLEANED_UP
+from lamport_rs.observation import logger, warn_of_unwatched_peers
+from lamport_rs.rendezvous import AllGather, Group, all_gather_over, resolve_group
 from lamport_rs.sizing import default_comm_size
 from lamport_rs.timeouts import default_timeout, limit_of
 from lamport_rs.tracing import never_compiled
 from lamport_rs.turns import turn_of
 
-RESET_SLACK = 30.0
-"""Seconds that a reset waits for its peers, beyond the time after which kernels have given up."""
-_CLEANED_UP = "this workspace was cleaned up; create a new one on every rank"
 
-
-@dataclass(frozen=True)
-class WorkspaceStatus:
-    """What a workspace has done and what became of it, on this rank."""
-
-    failure: str | None
-    """Why it cannot be used until a reset; None while it works."""
-    resets: int
-    """Times that it has begun anew."""
-    operations: dict[str, int]
-    """Operations that were called, by name. Replays of a CUDA graph are not seen."""
-    bytes: dict[str, int]
-    """Bytes of their inputs on this rank, by name."""
-    longest_wait: float
-    """Seconds of the longest wait that went beyond spinning, of operations that completed. On the host only."""
-    longest_wait_for: tuple[int, ...]
-    """The ranks that it waited for at last."""
-
-
-class LamportWorkspace:
+class LamportWorkspace(WorkspaceCalls):
     """Memory through which the ranks of one group exchange small tensors, and the state of that exchange.
 
     Creating one is collective: all ranks of the group do it, and all get a workspace or all raise the same error. If
@@ -200,7 +178,7 @@ class LamportWorkspace:
         either foreign kernels or the package's own operations: those raise once others have used the table.
         """
         if self._table is None:
-            raise LamportError(_CLEANED_UP)
+            raise LamportError(CLEANED_UP)
         return self._table
 
     @property
@@ -233,161 +211,6 @@ class LamportWorkspace:
         """`"host"` or `"cuda"`."""
         return self._backend
 
-    @never_compiled
-    def supports(
-        self,
-        input: torch.Tensor,  # noqa: A002  (torch's name)
-        operation: str = "all_reduce",
-        *,
-        algorithm: str = "auto",
-        weight_dtype: torch.dtype | None = None,
-        q_size: int = 0,
-        kv_size: int = 0,
-    ) -> bool:
-        """Whether a working workspace will serve a call: the same on every rank for tensors of one shape and dtype.
-
-        Args:
-            input: The operation's first tensor, of any layout. Only its shape, dtype and device are looked at, so
-                that a meta tensor or a fake one does.
-            operation: The name of one of the package's collectives.
-            algorithm: As for the operation.
-            weight_dtype: The dtype of the weights, for norms; None for that of `input`.
-            q_size: As for `minimax_allreduce_rms_qk`.
-            kv_size: As for `minimax_allreduce_rms_qk`.
-
-        Raises:
-            LamportError: If there is no such operation or algorithm, or the workspace was cleaned up.
-        """
-        call = _call_of(input, operation, algorithm, weight_dtype, q_size, kv_size)
-        obstacle = _core.obstacle(self._usable_core(), call)
-        return obstacle is None and _is_dense(input) and input.device in (self._device, torch.device("meta"))
-
-    @never_compiled
-    def prepare(
-        self,
-        input: torch.Tensor,  # noqa: A002  (torch's name)
-        operation: str = "all_reduce",
-        *,
-        algorithm: str = "auto",
-        weight_dtype: torch.dtype | None = None,
-        q_size: int = 0,
-        kv_size: int = 0,
-    ) -> None:
-        """Load the kernels that a call takes, ahead of the first one. Not collective; on the host there are none.
-
-        The driver loads a kernel when it is first launched, and waits for kernels that run before it does. If one of
-        them waits for a peer that this rank has yet to send something to, both wait until the timeout. So prepare what
-        is first called while other operations are under way.
-
-        Args:
-            input: As for `supports`, like all other arguments.
-            operation: As for `supports`.
-            algorithm: As for `supports`.
-            weight_dtype: As for `supports`.
-            q_size: As for `supports`.
-            kv_size: As for `supports`.
-
-        Raises:
-            LamportError: If the workspace would not serve the call, or the driver does not load the kernels.
-        """
-        if not _is_dense(input):
-            raise LamportError(f"{operation} takes dense tensors, not one of layout {input.layout}")
-        _core.prepare(self._usable_core(), _call_of(input, operation, algorithm, weight_dtype, q_size, kv_size))
-
-    @never_compiled
-    def check(self) -> None:
-        """Raise what went wrong, if anything has on this rank or was told by a peer. Waits for nothing: under 0.3 us.
-
-        For after each step, above all where all operations are in CUDA graphs: on a GPU, an operation that cannot
-        complete leaves NaN and ends, and the host hears of it here, by the next call, or by `synchronize`.
-
-        Raises:
-            LamportTimeoutError: If an operation missed a peer, on this rank or on another.
-            LamportMismatchError: If the ranks called different operations.
-            LamportAbortedError: If a rank has aborted or failed otherwise, or its process has ended, which is asked for
-                every 50 ms at most. That a peer was cleaned up is told by the next operation only, which needs it.
-            LamportError: If the workspace was cleaned up.
-        """
-        try:
-            self._usable_core().check()
-        except LamportError as error:
-            log_fault(error)
-            raise
-
-    @never_compiled
-    def abort(self, reason: str) -> None:
-        """End the operations of all ranks, those that wait among them: they raise `LamportAbortedError`.
-
-        To be called by any thread, at any time; not collective. `reset`, on every rank, makes the workspace work again.
-        On GPUs, kernels that wait end within 50 ms and leave NaN; what is called or checked later raises.
-
-        Args:
-            reason: Why, for the peers' errors; some 900 bytes of it are told.
-        """
-        self._usable_core().abort(reason)
-
-    @never_compiled
-    def reset(self, timeout: float | None = None) -> None:
-        """Make a workspace that has failed work again, on the same memory. Collective: every rank calls it.
-
-        Tables, and CUDA graphs that were captured before, are right again. All operations that were called before must
-        have ended or failed: on a GPU it waits for the device. Numbers of operations begin at 1 again.
-
-        Args:
-            timeout: Seconds that it waits for the other ranks; 0 or infinite for no limit. None: one and a half times
-                the workspace's own, as kernels that wait for a peer end then, and 30 s more.
-
-        Raises:
-            LamportTimeoutError: If ranks did not call it in time: `missing_ranks`. It can be called again, unless some
-                ranks have begun anew and others have not.
-            LamportAbortedError: If a rank was cleaned up, or is dead.
-            LamportError: If an earlier reset ended half-way, or an operation is running on this rank.
-        """
-        seconds = 1.5 * self._timeout + RESET_SLACK if timeout is None else as_seconds("timeout", timeout)
-        self._usable_core().reset(seconds)
-
-    def status(self) -> WorkspaceStatus:
-        """Return what the workspace has done and what became of it, on this rank. Waits for nothing."""
-        resets, failure, work, wait, ranks = self._usable_core().status()
-        return WorkspaceStatus(
-            failure=failure,
-            resets=resets,
-            operations={name: count for name, count, _ in work},
-            bytes={name: size for name, _, size in work},
-            longest_wait=wait,
-            longest_wait_for=tuple(ranks),
-        )
-
-    @never_compiled
-    def synchronize(self) -> None:
-        """Wait for the device, replayed graphs included, and raise `LamportTimeoutError` if an operation missed a peer.
-
-        On a GPU, operations run after the call that launched them has returned, and a kernel that missed a peer ends:
-        the error comes with the next call, or with this one.
-        """
-        try:
-            self._usable_core().synchronize()
-        except LamportError as error:
-            log_fault(error)
-            raise
-
-    @never_compiled
-    def cleanup(self) -> None:
-        """Give the workspace up: further operations raise. Its memory goes when its tables have gone too.
-
-        Not collective, and safe to call twice. On GPUs, call it when no operation is running on any rank. It waits for
-        the kernels on this rank's device; those that still wait for a peer after a second give up, and leave NaN. CUDA
-        graphs that have captured operations keep the memory, but what they compute is NaN once a peer is missed.
-
-        On the host it may be called at any time, by any thread and by a signal's handler: an operation that waits then
-        ends with an error. Peers that wait for this rank, or call an operation later, raise `LamportAbortedError`.
-        """
-        core, self._core, self._table = self._core, None, None
-        if core is not None:
-            core.clean_up()
-
-    close = cleanup
-
     @staticmethod
     def compute_comm_size_for_minimax(max_tokens: int, world_size: int, fused_qk: bool = True) -> int:
         """Return the `comm_size` in bytes with which the MiniMax operations take up to `max_tokens` tokens at once.
@@ -409,19 +232,6 @@ class LamportWorkspace:
         in two shots.
         """
         return _core.all_reduce_comm_size(max_bytes, world_size)
-
-    def _usable_core(self) -> _core.Workspace:
-        if self._core is None:
-            raise LamportError(_CLEANED_UP)
-        return self._core
-
-    def __enter__(self) -> LamportWorkspace:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.cleanup()
 
     def __reduce__(self) -> NoReturn:
         # What copy.copy, copy.deepcopy and pickle ask for.
@@ -452,17 +262,3 @@ def bind_to_thread(workspace: LamportWorkspace | torch.Tensor) -> None:
         LamportError: While an operation is running, or if there is no such workspace.
     """
     _core.bind_to_thread(workspace._usable_core() if isinstance(workspace, LamportWorkspace) else workspace)
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_nested
-
-
-def _call_of(
-    tensor: torch.Tensor, operation: str, algorithm: str, weight_dtype: torch.dtype | None, q_size: int, kv_size: int
-) -> tuple[str, list[int], str, str, str, int, int]:
-    """What the core is asked about."""
-    # A nested tensor has no shape.
-    shape = list(tensor.shape) if _is_dense(tensor) else []
-    dtype, weight = (str(each).removeprefix("torch.") for each in (tensor.dtype, weight_dtype or tensor.dtype))
-    return operation, shape, dtype, weight, algorithm, q_size, kv_size

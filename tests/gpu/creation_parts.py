@@ -18,7 +18,7 @@ import lamport_rs
 import torch
 import torch.distributed as dist
 from lamport_rs.command_line.launch import choose_backend, launch
-from lamport_rs.exchange import all_gather_over
+from lamport_rs.rendezvous import all_gather_over
 
 WARM_UP = 5
 MESSAGE_BYTES = 512

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import wire
 from lamport_rs import LamportError, LamportWorkspace
-from lamport_rs.exchange import all_gather_over
+from lamport_rs.rendezvous import all_gather_over
 from ranks import Rank, errors_of
 from worlds import WORLD_SIZES
 

@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 from lamport_rs import LamportError
-from lamport_rs.exchange import all_gather_over
+from lamport_rs.rendezvous import all_gather_over
 from ranks import Rank, errors_of
 from test_late_fill import start_late
 from test_order import use_in_another_order

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from lamport_rs._core import __version__
-from lamport_rs.exchange import all_gather_over
 from lamport_rs.operations import all_reduce
 from lamport_rs.plugin_communicator import PluginAllreduce
 from lamport_rs.plugin_groups import GroupWorkspace
+from lamport_rs.rendezvous import all_gather_over
 from lamport_rs.sglang_plugin import hooks
 from lamport_rs.sglang_plugin.groups import groups
 from lamport_rs.sglang_plugin.log import logger

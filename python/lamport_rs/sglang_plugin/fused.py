@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from lamport_rs._core import __version__
-from lamport_rs.exchange import all_gather_over
 from lamport_rs.plugin_communicator import DTYPES
 from lamport_rs.plugin_groups import GroupWorkspace
+from lamport_rs.rendezvous import all_gather_over
 from lamport_rs.sglang_plugin import hooks, operators
 from lamport_rs.sglang_plugin.communicator import MAX_SIZE
 from lamport_rs.sglang_plugin.groups import groups, is_served, leave_to_sglang

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from lamport_rs._core import LamportError
-from lamport_rs.exchange import AllGather, all_gather_over
 from lamport_rs.plugin_groups import GroupWorkspace
+from lamport_rs.rendezvous import AllGather, all_gather_over
 from lamport_rs.vllm_plugin.agreement import plugin
 from lamport_rs.vllm_plugin.log import logger
 

@@ -1,10 +1,10 @@
 //! Plain memory that crosses processes.
 
 use lamport_rs_core::cuda::device::Device;
+use lamport_rs_core::memory::cuda::CudaMemory;
+use lamport_rs_core::memory::host::HostMemory;
 use lamport_rs_core::rendezvous::Rendezvous;
 use lamport_rs_core::workspace::buffer::Buffer as CoreBuffer;
-use lamport_rs_core::workspace::cuda_backend::CudaBackend;
-use lamport_rs_core::workspace::host::HostBackend;
 use pyo3::prelude::*;
 
 use crate::callable::Callable;
@@ -19,8 +19,8 @@ pub struct Buffer {
 }
 
 enum AnyBuffer {
-    Host(Shared<CoreBuffer<HostBackend>>),
-    Cuda(Shared<CoreBuffer<CudaBackend>>),
+    Host(Shared<CoreBuffer<HostMemory>>),
+    Cuda(Shared<CoreBuffer<CudaMemory>>),
 }
 
 #[pymethods]
@@ -37,11 +37,11 @@ impl Buffer {
     ) -> PyResult<Self> {
         let mut transport = Callable::new(all_gather);
         let created = interruptible(py, |_| match cuda_index {
-            None => CoreBuffer::create(&HostBackend, rank, world_size, size, &mut transport)
+            None => CoreBuffer::create(&HostMemory, rank, world_size, size, &mut transport)
                 .map(Shared::new)
                 .map(AnyBuffer::Host),
             Some(index) => match Device::get(index) {
-                Ok(device) => CoreBuffer::create(&CudaBackend::new(device), rank, world_size, size, &mut transport)
+                Ok(device) => CoreBuffer::create(&CudaMemory::new(device), rank, world_size, size, &mut transport)
                     .map(Shared::new)
                     .map(AnyBuffer::Cuda),
                 // The peers are already waiting in the exchange.

@@ -3,13 +3,13 @@
 use lamport_rs_core::cuda::Stream;
 use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::interrupts::Interrupted;
+use lamport_rs_core::memory::cuda::fill;
 use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
 use lamport_rs_core::operations::operation::Kind;
 use lamport_rs_core::operations::support::{self, Question};
 use lamport_rs_core::operations::{cuda, host};
 use lamport_rs_core::tensor::{self, Dtype};
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
-use lamport_rs_core::workspace::cuda_backend::fill;
 use lamport_rs_core::workspace::exclusive::Entered;
 use lamport_rs_core::workspace::host::HostWorkspace;
 use lamport_rs_core::{Error, Result};

@@ -5,7 +5,6 @@
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
-#[cfg(feature = "cuda")]
 mod deferred;
 pub mod error;
 pub mod floating_point;

@@ -1,23 +1,24 @@
 //! A panic on one rank, at each step of a construction: all ranks return the same error, promptly.
 
-use std::sync::{Barrier, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::Result;
-use lamport_rs_core::memory::host::{Block, Mapping};
-use lamport_rs_core::rendezvous::construct::{Backend, Request, construct};
+use lamport_rs_core::memory::Memory;
+use lamport_rs_core::memory::host::{Block, HostMemory, Mapping};
+use lamport_rs_core::rendezvous::construct::{Request, construct};
 use lamport_rs_core::rendezvous::phases::Phases;
 use lamport_rs_core::rendezvous::{AllGather, Rendezvous};
-use lamport_rs_core::workspace::host::HostBackend;
 use lamport_rs_protocol::sentinel::Vector;
 
 const RANKS: usize = 3;
 const PROMPTLY: Duration = Duration::from_secs(10);
 
 /// The host's memory, with a method that panics, or one whose handle is longer than a message takes.
+#[derive(Debug)]
 struct Panicking(&'static str);
 
-const STEPS: [&str; 8] = ["name", "device", "allocate", "await_fill", "export", "fill", "open", "handle of 81 bytes"];
+const STEPS: [&str; 8] = ["name", "device", "allocate", "await_fill", "export", "fill", "map", "handle of 81 bytes"];
 
 impl Panicking {
     fn step(&self, name: &str) {
@@ -25,48 +26,52 @@ impl Panicking {
     }
 }
 
-impl Backend for Panicking {
+impl Memory for Panicking {
     const NAME: &'static str = "host";
     type Block = Block;
-    type Peer = Mapping;
+    const OUTLIVES_ITS_BLOCK: bool = HostMemory::OUTLIVES_ITS_BLOCK;
+    type Mapping = Arc<Mapping>;
 
     fn name(&self) -> String {
         self.step("name");
-        HostBackend.name()
+        HostMemory.name()
     }
     fn device(&self) -> String {
         self.step("device");
-        HostBackend.device()
+        HostMemory.device()
     }
     fn allocate(&self, bytes: usize, word: u32) -> Result<Block> {
         self.step("allocate");
-        HostBackend.allocate(bytes, word)
+        HostMemory.allocate(bytes, word)
     }
     fn await_fill(&self, block: &Block) -> Result<()> {
         self.step("await_fill");
-        HostBackend.await_fill(block)
+        HostMemory.await_fill(block)
     }
     fn fill(&self, block: &Block, word: u32) -> Result<()> {
         self.step("fill");
-        HostBackend.fill(block, word)
+        HostMemory.fill(block, word)
+    }
+    fn refill(&self, block: &Block, bytes: usize) -> Result<()> {
+        HostMemory.refill(block, bytes)
     }
     fn export(&self, block: &mut Block, nonce: Vector) -> Result<Vec<u8>> {
         self.step("export");
-        let handle = HostBackend.export(block, nonce)?;
+        let handle = HostMemory.export(block, nonce)?;
         Ok(if self.0.starts_with("handle") { vec![0; 81] } else { handle })
     }
     fn identity(handle: &[u8]) -> &[u8] {
-        HostBackend::identity(handle)
+        HostMemory::identity(handle)
     }
-    fn open(&self, handle: &[u8], nonce: Vector, bytes: usize) -> Result<Mapping> {
-        self.step("open");
-        HostBackend.open(handle, nonce, bytes)
+    fn map(&self, handle: &[u8], nonce: Vector, bytes: usize) -> Result<Arc<Mapping>> {
+        self.step("map");
+        HostMemory.map(handle, nonce, bytes)
     }
-    fn own_address(block: &Block) -> u64 {
-        HostBackend::own_address(block)
+    fn address(block: &Block) -> u64 {
+        HostMemory::address(block)
     }
-    fn peer_address(peer: &Mapping) -> u64 {
-        HostBackend::peer_address(peer)
+    fn mapped_address(mapping: &Arc<Mapping>) -> u64 {
+        HostMemory::mapped_address(mapping)
     }
 }
 

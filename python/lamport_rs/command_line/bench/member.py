@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 import lamport_rs
 from lamport_rs.command_line.launch import TIMEOUT
-from lamport_rs.exchange import all_gather_over
+from lamport_rs.rendezvous import all_gather_over
 
 T = TypeVar("T")
 _LONGEST_REASON = 240

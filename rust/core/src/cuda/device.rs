@@ -8,14 +8,9 @@ use lamport_rs_kernels::plan;
 
 use super::driver::{check, error_of, initialise};
 use super::launch::{Modules, RelaxedCapture};
-use super::memory::{DeviceMemory, PINNED_BYTES};
-use super::pool::{Kind, Pool};
 use crate::error::{Error, Result};
 use crate::interrupts::{INTERRUPT_INTERVAL, Interrupted};
 use crate::panics::caught;
-
-/// Bytes for a workspace's control words and table.
-pub const CONTROL_BYTES: usize = 8 << 10;
 
 /// A device of this process. There is one object per device, and it is never destroyed: the primary context outlives
 /// the interpreter's objects that use it.
@@ -33,8 +28,6 @@ pub struct Device {
     pub checks_operations: bool,
     /// Kernels loaded so far.
     pub modules: Modules,
-    control: Pool,
-    pinned: Pool,
     context: sys::CUcontext,
 }
 
@@ -125,8 +118,6 @@ impl Device {
             },
             checks_operations: operations_are_checked(),
             modules: Modules::default(),
-            control: Pool::new(Kind::Device, CONTROL_BYTES),
-            pinned: Pool::new(Kind::Pinned, PINNED_BYTES),
             context,
         })
     }
@@ -141,14 +132,6 @@ impl Device {
         // SAFETY: the context is retained for ever.
         unsafe { result::ctx::set_current(self.context) }.map_err(|error| error_of("cuCtxSetCurrent", error))?;
         Ok(Entered { before: Some(current.unwrap_or(std::ptr::null_mut())) })
-    }
-
-    /// Small memory of a kind, which workspaces take turns with.
-    pub fn pool(&self, kind: Kind) -> &Pool {
-        match kind {
-            Kind::Device => &self.control,
-            Kind::Pinned => &self.pinned,
-        }
     }
 
     /// The device in words.
@@ -179,10 +162,18 @@ impl Device {
 
     /// Waits for the kernels of this process that run on the device, also beside a stream's capture, which a plain wait
     /// for the device would spoil: freeing memory waits for them.
-    pub fn wait_for_kernels(self: &Arc<Self>) -> Result<()> {
-        let freed = RelaxedCapture::begin().and_then(|_relaxed| DeviceMemory::allocate(self, 1)?.free());
+    pub fn wait_for_kernels(&self) -> Result<()> {
         // At the price of a capture, if there is one.
-        freed.or_else(|_| self.synchronise_all())
+        self.free_a_byte().or_else(|_| self.synchronise_all())
+    }
+
+    /// Allocates memory, and frees it, which waits.
+    fn free_a_byte(&self) -> Result<()> {
+        let (_entered, _relaxed) = (self.enter()?, RelaxedCapture::begin()?);
+        // SAFETY: the context is current.
+        let address = unsafe { result::malloc_sync(1) }.map_err(|error| error_of("cuMemAlloc", error))?;
+        // SAFETY: allocated just now, and nobody knows it.
+        unsafe { result::free_sync(address) }.map_err(|error| error_of("cuMemFree", error))
     }
 
     /// Waits for all work of this process on the device, until `interrupted` says so: the wait then goes on, on a thread of

@@ -56,11 +56,11 @@ fn load(key: ModuleKey, device: &Device) -> Result<Function> {
 /// While it lives, this thread may make calls that a stream capture would otherwise forbid: neither loading a module nor
 /// allocating and freeing memory touches the captured stream.
 #[derive(Debug)]
-pub(super) struct RelaxedCapture(sys::CUstreamCaptureMode);
+pub(crate) struct RelaxedCapture(sys::CUstreamCaptureMode);
 
 impl RelaxedCapture {
     /// Begins it.
-    pub(super) fn begin() -> Result<Self> {
+    pub(crate) fn begin() -> Result<Self> {
         let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: `mode` is read and written.
         check("cuThreadExchangeStreamCaptureMode", unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) })?;

@@ -5,8 +5,6 @@
 //! | [`driver`] | whether there is one; errors |
 //! | [`device`] | a device's primary context, shared with torch |
 //! | [`launch`] | modules loaded on first use, and launches |
-//! | [`memory`] | allocations, IPC handles, pinned words |
-//! | [`pool`] | small memory that workspaces take turns with |
 //! | [`order`] | operations on different streams, one after the other |
 //! | [`plans`] | launch plans, made once per shape |
 
@@ -14,10 +12,8 @@ pub mod device;
 pub mod driver;
 pub mod graph;
 pub mod launch;
-pub mod memory;
 pub mod order;
 pub mod plans;
-pub mod pool;
 
 /// A stream of the driver.
 pub type Stream = cudarc::driver::sys::CUstream;

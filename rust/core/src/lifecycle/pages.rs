@@ -73,16 +73,15 @@ impl Pages {
             .into_iter()
             .map(|peer| peer.map_or((None, None), |peer| (Some(Arc::new(peer.mapping)), peer.process)))
             .collect();
-        pages[rank].0 = Some(Arc::new(own.0.into_mapping()));
+        pages[rank].0 = Some(own.0.into_mapping());
         let (mappings, processes): (Vec<_>, _) = pages.into_iter().unzip();
         Self::over(mappings, processes)
     }
 
     /// The pages of each rank of a group of threads.
     pub fn in_process(world_size: usize) -> Result<Vec<Self>> {
-        let mappings = (0..world_size)
-            .map(|_| Ok(Some(Arc::new(OwnPage::allocate()?.0.into_mapping()))))
-            .collect::<Result<Vec<_>>>()?;
+        let mappings =
+            (0..world_size).map(|_| Ok(Some(OwnPage::allocate()?.0.into_mapping()))).collect::<Result<Vec<_>>>()?;
         let of_threads = |_| (0..world_size).map(|_| None).collect();
         Ok((0..world_size).map(|rank| Self::over(mappings.clone(), of_threads(rank))).collect())
     }
@@ -167,7 +166,7 @@ mod tests {
     #[test]
     fn ranks_whose_process_has_ended_are_found() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let page = || Some(Arc::new(OwnPage::allocate().unwrap().0.into_mapping()));
+        let page = || Some(OwnPage::allocate().unwrap().0.into_mapping());
         let processes = vec![None, Some(Process::of(child.id())), Some(Process::of(std::process::id()))];
         let pages = Pages::over(vec![page(), page(), page()], processes);
         let all = RankSet(0b111);

@@ -7,13 +7,16 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, Mode, fchmod, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use lamport_rs_protocol::sentinel::Vector;
+use lamport_rs_protocol::memory::{LINE_BYTES, LINE_VECTORS};
+use lamport_rs_protocol::sentinel::{EMPTY, VECTOR_BYTES, Vector};
 
 use crate::error::{Error, Result};
+use crate::memory::Memory;
 use crate::memory::handle::{Handle, LEAST_DESCRIPTOR, NAME, SEALS};
 use crate::memory::vector_access::{Portable, VectorAccess};
 
@@ -70,7 +73,7 @@ impl Drop for Mapping {
 pub struct Block {
     /// Open until all peers have mapped the block.
     file: Option<OwnedFd>,
-    mapping: Mapping,
+    mapping: Arc<Mapping>,
     handle: Handle,
 }
 
@@ -90,7 +93,7 @@ impl Block {
         ftruncate(&file, bytes as u64)
             .map_err(|error| Error::system(format!("allocating {bytes} bytes of shared memory"), error))?;
         fcntl_add_seals(&file, SEALS).map_err(|error| Error::system("sealing shared memory", error))?;
-        let mapping = Mapping::new(&file, bytes)?;
+        let mapping = Arc::new(Mapping::new(&file, bytes)?);
         let handle = Handle::of(&file)?;
         Ok(Self { file: Some(file), mapping, handle })
     }
@@ -119,8 +122,13 @@ impl Block {
         self.mapping.pointer()
     }
 
+    /// Its mapping in this process.
+    pub fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
     /// The mapping alone.
-    pub fn into_mapping(self) -> Mapping {
+    pub fn into_mapping(self) -> Arc<Mapping> {
         self.mapping
     }
 }
@@ -171,6 +179,74 @@ pub fn open(handle: &Handle, mark: Vector, bytes: usize) -> Result<Mapping> {
         ));
     }
     Ok(mapping)
+}
+
+/// Shared memory of one host.
+#[derive(Clone, Copy, Debug)]
+pub struct HostMemory;
+
+impl Memory for HostMemory {
+    const NAME: &'static str = "host";
+    /// The kernel keeps it as long as it is mapped anywhere.
+    const OUTLIVES_ITS_BLOCK: bool = true;
+    type Block = Block;
+    type Mapping = Arc<Mapping>;
+
+    fn device(&self) -> String {
+        format!("cpu, process {}", std::process::id())
+    }
+
+    fn host_bytes(bytes: usize) -> usize {
+        file_bytes(bytes)
+    }
+
+    fn allocate(&self, bytes: usize, _word: u32) -> Result<Block> {
+        Block::reserve(bytes)
+    }
+
+    fn fill(&self, block: &Block, word: u32) -> Result<()> {
+        block.fill(word)
+    }
+
+    fn refill(&self, block: &Block, bytes: usize) -> Result<()> {
+        assert!(bytes <= block.mapping.bytes - MARK_BYTES && bytes.is_multiple_of(VECTOR_BYTES));
+        let start = block.pointer().as_ptr();
+        let lines_end = bytes / LINE_BYTES * LINE_BYTES;
+        for offset in (0..lines_end).step_by(LINE_BYTES) {
+            // SAFETY: within the mapping, whose start is that of a page; slots are accessed through `VectorAccess` only.
+            unsafe { Portable::store_line(start.add(offset), [EMPTY; LINE_VECTORS]) };
+        }
+        for offset in (lines_end..bytes).step_by(VECTOR_BYTES) {
+            // SAFETY: as above.
+            unsafe { Portable::store(start.add(offset), EMPTY) };
+        }
+        Ok(())
+    }
+
+    fn export(&self, block: &mut Block, nonce: Vector) -> Result<Vec<u8>> {
+        Ok(block.export(nonce).encode())
+    }
+
+    fn identity(handle: &[u8]) -> &[u8] {
+        Handle::file(handle)
+    }
+
+    fn map(&self, handle: &[u8], nonce: Vector, bytes: usize) -> Result<Arc<Mapping>> {
+        let handle = Handle::decode(handle).ok_or_else(|| Error::Argument("its handle cannot be read".into()))?;
+        open(&handle, nonce, bytes).map(Arc::new)
+    }
+
+    fn all_have_mapped(&self, block: &mut Block) {
+        block.close_descriptor();
+    }
+
+    fn address(block: &Block) -> u64 {
+        block.pointer().as_ptr() as u64
+    }
+
+    fn mapped_address(mapping: &Arc<Mapping>) -> u64 {
+        mapping.pointer().as_ptr() as u64
+    }
 }
 
 #[cfg(test)]

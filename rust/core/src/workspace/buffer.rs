@@ -4,26 +4,29 @@ use lamport_rs_protocol::geometry::{Geometry, check_world_size};
 use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
 use crate::error::{Error, Result};
-use crate::rendezvous::construct::{Backend, Group, Request, construct};
+use crate::memory::{GroupMemory, Memory};
+use crate::rendezvous::construct::{Request, construct};
 use crate::rendezvous::phases::Phases;
 use crate::rendezvous::{AllGather, Rendezvous};
 
 /// One zero-filled buffer per rank, mapped by all.
 #[derive(Debug)]
-pub struct Buffer<B: Backend> {
-    group: Group<B>,
+pub struct Buffer<M: Memory> {
+    memory: GroupMemory<M>,
 }
 
-impl<B: Backend> Buffer<B> {
+impl<M: Memory> Buffer<M> {
     /// Allocates `size` bytes on this rank and maps the peers' buffers. Collective.
-    pub fn create(backend: &B, rank: i64, world_size: i64, size: i64, transport: &mut dyn AllGather) -> Result<Self> {
+    pub fn create(memory: &M, rank: i64, world_size: i64, size: i64, transport: &mut dyn AllGather) -> Result<Self> {
         let mut rendezvous = Rendezvous::new(transport, rank, world_size);
-        Ok(Self { group: construct(backend, &mut rendezvous, check(rank, world_size, size), &mut Phases::begin())? })
+        let checked = check(rank, world_size, size);
+        let made = construct(memory, &mut rendezvous, checked, &mut Phases::begin())?;
+        Ok(Self { memory: made.memory })
     }
 
     /// Where each rank's buffer is in this process.
     pub fn addresses(&self) -> Vec<u64> {
-        self.group.addresses()
+        self.memory.addresses()
     }
 }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use lamport_rs_protocol::exchange::{Collective, Extent, Member, exchange};
 use lamport_rs_protocol::geometry::Geometry;
 use lamport_rs_protocol::header::Header;
-use lamport_rs_protocol::memory::{LINE_BYTES, LINE_VECTORS, SlotMemory};
-use lamport_rs_protocol::sentinel::{EMPTY, SENTINEL, Vector};
+use lamport_rs_protocol::memory::SlotMemory;
+use lamport_rs_protocol::sentinel::SENTINEL;
 use lamport_rs_protocol::table::{self, Control};
 use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 
@@ -18,68 +18,18 @@ use crate::error::{Error, Result};
 use crate::interrupts::{Interrupted, Interrupts};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::pages::Pages;
-use crate::memory::handle::Handle;
-use crate::memory::host::{self, Block, Mapping};
+use crate::memory::host::{Block, HostMemory, Mapping};
 use crate::memory::host_slots::Blocks;
-use crate::memory::vector_access::Portable;
+use crate::memory::{GroupMemory, Memory};
 use crate::operations::operation::{Description, NUMBER_MASK, Operation};
 use crate::parking::Parking;
-use crate::rendezvous::construct::{Backend, Group, construct};
+use crate::rendezvous::construct::{Constructed, construct};
 use crate::rendezvous::phases::Phases;
 use crate::rendezvous::{AllGather, Rendezvous};
 use crate::wait::{BoundedWait, WaitPolicy};
 use crate::workspace::Settings;
 use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
-
-/// Shared memory of one host.
-pub struct HostBackend;
-
-impl Backend for HostBackend {
-    const NAME: &'static str = "host";
-    type Block = Block;
-    type Peer = Mapping;
-
-    fn device(&self) -> String {
-        format!("cpu, process {}", std::process::id())
-    }
-
-    fn host_bytes(bytes: usize) -> usize {
-        host::file_bytes(bytes)
-    }
-
-    fn allocate(&self, bytes: usize, _word: u32) -> Result<Block> {
-        Block::reserve(bytes)
-    }
-
-    fn fill(&self, block: &Block, word: u32) -> Result<()> {
-        block.fill(word)
-    }
-
-    fn export(&self, block: &mut Block, nonce: Vector) -> Result<Vec<u8>> {
-        Ok(block.export(nonce).encode())
-    }
-
-    fn identity(handle: &[u8]) -> &[u8] {
-        Handle::file(handle)
-    }
-
-    fn open(&self, handle: &[u8], nonce: Vector, bytes: usize) -> Result<Mapping> {
-        let handle = Handle::decode(handle).ok_or_else(|| Error::Argument("its handle cannot be read".into()))?;
-        host::open(&handle, nonce, bytes)
-    }
-
-    fn all_have_mapped(&self, block: &mut Block) {
-        block.close_descriptor();
-    }
-
-    fn own_address(block: &Block) -> u64 {
-        block.pointer().as_ptr() as u64
-    }
-
-    fn peer_address(peer: &Mapping) -> u64 {
-        peer.pointer().as_ptr() as u64
-    }
-}
+use crate::workspace::teardown::WorkspaceMemory;
 
 /// The control words, where the table points to.
 #[derive(Debug)]
@@ -123,10 +73,10 @@ pub struct HostWorkspace {
     /// For callers whose calls last longer than the operation in them.
     pub calls: ThreadGate,
     /// Keeps `blocks` valid.
-    _mappings: Vec<Arc<Mapping>>,
+    memory: WorkspaceMemory<HostMemory>,
 }
 
-// SAFETY: the pointers in `blocks` and `table` belong to `_mappings` and `control`, which live as long; the control
+// SAFETY: the pointers in `blocks` and `table` belong to `memory` and `control`, which live as long; the control
 // words are accessed by the operation that has `state` only, and the slots through `VectorAccess`.
 unsafe impl Send for HostWorkspace {}
 // SAFETY: as above.
@@ -139,12 +89,9 @@ impl HostWorkspace {
         let checked = settings.check();
         let request = checked.clone().map(|(member, _)| settings.request(member, member.geometry.used_bytes()));
         let mut phases = Phases::begin();
-        let Group { own, peers, pages, .. } = construct(&HostBackend, &mut rendezvous, request, &mut phases)?;
+        let Constructed { memory, pages, .. } = construct(&HostMemory, &mut rendezvous, request, &mut phases)?;
         let (member, timeout) = checked?;
-        let pages = pages.expect("a workspace asks for them");
-        let mut own = Some(own.into_mapping());
-        let mappings = peers.into_iter().filter_map(|peer| peer.or_else(|| own.take())).map(Arc::new).collect();
-        let mut workspace = Self::over(member, timeout, mappings, pages);
+        let mut workspace = Self::over(member, timeout, memory, pages.expect("a workspace asks for them"));
         workspace.two_shot_from = settings.two_shot_from();
         workspace.phases = phases;
         Ok(workspace)
@@ -154,20 +101,25 @@ impl HostWorkspace {
     /// detector sees that the ranks access the same memory.
     pub fn in_process(world_size: i64, comm_size: i64, timeout: Option<Duration>) -> Result<Vec<Self>> {
         let geometry = Geometry::new(world_size, comm_size)?;
-        let mappings = (0..world_size)
-            .map(|_| Ok(Arc::new(Block::allocate(geometry.used_bytes(), SENTINEL)?.into_mapping())))
-            .collect::<Result<Vec<_>>>()?;
+        let blocks =
+            (0..world_size).map(|_| Block::allocate(geometry.used_bytes(), SENTINEL)).collect::<Result<Vec<_>>>()?;
+        let mappings: Vec<_> = blocks.iter().map(|block| block.mapping().clone()).collect();
         let pages = Pages::in_process(geometry.world_size())?;
-        let member = |rank| Member { rank, geometry };
-        let over = |(rank, pages)| Self::over(member(rank), timeout, mappings.clone(), pages);
-        Ok(pages.into_iter().enumerate().map(over).collect())
+        let over = |(rank, (mut own, pages)): (usize, (Block, Pages))| {
+            HostMemory.all_have_mapped(&mut own);
+            let is_peer = |(at, mapping): (usize, &Arc<Mapping>)| (at != rank).then(|| mapping.clone());
+            let peers = mappings.iter().enumerate().map(is_peer).collect();
+            Self::over(Member { rank, geometry }, timeout, GroupMemory { peers, own }, pages)
+        };
+        Ok(blocks.into_iter().zip(pages).enumerate().map(over).collect())
     }
 
     /// A workspace over blocks that are mapped and filled.
-    fn over(member: Member, timeout: Option<Duration>, mappings: Vec<Arc<Mapping>>, pages: Pages) -> Self {
+    fn over(member: Member, timeout: Option<Duration>, memory: GroupMemory<HostMemory>, pages: Pages) -> Self {
         let geometry = member.geometry;
-        let bases: Vec<NonNull<u8>> = mappings.iter().map(|mapping| mapping.pointer()).collect();
-        // SAFETY: each mapping is page-aligned, at least `used_bytes` long, and kept in `_mappings`.
+        let bases: Vec<NonNull<u8>> = memory.of_each(Block::pointer, |mapping| mapping.pointer());
+        let lifecycle = Arc::new(Lifecycle::new(member.rank, pages));
+        // SAFETY: each mapping is page-aligned, at least `used_bytes` long, and kept in `memory`.
         let blocks = unsafe { Blocks::new(&bases, geometry.used_bytes()) };
         let control = Box::new(ControlWords {
             counters: UnsafeCell::new([0; table::COUNTERS]),
@@ -183,10 +135,10 @@ impl HostWorkspace {
             blocks,
             control,
             table,
-            state: Exclusive::new(State::new(geometry.world_size()), Arc::new(Lifecycle::new(member.rank, pages))),
+            state: Exclusive::new(State::new(geometry.world_size()), lifecycle.clone()),
             calls_made: AtomicU32::new(0),
             calls: ThreadGate::new(),
-            _mappings: mappings,
+            memory: WorkspaceMemory::new(memory, lifecycle),
         }
     }
 
@@ -214,26 +166,13 @@ impl HostWorkspace {
     pub fn reset(&self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<()> {
         let mut state = self.state.access_failed("reset")?;
         let refill = || {
-            self.fill_own_block();
+            HostMemory.refill(self.memory.own(), self.member.geometry.used_bytes())?;
             state.control = Control::default();
             self.write_control_words(Control::default());
             self.calls_made.store(0, Ordering::Relaxed);
             Ok(())
         };
         self.lifecycle().reset(timeout, interrupted, |_| Ok(()), refill)
-    }
-
-    /// Writes the sentinel over all that was filled with it at first.
-    fn fill_own_block(&self) {
-        let (memory, rank) = (self.blocks.accessed::<Portable>(), self.member.rank);
-        let end = self.member.geometry.used_bytes();
-        let lines_end = end / LINE_BYTES * LINE_BYTES;
-        for offset in (0..lines_end).step_by(LINE_BYTES) {
-            memory.store_line(rank, offset, [EMPTY; LINE_VECTORS]);
-        }
-        for offset in (lines_end..end).step_by(size_of::<Vector>()) {
-            memory.store(rank, offset, EMPTY);
-        }
     }
 
     /// The number of the call that is made now.

@@ -4,25 +4,16 @@
 //! | --- | --- |
 //! | [`host`] | the workspace over shared memory |
 //! | [`exclusive`] | who may use it: one operation at a time |
-//! | `cuda`, `cuda_backend` | the workspace over device memory, and how that crosses processes |
-//! | `cuda_faults` | what kernels and the host tell each other of faults |
-//! | `teardown` | freeing what peers have mapped |
-//! | `verification` | the proof that peers' stores arrive there |
+//! | `cuda` | the workspace over device memory |
+//! | [`teardown`] | unmapping, and freeing what peers have mapped |
 //! | [`buffer`] | plain memory that crosses processes, without the protocol |
 
 pub mod buffer;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-#[cfg(feature = "cuda")]
-pub mod cuda_backend;
-#[cfg(feature = "cuda")]
-pub mod cuda_faults;
 pub mod exclusive;
 pub mod host;
-#[cfg(feature = "cuda")]
 pub mod teardown;
-#[cfg(feature = "cuda")]
-pub mod verification;
 
 use std::time::Duration;
 

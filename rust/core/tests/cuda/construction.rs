@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::cuda::device::Device;
-use lamport_rs_core::cuda::memory::{HANDLE_BYTES, PeerMemory};
-use lamport_rs_core::cuda::pool;
 use lamport_rs_core::error::Result;
+use lamport_rs_core::memory::cuda::CudaMemory;
+use lamport_rs_core::memory::cuda::{HANDLE_BYTES, PeerMemory};
+use lamport_rs_core::memory::pool;
 use lamport_rs_core::rendezvous::AllGather;
 use lamport_rs_core::workspace::buffer::Buffer;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
-use lamport_rs_core::workspace::cuda_backend::CudaBackend;
 
 use crate::standin::group::{Rank, on_ranks};
 use crate::standin::{Kind, OUT_OF_MEMORY, RESTORING, Standin, child};
@@ -46,7 +46,7 @@ fn workspace(transport: &mut Transport, device: Result<Arc<Device>>) -> Result<B
 
 fn buffer(transport: &mut Transport, device: Result<Arc<Device>>) -> Result<Box<dyn Any>> {
     let (rank, world_size) = (transport.rank.rank as i64, transport.rank.world_size as i64);
-    Ok(Box::new(Buffer::create(&CudaBackend::new(device?), rank, world_size, 5000, transport)?))
+    Ok(Box::new(Buffer::create(&CudaMemory::new(device?), rank, world_size, 5000, transport)?))
 }
 
 /// Constructs in a group, and gives up what each rank got.

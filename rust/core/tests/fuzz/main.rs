@@ -22,9 +22,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::error::Result;
+use lamport_rs_core::memory::host::HostMemory;
 use lamport_rs_core::workspace::Settings;
 use lamport_rs_core::workspace::buffer::Buffer;
-use lamport_rs_core::workspace::host::{HostBackend, HostWorkspace};
+use lamport_rs_core::workspace::host::HostWorkspace;
 use lamport_rs_protocol::geometry::Geometry;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -64,7 +65,7 @@ fn case() -> impl Strategy<Value = Case> {
 /// What one rank has, in the end: kept, for its memory to stay.
 enum Made {
     Workspace(Box<HostWorkspace>),
-    Buffer(Buffer<HostBackend>),
+    Buffer(Buffer<HostMemory>),
 }
 
 impl Made {
@@ -91,7 +92,7 @@ impl Case {
             let settings = Settings { rank, world_size, comm_size, timeout: 1.0, two_shot_from: None };
             return HostWorkspace::create(&settings, peers).map(Box::new).map(Made::Workspace);
         }
-        Buffer::create(&HostBackend, rank, world_size, comm_size, peers).map(Made::Buffer)
+        Buffer::create(&HostMemory, rank, world_size, comm_size, peers).map(Made::Buffer)
     }
 
     fn check(&self, strangers: &Strangers) -> std::result::Result<(), TestCaseError> {

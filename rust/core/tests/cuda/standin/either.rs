@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use lamport_rs_core::cuda::memory::DeviceMemory;
 use lamport_rs_core::error::Result;
+use lamport_rs_core::memory::cuda::DeviceMemory;
 use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms};
 use lamport_rs_core::operations::{cuda, host};
 use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};

@@ -35,7 +35,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use lamport_rs_core::cuda::pool;
+use lamport_rs_core::memory::pool;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 use crate::compile::{Sources, emulator};

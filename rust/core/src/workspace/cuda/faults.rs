@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::rank_set::RankSet;
 
-use crate::cuda::memory::PinnedWords;
 use crate::error::{Error, Result};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::watcher::Watched;
+use crate::memory::pinned::PinnedWords;
 use crate::operations::operation::Operation;
 
 /// The faults of one rank's workspace.

@@ -2,24 +2,29 @@
 //!
 //! The driver takes as long for a page as for megabytes, and ranks of one host wait for each other in it. So one
 //! allocation is cut into buffers for several workspaces, and what a workspace gives back serves the next one. The
-//! device keeps the memory: as much as the most workspaces needed that there were at a time.
+//! process keeps the memory: as much as the most workspaces needed that there were at a time.
 
+use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys;
 
-use super::device::Device;
-use super::driver::check;
-use super::memory::DeviceMemory;
+use super::cuda::DeviceMemory;
+use super::pinned::PINNED_BYTES;
+use crate::cuda::device::Device;
+use crate::cuda::driver::check;
 use crate::error::Result;
+
+/// Bytes for a workspace's control words and table.
+pub const CONTROL_BYTES: usize = 8 << 10;
 
 /// Buffers that are cut from one allocation.
 const BUFFERS_PER_ALLOCATION: usize = 8;
 
 /// A kind of memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Of the device.
     Device,
@@ -56,13 +61,9 @@ unsafe impl Send for Place {}
 // SAFETY: as above.
 unsafe impl Sync for Place {}
 
-/// Buffers of one kind and size, on one device.
-#[derive(Debug)]
-pub struct Pool {
-    kind: Kind,
-    buffer_bytes: usize,
-    free: Mutex<Vec<Place>>,
-}
+/// Buffers of one kind, on one device, that nobody has.
+#[derive(Debug, Default)]
+struct Pool(Mutex<Vec<Place>>);
 
 /// A buffer of a pool, until dropped. Whoever drops it has seen to it that nothing uses the memory any more.
 #[derive(Debug)]
@@ -74,25 +75,37 @@ pub struct PooledBuffer {
 }
 
 impl Pool {
-    /// Buffers of `buffer_bytes` bytes each. None is allocated yet.
-    pub const fn new(kind: Kind, buffer_bytes: usize) -> Self {
-        Self { kind, buffer_bytes, free: Mutex::new(Vec::new()) }
+    /// That of `device` for memory of a kind. There is one for as long as the process lives.
+    fn of(device: &Device, kind: Kind) -> &'static Self {
+        static POOLS: Mutex<BTreeMap<(usize, Kind), &'static Pool>> = Mutex::new(BTreeMap::new());
+        let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.entry((device.index, kind)).or_insert_with(|| Box::leak(Box::default()))
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<Place>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where a buffer is that nobody has. What is in it is whatever was there before.
-    fn take(&self, device: &Arc<Device>) -> Result<Place> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+    fn take(&self, device: &Arc<Device>, kind: Kind) -> Result<Place> {
+        let mut free = self.free();
         if let Some(place) = free.pop() {
             return Ok(place);
         }
-        let first = allocate(device, self.kind, BUFFERS_PER_ALLOCATION * self.buffer_bytes)?;
-        counter(self.kind).fetch_add(1, Relaxed);
-        free.extend((1..BUFFERS_PER_ALLOCATION).map(|index| first.offset_by(index * self.buffer_bytes)));
+        let bytes = kind.buffer_bytes();
+        let first = allocate(device, kind, BUFFERS_PER_ALLOCATION * bytes)?;
+        counter(kind).fetch_add(1, Relaxed);
+        free.extend((1..BUFFERS_PER_ALLOCATION).map(|index| first.offset_by(index * bytes)));
         Ok(first)
     }
+}
 
-    fn give_back(&self, place: Place) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(place);
+impl Kind {
+    const fn buffer_bytes(self) -> usize {
+        match self {
+            Self::Device => CONTROL_BYTES,
+            Self::Pinned => PINNED_BYTES,
+        }
     }
 }
 
@@ -131,7 +144,12 @@ impl PooledBuffer {
     /// Takes a buffer of `device`'s.
     pub fn take(device: &Arc<Device>, kind: Kind) -> Result<Self> {
         let _entered = device.enter()?;
-        Ok(Self { device: device.clone(), kind, place: device.pool(kind).take(device)?, is_abandoned: false })
+        Ok(Self {
+            device: device.clone(),
+            kind,
+            place: Pool::of(device, kind).take(device, kind)?,
+            is_abandoned: false,
+        })
     }
 
     /// Where it is, for kernels.
@@ -147,7 +165,7 @@ impl PooledBuffer {
     /// Copies `values` to its start, in the default stream's order. It is memory of the device.
     pub fn write<T: Copy>(&self, values: &[T]) -> Result<()> {
         let bytes = size_of_val(values);
-        assert!(bytes <= self.device.pool(self.kind).buffer_bytes, "{bytes} bytes do not fit into a buffer");
+        assert!(bytes <= self.kind.buffer_bytes(), "{bytes} bytes do not fit into a buffer");
         let _entered = self.device.enter()?;
         // SAFETY: the buffer is that large.
         check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(self.address(), values.as_ptr().cast(), bytes) })
@@ -162,7 +180,7 @@ impl PooledBuffer {
 impl Drop for PooledBuffer {
     fn drop(&mut self) {
         if !self.is_abandoned {
-            self.device.pool(self.kind).give_back(self.place);
+            Pool::of(&self.device, self.kind).free().push(self.place);
         }
     }
 }

@@ -1,4 +1,12 @@
 //! The workspace over device memory.
+//!
+//! | module | concept |
+//! | --- | --- |
+//! | [`faults`] | what kernels and the host tell each other of faults |
+//! | [`verification`] | the proof that peers' stores arrive |
+
+pub mod faults;
+pub mod verification;
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -11,27 +19,27 @@ use lamport_rs_protocol::exchange::Member;
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::table;
 
-use crate::cuda::device::{CONTROL_BYTES, Device, Entered};
+use self::faults::Faults;
+use crate::cuda::device::{Device, Entered};
 use crate::cuda::graph::retain;
-use crate::cuda::memory::{DeviceMemory, PeerMemory, PinnedWords};
 use crate::cuda::order::StreamOrder;
 use crate::cuda::plans::Plans;
-use crate::cuda::pool::{Kind, PooledBuffer};
 use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::watcher::{Watching, watch};
+use crate::memory::Memory;
+use crate::memory::cuda::CudaMemory;
+use crate::memory::pinned::PinnedWords;
+use crate::memory::pool::{CONTROL_BYTES, Kind, PooledBuffer};
 use crate::operations::operation::{Description, Skipped};
 use crate::panics::caught;
-use crate::rendezvous::construct::{Group, construct};
+use crate::rendezvous::construct::{Constructed, construct};
 use crate::rendezvous::phases::Phases;
 use crate::rendezvous::{AllGather, Rendezvous};
 use crate::workspace::Settings;
-use crate::workspace::cuda_backend::{CudaBackend, fill_and_wait};
-use crate::workspace::cuda_faults::Faults;
 use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
-use crate::workspace::teardown::free_when_unmapped;
-use crate::workspace::verification;
+use crate::workspace::teardown::WorkspaceMemory;
 
 /// How long kernels that wait when their workspace is cleaned up may still wait.
 const CLEAN_UP_GRACE: Duration = Duration::from_secs(1);
@@ -63,10 +71,9 @@ pub struct CudaWorkspace {
     pub skipped: Skipped,
     /// For callers whose calls last longer than the launch in them.
     pub calls: ThreadGate,
-    own: DeviceMemory,
+    memory: WorkspaceMemory<CudaMemory>,
     /// Control words and table.
     control: PooledBuffer,
-    peers: Vec<PeerMemory>,
     faults: Arc<Faults>,
 }
 
@@ -128,9 +135,9 @@ impl CudaWorkspace {
         let (member, timeout, device, private) = checked.map_err(|error| rendezvous.refuse(error))?;
         let request = settings.request(member, member.geometry.block_bytes());
         phases.end("take private memory");
-        let group = construct(&CudaBackend::new(device.clone()), &mut rendezvous, Ok(request), &mut phases)?;
-        let nonces = group.nonces.clone();
-        let mut workspace = Self::over(member, timeout, device, private, group);
+        let made = construct(&CudaMemory::new(device.clone()), &mut rendezvous, Ok(request), &mut phases)?;
+        let nonces = made.nonces.clone();
+        let mut workspace = Self::over(member, timeout, device, private, made);
         workspace.two_shot_from = settings.two_shot_from();
         let verified = caught(|| {
             workspace.write_control()?;
@@ -150,10 +157,10 @@ impl CudaWorkspace {
         timeout: Option<Duration>,
         device: Arc<Device>,
         private: Private,
-        group: Group<CudaBackend>,
+        made: Constructed<CudaMemory>,
     ) -> Self {
-        let slots = group.addresses();
-        let lifecycle = Arc::new(Lifecycle::new(member.rank, group.pages.expect("a workspace asks for them")));
+        let slots = made.memory.addresses();
+        let lifecycle = Arc::new(Lifecycle::new(member.rank, made.pages.expect("a workspace asks for them")));
         let Member { rank, geometry } = member;
         let Private { control, pinned } = private;
         let (counters, extents) = (control.address(), control.address() + EXTENTS_OFFSET as u64);
@@ -174,13 +181,15 @@ impl CudaWorkspace {
             phases: Phases::begin(),
             group: kernel_group,
             slots,
-            state: Exclusive::new(State { order: StreamOrder::new(&device), plans: Plans::default() }, lifecycle),
+            state: Exclusive::new(
+                State { order: StreamOrder::new(&device), plans: Plans::default() },
+                lifecycle.clone(),
+            ),
             skipped: Skipped::default(),
             calls: ThreadGate::new(),
             faults,
             control,
-            peers: group.peers.into_iter().flatten().collect(),
-            own: group.own,
+            memory: WorkspaceMemory::new(made.memory, lifecycle),
             device,
         }
     }
@@ -253,7 +262,7 @@ impl CudaWorkspace {
     fn refill(&self) -> Result<()> {
         // In this order: the wait is for both.
         self.write_control()?;
-        fill_and_wait(&self.device, &self.own, self.member.geometry.block_bytes())?;
+        CudaMemory::new(self.device.clone()).refill(self.memory.own(), self.member.geometry.block_bytes())?;
         self.faults.words.clear();
         self.skipped.forget();
         Ok(())
@@ -326,11 +335,10 @@ impl CudaWorkspace {
 
 impl Drop for CudaWorkspace {
     fn drop(&mut self) {
-        let own = self.own.take();
         if self.lifecycle().is_elsewhere() {
             // It is the other process's, and the driver's memory with it.
-            std::mem::forget((own, std::mem::take(&mut self.peers), self.watching.take()));
-            self.abandon_pooled();
+            std::mem::forget(self.watching.take());
+            self.abandon();
             return;
         }
         self.faults.give_up_after(CLEAN_UP_GRACE);
@@ -340,19 +348,15 @@ impl Drop for CudaWorkspace {
         self.watching = None;
         if ended.is_err() {
             // Kernels may still run: neither the peers nor the next workspace must get what they write.
-            std::mem::forget((own, std::mem::take(&mut self.peers)));
-            self.abandon_pooled();
-            return;
+            self.abandon();
         }
-        self.peers.clear();
-        self.lifecycle().unmap();
-        free_when_unmapped(own, self.state.lifecycle.clone());
     }
 }
 
 impl CudaWorkspace {
-    /// Nobody is to get the small memory after this.
-    fn abandon_pooled(&mut self) {
+    /// Nobody is to get any of its memory after this.
+    fn abandon(&mut self) {
+        self.memory.abandon();
         self.control.abandon();
         if let Some(faults) = Arc::get_mut(&mut self.faults) {
             faults.words.abandon();

@@ -10,8 +10,8 @@ use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 
 use crate::cuda::device::Device;
-use crate::cuda::memory::PinnedWords;
 use crate::error::{Error, Result};
+use crate::memory::pinned::PinnedWords;
 use crate::rendezvous::Rendezvous;
 
 /// Longest wait of the kernel for a peer, whose data is on its way when it starts. For its verdict it waits twice that.

@@ -1,4 +1,4 @@
-"""What carries the exchange of handles: a torch process group, or any all-gather of bytes."""
+"""What carries the rendezvous of the ranks: a torch process group, or any all-gather of bytes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,155 @@
+"""The life of a workspace: it works; it fails or is aborted, on all ranks; a reset mends it; it is given up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+
+from lamport_rs._core import LamportError
+from lamport_rs._core import Workspace as CoreWorkspace
+from lamport_rs.arguments import as_seconds
+from lamport_rs.observation import log_fault
+from lamport_rs.tracing import never_compiled
+
+RESET_SLACK = 30.0
+"""Seconds that a reset waits for its peers, beyond the time after which kernels have given up."""
+CLEANED_UP = "this workspace was cleaned up; create a new one on every rank"
+
+
+@dataclass(frozen=True)
+class WorkspaceStatus:
+    """What a workspace has done and what became of it, on this rank."""
+
+    failure: str | None
+    """Why it cannot be used until a reset; None while it works."""
+    resets: int
+    """Times that it has begun anew."""
+    operations: dict[str, int]
+    """Operations that were called, by name. Replays of a CUDA graph are not seen."""
+    bytes: dict[str, int]
+    """Bytes of their inputs on this rank, by name."""
+    longest_wait: float
+    """Seconds of the longest wait that went beyond spinning, of operations that completed. On the host only."""
+    longest_wait_for: tuple[int, ...]
+    """The ranks that it waited for at last."""
+
+
+_Self = TypeVar("_Self", bound="WorkspaceLifecycle")
+
+
+class WorkspaceLifecycle:
+    """What may be asked and done about the state of a workspace."""
+
+    _core: CoreWorkspace | None
+    _table: torch.Tensor | None
+    _timeout: float
+
+    @never_compiled
+    def check(self) -> None:
+        """Raise what went wrong, if anything has on this rank or was told by a peer. Waits for nothing: under 0.3 us.
+
+        For after each step, above all where all operations are in CUDA graphs: on a GPU, an operation that cannot
+        complete leaves NaN and ends, and the host hears of it here, by the next call, or by `synchronize`.
+
+        Raises:
+            LamportTimeoutError: If an operation missed a peer, on this rank or on another.
+            LamportMismatchError: If the ranks called different operations.
+            LamportAbortedError: If a rank has aborted or failed otherwise, or its process has ended, which is asked for
+                every 50 ms at most. That a peer was cleaned up is told by the next operation only, which needs it.
+            LamportError: If the workspace was cleaned up.
+        """
+        try:
+            self._usable_core().check()
+        except LamportError as error:
+            log_fault(error)
+            raise
+
+    @never_compiled
+    def abort(self, reason: str) -> None:
+        """End the operations of all ranks, those that wait among them: they raise `LamportAbortedError`.
+
+        To be called by any thread, at any time; not collective. `reset`, on every rank, makes the workspace work again.
+        On GPUs, kernels that wait end within 50 ms and leave NaN; what is called or checked later raises.
+
+        Args:
+            reason: Why, for the peers' errors; some 900 bytes of it are told.
+        """
+        self._usable_core().abort(reason)
+
+    @never_compiled
+    def reset(self, timeout: float | None = None) -> None:
+        """Make a workspace that has failed work again, on the same memory. Collective: every rank calls it.
+
+        Tables, and CUDA graphs that were captured before, are right again. All operations that were called before must
+        have ended or failed: on a GPU it waits for the device. Numbers of operations begin at 1 again.
+
+        Args:
+            timeout: Seconds that it waits for the other ranks; 0 or infinite for no limit. None: one and a half times
+                the workspace's own, as kernels that wait for a peer end then, and 30 s more.
+
+        Raises:
+            LamportTimeoutError: If ranks did not call it in time: `missing_ranks`. It can be called again, unless some
+                ranks have begun anew and others have not.
+            LamportAbortedError: If a rank was cleaned up, or is dead.
+            LamportError: If an earlier reset ended half-way, or an operation is running on this rank.
+        """
+        seconds = 1.5 * self._timeout + RESET_SLACK if timeout is None else as_seconds("timeout", timeout)
+        self._usable_core().reset(seconds)
+
+    def status(self) -> WorkspaceStatus:
+        """Return what the workspace has done and what became of it, on this rank. Waits for nothing."""
+        resets, failure, work, wait, ranks = self._usable_core().status()
+        return WorkspaceStatus(
+            failure=failure,
+            resets=resets,
+            operations={name: count for name, count, _ in work},
+            bytes={name: size for name, _, size in work},
+            longest_wait=wait,
+            longest_wait_for=tuple(ranks),
+        )
+
+    @never_compiled
+    def synchronize(self) -> None:
+        """Wait for the device, replayed graphs included, and raise `LamportTimeoutError` if an operation missed a peer.
+
+        On a GPU, operations run after the call that launched them has returned, and a kernel that missed a peer ends:
+        the error comes with the next call, or with this one.
+        """
+        try:
+            self._usable_core().synchronize()
+        except LamportError as error:
+            log_fault(error)
+            raise
+
+    @never_compiled
+    def cleanup(self) -> None:
+        """Give the workspace up: further operations raise. Its memory goes when its tables have gone too.
+
+        Not collective, and safe to call twice. On GPUs, call it when no operation is running on any rank. It waits for
+        the kernels on this rank's device; those that still wait for a peer after a second give up, and leave NaN. CUDA
+        graphs that have captured operations keep the memory, but what they compute is NaN once a peer is missed.
+
+        On the host it may be called at any time, by any thread and by a signal's handler: an operation that waits then
+        ends with an error. Peers that wait for this rank, or call an operation later, raise `LamportAbortedError`.
+        """
+        core, self._core, self._table = self._core, None, None
+        if core is not None:
+            core.clean_up()
+
+    close = cleanup
+
+    def _usable_core(self) -> CoreWorkspace:
+        if self._core is None:
+            raise LamportError(CLEANED_UP)
+        return self._core
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cleanup()
