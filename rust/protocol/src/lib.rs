@@ -17,6 +17,7 @@
 //! | [`two_shot`] | one operation in which every rank sums a shard: why the same argument covers it |
 //! | [`parking`] | how a rank that waits announces that it sleeps, and why no push leaves it asleep |
 //! | [`notices`] | how a rank tells its peers that it has ended, and how all begin anew |
+//! | [`endings`] | when kernels that wait are told of that |
 //!
 //! The same [`exchange::exchange`] and [`two_shot::exchange_two_shot`] run over shared memory between processes and under
 //! the model checkers of `tests/`; the CUDA kernels restate it over `relaxed.sys` accesses.
@@ -24,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 pub mod algorithm;
+pub mod endings;
 pub mod exchange;
 pub mod geometry;
 pub mod header;
