@@ -45,6 +45,12 @@ __device__ __forceinline__ void report_operation(const Group& group, const Vecto
     ptx::store_system(group.report + REPORT_OPERATION, header);
 }
 
+// Tells the host which operation waits for a peer's header. To be called on slow paths, as often as they come by: the
+// host forgets it.
+__device__ __forceinline__ void report_waiting(const Group& group, const Vector& header) {
+    ptx::store_system(group.report + REPORT_WAITING, header);
+}
+
 // Sets bits of the report's first word, once all that was stored for it is there, and leaves the mark.
 __device__ __forceinline__ void report_failure(const Group& group, uint32 bits) {
     ptx::fence_system();

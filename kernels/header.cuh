@@ -94,7 +94,10 @@ public:
                 found = ptx::load_system_vector(poll_ + offset_);
                 return has_arrived(found);
             };
-            came = await(group_, look, [&] { return 1u << peer_; });
+            came = await(group_, look, [&] {
+                report_waiting(group_, own_);
+                return 1u << peer_;
+            });
         }
         // Lanes leave the polling at different times.
         __syncwarp();

@@ -123,7 +123,7 @@ LINES = """
 import warnings, torch
 torch.cuda.nvtx.range_push = torch.cuda.nvtx.range_pop = lambda *_: None
 import lamport_rs
-workspace = lamport_rs.LamportWorkspace(0, 1, 4096, lambda message: [message], device="cpu")
+workspace = lamport_rs.LamportWorkspace(0, 1, 4096, device="cpu")
 x, weight, table = torch.ones(2, 16, requires_grad=True), torch.ones(16), workspace.workspace
 operators = torch.ops.lamport_rs
 compiled = torch.compile(lambda: lamport_rs.all_reduce(x, workspace), backend="aot_eager")

@@ -149,7 +149,7 @@ FREED_BY_TORCH = """
 import torch
 from lamport_rs import LamportWorkspace
 
-workspace = LamportWorkspace(0, 1, 4096, lambda message: [message], device="cpu")
+workspace = LamportWorkspace(0, 1, 4096, device="cpu")
 held = [workspace.workspace]
 workspace.cleanup()
 

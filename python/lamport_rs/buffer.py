@@ -45,7 +45,7 @@ class IpcBuffer:
         backend: Backend = "auto",
     ) -> None:
         self._core: _core.Buffer | None = None
-        all_gather = all_gather_over(process_group, device)
+        all_gather = all_gather_over(process_group, device, world_size=world_size)
         with turn_of(resolve_group(process_group), rank, limit_of(None)):
             with refused_on_all_ranks(rank, world_size, all_gather):
                 self._rank, ranks = as_integer("rank", rank), as_integer("world_size", world_size)

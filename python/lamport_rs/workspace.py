@@ -43,7 +43,7 @@ class LamportWorkspace(WorkspaceCalls):
             `world_size` times its message of a slot, or runs as several; `compute_comm_size_for_minimax` and
             `compute_comm_size_for_all_reduce` tell with what `comm_size` it runs as one.
         process_group: What the handles are exchanged over: a torch process group of any backend, an
-            `all_gather(bytes) -> list[bytes]` callable, or None for torch's default group.
+            `all_gather(bytes) -> list[bytes]` callable, or None for torch's default group. A single rank needs none.
         device: The device of the tensors to come. None: the current CUDA device if there is one, else the CPU.
         backend: `"host"`, `"cuda"`, or `"auto"` for the one that fits the device.
         timeout: Seconds an operation waits without hearing of a peer before it raises `LamportTimeoutError`, naming the
@@ -73,7 +73,7 @@ class LamportWorkspace(WorkspaceCalls):
         self._core: _core.Workspace | None = None
         self._table: torch.Tensor | None = None
         limit = limit_of(timeout)
-        all_gather = all_gather_over(process_group, device, limit)
+        all_gather = all_gather_over(process_group, device, limit, world_size)
         with turn_of(resolve_group(process_group), rank, limit):
             self._create(rank, world_size, comm_size, all_gather, device, backend, timeout, two_shot_from)
         self._tell_log()

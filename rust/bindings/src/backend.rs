@@ -72,14 +72,6 @@ impl AnyWorkspace {
         }
     }
 
-    /// Counts a call that was refused.
-    pub fn note_refusal(&self) {
-        match self {
-            Self::Host(workspace) => workspace.note_refusal(),
-            Self::Cuda(workspace) => workspace.skipped.note(),
-        }
-    }
-
     /// A reference that does not keep it.
     pub fn downgrade(&self) -> WeakWorkspace {
         match self {

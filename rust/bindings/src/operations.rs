@@ -198,10 +198,20 @@ pub fn bind_to_thread(workspace: &Bound<'_, PyAny>) -> PyResult<()> {
 /// Counts a call on `workspace`, or on that of the table, which was refused before it came here or by what is here: this
 /// rank's next operation differs from that of ranks whose call was served. Nothing happens if there is no such workspace.
 #[pyfunction]
-pub fn note_refusal(workspace: &Bound<'_, PyAny>) {
-    if let Ok(workspace) = find_workspace(workspace) {
-        workspace.note_refusal();
+pub fn note_refusal(workspace: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = workspace.py();
+    match find_workspace(workspace) {
+        Err(_) => {}
+        Ok(AnyWorkspace::Host(workspace)) => workspace.note_refusal(),
+        Ok(AnyWorkspace::Cuda(workspace)) => {
+            let stream = stream::current(py, workspace.device.index)? as usize;
+            detached(py, || {
+                workspace.note_refusal(std::ptr::with_exposed_provenance_mut(stream));
+                Ok(())
+            })?;
+        }
     }
+    Ok(())
 }
 
 /// What is asked about before it is called: the operation, the shape and the dtype of its first tensor, the weights' dtype,

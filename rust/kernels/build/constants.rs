@@ -9,7 +9,8 @@ use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, SLOT_INDEX};
 
 use crate::parameters::{
     AllReduceParameters, AllReduceRmsNormParameters, CONTROL_COPIES, CONTROL_COPY_BYTES, FillParameters, Group,
-    MinimaxMatrix, MinimaxParameters, Report, RmsNorm, TIME_UNIT_BITS, VerifyParameters,
+    MinimaxMatrix, MinimaxParameters, Report, RmsNorm, SKIPPED_IS_THERE, SkipParameters, TIME_UNIT_BITS,
+    VerifyParameters,
 };
 use crate::variants::{FILL_THREADS, SPEAKING_BLOCKS, WARP_THREADS};
 
@@ -59,7 +60,10 @@ fn constants() -> String {
     constant("TIME_UNIT_BITS", &TIME_UNIT_BITS);
     constant("CONTROL_COPY_BYTES", &CONTROL_COPY_BYTES);
     constant("REPORT_ENDED", &offset_of!(Report, ended));
+    constant("REPORT_SKIPPED", &offset_of!(Report, skipped));
+    constant("SKIPPED_IS_THERE", &SKIPPED_IS_THERE);
     constant("REPORT_OPERATION", &offset_of!(Report, operation));
+    constant("REPORT_WAITING", &offset_of!(Report, waiting));
     constant("REPORT_PEERS", &offset_of!(Report, peers));
     constant("WARP_THREADS", &WARP_THREADS);
     constant("FILL_THREADS", &FILL_THREADS);
@@ -98,6 +102,7 @@ fn layouts() -> String {
         layout!("RmsNorm", RmsNorm, [weight, inverse_count, epsilon, weight_bias, has_float32_weight]),
         layout!("FillParameters", FillParameters, [begin, words]),
         layout!("VerifyParameters", VerifyParameters, [group, nonces, result]),
+        layout!("SkipParameters", SkipParameters, [group]),
         layout!(
             "MinimaxMatrix",
             MinimaxMatrix,

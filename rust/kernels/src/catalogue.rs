@@ -19,6 +19,8 @@ pub enum ModuleKey {
     Fill,
     /// Verifies by transfer that peer writes arrive.
     Verify,
+    /// Counts calls that send nothing.
+    Skip,
     /// The sum over ranks.
     AllReduce(AllReduceKernel),
     /// The sum over ranks, a residual, and RMSNorm.
@@ -119,7 +121,7 @@ impl MinimaxKernel {
 impl ModuleKey {
     /// Every module, in a fixed order.
     pub fn all() -> impl Iterator<Item = Self> {
-        [Self::Fill, Self::Verify]
+        [Self::Fill, Self::Verify, Self::Skip]
             .into_iter()
             .chain(AllReduceKernel::all().map(Self::AllReduce))
             .chain(AllReduceRmsNormKernel::all().map(Self::AllReduceRmsNorm))
@@ -132,6 +134,7 @@ impl ModuleKey {
         match self {
             Self::Fill => c"fill",
             Self::Verify => c"verify",
+            Self::Skip => c"skip",
             Self::AllReduce(AllReduceKernel { method, .. }) => match method {
                 AllReduceMethod::OneShot => c"all_reduce_one_shot",
                 AllReduceMethod::TwoShot => c"all_reduce_two_shot",
@@ -151,7 +154,7 @@ impl ModuleKey {
     /// The bounds of its launches, where the host may choose their size.
     pub const fn bounds(self) -> Option<LaunchBounds> {
         match self {
-            Self::Fill | Self::Verify => None,
+            Self::Fill | Self::Verify | Self::Skip => None,
             Self::AllReduce(kernel) => Some(all_reduce_bounds(kernel.method, kernel.capacity)),
             Self::AllReduceRmsNorm(kernel) => Some(rms_norm_bounds(kernel.capacity)),
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => Some(kernel.variant.bounds),
@@ -161,7 +164,7 @@ impl ModuleKey {
     /// Macros that the source is compiled with: name and value.
     pub fn definitions(self) -> Vec<(&'static str, String)> {
         let mut definitions = match self {
-            Self::Fill | Self::Verify => vec![],
+            Self::Fill | Self::Verify | Self::Skip => vec![],
             Self::AllReduce(kernel) => vec![
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
                 ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
@@ -189,7 +192,7 @@ impl ModuleKey {
     pub fn name(self) -> String {
         let function = self.function().to_str().expect("the names above are ASCII");
         match self {
-            Self::Fill | Self::Verify => function.to_owned(),
+            Self::Fill | Self::Verify | Self::Skip => function.to_owned(),
             Self::AllReduce(AllReduceKernel { dtype, capacity, .. }) => {
                 format!("{function}.{}.n{capacity}", dtype.name())
             }

@@ -55,13 +55,18 @@ pub struct Report {
     pub verification: u32,
     /// The host's. Bit r: rank r sends nothing more, and what it has sent is here. Kernels that wait for it give up.
     pub ended: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Number of the first call in a row of which this rank sends nothing, with [`SKIPPED_IS_THERE`]; 0 once the host knows.
+    pub skipped: u32,
     /// Header of the operation that failed.
     pub operation: Vector,
+    /// Header of the operation that has waited for long for a peer's header; its second word is 0 once the host knows.
+    pub waiting: Vector,
     /// Headers of the ranks that run another operation, by rank.
     pub peers: [Vector; MAX_WORLD_SIZE],
 }
+
+/// Says that [`Report::skipped`] is a number, which has 31 bits.
+pub const SKIPPED_IS_THERE: u32 = 1 << 31;
 
 /// Copies of the words that every warp reads first thing: one for many would be a queue. A warp's lanes write them.
 pub const CONTROL_COPIES: usize = 32;
@@ -151,6 +156,14 @@ pub struct VerifyParameters {
     pub reserved: u64,
     /// Each rank's vector, by rank; the same on every rank. No word may be the sentinel.
     pub nonces: [Vector; MAX_WORLD_SIZE],
+}
+
+/// Parameters of `skip`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SkipParameters {
+    /// The group. The first word of its header: how many calls.
+    pub group: Group,
 }
 
 /// One matrix of a MiniMax operation. Rows begin at multiples of 16 bytes.

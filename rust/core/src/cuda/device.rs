@@ -170,10 +170,11 @@ impl Device {
     /// Allocates memory, and frees it, which waits.
     fn free_a_byte(&self) -> Result<()> {
         let (_entered, _relaxed) = (self.enter()?, RelaxedCapture::begin()?);
+        let mut address = 0;
         // SAFETY: the context is current.
-        let address = unsafe { result::malloc_sync(1) }.map_err(|error| error_of("cuMemAlloc", error))?;
+        check("cuMemAlloc", unsafe { sys::cuMemAlloc_v2(&mut address, 1) })?;
         // SAFETY: allocated just now, and nobody knows it.
-        unsafe { result::free_sync(address) }.map_err(|error| error_of("cuMemFree", error))
+        check("cuMemFree", unsafe { sys::cuMemFree_v2(address) })
     }
 
     /// Waits for all work of this process on the device, until `interrupted` says so: the wait then goes on, on a thread of

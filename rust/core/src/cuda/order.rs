@@ -47,6 +47,14 @@ impl StreamOrder {
         }
     }
 
+    /// Likewise for what no graph is to have. False, and nothing is remembered, if the stream is captured.
+    pub fn follow_unless_captured(&mut self, stream: sys::CUstream) -> Result<bool> {
+        if capture(stream)?.is_some() {
+            return Ok(false);
+        }
+        self.follow_eager(stream).map(|()| true)
+    }
+
     fn follow_eager(&mut self, stream: sys::CUstream) -> Result<()> {
         if let Some(last) = self.eager.filter(|last| *last != stream) {
             if capture(last)?.is_some() {

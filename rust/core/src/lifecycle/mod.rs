@@ -205,6 +205,18 @@ impl Lifecycle {
         }
     }
 
+    /// Likewise, of a row of calls of which the first was `number`, or of none: whatever was refused before is of no concern
+    /// any more.
+    pub fn refuse_from(&self, number: Option<u32>) {
+        if self.home.is_elsewhere() {
+            return;
+        }
+        self.notices().serve();
+        if let Some(number) = number {
+            self.notices().refuse(number);
+        }
+    }
+
     /// This rank begins an operation: calls that were refused before are of no concern any more.
     #[inline]
     pub fn serve(&self) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use lamport_rs_kernels::parameters::Report;
+use lamport_rs_kernels::parameters::{Report, SKIPPED_IS_THERE};
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
@@ -46,6 +46,8 @@ impl PinnedWords {
         // SAFETY: valid until dropped, and written by nobody else meanwhile.
         unsafe {
             (&raw mut (*report).operation).write_volatile(Vector::default());
+            (&raw mut (*report).waiting).write_volatile(Vector::default());
+            AtomicU32::from_ptr(&raw mut (*report).skipped).store(0, Ordering::Relaxed);
             AtomicU32::from_ptr(&raw mut (*report).ranks).store(0, Ordering::Release);
         }
     }
@@ -94,6 +96,32 @@ impl PinnedWords {
     pub fn peer_operation(&self, rank: usize) -> Vector {
         // SAFETY: as in `operation`.
         unsafe { (&raw const (*self.pointer()).peers[rank]).read_volatile() }
+    }
+
+    /// The number of the first call in a row that sent nothing, if kernels have told it since the last time.
+    pub fn take_skipped(&self) -> Option<u32> {
+        // SAFETY: valid until dropped; kernels write it with one store.
+        let word = unsafe { AtomicU32::from_ptr(&raw mut (*self.pointer()).skipped) };
+        match word.load(Ordering::Relaxed) {
+            0 => None,
+            _ => Some(word.swap(0, Ordering::Acquire) & !SKIPPED_IS_THERE),
+        }
+    }
+
+    /// Header of the operation whose kernel has waited for long since the last time, for a header. It says so again as long
+    /// as it waits.
+    pub fn take_waiting(&self) -> Option<Vector> {
+        // SAFETY: valid until dropped; kernels write it a vector at a time.
+        let waiting = unsafe { &raw mut (*self.pointer()).waiting };
+        // SAFETY: as above.
+        let header = unsafe { waiting.read_volatile() };
+        // No operation's second word is 0.
+        if header[1] == 0 {
+            return None;
+        }
+        // SAFETY: as above.
+        unsafe { waiting.write_volatile(Vector::default()) };
+        Some(header)
     }
 
     /// The verification's result, once its kernel has stored it: the ranks whose stores did not arrive, and those that

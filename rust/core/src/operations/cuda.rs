@@ -269,7 +269,7 @@ unsafe fn launch<Shape: Planned, P>(
         return Ok(());
     };
     if chunks.clone().next().is_none() {
-        return workspace.skip();
+        return workspace.skip(stream);
     }
     let mut launching = workspace.begin(description, stream)?;
     for chunk in chunks {

@@ -195,31 +195,26 @@ impl fmt::Display for Operation {
     }
 }
 
-/// Counts the calls on a workspace: what the ranks' operations are numbered by.
+/// Counts calls that send nothing, until the operations' numbers are moved on by as many.
 ///
 /// A call that is refused on one rank, or has nothing to do there, sends nothing. If its caller goes on, all later
-/// operations of that rank would be paired with others of its peers'. So such calls count too.
+/// operations of that rank would be paired with others of its peers'. So such calls have numbers too.
 #[derive(Debug, Default)]
 pub struct Skipped(std::sync::atomic::AtomicU32);
 
 impl Skipped {
-    /// Notes a call that sends nothing.
-    pub fn note(&self) {
-        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    /// Notes calls that send nothing.
+    pub fn note(&self, calls: u32) {
+        self.0.fetch_add(calls, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// Begins to count anew.
-    pub fn forget(&self) {
-        self.0.store(0, std::sync::atomic::Ordering::Relaxed);
-    }
-
-    /// By how much the next operation's number is above the one before: 1, and 1 for each call that was skipped.
+    /// How many were noted. They are not any more.
     #[inline]
-    pub fn step(&self) -> u32 {
+    pub fn take(&self) -> u32 {
         // A load first: it is all there is to do, almost always.
         match self.0.load(std::sync::atomic::Ordering::Relaxed) {
-            0 => 1,
-            _ => 1_u32.wrapping_add(self.0.swap(0, std::sync::atomic::Ordering::Relaxed)),
+            0 => 0,
+            _ => self.0.swap(0, std::sync::atomic::Ordering::Relaxed),
         }
     }
 }
@@ -299,12 +294,9 @@ mod tests {
     #[test]
     fn calls_that_are_skipped_count() {
         let skipped = Skipped::default();
-        assert_eq!(skipped.step(), 1);
-        skipped.note();
-        skipped.note();
-        assert_eq!((skipped.step(), skipped.step()), (3, 1));
-        skipped.note();
-        skipped.forget();
-        assert_eq!(skipped.step(), 1);
+        assert_eq!(skipped.take(), 0);
+        skipped.note(1);
+        skipped.note(2);
+        assert_eq!((skipped.take(), skipped.take()), (3, 0));
     }
 }

@@ -238,8 +238,8 @@ fn first_construction_with_a_fault() {
     let hit = construct_with_fault(&standin, 2, workspace, rank, skipped);
     let loaded = standin.live(Kind::Module);
     construct(&standin, 2, workspace);
-    // Two kernels on two devices.
-    assert_eq!(standin.live(Kind::Module), 4, "{loaded} after the fault");
+    // Three kernels on two devices: fill, verify, skip.
+    assert_eq!(standin.live(Kind::Module), 6, "{loaded} after the fault");
     println!("{HIT}{}", hit.unwrap_or_default());
 }
 

@@ -10,6 +10,7 @@ mod failures;
 mod lifecycle;
 mod operations;
 mod processes;
+mod refusals;
 mod standin;
 mod streams;
 mod strictness;

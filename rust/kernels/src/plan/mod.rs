@@ -149,6 +149,14 @@ pub fn fill(words: u64, device: Device) -> LaunchPlan {
 
 /// Verifies the mapping of all peers' memory: one lane per peer.
 pub fn verify(device: Device) -> LaunchPlan {
-    let dependent_launch = device.has_dependent_launch();
-    LaunchPlan { module: ModuleKey::Verify, grid: 1, block: WARP_THREADS, dependent_launch }
+    one_warp(ModuleKey::Verify, device)
+}
+
+/// Counts calls that send nothing: one lane per copy of the control words.
+pub fn skip(device: Device) -> LaunchPlan {
+    one_warp(ModuleKey::Skip, device)
+}
+
+fn one_warp(module: ModuleKey, device: Device) -> LaunchPlan {
+    LaunchPlan { module, grid: 1, block: WARP_THREADS, dependent_launch: device.has_dependent_launch() }
 }

@@ -5,7 +5,7 @@ use lamport_rs_kernels::plan::Device;
 use lamport_rs_kernels::variants::{capacity, rms_norm_bounds};
 use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
 
-use crate::operations::{AllReduce, AllReduceRmsNorm, Fill, Minimax, Operation, Verify};
+use crate::operations::{AllReduce, AllReduceRmsNorm, Fill, Minimax, Operation, Skip, Verify};
 use crate::run::Case;
 use crate::values::Random;
 
@@ -132,6 +132,10 @@ pub fn setup() -> Vec<Case> {
             let mut operations = vec![fill(0, 5000), fill(3, 1), fill(1, 2), fill(2, 3001), verify(liar)];
             if liar.is_none() {
                 operations.extend((0..4).map(|index| sum(7 + 300 * index)));
+                operations.extend(
+                    [Skip { calls: 1 }, Skip { calls: 2 }].map(|skip| -> Box<dyn Operation> { Box::new(skip) }),
+                );
+                operations.extend((1..3).map(sum));
             }
             cases.push(case(format!("setup, {world_size} ranks"), world_size, device(1, 1), operations));
         }

@@ -8,9 +8,10 @@ use lamport_rs_protocol::geometry::SLOTS;
 
 use crate::cases::device;
 use crate::machine::{Kernels, Machine};
-use crate::operations::{AllReduce, AllReduceRmsNorm, Minimax, Operation, Prepared, Verify};
+use crate::operations::{AllReduce, AllReduceRmsNorm, Minimax, Operation, Prepared, Skip, Verify};
 use crate::run::Case;
-use crate::workspace::Workspace;
+use crate::values::Random;
+use crate::workspace::{HEADER, Workspace};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Waiting threads look at the clock after thousands of polls. The timeout must be longer, or all give up at once.
@@ -181,6 +182,31 @@ pub fn check_rank_that_ended_later(case: &FaultCase, kernels: &Kernels, seed: u6
         }
         if missed == 0 {
             group.prepared[0].check(rank).map_err(|text| format!("rank {rank}: {text}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A rank sends nothing of some calls that are operations on the others. Its kernels say of which, and the others' in
+/// which they wait.
+pub fn check_skipping_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
+    let mut group = Group::new(case, kernels, seed);
+    let late = group.late();
+    (0..=late).for_each(|rank| group.launch(rank, 0));
+    for calls in [1, 2] {
+        let skip = Skip { calls }.prepare(&case.case.setting(), &mut Random(seed), None);
+        skip.launch(&mut group.machine, kernels, late, &group.workspace.members[late]);
+    }
+    (0..late).for_each(|rank| group.launch(rank, 1));
+    group.run()?;
+    // The second operation, which is also the first call that was skipped.
+    if group.workspace.skipped(late) != Some(2) {
+        return Err(format!("rank {late} says that it skipped {:?}", group.workspace.skipped(late)));
+    }
+    for rank in 0..late {
+        let (waiting, skipped) = (group.workspace.waiting(rank), group.workspace.skipped(rank));
+        if waiting != Some([2, HEADER[1], HEADER[2], HEADER[3]]) || skipped.is_some() {
+            return Err(format!("rank {rank} says that it waits in {waiting:?}, and skipped {skipped:?}"));
         }
     }
     Ok(())

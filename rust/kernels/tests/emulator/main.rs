@@ -73,6 +73,9 @@ fn faults() {
             faults::check_late_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
             faults::check_ended_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
             faults::check_rank_that_ended_later(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
+            if case.case.is_checked {
+                faults::check_skipping_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
+            }
         }
         faults::check_absent_in_verification(&kernels, seed).unwrap_or_else(|text| panic("verify", seed, text));
     }

@@ -115,8 +115,8 @@ impl Case {
             }
         }
         let control = self.control(&setting);
-        let launched = self.operations.iter().filter(|operation| operation.region_bytes(&setting).is_some()).count();
-        workspace.check_control(&control, launched as u32).map_err(Failure::WrongControl)?;
+        let calls = self.operations.iter().map(|operation| operation.calls(&setting)).sum();
+        workspace.check_control(&control, calls).map_err(Failure::WrongControl)?;
         workspace.check_cleared(&control).map_err(Failure::NotCleared)?;
         Ok(results)
     }

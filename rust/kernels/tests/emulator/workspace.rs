@@ -4,7 +4,7 @@ use std::mem::offset_of;
 use std::time::Duration;
 
 use lamport_rs_kernels::group::ControlAddresses;
-use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group, Report};
+use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group, Report, SKIPPED_IS_THERE};
 use lamport_rs_protocol::geometry::{Geometry, SLOTS};
 use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, Vector};
 use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, COMM_SIZE, COUNTERS, Control, EXTENTS, SLOT_INDEX};
@@ -76,8 +76,8 @@ impl Workspace {
         }
     }
 
-    /// Checks every rank's control words after `operations` operations that left `control`.
-    pub fn check_control(&self, control: &Control, operations: u32) -> Result<(), String> {
+    /// Checks every rank's control words after `calls` calls that left `control`.
+    pub fn check_control(&self, control: &Control, calls: u32) -> Result<(), String> {
         for (rank, member) in self.members.iter().enumerate() {
             let check = |what: &str, found: u64, expected: u64| {
                 let message = || format!("rank {rank}: {what} is {found}, but should be {expected}");
@@ -95,7 +95,7 @@ impl Workspace {
             for (index, copy) in member.copies.words().chunks(COPY_WORDS).take(CONTROL_COPIES).enumerate() {
                 check(&format!("the slot in copy {index}"), u64::from(copy[0] & 3), control.slot as u64)?;
                 check(&format!("the region in copy {index}"), u64::from(copy[0] >> 2), (region / 16) as u64)?;
-                check(&format!("the number in copy {index}"), copy[1].into(), operations.into())?;
+                check(&format!("the number in copy {index}"), copy[1].into(), calls.into())?;
                 check(&format!("the mark in copy {index}"), copy[2].into(), 0)?;
             }
             check("the report", self.report(rank).into(), 0)?;
@@ -141,6 +141,19 @@ impl Workspace {
     /// The host of `rank` tells its kernels that the ranks of the bit mask `ended` send nothing more.
     pub fn tell_ended(&mut self, rank: usize, ended: u32) {
         self.members[rank].report.write(offset_of!(Report, ended), &ended.to_ne_bytes());
+    }
+
+    /// The number of the first call in a row of which `rank` sent nothing, if its kernels have said so.
+    pub fn skipped(&self, rank: usize) -> Option<u32> {
+        let word = self.members[rank].report.words()[offset_of!(Report, skipped) / WORD_BYTES];
+        (word != 0).then_some(word ^ SKIPPED_IS_THERE)
+    }
+
+    /// The header of the operation that `rank` has waited for long in, if any.
+    pub fn waiting(&self, rank: usize) -> Option<Vector> {
+        let begin = offset_of!(Report, waiting) / WORD_BYTES;
+        let header = self.members[rank].report.words()[begin..begin + HEADER.len()].try_into().expect("a vector");
+        (header != Vector::default()).then_some(header)
     }
 
     /// All of a rank's report.

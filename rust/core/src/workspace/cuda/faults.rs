@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use lamport_rs_protocol::endings::Endings;
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::rank_set::RankSet;
 
@@ -29,9 +30,14 @@ pub struct Faults {
 struct Telling {
     /// When kernels that still wait give up in any case.
     deadline: Option<Instant>,
-    /// Of whom it was known at the last look that they send nothing more.
-    ended: RankSet,
+    endings: Endings,
+    /// When peers are no longer told of a call that sent nothing.
+    forget_skipped: Option<Instant>,
 }
+
+/// How long peers are told of a call that sent nothing: longer than they usually wait. Its number comes again after 2^31
+/// operations, which take most of an hour.
+const SKIPPED_IS_TOLD: Duration = Duration::from_secs(600);
 
 impl Faults {
     /// Of a workspace whose operations wait for `timeout`, and compare what the ranks run if `is_checked`.
@@ -86,11 +92,38 @@ impl Faults {
         self.telling().deadline = Some(Instant::now() + grace);
     }
 
+    /// Forgets what kernels have reported. None runs, and no peer's waits.
+    pub fn clear(&self) {
+        // What is read from the words is told with this lock held: nothing of it is told later.
+        let mut telling = self.telling();
+        telling.forget_skipped = None;
+        self.words.clear();
+    }
+
+    /// Tells peers of a call that sent nothing.
+    fn tell_skipped(&self, telling: &mut Telling) {
+        if let Some(number) = self.words.take_skipped() {
+            self.lifecycle.refuse_from(Some(number));
+            telling.forget_skipped = Some(Instant::now() + SKIPPED_IS_TOLD);
+        } else if telling.forget_skipped.is_some_and(|then| Instant::now() >= then) {
+            self.lifecycle.refuse_from(None);
+            telling.forget_skipped = None;
+        }
+    }
+
+    /// Whether a kernel waits for what a peer never sends, as it has skipped that call.
+    fn find_refusal(&self, epoch: u32) {
+        let refusal = self.words.take_waiting().and_then(|header| self.lifecycle.refusal_of(Operation(header)));
+        if let Some((_, error)) = refusal {
+            let _ = self.lifecycle.find_out(epoch, false, || error);
+        }
+    }
+
     /// All ranks have begun anew, and nothing holds any more that kernels were told before.
     pub fn begin_epoch(&self) {
         let mut telling = self.telling();
+        self.words.tell_ended(telling.endings.begin_epoch());
         *telling = Telling::default();
-        self.words.tell_ended(RankSet::default());
     }
 }
 
@@ -99,10 +132,10 @@ impl Watched for Faults {
         // The next call raises it.
         let _ = self.find_out(false);
         let mut telling = self.telling();
+        self.tell_skipped(&mut telling);
+        self.find_refusal(self.lifecycle.epoch());
         let is_over = telling.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let ended = if is_over { self.lifecycle.everybody() } else { self.lifecycle.ended() };
-        // One look later: by then kernels have seen what those ranks had sent.
-        let told = std::mem::replace(&mut telling.ended, ended);
-        self.words.tell_ended(told);
+        self.words.tell_ended(telling.endings.look(ended));
     }
 }

@@ -14,7 +14,8 @@ use std::time::Duration;
 use cudarc::driver::sys;
 use lamport_rs_kernels::ModuleKey;
 use lamport_rs_kernels::group::ControlAddresses;
-use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group as KernelGroup};
+use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group as KernelGroup, SkipParameters};
+use lamport_rs_kernels::plan;
 use lamport_rs_protocol::exchange::Member;
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::table;
@@ -90,6 +91,8 @@ impl Private {
         let (control, pinned) = (PooledBuffer::take(device, Kind::Device)?, PinnedWords::take(device)?);
         let _entered = device.enter()?;
         device.modules.function(ModuleKey::Verify, device)?;
+        // A call may be refused while a kernel waits, and loading then would wait for it.
+        device.modules.function(ModuleKey::Skip, device)?;
         Ok(Self { control, pinned })
     }
 }
@@ -221,7 +224,7 @@ impl CudaWorkspace {
 
     /// What kernels are told, for an operation with this header, whose number follows the one before.
     fn kernel_group(&self, description: &Description) -> KernelGroup {
-        self.group.with_header(description.header(self.skipped.step()))
+        self.group.with_header(description.header(1_u32.wrapping_add(self.skipped.take())))
     }
 
     /// Address and length of the pointer table, in device memory.
@@ -263,8 +266,8 @@ impl CudaWorkspace {
         // In this order: the wait is for both.
         self.write_control()?;
         CudaMemory::new(self.device.clone()).refill(self.memory.own(), self.member.geometry.block_bytes())?;
-        self.faults.words.clear();
-        self.skipped.forget();
+        self.faults.clear();
+        self.skipped.take();
         Ok(())
     }
 
@@ -288,10 +291,37 @@ impl CudaWorkspace {
     }
 
     /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
-    pub fn skip(&self) -> Result<()> {
+    pub fn skip(&self, stream: sys::CUstream) -> Result<()> {
         self.check()?;
-        self.skipped.note();
+        self.note_refusal(stream);
         Ok(())
+    }
+
+    /// Counts a call that sends nothing, in `stream`'s order: it was refused on this rank, or has nothing to do here. Peers
+    /// that wait for it are told.
+    pub fn note_refusal(&self, stream: sys::CUstream) {
+        self.skipped.note(1);
+        // What cannot be told now is told by the header of the next operation.
+        let _ = self.move_on(stream);
+    }
+
+    /// Moves the operations' numbers on by the calls that were skipped, if no graph and no other thread stands against it.
+    fn move_on(&self, stream: sys::CUstream) -> Result<()> {
+        if !self.device.checks_operations || self.member.geometry.world_size() == 1 {
+            return Ok(());
+        }
+        let mut state = self.state.access("a call that was refused")?;
+        let _entered = self.device.enter()?;
+        if !state.order.follow_unless_captured(stream)? {
+            return Ok(());
+        }
+        let function = self.device.modules.function(ModuleKey::Skip, &self.device)?;
+        let calls = self.skipped.take();
+        let parameters = SkipParameters { group: self.group.with_header([calls, 0, 0, 0]) };
+        // SAFETY: the context is current; these are the parameters of `skip`, and the workspace's memory goes when no kernel
+        // runs any more.
+        let launched = unsafe { function.launch(&plan::skip(self.device.plan), stream, &parameters) };
+        launched.inspect_err(|_| self.skipped.note(calls))
     }
 
     /// Whether an operation may run.

@@ -19,7 +19,7 @@ mod setup;
 pub use all_reduce::AllReduce;
 pub use minimax::Minimax;
 pub use rms_norm::AllReduceRmsNorm;
-pub use setup::{Fill, Verify};
+pub use setup::{Fill, Skip, Verify};
 
 /// Where an operation runs.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,11 @@ pub trait Operation: std::fmt::Debug {
 
     /// Bytes of its regions, if it uses a slot.
     fn region_bytes(&self, setting: &Setting) -> Option<usize>;
+
+    /// By how much it moves the number of the next operation on.
+    fn calls(&self, setting: &Setting) -> u32 {
+        self.region_bytes(setting).is_some().into()
+    }
 }
 
 /// An operation with its tensors.

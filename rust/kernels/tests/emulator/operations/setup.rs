@@ -1,7 +1,7 @@
-//! What a workspace runs before any operation: fill and verify.
+//! What a workspace runs beside operations: before any of them fill and verify, and in the place of one skip.
 
 use lamport_rs_kernels::ModuleKey;
-use lamport_rs_kernels::parameters::{FillParameters, VerifyParameters};
+use lamport_rs_kernels::parameters::{FillParameters, SkipParameters, VerifyParameters};
 use lamport_rs_kernels::plan::{self, Device};
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::sentinel::SENTINEL;
@@ -119,5 +119,50 @@ impl Prepared for Verification {
 
     fn results(&self, rank: usize) -> Vec<u8> {
         self.results[rank].bytes()
+    }
+}
+
+/// Counts `calls` calls that send nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Skip {
+    pub calls: u32,
+}
+
+struct Skipped {
+    skip: Skip,
+    device: Device,
+}
+
+impl Operation for Skip {
+    fn module(&self, _: &Setting) -> ModuleKey {
+        ModuleKey::Skip
+    }
+
+    fn prepare(&self, setting: &Setting, _: &mut Random, _: Option<&dyn Prepared>) -> Box<dyn Prepared> {
+        Box::new(Skipped { skip: *self, device: setting.device })
+    }
+
+    fn region_bytes(&self, _: &Setting) -> Option<usize> {
+        None
+    }
+
+    fn calls(&self, _: &Setting) -> u32 {
+        self.calls
+    }
+}
+
+impl Prepared for Skipped {
+    fn launch(&self, machine: &mut Machine, kernels: &Kernels, rank: usize, member: &Member) {
+        let parameters = SkipParameters { group: member.group.with_header([self.skip.calls, 0, 0, 0]) };
+        machine.launch(kernels, rank, &plan::skip(self.device), &parameters);
+    }
+
+    /// What it leaves are control words and the report, which are the workspace's.
+    fn check(&self, _: usize) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn results(&self, _: usize) -> Vec<u8> {
+        Vec::new()
     }
 }
