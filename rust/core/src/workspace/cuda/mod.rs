@@ -2,10 +2,16 @@
 //!
 //! | module | concept |
 //! | --- | --- |
+//! | `control` | control words and table |
+//! | `launching` | launching one operation at a time |
+//! | `teardown` | giving it up, once its kernels have ended |
 //! | [`faults`] | what kernels and the host tell each other of faults |
 //! | [`verification`] | the proof that peers' stores arrive |
 
+mod control;
 pub mod faults;
+mod launching;
+mod teardown;
 pub mod verification;
 
 use std::sync::{Arc, Weak};
@@ -13,44 +19,32 @@ use std::time::Duration;
 
 use cudarc::driver::sys;
 use lamport_rs_kernels::ModuleKey;
-use lamport_rs_kernels::group::ControlAddresses;
-use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, Group as KernelGroup, SkipParameters};
-use lamport_rs_kernels::plan;
+use lamport_rs_kernels::parameters::Group as KernelGroup;
 use lamport_rs_protocol::exchange::Member;
-use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::table;
 
+use self::control::ControlMemory;
 use self::faults::Faults;
-use crate::cuda::device::{Device, Entered};
-use crate::cuda::graph::retain;
+pub use self::launching::Launching;
+use self::launching::State;
+use crate::cuda::device::Device;
 use crate::cuda::order::StreamOrder;
 use crate::cuda::plans::Plans;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::interrupts::Interrupted;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::watcher::{Watching, watch};
 use crate::memory::Memory;
 use crate::memory::cuda::CudaMemory;
 use crate::memory::pinned::PinnedWords;
-use crate::memory::pool::{CONTROL_BYTES, Kind, PooledBuffer};
-use crate::operations::operation::{Description, Skipped};
+use crate::operations::operation::Skipped;
 use crate::panics::caught;
 use crate::rendezvous::construct::{Constructed, construct};
 use crate::rendezvous::phases::Phases;
 use crate::rendezvous::{AllGather, Rendezvous};
 use crate::workspace::Settings;
-use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
+use crate::workspace::exclusive::{Exclusive, ThreadGate};
 use crate::workspace::teardown::WorkspaceMemory;
-
-/// How long kernels that wait when their workspace is cleaned up may still wait.
-const CLEAN_UP_GRACE: Duration = Duration::from_secs(1);
-
-/// What one operation at a time may touch.
-#[derive(Debug)]
-struct State {
-    order: StreamOrder,
-    plans: Plans,
-}
 
 /// One rank's workspace. Its memory lives until the last reference to it is gone, the table's included.
 #[derive(Debug)]
@@ -74,21 +68,21 @@ pub struct CudaWorkspace {
     pub calls: ThreadGate,
     memory: WorkspaceMemory<CudaMemory>,
     /// Control words and table.
-    control: PooledBuffer,
+    control: ControlMemory,
     faults: Arc<Faults>,
 }
 
 /// What this rank has beside the blocks.
 #[derive(Debug)]
 struct Private {
-    control: PooledBuffer,
+    control: ControlMemory,
     pinned: PinnedWords,
 }
 
 impl Private {
     /// Takes it, and loads the kernel of the verification.
     fn take(device: &Arc<Device>) -> Result<Self> {
-        let (control, pinned) = (PooledBuffer::take(device, Kind::Device)?, PinnedWords::take(device)?);
+        let (control, pinned) = (ControlMemory::take(device)?, PinnedWords::take(device)?);
         let _entered = device.enter()?;
         device.modules.function(ModuleKey::Verify, device)?;
         // A call may be refused while a kernel waits, and loading then would wait for it.
@@ -96,14 +90,6 @@ impl Private {
         Ok(Self { control, pinned })
     }
 }
-
-/// Where the control memory holds what, in bytes: the three counters, the two extents, the copies of what kernels read
-/// first, the table.
-const EXTENTS_OFFSET: usize = 16;
-const COPIES_OFFSET: usize = CONTROL_COPY_BYTES;
-/// Behind the copies lies the header of the operation in progress, in a line of its own.
-const TABLE_OFFSET: usize = COPIES_OFFSET + (CONTROL_COPIES + 1) * CONTROL_COPY_BYTES;
-const _: () = assert!(TABLE_OFFSET + table::table_len(MAX_WORLD_SIZE) * size_of::<i64>() <= CONTROL_BYTES);
 
 impl CudaWorkspace {
     /// Creates this rank's part on `device`. Collective: all ranks call it, and all return or raise together. A CUDA graph
@@ -143,7 +129,7 @@ impl CudaWorkspace {
         let mut workspace = Self::over(member, timeout, device, private, made);
         workspace.two_shot_from = settings.two_shot_from();
         let verified = caught(|| {
-            workspace.write_control()?;
+            workspace.control.write(&workspace.member.geometry, &workspace.slots)?;
             workspace.be_watched()?;
             verification::verify(&workspace.device, workspace.group, &workspace.faults.words, &nonces)
         });
@@ -166,13 +152,7 @@ impl CudaWorkspace {
         let lifecycle = Arc::new(Lifecycle::new(member.rank, made.pages.expect("a workspace asks for them")));
         let Member { rank, geometry } = member;
         let Private { control, pinned } = private;
-        let (counters, extents) = (control.address(), control.address() + EXTENTS_OFFSET as u64);
-        let addresses = ControlAddresses {
-            counters,
-            extents,
-            copies: control.address() + COPIES_OFFSET as u64,
-            report: pinned.report_address(),
-        };
+        let addresses = control.addresses(pinned.report_address());
         let kernel_group =
             KernelGroup::new(&geometry, rank, &slots, addresses, timeout).with_checks(device.checks_operations);
         let faults = Arc::new(Faults::new(pinned, lifecycle.clone(), timeout, device.checks_operations));
@@ -203,15 +183,6 @@ impl CudaWorkspace {
         Ok(())
     }
 
-    /// Control words and table, as they are at first.
-    fn write_control(&self) -> Result<()> {
-        let KernelGroup { counters, extents, .. } = self.group;
-        let mut words = vec![0_i64; TABLE_OFFSET / size_of::<i64>()];
-        words[EXTENTS_OFFSET / size_of::<i64>() + table::COMM_SIZE] = self.member.geometry.comm_size() as i64;
-        words.extend(table::table(&self.slots, counters, extents));
-        self.control.write(&words)
-    }
-
     /// Rank and geometry.
     pub fn member(&self) -> Member {
         self.member
@@ -219,17 +190,13 @@ impl CudaWorkspace {
 
     /// Bytes of device memory that this rank takes.
     pub fn memory_bytes(&self) -> usize {
-        self.member.geometry.block_bytes() + TABLE_OFFSET + size_of::<i64>() * self.table().1
-    }
-
-    /// What kernels are told, for an operation with this header, whose number follows the one before.
-    fn kernel_group(&self, description: &Description) -> KernelGroup {
-        self.group.with_header(description.header(1_u32.wrapping_add(self.skipped.take())))
+        let geometry = self.member.geometry;
+        geometry.block_bytes() + ControlMemory::bytes(geometry.world_size())
     }
 
     /// Address and length of the pointer table, in device memory.
     pub fn table(&self) -> (u64, usize) {
-        (self.control.address() + TABLE_OFFSET as u64, table::table_len(self.member.geometry.world_size()))
+        (self.control.table(), table::table_len(self.member.geometry.world_size()))
     }
 
     /// Whether it may be used, and what peers are told. The memory goes when the last reference does.
@@ -247,81 +214,14 @@ impl CudaWorkspace {
         Ok(())
     }
 
-    /// Gives it up, once the kernels that run have ended: refuses all further operations, and tells the peers. The memory
-    /// goes when the last reference does.
-    pub fn clean_up(&self) {
-        if self.lifecycle().is_cleaned_up() {
-            return;
-        }
-        if !self.lifecycle().is_elsewhere() {
-            self.faults.give_up_after(CLEAN_UP_GRACE);
-            // What was sent is then there, for peers that still need it. If this fails, they must hear of the end still.
-            let _ = self.device.wait_for_kernels();
-        }
-        self.lifecycle().clean_up();
-    }
-
     /// Slots, control words and reports as they were at first.
     fn refill(&self) -> Result<()> {
         // In this order: the wait is for both.
-        self.write_control()?;
+        self.control.write(&self.member.geometry, &self.slots)?;
         CudaMemory::new(self.device.clone()).refill(self.memory.own(), self.member.geometry.block_bytes())?;
         self.faults.clear();
         self.skipped.take();
         Ok(())
-    }
-
-    /// Takes the workspace for one operation on `stream`, and makes the stream wait for the last one. An error if another
-    /// thread is launching one.
-    #[inline]
-    pub fn begin(&self, description: &Description, stream: sys::CUstream) -> Result<Launching<'_>> {
-        self.faults.check()?;
-        let state = self.state.access(description.kind.name())?;
-        self.lifecycle().tally.count(description);
-        let entered = self.device.enter()?;
-        let mut launching =
-            Launching { lifecycle: self.lifecycle(), state, group: self.kernel_group(description), _entered: entered };
-        // The peers' operations go ahead: this rank would be one behind them for ever.
-        let graph = launching.state.order.follow(stream).inspect_err(|error| launching.fail(error))?;
-        if let Some((graph, this)) = graph.and_then(|graph| Some((graph, self.this.upgrade()?))) {
-            // SAFETY: a capture makes it.
-            unsafe { retain(graph, this) }.inspect_err(|error| launching.fail(error))?;
-        }
-        Ok(launching)
-    }
-
-    /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
-    pub fn skip(&self, stream: sys::CUstream) -> Result<()> {
-        self.check()?;
-        self.note_refusal(stream);
-        Ok(())
-    }
-
-    /// Counts a call that sends nothing, in `stream`'s order: it was refused on this rank, or has nothing to do here. Peers
-    /// that wait for it are told.
-    pub fn note_refusal(&self, stream: sys::CUstream) {
-        self.skipped.note(1);
-        // What cannot be told now is told by the header of the next operation.
-        let _ = self.move_on(stream);
-    }
-
-    /// Moves the operations' numbers on by the calls that were skipped, if no graph and no other thread stands against it.
-    fn move_on(&self, stream: sys::CUstream) -> Result<()> {
-        if !self.device.checks_operations || self.member.geometry.world_size() == 1 {
-            return Ok(());
-        }
-        let mut state = self.state.access("a call that was refused")?;
-        let _entered = self.device.enter()?;
-        if !state.order.follow_unless_captured(stream)? {
-            return Ok(());
-        }
-        let function = self.device.modules.function(ModuleKey::Skip, &self.device)?;
-        let calls = self.skipped.take();
-        let parameters = SkipParameters { group: self.group.with_header([calls, 0, 0, 0]) };
-        // SAFETY: the context is current; these are the parameters of `skip`, and the workspace's memory goes when no kernel
-        // runs any more.
-        let launched = unsafe { function.launch(&plan::skip(self.device.plan), stream, &parameters) };
-        launched.inspect_err(|_| self.skipped.note(calls))
     }
 
     /// Whether an operation may run.
@@ -360,62 +260,5 @@ impl CudaWorkspace {
     pub fn synchronise_until(&self, interrupted: Interrupted<'_>) -> Result<()> {
         self.device.synchronise_all_until(interrupted)?;
         self.check()
-    }
-}
-
-impl Drop for CudaWorkspace {
-    fn drop(&mut self) {
-        if self.lifecycle().is_elsewhere() {
-            // It is the other process's, and the driver's memory with it.
-            std::mem::forget(self.watching.take());
-            self.abandon();
-            return;
-        }
-        self.faults.give_up_after(CLEAN_UP_GRACE);
-        // Whatever streams are captured meanwhile.
-        let ended = self.device.wait_for_kernels();
-        self.lifecycle().clean_up();
-        self.watching = None;
-        if ended.is_err() {
-            // Kernels may still run: neither the peers nor the next workspace must get what they write.
-            self.abandon();
-        }
-    }
-}
-
-impl CudaWorkspace {
-    /// Nobody is to get any of its memory after this.
-    fn abandon(&mut self) {
-        self.memory.abandon();
-        self.control.abandon();
-        if let Some(faults) = Arc::get_mut(&mut self.faults) {
-            faults.words.abandon();
-        }
-    }
-}
-
-/// One operation's hold on a workspace, while it is launched.
-pub struct Launching<'a> {
-    lifecycle: &'a Lifecycle,
-    state: Access<'a, State>,
-    /// What its kernel is told.
-    pub group: KernelGroup,
-    _entered: Entered,
-}
-
-impl Launching<'_> {
-    /// Notes that the operation failed: this rank is out of step with its peers, and the workspace refuses further work.
-    pub fn fail(&self, error: &Error) {
-        self.lifecycle.fail(error);
-    }
-
-    /// What is launched next belongs to the same call, and has its number.
-    pub fn go_on(&mut self) {
-        self.group.header[0] = 0;
-    }
-
-    /// The launch plans made so far.
-    pub fn plans(&mut self) -> &mut Plans {
-        &mut self.state.plans
     }
 }

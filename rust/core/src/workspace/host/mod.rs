@@ -1,6 +1,7 @@
 //! The workspace over shared memory.
 
-use std::cell::UnsafeCell;
+mod control;
+
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,10 +12,11 @@ use lamport_rs_protocol::geometry::Geometry;
 use lamport_rs_protocol::header::Header;
 use lamport_rs_protocol::memory::SlotMemory;
 use lamport_rs_protocol::sentinel::SENTINEL;
-use lamport_rs_protocol::table::{self, Control};
+use lamport_rs_protocol::table::Control;
 use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 
-use crate::error::{Error, Result};
+use self::control::ControlWords;
+use crate::error::Result;
 use crate::interrupts::{Interrupted, Interrupts};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::pages::Pages;
@@ -30,13 +32,6 @@ use crate::wait::{BoundedWait, WaitPolicy};
 use crate::workspace::Settings;
 use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
 use crate::workspace::teardown::WorkspaceMemory;
-
-/// The control words, where the table points to.
-#[derive(Debug)]
-struct ControlWords {
-    counters: UnsafeCell<[i32; table::COUNTERS]>,
-    extents: UnsafeCell<[i64; table::EXTENTS]>,
-}
 
 /// What one operation at a time may touch.
 #[derive(Debug)]
@@ -121,12 +116,9 @@ impl HostWorkspace {
         let lifecycle = Arc::new(Lifecycle::new(member.rank, pages));
         // SAFETY: each mapping is page-aligned, at least `used_bytes` long, and kept in `memory`.
         let blocks = unsafe { Blocks::new(&bases, geometry.used_bytes()) };
-        let control = Box::new(ControlWords {
-            counters: UnsafeCell::new([0; table::COUNTERS]),
-            extents: UnsafeCell::new([0, geometry.comm_size() as i64]),
-        });
+        let control = Box::new(ControlWords::new(&geometry));
         let pointers: Vec<u64> = bases.iter().map(|base| base.as_ptr() as u64).collect();
-        let table = table::table(&pointers, control.counters.get() as u64, control.extents.get() as u64);
+        let table = control.table(&pointers);
         Self {
             member,
             timeout,
@@ -260,37 +252,6 @@ impl HostWorkspace {
         self.lifecycle().check()?;
         self.note_refusal();
         Ok(())
-    }
-
-    /// What the operation before left, if the control words still say so: another kernel may have used the table.
-    fn read_control(&self, running: &Running<'_>) -> Result<Control> {
-        // SAFETY: one operation runs at a time, and only it accesses the control words.
-        let (counters, extents) = unsafe { (*self.control.counters.get(), *self.control.extents.get()) };
-        let found = (counters[table::SLOT_INDEX], extents[table::CLEAR_EXTENT]);
-        let expected = self.control_words(running.state.control);
-        if found == expected {
-            return Ok(running.state.control);
-        }
-        let error = Error::ForeignControl { found, expected };
-        // The peers have run an operation, or a part of one, that this rank will not.
-        self.lifecycle().fail(&error);
-        Err(error)
-    }
-
-    fn write_control(&self, running: &mut Running<'_>, control: Control) {
-        running.state.control = control;
-        self.write_control_words(control);
-    }
-
-    fn write_control_words(&self, control: Control) {
-        // SAFETY: as in `read_control`.
-        let (counters, extents) = unsafe { (&mut *self.control.counters.get(), &mut *self.control.extents.get()) };
-        (counters[table::SLOT_INDEX], extents[table::CLEAR_EXTENT]) = self.control_words(control);
-    }
-
-    /// Slot index and extent to clear.
-    fn control_words(&self, control: Control) -> (i32, i64) {
-        (control.slot as i32, (control.previous_region_bytes * self.member.geometry.world_size()) as i64)
     }
 }
 

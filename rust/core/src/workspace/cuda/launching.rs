@@ -1,0 +1,109 @@
+//! Launching one operation at a time, and calls that launch none.
+
+use cudarc::driver::sys;
+use lamport_rs_kernels::ModuleKey;
+use lamport_rs_kernels::parameters::{Group as KernelGroup, SkipParameters};
+use lamport_rs_kernels::plan;
+
+use super::CudaWorkspace;
+use crate::cuda::device::Entered;
+use crate::cuda::graph::retain;
+use crate::cuda::order::StreamOrder;
+use crate::cuda::plans::Plans;
+use crate::error::{Error, Result};
+use crate::lifecycle::Lifecycle;
+use crate::operations::operation::Description;
+use crate::workspace::exclusive::Access;
+
+/// What one operation at a time may touch.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) order: StreamOrder,
+    pub(super) plans: Plans,
+}
+
+impl CudaWorkspace {
+    /// What kernels are told, for an operation with this header, whose number follows the one before.
+    fn kernel_group(&self, description: &Description) -> KernelGroup {
+        self.group.with_header(description.header(1_u32.wrapping_add(self.skipped.take())))
+    }
+
+    /// Takes the workspace for one operation on `stream`, and makes the stream wait for the last one. An error if another
+    /// thread is launching one.
+    #[inline]
+    pub fn begin(&self, description: &Description, stream: sys::CUstream) -> Result<Launching<'_>> {
+        self.faults.check()?;
+        let state = self.state.access(description.kind.name())?;
+        self.lifecycle().tally.count(description);
+        let entered = self.device.enter()?;
+        let mut launching =
+            Launching { lifecycle: self.lifecycle(), state, group: self.kernel_group(description), _entered: entered };
+        // The peers' operations go ahead: this rank would be one behind them for ever.
+        let graph = launching.state.order.follow(stream).inspect_err(|error| launching.fail(error))?;
+        if let Some((graph, this)) = graph.and_then(|graph| Some((graph, self.this.upgrade()?))) {
+            // SAFETY: a capture makes it.
+            unsafe { retain(graph, this) }.inspect_err(|error| launching.fail(error))?;
+        }
+        Ok(launching)
+    }
+
+    /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
+    pub fn skip(&self, stream: sys::CUstream) -> Result<()> {
+        self.check()?;
+        self.note_refusal(stream);
+        Ok(())
+    }
+
+    /// Counts a call that sends nothing, in `stream`'s order: it was refused on this rank, or has nothing to do here. Peers
+    /// that wait for it are told.
+    pub fn note_refusal(&self, stream: sys::CUstream) {
+        self.skipped.note(1);
+        // What cannot be told now is told by the header of the next operation.
+        let _ = self.move_on(stream);
+    }
+
+    /// Moves the operations' numbers on by the calls that were skipped, if no graph and no other thread stands against it.
+    fn move_on(&self, stream: sys::CUstream) -> Result<()> {
+        if !self.device.checks_operations || self.member.geometry.world_size() == 1 {
+            return Ok(());
+        }
+        let mut state = self.state.access("a call that was refused")?;
+        let _entered = self.device.enter()?;
+        if !state.order.follow_unless_captured(stream)? {
+            return Ok(());
+        }
+        let function = self.device.modules.function(ModuleKey::Skip, &self.device)?;
+        let calls = self.skipped.take();
+        let parameters = SkipParameters { group: self.group.with_header([calls, 0, 0, 0]) };
+        // SAFETY: the context is current; these are the parameters of `skip`, and the workspace's memory goes when no kernel
+        // runs any more.
+        let launched = unsafe { function.launch(&plan::skip(self.device.plan), stream, &parameters) };
+        launched.inspect_err(|_| self.skipped.note(calls))
+    }
+}
+
+/// One operation's hold on a workspace, while it is launched.
+pub struct Launching<'a> {
+    lifecycle: &'a Lifecycle,
+    state: Access<'a, State>,
+    /// What its kernel is told.
+    pub group: KernelGroup,
+    _entered: Entered,
+}
+
+impl Launching<'_> {
+    /// Notes that the operation failed: this rank is out of step with its peers, and the workspace refuses further work.
+    pub fn fail(&self, error: &Error) {
+        self.lifecycle.fail(error);
+    }
+
+    /// What is launched next belongs to the same call, and has its number.
+    pub fn go_on(&mut self) {
+        self.group.header[0] = 0;
+    }
+
+    /// The launch plans made so far.
+    pub fn plans(&mut self) -> &mut Plans {
+        &mut self.state.plans
+    }
+}
