@@ -69,3 +69,110 @@ fn free_when_unmapped<B: Send + 'static>(block: B, lifecycle: Arc<Lifecycle>) {
         thread::sleep(SOON);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use lamport_rs_protocol::sentinel::Vector;
+
+    use super::*;
+    use crate::error::Result;
+    use crate::lifecycle::pages::Pages;
+
+    type Events = Arc<Mutex<Vec<&'static str>>>;
+
+    /// Says when it is unmapped, or freed.
+    #[derive(Debug)]
+    struct Noted(&'static str, Events);
+
+    impl Drop for Noted {
+        fn drop(&mut self) {
+            self.1.lock().unwrap_or_else(PoisonError::into_inner).push(self.0);
+        }
+    }
+
+    /// Memory of which nobody asks more than when it goes.
+    #[derive(Debug)]
+    struct Fleeting<const OUTLIVES: bool>;
+
+    impl<const OUTLIVES: bool> Memory for Fleeting<OUTLIVES> {
+        const NAME: &'static str = "fleeting";
+        const OUTLIVES_ITS_BLOCK: bool = OUTLIVES;
+        type Block = Noted;
+        type Mapping = Noted;
+
+        fn device(&self) -> String {
+            unreachable!()
+        }
+        fn allocate(&self, _bytes: usize, _word: u32) -> Result<Noted> {
+            unreachable!()
+        }
+        fn refill(&self, _block: &Noted, _bytes: usize) -> Result<()> {
+            unreachable!()
+        }
+        fn export(&self, _block: &mut Noted, _nonce: Vector) -> Result<Vec<u8>> {
+            unreachable!()
+        }
+        fn map(&self, _handle: &[u8], _nonce: Vector, _bytes: usize) -> Result<Noted> {
+            unreachable!()
+        }
+        fn address(_block: &Noted) -> u64 {
+            unreachable!()
+        }
+        fn mapped_address(_mapping: &Noted) -> u64 {
+            unreachable!()
+        }
+    }
+
+    /// What two ranks have of each other's memory.
+    fn two_ranks<M: Memory<Block = Noted, Mapping = Noted>>() -> ([WorkspaceMemory<M>; 2], Events) {
+        let events = Events::default();
+        let noted = |name| Noted(name, events.clone());
+        let lifecycle = |(rank, pages)| Arc::new(Lifecycle::new(rank, pages));
+        let [first, second] = Pages::in_process(2)
+            .unwrap()
+            .into_iter()
+            .enumerate()
+            .map(lifecycle)
+            .collect::<Vec<_>>()
+            .try_into()
+            .unwrap();
+        let of_first = GroupMemory { peers: vec![None, Some(noted("0 unmaps"))], own: noted("0 frees") };
+        let of_second = GroupMemory { peers: vec![Some(noted("1 unmaps")), None], own: noted("1 frees") };
+        ([WorkspaceMemory::new(of_first, first), WorkspaceMemory::new(of_second, second)], events)
+    }
+
+    fn events_of(events: &Events) -> Vec<&'static str> {
+        events.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    #[test]
+    fn memory_that_peers_have_mapped_is_freed_when_they_have_unmapped_it() {
+        let ([first, second], events) = two_ranks::<Fleeting<false>>();
+        drop(first);
+        assert_eq!(events_of(&events), ["0 unmaps"]);
+        drop(second);
+        let began = Instant::now();
+        while events_of(&events).len() < 4 {
+            assert!(began.elapsed() < Duration::from_secs(20), "{:?}", events_of(&events));
+            thread::sleep(LATER);
+        }
+        assert_eq!(events_of(&events)[..2], ["0 unmaps", "1 unmaps"]);
+    }
+
+    #[test]
+    fn memory_that_outlives_its_block_is_freed_at_once() {
+        let ([first, _second], events) = two_ranks::<Fleeting<true>>();
+        drop(first);
+        assert_eq!(events_of(&events), ["0 unmaps", "0 frees"]);
+    }
+
+    #[test]
+    fn memory_that_is_abandoned_stays() {
+        let ([mut first, _second], events) = two_ranks::<Fleeting<false>>();
+        first.abandon();
+        drop(first);
+        assert!(events_of(&events).is_empty());
+    }
+}
