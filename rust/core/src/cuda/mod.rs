@@ -6,6 +6,7 @@
 //! | [`device`] | a device's primary context, shared with torch |
 //! | [`launch`] | modules loaded on first use, and launches |
 //! | [`memory`] | allocations, IPC handles, pinned words |
+//! | `null_stream` | those of two contexts of one device |
 //! | [`pool`] | small memory that workspaces take turns with |
 //! | [`order`] | operations on different streams, one after the other |
 //! | [`plans`] | launch plans, made once per shape |
@@ -15,6 +16,7 @@ pub mod driver;
 pub mod graph;
 pub mod launch;
 pub mod memory;
+mod null_stream;
 pub mod order;
 pub mod plans;
 pub mod pool;
