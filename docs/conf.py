@@ -28,6 +28,7 @@ html_title = f"lamport-rs {release}"
 html_copy_source = html_show_copyright = False
 exclude_patterns = ["README.md"]
 
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = True
 autodoc_member_order = "bysource"
