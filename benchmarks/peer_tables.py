@@ -78,6 +78,7 @@ SHORT = {
 
 def pages(records: Mapping[int, Record]) -> dict[Path, dict[str, str]]:
     """Return the generated parts of each page, by name; `records` are by the number of GPUs."""
+
     def whole(timing: str) -> dict[str, str]:
         return {f"peers-{size}-{timing}": parts(record, size, timing, WHOLE) for size, record in records.items()}
 

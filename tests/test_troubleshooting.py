@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def code() -> str:
 def quoted() -> list[str]:
     """The texts at the left margin: terms, and what a line that explains them begins with a colon."""
     lines = PAGE.read_text().splitlines()
-    terms = [line for line, after in zip(lines, lines[1:], strict=False) if after.startswith(": ")]
+    terms = [line for line, after in pairwise(lines) if after.startswith(": ")]
     return [text for term in terms for text in re.findall(r"`([^`]+)`", term.partition(" [")[0])]
 
 

@@ -71,14 +71,22 @@ def all_reduce(
 ) -> torch.Tensor:
     """Sum `input` over the ranks.
 
+    `out = round(sum over ranks of float32(input))`, the sum taken in rank order and rounded once to `input`'s dtype.
+
     Args:
-        input: This rank's tensor, of any shape and size.
+        input: This rank's tensor, of any shape and size: float32, float16 or bfloat16.
         workspace: The group's workspace, or its table.
         out: Where the sum goes: shape and dtype of `input`; may be `input`. None to allocate it.
-        algorithm: See `Algorithm`; the same on every rank.
+        algorithm: `"one_shot"`, `"two_shot"`, or `"auto"` for what was measured to be faster; the same on every rank.
 
     Returns:
-        `out`: the sum in float32 and in rank order, rounded once to `input`'s dtype; the same bits on every rank.
+        The sum, which is `out` if that was passed; the same bits on every rank.
+
+    Raises:
+        LamportError: If the workspace cannot take the operands. Nothing was sent.
+        LamportTimeoutError: If a peer did not come in time.
+        LamportMismatchError: If the ranks call different operations.
+        LamportAbortedError: If a rank has aborted, failed, ended or cleaned up.
     """
     if must_dispatch(input):
         return _copy_to("out", out, torch.ops.lamport_rs.all_reduce(input, _table_of(workspace), algorithm))
@@ -105,7 +113,7 @@ def all_reduce_rms_norm(
     operation of its own.
 
     Args:
-        input: This rank's tensor, `[..., hidden]`, `hidden` a multiple of 8.
+        input: This rank's tensor, `[..., hidden]`, `hidden` a multiple of 8: float32, float16 or bfloat16.
         residual: `[..., hidden]`, dtype of `input`, the same on every rank. None to add nothing.
         weight: `[hidden]`, dtype of `input` or float32, the same on every rank.
         workspace: The group's workspace, or its table.
@@ -113,14 +121,15 @@ def all_reduce_rms_norm(
         weight_bias: Added to each weight: 1.0 for models that keep weights as their distance from 1 (Gemma).
         out: Where the normalised rows go, like `input`; may be `input`. None to allocate it.
         residual_out: Where the sum goes, like `input`; may be `residual`, or `input`. None to allocate it.
-        algorithm: See `Algorithm`; the same on every rank. With `"two_shot"` each rank sums whole rows, every
-            `world_size`-th; for GPUs only. Fewer rows than ranks are summed in one shot, whatever is asked for.
+        algorithm: As for `all_reduce`. With `"two_shot"` each rank sums whole rows, every `world_size`-th; for GPUs
+            only. Fewer rows than ranks are summed in one shot, whatever is asked for.
 
     Returns:
         `(out, residual_out)`; the same bits on every rank.
 
     Raises:
         LamportSizeError: On a GPU, if a slot has no room for one row of every rank. The text gives the size that does.
+        LamportError: As for `all_reduce`, its subclasses among them.
     """
     if must_dispatch(input):
         _check_apart("out", out, "residual_out", residual_out)
@@ -147,8 +156,8 @@ def minimax_allreduce_rms(
     (`MiniMaxText01RMSNormTP` of vLLM). Only one float32 per row travels.
 
     Args:
-        input: This rank's columns of the rows, `[..., width]`, `width` a multiple of 8; rows that lie apart evenly,
-            at multiples of 16 bytes, are not copied.
+        input: This rank's columns of the rows, `[..., width]`, `width` a multiple of 8: float32, float16 or bfloat16.
+            Rows that lie apart evenly, at multiples of 16 bytes, are not copied.
         norm_weight: This rank's columns of the weight, `[width]`, dtype of `input` or float32.
         workspace: The group's workspace, or its table.
         rank: This rank; checked against the workspace.
@@ -157,7 +166,10 @@ def minimax_allreduce_rms(
         out: Where the rows go: shape and dtype of `input`. None to allocate it.
 
     Returns:
-        `out`.
+        The normalised rows, which are `out` if that was passed.
+
+    Raises:
+        LamportError: As for `all_reduce`, and if `rank` or `nranks` are not the workspace's.
     """
     if must_dispatch(input):
         table = _table_of(workspace)
@@ -185,8 +197,8 @@ def minimax_allreduce_rms_qk(
     Argument for argument like vLLM's operator of this name.
 
     Args:
-        qkv: Rows of `[q | k | ...]`, `[..., at least q_size + kv_size]`; rows that lie apart evenly, at multiples of
-            16 bytes, are not copied.
+        qkv: Rows of `[q | k | ...]`, `[..., at least q_size + kv_size]`: float32, float16 or bfloat16. Rows that lie
+            apart evenly, at multiples of 16 bytes, are not copied.
         norm_weight_q: This rank's columns of Q's weight, `[q_size]`, dtype of `qkv` or float32.
         norm_weight_k: This rank's columns of K's weight, `[kv_size]`, likewise.
         workspace: The group's workspace, or its table.
@@ -200,6 +212,9 @@ def minimax_allreduce_rms_qk(
 
     Returns:
         `(q_out, k_out)`.
+
+    Raises:
+        LamportError: As for `minimax_allreduce_rms`.
     """
     if must_dispatch(qkv):
         _check_apart("q_out", q_out, "k_out", k_out)
