@@ -26,7 +26,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"lamport-rs {release}"
 html_copy_source = html_show_copyright = False
-exclude_patterns = ["README.md"]
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
+from document_runs import NEEDS_GPUS, needs_gpus, run
 from documents import FENCE, ROOT, Block, blocks, blocks_of, pages
 from readme_renderer import markdown
 from shell_blocks import commands_of, complaint
-from torchrun import said_by, torchrun
 
-NEEDS_GPUS = {"docs/graphs.md": "torch.cuda.CUDAGraph"}
-"""Blocks that cannot run on the host, by what is in them: they capture a CUDA graph."""
 NOT_RUN = {
     "text": "what a program prints, or a formula",
     "{toctree}": "Sphinx's own: `make docs` runs it",
@@ -25,36 +21,9 @@ PYTHON = blocks("python")
 SHELL = blocks("sh", "")
 
 
-def needs_gpus(block: Block) -> bool:
-    return NEEDS_GPUS.get(block.page, "\0") in block.text
-
-
-def ran(found: list[Block], folder: Path, **environment: str) -> str:
-    """Run blocks on two ranks, and return what the ranks say."""
-    names = [each.name for each in found]
-    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"PYTHONPATH": path, "STORES": str(folder), **environment}.items():
-            patch.setenv(name, value)
-        return torchrun("tests/document_program.py", *names)[0]
-
-
-def check(found: list[Block], output: str) -> None:
-    for rank in range(2):
-        said = [line for line in said_by(rank, output) if line.endswith(" ran")]
-        assert said == [f"{each.name} ran" for each in found], output
-
-
 def test_python_blocks_run(tmp_path):
-    on_the_host = [each for each in PYTHON if not needs_gpus(each)]
-    check(on_the_host, ran(on_the_host, tmp_path, CUDA_VISIBLE_DEVICES=""))
-
-
-@pytest.mark.gpu(2)
-@pytest.mark.own_gpus
-def test_python_blocks_that_need_gpus_run(tmp_path):
-    on_gpus = [each for each in PYTHON if needs_gpus(each)]
-    check(on_gpus, ran(on_gpus, tmp_path))
+    """Those that need GPUs: tests/gpu/test_cuda_documents.py."""
+    run([each for each in PYTHON if not needs_gpus(each)], tmp_path, CUDA_VISIBLE_DEVICES="")
 
 
 @pytest.mark.parametrize("block", SHELL, ids=lambda block: block.name)
