@@ -71,7 +71,7 @@ lint: $(VENV)/.ready ## Formatting, lints and types.
 	$(BIN)/mypy
 
 .PHONY: docs
-docs: build $(VENV)/.docs ## Build the site in target/docs; a warning, a broken link or an undocumented name is an error.
+docs: build ## Build the site in target/docs; a warning, a broken link or an undocumented name is an error.
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --nitpicky --builder html docs target/docs
 
 format: $(VENV)/.ready ## Format all code.
@@ -113,10 +113,6 @@ $(VENV)/.ready: pyproject.toml scripts/check_prerequisites.sh
 	@echo "installing torch and the development tools in $(VENV) (the first time, some gigabytes and minutes)"
 	$(BIN)/pip install --progress-bar off --quiet --upgrade 'pip>=25.1'
 	$(BIN)/pip install --progress-bar off --quiet --group dev
-	touch $@
-
-$(VENV)/.docs: $(VENV)/.ready
-	$(BIN)/pip install --progress-bar off --quiet --group docs
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.ready $(SOURCES)
