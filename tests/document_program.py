@@ -32,7 +32,8 @@ GIVEN = {
     "docs/torch_distributed.md": "tensor = torch.ones(8)",
     "docs/graphs.md": WORKSPACE,
     "docs/faults.md": WORKSPACE + "tensor = torch.ones(8, device=device)",
-    "docs/foreign_kernels.md": "from lamport_rs import LamportWorkspace\ninput, world_size = torch.ones(64, 64), 2",
+    "docs/foreign_kernels.md": WORKSPACE
+    + "from lamport_rs import LamportWorkspace\ninput, world_size = torch.ones(64, 64), workspace.world_size",
     "docs/transformers.md": "name, prompt = tiny_llama(), torch.arange(1, 9)[None]",
 }
 """What a page's reader has already, by page."""

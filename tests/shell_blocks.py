@@ -120,7 +120,18 @@ def check_cargo(arguments: list[str]) -> str | None:
     return None
 
 
+def check_git(arguments: list[str]) -> str | None:
+    (repository,) = re.findall(r'^repository = "(.+)"$', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)
+    return None if arguments == ["clone", repository] else f"git {arguments}"
+
+
+def check_cd(arguments: list[str]) -> str | None:
+    return None if arguments == [NAME] else f"cd {arguments}"
+
+
 CHECKS = {
+    "cd": check_cd,
+    "git": check_git,
     "make": check_make,
     NAME: check_command_line,
     "python": check_python,

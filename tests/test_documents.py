@@ -63,6 +63,7 @@ def test_no_block_is_overlooked():
         "cargo test -p no-such-crate",
         "cargo test -p lamport-rs-kernels --test no_such_test",
         "NO_SUCH_VARIABLE=1 lamport-rs doctor",
+        "git clone https://github.com/no-such/repository",
         "no-such-command",
     ],
 )
