@@ -72,6 +72,8 @@ def join() -> None:
 def leave() -> None:
     lamport_rs.clear_workspace_cache()
     if dist.is_initialized():
+        # A block may do nothing but make the group: a rank that goes at once ends the connecting of the other.
+        dist.barrier()
         dist.destroy_process_group()
 
 
