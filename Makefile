@@ -70,6 +70,10 @@ lint: $(VENV)/.ready ## Formatting, lints and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: docs
+docs: build ## Build the site in target/docs; a warning, a broken link or an undocumented name is an error.
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --nitpicky --builder html docs target/docs
+
 format: $(VENV)/.ready ## Format all code.
 	cargo fmt --all
 	$(BIN)/ruff check --fix .

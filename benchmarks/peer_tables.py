@@ -1,6 +1,6 @@
-"""The tables of docs/performance.md and README.md about the peers, out of their records.
+"""The tables of docs/performance.md, docs/appendix/back_to_back.md and README.md about the peers, out of their records.
 
-`python benchmarks/peer_tables.py [RECORD ...]` prints them, `--write` rewrites them in both pages. Without records it
+`python benchmarks/peer_tables.py [RECORD ...]` prints them, `--write` rewrites them in the pages. Without records it
 takes the newest of each number of GPUs in benchmarks/results/peers. `record.py` makes records.
 """
 
@@ -62,7 +62,7 @@ WHOLE = {
     ),
     MINIMAX: (OURS, Line("SGLang", ("sglang_qknorm",)), EAGER),
 }
-"""What docs/performance.md has."""
+"""What the pages of docs have."""
 SHORT = {
     SUM: (
         OURS,
@@ -72,20 +72,22 @@ SHORT = {
         SYMMETRIC,
         Line("NCCL, better of two", ("nccl", "nccl_windows")),
     ),
-    NORM: (OURS, Line("SGLang", ("sglang_push",)), FLASHINFER, EAGER),
 }
-"""What README.md has, with a kernel between."""
+"""What README.md has, of the smallest group, with a kernel between."""
 
 
 def pages(records: Mapping[int, Record]) -> dict[Path, dict[str, str]]:
     """Return the generated parts of each page, by name; `records` are by the number of GPUs."""
-    whole = {
-        f"peers-{world_size}-{timing}": parts(record, world_size, timing, WHOLE)
-        for world_size, record in records.items()
-        for timing in (KERNEL_BETWEEN, BACK_TO_BACK)
+
+    def whole(timing: str) -> dict[str, str]:
+        return {f"peers-{size}-{timing}": parts(record, size, timing, WHOLE) for size, record in records.items()}
+
+    smallest = min(records)
+    return {
+        ROOT / "docs" / "performance.md": whole(KERNEL_BETWEEN),
+        ROOT / "docs" / "appendix" / "back_to_back.md": whole(BACK_TO_BACK),
+        ROOT / "README.md": {"peers": parts(records[smallest], smallest, KERNEL_BETWEEN, SHORT)},
     }
-    short = [parts(record, world_size, KERNEL_BETWEEN, SHORT) for world_size, record in records.items()]
-    return {ROOT / "docs" / "performance.md": whole, ROOT / "README.md": {"peers": "\n\n".join(short)}}
 
 
 def parts(record: Record, world_size: int, timing: str, lines: Mapping[str, Sequence[Line]]) -> str:
@@ -149,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description="Make the tables about the peers out of their records.")
     parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: the newest in results/peers")
-    parser.add_argument("--write", action="store_true", help="rewrite the tables in docs/performance.md and README.md")
+    parser.add_argument("--write", action="store_true", help="rewrite the tables in docs and README.md")
     options = parser.parse_args(arguments)
     try:
         records = by_world_size(map(read, options.records)) or recorded()

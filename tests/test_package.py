@@ -217,7 +217,9 @@ def test_the_package_imports_only_what_it_declares():
 def test_links_between_files_lead_somewhere():
     """Of every page: the files that it names, figures among them."""
     root = Path(__file__).parents[1]
-    pages = [root / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(root.glob("docs/*.md"))
+    pages = [root / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+        root.glob("docs/**/*.md")
+    )
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
     assert len(links) > 50
     missing = [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()]

@@ -79,25 +79,25 @@ def test_a_record_without_one_of_the_timings_is_refused(tmp_path, capsys):
         peer_tables.parts(record(row("a", 1.0)), 4, KERNEL_BETWEEN, peer_tables.WHOLE)
 
 
-def test_writing_fills_both_pages(tmp_path, monkeypatch, capsys):
+def test_writing_fills_all_pages(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peer_tables, "ROOT", tmp_path)
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "appendix").mkdir(parents=True)
     marked = {
-        tmp_path / "README.md": ["peers"],
-        tmp_path / "docs" / "performance.md": ["peers-2-kernel_between", "peers-2-back_to_back"],
+        tmp_path / "README.md": "peers",
+        tmp_path / "docs" / "performance.md": "peers-2-kernel_between",
+        tmp_path / "docs" / "appendix" / "back_to_back.md": "peers-2-back_to_back",
     }
-    for page, names in marked.items():
-        page.write_text("".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names))
+    for page, name in marked.items():
+        page.write_text(f"<!-- {name} -->\nold\n<!-- /{name} -->\n")
     rows = [row("lamport_rs", 2.0), row("sglang_push", 3.0), row("nccl_windows", 4.0)]
     rows += [replace(each, timing=BACK_TO_BACK, median_us=each.median_us - 1) for each in rows]
     path = write_record(tmp_path / "run.json", record(*rows))
     assert peer_tables.main([str(path), "--write"]) == 0
     assert "| NCCL, registered windows | 3.00 |" in capsys.readouterr().out
-    readme, page = (each.read_text() for each in marked)
-    assert "old" not in readme + page
+    readme, between, back_to_back = (each.read_text() for each in marked)
+    assert "old" not in readme + between + back_to_back
     assert "| 2 H200: all-reduce, bytes | 512 |" in readme
     assert "| NCCL, better of two | 4.00 |" in readme
-    between, back_to_back = page.split("<!-- /peers-2-kernel_between -->")
     assert "| SGLang, push | 3.00 |" in between
     assert "| SGLang, push | 2.00 |" in back_to_back
 

@@ -1,48 +1,39 @@
 """The collectives.
 
 Each is a collective call: all ranks of the workspace's group make it, with tensors of the same shapes and dtypes, in
-the same order. Sums are taken in float32 and in rank order, so all ranks get the same bits, on every run. So they do
-where a thread flushes subnormal numbers to zero or rounds otherwise: on the host an operation computes with the default
-settings, and the caller has his own back afterwards. A row's bits do not depend on how many rows share the call, nor on
-where it is among them. A contribution of -0.0 counts as +0.0. Only in a group of one on a GPU, where a sum is a copy,
-it stays what it is.
+the same order.
 
-All raise `LamportError` for tensors, values and workspaces they cannot take, before anything is sent, and in another
-thread than the one that the workspace is bound to. Such a call counts all the same: if all ranks refuse it, they go on
-together; if one does and goes on, the ranks have parted. Not counted are a call that names no workspace, one whose
-arguments do not fit the parameters (missing, unknown or too many), and one that torch refuses in a fake mode before the
-operator runs: after these a caller must not go on.
+**Operands** are on the workspace's device, float32, float16 or bfloat16, in any layout and of any size. What is not
+contiguous, or not aligned to 16 bytes, is copied. An output may be the very tensor it is computed from; its elements
+must not share memory. A tensor of which a slot has no room for every rank's message runs as several operations.
 
-They raise `LamportMismatchError`, on every rank and naming both operations, when ranks have parted or call different
-operations, sizes, dtypes, algorithms or scalars; and `LamportTimeoutError`, naming the missing ranks, when peers do not
-come. After either the workspace can no longer be used, and on a GPU results are NaN from that operation on. Neither can
-it be used after a host operation was interrupted by an exception of a signal's handler, such as `KeyboardInterrupt`.
+**Results** are the same bits on every rank and on every run: sums are taken in float32 and in rank order. A row's bits
+do not depend on how many rows share the call, nor on where it is among them. A contribution of -0.0 counts as +0.0,
+except in a group of one on a GPU, where a sum is a copy. On the host an operation computes with the default
+floating-point settings, whatever the calling thread's are.
 
-A plain argument (a number or a name) of a wrong type is a `TypeError`, as in torch, and an integer of more than
-64 bits an `OverflowError`.
+**Errors.** A tensor, value or workspace that cannot be taken, or another thread than the workspace's, is a
+`LamportError` before anything is sent. Such a call counts all the same: if all ranks refuse it, they go on together; if
+one does and goes on, the ranks have parted. Not counted are a call that names no workspace, one whose arguments do not
+fit the parameters, and one that torch refuses in a fake mode: after these a caller must not go on.
 
-Tensors are on the workspace's device, float32, float16 or bfloat16, in any layout. Kernels take them contiguous and
-aligned to 16 bytes, as torch allocates them; others are copied, which costs what a copy costs. An output may be the
-very tensor it is computed from, but its elements must not share memory.
+Ranks that have parted, or that call different operations, sizes, dtypes, algorithms or scalars, raise
+`LamportMismatchError`. Peers that do not come are named in `LamportTimeoutError`, and ranks that have ended in
+`LamportAbortedError`. After one of these, or after an exception of a signal's handler within a host operation, the
+workspace cannot be used until `reset`, and on a GPU results are NaN from that operation on. A plain argument of a wrong
+type is a `TypeError`, and an integer of more than 64 bits an `OverflowError`.
 
-None of the operations has a gradient: results do not require one, whatever the inputs do. Where gradients are enabled
-and an input requires one, a warning says so, once per process and operation. An output that is passed in counts as
-changed in place.
+**Gradients.** None of the operations has one. Where gradients are enabled and an input requires one, a warning says so,
+once per process and operation. An output that is passed in counts as changed in place.
 
-No tensor is too large. One of which a slot has no room for the message of every rank runs as several operations through
-the slots there are, with the same bits. `compute_comm_size_for_all_reduce` and `compute_comm_size_for_minimax` give the
-`comm_size` with which tensors up to some size run as one.
+**Tracers.** Under torch.compile, torch.export, torch.jit.trace and make_fx the functions become the operators
+`torch.ops.lamport_rs.*`, which are never left out, reordered, merged or run again. An activation checkpoint within
+compiled code saves their results; outside it runs them again in the backward pass. torch.vmap, torch.func.grad and the
+like are a `LamportError`.
 
-Under torch.compile, torch.export, torch.jit.trace and make_fx the functions become the operators of
-`lamport_rs.torch_operators`. Those are never left out, reordered, merged or run again, and neither are the functions.
-An activation checkpoint (torch.utils.checkpoint) within compiled code saves their results. Outside it runs them again
-in the backward pass; so compile a checkpoint on all ranks or on none.
-Transformations of functions, such as torch.vmap and torch.func.grad, are a `LamportError`.
-
-On a GPU the operations run in the order of torch's current stream and overlap the start of what comes before them: the
-MiniMax norms' weights are read early, so they must not be written by the kernel just before the operation. A CUDA graph
-that captured an operation needs the workspace for as long as it is replayed, and its replays are ordered by the stream
-they are launched on, not by the library.
+**Streams.** On a GPU the operations run in the order of torch's current stream and overlap the end of what comes before
+them: the MiniMax norms' weights are read early, so the kernel just before must not write them. A CUDA graph keeps the
+workspace whose operations it has captured; its replays are ordered by the stream they are launched on.
 """
 
 from __future__ import annotations
@@ -71,14 +62,22 @@ def all_reduce(
 ) -> torch.Tensor:
     """Sum `input` over the ranks.
 
+    `out = round(sum over ranks of float32(input))`, the sum taken in rank order and rounded once to `input`'s dtype.
+
     Args:
-        input: This rank's tensor, of any shape and size.
+        input: This rank's tensor, of any shape and size: float32, float16 or bfloat16.
         workspace: The group's workspace, or its table.
         out: Where the sum goes: shape and dtype of `input`; may be `input`. None to allocate it.
-        algorithm: See `Algorithm`; the same on every rank.
+        algorithm: `"one_shot"`, `"two_shot"`, or `"auto"` for what was measured to be faster; the same on every rank.
 
     Returns:
-        `out`: the sum in float32 and in rank order, rounded once to `input`'s dtype; the same bits on every rank.
+        The sum, which is `out` if that was passed; the same bits on every rank.
+
+    Raises:
+        LamportError: If the workspace cannot take the operands. Nothing was sent.
+        LamportTimeoutError: If a peer did not come in time.
+        LamportMismatchError: If the ranks call different operations.
+        LamportAbortedError: If a rank has aborted, failed, ended or cleaned up.
     """
     if must_dispatch(input):
         return _copy_to("out", out, torch.ops.lamport_rs.all_reduce(input, _table_of(workspace), algorithm))
@@ -105,7 +104,7 @@ def all_reduce_rms_norm(
     operation of its own.
 
     Args:
-        input: This rank's tensor, `[..., hidden]`, `hidden` a multiple of 8.
+        input: This rank's tensor, `[..., hidden]`, `hidden` a multiple of 8: float32, float16 or bfloat16.
         residual: `[..., hidden]`, dtype of `input`, the same on every rank. None to add nothing.
         weight: `[hidden]`, dtype of `input` or float32, the same on every rank.
         workspace: The group's workspace, or its table.
@@ -113,14 +112,15 @@ def all_reduce_rms_norm(
         weight_bias: Added to each weight: 1.0 for models that keep weights as their distance from 1 (Gemma).
         out: Where the normalised rows go, like `input`; may be `input`. None to allocate it.
         residual_out: Where the sum goes, like `input`; may be `residual`, or `input`. None to allocate it.
-        algorithm: See `Algorithm`; the same on every rank. With `"two_shot"` each rank sums whole rows, every
-            `world_size`-th; for GPUs only. Fewer rows than ranks are summed in one shot, whatever is asked for.
+        algorithm: As for `all_reduce`. With `"two_shot"` each rank sums whole rows, every `world_size`-th; for GPUs
+            only. Fewer rows than ranks are summed in one shot, whatever is asked for.
 
     Returns:
         `(out, residual_out)`; the same bits on every rank.
 
     Raises:
         LamportSizeError: On a GPU, if a slot has no room for one row of every rank. The text gives the size that does.
+        LamportError: As for `all_reduce`, its subclasses among them.
     """
     if must_dispatch(input):
         _check_apart("out", out, "residual_out", residual_out)
@@ -147,8 +147,8 @@ def minimax_allreduce_rms(
     (`MiniMaxText01RMSNormTP` of vLLM). Only one float32 per row travels.
 
     Args:
-        input: This rank's columns of the rows, `[..., width]`, `width` a multiple of 8; rows that lie apart evenly,
-            at multiples of 16 bytes, are not copied.
+        input: This rank's columns of the rows, `[..., width]`, `width` a multiple of 8: float32, float16 or bfloat16.
+            Rows that lie apart evenly, at multiples of 16 bytes, are not copied.
         norm_weight: This rank's columns of the weight, `[width]`, dtype of `input` or float32.
         workspace: The group's workspace, or its table.
         rank: This rank; checked against the workspace.
@@ -157,7 +157,10 @@ def minimax_allreduce_rms(
         out: Where the rows go: shape and dtype of `input`. None to allocate it.
 
     Returns:
-        `out`.
+        The normalised rows, which are `out` if that was passed.
+
+    Raises:
+        LamportError: As for `all_reduce`, and if `rank` or `nranks` are not the workspace's.
     """
     if must_dispatch(input):
         table = _table_of(workspace)
@@ -185,8 +188,8 @@ def minimax_allreduce_rms_qk(
     Argument for argument like vLLM's operator of this name.
 
     Args:
-        qkv: Rows of `[q | k | ...]`, `[..., at least q_size + kv_size]`; rows that lie apart evenly, at multiples of
-            16 bytes, are not copied.
+        qkv: Rows of `[q | k | ...]`, `[..., at least q_size + kv_size]`: float32, float16 or bfloat16. Rows that lie
+            apart evenly, at multiples of 16 bytes, are not copied.
         norm_weight_q: This rank's columns of Q's weight, `[q_size]`, dtype of `qkv` or float32.
         norm_weight_k: This rank's columns of K's weight, `[kv_size]`, likewise.
         workspace: The group's workspace, or its table.
@@ -200,6 +203,9 @@ def minimax_allreduce_rms_qk(
 
     Returns:
         `(q_out, k_out)`.
+
+    Raises:
+        LamportError: As for `minimax_allreduce_rms`.
     """
     if must_dispatch(qkv):
         _check_apart("q_out", q_out, "k_out", k_out)

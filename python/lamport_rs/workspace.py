@@ -50,7 +50,7 @@ class LamportWorkspace(WorkspaceCalls):
             missing ranks; 0 or infinite for no limit. None: the environment variable `LAMPORT_RS_TIMEOUT`, or 300. The
             ranks wait for each other as long when they create the workspace.
         two_shot_from: Bytes of a tensor from which `algorithm="auto"` sums it in two shots; the same on every rank.
-            None: from where that was measured to be faster (docs/scaling.md has the rule).
+            None: from where that was measured to be faster (the page on scaling has the rule).
 
     Raises:
         LamportError: On every rank, if the arguments of any rank are wrong, or differ where they must not, or its
@@ -215,6 +215,14 @@ class LamportWorkspace(WorkspaceCalls):
     def compute_comm_size_for_minimax(max_tokens: int, world_size: int, fused_qk: bool = True) -> int:
         """Return the `comm_size` in bytes with which the MiniMax operations take up to `max_tokens` tokens at once.
 
+        Args:
+            max_tokens: Most rows of an operation, at least 1.
+            world_size: Ranks in the group, 1 to 16.
+            fused_qk: Whether for `minimax_allreduce_rms_qk`; False for `minimax_allreduce_rms`.
+
+        Raises:
+            LamportError: If an argument is out of range.
+
         The ranks exchange a float32 sum of squares per token and matrix. One matrix takes
         `world_size * max_tokens * 4` bytes per slot, fused Q+K `world_size * 2 * ceil(max_tokens / 4) * 16`; the
         result is rounded up to 2 MiB (formulas of vLLM's `lamport_workspace`).
@@ -224,6 +232,13 @@ class LamportWorkspace(WorkspaceCalls):
     @staticmethod
     def compute_comm_size_for_all_reduce(max_bytes: int, world_size: int) -> int:
         """Return the smallest `comm_size` in bytes for `all_reduce` and `all_reduce_rms_norm` by any algorithm.
+
+        Args:
+            max_bytes: Bytes of the largest tensor, at least 1.
+            world_size: Ranks in the group, 1 to 16.
+
+        Raises:
+            LamportError: If an argument is out of range.
 
         Tensors of up to `max_bytes` bytes, with rows of any width, then run as one operation each (sums on a GPU up to
         16 MiB, whatever the slots). For one-shot alone

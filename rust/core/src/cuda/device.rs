@@ -8,6 +8,7 @@ use lamport_rs_kernels::plan;
 
 use super::driver::{check, error_of, initialise};
 use super::launch::{Modules, RelaxedCapture};
+use super::null_stream::{NullStreams, set_current};
 use crate::error::{Error, Result};
 use crate::interrupts::{INTERRUPT_INTERVAL, Interrupted};
 use crate::panics::caught;
@@ -28,6 +29,7 @@ pub struct Device {
     pub checks_operations: bool,
     /// Kernels loaded so far.
     pub modules: Modules,
+    handle: sys::CUdevice,
     context: sys::CUcontext,
 }
 
@@ -62,6 +64,8 @@ fn operations_are_checked() -> bool {
 #[derive(Debug)]
 pub struct Entered {
     before: Option<sys::CUcontext>,
+    /// Of the context before, and ours: what is enqueued in ours comes in its order.
+    null_streams: Option<NullStreams>,
 }
 
 impl Device {
@@ -118,6 +122,7 @@ impl Device {
             },
             checks_operations: operations_are_checked(),
             modules: Modules::default(),
+            handle,
             context,
         })
     }
@@ -127,11 +132,32 @@ impl Device {
     pub fn enter(&self) -> Result<Entered> {
         let current = result::ctx::get_current().map_err(|error| error_of("cuCtxGetCurrent", error))?;
         if current == Some(self.context) {
-            return Ok(Entered { before: None });
+            return Ok(Entered { before: None, null_streams: None });
         }
-        // SAFETY: the context is retained for ever.
-        unsafe { result::ctx::set_current(self.context) }.map_err(|error| error_of("cuCtxSetCurrent", error))?;
-        Ok(Entered { before: Some(current.unwrap_or(std::ptr::null_mut())) })
+        set_current(self.context)?;
+        Ok(Entered { before: Some(current.unwrap_or(std::ptr::null_mut())), null_streams: None })
+    }
+
+    /// Likewise, for what is enqueued on `stream` until this is dropped. The null stream is that of the current context. If
+    /// that is another one of the device, a green context say, its null stream waits for ours then, as ours does for it now.
+    #[inline]
+    pub fn enter_for(&self, stream: sys::CUstream) -> Result<Entered> {
+        let mut entered = self.enter()?;
+        match entered.before {
+            Some(other) if stream.is_null() && !other.is_null() => self.follow_null_stream(&mut entered, other)?,
+            _ => {}
+        }
+        Ok(entered)
+    }
+
+    #[cold]
+    fn follow_null_stream(&self, entered: &mut Entered, other: sys::CUcontext) -> Result<()> {
+        let null_streams = NullStreams { ours: self.context, other };
+        if null_streams.device_of_other()? == self.handle {
+            null_streams.ours_follows()?;
+            entered.null_streams = Some(null_streams);
+        }
+        Ok(())
     }
 
     /// The device in words.
@@ -145,7 +171,7 @@ impl Device {
     /// # Safety
     /// Both are valid for `bytes` bytes until the stream has passed the copy; `stream` is one of the device's streams.
     pub unsafe fn copy(&self, from: u64, to: u64, bytes: usize, stream: sys::CUstream) -> Result<()> {
-        let _entered = self.enter()?;
+        let _entered = self.enter_for(stream)?;
         // SAFETY: the caller's promise.
         check("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, stream) })
     }
@@ -155,7 +181,7 @@ impl Device {
     /// # Safety
     /// `stream` is one of the device's streams, or null for the default one.
     pub unsafe fn synchronise(&self, stream: sys::CUstream) -> Result<()> {
-        let _entered = self.enter()?;
+        let _entered = self.enter_for(stream)?;
         // SAFETY: the caller's promise.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream) })
     }
@@ -205,9 +231,12 @@ impl Device {
 
 impl Drop for Entered {
     fn drop(&mut self) {
+        if let Some(null_streams) = self.null_streams.take() {
+            null_streams.other_follows();
+        }
         if let Some(context) = self.before {
-            // SAFETY: it was the thread's context before, or null.
-            let _ = unsafe { result::ctx::set_current(context) };
+            // It was the thread's context before, or null.
+            let _ = set_current(context);
         }
     }
 }

@@ -29,8 +29,9 @@ pub fn initialise() -> Result<()> {
 }
 
 /// The functions of the driver that are called, by the names that its library has for them.
-const FUNCTIONS: [&str; 38] = [
+const FUNCTIONS: [&str; 39] = [
     "cuCtxGetCurrent",
+    "cuCtxGetDevice",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
     "cuDeviceGet",

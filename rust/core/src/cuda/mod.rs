@@ -5,6 +5,7 @@
 //! | [`driver`] | whether there is one; errors |
 //! | [`device`] | a device's primary context, shared with torch |
 //! | [`launch`] | modules loaded on first use, and launches |
+//! | `null_stream` | those of two contexts of one device |
 //! | [`order`] | operations on different streams, one after the other |
 //! | [`plans`] | launch plans, made once per shape |
 
@@ -12,6 +13,7 @@ pub mod device;
 pub mod driver;
 pub mod graph;
 pub mod launch;
+mod null_stream;
 pub mod order;
 pub mod plans;
 

@@ -6,6 +6,7 @@ mod compile;
 #[path = "../../../kernels/build/constants.rs"]
 mod constants;
 mod construction;
+mod contexts;
 mod failures;
 mod lifecycle;
 mod operations;

@@ -35,7 +35,7 @@ impl CudaWorkspace {
         self.faults.check()?;
         let state = self.state.access(description.kind.name())?;
         self.lifecycle().tally.count(description);
-        let entered = self.device.enter()?;
+        let entered = self.device.enter_for(stream)?;
         let mut launching =
             Launching { lifecycle: self.lifecycle(), state, group: self.kernel_group(description), _entered: entered };
         // The peers' operations go ahead: this rank would be one behind them for ever.
@@ -68,7 +68,7 @@ impl CudaWorkspace {
             return Ok(());
         }
         let mut state = self.state.access("a call that was refused")?;
-        let _entered = self.device.enter()?;
+        let _entered = self.device.enter_for(stream)?;
         if !state.order.follow_unless_captured(stream)? {
             return Ok(());
         }

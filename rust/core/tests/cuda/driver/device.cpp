@@ -22,6 +22,8 @@ struct Context {
 };
 
 Context contexts[DEVICES] = {{0}, {1}, {2}, {3}};
+// Of the same devices: as green contexts are.
+Context others[DEVICES] = {{0}, {1}, {2}, {3}};
 std::atomic<bool> is_retained[DEVICES];
 std::atomic<bool> is_initialised{false};
 thread_local Context* current = nullptr;
@@ -61,6 +63,8 @@ bool is_device(int device) { return device >= 0 && device < DEVICES; }
 }  // namespace
 
 int current_device() { return current == nullptr ? -1 : current->device; }
+
+const void* current_context() { return current; }
 
 }  // namespace standin
 
@@ -171,6 +175,14 @@ STANDIN_EXPORT Result cuCtxSetCurrent(Context* context) {
     current = context;
     return SUCCESS;
 }
+
+STANDIN_EXPORT Result cuCtxGetDevice(int* ordinal) {
+    STANDIN_ENTER_CONTEXT("cuCtxGetDevice")
+    *ordinal = device;
+    return SUCCESS;
+}
+
+STANDIN_EXPORT Context* standin_other_context(int device) { return &others[device]; }
 
 STANDIN_EXPORT Result cuCtxSynchronize() {
     STANDIN_ENTER_CONTEXT("cuCtxSynchronize")

@@ -111,10 +111,11 @@ std::uint64_t nanoseconds();
 
 // The device whose context the calling thread has; -1 for none.
 int current_device();
+const void* current_context();
 
 // ---- stream.cpp -----------------------------------------------------------------------------------------------------
 
-// The stream of a handle, null being the default one of the current device; null if it is not the device's.
+// The stream of a handle, null being the default one of the current context; null if it is not the device's.
 Stream* find_stream(Stream* handle);
 std::vector<Stream*> all_streams();
 // Waits for all streams of the device.

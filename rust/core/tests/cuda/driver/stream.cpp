@@ -23,17 +23,18 @@ struct Event {
 
     std::shared_ptr<Progress> progress = std::make_shared<Progress>();
     bool is_alive = true;
-    const int device;
+    const void* const context;
     // In which it was recorded last, if in any.
     std::shared_ptr<Capture> capture;
 
-    explicit Event(int device) : device(device) {}
+    explicit Event(const void* context) : context(context) {}
 };
 
 struct Streams {
     std::mutex mutex;
     std::vector<Stream*> all;
-    std::map<int, Stream*> defaults;
+    // By context.
+    std::map<const void*, Stream*> defaults;
 };
 
 Streams& streams() {
@@ -84,7 +85,7 @@ Stream* find_stream(Stream* handle) {
     const std::lock_guard lock(streams.mutex);
     // The default stream, the legacy one, the thread's.
     if (reinterpret_cast<std::uintptr_t>(handle) <= 2) {
-        Stream*& stream = streams.defaults[device];
+        Stream*& stream = streams.defaults[current_context()];
         if (stream == nullptr) {
             stream = new Stream(device);
             streams.all.push_back(stream);
@@ -148,7 +149,7 @@ STANDIN_EXPORT Result cuStreamSynchronize(Stream* handle) {
 
 STANDIN_EXPORT Result cuEventCreate(Event** event, unsigned) {
     STANDIN_ENTER_CONTEXT("cuEventCreate")
-    *event = new Event(device);
+    *event = new Event(current_context());
     count(Kind::event, 1);
     return SUCCESS;
 }
@@ -167,7 +168,7 @@ STANDIN_EXPORT Result cuEventDestroy_v2(Event* event) {
 STANDIN_EXPORT Result cuEventRecord(Event* event, Stream* handle) {
     STANDIN_ENTER_CONTEXT("cuEventRecord")
     Stream* stream = find_stream(handle);
-    if (stream == nullptr || !event->is_alive || event->device != device) {
+    if (stream == nullptr || !event->is_alive || event->context != current_context()) {
         return INVALID_HANDLE;
     }
     event->capture = stream->capture;

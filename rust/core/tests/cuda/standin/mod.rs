@@ -30,7 +30,7 @@ pub mod streams;
 pub mod sum;
 mod threads;
 
-use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_void};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -55,6 +55,7 @@ struct Interface {
     frees_while_mapped: unsafe extern "C" fn() -> u64,
     lose_stores: unsafe extern "C" fn(bool),
     speed_up_clock: unsafe extern "C" fn(u64),
+    other_context: unsafe extern "C" fn(c_int) -> *mut c_void,
     _library: Library,
 }
 
@@ -79,6 +80,7 @@ fn interface() -> &'static Interface {
                 frees_while_mapped: *library.get(b"standin_frees_while_mapped\0").expect("the driver has it"),
                 lose_stores: *library.get(b"standin_lose_stores\0").expect("the driver has it"),
                 speed_up_clock: *library.get(b"standin_speed_up_clock\0").expect("the driver has it"),
+                other_context: *library.get(b"standin_other_context\0").expect("the driver has it"),
                 _library: library,
             }
         };
@@ -249,4 +251,10 @@ impl Drop for Standin {
 pub fn act_as(rank: usize) {
     // SAFETY: a plain value.
     unsafe { (interface().act_as)(rank as c_int) }
+}
+
+/// A context of the device beside its primary one, as a green context is.
+pub fn other_context(device: usize) -> cudarc::driver::sys::CUcontext {
+    // SAFETY: a plain value.
+    unsafe { (interface().other_context)(device as c_int) }.cast()
 }

@@ -30,6 +30,12 @@ impl Sum {
         unsafe { all_reduce(workspace, &AllReduce { input, output: input, algorithm: None }, stream) }
     }
 
+    /// Where the tensor is, and its bytes.
+    pub fn place(&mut self) -> (u64, usize) {
+        let tensor = self.tensor.tensor();
+        (tensor.pointer as u64, tensor.bytes())
+    }
+
     /// What it came to, once all is done.
     pub fn values(&self) -> Vec<f32> {
         self.tensor.bytes().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()

@@ -1,0 +1,92 @@
+"""The code in the README and in docs: Python blocks run, shell blocks name what there is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+from document_runs import NEEDS_GPUS, needs_gpus, run
+from documents import FENCE, ROOT, Block, blocks, blocks_of, pages
+from readme_renderer import markdown
+from shell_blocks import commands_of, complaint
+
+NOT_RUN = {
+    "text": "what a program prints, or a formula",
+    "{toctree}": "Sphinx's own: `make docs` runs it",
+    "{eval-rst}": "Sphinx's own: `make docs` runs it",
+}
+"""Languages of blocks that are no code, with the reason."""
+PYTHON = blocks("python")
+SHELL = blocks("sh", "")
+
+
+def test_python_blocks_run(tmp_path):
+    """Those that need GPUs: tests/gpu/test_cuda_documents.py."""
+    run([each for each in PYTHON if not needs_gpus(each)], tmp_path, CUDA_VISIBLE_DEVICES="")
+
+
+@pytest.mark.parametrize("block", SHELL, ids=lambda block: block.name)
+def test_a_shell_block_can_be_parsed_and_names_what_there_is(block):
+    parsed = subprocess.run(["bash", "-n"], input=block.text, text=True, capture_output=True)
+    assert parsed.returncode == 0, parsed.stderr
+    assert commands_of(block.text)
+    assert [complaint(command) for command in commands_of(block.text) if complaint(command)] == []
+
+
+def test_every_block_is_of_a_language_that_is_known():
+    known = {"python", "sh", "", *NOT_RUN}
+    assert [each.name for each in blocks() if each.language not in known] == []
+    assert len(PYTHON) > 12
+    assert len(SHELL) > 8
+    assert sum(needs_gpus(each) for each in PYTHON) == len(NEEDS_GPUS)
+
+
+def test_no_block_is_overlooked():
+    for page in pages():
+        fences = len(re.findall(r"^\s*```", page.read_text(), re.MULTILINE))
+        assert fences == 2 * len(FENCE.findall(page.read_text())), page.name
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make no-such-target",
+        "make bench NO_SUCH_VARIABLE=1",
+        "lamport-rs no-such-command",
+        "lamport-rs doctor --no-such-option",
+        "python benchmarks/no_such_program.py",
+        "python benchmarks/cost_model.py --no-such-option",
+        "torchrun --nproc-per-node 2 examples/no_such_program.py",
+        "pip install no-such-package",
+        "pip install 'lamport-rs[no-such-extra]'",
+        "cargo test -p no-such-crate",
+        "cargo test -p lamport-rs-kernels --test no_such_test",
+        "NO_SUCH_VARIABLE=1 lamport-rs doctor",
+        "git clone https://github.com/no-such/repository",
+        "no-such-command",
+    ],
+)
+def test_what_there_is_not_is_found(command):
+    (parsed,) = commands_of(command)
+    assert complaint(parsed)
+
+
+def test_a_block_knows_its_place():
+    (block,) = blocks_of("page.md", "# Title\n\n```python\nx = 1\n```\n")
+    assert block == Block("page.md", 4, "python", "x = 1\n")
+
+
+def test_the_readme_shows_on_a_package_index():
+    text = (ROOT / "README.md").read_text()
+    shown = markdown.render(text, variant="GFM")
+    assert shown is not None
+    assert "<table>" in shown
+    assert len(text.splitlines()) <= 100
+    # An index has no files of the repository beside the page.
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 15
+    for link in links:
+        assert link.startswith("https://"), link
+        path = re.sub(r"^https://github\.com/lamport-rs/lamport-rs/(blob|raw|tree)/main/", "", link)
+        assert (ROOT / path).exists(), link
