@@ -2,8 +2,9 @@
 // new there: say here what it does to the machine.
 #pragma once
 
-#include "sentinel.cuh"
-#include "types.cuh"
+#include "constants.cuh"
+#include "device/types.cuh"
+#include "device/vector.cuh"
 
 namespace lamport::ptx {
 
