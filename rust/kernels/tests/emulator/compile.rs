@@ -104,7 +104,8 @@ impl Sources {
         fs::create_dir_all(&stage).expect("the target folder can be written to");
         for (file, text) in &self.0 {
             let path = stage.join(file);
-            fs::create_dir_all(path.parent().expect("it is in the stage")).expect("the target folder can be written to");
+            fs::create_dir_all(path.parent().expect("it is in the stage"))
+                .expect("the target folder can be written to");
             fs::write(path, text).expect("the target folder can be written to");
         }
         let made = stage.join("object.so");
