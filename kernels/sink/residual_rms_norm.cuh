@@ -4,13 +4,15 @@
 //   output          = rms_norm(residual_output)
 //
 // The sum and the residual are added in float32 and rounded once; the norm is of the rounded rows, as if it were an
-// operation of its own. What becomes of the normalised rows is `Output`'s: see StoreRows below.
+// operation of its own.
+//
+// A block has a row at a time. Where a row has no more vectors than the block threads, it is `held`: each thread keeps
+// its vector in registers. Otherwise a thread has several, and reads back what it stored.
 #pragma once
 
 #include "protocol/control.cuh"
 #include "protocol/group.cuh"
 #include "protocol/vector_routes.cuh"
-#include "source/rows.cuh"
 #include "sink/rms_norm.cuh"
 
 namespace lamport {
@@ -35,38 +37,55 @@ struct AllReduceRmsNormParameters {
 
 ASSERT_LAYOUT_OF_AllReduceRmsNorm(AllReduceRmsNormParameters);
 
-template <class Value, bool held, class Output>
-class ResidualRmsNorm : public BlockRows<held> {
-    using Rows = BlockRows<held>;
-
+// A thread's way through the rows of its block.
+template <class Value, bool held>
+class ResidualRmsNorm {
 public:
-    using Parameters = typename Output::Parameters;
-
+    using Parameters = AllReduceRmsNormParameters;
     // Of a block.
-    struct Shared : Output::Shared {
-        WarpPartials partials;
-    };
-
-    // All threads of the block call it. `shared` is theirs.
-    __device__ __forceinline__ ResidualRmsNorm(const Parameters& parameters, Shared& shared)
-        : Rows(parameters.tokens, parameters.row_vectors), parameters_(parameters), shared_(shared) {
-        pad(shared.partials);
-    }
+    using Shared = WarpPartials;
+    static constexpr bool HELD = held;
 
     // The part of the block that speaks.
     static __device__ __forceinline__ void speak(const Parameters& parameters) {
         const uint64 bytes = uint64{parameters.tokens} * parameters.row_vectors * VECTOR_BYTES;
         lamport::speak(parameters.group, parameters.region_bytes, 2 * bytes, [&] {
-            Output::poison(parameters, bytes);
+            fill_with_nan(parameters.output, bytes);
             fill_with_nan(parameters.residual_output, bytes);
         });
     }
 
-    using Rows::has;
-    using Rows::token;
+    // All threads of the block call it. `partials` is theirs.
+    __device__ __forceinline__ ResidualRmsNorm(const Parameters& parameters, WarpPartials& partials)
+        : parameters_(parameters),
+          partials_(partials),
+          token_(data_block()),
+          row_vectors_(token_ < parameters.tokens ? parameters.row_vectors : 0) {
+        pad(partials);
+    }
+
+    __device__ __forceinline__ uint32 token() const { return token_; }
 
     // Moves to the block's next row. False if there is none.
-    __device__ __forceinline__ bool advance() { return Rows::advance(parameters_.tokens); }
+    __device__ __forceinline__ bool advance() {
+        token_ += data_blocks();
+        return token_ < parameters_.tokens;
+    }
+
+    // Calls `work` with the numbers, within a row, of this thread's vectors. A thread of a held row is called with one,
+    // be it beyond the end: loads and stores mind that.
+    template <class Work>
+    __device__ __forceinline__ void for_each_column(Work work) const {
+        if constexpr (held) {
+            work(threadIdx.x);
+        } else {
+            for (uint32 column = threadIdx.x; column < row_vectors_; column += blockDim.x) {
+                work(column);
+            }
+        }
+    }
+
+    __device__ __forceinline__ bool has(uint32 column) const { return column < row_vectors_; }
 
     // Vector `column` of the present row of a tensor.
     __device__ __forceinline__ Vector load(Address tensor, uint32 column) const {
@@ -122,55 +141,32 @@ public:
     __device__ __forceinline__ void finish() {
         // Lanes leave the polling at different times.
         __syncwarp();
-        const float scale = row_scale(parameters_.norm, squares_, shared_.partials);
+        const float scale = row_scale(parameters_.norm, squares_, partials_);
         squares_ = 0.0f;
-
-        Output::put(*this, parameters_, shared_, scale);
-    }
-
-    // Vector `column` of the normalised row, whose factor is `scale`.
-    __device__ __forceinline__ Vector normalised(uint32 column, float scale) const {
-        if constexpr (held) {
-            return vector_.scaled(scale);
-        } else {
-            NormVector<Value> vector;
-            vector.load_weights(parameters_.norm, column);
-            vector.take(load(parameters_.residual_output, column));
-            return vector.scaled(scale);
-        }
+        for_each_column([&](uint32 column) {
+            if constexpr (!held) {
+                vector_.load_weights(parameters_.norm, column);
+                vector_.take(load(parameters_.residual_output, column));
+            }
+            store(parameters_.output, column, vector_.scaled(scale));
+        });
     }
 
 private:
     __device__ __forceinline__ Address address(Address tensor, uint32 column) const {
-        return tensor + (uint64{token()} * parameters_.row_vectors + column) * VECTOR_BYTES;
+        return tensor + (uint64{token_} * parameters_.row_vectors + column) * VECTOR_BYTES;
     }
 
-    const Parameters& parameters_;
-    Shared& shared_;
+    const AllReduceRmsNormParameters& parameters_;
+    WarpPartials& partials_;
+    uint32 token_;
+    // Of the present row: none, in a block that has no row and only helps to clear.
+    uint32 row_vectors_;
     // Of what was taken of the present row.
     float squares_ = 0.0f;
     // Of the vector in hand.
     Vector residual_;
     NormVector<Value> vector_;
-};
-
-// The normalised rows are the result.
-struct StoreRows {
-    using Parameters = AllReduceRmsNormParameters;
-
-    struct Shared {};
-
-    // Stores the present row of `rows`, whose factor is `scale`. All threads of the block call it.
-    template <class Rows>
-    static __device__ __forceinline__ void put(const Rows& rows, const Parameters& parameters, Shared&, float scale) {
-        rows.for_each_column(
-            [&](uint32 column) { rows.store(parameters.output, column, rows.normalised(column, scale)); });
-    }
-
-    // A warp writes NaN over what `put` stores, `bytes` bytes of normalised rows.
-    static __device__ __forceinline__ void poison(const Parameters& parameters, uint64 bytes) {
-        fill_with_nan(parameters.output, bytes);
-    }
 };
 
 }  // namespace lamport
