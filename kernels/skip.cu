@@ -2,10 +2,10 @@
 // them, replays among them, then have the numbers that they have on ranks where those calls were operations.
 //
 // The host is told the number of the first such call in a row: peers may wait for it.
-#include "failure.cuh"
-#include "group.cuh"
-#include "header.cuh"
-#include "ptx.cuh"
+#include "device/ptx.cuh"
+#include "protocol/failure.cuh"
+#include "protocol/group.cuh"
+#include "protocol/header.cuh"
 
 namespace lamport {
 

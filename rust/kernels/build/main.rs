@@ -29,6 +29,8 @@ use nvrtc::{Nvrtc, Source};
 
 /// Set for the processes that share the work, because NVRTC compiles one program at a time: `<part>/<parts>`.
 const PART_VARIABLE: &str = "LAMPORT_RS_COMPILE_PART";
+/// Of `kernels`: where the headers are.
+const FOLDERS: [&str; 5] = ["device", "protocol", "source", "exchange", "sink"];
 /// PTX is long-winded: 5 MB come to a fifth.
 const COMPRESSION_LEVEL: u8 = 6;
 
@@ -120,13 +122,15 @@ fn out_folder() -> Result<PathBuf, String> {
     Ok(PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: this is a build script")?))
 }
 
+/// The headers, named as they are included: with their folder.
 fn read_headers(kernels: &Path) -> Result<Vec<Source>, String> {
     let mut headers = Vec::new();
-    for entry in fs::read_dir(kernels).map_err(|error| format!("{}: {error}", kernels.display()))? {
-        let path = entry.map_err(|error| format!("{}: {error}", kernels.display()))?.path();
-        if path.extension().is_some_and(|extension| extension == "cuh") {
-            let name = path.file_name().expect("a file of a folder has a name").to_string_lossy().into_owned();
-            headers.push(Source { name, text: read(&path)? });
+    for folder in FOLDERS {
+        let folder_path = kernels.join(folder);
+        for entry in fs::read_dir(&folder_path).map_err(|error| format!("{}: {error}", folder_path.display()))? {
+            let path = entry.map_err(|error| format!("{}: {error}", folder_path.display()))?.path();
+            let name = path.file_name().expect("a file of a folder has a name").to_string_lossy();
+            headers.push(Source { name: format!("{folder}/{name}"), text: read(&path)? });
         }
     }
     Ok(headers)

@@ -3,15 +3,45 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// The layers, lowest first: a header includes those of its own folder and of lower ones.
+const LAYERS: [&str; 5] = ["device", "protocol", "source", "exchange", "sink"];
+
+/// All files, by their path in `kernels`, and their text.
 fn sources() -> Vec<(String, String)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
-    let files = fs::read_dir(folder).expect("the kernels have a folder").map(|entry| entry.expect("it can be read"));
-    files
-        .map(|file| {
-            let name = file.file_name().to_string_lossy().into_owned();
-            (name, fs::read_to_string(file.path()).expect("sources are text"))
-        })
-        .collect()
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
+    let mut sources = Vec::new();
+    for folder in std::iter::once("").chain(LAYERS) {
+        for entry in fs::read_dir(kernels.join(folder)).expect("the kernels have a folder") {
+            let path = entry.expect("it can be read").path();
+            if path.extension().is_some_and(|extension| extension == "cu" || extension == "cuh") {
+                let name = path.strip_prefix(&kernels).expect("it is in the folder").to_string_lossy().into_owned();
+                sources.push((name, fs::read_to_string(&path).expect("sources are text")));
+            }
+        }
+    }
+    sources
+}
+
+/// The place of a file's folder among the layers; what is in none is above all.
+fn layer(file: &str) -> usize {
+    LAYERS.iter().position(|layer| file.starts_with(&format!("{layer}/"))).unwrap_or(LAYERS.len())
+}
+
+#[test]
+fn headers_include_no_higher_layer() {
+    for (file, text) in sources() {
+        for line in text.lines().filter(|line| line.starts_with("#include \"")) {
+            let included = line.split('"').nth(1).expect("it is in quotes");
+            assert!(included == "constants.cuh" || layer(included) <= layer(&file), "{file}: {line}");
+        }
+    }
+}
+
+#[test]
+fn headers_are_in_layers_and_kernels_are_not() {
+    for (file, _) in sources() {
+        assert_eq!(file.ends_with(".cuh"), layer(&file) < LAYERS.len(), "{file}");
+    }
 }
 
 #[test]
@@ -29,7 +59,7 @@ fn only_own_headers_are_included() {
 #[test]
 fn assembly_is_in_one_header() {
     for (file, text) in sources() {
-        if file != "ptx.cuh" {
+        if file != "device/ptx.cuh" {
             let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
             assert!(code.clone().all(|line| !line.contains("asm(") && !line.contains("asm volatile")), "{file}");
         }

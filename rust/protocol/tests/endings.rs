@@ -43,7 +43,7 @@ struct Group {
     kernel_looks: AtomicU32,
 }
 
-/// A kernel looks for data, and then whether the peer has ended, as `kernels/wait.cuh` does. Two such looks are enough for
+/// A kernel looks for data, and then whether the peer has ended, as `kernels/protocol/wait.cuh` does. Two such looks are enough for
 /// any order of events.
 fn wait_as_a_kernel(group: &Group) {
     for _ in 0..2 {

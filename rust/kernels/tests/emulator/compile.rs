@@ -14,7 +14,8 @@ use crate::constants;
 
 /// What every kernel is compiled with. `-nostartfiles`: a kernel's shared variables are then all that can be written.
 /// Products and sums are contracted where the source says so, and nowhere else.
-const KERNEL_FLAGS: [&str; 9] = [
+const KERNEL_FLAGS: [&str; 10] = [
+    "-I.",
     "-std=c++17",
     "-O1",
     "-fPIC",
@@ -27,21 +28,26 @@ const KERNEL_FLAGS: [&str; 9] = [
 ];
 const LIBRARY_FLAGS: [&str; 7] = ["-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"];
 
+/// The header in whose place is the emulator's.
+const PTX: &str = "device/ptx.cuh";
+
 /// Files that are compiled together, by name.
 #[derive(Clone, Debug)]
 pub struct Sources(BTreeMap<String, String>);
 
 impl Sources {
-    /// The kernels, unchanged but for `ptx.cuh`, in whose place is the emulator's.
+    /// The kernels, unchanged but for `device/ptx.cuh`, in whose place is the emulator's.
     pub fn of_kernels() -> Self {
         let mut sources = Self::of_folders(&[repository().join("kernels"), emulator("cuda"), emulator("litmus")]);
         sources.0.insert("constants.cuh".to_owned(), constants::header());
+        let ptx = sources.0.remove("ptx.cuh").expect("the emulator has it");
+        sources.0.insert(PTX.to_owned(), ptx);
         sources
     }
 
-    /// All files of these folders. Of two with one name, that of the later folder.
+    /// All files of these folders, named by their path in them. Of two with one name, that of the later folder.
     pub fn of_folders(folders: &[PathBuf]) -> Self {
-        Self(folders.iter().flat_map(|folder| read_folder(folder)).collect())
+        Self(folders.iter().flat_map(|folder| read_folder(folder, "")).collect())
     }
 
     /// Replaces `old`, which must be there once, in a file.
@@ -97,7 +103,10 @@ impl Sources {
         let stage = out.join(unique(name));
         fs::create_dir_all(&stage).expect("the target folder can be written to");
         for (file, text) in &self.0 {
-            fs::write(stage.join(file), text).expect("the target folder can be written to");
+            let path = stage.join(file);
+            fs::create_dir_all(path.parent().expect("it is in the stage"))
+                .expect("the target folder can be written to");
+            fs::write(path, text).expect("the target folder can be written to");
         }
         let made = stage.join("object.so");
         let mut command = Command::new(compiler());
@@ -142,11 +151,15 @@ pub fn emulator(folder: &str) -> PathBuf {
     repository().join("rust/kernels/tests/emulator").join(folder)
 }
 
-fn read_folder(folder: &Path) -> BTreeMap<String, String> {
+fn read_folder(folder: &Path, prefix: &str) -> BTreeMap<String, String> {
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let read = |path: PathBuf| {
-        let name = path.file_name().expect("a file of a folder has a name").to_string_lossy().into_owned();
-        (name, fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+        let name = path.file_name().expect("a file of a folder has a name").to_string_lossy();
+        if path.is_dir() {
+            return read_folder(&path, &format!("{prefix}{name}/"));
+        }
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        BTreeMap::from([(format!("{prefix}{name}"), text)])
     };
-    entries.map(|entry| read(entry.expect("the folder can be read").path())).collect()
+    entries.flat_map(|entry| read(entry.expect("the folder can be read").path())).collect()
 }

@@ -135,7 +135,7 @@ pub fn all() -> Vec<Defect> {
     vec![
         Defect {
             name: "contributions are not scrubbed",
-            file: "sentinel.cuh",
+            file: "protocol/sentinel.cuh",
             old: "return word == SENTINEL ? 0u : word;",
             new: "return word;",
             run: chain(all_reduce(OneShot, 700), 1),
@@ -143,7 +143,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "half of the regions are cleared",
-            file: "control.cuh",
+            file: "protocol/control.cuh",
             old: "const uint32 to_clear = (group.world_size - 1) * region;",
             new: "const uint32 to_clear = (group.world_size - 1) * region / 2;",
             run: chain(all_reduce(OneShot, 700), 2),
@@ -151,7 +151,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "half of the regions are cleared, and used again",
-            file: "control.cuh",
+            file: "protocol/control.cuh",
             old: "const uint32 to_clear = (group.world_size - 1) * region;",
             new: "const uint32 to_clear = (group.world_size - 1) * region / 2;",
             run: chain(all_reduce(TwoShot, 700), 6),
@@ -159,7 +159,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "the slot in use is cleared",
-            file: "control.cuh",
+            file: "protocol/control.cuh",
             old: "const uint32 previous = slot == 0 ? SLOTS - 1 : slot - 1;",
             new: "const uint32 previous = slot;",
             run: chain(all_reduce(OneShot, 700), 6),
@@ -167,7 +167,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "headers are not cleared",
-            file: "header.cuh",
+            file: "protocol/header.cuh",
             old: "ptx::store_system(poll_ + previous * stride_, empty_vector());",
             new: "",
             run: chain(all_reduce(OneShot, 700), 6),
@@ -175,7 +175,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "headers go to the slot before",
-            file: "header.cuh",
+            file: "protocol/header.cuh",
             old: "ptx::store_system(push_ + offset_, own_);",
             new: "ptx::store_system(push_ + (slot == 0 ? SLOTS - 1 : slot - 1) * stride_, own_);",
             run: chain(all_reduce(OneShot, 700), 6),
@@ -191,7 +191,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "the control words move on before all warps of a block have read them",
-            file: "control.cuh",
+            file: "protocol/control.cuh",
             old: "    ptx::wait_at_barrier(BLOCK_BARRIER, threads_that_have_read(control));",
             new: "",
             run: chain(all_reduce(TwoShot, 3000), 6),
@@ -199,7 +199,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "no wait for the grids before",
-            file: "all_reduce_one_shot.cu",
+            file: "exchange/one_shot.cuh",
             old: "    ptx::wait_for_prior_grids();\n\n",
             new: "",
             run: chain(all_reduce(OneShot, 700), 2),
@@ -207,7 +207,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "the residual is read before the wait",
-            file: "all_reduce_rms_norm_one_shot.cu",
+            file: "exchange/rows_one_shot.cuh",
             old: "    const ControlReader control_reader(group);\n",
             new: "    const ControlReader control_reader(group);\n    rows.load_residual(threadIdx.x);\n",
             run: chain(norm(OneShot), 2),
@@ -215,7 +215,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "only the first word of a vector is looked at",
-            file: "sentinel.cuh",
+            file: "protocol/sentinel.cuh",
             old: "return min(min(word(0), word(1)), min(word(2), word(3)));",
             new: "return word(0);",
             run: chain(all_reduce(OneShot, 700), 1),
@@ -223,7 +223,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "a region's stride is too large",
-            file: "all_reduce_one_shot.cu",
+            file: "exchange/one_shot.cuh",
             old: "uint64{group.rank} * parameters.region_bytes + place",
             new: "uint64{group.rank} * (parameters.region_bytes + VECTOR_BYTES) + place",
             run: chain(all_reduce(OneShot, 700), 1),
@@ -231,7 +231,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "the arrival counter is not reset",
-            file: "control.cuh",
+            file: "protocol/control.cuh",
             old: "return ptx::count_device(group.counters + ARRIVAL_COUNTER * sizeof(uint32), gridDim.x - 1);",
             new: "return ptx::count_device(group.counters + ARRIVAL_COUNTER * sizeof(uint32), ~0u);",
             run: chain(all_reduce(OneShot, 700), 1),
@@ -239,7 +239,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "no barrier between the partial sums of two rows",
-            file: "all_reduce_rms_norm_one_shot.cu",
+            file: "exchange/rows_one_shot.cuh",
             old: "            // The partials of the row before have been read.\n            __syncthreads();\n",
             new: "",
             run: chain(norm(OneShot), 2),
@@ -247,7 +247,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "partial sums of warps that do not exist are not made 0",
-            file: "all_reduce_rms_norm.cuh",
+            file: "sink/residual_rms_norm.cuh",
             old: "        pad(partials);\n",
             new: "",
             run: chain(norm(OneShot), 1),
@@ -255,7 +255,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "no barrier after the exchange of a row's sums",
-            file: "minimax_exchange.cuh",
+            file: "exchange/minimax_words.cuh",
             old: "        __syncwarp();\n        __syncthreads();\n",
             new: "",
             run: chain(minimax(), 2),
@@ -263,7 +263,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "the warps that push count without the service warp",
-            file: "control.cuh",
+            file: "protocol/control.cuh",
             old: "ptx::arrive_at_barrier(SERVICE_BARRIER, threads_that_have_read(control));",
             new: "ptx::arrive_at_barrier(SERVICE_BARRIER, threads_that_have_read(control) - WARP_THREADS);",
             run: chain(all_reduce(OneShot, 700), 1),
@@ -271,7 +271,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "a rank that has failed pushes on",
-            file: "all_reduce_one_shot.cu",
+            file: "exchange/one_shot.cuh",
             old: "if (awaited != 0 && control.failed == 0) {",
             new: "if (awaited != 0) {",
             run: Run::Absent(FaultCase::new(3, true, all_reduce(OneShot, 700))),
@@ -279,7 +279,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "a sum is pushed although a contribution did not come",
-            file: "all_reduce_two_shot.cu",
+            file: "exchange/two_shot.cuh",
             old: "if (active && complete) {",
             new: "if (active) {",
             run: Run::Late(FaultCase::new(2, false, all_reduce(TwoShot, 700))),
@@ -287,7 +287,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "in phases, a sum is pushed although a contribution did not come",
-            file: "all_reduce_two_shot_phased.cu",
+            file: "exchange/two_shot_phased.cuh",
             old: "if (awaits && complete) {",
             new: "if (awaits) {",
             run: Run::Late(FaultCase::new(3, false, all_reduce(TwoShot, 700))),
@@ -295,7 +295,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "in phases, a rank that has failed pushes on",
-            file: "all_reduce_two_shot_phased.cu",
+            file: "exchange/two_shot_phased.cuh",
             old: "const bool active = theirs.is_there && control.failed == 0;",
             new: "const bool active = theirs.is_there;",
             run: Run::Absent(FaultCase::new(3, true, all_reduce(TwoShot, 700))),
@@ -303,7 +303,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "in phases, a block sums what later blocks push",
-            file: "all_reduce_two_shot_phased.cu",
+            file: "exchange/two_shot_phased.cuh",
             old: "keep(first + threadIdx.x)",
             new: "keep((data_blocks() - 1 - data_block()) * chunk + threadIdx.x)",
             run: few_at_once(all_reduce(TwoShot, 3000)),

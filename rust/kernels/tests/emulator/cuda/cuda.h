@@ -2,7 +2,7 @@
 #pragma once
 
 #include "emulator.h"
-#include "types.cuh"
+#include "device/types.cuh"
 
 // The host's compilers have it, and do not take the cast for a constant.
 #undef FIELD_OFFSET

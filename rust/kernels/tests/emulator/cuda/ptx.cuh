@@ -1,9 +1,10 @@
-// The functions of kernels/ptx.cuh, for the machine. If a kernel does not compile because one is missing here, it is
+// The functions of kernels/device/ptx.cuh, for the machine. If a kernel does not compile because one is missing here, it is
 // new there: say here what it does to the machine.
 #pragma once
 
-#include "sentinel.cuh"
-#include "types.cuh"
+#include "constants.cuh"
+#include "device/types.cuh"
+#include "device/vector.cuh"
 
 namespace lamport::ptx {
 

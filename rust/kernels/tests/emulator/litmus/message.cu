@@ -1,6 +1,6 @@
 // A message and its flag, between two ranks: what the emulator's memory may show, and what it must not.
-#include "ptx.cuh"
-#include "sentinel.cuh"
+#include "device/ptx.cuh"
+#include "protocol/sentinel.cuh"
 
 namespace lamport {
 

@@ -1,4 +1,4 @@
-// The sum over ranks, a residual added, and the RMSNorm of its rows:
+// The sink of rows: a residual is added to the sum over ranks, and the rows are normalised.
 //
 //   residual_output = input summed over ranks + residual, if there is one
 //   output          = rms_norm(residual_output)
@@ -10,10 +10,10 @@
 // its vector in registers. Otherwise a thread has several, and reads back what it stored.
 #pragma once
 
-#include "control.cuh"
-#include "group.cuh"
-#include "rms_norm.cuh"
-#include "vector_exchange.cuh"
+#include "protocol/control.cuh"
+#include "protocol/group.cuh"
+#include "protocol/vector_routes.cuh"
+#include "sink/rms_norm.cuh"
 
 namespace lamport {
 
@@ -37,21 +37,26 @@ struct AllReduceRmsNormParameters {
 
 ASSERT_LAYOUT_OF_AllReduceRmsNorm(AllReduceRmsNormParameters);
 
-// The part of the block that speaks.
-__device__ __forceinline__ void speak_for_norm(const AllReduceRmsNormParameters& parameters) {
-    const uint64 bytes = uint64{parameters.tokens} * parameters.row_vectors * VECTOR_BYTES;
-    speak(parameters.group, parameters.region_bytes, 2 * bytes, [&] {
-        fill_with_nan(parameters.output, bytes);
-        fill_with_nan(parameters.residual_output, bytes);
-    });
-}
-
 // A thread's way through the rows of its block.
 template <class Value, bool held>
-class RmsNormRows {
+class ResidualRmsNorm {
 public:
+    using Parameters = AllReduceRmsNormParameters;
+    // Of a block.
+    using Shared = WarpPartials;
+    static constexpr bool HELD = held;
+
+    // The part of the block that speaks.
+    static __device__ __forceinline__ void speak(const Parameters& parameters) {
+        const uint64 bytes = uint64{parameters.tokens} * parameters.row_vectors * VECTOR_BYTES;
+        lamport::speak(parameters.group, parameters.region_bytes, 2 * bytes, [&] {
+            fill_with_nan(parameters.output, bytes);
+            fill_with_nan(parameters.residual_output, bytes);
+        });
+    }
+
     // All threads of the block call it. `partials` is theirs.
-    __device__ __forceinline__ RmsNormRows(const AllReduceRmsNormParameters& parameters, WarpPartials& partials)
+    __device__ __forceinline__ ResidualRmsNorm(const Parameters& parameters, WarpPartials& partials)
         : parameters_(parameters),
           partials_(partials),
           token_(data_block()),
@@ -133,7 +138,7 @@ public:
     }
 
     // Normalises the row, of which every vector was taken. All threads of the block call it.
-    __device__ __forceinline__ void normalise() {
+    __device__ __forceinline__ void finish() {
         // Lanes leave the polling at different times.
         __syncwarp();
         const float scale = row_scale(parameters_.norm, squares_, partials_);

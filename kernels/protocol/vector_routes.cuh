@@ -4,12 +4,12 @@
 // they stay in registers; what belongs to ranks that do not exist is predicated off.
 #pragma once
 
-#include "group.cuh"
-#include "keep.cuh"
-#include "numeric.cuh"
-#include "ptx.cuh"
-#include "sentinel.cuh"
-#include "wait.cuh"
+#include "device/keep.cuh"
+#include "device/numeric.cuh"
+#include "device/ptx.cuh"
+#include "protocol/group.cuh"
+#include "protocol/sentinel.cuh"
+#include "protocol/wait.cuh"
 
 namespace lamport {
 

@@ -1,10 +1,10 @@
-// A tensor of any number of elements as 16-byte vectors. The last may be partial: its missing elements read as 0 and
-// are not written.
+// The source of a sum: a tensor of any number of elements as 16-byte vectors. The last may be partial: its missing
+// elements read as 0 and are not written.
 #pragma once
 
-#include "keep.cuh"
-#include "ptx.cuh"
-#include "sentinel.cuh"
+#include "device/keep.cuh"
+#include "device/ptx.cuh"
+#include "protocol/sentinel.cuh"
 
 namespace lamport {
 
@@ -90,6 +90,13 @@ private:
     uint32 whole_;
     // 16-bit elements, or halves of 32-bit ones, of the partial vector.
     uint32 tail_halves_;
+};
+
+// What a rank contributes is a tensor of its own.
+struct TensorSource : TensorVectors {
+    template <class Parameters>
+    __device__ __forceinline__ explicit TensorSource(const Parameters& parameters)
+        : TensorVectors(parameters.input, parameters.bytes) {}
 };
 
 }  // namespace lamport

@@ -5,9 +5,9 @@
 // in float32, rounded once.
 #pragma once
 
-#include "numeric.cuh"
-#include "ptx.cuh"
-#include "reduce.cuh"
+#include "device/numeric.cuh"
+#include "device/ptx.cuh"
+#include "device/reduce.cuh"
 
 namespace lamport {
 

@@ -10,12 +10,12 @@
 // the results. It does so too where data did not come, and in all operations of a workspace that has failed.
 #pragma once
 
-#include "failure.cuh"
-#include "group.cuh"
-#include "keep.cuh"
-#include "ptx.cuh"
-#include "sentinel.cuh"
-#include "wait.cuh"
+#include "device/keep.cuh"
+#include "device/ptx.cuh"
+#include "protocol/failure.cuh"
+#include "protocol/group.cuh"
+#include "protocol/sentinel.cuh"
+#include "protocol/wait.cuh"
 
 namespace lamport {
 

@@ -6,8 +6,8 @@
 // then misses this rank.
 #pragma once
 
-#include "group.cuh"
-#include "ptx.cuh"
+#include "device/ptx.cuh"
+#include "protocol/group.cuh"
 
 namespace lamport {
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "constants.cuh"
-#include "types.cuh"
+#include "device/types.cuh"
 
 namespace lamport {
 

@@ -4,8 +4,8 @@
 // it; what the hardware may reorder is said at each function.
 #pragma once
 
-#include "sentinel.cuh"
-#include "types.cuh"
+#include "device/types.cuh"
+#include "device/vector.cuh"
 
 namespace lamport::ptx {
 

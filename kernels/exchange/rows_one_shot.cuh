@@ -1,0 +1,78 @@
+// One shot for rows: every rank pushes all of its rows to every peer, and each reduces every row for itself.
+#pragma once
+
+#include "device/reduce.cuh"
+#include "protocol/control.cuh"
+#include "protocol/vector_routes.cuh"
+
+namespace lamport {
+
+template <class Source, class Sink, uint32 capacity>
+__device__ __forceinline__ void rows_one_shot(const typename Sink::Parameters& parameters) {
+    __shared__ typename Sink::Shared shared;
+    const Group& group = parameters.group;
+    if (is_speaking_block()) {
+        Sink::speak(parameters);
+        return;
+    }
+    const Source source(parameters);
+    Sink rows(parameters, shared);
+    const uint64 row_bytes = uint64{parameters.row_vectors} * VECTOR_BYTES;
+    const uint64 place = rows.token() * row_bytes;
+    const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes + place, place,
+                                        parameters.region_bytes);
+    const ControlReader control_reader(group);
+    // Nothing of the above is moved behind a branch, and so behind the wait.
+    if (parameters.tokens == 0) {
+        ptx::wait_for_prior_grids();
+        return;
+    }
+    ptx::wait_for_prior_grids();
+
+    // Both loads before the first use of either.
+    Vector own = source.load(rows, threadIdx.x);
+    const Control control = control_reader.read();
+    // Vectors from the block's first row to the present one.
+    uint32 distance = 0;
+    const auto offset = [&](uint32 column) { return control.slot_offset + uint64{distance + column} * VECTOR_BYTES; };
+    const auto is_active = [&](uint32 column) { return rows.has(column) && control.failed == 0; };
+    bool first_row = true;
+    while (true) {
+        rows.for_each_column([&](uint32 column) {
+            if (!first_row || column != threadIdx.x) {
+                own = source.load(rows, column);
+            }
+            own = scrub(own);
+            if (is_active(column)) {
+                routes.push_to_all(offset(column), own);
+            }
+        });
+        if (first_row) {
+            finish_control(group, control, parameters.region_bytes);
+            // Here all of the block has pushed.
+            ptx::launch_dependents();
+            first_row = false;
+        } else {
+            // The partials of the row before have been read.
+            __syncthreads();
+        }
+        rows.for_each_column([&](uint32 column) {
+            rows.load_residual(column);
+            rows.load_weights(column);
+            if constexpr (!Sink::HELD) {
+                own = scrub(source.load(rows, column));
+            }
+            RankVectors<capacity> vectors;
+            vectors.fill(own);
+            routes.await_peers(offset(column), is_active(column), vectors);
+            rows.take(column, rows.add_up(vectors));
+        });
+        rows.finish();
+        if (!rows.advance()) {
+            break;
+        }
+        distance += data_blocks() * parameters.row_vectors;
+    }
+}
+
+}  // namespace lamport
