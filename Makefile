@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= $(shell date +%s)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help build doctor demo test test-rust test-python test-gpu test-races fuzz bench soak soak-gpu lint format \
+.PHONY: help build doctor demo test test-all test-long test-rust test-rust-short test-rust-long test-python test-gpu test-races fuzz bench soak soak-gpu lint format \
   wheel check-wheel clean
 
 help: ## Show the targets.
@@ -25,10 +25,31 @@ doctor: build ## Say what works on this machine, and what to do about the rest.
 demo: build ## Run the collectives between processes, check them, and print a latency table.
 	$(BIN)/python -m lamport_rs demo
 
-test: test-rust test-races test-python ## Run all tests.
+# Model checks of minutes, and what assembles every module; `test-rust-short` leaves them out by their names.
+LONG_RUST := headers_are_neither_lost_nor two_ranks_neither_lose what_breaks_one_shot_breaks four_ranks_are_correct_in_two \
+  three_ranks_are_correct_in_a_mix kernels_use_no_local_memory planted_defects a_message_is_missed
+# Tests of the emulator that `test-rust-short` runs with one seed, and `test-rust-long` with three others.
+SEEDED := all_reduce rms_norm minimax setup mixtures limited_residency faults
 
-test-rust: $(VENV)/.ready ## Rust unit tests, property tests and model checks.
-	cargo test --workspace
+test: test-rust-short ## What a change needs first: every operation, backend and fault.
+	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"'
+
+test-long: test-rust-long ## What `test` leaves out: longer model checks, more of the emulator, long tests, races.
+	$(MAKE) test-races
+	$(MAKE) test-python PYTEST_ARGUMENTS='-m long'
+
+test-all: ## All tests: `test`, then `test-long`.
+	$(MAKE) test
+	$(MAKE) test-long
+
+test-rust: test-rust-short test-rust-long ## Rust unit tests, property tests and model checks.
+
+test-rust-short: $(VENV)/.ready
+	LAMPORT_RS_EMULATOR_SEEDS=1 cargo test --workspace -- $(LONG_RUST:%=--skip %)
+
+test-rust-long: $(VENV)/.ready
+	cargo test --workspace --tests -- $(LONG_RUST)
+	LAMPORT_RS_EMULATOR_SEEDS=1..4 cargo test --package lamport-rs-kernels --test emulator -- $(SEEDED)
 
 test-races: $(VENV)/.ready ## The host backend under ThreadSanitizer.
 	tests/race_detector.sh
@@ -38,7 +59,7 @@ fuzz: $(VENV)/.ready ## Messages of lying peers, for ten minutes (FUZZ_SECONDS),
 	  cargo test --package lamport-rs-core --test fuzz -- --nocapture
 
 test-python: build ## The package, with ranks as processes.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
 
 SEEDS ?= 100
 .PHONY: test-emulator
@@ -75,14 +96,40 @@ format: $(VENV)/.ready ## Format all code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheel: $(VENV)/.ready ## Build the wheel that is published: manylinux_2_28, CPython 3.10 and later.
-	$(BIN)/pip install --quiet 'ziglang>=0.13'
-	rm -rf dist/manylinux
-	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" \
-	  maturin build --release --locked --zig --compatibility manylinux_2_28 --out dist/manylinux
+# What is published: manylinux_2_28, CPython 3.10 and later. $(1): the target, $(2): the folder.
+build_wheel = $(BIN)/pip install --quiet 'ziglang>=0.13' && rm -rf $(2) && PATH="$(CURDIR)/$(BIN):$$PATH" \
+  VIRTUAL_ENV="$(CURDIR)/$(VENV)" maturin build --release --locked --zig --compatibility manylinux_2_28 \
+  --target $(1)-unknown-linux-gnu --out $(2)
 
-check-wheel: wheel ## Install the wheel with the oldest and the newest torch, without anything else, and check it.
+wheel: $(VENV)/.ready ## Build the wheel for x86-64 that is published: manylinux_2_28, CPython 3.10 and later.
+	$(call build_wheel,x86_64,dist/manylinux)
+
+.PHONY: wheel-aarch64 check-wheel-aarch64
+wheel-aarch64: $(VENV)/.ready ## Build the wheel for aarch64 likewise, on any machine.
+	@[ -d "$$(rustc --print target-libdir --target aarch64-unknown-linux-gnu)" ] || \
+	  { echo 'missing: Rust for aarch64: rustup target add aarch64-unknown-linux-gnu' >&2; exit 1; }
+	$(call build_wheel,aarch64,dist/aarch64)
+
+check-wheel-aarch64: wheel-aarch64 ## Install and run that wheel in qemu-user-static (Debian).
+	$(BIN)/python scripts/check_wheel_aarch64.py dist/aarch64/*.whl
+
+check-wheel: wheel ## Build from the sdist; install the wheel with the oldest and the newest torch, alone, and check it.
+	$(BIN)/python scripts/third_party.py --check
+	rm -rf dist/sdist
+	$(BIN)/maturin sdist --out dist/sdist
+	$(BIN)/python scripts/check_artefacts.py dist/manylinux/*.whl dist/sdist/*.tar.gz
+	$(BIN)/python scripts/check_sdist.py dist/sdist/*.tar.gz
 	$(BIN)/python scripts/check_wheel.py dist/manylinux/*.whl $(PYTHONS)
+
+.PHONY: release
+release: $(VENV)/.ready ## All artefacts of a release in dist/release, from a clean tree, checked; publishes nothing.
+	$(BIN)/python scripts/release.py check
+	$(BIN)/pip install --quiet 'twine>=6.1'
+	$(MAKE) check-wheel check-wheel-aarch64
+	$(BIN)/python scripts/check_artefacts.py dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
+	$(BIN)/twine check --strict dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
+	$(BIN)/python scripts/release.py check
+	$(BIN)/python scripts/release.py gather dist/release dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
 
 VLLM_SOURCES ?=
 .PHONY: check-vllm
