@@ -27,15 +27,15 @@ demo: build ## Run the collectives between processes, check them, and print a la
 	$(BIN)/python -m lamport_rs demo
 
 # Model checks of minutes, and what assembles every module; `test-rust-short` leaves them out by their names.
-LONG_RUST := headers_are_neither_lost_nor two_ranks_neither_lose what_breaks_one_shot_breaks four_ranks_are_correct_in_two \
-  three_ranks_are_correct_in_a_mix kernels_use_no_local_memory planted_defects a_message_is_missed
+LONG_RUST := headers_are_neither_lost_nor two_ranks_neither_lose what_breaks_one_shot_breaks \
+  four_ranks_are_correct_in_two three_ranks_are_correct_in_a_mix kernels_use_no_local_memory planted_defects a_message_is_missed
 # Tests of the emulator that `test-rust-short` runs with one seed, and `test-rust-long` with three others.
 SEEDED := all_reduce rms_norm minimax setup mixtures limited_residency faults
 
 test: test-rust-short ## What a change needs first: every operation, backend and fault (6 min).
 	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"'
 
-test-long: test-rust-long ## What `test` leaves out: longer model checks, more of the emulator, long tests, races (10 min).
+test-long: test-rust-long ## What `test` leaves out: models, more of the emulator, long tests, races (10 min).
 	$(MAKE) test-races
 	$(MAKE) test-python PYTEST_ARGUMENTS='-m long'
 
@@ -55,7 +55,7 @@ test-rust-long: $(VENV)/.ready
 test-races: $(VENV)/.ready ## The host backend under ThreadSanitizer (2 min).
 	tests/race_detector.sh
 
-fuzz: $(VENV)/.ready ## Messages of lying peers, for ten minutes (FUZZ_SECONDS), another sequence every time (FUZZ_SEED).
+fuzz: $(VENV)/.ready ## Messages of lying peers, for ten minutes (FUZZ_SECONDS), others every time (FUZZ_SEED).
 	LAMPORT_RS_FUZZ_SECONDS=$(FUZZ_SECONDS) LAMPORT_RS_FUZZ_SEED=$(FUZZ_SEED) \
 	  cargo test --package lamport-rs-core --test fuzz -- --nocapture
 
@@ -64,7 +64,7 @@ test-python: build ## The package, with ranks as processes (9 to 13 min).
 
 SEEDS ?= 100
 .PHONY: test-emulator
-test-emulator: $(VENV)/.ready ## The kernels on the emulator, with many seeds; `test-rust` runs a few (with 100 seeds an hour).
+test-emulator: $(VENV)/.ready ## The kernels on the emulator, with many seeds (100 take an hour).
 	LAMPORT_RS_EMULATOR_SEEDS=$(SEEDS) cargo test -p lamport-rs-kernels --test emulator
 
 test-gpu: build ## The package on GPUs, one per rank; skipped where there are none (minutes).
@@ -123,7 +123,7 @@ check-wheel: wheel ## Build from the sdist; run the wheel alone with the oldest 
 	$(BIN)/python scripts/check_wheel.py dist/manylinux/*.whl $(PYTHONS)
 
 .PHONY: release
-release: $(VENV)/.ready ## All artefacts of a release in dist/release, from a clean tree, checked; publishes nothing (30 min).
+release: $(VENV)/.ready ## Build and check all artefacts in dist/release, from a clean tree; publish nothing (30 min).
 	$(BIN)/python scripts/release.py check
 	$(BIN)/pip install --quiet 'twine>=6.1'
 	$(MAKE) check-wheel check-wheel-aarch64
@@ -134,7 +134,7 @@ release: $(VENV)/.ready ## All artefacts of a release in dist/release, from a cl
 
 VLLM_SOURCES ?=
 .PHONY: check-vllm
-check-vllm: build ## Check the plugin for vLLM against unpacked releases: VLLM_SOURCES="FOLDER ..." (a minute a release).
+check-vllm: build ## Check the plugin for vLLM against releases: VLLM_SOURCES="FOLDER ..." (a minute a release).
 	@[ -n "$(VLLM_SOURCES)" ] || { echo 'name folders that hold the package vllm: VLLM_SOURCES="FOLDER ..."' >&2; exit 1; }
 	$(BIN)/python scripts/vllm_hooks.py $(VLLM_SOURCES)
 	$(BIN)/python scripts/vllm_on_host.py $(VLLM_SOURCES)
@@ -142,7 +142,7 @@ check-vllm: build ## Check the plugin for vLLM against unpacked releases: VLLM_S
 
 SGLANG_SOURCES ?=
 .PHONY: check-sglang
-check-sglang: build ## Check the plugin for SGLang against unpacked releases: SGLANG_SOURCES="FOLDER ..." (a minute a release).
+check-sglang: build ## Check the plugin for SGLang against releases: SGLANG_SOURCES="FOLDER ..." (a minute a release).
 	@[ -n "$(SGLANG_SOURCES)" ] || \
 	  { echo 'name folders that hold the package sglang: SGLANG_SOURCES="FOLDER ..."' >&2; exit 1; }
 	$(BIN)/python scripts/sglang_hooks.py $(SGLANG_SOURCES)
