@@ -11,58 +11,80 @@ FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= $(shell date +%s)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help build doctor demo test test-rust test-python test-gpu test-races fuzz bench soak soak-gpu lint format \
+.PHONY: help build doctor demo test test-all test-long test-rust test-rust-short test-rust-long test-python \
+  test-gpu test-races fuzz bench soak soak-gpu lint format \
   wheel check-wheel clean
 
-help: ## Show the targets.
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+help: ## Show the targets, and how long each takes about, on 2 cores once all is built.
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 28
 
-build: $(VENV)/.installed ## Build the wheel and install it in .venv.
+build: $(VENV)/.installed ## Build the wheel and install it in .venv (2 min; the first time, 5 and more).
 
-doctor: build ## Say what works on this machine, and what to do about the rest.
+doctor: build ## Say what works on this machine, and what to do about the rest (20 s).
 	$(BIN)/python -m lamport_rs doctor
 
-demo: build ## Run the collectives between processes, check them, and print a latency table.
+demo: build ## Run the collectives between processes, check them, and print a latency table (20 s).
 	$(BIN)/python -m lamport_rs demo
 
-test: test-rust test-races test-python ## Run all tests.
+# Model checks of minutes, and what assembles every module; `test-rust-short` leaves them out by their names.
+LONG_RUST := headers_are_neither_lost_nor two_ranks_neither_lose what_breaks_one_shot_breaks \
+  four_ranks_are_correct_in_two three_ranks_are_correct_in_a_mix kernels_use_no_local_memory planted_defects a_message_is_missed
+# Tests of the emulator that `test-rust-short` runs with one seed, and `test-rust-long` with three others.
+SEEDED := all_reduce rms_norm minimax setup mixtures limited_residency faults
 
-test-rust: $(VENV)/.ready ## Rust unit tests, property tests and model checks.
-	cargo test --workspace
+test: test-rust-short ## What a change needs first: every operation, backend and fault (6 min).
+	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"'
 
-test-races: $(VENV)/.ready ## The host backend under ThreadSanitizer.
+test-long: test-rust-long ## What `test` leaves out: models, more of the emulator, long tests, races (10 min).
+	$(MAKE) test-races
+	$(MAKE) test-python PYTEST_ARGUMENTS='-m long'
+
+test-all: ## All tests: `test`, then `test-long` (16 min).
+	$(MAKE) test
+	$(MAKE) test-long
+
+test-rust: test-rust-short test-rust-long ## Rust unit tests, property tests and model checks (6 min).
+
+test-rust-short: $(VENV)/.ready
+	LAMPORT_RS_EMULATOR_SEEDS=1 cargo test --workspace -- $(LONG_RUST:%=--skip %)
+
+test-rust-long: $(VENV)/.ready
+	cargo test --workspace --tests -- $(LONG_RUST)
+	LAMPORT_RS_EMULATOR_SEEDS=1..4 cargo test --package lamport-rs-kernels --test emulator -- $(SEEDED)
+
+test-races: $(VENV)/.ready ## The host backend under ThreadSanitizer (2 min).
 	tests/race_detector.sh
 
-fuzz: $(VENV)/.ready ## Messages of lying peers, for ten minutes (FUZZ_SECONDS), another sequence every time (FUZZ_SEED).
+fuzz: $(VENV)/.ready ## Messages of lying peers, for ten minutes (FUZZ_SECONDS), others every time (FUZZ_SEED).
 	LAMPORT_RS_FUZZ_SECONDS=$(FUZZ_SECONDS) LAMPORT_RS_FUZZ_SEED=$(FUZZ_SEED) \
 	  cargo test --package lamport-rs-core --test fuzz -- --nocapture
 
-test-python: build ## The package, with ranks as processes.
-	$(BIN)/python -m pytest
+test-python: build ## The package, with ranks as processes (9 to 13 min).
+	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
 
 SEEDS ?= 100
 .PHONY: test-emulator
-test-emulator: $(VENV)/.ready ## The kernels on the emulator, with many seeds; `test-rust` runs a few.
+test-emulator: $(VENV)/.ready ## The kernels on the emulator, with many seeds (100 take an hour).
 	LAMPORT_RS_EMULATOR_SEEDS=$(SEEDS) cargo test -p lamport-rs-kernels --test emulator
 
-test-gpu: build ## The package on GPUs, one per rank; skipped where there are none.
+test-gpu: build ## The package on GPUs, one per rank; skipped where there are none (minutes).
 	$(BIN)/python -m pytest tests/gpu -m gpu
 
 .PHONY: test-torch-suite
-test-torch-suite: build ## torch's own tests of process groups, on the CPU, on the backend "lamport".
+test-torch-suite: build ## torch's own tests of process groups, on the CPU, on the backend "lamport" (minutes).
 	$(BIN)/pip install --quiet 'expecttest>=0.3'
 	$(BIN)/python tests/torch_suite.py
 
-bench: build ## Compare all implementations found here; records and draws the run in benchmarks/results.
+bench: build ## Compare all implementations found here; records and draws the run in benchmarks/results (minutes).
 	$(BIN)/python -m lamport_rs bench
 
-soak: build ## Ten million operations between processes, each result compared; recorded.
+soak: build ## Ten million operations between processes, each result compared; recorded (minutes).
 	$(BIN)/python tests/soak_host.py --out benchmarks/results/$(shell date +%F)-soak-cpu-x2.json
 
-soak-gpu: build ## Likewise on two GPUs, most of them in graphs.
+soak-gpu: build ## Likewise on two GPUs, most of them in graphs (minutes).
 	$(BIN)/python tests/gpu/soak_gpu.py --out benchmarks/results/$(shell date +%F)-soak-gpu-x2.json
 
-lint: $(VENV)/.ready ## Formatting, lints and types.
+lint: $(VENV)/.ready ## Formatting, lints and types (2 min).
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --package lamport-rs-core --all-targets -- -D warnings
@@ -71,26 +93,52 @@ lint: $(VENV)/.ready ## Formatting, lints and types.
 	$(BIN)/mypy
 
 .PHONY: docs
-docs: build ## Build the site in target/docs; a warning, a broken link or an undocumented name is an error.
+docs: build ## Build the site in target/docs; a warning, a broken link or an undocumented name is an error (30 s).
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --nitpicky --builder html docs target/docs
 
-format: $(VENV)/.ready ## Format all code.
+format: $(VENV)/.ready ## Format all code (10 s).
 	cargo fmt --all
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheel: $(VENV)/.ready ## Build the wheel that is published: manylinux_2_28, CPython 3.10 and later.
-	$(BIN)/pip install --quiet 'ziglang>=0.13'
-	rm -rf dist/manylinux
-	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" \
-	  maturin build --release --locked --zig --compatibility manylinux_2_28 --out dist/manylinux
+# What is published: manylinux_2_28, CPython 3.10 and later. $(1): the target, $(2): the folder.
+build_wheel = $(BIN)/pip install --quiet 'ziglang>=0.13' && rm -rf $(2) && PATH="$(CURDIR)/$(BIN):$$PATH" \
+  VIRTUAL_ENV="$(CURDIR)/$(VENV)" maturin build --release --locked --zig --compatibility manylinux_2_28 \
+  --target $(1)-unknown-linux-gnu --out $(2)
 
-check-wheel: wheel ## Install the wheel with the oldest and the newest torch, without anything else, and check it.
+wheel: $(VENV)/.ready ## Build the wheel for x86-64 that is published: manylinux_2_28, CPython 3.10 and later (2 min).
+	$(call build_wheel,x86_64,dist/manylinux)
+
+.PHONY: wheel-aarch64 check-wheel-aarch64
+wheel-aarch64: $(VENV)/.ready ## Build the wheel for aarch64 likewise, on any machine (3 min).
+	@[ -d "$$(rustc --print target-libdir --target aarch64-unknown-linux-gnu)" ] || \
+	  { echo 'missing: Rust for aarch64: rustup target add aarch64-unknown-linux-gnu' >&2; exit 1; }
+	$(call build_wheel,aarch64,dist/aarch64)
+
+check-wheel-aarch64: wheel-aarch64 ## Install and run that wheel in qemu-user-static (15 min at most).
+	$(BIN)/python scripts/check_wheel_aarch64.py dist/aarch64/*.whl
+
+check-wheel: wheel ## Build from the sdist; run the wheel alone with the oldest and the newest torch (9 min).
+	$(BIN)/python scripts/third_party.py --check
+	rm -rf dist/sdist
+	$(BIN)/maturin sdist --out dist/sdist
+	$(BIN)/python scripts/check_artefacts.py dist/manylinux/*.whl dist/sdist/*.tar.gz
+	$(BIN)/python scripts/check_sdist.py dist/sdist/*.tar.gz
 	$(BIN)/python scripts/check_wheel.py dist/manylinux/*.whl $(PYTHONS)
+
+.PHONY: release
+release: $(VENV)/.ready ## Build and check all artefacts in dist/release, from a clean tree; publish nothing (30 min).
+	$(BIN)/python scripts/release.py check
+	$(BIN)/pip install --quiet 'twine>=6.1'
+	$(MAKE) check-wheel check-wheel-aarch64
+	$(BIN)/python scripts/check_artefacts.py dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
+	$(BIN)/twine check --strict dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
+	$(BIN)/python scripts/release.py check
+	$(BIN)/python scripts/release.py gather dist/release dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
 
 VLLM_SOURCES ?=
 .PHONY: check-vllm
-check-vllm: build ## Check the plugin for vLLM against unpacked releases: VLLM_SOURCES="FOLDER ...".
+check-vllm: build ## Check the plugin for vLLM against releases: VLLM_SOURCES="FOLDER ..." (a minute a release).
 	@[ -n "$(VLLM_SOURCES)" ] || { echo 'name folders that hold the package vllm: VLLM_SOURCES="FOLDER ..."' >&2; exit 1; }
 	$(BIN)/python scripts/vllm_hooks.py $(VLLM_SOURCES)
 	$(BIN)/python scripts/vllm_on_host.py $(VLLM_SOURCES)
@@ -98,13 +146,13 @@ check-vllm: build ## Check the plugin for vLLM against unpacked releases: VLLM_S
 
 SGLANG_SOURCES ?=
 .PHONY: check-sglang
-check-sglang: build ## Check the plugin for SGLang against unpacked releases: SGLANG_SOURCES="FOLDER ...".
+check-sglang: build ## Check the plugin for SGLang against releases: SGLANG_SOURCES="FOLDER ..." (a minute a release).
 	@[ -n "$(SGLANG_SOURCES)" ] || \
 	  { echo 'name folders that hold the package sglang: SGLANG_SOURCES="FOLDER ..."' >&2; exit 1; }
 	$(BIN)/python scripts/sglang_hooks.py $(SGLANG_SOURCES)
 	$(BIN)/python scripts/sglang_on_host.py $(SGLANG_SOURCES)
 
-clean: ## Remove what was built, and the virtual environment.
+clean: ## Remove what was built, and the virtual environment (seconds).
 	rm -rf target dist $(VENV)
 
 $(VENV)/.ready: pyproject.toml scripts/check_prerequisites.sh

@@ -17,6 +17,8 @@ from importlib import import_module
 from pathlib import Path
 
 WORLD_SIZE = 2
+QUICK_START = Path(__file__).resolve().parents[1] / "examples" / "quick_start.py"
+"""The README's first code."""
 COMMAND_SECONDS = 240.0
 GROUP_SECONDS = 300.0
 """Most seconds until all ranks have ended: compiling takes up to a minute on a slow machine."""
@@ -28,6 +30,7 @@ def main() -> int:
     command = str(Path(sys.prefix, "bin", "lamport-rs"))
     run_command([command, "doctor"])
     run_command([command, "demo"])
+    run_command([sys.executable, "-I", "-m", "torch.distributed.run", "--nproc-per-node", "2", str(QUICK_START)])
     run_group()
     return 0
 

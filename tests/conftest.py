@@ -11,6 +11,7 @@ from ranks import SHARING, ProcessRanks, let_go, on_the_host, one_gpu_per_rank
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu(n=1): needs n CUDA GPUs, one per rank, or one that n ranks may share")
+    config.addinivalue_line("markers", "long: takes seconds: left to `make test-all`")
     config.addinivalue_line("markers", "own_gpus: the ranks cannot share one")
 
 

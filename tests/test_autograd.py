@@ -147,6 +147,7 @@ for call in calls:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ranges", ["1", "0"])
 def test_the_warning_names_the_line_of_the_caller_however_he_calls(ranges, monkeypatch, tmp_path):
     monkeypatch.setenv("LAMPORT_RS_NVTX", ranges)

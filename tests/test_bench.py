@@ -94,6 +94,7 @@ def test_figures_are_drawn_where_matplotlib_is(host_run):
         assert drawn == {f"{op}.{suffix}" for op in operations for suffix in ("png", "svg")}
 
 
+@pytest.mark.long
 def test_it_needs_no_numpy(tmp_path):
     (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError('there is no numpy')\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
@@ -178,6 +179,7 @@ def hang(rank: int, _world_size: int, _device: torch.device) -> None:
         time.sleep(60)
 
 
+@pytest.mark.long
 def test_ranks_that_hang_are_ended():
     started = time.monotonic()
     with pytest.raises(LamportError, match="2 ranks did not finish within 6 s"):

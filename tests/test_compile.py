@@ -115,6 +115,7 @@ def pass_bad_outputs(me: Rank, backend: str) -> None:
     check_same_bits(lamport_rs.all_reduce(x, workspace), x * me.world_size, "the next sum")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_an_output_that_eager_code_refuses_is_refused_under_the_compiler(ranks_of, backend):
     ranks_of(2).run(pass_bad_outputs, backend, timeout=120)

@@ -59,6 +59,7 @@ def run_with_cache(tmp_path):
     return run
 
 
+@pytest.mark.long
 def test_a_graph_that_was_kept_for_operators_without_effects_is_not_used(run_with_cache):
     # What such operators allow: the call is left out. That graph is kept, as a second process shows by finding it.
     assert run_with_cache(BEFORE) == "calls 0 hits 0"

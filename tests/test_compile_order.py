@@ -106,6 +106,7 @@ def test_ranks_stay_in_step_whatever_a_compiler_would_like_to(ranks_of, case):
     ranks_of(2).run(stay_in_step, case, "aot_eager", timeout=180)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", [*CASES[:3], run_again_for_a_checkpoint], ids=lambda case: case.__name__)
 def test_ranks_stay_in_step_under_inductor(ranks_of, case):
     ranks_of(2).run(stay_in_step, case, "inductor", timeout=300)

@@ -24,6 +24,7 @@ def run_demo(*arguments: str) -> str:
     return finished.stdout
 
 
+@pytest.mark.long
 def test_the_demo_checks_every_collective_and_prints_a_row_per_size():
     output = run_demo("--backend", "host")
     for operation in ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk"):

@@ -81,6 +81,7 @@ def test_every_check_is_documented_and_says_what_to_do(examined):
         assert (each["remedy"] is None) == (each["status"] == "ok")
 
 
+@pytest.mark.long
 def test_people_read_the_same_in_a_narrow_terminal():
     finished = run_doctor(env={**os.environ, "COLUMNS": "60"})
     assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -155,7 +156,7 @@ def test_the_direction_that_does_not_work_is_named():
     ("job", "seconds", "reason"),
     [
         (stuck, 3, "no answer within 3 s"),
-        (deaf, 20, "the other rank sent nothing"),
+        pytest.param(deaf, 20, "the other rank sent nothing", marks=pytest.mark.long),
         (dying, 60, "its process ended before it was done"),
     ],
 )

@@ -72,6 +72,7 @@ def test_a_plugin_that_vllm_does_not_find_is_a_warning(monkeypatch, site):
     assert "has no entry point in vllm.general_plugins" in finding.text
 
 
+@pytest.mark.long
 def test_text_and_json_have_it_without_importing_vllm(site):
     install(site, "vllm", RELEASES[1])
     install(site, "some_plugins", "1", PLUGIN)

@@ -289,6 +289,7 @@ print(ranges)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value", ["1", "0"])
 def test_operations_are_ranges_of_a_profile_if_the_environment_says_so(value, monkeypatch):
     monkeypatch.setenv("LAMPORT_RS_NVTX", value)

@@ -259,6 +259,7 @@ def wait_in_pythons_main_thread() -> None:
         lamport_rs.all_reduce(torch.ones(4), workspace)
 
 
+@pytest.mark.long
 def test_a_signal_ends_a_wait_where_python_is_not_in_the_first_thread(tmp_path):
     source, library = Path(__file__).with_name("python_in_a_second_thread.c"), tmp_path / "second_thread.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl", "-lpthread"], check=True)

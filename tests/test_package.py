@@ -24,6 +24,7 @@ print(time.perf_counter() - started)
 """
 
 
+@pytest.mark.long
 def test_importing_the_package_takes_little_beyond_torch():
     best = 1.0
     for _ in range(ATTEMPTS):
@@ -63,6 +64,7 @@ def test_importing_the_package_alone_is_quick_and_brings_no_torch():
     assert best < MOST_SECONDS_ALONE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("code", "before_torch"),
     [
@@ -79,6 +81,7 @@ def test_without_the_entry_point_the_operators_are_registered_with_torch_or_at_t
     assert said == f"{before_torch} lamport_rs.ordered_all_reduce"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("code", ["import torch, lamport_rs", "import lamport_rs, torch"])
 def test_the_operators_are_there_after_both_imports_in_any_order(code):
     said = run_python(f"{code}; print(torch.ops.lamport_rs.all_reduce)", TORCH_DEVICE_BACKEND_AUTOLOAD="1")
@@ -115,6 +118,7 @@ print(set(lamport_rs.__all__) <= set(space))
     assert said == "True"
 
 
+@pytest.mark.long
 def test_importing_the_package_starts_neither_cuda_nor_the_compiler():
     code = """
 import sys, torch
@@ -127,7 +131,9 @@ import torch
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == without
 
 
-@pytest.mark.parametrize("name", [name for name in lamport_rs.__all__ if name != "__version__"])
+@pytest.mark.parametrize(
+    "name", [name for name in lamport_rs.__all__ if name not in ("TABLE_ABI_VERSION", "__version__")]
+)
 def test_public_names_are_documented(name):
     public = getattr(lamport_rs, name)
     assert inspect.getdoc(public), f"{name} has no docstring"
@@ -217,7 +223,7 @@ def test_the_package_imports_only_what_it_declares():
 def test_links_between_files_lead_somewhere():
     """Of every page: the files that it names, figures among them."""
     root = Path(__file__).parents[1]
-    pages = [root / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    pages = [root / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")] + sorted(
         root.glob("docs/**/*.md")
     )
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]

@@ -28,6 +28,7 @@ def check(outcomes: list[list[str]], expected: str) -> None:
         assert re.search(expected, text), text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("has_driver", [(True, True), (False, True)], ids=["on both", "on one"])
 def test_a_driver_that_lacks_functions_is_the_same_error_on_all_ranks(tmp_path, has_driver):
     outcomes = run(build(tmp_path), tmp_path / "store", has_driver)

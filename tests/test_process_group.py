@@ -568,6 +568,7 @@ def run_script(script: str, ranks: int, tmp_path) -> None:
             process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["lamport", "cpu:lamport", "cpu:gloo,cuda:lamport", "cpu:lamport,cuda:gloo"])
 def test_the_backend_is_known_without_an_import(tmp_path, backend):
     served = "cuda:lamport" not in backend
@@ -599,6 +600,7 @@ def modules_after(imports: str) -> list[str]:
     return [name for name in names if name.startswith("lamport_rs")]
 
 
+@pytest.mark.long
 def test_importing_torch_loads_nothing_of_the_package_but_the_backends_name():
     assert modules_after("torch") == ["lamport_rs_autoload"]
     assert "lamport_rs.torch_operators" in modules_after("lamport_rs, torch")

@@ -102,6 +102,7 @@ RELEASE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("module", "before", "after", "status"),
     [

@@ -81,6 +81,7 @@ def mix_operations(me: Rank, operations: int, seed: int) -> list[str]:
     return digests
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("world_size", "operations"), [(2, 4000), (3, 2000), (4, 1200), (8, 300)])
 def test_any_mix_of_operations_on_one_workspace_is_right(ranks_of, world_size, operations):
     digests = ranks_of(world_size).run(mix_operations, operations, world_size, timeout=120)

@@ -1,6 +1,7 @@
 """The pointer table: the ABI that kernels of serving stacks read."""
 
 import gc
+from pathlib import Path
 
 import lamport_rs
 import numpy as np
@@ -14,6 +15,12 @@ from reference import check_same_bits, float32_sum, random_tensor
 COMM_SIZE = 8192
 LINE_BYTES = 64
 """The host's all-reduce sends whole lines where they fit into the slot."""
+
+
+def test_the_layout_that_is_tested_here_is_that_of_the_version():
+    """`Table` reads version 1. A layout that differs takes another number, another reader, and a line in the docs."""
+    assert lamport_rs.TABLE_ABI_VERSION == 1
+    assert "| 1 |" in (Path(__file__).parents[1] / "docs/compatibility.md").read_text()
 
 
 def read_table(me: Rank) -> None:

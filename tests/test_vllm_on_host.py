@@ -46,6 +46,7 @@ def write(folder: Path, custom_all_reduce: str) -> str:
     return str(folder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "status"), [(("", ""), 0), (("group, device", "ranks, device"), 1), (("[2]", "[3]"), 1)]
 )

@@ -16,6 +16,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from lamport_rs._core import (
+    TABLE_ABI_VERSION,
     LamportAbortedError,
     LamportError,
     LamportMismatchError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lamport_rs.workspace import LamportWorkspace, bind_to_thread
 
 __all__ = [
+    "TABLE_ABI_VERSION",
     "IpcBuffer",
     "LamportAbortedError",
     "LamportError",

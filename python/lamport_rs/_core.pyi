@@ -9,6 +9,8 @@ import torch
 __version__: str
 MAX_WORLD_SIZE: int
 """The most ranks that a group may have."""
+TABLE_ABI_VERSION: int
+"""Version of the pointer table's layout."""
 
 class LamportError(RuntimeError):
     """What lamport_rs raises: bad arguments, disagreement between ranks, and faults."""

@@ -176,6 +176,9 @@ class LamportWorkspace(WorkspaceCalls):
         (N is `world_size`) point to the ranks' slots, entry `3N` to `int32[3]` (arrival counter, unused, slot index),
         entry `3N + 1` to `int64[2]` (extent to clear, `comm_size`, both in bytes); the others are 0. A workspace serves
         either foreign kernels or the package's own operations: those raise once others have used the table.
+
+        This is version `lamport_rs.TABLE_ABI_VERSION` of the layout, 1. A kernel that was written for another one must
+        not be run on it.
         """
         if self._table is None:
             raise LamportError(CLEANED_UP)

@@ -7,8 +7,8 @@ import pytest
 from lamport_rs import LamportError
 from lamport_rs.rendezvous import all_gather_over
 from ranks import Rank, errors_of
+from test_faults_order import use_in_another_order
 from test_late_fill import start_late
-from test_order import use_in_another_order
 from test_verification import LENGTH_OFFSET, PAYLOAD_OFFSET
 from worlds import WORLD_SIZES
 

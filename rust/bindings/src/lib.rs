@@ -18,7 +18,9 @@ mod workspace;
 use pyo3::prelude::*;
 
 /// The Rust core of lamport_rs. Use the package, not this module.
-#[pymodule]
+///
+/// Free-threaded Python takes its lock again when it is imported: nothing here was tested without.
+#[pymodule(gil_used = true)]
 mod _core {
     #[pymodule_export]
     use super::buffer::Buffer;
@@ -46,6 +48,7 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", lamport_rs_core::rendezvous::hello::VERSION)?;
-        module.add("MAX_WORLD_SIZE", lamport_rs_protocol::geometry::MAX_WORLD_SIZE)
+        module.add("MAX_WORLD_SIZE", lamport_rs_protocol::geometry::MAX_WORLD_SIZE)?;
+        module.add("TABLE_ABI_VERSION", lamport_rs_protocol::table::ABI_VERSION)
     }
 }

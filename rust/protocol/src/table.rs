@@ -1,6 +1,7 @@
 //! The pointer table and the control words: what a kernel is given.
 //!
-//! The layout is an ABI that the MiniMax kernels of vLLM and TensorRT-LLM read, so it does not change:
+//! The layout is an ABI that the MiniMax kernels of vLLM and TensorRT-LLM read, so it does not change
+//! within an [`ABI_VERSION`]:
 //!
 //! | entries | what |
 //! | --- | --- |
@@ -12,6 +13,9 @@
 
 use crate::exchange::Extent;
 use crate::geometry::SLOTS;
+
+/// Version of this ABI: of the table's entries, of the control words, and of what they mean. It changes with any of them.
+pub const ABI_VERSION: u32 = 1;
 
 /// Position of the arrival counter among the `int32` control words.
 pub const ARRIVAL_COUNTER: usize = 0;

@@ -181,7 +181,8 @@ impl PeerMemory {
     /// Maps what a peer exported, for kernels of `device`, if it is an allocation of `bytes` bytes.
     pub fn open(device: &Arc<Device>, handle: [u8; HANDLE_BYTES], bytes: usize) -> Result<Self> {
         let _entered = device.enter()?;
-        let handle = sys::CUipcMemHandle { reserved: handle.map(|byte| byte as i8) };
+        // A `char` of C has a sign on x86-64 and none on aarch64.
+        let handle = sys::CUipcMemHandle { reserved: handle.map(|byte| byte as std::ffi::c_char) };
         let flags = sys::CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
         let mut address = 0;
         // SAFETY: the context is current; the driver refuses bytes that are no handle.

@@ -12,6 +12,14 @@ fn kernels_find_each_control_word_where_they_look_for_it() {
 }
 
 #[test]
+fn another_layout_is_another_version_of_the_abi() {
+    let words = (table::ARRIVAL_COUNTER, table::SLOT_INDEX, table::COUNTERS, table::CLEAR_EXTENT, table::COMM_SIZE);
+    let layout = (SLOTS, words, table::EXTENTS, table(&[1, 2, 3], 4, 5));
+    let first = (3, (0, 2, 3, 0, 1), 2, vec![0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5]);
+    assert_eq!((table::ABI_VERSION, layout), (1, first), "a layout that differs is a version of its own: see table.rs");
+}
+
+#[test]
 fn the_table_of_two_ranks_is_laid_out_as_kernels_expect() {
     assert_eq!(table(&[0x1000, 0x2000], 0x3000, 0x4000), [0, 0, 0, 0, 0x1000, 0x2000, 0x3000, 0x4000]);
 }

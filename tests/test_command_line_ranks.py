@@ -34,10 +34,12 @@ def fail() -> NoReturn:
     raise ValueError("all is lost")
 
 
+@pytest.mark.long
 def test_ranks_that_succeeded_end_without_teardown():
     launch(succeed, 2, "host", time_limit=TIME_LIMIT)
 
 
+@pytest.mark.long
 def test_a_rank_that_failed_ends_without_teardown_and_its_traceback_is_shown():
     with pytest.raises(LamportError, match=r"(?s)in fail.*all is lost"):
         launch(fail_on_rank_1, 2, "host", time_limit=TIME_LIMIT)

@@ -5,7 +5,7 @@ import os
 
 import pytest
 from ranks import Rank
-from test_limits import create_and_sum
+from test_system_limits import create_and_sum
 
 NOBODY = 65534
 _SET_DUMPABLE = 4
