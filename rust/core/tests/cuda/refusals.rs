@@ -121,6 +121,8 @@ fn a_call_that_is_refused_in_a_capture_is_counted_by_the_next_operation_of_the_g
         let workspace = rank.create().unwrap();
         let stream = TestStream::new(&workspace.device);
         let mut captured = Sum::of_ones(&workspace, ELEMENTS);
+        // All ranks are of one process here, in which a capture forbids the others to allocate.
+        rank.meet();
         let capture = |workspace: &CudaWorkspace, captured: &mut Sum, refuses: bool| {
             stream.begin_capture();
             if refuses {
