@@ -21,9 +21,12 @@ REFERENCE = """
 ```{eval-rst}
 .. automodule:: lamport_rs
    :members:
+   :inherited-members:
    :exclude-members: all_reduce
 
 .. autofunction:: lamport_rs.distributed.install
+.. py:currentmodule:: lamport_rs
+.. py:data:: TABLE_ABI_VERSION
 ```
 """
 
