@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lamport_rs import distributed
+from lamport_rs import distributed, group_sums
 from ranks import Rank
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate
@@ -39,17 +39,17 @@ def group_of(backend: str = "lamport", ranks: list[int] | None = None) -> Iterat
 def recorded() -> Iterator[list[torch.Size]]:
     """The shapes of the sums of the block that the package does."""
     shapes: list[torch.Size] = []
-    plain = distributed.run_all_reduce_in_place
+    plain = group_sums.run_all_reduce_in_place
 
     def record(tensor: torch.Tensor, *arguments: Any) -> None:
         shapes.append(tensor.shape)
         plain(tensor, *arguments)
 
-    distributed.run_all_reduce_in_place = record
+    group_sums.run_all_reduce_in_place = record
     try:
         yield shapes
     finally:
-        distributed.run_all_reduce_in_place = plain
+        group_sums.run_all_reduce_in_place = plain
 
 
 @contextmanager

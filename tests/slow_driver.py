@@ -42,6 +42,7 @@ Result cuDeviceGetUuid(void* uuid, int device) { memset(uuid, 1, 16); return 0; 
 Result cuDevicePrimaryCtxRetain(void** context, int device) { *context = &seconds; return 0; }
 Result cuCtxGetCurrent(void** context) { *context = current; return 0; }
 Result cuCtxSetCurrent(void* context) { current = context; return 0; }
+Result cuCtxGetDevice(int* device) { *device = 0; return 0; }
 Result cuCtxSynchronize(void) { take_a_while(); return 0; }
 Result cuStreamSynchronize(void* stream) { take_a_while(); return 0; }
 Result cuStreamWaitEvent(void* stream, void* event, unsigned flags) { return 0; }

@@ -12,7 +12,7 @@ HEADERS = {
     "the last kind": ({"kind": 2**32 - 1}, "rank 2: its message is not one of lamport-rs"),
     "more than a message holds": ({"length": 481}, "rank 2: its message is not one of lamport-rs"),
     "more than memory holds": ({"length": 2**32 - 1}, "rank 2: its message is not one of lamport-rs"),
-    "another step": ({"step": 1}, "rank 2: it is at step 1 of the exchange, not 0"),
+    "another step": ({"step": 1}, "rank 2: it is at step 1 of the rendezvous, not 0"),
     "the last step": ({"step": 2**32 - 1}, "it is at step 4294967295"),
     "another rank": ({"rank": 0}, "rank 2: it is rank 2 of the group, but was told rank=0"),
     "a negative rank": ({"rank": -1}, "was told rank=-1"),
@@ -75,9 +75,9 @@ SECOND = {
     "a digest and more": (lambda digest: wire.message(1, 2, digest + b"\0"), "rank 2 sent a payload that cannot be"),
     "the first step again": (
         lambda digest: wire.message(0, 2, digest),
-        "rank 2: it is at step 0 of the exchange, not 1",
+        "rank 2: it is at step 0 of the rendezvous, not 1",
     ),
-    "the step after": (lambda digest: wire.message(2, 2, digest), "rank 2: it is at step 2 of the exchange, not 1"),
+    "the step after": (lambda digest: wire.message(2, 2, digest), "rank 2: it is at step 2 of the rendezvous, not 1"),
     "a failure": (lambda digest: wire.message(1, 2, b"\x1b[2J", kind=wire.FAILURE), r"rank 2: \u{1b}[2J"),
     "no message": (lambda digest: b"", "rank 2: its message has 0 bytes"),
 }
