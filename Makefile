@@ -32,14 +32,14 @@ LONG_RUST := headers_are_neither_lost_nor two_ranks_neither_lose what_breaks_one
 # Tests of the emulator that `test-rust-short` runs with one seed, and `test-rust-long` with three others.
 SEEDED := all_reduce rms_norm minimax setup mixtures limited_residency faults
 
-test: test-rust-short ## What a change needs first: every operation, backend and fault (6 min).
+test: test-rust-short ## What a change needs first: every operation, backend and fault (8 to 11 min).
 	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"'
 
 test-long: test-rust-long ## What `test` leaves out: models, more of the emulator, long tests, races (10 min).
 	$(MAKE) test-races
 	$(MAKE) test-python PYTEST_ARGUMENTS='-m long'
 
-test-all: ## All tests: `test`, then `test-long` (16 min).
+test-all: ## All tests: `test`, then `test-long` (20 min).
 	$(MAKE) test
 	$(MAKE) test-long
 
