@@ -39,19 +39,25 @@ impl Lifecycle {
                 Error::Aborted { rank, cause: Cause::Aborted, reason: "it has called reset()".into() },
             );
         }
-        if let Some((peer, error)) = self.refusal_of(operation).filter(|(peer, _)| missing.contains(*peer)) {
+        if let Some((peer, error)) = self.refusal_by(missing, operation) {
             return unless(peer, error);
         }
         let (rank, error) = asks_for_processes.then(|| self.death_of(missing)).flatten()?;
         unless(rank, error)
     }
 
-    /// A peer that has refused its call of this operation's number, or had nothing to do in it, and the error of that.
-    pub fn refusal_of(&self, operation: Operation) -> Option<(usize, Error)> {
+    /// One of `peers` that has refused its call of this operation's number, or had nothing to do in it, and the error of
+    /// that.
+    fn refusal_by(&self, peers: RankSet, operation: Operation) -> Option<(usize, Error)> {
         let notices = self.notices();
-        let peers = self.everybody().without(RankSet(1 << self.rank));
         let peer = peers.iter().find(|peer| notices.has_refused(*peer, operation.number()))?;
         Some((peer, Error::PeerRefused { rank: self.rank, operation, peer }))
+    }
+
+    /// The error of an operation that some peer has refused, or had nothing to do in, if one has.
+    pub fn refusal_of(&self, operation: Operation) -> Option<Error> {
+        let peers = self.everybody().without(RankSet(1 << self.rank));
+        self.refusal_by(peers, operation).map(|(_, error)| error)
     }
 
     /// The ranks that wait for the others in a reset.

@@ -114,7 +114,7 @@ impl Faults {
     /// Whether a kernel waits for what a peer never sends, as it has skipped that call.
     fn find_refusal(&self, epoch: u32) {
         let refusal = self.words.take_waiting().and_then(|header| self.lifecycle.refusal_of(Operation(header)));
-        if let Some((_, error)) = refusal {
+        if let Some(error) = refusal {
             let _ = self.lifecycle.find_out(epoch, false, || error);
         }
     }
