@@ -195,11 +195,30 @@ impl Device {
 
     /// Allocates memory, and frees it, which waits.
     fn free_a_byte(&self) -> Result<()> {
-        let (_entered, _relaxed) = (self.enter()?, RelaxedCapture::begin()?);
+        let _relaxed = RelaxedCapture::begin()?;
+        let address = self.allocate(1)?;
+        // SAFETY: allocated just now, and nobody knows it.
+        unsafe { self.free(address) }
+    }
+
+    /// Allocates `bytes` bytes of device memory, and returns where they are.
+    pub fn allocate(&self, bytes: usize) -> Result<u64> {
+        let _entered = self.enter()?;
         let mut address = 0;
         // SAFETY: the context is current.
-        check("cuMemAlloc", unsafe { sys::cuMemAlloc_v2(&mut address, 1) })?;
-        // SAFETY: allocated just now, and nobody knows it.
+        check(&format!("cuMemAlloc of {bytes} bytes on cuda:{}", self.index), unsafe {
+            sys::cuMemAlloc_v2(&mut address, bytes)
+        })?;
+        Ok(address)
+    }
+
+    /// Frees device memory, once no kernel uses it any more. After an error it is lost.
+    ///
+    /// # Safety
+    /// [`Device::allocate`] returned the address, and it was not freed before.
+    pub unsafe fn free(&self, address: u64) -> Result<()> {
+        let (_entered, _relaxed) = (self.enter()?, RelaxedCapture::begin()?);
+        // SAFETY: the caller's promise. The call waits for work that uses the memory.
         check("cuMemFree", unsafe { sys::cuMemFree_v2(address) })
     }
 

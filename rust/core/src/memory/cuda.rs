@@ -137,13 +137,7 @@ pub struct DeviceMemory {
 impl DeviceMemory {
     /// Allocates `bytes` bytes.
     pub fn allocate(device: &Arc<Device>, bytes: usize) -> Result<Self> {
-        let _entered = device.enter()?;
-        let mut address = 0;
-        // SAFETY: the context is current.
-        check(&format!("cuMemAlloc of {bytes} bytes on cuda:{}", device.index), unsafe {
-            sys::cuMemAlloc_v2(&mut address, bytes)
-        })?;
-        Ok(Self { device: device.clone(), address })
+        Ok(Self { device: device.clone(), address: device.allocate(bytes)? })
     }
 
     /// Where it is.
@@ -163,10 +157,8 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        // After an error it is lost.
-        let (Ok(_entered), Ok(_relaxed)) = (self.device.enter(), RelaxedCapture::begin()) else { return };
-        // SAFETY: allocated by `allocate`. The call waits for work that uses the memory.
-        let _ = unsafe { sys::cuMemFree_v2(self.address) };
+        // SAFETY: allocated by `allocate`.
+        let _ = unsafe { self.device.free(self.address) };
     }
 }
 

@@ -63,7 +63,7 @@ pub struct CudaWorkspace {
     slots: Vec<u64>,
     state: Exclusive<State>,
     /// Calls that sent nothing.
-    pub skipped: Skipped,
+    skipped: Skipped,
     /// For callers whose calls last longer than the launch in them.
     pub calls: ThreadGate,
     memory: WorkspaceMemory<CudaMemory>,
