@@ -23,8 +23,8 @@ const TWO_SHOT_SMALL: u32 = 1 << 16;
 const TWO_RANKS_TWO_SHOT_SMALL: u32 = 3 << 15;
 const TWO_SHOT_SMALL_BLOCK: u32 = 128;
 
-/// Bytes from which two-shot is faster than one-shot: as measured for groups of up to four ranks (docs/performance.md),
-/// and for larger ones as those let expect.
+/// Bytes from which two-shot is faster than one-shot: as measured for groups of up to four ranks
+/// (docs/appendix/experiments.md), and for larger ones as those let expect.
 ///
 /// Two-shot has one more way over the link, and pushes `2 (N-1)/N` tensors where one-shot pushes `N-1`: it gains once
 /// the difference takes the link longer than a way. With two ranks there is no difference; what two-shot then gains for
