@@ -1,6 +1,6 @@
 """What ranks send each other, byte by byte, written down a second time: a forger uses nothing of the package's own.
 
-The formats are those of rust/core/src/exchange/message.rs, workspace/hello.rs and memory/handle.rs.
+The formats are those of rust/core/src/rendezvous/message.rs, rendezvous/hello.rs and memory/handle.rs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ MESSAGE_BYTES = 512
 MAGIC = b"LAMPORT\0"
 FORMAT = 4
 PAYLOAD, FAILURE = 0, 1
+FIRST_STEP = 0
 _HEADER = struct.Struct("<8sIIqII")
 _HANDLE = struct.Struct("<IiQQQ")
 

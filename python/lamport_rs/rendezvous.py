@@ -25,7 +25,7 @@ _LISTENING = timedelta(milliseconds=100)
 """How long a wait for the group goes on before Python may run a signal's handler."""
 _POLL_SECONDS = 50e-6
 _recent: deque[list[torch.Tensor]] = deque(maxlen=16)
-"""Tensors of the last rounds.
+"""Tensors of the last rounds, on the CPU. On a GPU they would stay in whatever memory pool is in use at the moment.
 
 gloo's thread drops its references some time after a round. Were they the last, torch 2.6 would ask for the
 interpreter's lock there, and `destroy_process_group`, which holds it, waits for that thread without an end.
@@ -93,8 +93,9 @@ def _all_gather_tensors(message: bytes, group: dist.ProcessGroup, device: object
         place = _cuda_device(device)
         sent, arrived = sent.to(place), torch.empty_like(received, device=place)
     by_rank = list(arrived.unbind())
-    # Also if the wait ends without the peers: the group still has them then.
-    _recent.append([sent, *by_rank])
+    if takes_cpu_tensors:
+        # Also if the wait ends without the peers: the group still has them then.
+        _recent.append([sent, *by_rank])
     # The group's own method: `dist.all_gather` around it takes as long again as the exchange.
     _wait_for(group.allgather([by_rank], [sent]), seconds, takes_cpu_tensors)
     if arrived is not received:

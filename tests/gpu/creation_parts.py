@@ -6,6 +6,9 @@ For each group size a table: the median of each part on each rank, in millisecon
 for peers (the two rounds over gloo, and the verification) are longest on the ranks that come first: there the least of
 the ranks is what the part itself takes. Below it a round over gloo alone. Without GPUs, or with `--backend host`, the
 ranks are on the host.
+
+Once beside another workspace, as in a program that has several or uses NCCL, and once alone: a driver takes
+milliseconds to map the first memory of a peer's device, and does it again after the last mapping was closed.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ MESSAGE_BYTES = 512
 IN_ALL = "in all"
 
 
-def measure(rank: int, world_size: int, device: torch.device, comm_size: int, repetitions: int) -> None:
+def measure(rank: int, world_size: int, device: torch.device, comm_size: int, repetitions: int, is_alone: bool) -> None:
     group = dist.new_group(backend="gloo")
+    other = None if is_alone else lamport_rs.LamportWorkspace(rank, world_size, comm_size, group, device=device)
     all_gather = all_gather_over(group)
     taken: dict[str, list[float]] = {}
     for repetition in range(WARM_UP + repetitions):
@@ -52,10 +56,13 @@ def measure(rank: int, world_size: int, device: torch.device, comm_size: int, re
     figures[rank] = torch.tensor(mine, dtype=torch.float64)
     dist.all_reduce(figures, group=group)
     if rank == 0:
-        print(f"{world_size} ranks on {device.type}, slots of {comm_size} bytes, medians of {repetitions}, ms by rank:")
+        beside = "alone" if is_alone else "beside another"
+        print(f"{world_size} ranks on {device.type}, slots of {comm_size} bytes, {beside}: medians of {repetitions}, ms:")
         for name, of_ranks in zip([*taken, "a round over gloo alone"], figures.T.tolist(), strict=True):
             print(f"  {name:24}" + "".join(f"{each:8.3f}" for each in of_ranks) + f"   least {min(of_ranks):.3f}")
     dist.barrier(group)
+    if other is not None:
+        other.cleanup()
 
 
 def main() -> None:
@@ -67,7 +74,8 @@ def main() -> None:
     arguments = parser.parse_args()
     backend, _ = choose_backend(arguments.backend)
     for world_size in arguments.ranks:
-        launch(measure, world_size, backend, arguments.comm_size, arguments.repetitions, time_limit=120)
+        for is_alone in (False, True):
+            launch(measure, world_size, backend, arguments.comm_size, arguments.repetitions, is_alone, time_limit=120)
 
 
 if __name__ == "__main__":

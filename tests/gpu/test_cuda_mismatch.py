@@ -41,7 +41,9 @@ def test_results_of_operations_that_differ_are_nan(ranks_of, name):
 def test_a_rank_that_goes_on_after_a_refused_call_parts_the_ranks_with_an_error_on_all(ranks_of, name):
     texts = ranks_of(2).run(go_on_after_a_refusal, name)
     assert "rank 0 runs operation 2, all_reduce of 8 float32, one_shot" in texts[0]
-    assert "but rank 1 runs operation 3, all_reduce of 8 float32, one_shot" in texts[0]
+    # Rank 0 hears of the refused call, or its kernel meets the call after it: whichever comes first.
+    others = ("but rank 1 runs operation 3, all_reduce of 8 float32, one_shot", "but rank 1 has refused its call of that")
+    assert any(other in texts[0] for other in others), texts[0]
 
 
 @pytest.mark.gpu(2)
@@ -110,7 +112,8 @@ def test_graphs_eager_calls_and_common_refusals_stay_in_step(ranks_of):
 
 
 def time_out(me: Rank) -> str:
-    workspace = me.workspace(1 << 16, timeout=0.5)
+    # Rank 1's return is no teardown, of which rank 0 would hear before its time is up.
+    workspace = me.workspace(1 << 16, timeout=0.5, kept=True)
     total()(me, workspace)
     if me.rank == 1:
         torch.cuda.synchronize()

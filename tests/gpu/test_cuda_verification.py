@@ -1,5 +1,6 @@
 """Mappings are proved while a workspace is made, and what cannot be proved is the same error on every rank."""
 
+import dataclasses
 import time
 from itertools import permutations
 
@@ -9,7 +10,8 @@ from lamport_rs.rendezvous import all_gather_over
 from ranks import Rank, errors_of
 from test_faults_order import use_in_another_order
 from test_late_fill import start_late
-from test_verification import LENGTH_OFFSET, PAYLOAD_OFFSET
+from wire import FIRST_STEP, Hello, content_of
+from wire import message as encode
 from worlds import WORLD_SIZES
 
 COMM_SIZE = 1 << 16
@@ -17,6 +19,8 @@ MAPPED = 1
 """The step of the exchange between mapping and the verification by stores."""
 TOO_LATE = 12.0
 """Seconds; the verification waits ten."""
+DEVICE_BYTES = 16
+"""Of a handle: the UUID of its device, in front of the driver's 64 bytes."""
 
 
 def create_without_stores(me: Rank, silent: int) -> None:
@@ -42,11 +46,12 @@ def test_stores_that_do_not_arrive_are_an_error_on_every_rank(ranks_of, world_si
     assert f"stores of rank {rank} do not arrive at" in str(errors[0])
 
 
-def spoil_handle(message: bytes) -> bytes:
-    """Most of the 64 bytes that the driver gave, near the end of the payload, are others."""
-    end = PAYLOAD_OFFSET + int.from_bytes(message[LENGTH_OFFSET:PAYLOAD_OFFSET], "little")
-    spoiled = bytes(byte ^ 0xFF for byte in message[end - 60 : end - 8])
-    return message[: end - 60] + spoiled + message[end - 8 :]
+def spoil_handle(message: bytes, sender: int) -> bytes:
+    """All that the driver gave is other bytes; what is in front of it, the device, stays."""
+    hello = Hello.decode(content_of(message))
+    device, handle = hello.handle[:DEVICE_BYTES], hello.handle[DEVICE_BYTES:]
+    spoiled = dataclasses.replace(hello, handle=device + bytes(byte ^ 0xFF for byte in handle))
+    return encode(FIRST_STEP, sender, spoiled.encode())
 
 
 def create_with_a_bad_handle(me: Rank, reader: int, owner: int) -> str:
@@ -56,7 +61,7 @@ def create_with_a_bad_handle(me: Rank, reader: int, owner: int) -> str:
     def all_gather(message: bytes) -> list[bytes]:
         gathered = list(over_group(message))
         if me.rank == reader and next(steps) == 0:
-            gathered[owner] = spoil_handle(gathered[owner])
+            gathered[owner] = spoil_handle(gathered[owner], owner)
         return gathered
 
     me.workspace(COMM_SIZE, process_group=all_gather)
