@@ -57,7 +57,9 @@ def measure(rank: int, world_size: int, device: torch.device, comm_size: int, re
     dist.all_reduce(figures, group=group)
     if rank == 0:
         beside = "alone" if is_alone else "beside another"
-        print(f"{world_size} ranks on {device.type}, slots of {comm_size} bytes, {beside}: medians of {repetitions}, ms:")
+        print(
+            f"{world_size} ranks on {device.type}, slots of {comm_size} bytes, {beside}: medians of {repetitions}, ms:"
+        )
         for name, of_ranks in zip([*taken, "a round over gloo alone"], figures.T.tolist(), strict=True):
             print(f"  {name:24}" + "".join(f"{each:8.3f}" for each in of_ranks) + f"   least {min(of_ranks):.3f}")
     dist.barrier(group)

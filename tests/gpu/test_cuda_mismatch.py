@@ -42,7 +42,10 @@ def test_a_rank_that_goes_on_after_a_refused_call_parts_the_ranks_with_an_error_
     texts = ranks_of(2).run(go_on_after_a_refusal, name)
     assert "rank 0 runs operation 2, all_reduce of 8 float32, one_shot" in texts[0]
     # Rank 0 hears of the refused call, or its kernel meets the call after it: whichever comes first.
-    others = ("but rank 1 runs operation 3, all_reduce of 8 float32, one_shot", "but rank 1 has refused its call of that")
+    others = (
+        "but rank 1 runs operation 3, all_reduce of 8 float32, one_shot",
+        "but rank 1 has refused its call of that number",
+    )
     assert any(other in texts[0] for other in others), texts[0]
 
 
