@@ -87,7 +87,7 @@ ATTACKS = {
     "half a device": Attack("its handle cannot be read", length=UUID_BYTES - 1),
     "a device without a handle": Attack("its handle cannot be read", length=UUID_BYTES),
     "a truncated handle": Attack("its handle cannot be read", length=UUID_BYTES + HANDLE_BYTES - 1),
-    "a handle and a byte": Attack("its handle cannot be read", length=UUID_BYTES + HANDLE_BYTES + 1),
+    "a handle and a byte": Attack("sent a payload that cannot be read", length=UUID_BYTES + HANDLE_BYTES + 1, steps=1),
     "the first rank's handle": Attack(
         "rank 0 and rank .* sent handles of the same memory", lambda _, honest: honest[0].handle[UUID_BYTES:], steps=1
     ),
