@@ -1,4 +1,4 @@
-"""A decode step of transformers' tensor parallelism, eager and in a CUDA graph, over a group of one backend:
+"""A decode step of transformers' tensor parallelism, eager and in a CUDA graph, over a group of one backend.
 
     torchrun --nproc-per-node 2 benchmarks/transformers_step.py --backend lamport
     torchrun --nproc-per-node 2 benchmarks/transformers_step.py --backend nccl
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,7 +36,8 @@ def save_model(config: LlamaConfig, directory: Path, device: torch.device) -> No
     if dist.get_rank() == 0:
         torch.manual_seed(0)
         with torch.device(device):
-            LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+            model: Any = LlamaForCausalLM(config)
+            model.to(torch.bfloat16).save_pretrained(directory)
     dist.barrier()
 
 
@@ -60,7 +62,7 @@ def synchronize(device: torch.device) -> None:
 
 
 @torch.no_grad()
-def measure(model: torch.nn.Module, batch: int, device: torch.device, repetitions: int) -> dict[str, object]:
+def measure(model: Any, batch: int, device: torch.device, repetitions: int) -> dict[str, object]:
     """The times of a step of `batch` sequences."""
     cache = StaticCache(config=model.config, max_cache_len=CONTEXT + 8)
     generator = torch.Generator(device=device).manual_seed(batch)
@@ -69,8 +71,10 @@ def measure(model: torch.nn.Module, batch: int, device: torch.device, repetition
     token = prompt[:, :1].contiguous()
     position = torch.full((batch, 1), CONTEXT, device=device)
 
-    def step() -> torch.Tensor:
-        for layer in cache.layers:
+    layers: list[Any] = list(cache.layers)
+
+    def step() -> Any:
+        for layer in layers:
             layer.cumulative_length.fill_(CONTEXT)
         return model(token, past_key_values=cache, position_ids=position, use_cache=True).logits
 

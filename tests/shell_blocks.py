@@ -90,10 +90,10 @@ def check_python(arguments: list[str]) -> str | None:
 
 
 def check_torchrun(arguments: list[str]) -> str | None:
-    option, ranks, program = arguments
+    option, ranks, *program = arguments
     if option != "--nproc-per-node" or not ranks.isdigit():
         return f"torchrun {option} {ranks}"
-    return None if (ROOT / program).is_file() else f"there is no {program}"
+    return check_python(program)
 
 
 def check_pip(arguments: list[str]) -> str | None:

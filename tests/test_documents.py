@@ -58,6 +58,7 @@ def test_no_block_is_overlooked():
         "python benchmarks/no_such_program.py",
         "python benchmarks/cost_model.py --no-such-option",
         "torchrun --nproc-per-node 2 examples/no_such_program.py",
+        "torchrun --nproc-per-node 2 benchmarks/transformers_step.py --no-such-option",
         "pip install no-such-package",
         "pip install 'lamport-rs[no-such-extra]'",
         "cargo test -p no-such-crate",
