@@ -3,7 +3,7 @@
 use lamport_rs_core::cuda::Stream;
 use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::interrupts::Interrupted;
-use lamport_rs_core::memory::cuda::fill;
+use lamport_rs_core::memory::cuda::fill_and_wait;
 use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
 use lamport_rs_core::operations::operation::Kind;
 use lamport_rs_core::operations::support::{self, Question};
@@ -272,14 +272,8 @@ pub fn fill_sentinel(py: Python<'_>, device_ptr: u64, size_bytes: i64, index: us
     detached(py, || {
         let stream = std::ptr::with_exposed_provenance_mut(stream);
         let device = Device::get(index)?;
-        let _entered = device.enter()?;
         // SAFETY: that the memory is there is the caller's promise, as it is for the driver's own functions.
-        unsafe {
-            if size_bytes > 0 {
-                fill(&device, device_ptr, size_bytes as u64, stream)?;
-            }
-            device.synchronise(stream)
-        }
+        unsafe { fill_and_wait(&device, device_ptr, size_bytes as u64, stream) }
     })
 }
 

@@ -217,10 +217,24 @@ impl Drop for PeerMemory {
 ///
 /// # Safety
 /// The memory is the device's and aligned to 4, `stream` is one of its streams, and the device's context is current.
-pub unsafe fn fill(device: &Device, address: u64, bytes: u64, stream: sys::CUstream) -> Result<()> {
+unsafe fn fill(device: &Device, address: u64, bytes: u64, stream: sys::CUstream) -> Result<()> {
     let parameters = FillParameters { begin: address, words: bytes / 4 };
     let plan = plan::fill(parameters.words, device.plan);
     let function = device.modules.function(ModuleKey::Fill, device)?;
     // SAFETY: the caller's promises; these are the parameters of `fill`.
     unsafe { function.launch(&plan, stream, &parameters) }
+}
+
+/// Fills memory likewise, and waits for that.
+///
+/// # Safety
+/// As of [`fill`], but that any context may be current: the stream is that of the thread's own.
+pub unsafe fn fill_and_wait(device: &Device, address: u64, bytes: u64, stream: sys::CUstream) -> Result<()> {
+    if bytes > 0 {
+        let _entered = device.enter_for(stream)?;
+        // SAFETY: the caller's promises; the device's context is current.
+        unsafe { fill(device, address, bytes, stream) }?;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { device.synchronise(stream) }
 }

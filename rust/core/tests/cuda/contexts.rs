@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use cudarc::driver::sys;
+use lamport_rs_core::memory::cuda::fill_and_wait;
+use lamport_rs_protocol::sentinel::SENTINEL;
 
 use crate::standin::group::on_ranks;
 use crate::standin::streams::TestStream;
@@ -83,4 +85,31 @@ fn the_null_stream_of_another_device_waits_for_nothing() {
         assert_eq!(standin.calls("cuStreamWaitEvent"), before);
         rank.meet();
     });
+}
+
+/// Memory is filled after what the null stream of another context still writes there.
+#[test]
+fn a_fill_on_the_null_stream_of_another_context_comes_in_its_order() {
+    let standin = Standin::take();
+    on_ranks(2, |rank| {
+        let workspace = rank.create().unwrap();
+        let device = workspace.device.clone();
+        let stream = TestStream::new(&device);
+        let [mut first, mut second] = [(); 2].map(|()| Sum::of_ones(&workspace, ELEMENTS));
+        if rank.rank == 1 {
+            // The other rank's operation waits, and all that follows it.
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        first.launch(&workspace, stream.handle).unwrap();
+        let entered = device.enter().unwrap();
+        wait_for(&stream, other_context(rank.rank));
+        copy(&mut first, &mut second);
+        let (place, bytes) = second.place();
+        // SAFETY: the memory is there until the end of the test.
+        unsafe { fill_and_wait(&device, place, bytes as u64, DEFAULT_STREAM) }.unwrap();
+        assert!(second.values().iter().all(|value| value.to_bits() == SENTINEL), "{:?}", second.values());
+        drop(entered);
+        rank.meet();
+    });
+    standin.check_all_is_given_back();
 }
