@@ -1,6 +1,7 @@
 """Mappings are proved while a workspace is made, and what cannot be proved is the same error on every rank."""
 
 import dataclasses
+import signal
 import time
 from itertools import permutations
 
@@ -10,7 +11,7 @@ from lamport_rs.rendezvous import all_gather_over
 from ranks import Rank, errors_of
 from test_faults_order import use_in_another_order
 from test_late_fill import start_late
-from wire import FIRST_STEP, Hello, content_of
+from wire import FIRST_STEP, MESSAGE_BYTES, Hello, content_of
 from wire import message as encode
 from worlds import WORLD_SIZES
 
@@ -19,6 +20,7 @@ MAPPED = 1
 """The step of the exchange between mapping and the verification by stores."""
 TOO_LATE = 12.0
 """Seconds; the verification waits ten."""
+HELD_UP = 4.0
 DEVICE_BYTES = 16
 """Of a handle: the UUID of its device, in front of the driver's 64 bytes."""
 
@@ -44,6 +46,37 @@ def test_stores_that_do_not_arrive_are_an_error_on_every_rank(ranks_of, world_si
     assert all(isinstance(error, LamportError) for error in errors), errors
     assert len({str(error) for error in errors}) == 1
     assert f"stores of rank {rank} do not arrive at" in str(errors[0])
+
+
+def interrupt_the_wait_for_stores(me: Rank) -> float:
+    """Rank 1 has mapped its peer, and is held up; a signal comes to rank 0. Returns the seconds that rank 0 took."""
+    over_group, steps = all_gather_over(None), iter(range(100))
+
+    def all_gather(message: bytes) -> list[bytes]:
+        gathered = over_group(message)
+        if next(steps) == MAPPED and me.rank == 1:
+            time.sleep(HELD_UP)
+        return gathered
+
+    if me.rank == 1:
+        with pytest.raises(LamportError):
+            me.workspace(COMM_SIZE, process_group=all_gather)
+        return 0.0
+    signal.setitimer(signal.ITIMER_REAL, HELD_UP / 4)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        me.workspace(COMM_SIZE, process_group=all_gather)
+    took = time.monotonic() - began
+    signal.signal(signal.SIGALRM, before)
+    over_group(bytes(MESSAGE_BYTES))  # For the other rank's agreement.
+    return took
+
+
+@pytest.mark.gpu(2)
+def test_a_signal_ends_the_wait_for_a_peers_stores(ranks_of):
+    took, _ = ranks_of(2).run(interrupt_the_wait_for_stores)
+    assert HELD_UP / 4 <= took < HELD_UP / 4 + 0.5
 
 
 def spoil_handle(message: bytes, sender: int) -> bytes:

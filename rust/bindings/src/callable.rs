@@ -46,6 +46,16 @@ impl AllGather for Callable {
             })
         })
     }
+
+    fn is_interrupted(&mut self) -> bool {
+        match Python::attach(|py| py.check_signals()) {
+            Ok(()) => false,
+            Err(raised) => {
+                self.raised = Some(raised);
+                true
+            }
+        }
+    }
 }
 
 /// More messages than any group has ranks.

@@ -36,6 +36,11 @@ use crate::text::enumerate;
 pub trait AllGather {
     /// Returns the messages of all ranks in rank order, this rank's among them.
     fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String>;
+
+    /// Whether to give up what this rank waits for between two steps (a signal has come).
+    fn is_interrupted(&mut self) -> bool {
+        false
+    }
 }
 
 /// One rank's end of the rendezvous.
@@ -57,6 +62,11 @@ impl<'a> Rendezvous<'a> {
     /// `check_size` the other.
     pub fn new(transport: &'a mut dyn AllGather, rank: i64, world_size: i64) -> Self {
         Self { transport, rank, world_size, step: 0, ranks: None, transcript: Transcript::default(), unchanged: true }
+    }
+
+    /// Whether to give up what this rank waits for.
+    pub fn is_interrupted(&mut self) -> bool {
+        self.transport.is_interrupted()
     }
 
     /// Takes part only to say why this rank cannot go on: the error that every rank gets.

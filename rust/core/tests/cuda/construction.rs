@@ -314,6 +314,48 @@ fn stores_that_do_not_arrive_are_noticed() {
     }
 }
 
+/// Carries a rank's messages; after the last of them rank 1 is held up, and a signal comes to rank 0.
+struct SignalledTransport<'a> {
+    rank: &'a mut Rank,
+    steps: usize,
+}
+
+const HELD_UP: Duration = Duration::from_secs(4);
+
+impl AllGather for SignalledTransport<'_> {
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+        let gathered = self.rank.all_gather(message);
+        self.steps += 1;
+        if self.rank.rank == 1 && self.steps == 2 {
+            std::thread::sleep(HELD_UP);
+        }
+        gathered
+    }
+
+    fn is_interrupted(&mut self) -> bool {
+        self.rank.rank == 0
+    }
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_a_peers_stores() {
+    let standin = Standin::take();
+    on_ranks(2, |rank| {
+        let (settings, device) = (rank.settings(), Device::get(rank.rank));
+        let mut transport = SignalledTransport { rank, steps: 0 };
+        let began = Instant::now();
+        let error = CudaWorkspace::create(&settings, device, &mut transport).unwrap_err().to_string();
+        let took = began.elapsed();
+        if rank.rank == 0 {
+            assert!(took < HELD_UP / 2, "{took:?}: {error}");
+            assert!(error.contains("interrupted"), "{error}");
+            // For the other rank's agreement, which says what is wrong.
+            rank.meet();
+        }
+    });
+    standin.check_all_is_given_back();
+}
+
 #[test]
 fn handles_that_the_driver_did_not_make_are_refused() {
     let _standin = Standin::take();

@@ -30,7 +30,7 @@ use self::launching::State;
 use crate::cuda::device::Device;
 use crate::cuda::order::StreamOrder;
 use crate::cuda::plans::Plans;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::watcher::{Watching, watch};
@@ -71,6 +71,9 @@ pub struct CudaWorkspace {
     control: ControlMemory,
     faults: Arc<Faults>,
 }
+
+/// Why a rank gives up, told to its peers.
+const INTERRUPTED: &str = "interrupted by a signal while it created the workspace";
 
 /// What this rank has beside the blocks.
 #[derive(Debug)]
@@ -128,13 +131,26 @@ impl CudaWorkspace {
         let nonces = made.nonces.clone();
         let mut workspace = Self::over(member, timeout, device, private, made);
         workspace.two_shot_from = settings.two_shot_from();
+        let mut is_interrupted = false;
         let verified = caught(|| {
             workspace.control.write(&workspace.member.geometry, &workspace.slots)?;
             workspace.be_watched()?;
-            verification::verify(&workspace.device, workspace.group, &workspace.faults.words, &nonces)
+            let interrupted = &mut || {
+                if !is_interrupted && rendezvous.is_interrupted() {
+                    is_interrupted = true;
+                    // What the kernel hears, too.
+                    let _ = workspace.lifecycle().abort(INTERRUPTED);
+                }
+                is_interrupted
+            };
+            verification::verify(&workspace.device, workspace.group, &workspace.faults.words, &nonces, interrupted)
         });
         // Should peers have a workspace nevertheless, they hear of it there.
         let verified = verified.inspect_err(|error| workspace.lifecycle().fail(error));
+        if is_interrupted {
+            // Not for as long as the peers may take.
+            return Err(Error::Agreement(INTERRUPTED.to_owned()));
+        }
         verification::settle(&mut rendezvous, verified)?;
         phases.end("verify");
         workspace.phases = phases;

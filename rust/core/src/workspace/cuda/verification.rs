@@ -11,6 +11,7 @@ use lamport_rs_protocol::sentinel::Vector;
 
 use crate::cuda::device::Device;
 use crate::error::{Error, Result};
+use crate::interrupts::{INTERRUPT_INTERVAL, Interrupted};
 use crate::memory::pinned::PinnedWords;
 use crate::rendezvous::Rendezvous;
 
@@ -23,8 +24,15 @@ const SPIN: Duration = Duration::from_micros(500);
 const SLEEP: Duration = Duration::from_micros(50);
 
 /// Proves that every peer's stores arrive, with the instructions of the operations. Returns the ranks that could not
-/// prove it: if there are none, all ranks return that. `group`'s memory is valid until this returns.
-pub fn verify(device: &Device, group: Group, pinned: &PinnedWords, nonces: &[Vector]) -> Result<RankSet> {
+/// prove it: if there are none, all ranks return that. `group`'s memory is valid until this returns. `interrupted` is asked
+/// from time to time; if a signal has come, it tells the kernel to end.
+pub fn verify(
+    device: &Device,
+    group: Group,
+    pinned: &PinnedWords,
+    nonces: &[Vector],
+    interrupted: Interrupted<'_>,
+) -> Result<RankSet> {
     let mut all = [[0; 4]; MAX_WORLD_SIZE];
     all[..nonces.len()].copy_from_slice(nonces);
     let parameters = VerifyParameters {
@@ -41,7 +49,7 @@ pub fn verify(device: &Device, group: Group, pinned: &PinnedWords, nonces: &[Vec
     unsafe { function.launch(&plan::verify(device.plan), stream, &parameters) }?;
     // A peer that has this rank's consent has a workspace. So no call of the driver that can fail stands between that
     // and this rank's workspace: it polls.
-    let (wrong, refusing) = match poll(pinned, LONGEST_POLL) {
+    let (wrong, refusing) = match poll(pinned, LONGEST_POLL, interrupted) {
         Some(result) => result,
         None => {
             // SAFETY: the default stream.
@@ -61,15 +69,25 @@ pub fn verify(device: &Device, group: Group, pinned: &PinnedWords, nonces: &[Vec
 }
 
 /// Waits for the result, which is the last that the kernel stores, for as long as `longest`.
-fn poll(pinned: &PinnedWords, longest: Duration) -> Option<(RankSet, RankSet)> {
+fn poll(pinned: &PinnedWords, longest: Duration, interrupted: Interrupted<'_>) -> Option<(RankSet, RankSet)> {
     let began = Instant::now();
+    let mut asked = began;
     loop {
         let result = pinned.result();
         let waited = began.elapsed();
         if result.is_some() || waited >= longest {
             return result;
         }
-        if waited < SPIN { std::hint::spin_loop() } else { std::thread::sleep(SLEEP) }
+        if waited < SPIN {
+            std::hint::spin_loop();
+            continue;
+        }
+        std::thread::sleep(SLEEP);
+        if asked.elapsed() >= INTERRUPT_INTERVAL {
+            // Whatever it says, the kernel has to end first.
+            interrupted();
+            asked = Instant::now();
+        }
     }
 }
 
