@@ -1,0 +1,102 @@
+"""all_reduce_rms_norm_quant against a reference from the formats' definitions, for the tests of both backends."""
+
+import lamport_rs
+import torch
+from ranks import Rank
+from reference import check_rounding, check_same_bits, random_tensor, rms_norm_of_rows, rounded_sum_with
+
+EPS = 1e-5
+GROUPS = {"fp8_static": None, "fp8_token": 0, "fp8_group": 128}
+"""Columns that share a scale: 0 for all, None where the scale is given."""
+FORMATS = list(GROUPS)
+MAX = 448.0
+
+
+def quantised(rows: torch.Tensor, quant_format: str, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of normalised rows: the codes, as bytes, and the scales. On the CPU, whose divisions are exact."""
+    rows = rows.cpu().float()
+    group = GROUPS[quant_format] or rows.shape[-1]
+    values = rows.reshape(*rows.shape[:-1], -1, group)
+    if scale is None:
+        scales = torch.maximum(values.abs().amax(-1) / torch.tensor(MAX), torch.tensor(1 / (MAX * 512)))
+        inverse = (torch.tensor(1.0) / scales).unsqueeze(-1)
+    else:
+        scales = scale.cpu()
+        inverse = torch.tensor(1.0) / scales.reshape(())
+    codes = (values * inverse).clamp(-MAX, MAX).to(torch.float8_e4m3fn).reshape(rows.shape).view(torch.uint8)
+    # One NaN: the positive one.
+    return torch.where(codes & 0x7F == 0x7F, torch.tensor(0x7F, dtype=torch.uint8), codes), scales
+
+
+def check_quantised(out: torch.Tensor, scales: torch.Tensor, rows: torch.Tensor, quant_format: str, what: str) -> None:
+    given = scales if quant_format == "fp8_static" else None
+    codes, expected = quantised(rows, quant_format, given)
+    assert out.dtype == torch.float8_e4m3fn, what
+    assert torch.equal(out.cpu().view(torch.uint8), codes), f"{what}: the codes differ"
+    check_same_bits(scales.cpu(), expected, f"{what}: the scales")
+
+
+def quantise_shapes(me: Rank, quant_format: str, dtype: torch.dtype, shapes: list[tuple[int, ...]]) -> list[bytes]:
+    """Every way to call it, with the rows as they are and without; what all ranks must have in common."""
+    workspace = me.workspace(lamport_rs.LamportWorkspace.compute_comm_size_for_all_reduce(1 << 18, me.world_size))
+    results = []
+    for seed, shape in enumerate(shapes):
+        inputs = [random_tensor(shape, dtype, seed, rank).to(me.device) for rank in range(me.world_size)]
+        residual = random_tensor(shape, dtype, seed, 100).to(me.device)
+        residual[..., :128] *= 100
+        if residual.dim() > 1 and residual.shape[0] > 2:
+            residual[2] = torch.nan
+        weight = random_tensor(shape[-1:], dtype, seed, 101).to(me.device)
+        scale = torch.tensor([0.01], device=me.device) if quant_format == "fp8_static" else None
+        arguments = (inputs[me.rank], residual, weight, workspace, quant_format, scale, EPS)
+        what = f"{quant_format} of {shape} {dtype}"
+        out, scales, residual_out, rows = lamport_rs.all_reduce_rms_norm_quant(*arguments, with_norm=True)
+        assert rows is not None, what
+        summed = rounded_sum_with(residual, inputs)
+        check_same_bits(residual_out, summed, what)
+        whole = ~summed.isnan().any(-1)
+        check_rounding(rows[whole], rms_norm_of_rows(summed, weight, EPS)[whole], what)
+        check_quantised(out, scales, rows, quant_format, what)
+        plain = lamport_rs.all_reduce_rms_norm_quant(*arguments)
+        assert plain[3] is None, what
+        table = (*arguments[:3], workspace.workspace, *arguments[4:])
+        operator = torch.ops.lamport_rs.all_reduce_rms_norm_quant(*table)
+        places = {"out": torch.empty_like(out), "residual_out": residual, "norm_out": inputs[me.rank]}
+        if scale is None:
+            places["scale_out"] = torch.full_like(scales, torch.nan)
+        placed = lamport_rs.all_reduce_rms_norm_quant(*arguments, **places)
+        check_same_bits(placed[3], rows, what)
+        for other in (plain, operator, placed):
+            assert torch.equal(other[0].view(torch.uint8), out.view(torch.uint8)), f"{what}, called otherwise"
+            check_same_bits(other[2], residual_out, what)
+            if scale is None:
+                check_same_bits(other[1], scales, what)
+        results.append(bytes(out.cpu().view(torch.uint8).flatten().tolist()))
+    return results
+
+
+def leave_nan_after_a_fault(me: Rank, quant_format: str) -> None:
+    """Rank 1 does not come: what is left is NaN, in the codes and in the scales."""
+    workspace = me.workspace(1 << 20, kept=True, timeout=2.0)
+    if me.rank == 1:
+        return
+    rows = torch.ones(4, 256, dtype=torch.bfloat16, device=me.device)
+    scale = torch.ones(1, device=me.device) if quant_format == "fp8_static" else None
+    places = {
+        "out": torch.zeros(4, 256, device=me.device).to(torch.float8_e4m3fn),
+        "norm_out": torch.zeros_like(rows),
+        "residual_out": torch.zeros_like(rows),
+    }
+    if scale is None:
+        places["scale_out"] = torch.zeros(4, 256 // (GROUPS[quant_format] or 256), device=me.device)
+    try:
+        lamport_rs.all_reduce_rms_norm_quant(
+            rows, None, torch.ones_like(rows[0]), workspace, quant_format, scale, EPS, **places
+        )
+        workspace.synchronize()
+    except lamport_rs.LamportTimeoutError as error:
+        assert error.missing_ranks == (1,)
+    else:
+        raise AssertionError("the absent rank was not missed")
+    for name, place in places.items():
+        assert bool(place.float().isnan().all()), f"{name} is not NaN"
