@@ -6,7 +6,7 @@ from ranks import Rank
 from reference import check_rounding, check_same_bits, random_tensor, rms_norm_of_rows, rounded_sum_with
 
 EPS = 1e-5
-GROUPS = {"fp8_static": None, "fp8_token": 0, "fp8_group": 128}
+GROUPS = {"fp8_static": None, "fp8_token": 0, "fp8_group": 128, "fp8_group_column_major": 128}
 """Columns that share a scale: 0 for all, None where the scale is given."""
 FORMATS = list(GROUPS)
 MAX = 448.0
@@ -17,13 +17,16 @@ def quantised(rows: torch.Tensor, quant_format: str, scale: torch.Tensor | None)
     rows = rows.cpu().float()
     group = GROUPS[quant_format] or rows.shape[-1]
     values = rows.reshape(*rows.shape[:-1], -1, group)
-    if scale is None:
-        scales = torch.maximum(values.abs().amax(-1) / torch.tensor(MAX), torch.tensor(1 / (MAX * 512)))
-        inverse = (torch.tensor(1.0) / scales).unsqueeze(-1)
+    largest, most = values.abs().amax(-1), torch.tensor(MAX)
+    if scale is not None:
+        scales, scaled = scale.cpu(), values * (torch.tensor(1.0) / scale.cpu().reshape(()))
     else:
-        scales = scale.cpu()
-        inverse = torch.tensor(1.0) / scales.reshape(())
-    codes = (values * inverse).clamp(-MAX, MAX).to(torch.float8_e4m3fn).reshape(rows.shape).view(torch.uint8)
+        if quant_format == "fp8_token":
+            scales = torch.maximum(largest / most, torch.tensor(1 / (MAX * 512)))
+        else:
+            scales = torch.maximum(largest, torch.tensor(1e-10)) / most
+        scaled = values / scales.unsqueeze(-1)
+    codes = scaled.clamp(-MAX, MAX).to(torch.float8_e4m3fn).reshape(rows.shape).view(torch.uint8)
     # One NaN: the positive one.
     return torch.where(codes & 0x7F == 0x7F, torch.tensor(0x7F, dtype=torch.uint8), codes), scales
 

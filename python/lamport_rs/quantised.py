@@ -24,20 +24,26 @@ from lamport_rs.single_rank import normalise_sum
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
-QuantFormat: TypeAlias = Literal["fp8_static", "fp8_token", "fp8_group"]
+QuantFormat: TypeAlias = Literal["fp8_static", "fp8_token", "fp8_group", "fp8_group_column_major"]
 """What normalised rows become. All are FP8 e4m3 (`torch.float8_e4m3fn`), and float32 scales that give the rows back.
 
 `"fp8_static"`: one scale for the tensor, which is given. `"fp8_token"`: a scale for each row. `"fp8_group"`: one for
-each 128 columns of a row.
+each 128 columns of a row. `"fp8_group_column_major"`: the same, but the scales of a column lie side by side, and columns
+begin at multiples of 16 bytes, as DeepGEMM reads them.
 """
 
-_GROUPS: dict[str, int | None] = {"fp8_static": None, "fp8_token": 0, "fp8_group": 128}
+_COLUMN_MAJOR = "fp8_group_column_major"
+_GROUPS: dict[str, int | None] = {"fp8_static": None, "fp8_token": 0, "fp8_group": 128, _COLUMN_MAJOR: 128}
 """Columns that share a scale, by format: 0 for all of a row, None if the scale is given."""
 
 _MAX = 448.0
 """The largest value of FP8 e4m3."""
-_MIN_SCALE = 1.0 / (_MAX * 512.0)
+_LEAST_ROW_SCALE = 1.0 / (_MAX * 512.0)
 """Rows of zeros have it."""
+_LEAST_OF_GROUP = 1e-10
+"""Groups of smaller values have the scale of this one."""
+_SCALE_ALIGNMENT = 4
+"""Columns of scales begin at multiples of as many."""
 
 
 def all_reduce_rms_norm_quant(
@@ -62,13 +68,16 @@ def all_reduce_rms_norm_quant(
     The rows are rounded to `input`'s dtype first, as if the quantiser were an operation of its own. Then, for the
     values `y` that share a scale `s`,
 
-        s = max(max(|y|) / 448, 1 / (448 * 512))    unless it is given
-        out = float8_e4m3fn(clamp(y * (1 / s), -448, 448))
+        out = float8_e4m3fn(clamp(y * (1 / s), -448, 448))    where `s` is given
+        out = float8_e4m3fn(clamp(y / s, -448, 448))          where it is computed:
+        s = max(max(|y|) / 448, 1 / (448 * 512))              for a row
+        s = max(max(|y|), 1e-10) / 448                        for a group of columns
 
-    in float32, rounded to nearest even. A NaN makes the scale that it shares NaN, and all values that share it.
+    in float32, rounded to nearest even. These are the values of the quantising kernels of vLLM, bit for bit. A NaN makes
+    the scale that it shares NaN, and all values that share it.
 
     Args:
-        input: As for `all_reduce_rms_norm`, float16 or bfloat16; `hidden` a multiple of 128 for `"fp8_group"`.
+        input: As for `all_reduce_rms_norm`, float16 or bfloat16; `hidden` a multiple of 128 for groups.
         residual: As for `all_reduce_rms_norm`.
         weight: As for `all_reduce_rms_norm`.
         workspace: The group's workspace, or its table.
@@ -78,7 +87,8 @@ def all_reduce_rms_norm_quant(
         weight_bias: As for `all_reduce_rms_norm`.
         with_norm: Whether the normalised rows are wanted too. They are, if `norm_out` is given.
         out: Where the quantised rows go: shape of `input`, `torch.float8_e4m3fn`. None to allocate it.
-        scale_out: Where the scales go: `[..., 1]` or `[..., hidden // 128]`, float32. None to allocate it.
+        scale_out: Where the scales go: `[..., 1]` or `[..., hidden // 128]`, float32. None to allocate it; column-major
+            ones must have the strides that it would have then.
         residual_out: As for `all_reduce_rms_norm`.
         norm_out: Where the normalised rows go, like `input`; may be `input`.
         algorithm: As for `all_reduce_rms_norm`.
@@ -150,12 +160,13 @@ def run_all_reduce_rms_norm_quant(
             )
         except (LamportLayoutError, LamportSingleRankError):
             out, scales, residual_out, norm = empty_results(input, quant_format, scale, with_norm, *given)
-            norm_out = norm if with_norm else None
+            # Scales that are not row-major must lie as they do.
+            is_copied = scale is None and quant_format != _COLUMN_MAJOR
 
             def operation(read: Operands, written: Operands) -> None:
                 added = None if residual is None else read[1]
                 factor = read[-1] if scale is None else read[-2]
-                used = written[2] if scale is None else read[-1]
+                used = read[-1] if scale is not None else written[2] if is_copied else scales
                 rows = written[-1] if with_norm else None
                 try:
                     _core.all_reduce_rms_norm_quant(
@@ -181,7 +192,7 @@ def run_all_reduce_rms_norm_quant(
                 operation,
                 [input] if residual is None else [input, residual],
                 [weight] if scale is None else [weight, scale],
-                [out, residual_out, *([scales] if scale is None else []), *([norm] if with_norm else [])],
+                [out, residual_out, *([scales] if is_copied else []), *([norm] if with_norm else [])],
             )
         except (TypeError, RuntimeError) as error:
             explain(error, "input", input)
@@ -219,9 +230,7 @@ def empty_results(
     if group is None and scale_out is not None:
         raise LamportError(f"{quant_format} computes no scales: scale_out must be None")
     if scale_out is None:
-        columns = input.shape[-1] if input.dim() > 0 else 0
-        shape: Sequence[int] = (0,) if group is None else (*input.shape[:-1], columns // group if group else 1)
-        scale_out = torch.empty(shape, dtype=torch.float32, device=input.device)
+        scale_out = _empty_scales(input, quant_format)
     if residual_out is None:
         residual_out = empty_dense(input)
     if norm_out is None:
@@ -229,18 +238,36 @@ def empty_results(
     return out, scale_out, residual_out, norm_out
 
 
+def _empty_scales(input: torch.Tensor, quant_format: str) -> torch.Tensor:  # noqa: A002
+    group = _GROUPS[quant_format]
+    columns = input.shape[-1] if input.dim() > 0 else 0
+    shape: Sequence[int] = (0,) if group is None else (*input.shape[:-1], columns // group if group else 1)
+    if quant_format != _COLUMN_MAJOR:
+        return torch.empty(shape, dtype=torch.float32, device=input.device)
+    strides, rows = [], 1
+    for size in reversed(input.shape[:-1]):
+        strides.insert(0, rows)
+        rows = rows * size
+    aligned = (rows + _SCALE_ALIGNMENT - 1) // _SCALE_ALIGNMENT * _SCALE_ALIGNMENT
+    return torch.empty_strided(shape, (*strides, aligned), dtype=torch.float32, device=input.device)
+
+
 def _quantise(rows: torch.Tensor, quant_format: str, out: torch.Tensor, scale: torch.Tensor) -> None:
     """Quantise normalised rows with torch: for a group of one rank on a GPU."""
     with torch.inference_mode():
         group = _GROUPS[quant_format]
         values = rows.float().unflatten(-1, (-1, group or rows.shape[-1]))
-        if group is not None:
+        if group is None:
+            scaled = values * scale.reciprocal().reshape(())
+        else:
             # By a tensor, not by a number: torch multiplies by the reciprocal of a number.
-            largest = values.abs().amax(-1) / torch.full((), _MAX, device=rows.device)
-            scale.copy_(largest.clamp(min=_MIN_SCALE))
-        inverse = scale.reciprocal()
-        inverse = inverse.reshape(()) if group is None else inverse.unsqueeze(-1)
-        out.copy_((values * inverse).clamp(-_MAX, _MAX).flatten(-2))
+            largest, most = values.abs().amax(-1), torch.full((), _MAX, device=rows.device)
+            if group == 0:
+                scale.copy_((largest / most).clamp(min=_LEAST_ROW_SCALE))
+            else:
+                scale.copy_(largest.clamp(min=_LEAST_OF_GROUP) / most)
+            scaled = values / scale.unsqueeze(-1)
+        out.copy_(scaled.clamp(-_MAX, _MAX).flatten(-2))
 
 
 run_all_reduce_rms_norm_quant = with_range("all_reduce_rms_norm_quant", run_all_reduce_rms_norm_quant)

@@ -133,7 +133,10 @@ fn operands(question: &Question) -> Result<Operands> {
                 residual_output: tensor(shape, dtype)?,
             };
             let quantised = tensor(shape, Dtype::Float8E4M3)?;
-            let scales = tensor(&scales, Dtype::Float32)?;
+            let mut scales = tensor(&scales, Dtype::Float32)?;
+            if sink.scales_of_row(columns).is_some() {
+                scales.strides = rms_norm_quant::scale_strides(sink, scales.shape, columns);
+            }
             Operands::AllReduceRmsNormQuant(AllReduceRmsNormQuant { norm, has_output: true, sink, quantised, scales })
         }
         Kind::MinimaxRms => {

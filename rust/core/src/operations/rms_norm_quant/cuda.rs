@@ -1,7 +1,7 @@
 //! The operation over device memory.
 
 use cudarc::driver::sys;
-use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantShape, AllReduceRmsNormTensors};
+use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantShape, AllReduceRmsNormTensors, QuantisedTensors};
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::AllReduceRmsNormQuant;
@@ -57,18 +57,23 @@ pub(in crate::operations) unsafe fn run_or_load(
             output: operands.output().map_or(0, |output| row(output, chunk)),
             residual_output: row(&norm.residual_output, chunk),
         };
-        let scales = match operands.sink.scales_of_row(norm.input.columns()) {
-            Some(_) => row(&operands.scales, chunk),
-            None => operands.scales.pointer as u64,
-        };
-        let quantised = row(&operands.quantised, chunk);
-        plan.parameters(&geometry, group, tensors, norm.epsilon, norm.weight_bias, quantised, scales)
+        let scale_strides = operands.sink.scale_strides(norm.input.rows(), norm.input.columns());
+        let scales = operands.scales.pointer as u64 + (chunk.start * scale_strides[0] * size_of::<f32>()) as u64;
+        let quantised = QuantisedTensors { quantised: row(&operands.quantised, chunk), scales, scale_strides };
+        plan.parameters(&geometry, group, tensors, quantised, norm.epsilon, norm.weight_bias)
     };
     let description = operands.describe(algorithm);
     // SAFETY: the caller's promises.
     unsafe {
-        let plans = |plans: &mut crate::cuda::plans::Plans| &mut plans.all_reduce_rms_norm_quant;
-        launch(workspace, &description, chunks, plans, shape, parameters, purpose)
+        launch(
+            workspace,
+            &description,
+            chunks,
+            |plans| &mut plans.all_reduce_rms_norm_quant,
+            shape,
+            parameters,
+            purpose,
+        )
     }
 }
 

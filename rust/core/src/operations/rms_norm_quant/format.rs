@@ -10,8 +10,10 @@ use crate::tensor::Dtype;
 
 /// The largest value of FP8 e4m3.
 const FP8_MAX: f32 = 448.0;
-/// The least scale: rows of zeros have it.
-const FP8_MIN_SCALE: f32 = 1.0 / (FP8_MAX * 512.0);
+/// The least scale of a row: rows of zeros have it.
+const LEAST_ROW_SCALE: f32 = 1.0 / (FP8_MAX * 512.0);
+/// Groups of smaller values have the scale of this one.
+const LEAST_OF_GROUP: f32 = 1e-10;
 
 /// Quantises rows one after the other.
 pub struct RowQuantiser {
@@ -21,18 +23,22 @@ pub struct RowQuantiser {
     values: Vec<f32>,
     quantised: *mut u8,
     scales: *mut f32,
+    /// From a scale to that of the next row, and to the next of its row.
+    scale_strides: [usize; 2],
 }
 
 impl RowQuantiser {
     /// # Safety
     /// The operands were checked, and their pointers are valid while this is used.
     pub unsafe fn new(operands: &AllReduceRmsNormQuant) -> Self {
+        let input = &operands.norm.input;
         Self {
             sink: operands.sink,
-            dtype: operands.norm.input.dtype,
-            values: Vec::with_capacity(operands.norm.input.columns()),
+            dtype: input.dtype,
+            values: Vec::with_capacity(input.columns()),
             quantised: operands.quantised.pointer,
             scales: operands.scales.pointer.cast(),
+            scale_strides: operands.sink.scale_strides(input.rows(), input.columns()),
         }
     }
 
@@ -48,40 +54,56 @@ impl RowQuantiser {
     /// Stores what row `row` becomes, of which all vectors were taken.
     pub fn finish(&mut self, row: usize) {
         let columns = self.values.len();
-        let (first, group) = match self.sink {
-            Sink::Fp8Static => (0, columns),
-            Sink::Fp8Token => (row, columns),
-            Sink::Fp8Group => (row * (columns / GROUP_COLUMNS), GROUP_COLUMNS),
-        };
+        let group = if self.sink.in_kernel() == Sink::Fp8Group { GROUP_COLUMNS } else { columns };
         for (index, values) in self.values.chunks_exact(group).enumerate() {
-            let place = self.scales.wrapping_add(first + index);
+            let place = self.scale(row, index);
+            let largest = largest_magnitude(values);
             let scale = match self.sink {
                 // SAFETY: the one scale that is given.
                 Sink::Fp8Static => unsafe { place.read_unaligned() },
-                Sink::Fp8Token | Sink::Fp8Group => {
-                    let scale = scale_of(values);
-                    // SAFETY: within the scales, as the constructor's caller promised: a row has `columns / group`.
-                    unsafe { place.write_unaligned(scale) };
-                    scale
-                }
+                Sink::Fp8Token => at_least(largest / FP8_MAX, LEAST_ROW_SCALE),
+                Sink::Fp8Group | Sink::Fp8GroupColumnMajor => at_least(largest, LEAST_OF_GROUP) / FP8_MAX,
             };
             let inverse = 1.0 / scale;
             for (at, value) in values.iter().enumerate() {
+                // A scale that is given is multiplied by, as its reciprocal: as the common kernels have it.
+                let scaled = if self.sink == Sink::Fp8Static { value * inverse } else { value / scale };
                 let place = self.quantised.wrapping_add(row * columns + index * group + at);
                 // SAFETY: within the quantised rows, as the constructor's caller promised.
-                unsafe { place.write(to_e4m3(value * inverse)) };
+                unsafe { place.write(to_e4m3(scaled)) };
+            }
+            if self.sink != Sink::Fp8Static {
+                // SAFETY: within the scales, as the constructor's caller promised: a row has `columns / group`.
+                unsafe { place.write_unaligned(scale) };
             }
         }
         self.values.clear();
     }
+
+    /// Makes the scales of `rows` rows NaN, if they are computed.
+    pub fn spoil_scales(&self, rows: usize, columns: usize) {
+        for index in 0..self.sink.scales_of_row(columns).unwrap_or(0) {
+            for row in 0..rows {
+                // SAFETY: within the scales, as the constructor's caller promised.
+                unsafe { self.scale(row, index).write_unaligned(f32::NAN) };
+            }
+        }
+    }
+
+    fn scale(&self, row: usize, index: usize) -> *mut f32 {
+        self.scales.wrapping_add(row * self.scale_strides[0] + index * self.scale_strides[1])
+    }
 }
 
-/// The scale with which the largest of the values is the format's largest. NaN if one of them is.
-fn scale_of(values: &[f32]) -> f32 {
+/// NaN if one of the values is.
+fn largest_magnitude(values: &[f32]) -> f32 {
     // Bits of magnitudes are in the order of these, and those of a NaN above all.
-    let largest = values.iter().map(|value| value.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
-    let scale = f32::from_bits(largest) / FP8_MAX;
-    if scale < FP8_MIN_SCALE { FP8_MIN_SCALE } else { scale }
+    f32::from_bits(values.iter().map(|value| value.to_bits() & 0x7fff_ffff).max().unwrap_or(0))
+}
+
+/// NaN if `value` is.
+fn at_least(value: f32, least: f32) -> f32 {
+    if value < least { least } else { value }
 }
 
 /// The nearest FP8 e4m3, of two the even one; beyond the largest, that. A NaN becomes the positive one.
@@ -139,9 +161,10 @@ mod tests {
     }
 
     #[test]
-    fn a_scale_makes_the_largest_value_the_formats_largest() {
-        assert_eq!(scale_of(&[1.0, -896.0, 3.0]), 2.0);
-        assert_eq!(scale_of(&[0.0, -0.0]), FP8_MIN_SCALE);
-        assert!(scale_of(&[1.0, f32::NAN, f32::INFINITY]).is_nan());
+    fn the_largest_magnitude_is_nan_if_one_is() {
+        assert_eq!(largest_magnitude(&[1.0, -896.0, 3.0]), 896.0);
+        assert_eq!(largest_magnitude(&[0.0, -0.0]).to_bits(), 0);
+        assert!(largest_magnitude(&[1.0, f32::NAN, f32::INFINITY]).is_nan());
+        assert!(at_least(f32::NAN, 1.0).is_nan());
     }
 }

@@ -2,7 +2,7 @@
 
 use super::AllReduceRmsNormQuant;
 use super::format::RowQuantiser;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
 use crate::operations::host::rms_norm::{check_host, run_norm};
 use crate::operations::host::with_nan_on_failure;
@@ -20,7 +20,13 @@ pub unsafe fn all_reduce_rms_norm_quant(
     interrupted: Interrupted<'_>,
 ) -> Result<()> {
     // SAFETY: the caller's promise.
-    unsafe { with_nan_on_failure(run(workspace, operands, interrupted), operands.outputs()) }
+    let outcome = unsafe { with_nan_on_failure(run(workspace, operands, interrupted), operands.rows()) };
+    if outcome.as_ref().is_err_and(Error::spoils_outputs) {
+        let input = &operands.norm.input;
+        // SAFETY: such errors come after the checks; the caller's promise.
+        unsafe { RowQuantiser::new(operands) }.spoil_scales(input.rows(), input.columns());
+    }
+    outcome
 }
 
 unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNormQuant, interrupted: Interrupted<'_>) -> Result<()> {

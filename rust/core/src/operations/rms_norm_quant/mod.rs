@@ -12,14 +12,14 @@ pub mod cuda;
 pub mod format;
 pub mod host;
 
-use lamport_rs_kernels::Sink;
+pub use lamport_rs_kernels::Sink;
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::arguments::AllReduceRmsNorm;
 use super::named::Named;
 use super::operation::{Description, Kind};
 use crate::error::{Error, Result};
-use crate::tensor::{Device, Dtype, Tensor};
+use crate::tensor::{Device, Dimensions, Dtype, Tensor};
 
 /// `residual_output = sum over ranks of input + residual`, `output = rms_norm(residual_output) × weight`, and
 /// `quantised × scales = output`, more or less.
@@ -48,10 +48,9 @@ impl AllReduceRmsNormQuant {
         self.has_output.then_some(&self.norm.output)
     }
 
-    /// All that is written.
-    pub fn outputs(&self) -> impl Iterator<Item = &Tensor> {
-        let scales = self.sink.scales_of_row(self.norm.input.columns()).map(|_| &self.scales);
-        [&self.norm.residual_output, &self.quantised].into_iter().chain(scales).chain(self.output())
+    /// All rows that are written.
+    pub fn rows(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.norm.residual_output, &self.quantised].into_iter().chain(self.output())
     }
 
     /// Checks the operands for a workspace on `device`.
@@ -79,16 +78,37 @@ impl AllReduceRmsNormQuant {
             operand.check_writable()?;
         }
         self.norm.check_with(device, self.output())?;
+        quantised.check_layout()?;
+        self.check_scales_layout(scales)?;
         for operand in [quantised, scales] {
-            // One number may lie anywhere.
-            if operand.name != "scale" || self.scales.elements() != 1 || self.scales.is_negated {
-                operand.check_layout()?;
-            }
             for (name, other) in self.others() {
                 operand.check_separate(named(name, other))?;
             }
         }
         quantised.check_separate(scales)
+    }
+
+    fn check_scales_layout(&self, scales: Named<'_>) -> Result<()> {
+        if self.sink == Sink::Fp8GroupColumnMajor {
+            let input = &self.norm.input;
+            let expected = scale_strides(self.sink, scales.tensor.shape, input.columns());
+            let lies = scales.tensor.shape.as_slice().iter().zip(scales.tensor.strides.as_slice());
+            let mut lies = lies.zip(expected.as_slice());
+            let is_empty = scales.tensor.elements() == 0;
+            if scales.tensor.is_negated || !is_empty && !lies.all(|((&size, own), expected)| size == 1 || own == expected) {
+                return Err(Error::Argument(format!(
+                    "scale has shape {:?} and strides {:?}, but must have strides {expected:?}: leave scale_out to the \
+                     operation",
+                    scales.tensor.shape, scales.tensor.strides
+                )));
+            }
+            return Ok(());
+        }
+        // One number may lie anywhere.
+        if scales.tensor.elements() != 1 || scales.tensor.is_negated {
+            scales.check_layout()?;
+        }
+        Ok(())
     }
 
     fn others(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
@@ -98,4 +118,18 @@ impl AllReduceRmsNormQuant {
             .chain(residual.as_ref().map(|residual| ("residual", residual)))
             .chain(self.output().map(|output| ("norm_out", output)))
     }
+}
+
+/// Strides of scales of `shape`, where the rows that are quantised have `columns` columns.
+pub(super) fn scale_strides(sink: Sink, shape: Dimensions, columns: usize) -> Dimensions {
+    let sizes = shape.as_slice();
+    let outer = &sizes[..sizes.len().saturating_sub(1)];
+    let [row, next] = sink.scale_strides(outer.iter().product(), columns);
+    let mut strides = shape.with_columns(next);
+    let mut stride = row;
+    for dimension in (0..outer.len()).rev() {
+        strides = strides.with(dimension, stride);
+        stride *= outer[dimension].max(1);
+    }
+    strides
 }
