@@ -16,7 +16,7 @@ def quantised(rows: torch.Tensor, quant_format: str, scale: torch.Tensor | None)
     """Of normalised rows: the codes, as bytes, and the scales. On the CPU, whose divisions are exact."""
     rows = rows.cpu().float()
     group = GROUPS[quant_format] or rows.shape[-1]
-    values = rows.reshape(*rows.shape[:-1], -1, group)
+    values = rows.reshape(*rows.shape[:-1], rows.shape[-1] // group, group)
     largest, most = values.abs().amax(-1), torch.tensor(MAX)
     if scale is not None:
         scales, scaled = scale.cpu(), values * (torch.tensor(1.0) / scale.cpu().reshape(()))
@@ -39,6 +39,13 @@ def check_quantised(out: torch.Tensor, scales: torch.Tensor, rows: torch.Tensor,
     check_same_bits(scales.cpu(), expected, f"{what}: the scales")
 
 
+def check_columns(scales: torch.Tensor) -> None:
+    """As DeepGEMM reads them: those of a column side by side, columns at multiples of 16 bytes."""
+    rows, count = scales.shape[:-1].numel(), scales.shape[-1]
+    in_memory = torch.as_strided(scales, (rows, count), (1, (rows + 3) // 4 * 4))
+    check_same_bits(in_memory, scales.reshape(rows, count), "the scales in memory")
+
+
 def quantise_shapes(me: Rank, quant_format: str, dtype: torch.dtype, shapes: list[tuple[int, ...]]) -> list[bytes]:
     """Every way to call it, with the rows as they are and without; what all ranks must have in common."""
     workspace = me.workspace(lamport_rs.LamportWorkspace.compute_comm_size_for_all_reduce(1 << 18, me.world_size))
@@ -47,9 +54,13 @@ def quantise_shapes(me: Rank, quant_format: str, dtype: torch.dtype, shapes: lis
         inputs = [random_tensor(shape, dtype, seed, rank).to(me.device) for rank in range(me.world_size)]
         residual = random_tensor(shape, dtype, seed, 100).to(me.device)
         residual[..., :128] *= 100
-        if residual.dim() > 1 and residual.shape[0] > 2:
-            residual[2] = torch.nan
         weight = random_tensor(shape[-1:], dtype, seed, 101).to(me.device)
+        if residual.dim() > 1 and residual.shape[0] > 2:
+            # A row of NaN, one of zeros, and groups whose scale is the least.
+            residual[2] = torch.nan
+            for each in (*inputs, residual):
+                each[1] = 0
+            weight[128:256] = 1e-12
         scale = torch.tensor([0.01], device=me.device) if quant_format == "fp8_static" else None
         arguments = (inputs[me.rank], residual, weight, workspace, quant_format, scale, EPS)
         what = f"{quant_format} of {shape} {dtype}"
@@ -60,13 +71,15 @@ def quantise_shapes(me: Rank, quant_format: str, dtype: torch.dtype, shapes: lis
         whole = ~summed.isnan().any(-1)
         check_rounding(rows[whole], rms_norm_of_rows(summed, weight, EPS)[whole], what)
         check_quantised(out, scales, rows, quant_format, what)
+        if quant_format == "fp8_group_column_major":
+            check_columns(scales)
         plain = lamport_rs.all_reduce_rms_norm_quant(*arguments)
         assert plain[3] is None, what
         table = (*arguments[:3], workspace.workspace, *arguments[4:])
         operator = torch.ops.lamport_rs.all_reduce_rms_norm_quant(*table)
         places = {"out": torch.empty_like(out), "residual_out": residual, "norm_out": inputs[me.rank]}
         if scale is None:
-            places["scale_out"] = torch.full_like(scales, torch.nan)
+            places["scale_out"] = torch.empty_strided(scales.shape, scales.stride(), device=me.device).fill_(torch.nan)
         placed = lamport_rs.all_reduce_rms_norm_quant(*arguments, **places)
         check_same_bits(placed[3], rows, what)
         for other in (plain, operator, placed):
@@ -91,7 +104,10 @@ def leave_nan_after_a_fault(me: Rank, quant_format: str) -> None:
         "residual_out": torch.zeros_like(rows),
     }
     if scale is None:
-        places["scale_out"] = torch.zeros(4, 256 // (GROUPS[quant_format] or 256), device=me.device)
+        count = 256 // (GROUPS[quant_format] or 256)
+        # Of four rows: as many as columns are multiples of.
+        by_row = (1, 4) if quant_format == "fp8_group_column_major" else (count, 1)
+        places["scale_out"] = torch.empty_strided((4, count), by_row, device=me.device).zero_()
     try:
         lamport_rs.all_reduce_rms_norm_quant(
             rows, None, torch.ones_like(rows[0]), workspace, quant_format, scale, EPS, **places

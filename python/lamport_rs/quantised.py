@@ -256,7 +256,8 @@ def _quantise(rows: torch.Tensor, quant_format: str, out: torch.Tensor, scale: t
     """Quantise normalised rows with torch: for a group of one rank on a GPU."""
     with torch.inference_mode():
         group = _GROUPS[quant_format]
-        values = rows.float().unflatten(-1, (-1, group or rows.shape[-1]))
+        columns = group or rows.shape[-1]
+        values = rows.float().unflatten(-1, (rows.shape[-1] // columns, columns))
         if group is None:
             scaled = values * scale.reciprocal().reshape(())
         else:
