@@ -1,6 +1,9 @@
 """all_reduce_rms_norm_quant against a reference from the formats' definitions, for the tests of both backends."""
 
+import itertools
+
 import lamport_rs
+import pytest
 import torch
 from ranks import Rank
 from reference import check_rounding, check_same_bits, random_tensor, rms_norm_of_rows, rounded_sum_with
@@ -46,7 +49,17 @@ def check_columns(scales: torch.Tensor) -> None:
     check_same_bits(in_memory, scales.reshape(rows, count), "the scales in memory")
 
 
-def quantise_shapes(me: Rank, quant_format: str, dtype: torch.dtype, shapes: list[tuple[int, ...]]) -> list[bytes]:
+def scale_for(me: Rank, quant_format: str) -> torch.Tensor | None:
+    return torch.tensor([0.01], device=me.device) if quant_format == "fp8_static" else None
+
+
+def quantise_shapes(
+    me: Rank,
+    quant_format: str,
+    dtype: torch.dtype,
+    shapes: list[tuple[int, ...]],
+    algorithms: tuple[str, ...] = ("auto",),
+) -> list[bytes]:
     """Every way to call it, with the rows as they are and without; what all ranks must have in common."""
     workspace = me.workspace(lamport_rs.LamportWorkspace.compute_comm_size_for_all_reduce(1 << 18, me.world_size))
     results = []
@@ -61,7 +74,7 @@ def quantise_shapes(me: Rank, quant_format: str, dtype: torch.dtype, shapes: lis
             for each in (*inputs, residual):
                 each[1] = 0
             weight[128:256] = 1e-12
-        scale = torch.tensor([0.01], device=me.device) if quant_format == "fp8_static" else None
+        scale = scale_for(me, quant_format)
         arguments = (inputs[me.rank], residual, weight, workspace, quant_format, scale, EPS)
         what = f"{quant_format} of {shape} {dtype}"
         out, scales, residual_out, rows = lamport_rs.all_reduce_rms_norm_quant(*arguments, with_norm=True)
@@ -77,12 +90,13 @@ def quantise_shapes(me: Rank, quant_format: str, dtype: torch.dtype, shapes: lis
         assert plain[3] is None, what
         table = (*arguments[:3], workspace.workspace, *arguments[4:])
         operator = torch.ops.lamport_rs.all_reduce_rms_norm_quant(*table)
+        others = [lamport_rs.all_reduce_rms_norm_quant(*arguments, algorithm=each) for each in algorithms]
         places = {"out": torch.empty_like(out), "residual_out": residual, "norm_out": inputs[me.rank]}
         if scale is None:
             places["scale_out"] = torch.empty_strided(scales.shape, scales.stride(), device=me.device).fill_(torch.nan)
         placed = lamport_rs.all_reduce_rms_norm_quant(*arguments, **places)
         check_same_bits(placed[3], rows, what)
-        for other in (plain, operator, placed):
+        for other in (plain, operator, placed, *others):
             assert torch.equal(other[0].view(torch.uint8), out.view(torch.uint8)), f"{what}, called otherwise"
             check_same_bits(other[2], residual_out, what)
             if scale is None:
@@ -91,13 +105,30 @@ def quantise_shapes(me: Rank, quant_format: str, dtype: torch.dtype, shapes: lis
     return results
 
 
+def quantise_alone_and_in_a_batch(
+    me: Rank, quant_format: str, tokens: int, hidden: int, algorithms: tuple[str, ...] = ("auto",)
+) -> None:
+    workspace = me.workspace(lamport_rs.LamportWorkspace.compute_comm_size_for_all_reduce(1 << 18, me.world_size))
+    rows = random_tensor((tokens, hidden), torch.bfloat16, 7, me.rank).to(me.device)
+    weight = random_tensor((hidden,), torch.bfloat16, 101).to(me.device)
+    arguments = (None, weight, workspace, quant_format, scale_for(me, quant_format), EPS)
+    out, scales, *_ = lamport_rs.all_reduce_rms_norm_quant(rows, *arguments)
+    for algorithm, count in itertools.product(algorithms, (1, 2, 9, 33)):
+        for first in range(0, min(tokens, 4 * count), count):
+            few = slice(first, first + count)
+            some, its, *_ = lamport_rs.all_reduce_rms_norm_quant(rows[few].clone(), *arguments, algorithm=algorithm)
+            assert torch.equal(some.view(torch.uint8), out[few].view(torch.uint8)), f"{algorithm}, rows {few}"
+            if quant_format != "fp8_static":
+                check_same_bits(its, scales[few], f"{algorithm}, the scales of rows {few}")
+
+
 def leave_nan_after_a_fault(me: Rank, quant_format: str) -> None:
     """Rank 1 does not come: what is left is NaN, in the codes and in the scales."""
     workspace = me.workspace(1 << 20, kept=True, timeout=2.0)
     if me.rank == 1:
         return
     rows = torch.ones(4, 256, dtype=torch.bfloat16, device=me.device)
-    scale = torch.ones(1, device=me.device) if quant_format == "fp8_static" else None
+    scale = scale_for(me, quant_format)
     places = {
         "out": torch.zeros(4, 256, device=me.device).to(torch.float8_e4m3fn),
         "norm_out": torch.zeros_like(rows),
@@ -108,14 +139,14 @@ def leave_nan_after_a_fault(me: Rank, quant_format: str) -> None:
         # Of four rows: as many as columns are multiples of.
         by_row = (1, 4) if quant_format == "fp8_group_column_major" else (count, 1)
         places["scale_out"] = torch.empty_strided((4, count), by_row, device=me.device).zero_()
-    try:
-        lamport_rs.all_reduce_rms_norm_quant(
-            rows, None, torch.ones_like(rows[0]), workspace, quant_format, scale, EPS, **places
-        )
+    weight = torch.ones_like(rows[0])
+
+    def call() -> None:
+        lamport_rs.all_reduce_rms_norm_quant(rows, None, weight, workspace, quant_format, scale, EPS, **places)
         workspace.synchronize()
-    except lamport_rs.LamportTimeoutError as error:
-        assert error.missing_ranks == (1,)
-    else:
-        raise AssertionError("the absent rank was not missed")
+
+    with pytest.raises(lamport_rs.LamportTimeoutError) as raised:
+        call()
+    assert raised.value.missing_ranks == (1,)
     for name, place in places.items():
         assert bool(place.float().isnan().all()), f"{name} is not NaN"

@@ -4,7 +4,14 @@ import lamport_rs
 import pytest
 import torch
 from lamport_rs import LamportError
-from quantised_rows import EPS, FORMATS, check_quantised, leave_nan_after_a_fault, quantise_shapes
+from quantised_rows import (
+    EPS,
+    FORMATS,
+    check_quantised,
+    leave_nan_after_a_fault,
+    quantise_alone_and_in_a_batch,
+    quantise_shapes,
+)
 from ranks import Rank, ThreadRanks
 
 SHAPES = [(1, 128), (5, 256), (2, 3, 384), (33, 1024), (128,), (0, 128), (3, 4096)]
@@ -24,22 +31,9 @@ def test_what_a_fault_leaves_is_nan(quant_format):
     ThreadRanks(2).run(leave_nan_after_a_fault, quant_format)
 
 
-def quantise_alone_and_in_a_batch(me: Rank, quant_format: str) -> None:
-    workspace = me.workspace()
-    rows = torch.randn(9, 256, generator=torch.Generator().manual_seed(me.rank)).bfloat16()
-    weight, scale = torch.ones(256), torch.tensor([0.02]) if quant_format == "fp8_static" else None
-    arguments = (None, weight.bfloat16(), workspace, quant_format, scale, EPS)
-    out, scales, *_ = lamport_rs.all_reduce_rms_norm_quant(rows, *arguments)
-    for row in range(9):
-        one, its, *_ = lamport_rs.all_reduce_rms_norm_quant(rows[row : row + 1].clone(), *arguments)
-        assert torch.equal(one[0].view(torch.uint8), out[row].view(torch.uint8))
-        if scale is None:
-            assert torch.equal(its[0], scales[row])
-
-
 @pytest.mark.parametrize("quant_format", FORMATS)
 def test_a_rows_bits_do_not_depend_on_the_batch(ranks_of, quant_format):
-    ranks_of(2).run(quantise_alone_and_in_a_batch, quant_format)
+    ranks_of(2).run(quantise_alone_and_in_a_batch, quant_format, 9, 384)
 
 
 def compile_it(me: Rank, quant_format: str) -> None:
@@ -79,9 +73,7 @@ def refuse(me: Rank) -> None:
     for given, quant_format, its_scale, places, text in refused:
         factor = weight.to(given.dtype)
         with pytest.raises(LamportError, match=text):
-            lamport_rs.all_reduce_rms_norm_quant(
-                given, None, factor, workspace, quant_format, its_scale, EPS, **places
-            )
+            lamport_rs.all_reduce_rms_norm_quant(given, None, factor, workspace, quant_format, its_scale, EPS, **places)
     assert workspace.supports(rows, "all_reduce_rms_norm_quant", quant_format="fp8_token")
     assert not workspace.supports(rows, "all_reduce_rms_norm_quant", quant_format="fp8_group")
 

@@ -267,6 +267,7 @@ def explain(error: Exception, name: str, value: torch.Tensor) -> None:
 
 
 def core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | torch.Tensor:
+    """Return what the core knows the workspace by."""
     if type(workspace) is LamportWorkspace and workspace._core is not None:
         return workspace._core
     return workspace._usable_core() if isinstance(workspace, LamportWorkspace) else workspace

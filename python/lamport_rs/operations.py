@@ -219,10 +219,12 @@ def minimax_allreduce_rms_qk(
 
 
 def table_of(workspace: LamportWorkspace | torch.Tensor) -> torch.Tensor:
+    """Return the table that an operator knows the workspace by."""
     return workspace.workspace if isinstance(workspace, LamportWorkspace) else workspace
 
 
 def check_apart(name: str, out: torch.Tensor | None, other_name: str, other: torch.Tensor | None) -> None:
+    """Raise LamportError if two outputs are one tensor."""
     if out is not None and out is other:
         raise LamportError(f"{name} overlaps {other_name}; they must be separate tensors")
 

@@ -28,8 +28,8 @@ QuantFormat: TypeAlias = Literal["fp8_static", "fp8_token", "fp8_group", "fp8_gr
 """What normalised rows become. All are FP8 e4m3 (`torch.float8_e4m3fn`), and float32 scales that give the rows back.
 
 `"fp8_static"`: one scale for the tensor, which is given. `"fp8_token"`: a scale for each row. `"fp8_group"`: one for
-each 128 columns of a row. `"fp8_group_column_major"`: the same, but the scales of a column lie side by side, and columns
-begin at multiples of 16 bytes, as DeepGEMM reads them.
+each 128 columns of a row. `"fp8_group_column_major"`: the same, but the scales of a column lie side by side, and
+columns begin at multiples of 16 bytes, as DeepGEMM reads them.
 """
 
 _COLUMN_MAJOR = "fp8_group_column_major"
@@ -73,8 +73,8 @@ def all_reduce_rms_norm_quant(
         s = max(max(|y|) / 448, 1 / (448 * 512))              for a row
         s = max(max(|y|), 1e-10) / 448                        for a group of columns
 
-    in float32, rounded to nearest even. These are the values of the quantising kernels of vLLM, bit for bit. A NaN makes
-    the scale that it shares NaN, and all values that share it.
+    in float32, rounded to nearest even. These are the values of the quantising kernels of vLLM, bit for bit. A NaN
+    makes the scale that it shares NaN, and all values that share it.
 
     Args:
         input: As for `all_reduce_rms_norm`, float16 or bfloat16; `hidden` a multiple of 128 for groups.
@@ -153,10 +153,21 @@ def run_all_reduce_rms_norm_quant(
             out, scales, residual_out, norm = empty_results(
                 input, quant_format, scale, with_norm, out, scale_out, residual_out, norm_out
             )
-            norm_out = norm if with_norm else None
+            rows = norm if with_norm else None
             used = scales if scale is None else scale
             _core.all_reduce_rms_norm_quant(
-                core, input, residual, weight, quant_format, eps, weight_bias, norm_out, out, used, residual_out, algorithm
+                core,
+                input,
+                residual,
+                weight,
+                quant_format,
+                eps,
+                weight_bias,
+                rows,
+                out,
+                used,
+                residual_out,
+                algorithm,
             )
         except (LamportLayoutError, LamportSingleRankError):
             out, scales, residual_out, norm = empty_results(input, quant_format, scale, with_norm, *given)
@@ -244,7 +255,8 @@ def _empty_scales(input: torch.Tensor, quant_format: str) -> torch.Tensor:  # no
     shape: Sequence[int] = (0,) if group is None else (*input.shape[:-1], columns // group if group else 1)
     if quant_format != _COLUMN_MAJOR:
         return torch.empty(shape, dtype=torch.float32, device=input.device)
-    strides, rows = [], 1
+    strides: list[int] = []
+    rows = 1
     for size in reversed(input.shape[:-1]):
         strides.insert(0, rows)
         rows = rows * size

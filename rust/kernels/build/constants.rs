@@ -9,9 +9,8 @@ use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, SLOT_INDEX};
 
 use crate::parameters::{
     AllReduceParameters, AllReduceRmsNormParameters, AllReduceRmsNormQuantParameters, CONTROL_COPIES,
-    CONTROL_COPY_BYTES, FillParameters, Group,
-    MinimaxMatrix, MinimaxParameters, Report, RmsNorm, SKIPPED_IS_THERE, SkipParameters, TIME_UNIT_BITS,
-    VerifyParameters,
+    CONTROL_COPY_BYTES, FillParameters, Group, MinimaxMatrix, MinimaxParameters, Report, RmsNorm, SKIPPED_IS_THERE,
+    SkipParameters, TIME_UNIT_BITS, VerifyParameters,
 };
 use crate::sink::Sink;
 use crate::variants::{FILL_THREADS, SPEAKING_BLOCKS, WARP_THREADS};

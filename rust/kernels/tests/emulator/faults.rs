@@ -9,7 +9,9 @@ use lamport_rs_protocol::geometry::SLOTS;
 
 use crate::cases::device;
 use crate::machine::{Kernels, Machine};
-use crate::operations::{AllReduce, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Prepared, Skip, Verify};
+use crate::operations::{
+    AllReduce, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Prepared, Skip, Verify,
+};
 use crate::run::Case;
 use crate::values::Random;
 use crate::workspace::{HEADER, Workspace};

@@ -95,7 +95,9 @@ impl AllReduceRmsNormQuant {
             let lies = scales.tensor.shape.as_slice().iter().zip(scales.tensor.strides.as_slice());
             let mut lies = lies.zip(expected.as_slice());
             let is_empty = scales.tensor.elements() == 0;
-            if scales.tensor.is_negated || !is_empty && !lies.all(|((&size, own), expected)| size == 1 || own == expected) {
+            if scales.tensor.is_negated
+                || !is_empty && !lies.all(|((&size, own), expected)| size == 1 || own == expected)
+            {
                 return Err(Error::Argument(format!(
                     "scale has shape {:?} and strides {:?}, but must have strides {expected:?}: leave scale_out to the \
                      operation",
