@@ -248,7 +248,7 @@ pub fn all() -> Vec<Defect> {
         Defect {
             name: "partial sums of warps that do not exist are not made 0",
             file: "sink/residual_rms_norm.cuh",
-            old: "        pad(partials);\n",
+            old: "        pad(shared.partials);\n",
             new: "",
             run: chain(norm(OneShot), 1),
             expected: WrongResult,
