@@ -66,7 +66,7 @@ def all_reduce_rms_norm_quant(
     """Do `all_reduce_rms_norm`, and quantise the normalised rows.
 
     The rows are rounded to `input`'s dtype first, as if the quantiser were an operation of its own. Then, for the
-    values `y` that share a scale `s`,
+    values `y` that share a scale `s`::
 
         out = float8_e4m3fn(clamp(y * (1 / s), -448, 448))    where `s` is given
         out = float8_e4m3fn(clamp(y / s, -448, 448))          where it is computed:
