@@ -108,6 +108,11 @@ fn a_seed_repeats_a_run() {
 }
 
 #[test]
+fn values_over_a_scale_are_the_quotients() {
+    litmus::check_division(&Kernels::new(Sources::of_kernels()));
+}
+
+#[test]
 fn every_module_is_run() {
     let all = [cases::all_reduce(), cases::rms_norm(), cases::rms_norm_quant(), cases::minimax(), cases::setup()];
     let mut run = HashSet::new();
