@@ -11,6 +11,7 @@ from quantised_rows import (
     leave_nan_after_a_fault,
     quantise_alone_and_in_a_batch,
     quantise_shapes,
+    scale_for,
 )
 from ranks import Rank, ThreadRanks
 
@@ -55,9 +56,36 @@ def test_it_compiles(ranks_of, quant_format):
     ranks_of(2).run(compile_it, quant_format)
 
 
+def quantise_what_lies_otherwise(me: Rank, quant_format: str) -> None:
+    """Not contiguous, not aligned: what takes its place is copied, and column-major scales stay where they are."""
+    workspace = me.workspace()
+    rows, residual = (
+        torch.randn(5, 256, generator=torch.Generator().manual_seed(seed)).half() for seed in (me.rank, 9)
+    )
+    arguments = (torch.ones(256).half(), workspace, quant_format, scale_for(me, quant_format), EPS)
+    expected = lamport_rs.all_reduce_rms_norm_quant(rows, residual, *arguments, with_norm=True)
+    sliced, transposed = torch.zeros(5, 300).half()[:, 7:263].copy_(rows), residual.T.contiguous().T
+    places = {"out": torch.empty(256, 5, dtype=torch.float8_e4m3fn).T, "norm_out": torch.empty(256, 5).half().T}
+    if quant_format == "fp8_group_column_major":
+        places["scale_out"] = torch.empty_strided((5, 2), (1, 8))
+    elif quant_format != "fp8_static":
+        places["scale_out"] = torch.empty(expected[1].shape[1], 5).T
+    found = lamport_rs.all_reduce_rms_norm_quant(sliced, transposed, *arguments, **places)
+    for name, place in places.items():
+        assert any(each is place for each in found), f"{name} is not what was returned"
+    for each, other in zip(found, expected, strict=True):
+        assert torch.equal(each.float(), other.float())
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+def test_operands_may_lie_otherwise(ranks_of, quant_format):
+    ranks_of(2).run(quantise_what_lies_otherwise, quant_format)
+
+
 def refuse(me: Rank) -> None:
     workspace = me.workspace()
-    rows, weight, scale = torch.ones(2, 192).half(), torch.ones(192).half(), torch.ones(1)
+    rows, scale = torch.ones(2, 192).half(), torch.ones(1)
+    wide = torch.ones(2, 256).half()
     refused = [
         (rows, "fp4", None, {}, "quant_format"),
         (rows, "fp8_static", None, {}, "needs a scale"),
@@ -69,9 +97,10 @@ def refuse(me: Rank) -> None:
         (rows, "fp8_token", None, {"out": torch.empty_like(rows)}, "out is float16"),
         (rows, "fp8_token", None, {"scale_out": torch.empty(2, 2)}, "scale has shape"),
         (rows, "fp8_static", scale, {"scale_out": torch.empty(1)}, "scale_out must be None"),
+        (wide, "fp8_group_column_major", None, {"scale_out": torch.empty(2, 2)}, "must have strides \\[1, 4\\]"),
     ]
     for given, quant_format, its_scale, places, text in refused:
-        factor = weight.to(given.dtype)
+        factor = torch.ones(given.shape[-1]).to(given.dtype)
         with pytest.raises(LamportError, match=text):
             lamport_rs.all_reduce_rms_norm_quant(given, None, factor, workspace, quant_format, its_scale, EPS, **places)
     assert workspace.supports(rows, "all_reduce_rms_norm_quant", quant_format="fp8_token")
