@@ -73,8 +73,8 @@ def all_reduce_rms_norm_quant(
         s = max(max(|y|) / 448, 1 / (448 * 512))              for a row
         s = max(max(|y|), 1e-10) / 448                        for a group of columns
 
-    in float32, rounded to nearest even. These are the values of the quantising kernels of vLLM, bit for bit. A NaN
-    makes the scale that it shares NaN, and all values that share it.
+    in float32, rounded to nearest even: what vLLM's quantising kernels compute. But a NaN, which their maxima pass
+    over, makes the scale that it shares NaN, and all values that share it.
 
     Args:
         input: As for `all_reduce_rms_norm`, float16 or bfloat16; `hidden` a multiple of 128 for groups.
