@@ -32,6 +32,14 @@ def norm(rows: int = 4, columns: int = HIDDEN, weight: torch.dtype = torch.bfloa
     return call
 
 
+def quantised(quant_format: str, rows: int = 4, columns: int = 128) -> Call:
+    def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
+        x = torch.ones(rows, columns, dtype=torch.bfloat16, device=me.device)
+        return lamport_rs.all_reduce_rms_norm_quant(x, x, x[0], workspace, quant_format, with_norm=True)[3]
+
+    return call
+
+
 def minimax(rows: int = 4, columns: int = HIDDEN, eps: float = 1e-6) -> Call:
     def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
         x, weight = torch.ones(rows, columns, device=me.device), torch.ones(columns, device=me.device)
@@ -68,6 +76,8 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
     "another operation": (total(256, torch.bfloat16), norm(), r"all_reduce_rms_norm of \[4, 64\] bfloat16"),
     "as many elements in other rows": (norm(4, 64), norm(2, 128), r"all_reduce_rms_norm of \[2, 128\] bfloat16"),
     "another epsilon": (norm(eps=1e-6), norm(eps=1e-5), r"all_reduce_rms_norm of \[4, 64\] bfloat16"),
+    "a quantiser": (norm(4, 128), quantised("fp8_token"), r"quant of \[4, 128\] bfloat16 to fp8_token"),
+    "another format": (quantised("fp8_token"), quantised("fp8_group"), r"quant of \[4, 128\] bfloat16 to fp8_group"),
     "another weight bias": (norm(), norm(weight_bias=1.0), r"all_reduce_rms_norm of \[4, 64\] bfloat16"),
     "another dtype of weights": (norm(), norm(weight=torch.float32), "weights float32"),
     "one matrix and not two": (minimax_qk(), minimax(), r"minimax_allreduce_rms of \[4, 64\] float32"),

@@ -18,11 +18,15 @@ def check(me: Rank) -> None:
     workspace = me.workspace(1 << 18, timeout=60)
     operators, table, weight = torch.ops.lamport_rs, workspace.workspace, torch.rand(32)
     rows = torch.randn(4, 32)
+    quantised = torch.randn(5, 256).half(), None, torch.rand(256).half(), table
     cases = [
         (operators.all_reduce, (rows, table)),
         (operators.all_reduce, (rows.clone().requires_grad_(), table)),
         (operators.all_reduce, (rows.T, table, "one_shot")),
         (operators.all_reduce_rms_norm, (rows, rows, weight, table, 1e-5, 1.0)),
+        (operators.all_reduce_rms_norm_quant, (*quantised, "fp8_static", torch.ones(1), 1e-5)),
+        (operators.all_reduce_rms_norm_quant, (*quantised, "fp8_token", None, 1e-5, 1.0, True)),
+        (operators.all_reduce_rms_norm_quant, (*quantised, "fp8_group_column_major")),
         (operators.minimax_allreduce_rms, (torch.randn(4, 64)[:, :32], weight, table, me.rank, 2, 1e-5)),
         (operators.minimax_allreduce_rms_qk, (rows, weight[:16], weight[:8], table, 16, 8, me.rank, 2, 1e-5)),
     ]

@@ -4,6 +4,7 @@
 // it; what the hardware may reorder is said at each function.
 #pragma once
 
+#include "device/e4m3.cuh"
 #include "device/types.cuh"
 #include "device/vector.cuh"
 
@@ -185,6 +186,29 @@ __device__ __forceinline__ void store_output_half(Address address, uint32 word) 
     asm volatile("st.global.u16 [%0], %1;" ::"l"(address), "h"(static_cast<unsigned short>(word)) : "memory");
 }
 
+// The next three: 8 bytes at a multiple of 8, and 4 at a multiple of 4.
+__device__ __forceinline__ void store_output_pair_if(bool condition, Address address, uint32 first, uint32 second) {
+    asm volatile("{.reg .pred p;\n"
+                 " setp.ne.u32 p, %3, 0;\n"
+                 " @p st.global.v2.u32 [%0], {%1, %2};}" ::"l"(address),
+                 "r"(first), "r"(second), "r"(static_cast<uint32>(condition))
+                 : "memory");
+}
+
+__device__ __forceinline__ void store_output_word_if(bool condition, Address address, uint32 word) {
+    asm volatile("{.reg .pred p;\n"
+                 " setp.ne.u32 p, %2, 0;\n"
+                 " @p st.global.u32 [%0], %1;}" ::"l"(address),
+                 "r"(word), "r"(static_cast<uint32>(condition))
+                 : "memory");
+}
+
+__device__ __forceinline__ uint32 load_weight_word(Address address) {
+    uint32 word;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
+    return word;
+}
+
 // ---- Barriers of a block --------------------------------------------------------------------------------------------
 // Of `threads` threads, some of which only arrive and go on. What they read before is read before the others go on.
 
@@ -249,6 +273,28 @@ __device__ __forceinline__ void unpack_float16(uint32 word, float& low, float& h
         " cvt.f32.f16 %1, h;}"
         : "=f"(low), "=f"(high)
         : "r"(word));
+}
+
+// ---- Comparisons ----------------------------------------------------------------------------------------------------
+
+// The larger one; NaN if either is.
+__device__ __forceinline__ float larger_or_nan(float a, float b) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
+}
+
+// ---- Conversions to FP8 e4m3 ----------------------------------------------------------------------------------------
+
+// Two values in the low half of a word, the first in its low byte. To nearest even; beyond 448, that.
+__device__ __forceinline__ uint32 pack_e4m3(float low, float high) {
+#if __CUDA_ARCH__ >= 890
+    unsigned short pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    return to_e4m3(low) | to_e4m3(high) << 8;
+#endif
 }
 
 }  // namespace lamport::ptx

@@ -51,6 +51,17 @@ __device__ __forceinline__ float warp_sums(float (&values)[count]) {
     return sum;
 }
 
+// The largest value of a warp, in all its lanes.
+__device__ __forceinline__ uint32 warp_maximum(uint32 value) { return __reduce_max_sync(0xffffffffu, value); }
+
+// The largest value of each half of a warp, in all lanes of that half. Two reductions that do not wait for each other
+// are shorter than four shuffles that do.
+__device__ __forceinline__ uint32 half_warp_maximum(uint32 value) {
+    const bool is_upper = threadIdx.x % WARP_THREADS >= WARP_THREADS / 2;
+    const uint32 lower = warp_maximum(is_upper ? 0 : value), upper = warp_maximum(is_upper ? value : 0);
+    return is_upper ? upper : lower;
+}
+
 // What the warps of a block leave in shared memory, for one sum over the block. The stride of 36 words puts rows that
 // are read at the same time into different banks, in vectors of four.
 //

@@ -4,7 +4,7 @@
 //   output          = rms_norm(residual_output)
 //
 // The sum and the residual are added in float32 and rounded once; the norm is of the rounded rows, as if it were an
-// operation of its own.
+// operation of its own. What becomes of the normalised rows is the `Output`'s: see StoreRows.
 //
 // A block has a row at a time. Where a row has no more vectors than the block threads, it is `held`: each thread keeps
 // its vector in registers. Otherwise a thread has several, and reads back what it stored.
@@ -37,31 +37,69 @@ struct AllReduceRmsNormParameters {
 
 ASSERT_LAYOUT_OF_AllReduceRmsNorm(AllReduceRmsNormParameters);
 
-// A thread's way through the rows of its block.
+// The normalised rows are the result.
 template <class Value, bool held>
-class ResidualRmsNorm {
+class StoreRows {
 public:
     using Parameters = AllReduceRmsNormParameters;
+
     // Of a block.
-    using Shared = WarpPartials;
+    struct Shared {};
+
+    // Before the wait for prior grids.
+    __device__ __forceinline__ explicit StoreRows(const Parameters&) {}
+
+    // Takes the thread's vector of a held row, with its weights, if it `has` one.
+    __device__ __forceinline__ void take(const Parameters&, bool, const NormVector<Value>&) {}
+
+    // Before the norm's barrier, when all of the row was taken. All threads of the block call it.
+    __device__ __forceinline__ void share(const Parameters&, Shared&) const {}
+
+    // Behind it: stores the present row of `rows`, whose factor is `scale`. All threads of the block call it.
+    template <class Rows>
+    __device__ __forceinline__ void put(Rows& rows, const Parameters& parameters, Shared&, float scale) const {
+        rows.for_each_column([&](uint32 column) {
+            const Vector vector = rows.normalised(column, scale);
+            rows.store(parameters.output, column, vector);
+        });
+    }
+
+    // A warp writes NaN over what `put` stores, `bytes` bytes of normalised rows.
+    static __device__ __forceinline__ void poison(const Parameters& parameters, uint64 bytes) {
+        fill_with_nan(parameters.output, bytes);
+    }
+};
+
+// A thread's way through the rows of its block. An empty `Output` takes no room, as a base class.
+template <class Value, bool held, template <class, bool> class Output = StoreRows>
+class ResidualRmsNorm : Output<Value, held> {
+public:
+    using Element = Value;
+    using Parameters = typename Output<Value, held>::Parameters;
     static constexpr bool HELD = held;
+
+    // Of a block.
+    struct Shared : Output<Value, held>::Shared {
+        WarpPartials partials;
+    };
 
     // The part of the block that speaks.
     static __device__ __forceinline__ void speak(const Parameters& parameters) {
         const uint64 bytes = uint64{parameters.tokens} * parameters.row_vectors * VECTOR_BYTES;
         lamport::speak(parameters.group, parameters.region_bytes, 2 * bytes, [&] {
-            fill_with_nan(parameters.output, bytes);
+            Output<Value, held>::poison(parameters, bytes);
             fill_with_nan(parameters.residual_output, bytes);
         });
     }
 
-    // All threads of the block call it. `partials` is theirs.
-    __device__ __forceinline__ ResidualRmsNorm(const Parameters& parameters, WarpPartials& partials)
-        : parameters_(parameters),
-          partials_(partials),
+    // All threads of the block call it. `shared` is theirs.
+    __device__ __forceinline__ ResidualRmsNorm(const Parameters& parameters, Shared& shared)
+        : Output<Value, held>(parameters),
+          parameters_(parameters),
+          shared_(shared),
           token_(data_block()),
           row_vectors_(token_ < parameters.tokens ? parameters.row_vectors : 0) {
-        pad(partials);
+        pad(shared.partials);
     }
 
     __device__ __forceinline__ uint32 token() const { return token_; }
@@ -85,6 +123,18 @@ public:
         }
     }
 
+    // Likewise, but a warp's threads call `work` as often as each other, be it with a number beyond the end.
+    template <class Work>
+    __device__ __forceinline__ void for_each_column_together(Work work) const {
+        if constexpr (held) {
+            work(threadIdx.x);
+        } else {
+            for (uint32 first = 0; first < row_vectors_; first += blockDim.x) {
+                work(first + threadIdx.x);
+            }
+        }
+    }
+
     __device__ __forceinline__ bool has(uint32 column) const { return column < row_vectors_; }
 
     // Vector `column` of the present row of a tensor.
@@ -96,6 +146,11 @@ public:
 
     __device__ __forceinline__ void store(Address tensor, uint32 column, const Vector& vector) const {
         ptx::store_output_if(has(column), address(tensor, column), vector);
+    }
+
+    __device__ __forceinline__ void store_if(bool condition, Address tensor, uint32 column,
+                                             const Vector& vector) const {
+        ptx::store_output_if(condition && has(column), address(tensor, column), vector);
     }
 
     // Loads what `add_up` adds: early, because it takes a while.
@@ -134,6 +189,7 @@ public:
         squares_ += has(column) ? sum_of_squares<Value>(vector) : 0.0f;
         if constexpr (held) {
             vector_.take(vector);
+            Output<Value, held>::take(parameters_, has(column), vector_);
         }
     }
 
@@ -141,15 +197,19 @@ public:
     __device__ __forceinline__ void finish() {
         // Lanes leave the polling at different times.
         __syncwarp();
-        const float scale = row_scale(parameters_.norm, squares_, partials_);
+        Output<Value, held>::share(parameters_, shared_);
+        const float scale = row_scale(parameters_.norm, squares_, shared_.partials);
         squares_ = 0.0f;
-        for_each_column([&](uint32 column) {
-            if constexpr (!held) {
-                vector_.load_weights(parameters_.norm, column);
-                vector_.take(load(parameters_.residual_output, column));
-            }
-            store(parameters_.output, column, vector_.scaled(scale));
-        });
+        Output<Value, held>::put(*this, parameters_, shared_, scale);
+    }
+
+    // Vector `column` of the normalised row, whose factor is `scale`.
+    __device__ __forceinline__ Vector normalised(uint32 column, float scale) {
+        if constexpr (!held) {
+            vector_.load_weights(parameters_.norm, column);
+            vector_.take(load(parameters_.residual_output, column));
+        }
+        return vector_.scaled(scale);
     }
 
 private:
@@ -157,8 +217,8 @@ private:
         return tensor + (uint64{token_} * parameters_.row_vectors + column) * VECTOR_BYTES;
     }
 
-    const AllReduceRmsNormParameters& parameters_;
-    WarpPartials& partials_;
+    const Parameters& parameters_;
+    Shared& shared_;
     uint32 token_;
     // Of the present row: none, in a block that has no row and only helps to clear.
     uint32 row_vectors_;

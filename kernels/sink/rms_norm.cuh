@@ -59,6 +59,16 @@ public:
         return result;
     }
 
+    // The largest magnitude of a value times its weight, before the row's factor. NaN if one is.
+    __device__ __forceinline__ float largest_product() const {
+        float largest = 0.0f;
+#pragma unroll
+        for (uint32 i = 0; i < PER_VECTOR<Value>; ++i) {
+            largest = ptx::larger_or_nan(largest, fabsf(values_[i] * weights_[i]));
+        }
+        return largest;
+    }
+
 private:
     template <class Weight>
     __device__ __forceinline__ void load_weights(Address begin, float bias) {

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lamport_rs.cache import clear_workspace_cache, get_allreduce_workspace
     from lamport_rs.lifecycle import WorkspaceStatus
     from lamport_rs.operations import all_reduce, all_reduce_rms_norm, minimax_allreduce_rms, minimax_allreduce_rms_qk
+    from lamport_rs.quantised import all_reduce_rms_norm_quant
     from lamport_rs.workspace import LamportWorkspace, bind_to_thread
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "__version__",
     "all_reduce",
     "all_reduce_rms_norm",
+    "all_reduce_rms_norm_quant",
     "bind_to_thread",
     "clear_workspace_cache",
     "get_allreduce_workspace",
@@ -58,6 +60,7 @@ _PUBLIC_MODULES = {
     "cache": ("clear_workspace_cache", "get_allreduce_workspace"),
     "lifecycle": ("WorkspaceStatus",),
     "operations": ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms", "minimax_allreduce_rms_qk"),
+    "quantised": ("all_reduce_rms_norm_quant",),
     "workspace": ("LamportWorkspace", "bind_to_thread"),
 }
 """The names that need torch, by the modules they come from."""

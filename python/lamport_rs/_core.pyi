@@ -91,9 +91,9 @@ class Buffer:
 
 def bind_to_thread(workspace: Workspace | torch.Tensor) -> None: ...
 def obstacle(
-    workspace: Workspace | torch.Tensor, call: tuple[str, list[int], str, str, str, int, int]
+    workspace: Workspace | torch.Tensor, call: tuple[str, list[int], str, str, str, str, int, int]
 ) -> str | None: ...
-def prepare(workspace: Workspace | torch.Tensor, call: tuple[str, list[int], str, str, str, int, int]) -> None: ...
+def prepare(workspace: Workspace | torch.Tensor, call: tuple[str, list[int], str, str, str, str, int, int]) -> None: ...
 def note_refusal(workspace: Workspace | torch.Tensor) -> None: ...
 def cpu_quota(root: Path | None = None, own: Path | None = None) -> float | None:
     """Return how many cores' time the container lets this process use; None for no limit."""
@@ -116,6 +116,20 @@ def all_reduce_rms_norm(
     eps: float,
     weight_bias: float,
     out: torch.Tensor,
+    residual_out: torch.Tensor,
+    algorithm: str,
+) -> None: ...
+def all_reduce_rms_norm_quant(
+    workspace: Workspace | torch.Tensor,
+    input: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    format: str,
+    eps: float,
+    weight_bias: float,
+    norm_out: torch.Tensor | None,
+    out: torch.Tensor,
+    scale: torch.Tensor,
     residual_out: torch.Tensor,
     algorithm: str,
 ) -> None: ...

@@ -23,6 +23,7 @@ class WorkspaceCalls(WorkspaceLifecycle):
         *,
         algorithm: str = "auto",
         weight_dtype: torch.dtype | None = None,
+        quant_format: str = "",
         q_size: int = 0,
         kv_size: int = 0,
     ) -> bool:
@@ -34,13 +35,14 @@ class WorkspaceCalls(WorkspaceLifecycle):
             operation: The name of one of the package's collectives.
             algorithm: As for the operation.
             weight_dtype: The dtype of the weights, for norms; None for that of `input`.
+            quant_format: As for `all_reduce_rms_norm_quant`.
             q_size: As for `minimax_allreduce_rms_qk`.
             kv_size: As for `minimax_allreduce_rms_qk`.
 
         Raises:
             LamportError: If there is no such operation or algorithm, or the workspace was cleaned up.
         """
-        call = _call_of(input, operation, algorithm, weight_dtype, q_size, kv_size)
+        call = _call_of(input, operation, algorithm, weight_dtype, quant_format, q_size, kv_size)
         obstacle = _core.obstacle(self._usable_core(), call)
         return obstacle is None and _is_dense(input) and input.device in (self._device, torch.device("meta"))
 
@@ -52,6 +54,7 @@ class WorkspaceCalls(WorkspaceLifecycle):
         *,
         algorithm: str = "auto",
         weight_dtype: torch.dtype | None = None,
+        quant_format: str = "",
         q_size: int = 0,
         kv_size: int = 0,
     ) -> None:
@@ -66,6 +69,7 @@ class WorkspaceCalls(WorkspaceLifecycle):
             operation: As for `supports`.
             algorithm: As for `supports`.
             weight_dtype: As for `supports`.
+            quant_format: As for `supports`.
             q_size: As for `supports`.
             kv_size: As for `supports`.
 
@@ -74,7 +78,8 @@ class WorkspaceCalls(WorkspaceLifecycle):
         """
         if not _is_dense(input):
             raise LamportError(f"{operation} takes dense tensors, not one of layout {input.layout}")
-        _core.prepare(self._usable_core(), _call_of(input, operation, algorithm, weight_dtype, q_size, kv_size))
+        call = _call_of(input, operation, algorithm, weight_dtype, quant_format, q_size, kv_size)
+        _core.prepare(self._usable_core(), call)
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
@@ -83,10 +88,16 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 
 def _call_of(
-    tensor: torch.Tensor, operation: str, algorithm: str, weight_dtype: torch.dtype | None, q_size: int, kv_size: int
-) -> tuple[str, list[int], str, str, str, int, int]:
+    tensor: torch.Tensor,
+    operation: str,
+    algorithm: str,
+    weight_dtype: torch.dtype | None,
+    quant_format: str,
+    q_size: int,
+    kv_size: int,
+) -> tuple[str, list[int], str, str, str, str, int, int]:
     """Return what the core is asked about."""
     # A nested tensor has no shape.
     shape = list(tensor.shape) if _is_dense(tensor) else []
     dtype, weight = (str(each).removeprefix("torch.") for each in (tensor.dtype, weight_dtype or tensor.dtype))
-    return operation, shape, dtype, weight, algorithm, q_size, kv_size
+    return operation, shape, dtype, weight, algorithm, quant_format, q_size, kv_size

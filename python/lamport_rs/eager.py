@@ -48,7 +48,7 @@ def run_all_reduce(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`all_reduce`, without a tracer."""
-    given, core = out, _core_of(workspace)
+    given, core = out, core_of(workspace)
     try:
         try:
             if out is None:
@@ -60,10 +60,10 @@ def run_all_reduce(
                 lambda read, written: _core.all_reduce(core, read[0], written[0], algorithm), [input], [], [out]
             )
         except (TypeError, RuntimeError) as error:
-            _explain(error, "input", input)
+            explain(error, "input", input)
             raise
     except BaseException as error:
-        _note_refusal(core, error)
+        note_refusal(core, error)
         raise
     if given is not None and not given.is_inference():
         increment_version(given)
@@ -74,7 +74,7 @@ def run_all_reduce(
 
 def run_all_reduce_in_place(tensor: torch.Tensor, workspace: LamportWorkspace) -> None:
     """`all_reduce` of `tensor` into itself, as torch's own collectives do it: autograd hears nothing."""
-    core = _core_of(workspace)
+    core = core_of(workspace)
     try:
         try:
             _core.all_reduce(core, tensor, tensor, "auto")
@@ -83,10 +83,10 @@ def run_all_reduce_in_place(tensor: torch.Tensor, workspace: LamportWorkspace) -
                 lambda read, written: _core.all_reduce(core, read[0], written[0], "auto"), [tensor], [], [tensor]
             )
         except (TypeError, RuntimeError) as error:
-            _explain(error, "tensor", tensor)
+            explain(error, "tensor", tensor)
             raise
     except BaseException as error:
-        _note_refusal(core, error)
+        note_refusal(core, error)
         raise
 
 
@@ -102,7 +102,7 @@ def run_all_reduce_rms_norm(
     residual_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`all_reduce_rms_norm`, without a tracer."""
-    given, given_residual, core = out, residual_out, _core_of(workspace)
+    given, given_residual, core = out, residual_out, core_of(workspace)
     try:
         try:
             if out is None:
@@ -125,10 +125,10 @@ def run_all_reduce_rms_norm(
 
             run_on_copies(operation, [input] if residual is None else [input, residual], [weight], [out, residual_out])
         except (TypeError, RuntimeError) as error:
-            _explain(error, "input", input)
+            explain(error, "input", input)
             raise
     except BaseException as error:
-        _note_refusal(core, error)
+        note_refusal(core, error)
         raise
     if given is not None and not given.is_inference():
         increment_version(given)
@@ -149,7 +149,7 @@ def run_minimax_rms(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`minimax_allreduce_rms`, without a tracer."""
-    given, core = out, _core_of(workspace)
+    given, core = out, core_of(workspace)
     try:
         try:
             if out is None:
@@ -166,10 +166,10 @@ def run_minimax_rms(
 
             run_on_copies(operation, [input], [norm_weight], [out])
         except (TypeError, RuntimeError) as error:
-            _explain(error, "input", input)
+            explain(error, "input", input)
             raise
     except BaseException as error:
-        _note_refusal(core, error)
+        note_refusal(core, error)
         raise
     if given is not None and not given.is_inference():
         increment_version(given)
@@ -192,7 +192,7 @@ def run_minimax_rms_qk(
     k_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`minimax_allreduce_rms_qk`, without a tracer."""
-    given_q, given_k, core = q_out, k_out, _core_of(workspace)
+    given_q, given_k, core = q_out, k_out, core_of(workspace)
     try:
         check_tensor("qkv", qkv)
         try:
@@ -205,7 +205,7 @@ def run_minimax_rms_qk(
         except (TypeError, RuntimeError) as error:
             _check_size("q_size", q_size)
             _check_size("kv_size", kv_size)
-            _explain(error, "qkv", qkv)
+            explain(error, "qkv", qkv)
             raise
         weights = (norm_weight_q, norm_weight_k)
         try:
@@ -223,10 +223,10 @@ def run_minimax_rms_qk(
 
             run_on_copies(operation, [qkv], weights, [q_out, k_out])
         except LamportError as error:
-            _explain(error, "qkv", qkv)
+            explain(error, "qkv", qkv)
             raise
     except BaseException as error:
-        _note_refusal(core, error)
+        note_refusal(core, error)
         raise
     if given_q is not None and not given_q.is_inference():
         increment_version(given_q)
@@ -237,7 +237,7 @@ def run_minimax_rms_qk(
     return q_out, k_out
 
 
-def _note_refusal(core: _core.Workspace | torch.Tensor, error: BaseException) -> None:
+def note_refusal(core: _core.Workspace | torch.Tensor, error: BaseException) -> None:
     """Count a call that sent nothing, or tell the log of one that failed."""
     _core.note_refusal(core)
     log_fault(error)
@@ -254,7 +254,7 @@ def _check_size(name: str, size: object) -> None:
         raise TypeError(f"argument '{name}': must be an integer, not {type(size).__name__}")
 
 
-def _explain(error: Exception, name: str, value: torch.Tensor) -> None:
+def explain(error: Exception, name: str, value: torch.Tensor) -> None:
     """Raise a better error in the place of `error`, which the operation or the allocation of its output raised."""
     if functorch_is_active():
         raise LamportError(f"{name}: {UNDER_TRANSFORMATION}; call the operation outside it") from error
@@ -266,7 +266,8 @@ def _explain(error: Exception, name: str, value: torch.Tensor) -> None:
         raise LamportError(f"{name} is {layout}, but must be a dense tensor") from error
 
 
-def _core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | torch.Tensor:
+def core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | torch.Tensor:
+    """Return what the core knows the workspace by."""
     if type(workspace) is LamportWorkspace and workspace._core is not None:
         return workspace._core
     return workspace._usable_core() if isinstance(workspace, LamportWorkspace) else workspace

@@ -80,7 +80,7 @@ def all_reduce(
         LamportAbortedError: If a rank has aborted, failed, ended or cleaned up.
     """
     if must_dispatch(input):
-        return _copy_to("out", out, torch.ops.lamport_rs.all_reduce(input, _table_of(workspace), algorithm))
+        return copy_to("out", out, torch.ops.lamport_rs.all_reduce(input, table_of(workspace), algorithm))
     return run_all_reduce(input, workspace, algorithm, out)
 
 
@@ -123,11 +123,11 @@ def all_reduce_rms_norm(
         LamportError: As for `all_reduce`, its subclasses among them.
     """
     if must_dispatch(input):
-        _check_apart("out", out, "residual_out", residual_out)
+        check_apart("out", out, "residual_out", residual_out)
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm(
-            input, residual, weight, _table_of(workspace), eps, weight_bias, algorithm
+            input, residual, weight, table_of(workspace), eps, weight_bias, algorithm
         )
-        return _copy_to("out", out, outputs[0]), _copy_to("residual_out", residual_out, outputs[1])
+        return copy_to("out", out, outputs[0]), copy_to("residual_out", residual_out, outputs[1])
     return run_all_reduce_rms_norm(input, residual, weight, workspace, eps, weight_bias, algorithm, out, residual_out)
 
 
@@ -163,9 +163,9 @@ def minimax_allreduce_rms(
         LamportError: As for `all_reduce`, and if `rank` or `nranks` are not the workspace's.
     """
     if must_dispatch(input):
-        table = _table_of(workspace)
+        table = table_of(workspace)
         output: torch.Tensor = torch.ops.lamport_rs.minimax_allreduce_rms(input, norm_weight, table, rank, nranks, eps)
-        return _copy_to("out", out, output)
+        return copy_to("out", out, output)
     return run_minimax_rms(input, norm_weight, workspace, rank, nranks, eps, out)
 
 
@@ -208,26 +208,28 @@ def minimax_allreduce_rms_qk(
         LamportError: As for `minimax_allreduce_rms`.
     """
     if must_dispatch(qkv):
-        _check_apart("q_out", q_out, "k_out", k_out)
+        check_apart("q_out", q_out, "k_out", k_out)
         outputs = torch.ops.lamport_rs.minimax_allreduce_rms_qk(
-            qkv, norm_weight_q, norm_weight_k, _table_of(workspace), q_size, kv_size, rank, nranks, eps
+            qkv, norm_weight_q, norm_weight_k, table_of(workspace), q_size, kv_size, rank, nranks, eps
         )
-        return _copy_to("q_out", q_out, outputs[0]), _copy_to("k_out", k_out, outputs[1])
+        return copy_to("q_out", q_out, outputs[0]), copy_to("k_out", k_out, outputs[1])
     return run_minimax_rms_qk(
         qkv, norm_weight_q, norm_weight_k, workspace, q_size, kv_size, rank, nranks, eps, q_out, k_out
     )
 
 
-def _table_of(workspace: LamportWorkspace | torch.Tensor) -> torch.Tensor:
+def table_of(workspace: LamportWorkspace | torch.Tensor) -> torch.Tensor:
+    """Return the table that an operator knows the workspace by."""
     return workspace.workspace if isinstance(workspace, LamportWorkspace) else workspace
 
 
-def _check_apart(name: str, out: torch.Tensor | None, other_name: str, other: torch.Tensor | None) -> None:
+def check_apart(name: str, out: torch.Tensor | None, other_name: str, other: torch.Tensor | None) -> None:
+    """Raise LamportError if two outputs are one tensor."""
     if out is not None and out is other:
         raise LamportError(f"{name} overlaps {other_name}; they must be separate tensors")
 
 
-def _copy_to(name: str, destination: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
+def copy_to(name: str, destination: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
     """Return `result`, in `destination` if there is one: with the eager operation's checks, which `copy_` lacks."""
     if destination is None:
         return result

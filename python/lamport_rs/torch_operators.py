@@ -28,6 +28,7 @@ from lamport_rs.eager import (
     run_minimax_rms_qk,
 )
 from lamport_rs.layout import empty_dense
+from lamport_rs.quantised import QuantFormat, empty_results, run_all_reduce_rms_norm_quant
 from lamport_rs.tracing import UNDER_TRANSFORMATION, must_dispatch, without_jit_tracer
 
 _NAMESPACE, _PREFIX = "lamport_rs", "ordered_"
@@ -54,6 +55,22 @@ def _all_reduce_rms_norm_fake(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     _prepare("all_reduce_rms_norm", input, residual, weight)
     return empty_dense(input), empty_dense(input)
+
+
+def _all_reduce_rms_norm_quant_fake(
+    input: torch.Tensor,  # noqa: A002
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    workspace: torch.Tensor,
+    quant_format: QuantFormat,
+    scale: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    weight_bias: float = 0.0,
+    with_norm: bool = False,
+    algorithm: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    _prepare("all_reduce_rms_norm_quant", input, residual, weight)
+    return empty_results(input, quant_format, scale, with_norm)
 
 
 def _minimax_allreduce_rms_fake(
@@ -176,6 +193,14 @@ _define(
     ' str algorithm="auto") -> (Tensor, Tensor)',
     run_all_reduce_rms_norm,
     _all_reduce_rms_norm_fake,
+)
+_define(
+    "all_reduce_rms_norm_quant",
+    "(Tensor input, Tensor? residual, Tensor weight, Tensor workspace, str quant_format, Tensor? scale=None,"
+    " float eps=1e-06, float weight_bias=0.0, bool with_norm=False,"
+    ' str algorithm="auto") -> (Tensor, Tensor, Tensor, Tensor)',
+    run_all_reduce_rms_norm_quant,
+    _all_reduce_rms_norm_quant_fake,
 )
 _define(
     "minimax_allreduce_rms",

@@ -35,8 +35,8 @@ mod _core {
     };
     #[pymodule_export]
     use super::operations::{
-        all_reduce, all_reduce_rms_norm, bind_to_thread, fill_sentinel, minimax_rms, minimax_rms_qk, note_refusal,
-        obstacle, prepare,
+        all_reduce, all_reduce_rms_norm, all_reduce_rms_norm_quant, bind_to_thread, fill_sentinel, minimax_rms,
+        minimax_rms_qk, note_refusal, obstacle, prepare,
     };
     #[pymodule_export]
     use super::sizing::{all_reduce_comm_size, comm_size_within, minimax_comm_size};

@@ -6,6 +6,7 @@ use lamport_rs_core::interrupts::Interrupted;
 use lamport_rs_core::memory::cuda::fill_and_wait;
 use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
 use lamport_rs_core::operations::operation::Kind;
+use lamport_rs_core::operations::rms_norm_quant::{self, AllReduceRmsNormQuant, Sink};
 use lamport_rs_core::operations::support::{self, Question};
 use lamport_rs_core::operations::{cuda, host};
 use lamport_rs_core::tensor::{self, Dtype};
@@ -84,6 +85,56 @@ pub fn all_reduce_rms_norm(
             Kind::AllReduceRmsNorm.name(),
             |workspace, interrupted| host::all_reduce_rms_norm(workspace, &operands, interrupted),
             |workspace, stream| cuda::all_reduce_rms_norm(workspace, &operands, stream),
+        )
+    }
+}
+
+/// Likewise, and `out` is the normalised rows as `format` has them, with their scales; `norm_out` these rows as they are,
+/// if they are asked for. `scale` is where the scales go, or those that are given.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "the operator's signature")]
+pub fn all_reduce_rms_norm_quant(
+    workspace: &Bound<'_, PyAny>,
+    input: &Bound<'_, PyAny>,
+    residual: Option<&Bound<'_, PyAny>>,
+    weight: &Bound<'_, PyAny>,
+    format: &str,
+    eps: f32,
+    weight_bias: f32,
+    norm_out: Option<&Bound<'_, PyAny>>,
+    out: &Bound<'_, PyAny>,
+    scale: &Bound<'_, PyAny>,
+    residual_out: &Bound<'_, PyAny>,
+    algorithm: &str,
+) -> PyResult<()> {
+    let found = find_workspace(workspace)?;
+    let residual_output = extract(residual_out, "residual_out")?;
+    let output = norm_out.map(|output| extract(output, "norm_out")).transpose()?;
+    let norm = AllReduceRmsNorm {
+        input: extract(input, "input")?,
+        residual: residual.map(|residual| extract(residual, "residual")).transpose()?,
+        weight: extract(weight, "weight")?,
+        epsilon: eps,
+        weight_bias,
+        algorithm: find_algorithm(algorithm)?,
+        output: output.unwrap_or(residual_output),
+        residual_output,
+    };
+    let operands = AllReduceRmsNormQuant {
+        norm,
+        has_output: output.is_some(),
+        sink: find_format(format)?,
+        quantised: extract(out, "out")?,
+        scales: extract(scale, "scale")?,
+    };
+    // SAFETY: as in `all_reduce`.
+    unsafe {
+        run(
+            workspace.py(),
+            &found,
+            Kind::AllReduceRmsNormQuant.name(),
+            |workspace, interrupted| rms_norm_quant::host::all_reduce_rms_norm_quant(workspace, &operands, interrupted),
+            |workspace, stream| rms_norm_quant::cuda::all_reduce_rms_norm_quant(workspace, &operands, stream),
         )
     }
 }
@@ -215,8 +266,8 @@ pub fn note_refusal(workspace: &Bound<'_, PyAny>) -> PyResult<()> {
 }
 
 /// What is asked about before it is called: the operation, the shape and the dtype of its first tensor, the weights' dtype,
-/// the algorithm, and the columns of Q and K.
-type Call = (String, Vec<usize>, String, String, String, i64, i64);
+/// the algorithm, how the result is quantised (empty: not), and the columns of Q and K.
+type Call = (String, Vec<usize>, String, String, String, String, i64, i64);
 
 /// Says why the workspace, or that of the table, would refuse the call on its device; None if it would serve it. The answer
 /// is the same on every rank.
@@ -247,17 +298,18 @@ pub fn prepare(py: Python<'_>, workspace: &Bound<'_, PyAny>, call: Call) -> PyRe
 
 /// The question, or why no workspace would serve it.
 fn question(workspace: &AnyWorkspace, call: Call) -> PyResult<std::result::Result<Question, String>> {
-    let (operation, shape, dtype, weight_dtype, algorithm, q_size, kv_size) = call;
+    let (operation, shape, dtype, weight_dtype, algorithm, format, q_size, kv_size) = call;
     let kind = Kind::named(&operation).ok_or_else(|| LamportError::new_err(format!("there is no {operation:?}")))?;
     let [Some(dtype), Some(weight)] = [&dtype, &weight_dtype].map(|name| Dtype::named(name)) else {
         return Ok(Err(format!("{operation} takes float32, float16 and bfloat16, not {dtype} and {weight_dtype}")));
     };
     let algorithm = find_algorithm(&algorithm)?;
+    let format = if format.is_empty() { None } else { Some(find_format(&format)?) };
     let device = match workspace {
         AnyWorkspace::Host(_) => tensor::Device::Cpu,
         AnyWorkspace::Cuda(workspace) => tensor::Device::Cuda(workspace.device.index),
     };
-    Ok(Ok(Question { kind, shape, dtype, weight, device, algorithm, sizes: [q_size, kv_size] }))
+    Ok(Ok(Question { kind, shape, dtype, weight, device, algorithm, format, sizes: [q_size, kv_size] }))
 }
 
 /// Fills `size_bytes` bytes at `device_ptr`, memory of CUDA device `index`, with the sentinel, and waits for that.
@@ -285,6 +337,13 @@ fn find_algorithm(name: &str) -> PyResult<Option<Algorithm>> {
     Algorithm::named(name).map(Some).ok_or_else(|| {
         let names = Algorithm::ALL.map(|algorithm| format!("{:?}", algorithm.name())).join(", ");
         LamportError::new_err(format!("algorithm is {name:?}, but must be {AUTO:?} or one of {names}"))
+    })
+}
+
+fn find_format(name: &str) -> PyResult<Sink> {
+    Sink::named(name).ok_or_else(|| {
+        let names = Sink::ALL.map(|sink| format!("{:?}", sink.name())).join(", ");
+        LamportError::new_err(format!("format is {name:?}, but must be one of {names}"))
     })
 }
 

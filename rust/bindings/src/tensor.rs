@@ -105,7 +105,7 @@ fn read_attributes(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
 }
 
 fn extract_dtype(dtype: &Bound<'_, PyAny>, name: &str) -> PyResult<Dtype> {
-    static DTYPES: PyOnceLock<[(Py<PyAny>, Dtype); 3]> = PyOnceLock::new();
+    static DTYPES: PyOnceLock<[(Py<PyAny>, Dtype); 4]> = PyOnceLock::new();
     let py = dtype.py();
     let dtypes = DTYPES.get_or_try_init(py, || {
         let torch = py.import("torch")?;
@@ -114,6 +114,7 @@ fn extract_dtype(dtype: &Bound<'_, PyAny>, name: &str) -> PyResult<Dtype> {
             dtype("bfloat16", Dtype::BFloat16)?,
             dtype("float16", Dtype::Float16)?,
             dtype("float32", Dtype::Float32)?,
+            dtype("float8_e4m3fn", Dtype::Float8E4M3)?,
         ])
     })?;
     let known = dtypes.iter().find(|(known, _)| known.is(dtype)).map(|(_, dtype)| *dtype);

@@ -8,10 +8,11 @@ use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, VECTOR_WORDS};
 use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, SLOT_INDEX};
 
 use crate::parameters::{
-    AllReduceParameters, AllReduceRmsNormParameters, CONTROL_COPIES, CONTROL_COPY_BYTES, FillParameters, Group,
-    MinimaxMatrix, MinimaxParameters, Report, RmsNorm, SKIPPED_IS_THERE, SkipParameters, TIME_UNIT_BITS,
-    VerifyParameters,
+    AllReduceParameters, AllReduceRmsNormParameters, AllReduceRmsNormQuantParameters, CONTROL_COPIES,
+    CONTROL_COPY_BYTES, FillParameters, Group, MinimaxMatrix, MinimaxParameters, Report, RmsNorm, SKIPPED_IS_THERE,
+    SkipParameters, TIME_UNIT_BITS, VerifyParameters,
 };
+use crate::sink::Sink;
 use crate::variants::{FILL_THREADS, SPEAKING_BLOCKS, WARP_THREADS};
 
 /// A macro `ASSERT_LAYOUT_OF_<name>(type)` that asserts that a CUDA struct has the size of a Rust struct and the named
@@ -68,6 +69,9 @@ fn constants() -> String {
     constant("WARP_THREADS", &WARP_THREADS);
     constant("FILL_THREADS", &FILL_THREADS);
     constant("SPEAKING_BLOCKS", &SPEAKING_BLOCKS);
+    for sink in Sink::IN_KERNEL {
+        constant(&sink.name().to_uppercase(), &(sink as u32));
+    }
     text.push_str("\n}  // namespace lamport\n");
     text
 }
@@ -98,6 +102,11 @@ fn layouts() -> String {
             "AllReduceRmsNorm",
             AllReduceRmsNormParameters,
             [group, input, residual, output, residual_output, norm, region_bytes, tokens, row_vectors]
+        ),
+        layout!(
+            "AllReduceRmsNormQuant",
+            AllReduceRmsNormQuantParameters,
+            [quantised, scales, format, row_scales, scale_row_stride, scale_stride]
         ),
         layout!("RmsNorm", RmsNorm, [weight, inverse_count, epsilon, weight_bias, has_float32_weight]),
         layout!("FillParameters", FillParameters, [begin, words]),

@@ -25,6 +25,8 @@ pub enum ModuleKey {
     AllReduce(AllReduceKernel),
     /// The sum over ranks, a residual, and RMSNorm.
     AllReduceRmsNorm(AllReduceRmsNormKernel),
+    /// The same, and a quantiser.
+    AllReduceRmsNormQuant(AllReduceRmsNormKernel),
     /// MiniMax normalisation of one matrix.
     MinimaxRms(MinimaxKernel),
     /// MiniMax normalisation of two: queries and keys.
@@ -97,6 +99,11 @@ impl AllReduceRmsNormKernel {
             })
         })
     }
+
+    /// Those with a quantiser: of 16-bit rows.
+    fn quantising() -> impl Iterator<Item = Self> {
+        Self::all().filter(|kernel| kernel.dtype != Float32)
+    }
 }
 
 /// A MiniMax kernel among those for as many matrices.
@@ -125,6 +132,7 @@ impl ModuleKey {
             .into_iter()
             .chain(AllReduceKernel::all().map(Self::AllReduce))
             .chain(AllReduceRmsNormKernel::all().map(Self::AllReduceRmsNorm))
+            .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuant))
             .chain(MinimaxKernel::all().map(Self::MinimaxRms))
             .chain(MinimaxKernel::all().map(Self::MinimaxRmsQk))
     }
@@ -146,6 +154,10 @@ impl ModuleKey {
             Self::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm: Algorithm::TwoShot, .. }) => {
                 c"all_reduce_rms_norm_two_shot"
             }
+            Self::AllReduceRmsNormQuant(kernel) => match kernel.algorithm {
+                Algorithm::OneShot => c"all_reduce_rms_norm_quant_one_shot",
+                Algorithm::TwoShot => c"all_reduce_rms_norm_quant_two_shot",
+            },
             Self::MinimaxRms(_) => c"minimax_rms",
             Self::MinimaxRmsQk(_) => c"minimax_rms_qk",
         }
@@ -156,7 +168,9 @@ impl ModuleKey {
         match self {
             Self::Fill | Self::Verify | Self::Skip => None,
             Self::AllReduce(kernel) => Some(all_reduce_bounds(kernel.method, kernel.capacity)),
-            Self::AllReduceRmsNorm(kernel) => Some(rms_norm_bounds(kernel.capacity)),
+            Self::AllReduceRmsNorm(kernel) | Self::AllReduceRmsNormQuant(kernel) => {
+                Some(rms_norm_bounds(kernel.capacity))
+            }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => Some(kernel.variant.bounds),
         }
     }
@@ -169,7 +183,7 @@ impl ModuleKey {
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
                 ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
             ],
-            Self::AllReduceRmsNorm(kernel) => vec![
+            Self::AllReduceRmsNorm(kernel) | Self::AllReduceRmsNormQuant(kernel) => vec![
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
                 ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
                 ("LAMPORT_HELD", kernel.held.to_string()),
@@ -196,7 +210,8 @@ impl ModuleKey {
             Self::AllReduce(AllReduceKernel { dtype, capacity, .. }) => {
                 format!("{function}.{}.n{capacity}", dtype.name())
             }
-            Self::AllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
+            Self::AllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, held, .. })
+            | Self::AllReduceRmsNormQuant(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
                 format!("{function}.{}.n{capacity}.{}", dtype.name(), if held { "held" } else { "wide" })
             }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => {

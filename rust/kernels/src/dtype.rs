@@ -9,10 +9,12 @@ pub enum Dtype {
     Float16,
     /// The upper half of a binary32.
     BFloat16,
+    /// FP8 with four bits of exponent, without infinities. Results only.
+    Float8E4M3,
 }
 
 impl Dtype {
-    /// All of them, in the order in which ranks tell each other of them.
+    /// Those that operations compute with, in the order in which ranks tell each other of them.
     pub const ALL: [Self; 3] = [Self::Float32, Self::Float16, Self::BFloat16];
 
     /// Bytes of one element.
@@ -20,6 +22,7 @@ impl Dtype {
         match self {
             Self::Float32 => 4,
             Self::Float16 | Self::BFloat16 => 2,
+            Self::Float8E4M3 => 1,
         }
     }
 
@@ -29,6 +32,7 @@ impl Dtype {
             Self::Float32 => &[0x00, 0x00, 0xc0, 0x7f],
             Self::Float16 => &[0x00, 0x7e],
             Self::BFloat16 => &[0xc0, 0x7f],
+            Self::Float8E4M3 => &[0x7f],
         }
     }
 
@@ -38,10 +42,11 @@ impl Dtype {
             Self::Float32 => "float32",
             Self::Float16 => "float16",
             Self::BFloat16 => "bfloat16",
+            Self::Float8E4M3 => "float8_e4m3fn",
         }
     }
 
-    /// The one of that name.
+    /// The one of that name, of those.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|dtype| dtype.name() == name)
     }
@@ -52,6 +57,7 @@ impl Dtype {
             Self::Float32 => "Float32",
             Self::Float16 => "Float16",
             Self::BFloat16 => "BFloat16",
+            Self::Float8E4M3 => panic!("no kernel is compiled for it"),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! | `modules` | their PTX, with the feature `embed` |
 //! | [`group`] | what every kernel is told about its group |
 //! | [`parameters`] | the structs that kernels take, laid out as in CUDA |
+//! | [`sink`] | what becomes of normalised rows |
 //! | [`plan`] | grid, block and module of a launch, from the operation's shape and the device |
 //! | [`variants`] | what the plans choose from |
 //!
@@ -21,9 +22,11 @@ pub mod group;
 pub mod modules;
 pub mod parameters;
 pub mod plan;
+pub mod sink;
 pub mod variants;
 
 pub use catalogue::ModuleKey;
 pub use dtype::Dtype;
 #[cfg(feature = "embed")]
 pub use modules::module;
+pub use sink::Sink;

@@ -117,6 +117,26 @@ pub struct AllReduceRmsNormParameters {
     pub reserved: u32,
 }
 
+/// Parameters of an all-reduce with a residual, RMSNorm and a quantiser.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AllReduceRmsNormQuantParameters {
+    /// As without a quantiser; `output` is 0 if the normalised rows are not asked for.
+    pub norm: AllReduceRmsNormParameters,
+    /// Where the quantised rows go.
+    pub quantised: u64,
+    /// Where their scales go, or, if they are given, are.
+    pub scales: u64,
+    /// The quantiser.
+    pub format: u32,
+    /// Scales of a row.
+    pub row_scales: u32,
+    /// Scales from one to the same one of the next row.
+    pub scale_row_stride: u32,
+    /// Scales from one to the next of its row.
+    pub scale_stride: u32,
+}
+
 /// RMSNorm of a row.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]

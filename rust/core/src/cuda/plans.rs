@@ -5,7 +5,9 @@ use std::hash::Hash;
 
 use lamport_rs_kernels::plan::all_reduce::{AllReducePlan, AllReduceShape};
 use lamport_rs_kernels::plan::minimax::{MinimaxPlan, MinimaxShape};
-use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormPlan, AllReduceRmsNormShape};
+use lamport_rs_kernels::plan::rms_norm::{
+    AllReduceRmsNormPlan, AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape, AllReduceRmsNormShape,
+};
 use lamport_rs_kernels::plan::{LaunchPlan, PlanError};
 
 use super::device::Device;
@@ -23,6 +25,8 @@ pub struct Plans {
     pub all_reduce: PlansOf<AllReduceShape>,
     /// All-reduce with a residual and RMSNorm.
     pub all_reduce_rms_norm: PlansOf<AllReduceRmsNormShape>,
+    /// The same, and a quantiser.
+    pub all_reduce_rms_norm_quant: PlansOf<AllReduceRmsNormQuantShape>,
     /// MiniMax normalisation of one matrix.
     pub minimax_rms: PlansOf<MinimaxShape<1>>,
     /// MiniMax normalisation of two.
@@ -83,5 +87,6 @@ macro_rules! planned {
 
 planned!(AllReduceShape, AllReducePlan);
 planned!(AllReduceRmsNormShape, AllReduceRmsNormPlan);
+planned!(AllReduceRmsNormQuantShape, AllReduceRmsNormQuantPlan);
 planned!(MinimaxShape<1>, MinimaxPlan<1>, None);
 planned!(MinimaxShape<2>, MinimaxPlan<2>, None);

@@ -38,6 +38,7 @@ impl AllReduce {
             columns: [0; 2],
             scalars: [0.0; 2],
             has_residual: false,
+            format: None,
         }
     }
 
@@ -91,18 +92,25 @@ impl AllReduceRmsNorm {
             columns: [self.input.columns(), 0],
             scalars: [self.epsilon, self.weight_bias],
             has_residual: self.residual.is_some(),
+            format: None,
         }
     }
 
     /// Checks the operands for a workspace on `device`.
     pub fn check(&self, device: Device) -> Result<()> {
+        self.check_with(device, Some(&self.output))
+    }
+
+    /// Likewise, of an operation whose normalised rows go to `output`, if anywhere.
+    pub(super) fn check_with(&self, device: Device, output: Option<&Tensor>) -> Result<()> {
         let input = named("input", &self.input);
         let residual = self.residual.as_ref().map(|residual| named("residual", residual));
         let weight = named("weight", &self.weight);
-        let (output, residual_output) = (named("out", &self.output), named("residual_out", &self.residual_output));
+        let output = output.map(|output| named("out", output));
+        let residual_output = named("residual_out", &self.residual_output);
         input.check_dtype(&Dtype::ALL)?;
         input.check_columns(COLUMN_MULTIPLE)?;
-        for operand in residual.into_iter().chain([output, residual_output]) {
+        for operand in residual.into_iter().chain(output).chain([residual_output]) {
             operand.check_dtype(&[self.input.dtype])?;
             operand.check_shape(self.input.shape.as_slice())?;
         }
@@ -111,23 +119,26 @@ impl AllReduceRmsNorm {
         if !self.weight_bias.is_finite() {
             return Err(Error::Argument(format!("weight_bias is {}, but must be finite", self.weight_bias)));
         }
-        let operands = || [input].into_iter().chain(residual).chain([weight, output, residual_output]);
+        let operands = || [input].into_iter().chain(residual).chain([weight]).chain(output).chain([residual_output]);
         for operand in operands() {
             operand.check_place(device)?;
         }
-        output.check_writable()?;
-        residual_output.check_writable()?;
-        output.check_apart(residual_output)?;
+        let written = || output.into_iter().chain([residual_output]);
+        for operand in written() {
+            operand.check_writable()?;
+        }
+        if let Some(output) = output {
+            output.check_apart(residual_output)?;
+        }
         for operand in operands() {
             operand.check_layout()?;
         }
-        for written in [output, residual_output] {
+        for operand in written() {
             for read in [input].into_iter().chain(residual) {
-                written.check_overlap(read)?;
+                operand.check_overlap(read)?;
             }
         }
-        output.check_separate(weight)?;
-        residual_output.check_separate(weight)
+        written().try_for_each(|operand| operand.check_separate(weight))
     }
 }
 
@@ -210,6 +221,7 @@ impl MinimaxRms {
             columns,
             scalars: [self.epsilon, 0.0],
             has_residual: false,
+            format: None,
         }
     }
 

@@ -129,7 +129,7 @@ pub(super) unsafe fn do_all_reduce_rms_norm(
 }
 
 /// Kernels of norms take a peer to exist: the caller does without them, and has none to load.
-fn without_peers(workspace: &CudaWorkspace, purpose: Purpose) -> Result<()> {
+pub(super) fn without_peers(workspace: &CudaWorkspace, purpose: Purpose) -> Result<()> {
     workspace.check_open()?;
     match purpose {
         Purpose::Load => Ok(()),
@@ -138,7 +138,7 @@ fn without_peers(workspace: &CudaWorkspace, purpose: Purpose) -> Result<()> {
 }
 
 /// The shape of `tokens` of the rows. The last rows may be too few for two shots.
-fn rms_norm_shape(
+pub(super) fn rms_norm_shape(
     operands: &AllReduceRmsNorm,
     algorithm: Algorithm,
     world_size: usize,
@@ -155,6 +155,14 @@ pub fn check_all_reduce_rms_norm(
     operands: &AllReduceRmsNorm,
 ) -> Result<(Algorithm, impl Iterator<Item = Chunk> + Clone + use<>)> {
     operands.check(Device::Cuda(workspace.device.index))?;
+    plan_norm(workspace, operands)
+}
+
+/// The algorithm, and the rows of each launch, for checked operands.
+pub(super) fn plan_norm(
+    workspace: &CudaWorkspace,
+    operands: &AllReduceRmsNorm,
+) -> Result<(Algorithm, impl Iterator<Item = Chunk> + Clone + use<>)> {
     let geometry = workspace.member().geometry;
     let (world_size, input) = (geometry.world_size(), operands.input);
     let (tokens, row_bytes) = (input.rows(), input.columns() * input.dtype.size());
@@ -245,7 +253,7 @@ where
 ///
 /// All chunks are told to the peers as the whole operation, so that they differ from the first on if that does.
 #[allow(clippy::too_many_arguments, reason = "what differs between operations")]
-unsafe fn launch<Shape: Planned, P>(
+pub(super) unsafe fn launch<Shape: Planned, P>(
     workspace: &CudaWorkspace,
     description: &Description,
     chunks: impl Iterator<Item = Chunk> + Clone,

@@ -7,6 +7,7 @@
 //! | `named` | the checks of one operand |
 //! | `choice` | one-shot or two-shot |
 //! | `chunk` | tensors that are longer than the slots, on a device |
+//! | [`rms_norm_quant`] | the norm with a quantiser behind it: operands, host and device |
 //! | [`support`] | whether a workspace would serve a call |
 //! | [`host`] | the operations over shared memory |
 //! | `cuda` | the operations over device memory |
@@ -20,4 +21,5 @@ pub mod cuda;
 pub mod host;
 mod named;
 pub mod operation;
+pub mod rms_norm_quant;
 pub mod support;

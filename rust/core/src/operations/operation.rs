@@ -9,7 +9,7 @@
 //! | 1 | 26, 27 | dtype |
 //! | 1 | 25 | 1: two-shot |
 //! | 1 | 24 | 1: weights are float32 and the values are not |
-//! | 1 | 0 … 23 | columns; of Q and K, eighths of each in 12 bits |
+//! | 1 | 0 … 23 | columns; of Q and K, eighths of each in 12 bits; with a quantiser, which one in the upper 4 bits |
 //! | 2 | 0 … 30 | rows; elements where there are no rows |
 //! | 3 | 0 … 30 | digest of all that is above, in full, of the scalars, and of whether there is a residual |
 //!
@@ -17,6 +17,7 @@
 
 use std::fmt;
 
+use lamport_rs_kernels::Sink;
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::header::Header;
 
@@ -32,6 +33,8 @@ const TWO_SHOT: u32 = 1 << 25;
 const FLOAT32_WEIGHT: u32 = 1 << 24;
 const COLUMN_BITS: u32 = 24;
 const PAIR_BITS: u32 = COLUMN_BITS / 2;
+/// Bits of the columns of rows that are quantised.
+const QUANT_COLUMN_BITS: u32 = COLUMN_BITS - 4;
 /// Widths of Q and K are multiples of this.
 const PAIR_UNIT: usize = 8;
 
@@ -46,11 +49,14 @@ pub enum Kind {
     MinimaxRms = 3,
     /// Likewise, of two matrices.
     MinimaxRmsQk = 4,
+    /// The sum with a residual, the norm of its rows and a quantiser.
+    AllReduceRmsNormQuant = 5,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::AllReduce, Self::AllReduceRmsNorm, Self::MinimaxRms, Self::MinimaxRmsQk];
+    pub const ALL: [Self; 5] =
+        [Self::AllReduce, Self::AllReduceRmsNorm, Self::MinimaxRms, Self::MinimaxRmsQk, Self::AllReduceRmsNormQuant];
 
     /// The one of that name.
     pub fn named(name: &str) -> Option<Self> {
@@ -69,6 +75,7 @@ impl Kind {
             Self::AllReduceRmsNorm => "all_reduce_rms_norm",
             Self::MinimaxRms => "minimax_allreduce_rms",
             Self::MinimaxRmsQk => "minimax_allreduce_rms_qk",
+            Self::AllReduceRmsNormQuant => "all_reduce_rms_norm_quant",
         }
     }
 }
@@ -92,6 +99,8 @@ pub struct Description {
     pub scalars: [f32; 2],
     /// Whether there is something to add to the sum.
     pub has_residual: bool,
+    /// How the result is quantised, if it is.
+    pub format: Option<Sink>,
 }
 
 impl Description {
@@ -123,14 +132,21 @@ impl Description {
                 let [q, k] = self.columns.map(|columns| cut(columns / PAIR_UNIT, PAIR_BITS));
                 q << PAIR_BITS | k
             }
+            Kind::AllReduceRmsNormQuant => {
+                self.format_code() << QUANT_COLUMN_BITS | cut(self.columns[0], QUANT_COLUMN_BITS)
+            }
             _ => cut(self.columns[0], COLUMN_BITS),
         }
+    }
+
+    fn format_code(&self) -> u32 {
+        self.format.map_or(0, |format| format as u32)
     }
 
     /// Multiplies and folds (the mixing step of MurmurHash3): every bit of what goes in changes about half of the result.
     fn digest(&self, shape: u32) -> u32 {
         let [epsilon, bias] = self.scalars.map(|scalar| u64::from((scalar + 0.0).to_bits()));
-        let residual = u64::from(self.has_residual) << 32;
+        let residual = u64::from(self.has_residual) << 32 | u64::from(self.format_code()) << 40;
         let fields = [
             residual | u64::from(shape),
             self.rows as u64,
@@ -178,6 +194,12 @@ impl fmt::Display for Operation {
         match kind {
             Kind::AllReduce => write!(f, "{rows} {}", dtype.name())?,
             Kind::AllReduceRmsNorm | Kind::MinimaxRms => write!(f, "[{rows}, {columns}] {}", dtype.name())?,
+            Kind::AllReduceRmsNormQuant => {
+                let (code, columns) = (columns >> QUANT_COLUMN_BITS, columns & ((1 << QUANT_COLUMN_BITS) - 1));
+                let format = Sink::ALL.into_iter().find(|format| *format as u32 == code);
+                let name = format.map_or("an unknown format", Sink::name);
+                write!(f, "[{rows}, {columns}] {} to {name}", dtype.name())?;
+            }
             Kind::MinimaxRmsQk => {
                 let [q, k] =
                     [columns >> PAIR_BITS, columns & ((1 << PAIR_BITS) - 1)].map(|part| part * PAIR_UNIT as u32);
@@ -187,7 +209,7 @@ impl fmt::Display for Operation {
         if shape & FLOAT32_WEIGHT != 0 {
             write!(f, ", weights float32")?;
         }
-        if matches!(kind, Kind::AllReduce | Kind::AllReduceRmsNorm) {
+        if matches!(kind, Kind::AllReduce | Kind::AllReduceRmsNorm | Kind::AllReduceRmsNormQuant) {
             let algorithm = if shape & TWO_SHOT != 0 { Algorithm::TwoShot } else { Algorithm::OneShot };
             write!(f, ", {}", algorithm.name())?;
         }
@@ -235,6 +257,7 @@ mod tests {
             columns: [4096, 0],
             scalars: [1e-6, 0.0],
             has_residual: true,
+            format: None,
         }
     }
 
@@ -246,6 +269,9 @@ mod tests {
         let pair = Description { kind: Kind::MinimaxRmsQk, columns: [3072, 512], weight: Dtype::BFloat16, ..norm() };
         let text = Operation(pair.header(0)).to_string();
         assert!(text.starts_with("operation 0, minimax_allreduce_rms_qk of [32, 3072 + 512] bfloat16 ("), "{text}");
+        let quant = Description { kind: Kind::AllReduceRmsNormQuant, format: Some(Sink::Fp8Token), ..norm() };
+        let text = Operation(quant.header(0)).to_string();
+        assert!(text.contains("all_reduce_rms_norm_quant of [32, 4096] bfloat16 to fp8_token, weights"), "{text}");
         assert!(Operation([1, 2, 3, 4]).to_string().contains("no operation"));
     }
 
@@ -268,6 +294,8 @@ mod tests {
             Description { scalars: [1e-5, 0.0], ..norm },
             Description { scalars: [1e-6, 1.0], ..norm },
             Description { has_residual: false, ..norm },
+            Description { kind: Kind::AllReduceRmsNormQuant, format: Some(Sink::Fp8Token), ..norm },
+            Description { kind: Kind::AllReduceRmsNormQuant, format: Some(Sink::Fp8Group), ..norm },
         ];
         let headers = all.map(|description| description.header(u32::MAX));
         for (index, header) in headers.iter().enumerate() {

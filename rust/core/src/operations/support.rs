@@ -7,11 +7,13 @@ use super::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
 use super::cuda::{self, Purpose};
 use super::host;
 use super::operation::Kind;
+use super::rms_norm_quant::{self, AllReduceRmsNormQuant};
 use crate::error::{Error, Result};
 use crate::tensor::{Device, Dimensions, Dtype, Tensor};
 #[cfg(feature = "cuda")]
 use crate::workspace::cuda::CudaWorkspace;
 use crate::workspace::host::HostWorkspace;
+use lamport_rs_kernels::Sink;
 use lamport_rs_protocol::algorithm::Algorithm;
 
 /// What is asked for.
@@ -29,6 +31,8 @@ pub struct Question {
     pub device: Device,
     /// How to reduce; `None` for the fastest.
     pub algorithm: Option<Algorithm>,
+    /// How the result is quantised.
+    pub format: Option<Sink>,
     /// Columns of Q and K.
     pub sizes: [i64; 2],
 }
@@ -38,6 +42,7 @@ pub fn check_on_host(workspace: &HostWorkspace, question: &Question) -> Result<(
     match operands(question)? {
         Operands::AllReduce(operands) => host::all_reduce::check(workspace, &operands).map(drop),
         Operands::AllReduceRmsNorm(operands) => host::rms_norm::check(workspace, &operands),
+        Operands::AllReduceRmsNormQuant(operands) => rms_norm_quant::host::check(workspace, &operands),
         Operands::MinimaxRms(operands) => host::minimax::check(workspace, &operands),
     }
 }
@@ -48,6 +53,7 @@ pub fn check_on_device(workspace: &CudaWorkspace, question: &Question) -> Result
     match operands(question)? {
         Operands::AllReduce(operands) => cuda::check_all_reduce(workspace, &operands).map(drop),
         Operands::AllReduceRmsNorm(operands) => cuda::check_all_reduce_rms_norm(workspace, &operands).map(drop),
+        Operands::AllReduceRmsNormQuant(operands) => rms_norm_quant::cuda::check(workspace, &operands).map(drop),
         Operands::MinimaxRms(operands) => cuda::check_minimax_rms(workspace, &operands).map(drop),
     }
 }
@@ -61,6 +67,9 @@ pub fn prepare_on_device(workspace: &CudaWorkspace, question: &Question) -> Resu
         match operands(question)? {
             Operands::AllReduce(operands) => cuda::do_all_reduce(workspace, &operands, Purpose::Load),
             Operands::AllReduceRmsNorm(operands) => cuda::do_all_reduce_rms_norm(workspace, &operands, Purpose::Load),
+            Operands::AllReduceRmsNormQuant(operands) => {
+                rms_norm_quant::cuda::run_or_load(workspace, &operands, Purpose::Load)
+            }
             Operands::MinimaxRms(operands) => cuda::do_minimax_rms(workspace, &operands, Purpose::Load),
         }
     }
@@ -69,12 +78,13 @@ pub fn prepare_on_device(workspace: &CudaWorkspace, question: &Question) -> Resu
 enum Operands {
     AllReduce(AllReduce),
     AllReduceRmsNorm(AllReduceRmsNorm),
+    AllReduceRmsNormQuant(AllReduceRmsNormQuant),
     MinimaxRms(MinimaxRms),
 }
 
 /// Dense tensors that share no memory. Nobody looks at what they point to.
 fn operands(question: &Question) -> Result<Operands> {
-    let Question { kind, ref shape, dtype, weight, device, algorithm, sizes } = *question;
+    let Question { kind, ref shape, dtype, weight, device, algorithm, format, sizes } = *question;
     let mut place = PLACE;
     let mut tensor = |shape: &[usize], dtype: Dtype| -> Result<Tensor> {
         let tensor = dense(place, shape, dtype, device)?;
@@ -102,6 +112,33 @@ fn operands(question: &Question) -> Result<Operands> {
             output: tensor(shape, dtype)?,
             residual_output: tensor(shape, dtype)?,
         }),
+        Kind::AllReduceRmsNormQuant => {
+            let sink = format.ok_or_else(|| {
+                let names = Sink::ALL.map(Sink::name).join(", ");
+                Error::Argument(format!("{} needs a format, one of {names}", kind.name()))
+            })?;
+            let scales = match sink.scales_of_row(columns) {
+                Some(count) => with_columns(count as i64),
+                None => vec![1],
+            };
+            let output = tensor(shape, dtype)?;
+            let norm = AllReduceRmsNorm {
+                input,
+                residual: None,
+                weight: tensor(&[columns], weight)?,
+                epsilon: 0.0,
+                weight_bias: 0.0,
+                algorithm,
+                output,
+                residual_output: tensor(shape, dtype)?,
+            };
+            let quantised = tensor(shape, Dtype::Float8E4M3)?;
+            let mut scales = tensor(&scales, Dtype::Float32)?;
+            if sink.scales_of_row(columns).is_some() {
+                scales.strides = rms_norm_quant::scale_strides(sink, scales.shape, columns);
+            }
+            Operands::AllReduceRmsNormQuant(AllReduceRmsNormQuant { norm, has_output: true, sink, quantised, scales })
+        }
         Kind::MinimaxRms => {
             let norm = Norm { input, weight: tensor(&[columns], weight)?, output: tensor(shape, dtype)? };
             Operands::MinimaxRms(MinimaxRms::one(norm, 0.0))

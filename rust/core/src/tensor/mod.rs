@@ -54,6 +54,12 @@ impl Dimensions {
         self
     }
 
+    /// The same but for the value of a dimension.
+    pub fn with(mut self, dimension: usize, value: usize) -> Self {
+        self.values[..self.count][dimension] = value;
+        self
+    }
+
     /// The values.
     pub fn as_slice(&self) -> &[usize] {
         &self.values[..self.count]

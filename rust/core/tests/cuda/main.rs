@@ -17,4 +17,4 @@ mod streams;
 mod strictness;
 
 // Where `constants.rs` looks for them.
-use lamport_rs_kernels::{parameters, variants};
+use lamport_rs_kernels::{parameters, sink, variants};

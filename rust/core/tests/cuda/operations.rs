@@ -183,6 +183,7 @@ fn prepared_operations_load_nothing() {
         weight: Dtype::Float16,
         device: Device::Cuda(0),
         algorithm,
+        format: None,
         sizes: [64, 16],
     };
     on_ranks(2, |rank| {

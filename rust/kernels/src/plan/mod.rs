@@ -93,6 +93,18 @@ pub enum PlanError {
         /// What there is.
         possible: Vec<u32>,
     },
+    /// Rows that a quantiser does not take.
+    #[error("{format} takes rows of float16 or bfloat16 and a multiple of {multiple} columns, not {width} of {dtype}")]
+    Quantised {
+        /// Elements of a row.
+        width: usize,
+        /// Their type.
+        dtype: &'static str,
+        /// The quantiser.
+        format: &'static str,
+        /// Of columns.
+        multiple: usize,
+    },
     /// A weight dtype that the dtype does not come with.
     #[error("a {dtype} operation takes weights of {dtype} or float32, not {weight}")]
     Weight {

@@ -6,8 +6,9 @@ use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
 use crate::catalogue::{AllReduceRmsNormKernel, ModuleKey};
 use crate::dtype::Dtype;
-use crate::parameters::{AllReduceRmsNormParameters, Group, RmsNorm};
+use crate::parameters::{AllReduceRmsNormParameters, AllReduceRmsNormQuantParameters, Group, RmsNorm};
 use crate::plan::{Device, LaunchPlan, PlanError, all_reduce, check_bytes, check_weight, reduction_grid, row_vectors};
+use crate::sink::Sink;
 use crate::variants::{WARP_THREADS, capacity, rms_norm_bounds};
 
 /// Bytes of rows of `row_bytes` bytes from which two-shot is faster than one-shot: as measured for groups of up to four
@@ -51,6 +52,83 @@ pub struct AllReduceRmsNormShape {
     pub algorithm: Algorithm,
 }
 
+/// An all-reduce of rows with a residual, RMSNorm and a quantiser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AllReduceRmsNormQuantShape {
+    /// The rows.
+    pub norm: AllReduceRmsNormShape,
+    /// The quantiser.
+    pub sink: Sink,
+}
+
+/// Its launch, and how the rows are divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllReduceRmsNormQuantPlan {
+    /// The launch.
+    pub launch: LaunchPlan,
+    norm: AllReduceRmsNormPlan,
+    sink: Sink,
+}
+
+impl AllReduceRmsNormQuantShape {
+    /// Whether there is a plan.
+    pub fn check(&self) -> Result<(), PlanError> {
+        let AllReduceRmsNormShape { hidden, dtype, .. } = self.norm;
+        if dtype.size() != 2 || !hidden.is_multiple_of(self.sink.column_multiple()) {
+            return Err(PlanError::Quantised {
+                width: hidden,
+                dtype: dtype.name(),
+                format: self.sink.name(),
+                multiple: self.sink.column_multiple(),
+            });
+        }
+        self.norm.check()
+    }
+
+    /// Plans the launch.
+    pub fn plan(&self, device: Device) -> Result<AllReduceRmsNormQuantPlan, PlanError> {
+        self.check()?;
+        let norm = self.norm.plan_of(ModuleKey::AllReduceRmsNormQuant, device)?;
+        Ok(AllReduceRmsNormQuantPlan { launch: norm.launch, norm, sink: self.sink })
+    }
+}
+
+impl AllReduceRmsNormQuantPlan {
+    /// The kernel's parameters; `tensors.output` is 0 if the normalised rows are not asked for. An error if the group's
+    /// slots are too small.
+    pub fn parameters(
+        &self,
+        geometry: &Geometry,
+        group: Group,
+        tensors: AllReduceRmsNormTensors,
+        quantised: QuantisedTensors,
+        epsilon: f32,
+        weight_bias: f32,
+    ) -> Result<AllReduceRmsNormQuantParameters, GeometryError> {
+        let QuantisedTensors { quantised, scales, scale_strides } = quantised;
+        Ok(AllReduceRmsNormQuantParameters {
+            norm: self.norm.parameters(geometry, group, tensors, epsilon, weight_bias)?,
+            quantised,
+            scales,
+            format: self.sink.in_kernel() as u32,
+            row_scales: self.sink.scales_of_row(self.norm.shape.hidden).unwrap_or(0) as u32,
+            scale_row_stride: scale_strides[0] as u32,
+            scale_stride: scale_strides[1] as u32,
+        })
+    }
+}
+
+/// Where the results of a quantiser go on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuantisedTensors {
+    /// The quantised rows, contiguous, at a multiple of 16 bytes.
+    pub quantised: u64,
+    /// Their scales, or the one that is given.
+    pub scales: u64,
+    /// As [`Sink::scale_strides`] has them for the whole tensor, of which these may be some rows.
+    pub scale_strides: [usize; 2],
+}
+
 /// Where the tensors are on the device. All are contiguous and begin at multiples of 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AllReduceRmsNormTensors {
@@ -87,6 +165,14 @@ impl AllReduceRmsNormShape {
 
     /// Plans the launch.
     pub fn plan(&self, device: Device) -> Result<AllReduceRmsNormPlan, PlanError> {
+        self.plan_of(ModuleKey::AllReduceRmsNorm, device)
+    }
+
+    fn plan_of(
+        &self,
+        module: impl Fn(AllReduceRmsNormKernel) -> ModuleKey,
+        device: Device,
+    ) -> Result<AllReduceRmsNormPlan, PlanError> {
         self.check()?;
         let Self { tokens, hidden, dtype, algorithm, .. } = *self;
         let capacity = capacity(self.world_size as u32);
@@ -94,7 +180,7 @@ impl AllReduceRmsNormShape {
         let needed = row_vectors(hidden, dtype)?.next_multiple_of(WARP_THREADS);
         let block = needed.min(bounds.max_threads);
         let held = needed <= bounds.max_threads;
-        let module = ModuleKey::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm, dtype, capacity, held });
+        let module = module(AllReduceRmsNormKernel { algorithm, dtype, capacity, held });
         let resident = device.resident_blocks(bounds, block);
         let grid = reduction_grid(tokens as u32, resident);
         let launch = LaunchPlan { module, grid, block, dependent_launch: device.has_dependent_launch() };

@@ -1,11 +1,12 @@
 //! What is run: one table per kind of operation, and one of mixtures. Together they have every module of the catalogue.
 
 use lamport_rs_kernels::Dtype::{self, BFloat16, Float16, Float32};
+use lamport_rs_kernels::Sink;
 use lamport_rs_kernels::plan::Device;
 use lamport_rs_kernels::variants::{capacity, rms_norm_bounds};
 use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
 
-use crate::operations::{AllReduce, AllReduceRmsNorm, Fill, Minimax, Operation, Skip, Verify};
+use crate::operations::{AllReduce, AllReduceRmsNorm, AllReduceRmsNormQuant, Fill, Minimax, Operation, Skip, Verify};
 use crate::run::Case;
 use crate::values::Random;
 
@@ -83,6 +84,35 @@ pub fn rms_norm() -> Vec<Case> {
                     cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
                 }
             }
+        }
+    }
+    cases
+}
+
+/// Norms of sums, quantised: like `rms_norm`, with the normalised rows and without.
+pub fn rms_norm_quant() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (sink, algorithm) in Sink::ALL.into_iter().flat_map(|sink| Algorithm::ALL.map(|algorithm| (sink, algorithm))) {
+        for (dtype, world_size) in [Float16, BFloat16].into_iter().flat_map(|dtype| [2, 3, 6, 9].map(|n| (dtype, n))) {
+            // It differs from the other one in where the scales go, and in nothing else.
+            if sink == Sink::Fp8GroupColumnMajor && (dtype, world_size) != (BFloat16, 3) {
+                continue;
+            }
+            let quant = |tokens, vectors: usize, has_output| -> Box<dyn Operation> {
+                // Whole groups of columns, where these have a scale.
+                let hidden = (vectors * 8).next_multiple_of(sink.column_multiple());
+                let weight = if has_output { dtype } else { Float32 };
+                let (has_residual, in_place) = (has_output, false);
+                let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
+                Box::new(AllReduceRmsNormQuant { norm, sink, has_output })
+            };
+            let name = format!("{}, {algorithm:?}, {dtype:?}, {world_size} ranks", sink.name());
+            let held = vec![quant(13, 33, true), quant(world_size, 1, false), quant(world_size + 4, 40, true)];
+            cases.push(case(format!("{name}, held"), world_size, device(1, 2), held));
+            let vectors = rms_norm_bounds(capacity(world_size as u32)).max_threads as usize + 1;
+            let rows = if algorithm == OneShot { 2 } else { world_size };
+            let wide = vec![quant(rows, vectors, true), quant(world_size, 1, false)];
+            cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
         }
     }
     cases

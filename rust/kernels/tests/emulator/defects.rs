@@ -1,13 +1,14 @@
 //! Defects that must be caught, each for its reason: a replacement in the sources, and what it must lead to.
 
-use lamport_rs_kernels::Dtype::BFloat16;
+use lamport_rs_kernels::Dtype::{BFloat16, Float16};
+use lamport_rs_kernels::Sink;
 use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
 
 use crate::cases::device;
 use crate::compile::Sources;
 use crate::faults::{FaultCase, check_absent_rank, check_late_rank};
 use crate::machine::Kernels;
-use crate::operations::{AllReduce, AllReduceRmsNorm, Minimax, Operation, Verify};
+use crate::operations::{AllReduce, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Verify};
 use crate::run::{Case, Failure};
 
 /// A defect that no seed below this shows is one that is not caught. The one that shows least does so in one run of a
@@ -95,6 +96,11 @@ fn all_reduce(algorithm: Algorithm, elements: usize) -> AllReduce {
 fn norm(algorithm: Algorithm) -> AllReduceRmsNorm {
     let (dtype, weight) = (BFloat16, BFloat16);
     AllReduceRmsNorm { algorithm, dtype, weight, tokens: 9, hidden: 72 * 8, has_residual: true, in_place: false }
+}
+
+fn quantised(tokens: usize, hidden: usize) -> AllReduceRmsNormQuant {
+    let norm = AllReduceRmsNorm { tokens, hidden, dtype: Float16, weight: Float16, ..norm(OneShot) };
+    AllReduceRmsNormQuant { norm, sink: Sink::Fp8Token, has_output: true }
 }
 
 fn minimax() -> Minimax<1> {
@@ -248,9 +254,25 @@ pub fn all() -> Vec<Defect> {
         Defect {
             name: "partial sums of warps that do not exist are not made 0",
             file: "sink/residual_rms_norm.cuh",
-            old: "        pad(partials);\n",
+            old: "        pad(shared.partials);\n",
             new: "",
             run: chain(norm(OneShot), 1),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "no barrier before the largest value of a row that is not held",
+            file: "sink/fp8_token.cuh",
+            old: "            __syncthreads();\n            largest = of_block(shared.largest);\n",
+            new: "            largest = of_block(shared.largest);\n",
+            run: chain(quantised(3, 8200), 1),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "the largest product of a row decides though its bounds round to two values",
+            file: "sink/fp8_token.cuh",
+            old: "            result >= LEAST_RESULT && bounds[1] <= LARGEST_FLOAT && rounded >> 16 == (rounded & 0xffffu);\n",
+            new: "            true;\n",
+            run: chain(quantised(6000, 8), 1),
             expected: WrongResult,
         },
         Defect {

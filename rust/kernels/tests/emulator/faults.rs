@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use lamport_rs_kernels::Dtype::BFloat16;
+use lamport_rs_kernels::Sink;
 use lamport_rs_protocol::algorithm::Algorithm::{OneShot, TwoShot};
 use lamport_rs_protocol::geometry::SLOTS;
 
 use crate::cases::device;
 use crate::machine::{Kernels, Machine};
-use crate::operations::{AllReduce, AllReduceRmsNorm, Minimax, Operation, Prepared, Skip, Verify};
+use crate::operations::{
+    AllReduce, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Prepared, Skip, Verify,
+};
 use crate::run::Case;
 use crate::values::Random;
 use crate::workspace::{HEADER, Workspace};
@@ -47,6 +50,12 @@ pub fn cases() -> Vec<FaultCase> {
             let (tokens, hidden) = (world_size + 2, 64);
             let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual: true, in_place };
             cases.push(FaultCase::new(world_size, one_shot, norm));
+        }
+        for sink in Sink::ALL {
+            let (algorithm, tokens, hidden) = (OneShot, world_size + 2, 128);
+            let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual: true, in_place };
+            let quant = AllReduceRmsNormQuant { norm, sink, has_output: true };
+            cases.push(FaultCase::new(world_size, true, quant));
         }
         let (tokens, tokens_per_block) = (4, Some(1));
         let one = Minimax { dtype, weight, tokens, widths: [64], tokens_per_block, in_place };

@@ -1,4 +1,5 @@
-//! The machine itself: that it is as weak as it says where it may be, and not where it must not.
+//! The machine itself: that it is as weak as it says where it may be, and not where it must not. And one piece of a kernel,
+//! for all that it may be given.
 
 use lamport_rs_kernels::variants::WARP_THREADS;
 use lamport_rs_protocol::sentinel::SENTINEL;
@@ -77,4 +78,28 @@ pub fn check_repetition(kernels: &Kernels) {
     let turns = |seed| has_seen_message(kernels, WRITERS[0].0, READERS[0].0, seed).1;
     assert!((0..SEEDS).all(|seed| turns(seed) == turns(seed)));
     assert!((1..SEEDS).any(|seed| turns(seed) != turns(0)));
+}
+
+/// As in `division.cu`.
+#[repr(C)]
+struct DivisionParameters {
+    result: u64,
+    fraction_bits: u32,
+    reserved: u32,
+}
+
+/// Values over a scale are the quotients, for all fractions of bfloat16 and of float16; products would not be.
+pub fn check_division(kernels: &Kernels) {
+    for fraction_bits in [8, 11] {
+        let result = Memory::filled(8, 0xa5);
+        let limits = Limits { resident_blocks: 4, resident_threads: 1024, tick: 0 };
+        let mut machine = Machine::new(1, 0, limits);
+        machine.add_memory(result.address(), result.len(), Kind::Device, 0, "result");
+        let parameters = DivisionParameters { result: result.address(), fraction_bits, reserved: 0 };
+        machine.launch_function(kernels, 0, "division", WARP_THREADS, &parameters);
+        machine.run().expect("nobody waits");
+        let [quotients, products] = result.words()[..] else { panic!("the result has two words") };
+        assert_eq!(quotients, 0, "quotients that are not those of `/`, of {fraction_bits} bits");
+        assert!(products > 0, "products with the reciprocal, of {fraction_bits} bits, are all quotients");
+    }
 }

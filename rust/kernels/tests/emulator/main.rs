@@ -15,7 +15,7 @@ mod values;
 mod workspace;
 
 // Where `build/constants.rs` looks for them.
-use lamport_rs_kernels::{parameters, variants};
+use lamport_rs_kernels::{parameters, sink, variants};
 
 use std::collections::HashSet;
 
@@ -40,6 +40,11 @@ fn all_reduce() {
 #[test]
 fn rms_norm() {
     check(cases::rms_norm(), 2);
+}
+
+#[test]
+fn rms_norm_quant() {
+    check(cases::rms_norm_quant(), 1);
 }
 
 #[test]
@@ -103,8 +108,13 @@ fn a_seed_repeats_a_run() {
 }
 
 #[test]
+fn values_over_a_scale_are_the_quotients() {
+    litmus::check_division(&Kernels::new(Sources::of_kernels()));
+}
+
+#[test]
 fn every_module_is_run() {
-    let all = [cases::all_reduce(), cases::rms_norm(), cases::minimax(), cases::setup()];
+    let all = [cases::all_reduce(), cases::rms_norm(), cases::rms_norm_quant(), cases::minimax(), cases::setup()];
     let mut run = HashSet::new();
     for case in all.iter().flatten() {
         run.extend(case.operations.iter().map(|operation| operation.module(&case.setting())));

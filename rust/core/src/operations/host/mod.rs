@@ -35,7 +35,10 @@ const CHUNK_VECTORS: usize = 1024;
 ///
 /// # Safety
 /// As for [`all_reduce()`].
-unsafe fn with_nan_on_failure<'t>(outcome: Result<()>, outputs: impl IntoIterator<Item = &'t Tensor>) -> Result<()> {
+pub(super) unsafe fn with_nan_on_failure<'t>(
+    outcome: Result<()>,
+    outputs: impl IntoIterator<Item = &'t Tensor>,
+) -> Result<()> {
     if outcome.as_ref().is_err_and(Error::spoils_outputs) {
         for output in outputs {
             // SAFETY: the caller's promise.

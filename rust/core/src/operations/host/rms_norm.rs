@@ -21,7 +21,9 @@ use super::{CHUNK_VECTORS, with_nan_on_failure};
 use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
 use crate::operations::arguments::AllReduceRmsNorm;
-use crate::tensor::Device;
+use crate::operations::operation::Description;
+use crate::operations::rms_norm_quant::format::RowQuantiser;
+use crate::tensor::{Device, Tensor};
 use crate::workspace::host::{HostWorkspace, Running};
 
 /// Runs the operation. A collective call: all ranks pass tensors of the same size and dtype.
@@ -39,17 +41,35 @@ pub unsafe fn all_reduce_rms_norm(
 
 unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNorm, interrupted: Interrupted<'_>) -> Result<()> {
     check(workspace, operands)?;
+    let description = operands.describe(Algorithm::OneShot);
+    // SAFETY: the caller's promise; the operands were checked.
+    unsafe { run_norm(workspace, operands, Some(&operands.output), None, &description, interrupted) }
+}
+
+/// Runs the operation with checked operands. The normalised rows go to `output`, if there is one, and to `quantiser`.
+///
+/// # Safety
+/// As for [`all_reduce_rms_norm`].
+pub(in crate::operations) unsafe fn run_norm(
+    workspace: &HostWorkspace,
+    operands: &AllReduceRmsNorm,
+    output: Option<&Tensor>,
+    quantiser: Option<RowQuantiser>,
+    description: &Description,
+    interrupted: Interrupted<'_>,
+) -> Result<()> {
     let region_bytes = operands.input.bytes();
     if operands.input.elements() == 0 {
         return workspace.skip();
     }
-    let mut running = workspace.begin(&operands.describe(Algorithm::OneShot), interrupted)?;
+    let mut running = workspace.begin(description, interrupted)?;
     let row_vectors = operands.input.columns() * operands.input.dtype.size() / VECTOR_BYTES;
     let mut scratch = running.take_scratch();
     scratch.resize(scratch.len().max(row_vectors * LANES), 0.0);
     let outcome = with_element!(operands.input.dtype, E => {
         let sums = <E as Element>::Lanes::cast(&mut scratch);
-        dispatch(Run::<E> { workspace, running: &mut running, operands, region_bytes, sums: &mut sums[..row_vectors] })
+        let sums = &mut sums[..row_vectors];
+        dispatch(Run::<E> { workspace, running: &mut running, operands, output, quantiser, region_bytes, sums })
     });
     running.return_scratch(scratch);
     outcome
@@ -58,7 +78,12 @@ unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNorm, interrupte
 /// Checks the operands.
 pub fn check(workspace: &HostWorkspace, operands: &AllReduceRmsNorm) -> Result<()> {
     operands.check(Device::Cpu)?;
-    check_algorithm(operands.algorithm)?;
+    check_host(workspace, operands.algorithm)
+}
+
+/// Refuses what this backend does not do, or has no room for.
+pub(in crate::operations) fn check_host(workspace: &HostWorkspace, algorithm: Option<Algorithm>) -> Result<()> {
+    check_algorithm(algorithm)?;
     check_room(workspace, Algorithm::OneShot)
 }
 
@@ -80,6 +105,8 @@ struct Run<'a, 't, E: Element> {
     workspace: &'a HostWorkspace,
     running: &'a mut Running<'t>,
     operands: &'a AllReduceRmsNorm,
+    output: Option<&'a Tensor>,
+    quantiser: Option<RowQuantiser>,
     region_bytes: usize,
     sums: &'a mut [E::Lanes],
 }
@@ -97,7 +124,8 @@ impl<E: Element> Job for Run<'_, '_, E> {
                 input: Operand::contiguous(&operands.input),
                 residual: operands.residual.as_ref().map(|residual| Operand::contiguous(residual)),
                 weight: Weight::new(&operands.weight),
-                output: Operand::contiguous(&operands.output),
+                output: self.output.map(|output| Operand::contiguous(output)),
+                quantiser: self.quantiser,
                 residual_output: Operand::contiguous(&operands.residual_output),
                 epsilon: operands.epsilon,
                 weight_bias: operands.weight_bias,
@@ -115,7 +143,8 @@ struct NormalisedSum<'a, E: Element, P> {
     input: Operand,
     residual: Option<Operand>,
     weight: Weight,
-    output: Operand,
+    output: Option<Operand>,
+    quantiser: Option<RowQuantiser>,
     residual_output: Operand,
     epsilon: f32,
     weight_bias: f32,
@@ -168,7 +197,16 @@ impl<E: Element, P: Processor> NormalisedSum<'_, E, P> {
         let scale = 1.0 / (squares.sum() / self.columns as f32 + self.epsilon).sqrt();
         for (column, sum) in self.sums.iter().enumerate() {
             let weight = self.weight.lanes::<E, P>(column).add(E::Lanes::splat(self.weight_bias));
-            self.output.write(self.row + column, E::narrow::<P>(sum.scale(scale).multiply(weight)));
+            let normalised = E::narrow::<P>(sum.scale(scale).multiply(weight));
+            if let Some(output) = self.output {
+                output.write(self.row + column, normalised);
+            }
+            if let Some(quantiser) = &mut self.quantiser {
+                quantiser.take(normalised);
+            }
+        }
+        if let Some(quantiser) = &mut self.quantiser {
+            quantiser.finish(self.row / self.sums.len());
         }
     }
 }

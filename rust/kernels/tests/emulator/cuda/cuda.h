@@ -43,6 +43,7 @@ inline unsigned long long max(unsigned long long a, unsigned long long b) { retu
 inline unsigned __float_as_uint(float value) { return __builtin_bit_cast(unsigned, value); }
 inline float __uint_as_float(unsigned word) { return __builtin_bit_cast(float, word); }
 inline float fmaf(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline float fabsf(float value) { return __builtin_fabsf(value); }
 // The hardware's is off by up to two units in the last place.
 inline float rsqrtf(float value) { return 1.0f / __builtin_sqrtf(value); }
 
@@ -81,6 +82,13 @@ Value __shfl_xor_sync(unsigned mask, Value value, unsigned lane_mask) {
 inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
     emulator_check_mask(mask);
     return emulator_or_of_warp(value);
+}
+
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value) {
+    for (unsigned distance = 16; distance > 0; distance /= 2) {
+        value = max(value, __shfl_xor_sync(mask, value, distance));
+    }
+    return value;
 }
 
 // ---- Shared memory --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "constants.cuh"
+#include "device/e4m3.cuh"
 #include "device/types.cuh"
 #include "device/vector.cuh"
 
@@ -123,6 +124,25 @@ inline void store_output_half(Address address, uint32 word) {
     emulator_write(address, &half, sizeof(half));
 }
 
+inline void store_output_pair_if(bool condition, Address address, uint32 first, uint32 second) {
+    const uint32 words[2] = {first, second};
+    if (condition) {
+        emulator_write(address, words, sizeof(words));
+    }
+}
+
+inline void store_output_word_if(bool condition, Address address, uint32 word) {
+    if (condition) {
+        emulator_write(address, &word, sizeof(word));
+    }
+}
+
+inline uint32 load_weight_word(Address address) {
+    uint32 word;
+    emulator_read(address, &word, sizeof(word));
+    return word;
+}
+
 // ---- Barriers, launches, time ---------------------------------------------------------------------------------------
 
 inline void arrive_at_barrier(uint32 barrier, uint32 threads) { emulator_barrier(barrier, threads, false); }
@@ -178,5 +198,9 @@ inline void unpack_float16(uint32 word, float& low, float& high) {
     low = from_float16(word & 0xffffu);
     high = from_float16(word >> 16);
 }
+
+inline float larger_or_nan(float a, float b) { return a != a || a > b ? a : b; }
+
+inline uint32 pack_e4m3(float low, float high) { return to_e4m3(low) | to_e4m3(high) << 8; }
 
 }  // namespace lamport::ptx

@@ -14,11 +14,13 @@ use crate::workspace::Member;
 mod all_reduce;
 mod minimax;
 mod rms_norm;
+mod rms_norm_quant;
 mod setup;
 
 pub use all_reduce::AllReduce;
 pub use minimax::Minimax;
 pub use rms_norm::AllReduceRmsNorm;
+pub use rms_norm_quant::AllReduceRmsNormQuant;
 pub use setup::{Fill, Skip, Verify};
 
 /// Where an operation runs.

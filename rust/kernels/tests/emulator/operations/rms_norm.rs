@@ -12,8 +12,8 @@ use crate::operations::{Inputs, Operation, Prepared, Setting, declare};
 use crate::values::{Random, Values, check_bits, check_near, rms_norm, sum, tensor};
 use crate::workspace::Member;
 
-const EPSILON: f32 = 1e-3;
-const WEIGHT_BIAS: f32 = 0.5;
+pub(super) const EPSILON: f32 = 1e-3;
+pub(super) const WEIGHT_BIAS: f32 = 0.5;
 
 /// `tokens` rows of `hidden` elements.
 #[derive(Clone, Copy, Debug)]
@@ -29,19 +29,19 @@ pub struct AllReduceRmsNorm {
     pub in_place: bool,
 }
 
-struct Tensors {
+pub(super) struct Tensors {
     operation: AllReduceRmsNorm,
-    setting: Setting,
+    pub(super) setting: Setting,
     plan: AllReduceRmsNormPlan,
     inputs: Inputs,
     residuals: Inputs,
     weights: Vec<Memory>,
-    outputs: Vec<Rc<Memory>>,
+    pub(super) outputs: Vec<Rc<Memory>>,
     residual_outputs: Vec<Rc<Memory>>,
 }
 
 impl AllReduceRmsNorm {
-    fn shape(&self, setting: &Setting) -> AllReduceRmsNormShape {
+    pub(super) fn shape(&self, setting: &Setting) -> AllReduceRmsNormShape {
         let Self { algorithm, dtype, weight, tokens, hidden, .. } = *self;
         AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size: setting.geometry.world_size(), algorithm }
     }
@@ -51,12 +51,8 @@ impl AllReduceRmsNorm {
     }
 }
 
-impl Operation for AllReduceRmsNorm {
-    fn module(&self, setting: &Setting) -> ModuleKey {
-        self.plan(setting).launch.module
-    }
-
-    fn prepare(&self, setting: &Setting, random: &mut Random, prior: Option<&dyn Prepared>) -> Box<dyn Prepared> {
+impl AllReduceRmsNorm {
+    pub(super) fn tensors(&self, setting: &Setting, random: &mut Random, prior: Option<&dyn Prepared>) -> Tensors {
         let Self { dtype, tokens, hidden, in_place, .. } = *self;
         let (count, bytes) = (tokens * hidden, tokens * hidden * dtype.size());
         let prior = prior.filter(|_| !in_place);
@@ -74,7 +70,17 @@ impl Operation for AllReduceRmsNorm {
         let (outputs, residual_outputs) = (results(&inputs), results(&residuals));
         let plan = self.plan(setting);
         let (operation, setting) = (*self, *setting);
-        Box::new(Tensors { operation, setting, plan, inputs, residuals, weights, outputs, residual_outputs })
+        Tensors { operation, setting, plan, inputs, residuals, weights, outputs, residual_outputs }
+    }
+}
+
+impl Operation for AllReduceRmsNorm {
+    fn module(&self, setting: &Setting) -> ModuleKey {
+        self.plan(setting).launch.module
+    }
+
+    fn prepare(&self, setting: &Setting, random: &mut Random, prior: Option<&dyn Prepared>) -> Box<dyn Prepared> {
+        Box::new(self.tensors(setting, random, prior))
     }
 
     fn region_bytes(&self, setting: &Setting) -> Option<usize> {
@@ -84,8 +90,9 @@ impl Operation for AllReduceRmsNorm {
     }
 }
 
-impl Prepared for Tensors {
-    fn launch(&self, machine: &mut Machine, kernels: &Kernels, rank: usize, member: &Member) {
+impl Tensors {
+    /// Tells the machine of a rank's tensors.
+    pub(super) fn declare(&self, machine: &mut Machine, rank: usize) -> AllReduceRmsNormTensors {
         let (input, residual) = (&*self.inputs.memory[rank], &*self.residuals.memory[rank]);
         let (output, residual_output) = (&*self.outputs[rank], &*self.residual_outputs[rank]);
         declare(
@@ -99,26 +106,49 @@ impl Prepared for Tensors {
                 ("weight", &self.weights[rank], Kind::Weight),
             ],
         );
-        let tensors = AllReduceRmsNormTensors {
+        AllReduceRmsNormTensors {
             input: input.address(),
             residual: self.operation.has_residual.then(|| residual.address()),
             weight: self.weights[rank].address(),
             output: output.address(),
             residual_output: residual_output.address(),
-        };
+        }
+    }
+
+    /// A rank's sum, whose residual output must have its bits.
+    fn sum(&self, rank: usize) -> Vec<u8> {
+        let AllReduceRmsNorm { dtype, has_residual, .. } = self.operation;
+        let inputs: Vec<_> = self.setting.ranks().map(|rank| self.inputs.bytes(rank)).collect();
+        let residual = has_residual.then(|| self.residuals.bytes(rank));
+        sum(dtype, &inputs, residual.as_deref())
+    }
+
+    pub(super) fn check_sum(&self, rank: usize) -> Result<(), String> {
+        let found = self.residual_outputs[rank].bytes();
+        check_bits("the residual's sum", self.operation.dtype, &found, &self.sum(rank))
+    }
+
+    pub(super) fn normalised(&self, rank: usize) -> Vec<f64> {
+        let AllReduceRmsNorm { dtype, weight, hidden, .. } = self.operation;
+        let weights = self.weights[rank].bytes();
+        rms_norm(dtype, &[&self.sum(rank)], hidden, (weight, &weights), EPSILON, WEIGHT_BIAS)
+    }
+
+    pub(super) fn check_norm(&self, rank: usize) -> Result<(), String> {
+        check_near("the norm", self.operation.dtype, &self.outputs[rank].bytes(), &self.normalised(rank))
+    }
+}
+
+impl Prepared for Tensors {
+    fn launch(&self, machine: &mut Machine, kernels: &Kernels, rank: usize, member: &Member) {
+        let tensors = self.declare(machine, rank);
         let parameters = self.plan.parameters(&self.setting.geometry, member.group, tensors, EPSILON, WEIGHT_BIAS);
         machine.launch(kernels, rank, &self.plan.launch, &parameters.expect("the case fits into its slots"));
     }
 
     fn check(&self, rank: usize) -> Result<(), String> {
-        let AllReduceRmsNorm { dtype, weight, hidden, has_residual, .. } = self.operation;
-        let inputs: Vec<_> = self.setting.ranks().map(|rank| self.inputs.bytes(rank)).collect();
-        let residual = has_residual.then(|| self.residuals.bytes(rank));
-        let rows = sum(dtype, &inputs, residual.as_deref());
-        check_bits("the residual's sum", dtype, &self.residual_outputs[rank].bytes(), &rows)?;
-        let weights = self.weights[rank].bytes();
-        let normalised = rms_norm(dtype, &[&rows], hidden, (weight, &weights), EPSILON, WEIGHT_BIAS);
-        check_near("the norm", dtype, &self.outputs[rank].bytes(), &normalised)
+        self.check_sum(rank)?;
+        self.check_norm(rank)
     }
 
     fn results(&self, rank: usize) -> Vec<u8> {

@@ -1,0 +1,111 @@
+"""all_reduce_rms_norm_quant on the host: bit for bit what the formats' definitions make of the normalised rows."""
+
+import lamport_rs
+import pytest
+import torch
+from lamport_rs import LamportError
+from quantised_rows import (
+    EPS,
+    FORMATS,
+    check_quantised,
+    leave_nan_after_a_fault,
+    quantise_alone_and_in_a_batch,
+    quantise_shapes,
+    scale_for,
+)
+from ranks import Rank, ThreadRanks
+
+SHAPES = [(1, 128), (5, 256), (2, 3, 384), (33, 1024), (128,), (0, 128), (3, 4096)]
+by_name = {"ids": lambda value: str(value).replace("torch.", "")}
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], **by_name)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_rows_are_quantised_as_the_format_is_defined(ranks_of, world_size, dtype, quant_format):
+    results = ranks_of(world_size).run(quantise_shapes, quant_format, dtype, SHAPES)
+    assert all(each == results[0] for each in results)
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+def test_what_a_fault_leaves_is_nan(quant_format):
+    ThreadRanks(2).run(leave_nan_after_a_fault, quant_format)
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+def test_a_rows_bits_do_not_depend_on_the_batch(ranks_of, quant_format):
+    ranks_of(2).run(quantise_alone_and_in_a_batch, quant_format, 9, 384)
+
+
+def compile_it(me: Rank, quant_format: str) -> None:
+    workspace = me.workspace()
+    rows = torch.randn(4, 256, generator=torch.Generator().manual_seed(me.rank)).bfloat16()
+    weight, scale = torch.ones(256).bfloat16(), torch.tensor([0.02]) if quant_format == "fp8_static" else None
+
+    def step(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return lamport_rs.all_reduce_rms_norm_quant(
+            rows, None, weight, workspace.workspace, quant_format, scale, EPS, with_norm=True
+        )
+
+    out, scales, _, normalised = torch.compile(step, backend="aot_eager")(rows)
+    check_quantised(out, scales, normalised, quant_format, "compiled")
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+def test_it_compiles(ranks_of, quant_format):
+    ranks_of(2).run(compile_it, quant_format)
+
+
+def quantise_what_lies_otherwise(me: Rank, quant_format: str) -> None:
+    """Not contiguous, not aligned: what takes its place is copied, and column-major scales stay where they are."""
+    workspace = me.workspace()
+    rows, residual = (
+        torch.randn(5, 256, generator=torch.Generator().manual_seed(seed)).half() for seed in (me.rank, 9)
+    )
+    arguments = (torch.ones(256).half(), workspace, quant_format, scale_for(me, quant_format), EPS)
+    expected = lamport_rs.all_reduce_rms_norm_quant(rows, residual, *arguments, with_norm=True)
+    sliced, transposed = torch.zeros(5, 300).half()[:, 7:263].copy_(rows), residual.T.contiguous().T
+    places = {"out": torch.empty(256, 5, dtype=torch.float8_e4m3fn).T, "norm_out": torch.empty(256, 5).half().T}
+    if quant_format == "fp8_group_column_major":
+        places["scale_out"] = torch.empty_strided((5, 2), (1, 8))
+    elif quant_format != "fp8_static":
+        places["scale_out"] = torch.empty(expected[1].shape[1], 5).T
+    found = lamport_rs.all_reduce_rms_norm_quant(sliced, transposed, *arguments, **places)
+    for name, place in places.items():
+        assert any(each is place for each in found), f"{name} is not what was returned"
+    for each, other in zip(found, expected, strict=True):
+        assert torch.equal(each.float(), other.float())
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+def test_operands_may_lie_otherwise(ranks_of, quant_format):
+    ranks_of(2).run(quantise_what_lies_otherwise, quant_format)
+
+
+def refuse(me: Rank) -> None:
+    workspace = me.workspace()
+    rows, scale = torch.ones(2, 192).half(), torch.ones(1)
+    wide = torch.ones(2, 256).half()
+    refused = [
+        (rows, "fp4", None, {}, "quant_format"),
+        (rows, "fp8_static", None, {}, "needs a scale"),
+        (rows, "fp8_token", scale, {}, "takes none"),
+        (rows, "fp8_group", None, {}, "multiple of 128"),
+        (rows.float(), "fp8_token", None, {}, "must be float16 or bfloat16"),
+        (rows, "fp8_static", torch.ones(2), {}, "one element"),
+        (rows, "fp8_static", scale.half(), {}, "scale is float16"),
+        (rows, "fp8_token", None, {"out": torch.empty_like(rows)}, "out is float16"),
+        (rows, "fp8_token", None, {"scale_out": torch.empty(2, 2)}, "scale has shape"),
+        (rows, "fp8_static", scale, {"scale_out": torch.empty(1)}, "scale_out must be None"),
+        (wide, "fp8_group_column_major", None, {"scale_out": torch.empty(2, 2)}, "must have strides \\[1, 4\\]"),
+    ]
+    for given, quant_format, its_scale, places, text in refused:
+        factor = torch.ones(given.shape[-1]).to(given.dtype)
+        with pytest.raises(LamportError, match=text):
+            lamport_rs.all_reduce_rms_norm_quant(given, None, factor, workspace, quant_format, its_scale, EPS, **places)
+    assert workspace.supports(rows, "all_reduce_rms_norm_quant", quant_format="fp8_token")
+    assert not workspace.supports(rows, "all_reduce_rms_norm_quant", quant_format="fp8_group")
+
+
+def test_what_no_format_takes_is_refused_and_says_why(ranks_of):
+    ranks_of(2).run(refuse)
