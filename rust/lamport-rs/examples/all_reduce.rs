@@ -114,6 +114,9 @@ fn on_device(rank: usize, ranks: usize, rendezvous: &mut TcpRendezvous) -> Outco
     use cudarc::driver::CudaContext;
     use lamport_rs::cuda;
 
+    if cuda::device_count()? < ranks {
+        return Err(format!("{ranks} ranks need as many devices").into());
+    }
     let context = CudaContext::new(rank)?;
     let stream = context.new_stream()?;
     let mut communicator = cuda::Communicator::new(rank, ranks, &context, rendezvous, Options::default())?;

@@ -42,6 +42,13 @@ use crate::handle::{Handle, Status};
 use crate::options::Options;
 use crate::rendezvous::{Rendezvous, Transport};
 
+/// Devices that this process sees; an error if there are none, or no driver.
+///
+/// cudarc panics where the driver's library cannot be loaded: ask this first.
+pub fn device_count() -> Result<usize> {
+    Ok(lamport_rs_core::cuda::device::device_count()?)
+}
+
 /// One rank of a group whose ranks have a GPU each, on one machine.
 ///
 /// All ranks enqueue the same operations in the same order. Operations on different streams follow one another. To drop it
