@@ -1,4 +1,7 @@
 //! The protocol's CUDA kernels, as PTX that the driver compiles on first use, and how to launch them. No CUDA library
+//!
+//! It is public for its siblings of the same release, and any release may change its API: engines in Rust use the crate
+//! `lamport-rs`.
 //! is needed here: whoever launches brings the driver.
 //!
 //! | module | concept |

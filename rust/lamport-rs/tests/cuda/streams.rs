@@ -102,11 +102,14 @@ fn an_abort_of_another_thread_ends_kernels_that_wait() {
         let stream = rank.stream.clone();
         if rank.number() == 0 {
             let mut values = rank.upload(100, |_| 1.0);
-            rank.communicator.all_reduce(&mut values, &stream).unwrap();
-            let error = rank.communicator.synchronize().unwrap_err();
+            // The launch hears of it if the abort comes first.
+            let launched = rank.communicator.all_reduce(&mut values, &stream);
+            let error = launched.and_then(|()| rank.communicator.synchronize()).unwrap_err();
             assert_eq!((error.kind(), error.ranks()), (ErrorKind::Aborted, [1].as_slice()), "{error}");
         } else {
             let handle = rank.communicator.handle();
+            // For the other rank's kernel to wait, most of the time.
+            std::thread::sleep(Duration::from_millis(50));
             std::thread::spawn(move || handle.abort("enough")).join().unwrap().unwrap();
         }
         aborted.wait();
