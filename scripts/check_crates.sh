@@ -8,6 +8,9 @@ crates="lamport-rs-protocol lamport-rs-kernels lamport-rs-core lamport-rs"
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
 cargo publish --workspace --dry-run "$@"
 
+# The dry run leaves no packages.
+cargo package --workspace --no-verify "$@"
+
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 mkdir "$folder/src"
