@@ -46,10 +46,10 @@ test-all: ## All tests: `test`, then `test-long` (20 min).
 test-rust: test-rust-short test-rust-long ## Rust unit tests, property tests and model checks (6 min).
 
 test-rust-short: $(VENV)/.ready
-	LAMPORT_RS_EMULATOR_SEEDS=1 cargo test --workspace -- $(LONG_RUST:%=--skip %)
+	LAMPORT_RS_EMULATOR_SEEDS=1 cargo test --workspace --features lamport-rs/cuda -- $(LONG_RUST:%=--skip %)
 
 test-rust-long: $(VENV)/.ready
-	cargo test --workspace --tests -- $(LONG_RUST)
+	cargo test --workspace --features lamport-rs/cuda --tests -- $(LONG_RUST)
 	LAMPORT_RS_EMULATOR_SEEDS=1..4 cargo test --package lamport-rs-kernels --test emulator -- $(SEEDED)
 
 test-races: $(VENV)/.ready ## The host backend under ThreadSanitizer (2 min).
@@ -86,8 +86,10 @@ soak-gpu: build ## Likewise on two GPUs, most of them in graphs (minutes).
 
 lint: $(VENV)/.ready ## Formatting, lints and types (2 min).
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --features lamport-rs/cuda,lamport-rs/core,lamport-rs/protocol,lamport-rs/kernels \
+	  -- -D warnings
 	cargo clippy --package lamport-rs-core --all-targets -- -D warnings
+	cargo clippy --package lamport-rs --all-targets -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -130,11 +132,15 @@ check-wheel: wheel ## Build from the sdist; run the wheel alone with the oldest 
 release: $(VENV)/.ready ## Build and check all artefacts in dist/release, from a clean tree; publish nothing (30 min).
 	$(BIN)/python scripts/release.py check
 	$(BIN)/pip install --quiet 'twine>=6.1'
-	$(MAKE) check-wheel check-wheel-aarch64
+	$(MAKE) check-crates check-wheel check-wheel-aarch64
 	$(BIN)/python scripts/check_artefacts.py dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
 	$(BIN)/twine check --strict dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
 	$(BIN)/python scripts/release.py check
 	$(BIN)/python scripts/release.py gather dist/release dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
+
+.PHONY: check-crates
+check-crates: $(VENV)/.ready ## Build the crates as published, each alone, and a program with them; publish nothing (4 min).
+	scripts/check_crates.sh
 
 VLLM_SOURCES ?=
 .PHONY: check-vllm

@@ -18,7 +18,7 @@ MOST_BYTES = 8 * 1000 * 1000
 """Of a wheel."""
 LICENCES = ("LICENSE", "THIRD-PARTY.txt")
 ADDRESSES = ("Changelog", "Documentation", "Issues", "Repository")
-SOURCES = ("Cargo.lock", "Cargo.toml", "README.md", "kernels/device/ptx.cuh", "pyproject.toml", *LICENCES)
+SOURCES = ("Cargo.lock", "Cargo.toml", "README.md", "rust/kernels/cuda/device/ptx.cuh", "pyproject.toml", *LICENCES)
 PLATFORM = re.compile(r"-cp310-abi3-manylinux_2_28_(x86_64|aarch64)\.whl$")
 
 

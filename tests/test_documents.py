@@ -15,6 +15,7 @@ NOT_RUN = {
     "text": "what a program prints, or a formula",
     "{toctree}": "Sphinx's own: `make docs` runs it",
     "{eval-rst}": "Sphinx's own: `make docs` runs it",
+    "{literalinclude}": "a file of the repository, which a test of its own runs",
 }
 """Languages of blocks that are no code, with the reason."""
 PYTHON = blocks("python")

@@ -1,5 +1,8 @@
 //! Lamport workspaces, free of Python.
 //!
+//! It is public for its siblings of the same release, and any release may change its API: engines in Rust use the crate
+//! `lamport-rs`.
+//!
 //! Layers, each using only those to its right: [`operations`] → [`workspace`] → [`rendezvous`] → [`lifecycle`] →
 //! [`memory`] → `cuda` → `lamport_rs_protocol`.
 

@@ -32,6 +32,8 @@ use nvrtc::{Nvrtc, Source};
 
 /// Set for the processes that share the work, because NVRTC compiles one program at a time: `<part>/<parts>`.
 const PART_VARIABLE: &str = "LAMPORT_RS_COMPILE_PART";
+/// Set where documentation is built, by docs.rs, which has no NVRTC: the index is of empty modules there.
+const DOCUMENTATION_VARIABLE: &str = "DOCS_RS";
 /// Of `kernels`: where the headers are.
 const FOLDERS: [&str; 5] = ["device", "protocol", "source", "exchange", "sink"];
 /// PTX is long-winded: 5 MB come to a fifth.
@@ -60,8 +62,11 @@ fn build() -> Result<(), String> {
     for path in ["build", "src/catalogue.rs", "src/dtype.rs", "src/parameters.rs", "src/sink.rs", "src/variants.rs"] {
         println!("cargo::rerun-if-changed={path}");
     }
-    for variable in nvrtc::VARIABLES {
+    for variable in nvrtc::VARIABLES.into_iter().chain([DOCUMENTATION_VARIABLE]) {
         println!("cargo::rerun-if-env-changed={variable}");
+    }
+    if env::var_os(DOCUMENTATION_VARIABLE).is_some() {
+        return write_index(&out_folder()?, |_, _| "&[]".to_owned());
     }
     // Once here, so that what is missing is said once.
     Nvrtc::find()?;
@@ -77,7 +82,9 @@ fn build() -> Result<(), String> {
     if failed {
         return Err("the CUDA kernels do not compile".to_owned());
     }
-    write_index(&out_folder()?)
+    write_index(&out_folder()?, |key, architecture| {
+        format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{}\")).as_slice()", file_name(key, architecture))
+    })
 }
 
 /// Compiles every `parts`-th module.
@@ -101,12 +108,10 @@ fn compile(part: &str) -> Result<(), String> {
 }
 
 /// Writes an array with a row per module and a column per architecture, in the catalogue's order.
-fn write_index(out: &Path) -> Result<(), String> {
+fn write_index(out: &Path, entry: impl Fn(ModuleKey, u32) -> String) -> Result<(), String> {
     let mut index = String::from("[\n");
     for key in ModuleKey::all() {
-        let columns = ARCHITECTURES.map(|architecture| {
-            format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{}\")).as_slice()", file_name(key, architecture))
-        });
+        let columns = ARCHITECTURES.map(|architecture| entry(key, architecture));
         writeln!(index, "    [{}],", columns.join(", ")).expect("a String can be written to");
     }
     index.push_str("]\n");
@@ -117,8 +122,9 @@ fn file_name(key: ModuleKey, architecture: u32) -> String {
     format!("{}.compute_{architecture}.ptx.zlib", key.name())
 }
 
+/// A link to the repository's folder, and in the published package a copy of it.
 fn kernels() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda")
 }
 
 fn out_folder() -> Result<PathBuf, String> {

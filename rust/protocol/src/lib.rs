@@ -1,5 +1,8 @@
 //! The Lamport protocol, free of Python, of CUDA and of any operating system.
 //!
+//! It is public for its siblings of the same release, and any release may change its API: engines in Rust use the crate
+//! `lamport-rs`.
+//!
 //! Every rank owns a block of memory that its peers can write. A block has three *slots*, used in turn, and a slot has
 //! one *region* per rank. A sender stores its data straight into its own region of each peer's slot; a reader polls its
 //! own slot until no word is the [sentinel](sentinel). The data is its own flag, so there is no barrier.

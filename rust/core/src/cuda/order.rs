@@ -35,6 +35,11 @@ impl StreamOrder {
         Self { device: device.clone(), eager: None, captured: None, event: None }
     }
 
+    /// The streams that later operations may have to wait for.
+    pub fn remembered(&self) -> [Option<sys::CUstream>; 2] {
+        [self.eager, self.captured.map(|(_, stream)| stream)]
+    }
+
     /// Makes `stream` wait for the last operation, if that was on another stream. The device's context is current. After
     /// an error nothing is remembered of this operation. Returns the graph that a capture makes, if this is the capture's
     /// first operation.

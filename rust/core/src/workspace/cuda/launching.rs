@@ -54,6 +54,13 @@ impl CudaWorkspace {
         Ok(())
     }
 
+    /// The streams that later operations may have to wait for: they must be there until then. `None` if an operation of
+    /// another thread has begun.
+    pub fn remembered_streams(&self) -> Option<[Option<sys::CUstream>; 2]> {
+        let state = self.state.access_failed("remembered_streams").ok()?;
+        Some(state.order.remembered())
+    }
+
     /// Counts a call that sends nothing, in `stream`'s order: it was refused on this rank, or has nothing to do here. Peers
     /// that wait for it are told.
     pub fn note_refusal(&self, stream: sys::CUstream) {

@@ -127,6 +127,8 @@ STANDIN_EXPORT Result cuDeviceGetAttribute(int* value, int attribute, int device
         case 75: *value = 9; return SUCCESS;
         case 76: *value = 0; return SUCCESS;
         case 106: *value = BLOCKS_PER_MULTIPROCESSOR; return SUCCESS;
+        // Memory pools: there are none.
+        case 115: *value = 0; return SUCCESS;
         default: return INVALID_VALUE;
     }
 }
@@ -158,6 +160,17 @@ STANDIN_EXPORT Result cuDevicePrimaryCtxRetain(Context** context, int device) {
     }
     is_retained[device] = true;
     *context = &contexts[device];
+    return SUCCESS;
+}
+
+// The core retains each context for ever.
+STANDIN_EXPORT Result cuDevicePrimaryCtxRelease_v2(int device) {
+    ENTER_INITIALISED("cuDevicePrimaryCtxRelease")
+    return is_device(device) && is_retained[device] ? SUCCESS : INVALID_DEVICE;
+}
+
+STANDIN_EXPORT Result cuCtxDestroy_v2(Context*) {
+    ENTER_INITIALISED("cuCtxDestroy")
     return SUCCESS;
 }
 

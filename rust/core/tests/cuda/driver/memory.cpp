@@ -281,3 +281,42 @@ STANDIN_EXPORT Result cuMemcpyDtoDAsync_v2(Address to, Address from, std::size_t
     stream->enqueue([=] { std::memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); });
     return SUCCESS;
 }
+
+STANDIN_EXPORT Result cuMemsetD8Async(Address to, unsigned char byte, std::size_t bytes, Stream* handle) {
+    STANDIN_ENTER_CONTEXT("cuMemsetD8Async")
+    Stream* stream = find_stream(handle);
+    if (stream == nullptr) {
+        return INVALID_HANDLE;
+    }
+    stream->enqueue([=] { std::memset(reinterpret_cast<void*>(to), byte, bytes); });
+    return SUCCESS;
+}
+
+// Of memory that is not pinned: it has been read when the call returns.
+STANDIN_EXPORT Result cuMemcpyHtoDAsync_v2(Address to, const void* from, std::size_t bytes, Stream* handle) {
+    STANDIN_ENTER_CONTEXT("cuMemcpyHtoDAsync")
+    Stream* stream = find_stream(handle);
+    if (stream == nullptr) {
+        return INVALID_HANDLE;
+    }
+    const auto* begin = static_cast<const char*>(from);
+    stream->enqueue([to, staged = std::vector<char>(begin, begin + bytes)] {
+        std::memcpy(reinterpret_cast<void*>(to), staged.data(), staged.size());
+    });
+    return SUCCESS;
+}
+
+// Likewise: it has been written.
+STANDIN_EXPORT Result cuMemcpyDtoHAsync_v2(void* to, Address from, std::size_t bytes, Stream* handle) {
+    STANDIN_ENTER_CONTEXT("cuMemcpyDtoHAsync")
+    Stream* stream = find_stream(handle);
+    if (stream == nullptr) {
+        return INVALID_HANDLE;
+    }
+    if (stream->capture != nullptr) {
+        return STREAM_CAPTURE_UNSUPPORTED;
+    }
+    stream->synchronise();
+    std::memcpy(to, reinterpret_cast<void*>(from), bytes);
+    return SUCCESS;
+}

@@ -31,14 +31,13 @@ pub mod sum;
 mod threads;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_void};
-use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::memory::pool;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-use crate::compile::{Sources, emulator};
+use crate::compile::{Sources, emulator, repository};
 
 /// The core asks the dynamic linker for this library first. It is told that it has that already.
 const LINKED_NAME: &str = "-Wl,-soname,libcuda.so";
@@ -62,7 +61,7 @@ struct Interface {
 fn interface() -> &'static Interface {
     static INTERFACE: OnceLock<Interface> = OnceLock::new();
     INTERFACE.get_or_init(|| {
-        let driver = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda/driver");
+        let driver = repository().join("rust/core/tests/cuda/driver");
         let sources = Sources::of_folders(&[driver, emulator("cuda"), emulator("fibers")]);
         let path = sources.compile_library("driver", &["-fvisibility=hidden", "-pthread", LINKED_NAME]);
         // SAFETY: the library has no initialisers but those of C++. It is global, since the kernels call it.
