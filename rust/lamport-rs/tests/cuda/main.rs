@@ -22,7 +22,7 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use lamport_rs::Options;
 use lamport_rs::cuda::Communicator;
 // Where `constants.rs` looks for them.
-use lamport_rs_kernels::{parameters, variants};
+use lamport_rs_kernels::{parameters, sink, variants};
 
 use crate::threads::{LONGEST_WAIT, on_ranks};
 
