@@ -101,4 +101,4 @@ def test_an_sdist_without_the_kernels_is_refused(tmp_path):
         for name in check_artefacts.SOURCES:
             if not name.startswith("kernels"):
                 archive.addfile(tarfile.TarInfo(f"some-1/{name}"), io.BytesIO())
-    assert check_artefacts.faults_of(path) == ["expected the file kernels/device/ptx.cuh"]
+    assert check_artefacts.faults_of(path) == ["expected the file rust/kernels/cuda/device/ptx.cuh"]
