@@ -99,6 +99,6 @@ def test_an_sdist_without_the_kernels_is_refused(tmp_path):
     path = tmp_path / "some-1.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         for name in check_artefacts.SOURCES:
-            if not name.startswith("kernels"):
+            if not name.startswith("rust/kernels"):
                 archive.addfile(tarfile.TarInfo(f"some-1/{name}"), io.BytesIO())
-    assert check_artefacts.faults_of(path) == ["expected the file kernels/device/ptx.cuh"]
+    assert check_artefacts.faults_of(path) == ["expected the file rust/kernels/cuda/device/ptx.cuh"]
