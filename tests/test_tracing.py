@@ -68,6 +68,35 @@ def test_every_tracer_records_the_operations(ranks_of):
     ranks_of(2).run(trace)
 
 
+class Repeated(torch.nn.Module):
+    """Sums that look alike, and one whose result only rank 0 uses."""
+
+    def __init__(self, me: Rank, workspace) -> None:
+        super().__init__()
+        self.me, self.workspace = me, workspace
+
+    def forward(self, x):
+        threefold = lamport_rs.all_reduce(x * 3, self.workspace)
+        total = lamport_rs.all_reduce(x, self.workspace) + lamport_rs.all_reduce(x, self.workspace)
+        return threefold + total if self.me.rank == 0 else total
+
+
+def trace_what_torchscript_would_change(me: Rank) -> None:
+    workspace = me.workspace(1 << 16, timeout=30)
+    traced = torch.jit.trace(Repeated(me, workspace).eval(), (X,), check_trace=False)
+    optimised = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
+    for module in (traced, optimised):
+        # The executor changes the graph while it is profiled: in the first two runs.
+        for _ in range(3):
+            assert module(X)[0, 0].item() == (10 if me.rank == 0 else 4)
+        assert str(module.graph_for(X)).count("lamport_rs::ordered_all_reduce") == 3
+    check_same_bits(lamport_rs.all_reduce(X, workspace), X * 2, "the next sum")
+
+
+def test_torchscript_neither_leaves_out_nor_merges_operations(ranks_of):
+    ranks_of(2).run(trace_what_torchscript_would_change)
+
+
 def note_operators(me: Rank) -> None:
     workspace = me.workspace(1 << 16, timeout=10)
     with Recorder() as seen:

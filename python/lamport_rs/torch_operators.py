@@ -165,7 +165,8 @@ def _register_effect(operator: torch._ops.OpOverload) -> None:
 
 def _define(public: str, schema: str, eager: Callable[..., Any], fake: Callable[..., Any]) -> None:
     name = f"{_PREFIX}{public}"
-    _library.define(f"{name}{schema}")
+    # TorchScript leaves out and merges what it takes for pure, unless it is told to infer nothing from the schema.
+    _library.define(f"{name}{schema}", alias_analysis="CONSERVATIVE")
     kernel = without_jit_tracer(eager)
     for key in ("CPU", "CUDA"):
         _library.impl(name, kernel, key)
