@@ -155,6 +155,16 @@ def go_on_after_a_refusal(me: Rank, name: str) -> str:
     return str(caught.value)
 
 
+def check_that_rank_0_heard_of_it(text: str) -> None:
+    """What rank 0 hears where rank 1 went on: rank 1's next operation, or the refusal before, whichever comes first."""
+    assert "rank 0 runs operation 2, all_reduce of 8 float32, one_shot" in text
+    found = (
+        "but rank 1 runs operation 3, all_reduce of 8 float32, one_shot",
+        "but rank 1 has refused its call of that number",
+    )
+    assert any(each in text for each in found), text
+
+
 def refuse_on_all_ranks(me: Rank, name: str) -> list[float]:
     """What all ranks refuse parts nobody."""
     workspace = me.workspace(1 << 16, timeout=20)

@@ -62,8 +62,8 @@ def interrupt_the_wait_for_stores(me: Rank) -> float:
         with pytest.raises(LamportError):
             me.workspace(COMM_SIZE, process_group=all_gather)
         return 0.0
-    signal.setitimer(signal.ITIMER_REAL, HELD_UP / 4)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, HELD_UP / 4)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         me.workspace(COMM_SIZE, process_group=all_gather)
