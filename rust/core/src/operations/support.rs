@@ -102,16 +102,7 @@ fn operands(question: &Question) -> Result<Operands> {
     let input = tensor(shape, dtype)?;
     Ok(match kind {
         Kind::AllReduce => Operands::AllReduce(AllReduce { input, output: tensor(shape, dtype)?, algorithm }),
-        Kind::AllReduceRmsNorm => Operands::AllReduceRmsNorm(AllReduceRmsNorm {
-            input,
-            residual: None,
-            weight: tensor(&[columns], weight)?,
-            epsilon: 0.0,
-            weight_bias: 0.0,
-            algorithm,
-            output: tensor(shape, dtype)?,
-            residual_output: tensor(shape, dtype)?,
-        }),
+        Kind::AllReduceRmsNorm => Operands::AllReduceRmsNorm(norm_of(input, weight, algorithm, &mut tensor)?),
         Kind::AllReduceRmsNormQuant => {
             let sink = format.ok_or_else(|| {
                 let names = Sink::ALL.map(Sink::name).join(", ");
@@ -121,17 +112,7 @@ fn operands(question: &Question) -> Result<Operands> {
                 Some(count) => with_columns(count as i64),
                 None => vec![1],
             };
-            let output = tensor(shape, dtype)?;
-            let norm = AllReduceRmsNorm {
-                input,
-                residual: None,
-                weight: tensor(&[columns], weight)?,
-                epsilon: 0.0,
-                weight_bias: 0.0,
-                algorithm,
-                output,
-                residual_output: tensor(shape, dtype)?,
-            };
+            let norm = norm_of(input, weight, algorithm, &mut tensor)?;
             let quantised = tensor(shape, Dtype::Float8E4M3)?;
             let mut scales = tensor(&scales, Dtype::Float32)?;
             if sink.scales_of_row(columns).is_some() {
@@ -150,6 +131,26 @@ fn operands(question: &Question) -> Result<Operands> {
             let outputs = [tensor(&q, dtype)?, tensor(&k, dtype)?];
             Operands::MinimaxRms(MinimaxRms::packed(input, sizes, weights, outputs, 0.0)?)
         }
+    })
+}
+
+/// The norm of a sum of `input`, with or without a quantiser behind it.
+fn norm_of(
+    input: Tensor,
+    weight: Dtype,
+    algorithm: Option<Algorithm>,
+    tensor: &mut impl FnMut(&[usize], Dtype) -> Result<Tensor>,
+) -> Result<AllReduceRmsNorm> {
+    let shape = input.shape.as_slice();
+    Ok(AllReduceRmsNorm {
+        input,
+        residual: None,
+        weight: tensor(&[shape.last().copied().unwrap_or(1)], weight)?,
+        epsilon: 0.0,
+        weight_bias: 0.0,
+        algorithm,
+        output: tensor(shape, input.dtype)?,
+        residual_output: tensor(shape, input.dtype)?,
     })
 }
 
