@@ -278,7 +278,7 @@ def keep_the_address_of_a_table(me: Rank) -> None:
     del table
     gc.collect()
     with pytest.raises(LamportError):
-        lamport_rs._core.all_reduce(type("Table", (), {"data_ptr": lambda _: address})(), X, X, "auto")
+        lamport_rs._core.all_reduce(X, type("Table", (), {"data_ptr": lambda _: address})(), "auto", X)
 
 
 def test_a_table_that_is_gone_is_not_found_by_its_old_address():

@@ -29,8 +29,13 @@ if TYPE_CHECKING:
     from lamport_rs.buffer import IpcBuffer, lamport_fill_neg_zero
     from lamport_rs.cache import clear_workspace_cache, get_allreduce_workspace
     from lamport_rs.lifecycle import WorkspaceStatus
-    from lamport_rs.operations import all_reduce, all_reduce_rms_norm, minimax_allreduce_rms, minimax_allreduce_rms_qk
-    from lamport_rs.quantised import all_reduce_rms_norm_quant
+    from lamport_rs.operations import (
+        all_reduce,
+        all_reduce_rms_norm,
+        all_reduce_rms_norm_quant,
+        minimax_allreduce_rms,
+        minimax_allreduce_rms_qk,
+    )
     from lamport_rs.workspace import LamportWorkspace, bind_to_thread
 
 __all__ = [
@@ -59,8 +64,13 @@ _PUBLIC_MODULES = {
     "buffer": ("IpcBuffer", "lamport_fill_neg_zero"),
     "cache": ("clear_workspace_cache", "get_allreduce_workspace"),
     "lifecycle": ("WorkspaceStatus",),
-    "operations": ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms", "minimax_allreduce_rms_qk"),
-    "quantised": ("all_reduce_rms_norm_quant",),
+    "operations": (
+        "all_reduce",
+        "all_reduce_rms_norm",
+        "all_reduce_rms_norm_quant",
+        "minimax_allreduce_rms",
+        "minimax_allreduce_rms_qk",
+    ),
     "workspace": ("LamportWorkspace", "bind_to_thread"),
 }
 """The names that need torch, by the modules they come from."""

@@ -107,50 +107,60 @@ def fill_sentinel(device_ptr: int, size_bytes: int, index: int) -> None: ...
 def comm_size_within(memory_bytes: int, world_size: int) -> int: ...
 def minimax_comm_size(max_tokens: int, world_size: int, fused_qk: bool) -> int: ...
 def all_reduce_comm_size(max_bytes: int, world_size: int) -> int: ...
-def all_reduce(workspace: Workspace | torch.Tensor, input: torch.Tensor, out: torch.Tensor, algorithm: str) -> None: ...
-def all_reduce_rms_norm(
+def schemas() -> list[tuple[str, str]]: ...
+
+# The collectives: written by scripts/core_stub.py, and nothing behind this line by hand.
+def all_reduce(
+    input: torch.Tensor,
     workspace: Workspace | torch.Tensor,
+    algorithm: str,
+    out: torch.Tensor,
+) -> None: ...
+def all_reduce_rms_norm(
     input: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor,
+    workspace: Workspace | torch.Tensor,
     eps: float,
     weight_bias: float,
+    algorithm: str,
     out: torch.Tensor,
     residual_out: torch.Tensor,
-    algorithm: str,
 ) -> None: ...
 def all_reduce_rms_norm_quant(
-    workspace: Workspace | torch.Tensor,
     input: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor,
-    format: str,
+    workspace: Workspace | torch.Tensor,
+    quant_format: str,
+    scale: torch.Tensor | None,
     eps: float,
     weight_bias: float,
-    norm_out: torch.Tensor | None,
-    out: torch.Tensor,
-    scale: torch.Tensor,
-    residual_out: torch.Tensor,
+    with_norm: bool,
     algorithm: str,
+    out: torch.Tensor,
+    scale_out: torch.Tensor,
+    residual_out: torch.Tensor,
+    norm_out: torch.Tensor,
 ) -> None: ...
-def minimax_rms(
-    workspace: Workspace | torch.Tensor,
-    rank: int,
-    world_size: int,
+def minimax_allreduce_rms(
     input: torch.Tensor,
     norm_weight: torch.Tensor,
+    workspace: Workspace | torch.Tensor,
+    rank: int,
+    nranks: int,
     eps: float,
     out: torch.Tensor,
 ) -> None: ...
-def minimax_rms_qk(
-    workspace: Workspace | torch.Tensor,
-    rank: int,
-    world_size: int,
+def minimax_allreduce_rms_qk(
     qkv: torch.Tensor,
-    q_size: int,
-    kv_size: int,
     norm_weight_q: torch.Tensor,
     norm_weight_k: torch.Tensor,
+    workspace: Workspace | torch.Tensor,
+    q_size: int,
+    kv_size: int,
+    rank: int,
+    nranks: int,
     eps: float,
     q_out: torch.Tensor,
     k_out: torch.Tensor,

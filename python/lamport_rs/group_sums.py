@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from lamport_rs._core import LamportError
-from lamport_rs.eager import run_all_reduce_in_place
 from lamport_rs.observation import logger
+from lamport_rs.operations.sums import run_all_reduce_in_place
 from lamport_rs.workspace import LamportWorkspace, bind_to_thread
 
 

@@ -21,84 +21,21 @@ import torch
 
 from lamport_rs._core import LamportError
 from lamport_rs.autograd import warn_of_lost_gradient
-from lamport_rs.eager import (
-    run_all_reduce,
-    run_all_reduce_rms_norm,
-    run_minimax_rms,
-    run_minimax_rms_qk,
-)
-from lamport_rs.layout import empty_dense
-from lamport_rs.quantised import QuantFormat, empty_results, run_all_reduce_rms_norm_quant
+from lamport_rs.operations import COLLECTIVES
+from lamport_rs.operations.collective import Collective
 from lamport_rs.tracing import UNDER_TRANSFORMATION, must_dispatch, without_jit_tracer
 
 _NAMESPACE, _PREFIX = "lamport_rs", "ordered_"
 _library = torch.library.Library(_NAMESPACE, "DEF")
 
 
-def _all_reduce_fake(
-    input: torch.Tensor,  # noqa: A002
-    workspace: torch.Tensor,
-    algorithm: str = "auto",
-) -> torch.Tensor:
-    _prepare("all_reduce", input)
-    return empty_dense(input)
+def _fake_of(collective: Collective) -> Callable[..., Any]:
+    def fake(*arguments: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        _prepare(collective.name, *collective.inputs(arguments))
+        results = collective.allocate(*arguments)
+        return results[0] if len(results) == 1 else results
 
-
-def _all_reduce_rms_norm_fake(
-    input: torch.Tensor,  # noqa: A002
-    residual: torch.Tensor | None,
-    weight: torch.Tensor,
-    workspace: torch.Tensor,
-    eps: float = 1e-6,
-    weight_bias: float = 0.0,
-    algorithm: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    _prepare("all_reduce_rms_norm", input, residual, weight)
-    return empty_dense(input), empty_dense(input)
-
-
-def _all_reduce_rms_norm_quant_fake(
-    input: torch.Tensor,  # noqa: A002
-    residual: torch.Tensor | None,
-    weight: torch.Tensor,
-    workspace: torch.Tensor,
-    quant_format: QuantFormat,
-    scale: torch.Tensor | None = None,
-    eps: float = 1e-6,
-    weight_bias: float = 0.0,
-    with_norm: bool = False,
-    algorithm: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    _prepare("all_reduce_rms_norm_quant", input, residual, weight)
-    return empty_results(input, quant_format, scale, with_norm)
-
-
-def _minimax_allreduce_rms_fake(
-    input: torch.Tensor,  # noqa: A002
-    norm_weight: torch.Tensor,
-    workspace: torch.Tensor,
-    rank: int,
-    nranks: int,
-    eps: float,
-) -> torch.Tensor:
-    _prepare("minimax_allreduce_rms", input, norm_weight)
-    return empty_dense(input)
-
-
-def _minimax_allreduce_rms_qk_fake(
-    qkv: torch.Tensor,
-    norm_weight_q: torch.Tensor,
-    norm_weight_k: torch.Tensor,
-    workspace: torch.Tensor,
-    q_size: int,
-    kv_size: int,
-    rank: int,
-    nranks: int,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    _prepare("minimax_allreduce_rms_qk", qkv, norm_weight_q, norm_weight_k)
-    rows = qkv.shape[:-1]
-    return qkv.new_empty((*rows, q_size)), qkv.new_empty((*rows, kv_size))
+    return fake
 
 
 def _prepare(operation: str, *inputs: torch.Tensor | None) -> None:
@@ -163,56 +100,24 @@ def _register_effect(operator: torch._ops.OpOverload) -> None:
         ) from error
 
 
-def _define(public: str, schema: str, eager: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    name = f"{_PREFIX}{public}"
+def _define(collective: Collective, eager: Callable[..., Any]) -> None:
+    name = f"{_PREFIX}{collective.name}"
     # TorchScript leaves out and merges what it takes for pure, unless it is told to infer nothing from the schema.
-    _library.define(f"{name}{schema}", alias_analysis="CONSERVATIVE")
+    _library.define(f"{name}{collective.schema}", alias_analysis="CONSERVATIVE")
     kernel = without_jit_tracer(eager)
     for key in ("CPU", "CUDA"):
         _library.impl(name, kernel, key)
     # No gradient, like the functions: torch's default for operators without one is a result that requires it and warns.
     _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
     _library.impl(name, _refuse_transformation, "FuncTorchDynamicLayerFrontMode")
-    torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=_library)
+    torch.library.register_fake(f"{_NAMESPACE}::{name}", _fake_of(collective), lib=_library)
     namespace = getattr(torch.ops, _NAMESPACE)
     operator = getattr(namespace, name)
     _register_effect(operator.default)
     operator._eager = eager
     operator.__class__ = _Operator
-    setattr(namespace, public, operator)
+    setattr(namespace, collective.name, operator)
 
 
-_define(
-    "all_reduce",
-    '(Tensor input, Tensor workspace, str algorithm="auto") -> Tensor',
-    run_all_reduce,
-    _all_reduce_fake,
-)
-_define(
-    "all_reduce_rms_norm",
-    "(Tensor input, Tensor? residual, Tensor weight, Tensor workspace, float eps=1e-06, float weight_bias=0.0,"
-    ' str algorithm="auto") -> (Tensor, Tensor)',
-    run_all_reduce_rms_norm,
-    _all_reduce_rms_norm_fake,
-)
-_define(
-    "all_reduce_rms_norm_quant",
-    "(Tensor input, Tensor? residual, Tensor weight, Tensor workspace, str quant_format, Tensor? scale=None,"
-    " float eps=1e-06, float weight_bias=0.0, bool with_norm=False,"
-    ' str algorithm="auto") -> (Tensor, Tensor, Tensor, Tensor)',
-    run_all_reduce_rms_norm_quant,
-    _all_reduce_rms_norm_quant_fake,
-)
-_define(
-    "minimax_allreduce_rms",
-    "(Tensor input, Tensor norm_weight, Tensor workspace, int rank, int nranks, float eps) -> Tensor",
-    run_minimax_rms,
-    _minimax_allreduce_rms_fake,
-)
-_define(
-    "minimax_allreduce_rms_qk",
-    "(Tensor qkv, Tensor norm_weight_q, Tensor norm_weight_k, Tensor workspace, int q_size, int kv_size, int rank,"
-    " int nranks, float eps) -> (Tensor, Tensor)",
-    run_minimax_rms_qk,
-    _minimax_allreduce_rms_qk_fake,
-)
+for _collective, _eager in COLLECTIVES:
+    _define(_collective, _eager)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from lamport_rs.eager import run_all_reduce_rms_norm, run_minimax_rms_qk
+from lamport_rs.operations.minimax import run_minimax_rms_qk
+from lamport_rs.operations.rms_norm import run_all_reduce_rms_norm
 from lamport_rs.plugin_groups import GroupWorkspace
 
 _library = torch.library.Library("lamport_rs_sglang", "DEF")

@@ -1,15 +1,16 @@
 //! Plain memory that crosses processes.
 
 use lamport_rs_core::cuda::device::Device;
-use lamport_rs_core::memory::cuda::CudaMemory;
+use lamport_rs_core::memory::cuda::{CudaMemory, fill_and_wait};
 use lamport_rs_core::memory::host::HostMemory;
 use lamport_rs_core::rendezvous::Rendezvous;
 use lamport_rs_core::workspace::buffer::Buffer as CoreBuffer;
 use pyo3::prelude::*;
 
 use crate::callable::Callable;
-use crate::errors::interruptible;
+use crate::errors::{LamportError, detached, interruptible};
 use crate::shared::Shared;
+use crate::stream;
 
 /// One rank's buffer, and its mappings of the peers' buffers: memory of CUDA device `cuda_index`, or shared memory if
 /// that is None.
@@ -58,4 +59,20 @@ impl Buffer {
             AnyBuffer::Cuda(buffer) => buffer.addresses(),
         }
     }
+}
+/// Fills `size_bytes` bytes at `device_ptr`, memory of CUDA device `index`, with the sentinel, and waits for that.
+#[pyfunction]
+pub fn fill_sentinel(py: Python<'_>, device_ptr: u64, size_bytes: i64, index: usize) -> PyResult<()> {
+    if size_bytes < 0 || size_bytes % 4 != 0 || !device_ptr.is_multiple_of(4) {
+        return Err(LamportError::new_err(format!(
+            "device_ptr {device_ptr:#x} and size_bytes {size_bytes} must be multiples of 4, and not negative"
+        )));
+    }
+    let stream = stream::current(py, index)? as usize;
+    detached(py, || {
+        let stream = std::ptr::with_exposed_provenance_mut(stream);
+        let device = Device::get(index)?;
+        // SAFETY: that the memory is there is the caller's promise, as it is for the driver's own functions.
+        unsafe { fill_and_wait(&device, device_ptr, size_bytes as u64, stream) }
+    })
 }

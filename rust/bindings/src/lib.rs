@@ -1,14 +1,17 @@
 //! Python bindings: they convert, and nothing else. Arguments become the core's types, errors exceptions.
 
+mod argument;
 mod backend;
 mod buffer;
 mod callable;
+mod calls;
+mod collectives;
 mod control_groups;
 mod dlpack;
 mod errors;
 mod exchange_api;
-mod operations;
 mod registry;
+mod running;
 mod shared;
 mod sizing;
 mod stream;
@@ -23,9 +26,16 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = true)]
 mod _core {
     #[pymodule_export]
-    use super::buffer::Buffer;
+    use super::buffer::{Buffer, fill_sentinel};
     #[pymodule_export]
     use super::callable::refuse;
+    #[pymodule_export]
+    use super::calls::{obstacle, prepare};
+    #[pymodule_export]
+    use super::collectives::{
+        all_reduce, all_reduce_rms_norm, all_reduce_rms_norm_quant, minimax_allreduce_rms, minimax_allreduce_rms_qk,
+        schemas,
+    };
     #[pymodule_export]
     use super::control_groups::{cpu_quota, memory_limit};
     #[pymodule_export]
@@ -34,10 +44,7 @@ mod _core {
         LamportSizeError, LamportTimeoutError,
     };
     #[pymodule_export]
-    use super::operations::{
-        all_reduce, all_reduce_rms_norm, all_reduce_rms_norm_quant, bind_to_thread, fill_sentinel, minimax_rms,
-        minimax_rms_qk, note_refusal, obstacle, prepare,
-    };
+    use super::running::{bind_to_thread, note_refusal};
     #[pymodule_export]
     use super::sizing::{all_reduce_comm_size, comm_size_within, minimax_comm_size};
     #[pymodule_export]

@@ -7,7 +7,7 @@ use lamport_rs_protocol::rank_set::RankSet;
 use crate::error::Error;
 use crate::floating_point::DefaultSettings;
 use crate::lifecycle::Lifecycle;
-use crate::operations::operation::Operation;
+use crate::operations::description::Operation;
 
 /// How often an operation that waits, or has more to do than one segment, asks whether it should stop.
 pub const INTERRUPT_INTERVAL: Duration = Duration::from_millis(20);

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use half::{bf16, f16};
-use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
-use lamport_rs_core::operations::host::{all_reduce, all_reduce_rms_norm, minimax_rms};
+use lamport_rs_core::operations::all_reduce::AllReduce;
+use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
+use lamport_rs_core::operations::operands::OnHost;
+use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
 use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
 use lamport_rs_core::workspace::host::HostWorkspace;
 use lamport_rs_protocol::algorithm::Algorithm;
@@ -101,7 +103,7 @@ fn check_sums(world_size: usize, dtype: Dtype, sizes: &[usize]) {
             let mut output = Buffer::new(dtype, &[elements], |_| f32::NAN);
             let operands = AllReduce { input: input.tensor(), output: output.tensor(), algorithm: None };
             // SAFETY: the buffers outlive the call and are this thread's own.
-            unsafe { all_reduce(workspace, &operands, &mut never) }.unwrap();
+            unsafe { operands.run_on_host(workspace, &mut never) }.unwrap();
             for at in 0..elements {
                 let expected: f32 = (0..world_size).map(|rank| value(rank, round, at)).sum();
                 assert_eq!(output.get(at), expected, "rank {rank}, round {round}, element {at} of {elements}");
@@ -123,12 +125,12 @@ fn check_that_two_shot_equals_one_shot(world_size: usize, dtype: Dtype, sizes: &
                 let algorithm = Some(algorithm);
                 let operands = AllReduce { input: input.tensor(), output: output.tensor(), algorithm };
                 // SAFETY: the buffers outlive the call and are this thread's own.
-                unsafe { all_reduce(workspace, &operands, &mut never) }.unwrap();
+                unsafe { operands.run_on_host(workspace, &mut never) }.unwrap();
             }
             let in_place = input.tensor();
             let operands = AllReduce { input: in_place, output: in_place, algorithm: Some(Algorithm::TwoShot) };
             // SAFETY: as above.
-            unsafe { all_reduce(workspace, &operands, &mut never) }.unwrap();
+            unsafe { operands.run_on_host(workspace, &mut never) }.unwrap();
             let [one_shot, two_shot] = &outputs;
             let bytes = elements * dtype.size();
             let [expected, found, in_place] = [one_shot, two_shot, &input].map(|buffer| &buffer.as_bytes()[..bytes]);
@@ -167,7 +169,7 @@ fn a_slot_without_room_for_whole_lines_serves_two_shot_too() {
             let mut tensor = Buffer::new(Dtype::Float32, &[8], |at| (at + rank) as f32);
             let (input, algorithm) = (tensor.tensor(), Some(Algorithm::TwoShot));
             // SAFETY: the buffer outlives the call and is this thread's own.
-            unsafe { all_reduce(workspace, &AllReduce { input, output: input, algorithm }, &mut never) }.unwrap();
+            unsafe { AllReduce { input, output: input, algorithm }.run_on_host(workspace, &mut never) }.unwrap();
             (0..8).for_each(|at| assert_eq!(tensor.get(at), (2 * at + 1) as f32));
         }
     });
@@ -188,7 +190,7 @@ fn a_tensor_longer_than_the_slots_has_the_same_bits() {
                     let mut tensor = Buffer::new(Dtype::Float32, &[elements], |at| value(rank, 0, at));
                     let (input, algorithm) = (tensor.tensor(), Some(algorithm));
                     // SAFETY: the buffer outlives the call and is this thread's own.
-                    unsafe { all_reduce(workspace, &AllReduce { input, output: input, algorithm }, &mut never) }
+                    unsafe { AllReduce { input, output: input, algorithm }.run_on_host(workspace, &mut never) }
                         .unwrap();
                     for at in 0..elements {
                         let expected: f32 = (0..world_size as usize).map(|rank| value(rank, 0, at)).sum();
@@ -208,10 +210,10 @@ fn a_slot_without_room_for_a_vector_is_refused_and_changes_nothing() {
         let mut operands = |algorithm| AllReduce { input: tensor.tensor(), output: tensor.tensor(), algorithm };
         let [one_shot, two_shot] = [Algorithm::OneShot, Algorithm::TwoShot].map(|algorithm| operands(Some(algorithm)));
         // SAFETY: the buffer outlives the call and is this thread's own.
-        let error = unsafe { all_reduce(workspace, &two_shot, &mut never) }.unwrap_err();
+        let error = unsafe { two_shot.run_on_host(workspace, &mut never) }.unwrap_err();
         assert!(error.to_string().contains("needs 64 bytes per slot, but comm_size is 32"), "{error}");
         // SAFETY: as above.
-        unsafe { all_reduce(workspace, &one_shot, &mut never) }.unwrap();
+        unsafe { one_shot.run_on_host(workspace, &mut never) }.unwrap();
         assert_eq!(tensor.get(511), 2.0);
     });
 }
@@ -250,7 +252,7 @@ fn rms_norm_adds_the_residual_and_normalises_whole_rows() {
                 residual_output: residual_output.tensor(),
             };
             // SAFETY: the buffers outlive the call and are this thread's own.
-            unsafe { all_reduce_rms_norm(workspace, &operands, &mut never) }.unwrap();
+            unsafe { operands.run_on_host(workspace, &mut never) }.unwrap();
             let sum = |at| (0..world_size).map(|rank| value(rank, 0, at)).sum::<f32>() + value(9, 1, at);
             for row in 0..rows {
                 let columns_of_row = row * columns..(row + 1) * columns;
@@ -288,7 +290,7 @@ fn minimax_normalises_rows_that_are_spread_over_the_ranks() {
             )
             .unwrap();
             // SAFETY: the buffers outlive the call and are this thread's own.
-            unsafe { minimax_rms(workspace, &operands, &mut never) }.unwrap();
+            unsafe { operands.run_on_host(workspace, &mut never) }.unwrap();
             for (output, (offset, size)) in outputs.iter_mut().zip([(0, q_size), (q_size, kv_size)]) {
                 for token in 0..tokens {
                     let at = |column: usize| token * packed_size + offset + column;
@@ -319,7 +321,7 @@ fn one_matrix_with_rows_apart_is_read_where_it_lies() {
         let input = Tensor { shape: whole.shape.with_columns(8), ..whole };
         let norm = Norm { input, weight: weight.tensor(), output: output.tensor() };
         // SAFETY: the buffers outlive the call and are this thread's own.
-        unsafe { minimax_rms(workspace, &MinimaxRms::one(norm, 0.0), &mut never) }.unwrap();
+        unsafe { MinimaxRms::one(norm, 0.0).run_on_host(workspace, &mut never) }.unwrap();
         let expected = bf16::from_f64((rank + 1) as f64 / 2.5_f64.sqrt()).to_f32();
         (0..48).for_each(|at| assert_eq!(output.get(at), expected));
     });

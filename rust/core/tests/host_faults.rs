@@ -6,8 +6,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::error::{Cause, Error, Result};
-use lamport_rs_core::operations::arguments::{AllReduce, MinimaxRms};
-use lamport_rs_core::operations::host::{all_reduce, minimax_rms};
+use lamport_rs_core::operations::all_reduce::AllReduce;
+use lamport_rs_core::operations::minimax::MinimaxRms;
+use lamport_rs_core::operations::operands::OnHost;
 use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
 use lamport_rs_core::workspace::host::HostWorkspace;
 use lamport_rs_protocol::algorithm::Algorithm;
@@ -38,7 +39,7 @@ fn sum(
     let mut memory = vec![0; elements.div_ceil(4)];
     let input = tensor(&mut memory, &[elements]);
     // SAFETY: the memory outlives the call and is this thread's own.
-    unsafe { all_reduce(workspace, &AllReduce { input, output: input, algorithm }, interrupted) }
+    unsafe { AllReduce { input, output: input, algorithm }.run_on_host(workspace, interrupted) }
 }
 
 fn never() -> bool {
@@ -103,7 +104,7 @@ fn a_wait_of_q_and_k_is_named_like_the_operation() {
     let outputs = [tensor(q, &[2, 8]), tensor(k, &[2, 8])];
     let operands = MinimaxRms::packed(tensor(qkv, &[2, 16]), [8, 8], weights, outputs, 1e-6).unwrap();
     // SAFETY: the memory outlives the call and is this thread's own.
-    let error = unsafe { minimax_rms(&workspaces[0], &operands, &mut never) }.unwrap_err();
+    let error = unsafe { operands.run_on_host(&workspaces[0], &mut never) }.unwrap_err();
     let expected = "operation 1, minimax_allreduce_rms_qk of [2, 8 + 8] float32 (digest ";
     assert!(error.to_string().starts_with(expected), "{error}");
 }
@@ -228,7 +229,7 @@ fn operations_that_differ_are_an_error_on_every_rank_and_leave_nan() {
                             algorithm: None,
                         };
                         // SAFETY: the memory outlives the call and is this thread's own.
-                        let outcome = unsafe { all_reduce(workspace, &operands, &mut never) };
+                        let outcome = unsafe { operands.run_on_host(workspace, &mut never) };
                         let words = output.iter().flat_map(|vector| vector.to_ne_bytes());
                         let nan = Dtype::Float32.nan().iter().copied().cycle().take(4 * elements);
                         (outcome, words.take(4 * elements).eq(nan))

@@ -6,8 +6,10 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
-use lamport_rs_core::operations::host;
+use lamport_rs_core::operations::all_reduce::AllReduce;
+use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
+use lamport_rs_core::operations::operands::OnHost;
+use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
 use lamport_rs_core::tensor::{ALIGNMENT, Device};
 use lamport_rs_core::workspace::host::HostWorkspace;
 
@@ -51,7 +53,7 @@ impl Communicator {
         let operand = tensor(place.pointer(), Device::Cpu, [place.length]);
         let operands = AllReduce { input: operand, output: operand, algorithm: None };
         // SAFETY: the operand is `buffer`, or a copy in its place, which nobody else accesses during the call.
-        let outcome = unsafe { host::all_reduce(&self.workspace, &operands, &mut never) };
+        let outcome = unsafe { operands.run_on_host(&self.workspace, &mut never) };
         place.give_back();
         self.counted(outcome.map_err(Into::into))
     }
@@ -96,7 +98,7 @@ impl Communicator {
         };
         // SAFETY: the operands are the slices, or copies in their place. The outputs are borrowed by this call alone, and
         // the weights, which are only read, are not written meanwhile.
-        let outcome = unsafe { host::all_reduce_rms_norm(&self.workspace, &operands, &mut never) };
+        let outcome = unsafe { operands.run_on_host(&self.workspace, &mut never) };
         hidden_place.give_back();
         residual_place.give_back();
         Ok(outcome?)
@@ -133,7 +135,7 @@ impl Communicator {
             output: tensor(output_place.pointer(), Device::Cpu, shape),
         };
         // SAFETY: as in `rms_norm`: only the output is written.
-        let outcome = unsafe { host::minimax_rms(&self.workspace, &MinimaxRms::one(norm, epsilon), &mut never) };
+        let outcome = unsafe { MinimaxRms::one(norm, epsilon).run_on_host(&self.workspace, &mut never) };
         output_place.give_back();
         Ok(outcome?)
     }

@@ -16,7 +16,7 @@ use thiserror::Error;
 use words::{NO_LONGER, after_colon, explain_mismatch, while_waiting};
 
 use crate::limits::Reason;
-use crate::operations::operation::Operation;
+use crate::operations::description::Operation;
 
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -2,7 +2,7 @@
 
 use super::Error;
 use super::words::NO_LONGER;
-use crate::operations::operation::Operation;
+use crate::operations::description::Operation;
 
 impl Error {
     /// What went wrong, without what to do about it.

@@ -2,7 +2,7 @@
 
 use lamport_rs_protocol::rank_set::RankSet;
 
-use crate::operations::operation::Operation;
+use crate::operations::description::Operation;
 
 /// What to do about a workspace whose operation did not complete.
 pub(super) const NO_LONGER: &str =

@@ -8,7 +8,7 @@ use lamport_rs_protocol::rank_set::RankSet;
 use super::pages::Words;
 use super::{Lifecycle, notice};
 use crate::error::{Cause, Error};
-use crate::operations::operation::Operation;
+use crate::operations::description::Operation;
 
 /// What ends an operation that waits.
 pub struct End {

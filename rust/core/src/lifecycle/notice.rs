@@ -8,7 +8,7 @@ use lamport_rs_protocol::notices::NOTICE_WORDS;
 use lamport_rs_protocol::rank_set::RankSet;
 
 use crate::error::{Cause, Error};
-use crate::operations::operation::Operation;
+use crate::operations::description::Operation;
 use crate::text::legible;
 
 const ABORTED: u32 = 1;

@@ -2,24 +2,33 @@
 //!
 //! | module | concept |
 //! | --- | --- |
-//! | [`arguments`] | each operation's operands and their checks, the same for every backend |
-//! | [`operation`] | what an operation is, as ranks tell each other and as errors say it |
-//! | `named` | the checks of one operand |
+//! | [`kind`] | the list of the collectives |
+//! | [`all_reduce`], [`rms_norm`], [`rms_norm_quant`], [`minimax`] | one each: operands, and `host` and `cuda` |
+//! | [`operands`] | what all of them do: be checked, and run, on each backend |
+//! | [`question`] | calls that are asked about before there are tensors |
+//! | [`description`] | what an operation is, as ranks tell each other and as errors say it |
+//! | [`skipped`] | calls that send nothing |
+//! | `operand_checks` | the checks of one operand |
 //! | `choice` | one-shot or two-shot |
 //! | `chunk` | tensors that are longer than the slots, on a device |
-//! | [`rms_norm_quant`] | the norm with a quantiser behind it: operands, host and device |
-//! | [`support`] | whether a workspace would serve a call |
-//! | [`host`] | the operations over shared memory |
-//! | `cuda` | the operations over device memory |
+//! | [`host`] | what the operations over shared memory are built of |
+//! | `launch` | likewise over device memory |
+//!
+//! A collective is a folder here, and a line in [`kind`].
 
-pub mod arguments;
+pub mod all_reduce;
 mod choice;
 #[cfg(feature = "cuda")]
 mod chunk;
-#[cfg(feature = "cuda")]
-pub mod cuda;
+pub mod description;
 pub mod host;
-mod named;
-pub mod operation;
+pub mod kind;
+#[cfg(feature = "cuda")]
+pub mod launch;
+pub mod minimax;
+mod operand_checks;
+pub mod operands;
+pub mod question;
+pub mod rms_norm;
 pub mod rms_norm_quant;
-pub mod support;
+pub mod skipped;

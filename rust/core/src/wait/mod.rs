@@ -21,7 +21,7 @@ use policy::LONGEST_SPIN;
 use crate::error::Error;
 use crate::interrupts::Interrupts;
 use crate::lifecycle::End;
-use crate::operations::operation::Operation;
+use crate::operations::description::Operation;
 use crate::parking::Parking;
 
 /// Most pauses between two looks. A look takes the line away from the peer that is writing it: a rank that looks all

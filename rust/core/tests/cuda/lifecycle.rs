@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
 use lamport_rs_core::error::{Cause, Error, Result};
-use lamport_rs_core::operations::arguments::AllReduce;
-use lamport_rs_core::operations::cuda::all_reduce;
+use lamport_rs_core::operations::all_reduce::AllReduce;
+use lamport_rs_core::operations::launch::Purpose;
+use lamport_rs_core::operations::operands::OnDevice;
 use lamport_rs_core::tensor::Dtype;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
@@ -31,7 +32,7 @@ impl Operands {
     fn launch(&mut self, workspace: &CudaWorkspace, stream: sys::CUstream) -> Result<()> {
         let operands = AllReduce { input: self.input.tensor(), output: self.output.tensor(), algorithm: None };
         // SAFETY: the tests wait for the stream before the tensors go.
-        unsafe { all_reduce(workspace, &operands, stream) }
+        unsafe { operands.run_on_device(workspace, Purpose::Run(stream)) }
     }
 
     fn output(&self) -> Vec<f32> {

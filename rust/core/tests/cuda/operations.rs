@@ -1,9 +1,11 @@
 //! The operations' results, in several launches each: the bits of the host backend.
 
 use lamport_rs_core::error::Error;
-use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms};
-use lamport_rs_core::operations::operation::Kind;
-use lamport_rs_core::operations::support::{Question, prepare_on_device};
+use lamport_rs_core::operations::all_reduce::AllReduce;
+use lamport_rs_core::operations::kind::Kind;
+use lamport_rs_core::operations::minimax::MinimaxRms;
+use lamport_rs_core::operations::question::Question;
+use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
 use lamport_rs_core::tensor::{Device, Dtype};
 use lamport_rs_protocol::algorithm::Algorithm;
 
@@ -37,7 +39,7 @@ pub fn sums(dtype: Dtype) -> impl Fn(usize, Either<'_>) -> Results + Sync {
                 let mut input = either.tensor(dtype, &[elements], |at| fraction(rank, at));
                 let mut output = either.tensor(dtype, &[elements], |_| f32::NAN);
                 let operands = AllReduce { input: input.tensor(), output: output.tensor(), algorithm: Some(algorithm) };
-                either.all_reduce(&operands).unwrap();
+                either.run(&operands).unwrap();
                 either.finish().unwrap();
                 results.push(output.bytes());
             }
@@ -69,7 +71,7 @@ fn norms(dtype: Dtype, weight_dtype: Dtype) -> impl Fn(usize, Either<'_>) -> Res
                     output: output.tensor(),
                     residual_output: residual_output.tensor(),
                 };
-                either.all_reduce_rms_norm(&operands).unwrap();
+                either.run_norm(&operands).unwrap();
                 either.finish().unwrap();
                 results.extend([output.bytes(), residual_output.bytes()]);
             }
@@ -95,7 +97,7 @@ fn minimax(dtype: Dtype) -> impl Fn(usize, Either<'_>) -> Results + Sync {
                 outputs.each_mut().map(|output| output.tensor()),
                 1e-6,
             );
-            either.minimax_rms(&operands.unwrap()).unwrap();
+            either.run(&operands.unwrap()).unwrap();
             either.finish().unwrap();
             results.extend(outputs.map(|output| output.bytes()));
         }
@@ -165,7 +167,7 @@ fn the_sum_of_a_single_rank_is_a_copy() {
         let mut input = either.tensor(Dtype::BFloat16, &[5003], |at| fraction(rank, at));
         let mut output = either.tensor(Dtype::BFloat16, &[5003], |_| f32::NAN);
         let operands = AllReduce { input: input.tensor(), output: output.tensor(), algorithm: None };
-        either.all_reduce(&operands).unwrap();
+        either.run(&operands).unwrap();
         either.finish().unwrap();
         assert_eq!(output.bytes(), input.bytes());
     });
@@ -202,11 +204,12 @@ fn prepared_operations_load_nothing() {
         questions.extend([1, 3, 700].map(|tokens| question(Kind::MinimaxRmsQk, &[tokens, 96], None)));
         let launches = standin.calls("cuLaunchKernelEx");
         rank.meet();
+        let load = |question| on_device(question).operands().and_then(|operands| operands.load(&workspace));
         for question in questions {
-            prepare_on_device(&workspace, &on_device(question)).unwrap();
+            load(question).unwrap();
         }
         let odd = question(Kind::AllReduceRmsNorm, &[3, 60], None);
-        assert!(matches!(prepare_on_device(&workspace, &on_device(odd)), Err(Error::Argument(_))));
+        assert!(matches!(load(odd), Err(Error::Argument(_))));
         rank.meet();
         assert_eq!(standin.calls("cuLaunchKernelEx"), launches);
         let loads = standin.calls("cuModuleLoadData");
@@ -215,7 +218,7 @@ fn prepared_operations_load_nothing() {
         for (elements, algorithm) in [(300, Algorithm::OneShot), (100_000, Algorithm::TwoShot)] {
             let [mut input, mut output] = [1.0, 2.0].map(|value| either.tensor(Dtype::Float16, &[elements], |_| value));
             let operands = AllReduce { input: input.tensor(), output: output.tensor(), algorithm: Some(algorithm) };
-            either.all_reduce(&operands).unwrap();
+            either.run(&operands).unwrap();
             either.finish().unwrap();
         }
         norms(Dtype::Float16, Dtype::Float16)(rank.rank, Either::Cuda(&workspace));

@@ -1,8 +1,8 @@
 //! Sums over the host, of ranks that are threads.
 
 use lamport_rs_core::error::Result;
-use lamport_rs_core::operations::arguments::AllReduce;
-use lamport_rs_core::operations::host::all_reduce;
+use lamport_rs_core::operations::all_reduce::AllReduce;
+use lamport_rs_core::operations::operands::OnHost;
 use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
 use lamport_rs_core::workspace::host::HostWorkspace;
 
@@ -21,7 +21,7 @@ pub fn sum(workspace: &HostWorkspace, memory: &mut [f32]) -> Result<()> {
     };
     let operands = AllReduce { input: tensor, output: tensor, algorithm: None };
     // SAFETY: the memory is this function's alone until it returns.
-    unsafe { all_reduce(workspace, &operands, &mut || false) }
+    unsafe { operands.run_on_host(workspace, &mut || false) }
 }
 
 pub fn sum_of_ones(workspace: &HostWorkspace) -> (Result<()>, [f32; 8]) {

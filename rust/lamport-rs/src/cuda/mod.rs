@@ -29,8 +29,11 @@ use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaStream, sys};
 use lamport_rs_core::cuda::device::Device;
-use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms, Norm};
-use lamport_rs_core::operations::cuda;
+use lamport_rs_core::operations::all_reduce::AllReduce;
+use lamport_rs_core::operations::launch::Purpose;
+use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
+use lamport_rs_core::operations::operands::OnDevice;
+use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
 use lamport_rs_core::tensor;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
@@ -155,7 +158,7 @@ impl Communicator {
         let operand = |address| self.operand::<T, 1>(address, [length]);
         let operands = AllReduce { input: operand(input), output: operand(output), algorithm: None };
         // SAFETY: the caller's promise.
-        Ok(unsafe { cuda::all_reduce(&self.workspace, &operands, stream.cu_stream()) }?)
+        Ok(unsafe { operands.run_on_device(&self.workspace, Purpose::Run(stream.cu_stream())) }?)
     }
 
     /// `residual += sum over ranks of hidden; hidden = rms_norm(residual) × weight`, row by row.
@@ -195,7 +198,7 @@ impl Communicator {
             };
             // SAFETY: the buffers are of this device, as long, and borrowed, what is written alone; cudarc orders what
             // comes after.
-            Ok(unsafe { cuda::all_reduce_rms_norm(&this.workspace, &operands, stream.cu_stream()) }?)
+            Ok(unsafe { operands.run_on_device(&this.workspace, Purpose::Run(stream.cu_stream())) }?)
         })
     }
 
@@ -230,7 +233,7 @@ impl Communicator {
             };
             let operands = MinimaxRms::one(norm, epsilon);
             // SAFETY: as in `all_reduce_rms_norm`.
-            Ok(unsafe { cuda::minimax_rms(&this.workspace, &operands, stream.cu_stream()) }?)
+            Ok(unsafe { operands.run_on_device(&this.workspace, Purpose::Run(stream.cu_stream())) }?)
         })
     }
 

@@ -1,6 +1,5 @@
 //! The operation over device memory.
 
-use cudarc::driver::sys;
 use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantShape, AllReduceRmsNormTensors, QuantisedTensors};
 use lamport_rs_protocol::algorithm::Algorithm;
 
@@ -8,77 +7,64 @@ use super::AllReduceRmsNormQuant;
 use crate::cuda::plans::Planned;
 use crate::error::Result;
 use crate::operations::chunk::Chunk;
-use crate::operations::cuda::{Purpose, launch, plan_norm, rms_norm_shape, without_peers};
+use crate::operations::launch::{Purpose, launch, without_peers};
+use crate::operations::operands::OnDevice;
+use crate::operations::rms_norm::cuda::{plan_norm, rms_norm_shape};
 use crate::tensor::{Device, Tensor};
 use crate::workspace::cuda::CudaWorkspace;
 
-/// Runs the operation in `stream`'s order. A collective call: all ranks pass rows of the same shape.
-///
-/// # Safety
-/// As for [`crate::operations::cuda::all_reduce`].
-pub unsafe fn all_reduce_rms_norm_quant(
-    workspace: &CudaWorkspace,
-    operands: &AllReduceRmsNormQuant,
-    stream: sys::CUstream,
-) -> Result<()> {
-    // SAFETY: the caller's promises.
-    unsafe { run_or_load(workspace, operands, Purpose::Run(stream)) }
-}
-
-/// Runs it, or loads its kernels.
-///
-/// # Safety
-/// As for [`all_reduce_rms_norm_quant`], to run it.
-pub(in crate::operations) unsafe fn run_or_load(
-    workspace: &CudaWorkspace,
-    operands: &AllReduceRmsNormQuant,
-    purpose: Purpose,
-) -> Result<()> {
-    let (algorithm, chunks) = check(workspace, operands)?;
-    let geometry = workspace.member().geometry;
-    let world_size = geometry.world_size();
-    if world_size == 1 {
-        return without_peers(workspace, purpose);
+impl OnDevice for AllReduceRmsNormQuant {
+    fn check_on_device(&self, workspace: &CudaWorkspace) -> Result<()> {
+        check(workspace, self).map(drop)
     }
-    let norm = &operands.norm;
-    let shape = |chunk: &Chunk| {
-        let norm = rms_norm_shape(norm, algorithm, world_size, chunk.len());
-        Ok(AllReduceRmsNormQuantShape { norm, sink: operands.sink })
-    };
-    // What a rank's rows before the chunk take of a tensor with rows of its own.
-    let row = |tensor: &Tensor, chunk: &Chunk| {
-        tensor.pointer as u64 + (chunk.start * tensor.columns() * tensor.dtype.size()) as u64
-    };
-    let parameters = |plan: <AllReduceRmsNormQuantShape as Planned>::Plan, group, chunk: &Chunk| {
-        let tensors = AllReduceRmsNormTensors {
-            input: row(&norm.input, chunk),
-            residual: norm.residual.as_ref().map(|residual| row(residual, chunk)),
-            weight: norm.weight.pointer as u64,
-            output: operands.output().map_or(0, |output| row(output, chunk)),
-            residual_output: row(&norm.residual_output, chunk),
+
+    unsafe fn run_on_device(&self, workspace: &CudaWorkspace, purpose: Purpose) -> Result<()> {
+        let (algorithm, chunks) = check(workspace, self)?;
+        let geometry = workspace.member().geometry;
+        let world_size = geometry.world_size();
+        if world_size == 1 {
+            return without_peers(workspace, purpose);
+        }
+        let norm = &self.norm;
+        let shape = |chunk: &Chunk| {
+            let norm = rms_norm_shape(norm, algorithm, world_size, chunk.len());
+            Ok(AllReduceRmsNormQuantShape { norm, sink: self.sink })
         };
-        let scale_strides = operands.sink.scale_strides(norm.input.rows(), norm.input.columns());
-        let scales = operands.scales.pointer as u64 + (chunk.start * scale_strides[0] * size_of::<f32>()) as u64;
-        let quantised = QuantisedTensors { quantised: row(&operands.quantised, chunk), scales, scale_strides };
-        plan.parameters(&geometry, group, tensors, quantised, norm.epsilon, norm.weight_bias)
-    };
-    let description = operands.describe(algorithm);
-    // SAFETY: the caller's promises.
-    unsafe {
-        launch(
-            workspace,
-            &description,
-            chunks,
-            |plans| &mut plans.all_reduce_rms_norm_quant,
-            shape,
-            parameters,
-            purpose,
-        )
+        // What a rank's rows before the chunk take of a tensor with rows of its own.
+        let row = |tensor: &Tensor, chunk: &Chunk| {
+            tensor.pointer as u64 + (chunk.start * tensor.columns() * tensor.dtype.size()) as u64
+        };
+        let parameters = |plan: <AllReduceRmsNormQuantShape as Planned>::Plan, group, chunk: &Chunk| {
+            let tensors = AllReduceRmsNormTensors {
+                input: row(&norm.input, chunk),
+                residual: norm.residual.as_ref().map(|residual| row(residual, chunk)),
+                weight: norm.weight.pointer as u64,
+                output: self.output().map_or(0, |output| row(output, chunk)),
+                residual_output: row(&norm.residual_output, chunk),
+            };
+            let scale_strides = self.sink.scale_strides(norm.input.rows(), norm.input.columns());
+            let scales = self.scales.pointer as u64 + (chunk.start * scale_strides[0] * size_of::<f32>()) as u64;
+            let quantised = QuantisedTensors { quantised: row(&self.quantised, chunk), scales, scale_strides };
+            plan.parameters(&geometry, group, tensors, quantised, norm.epsilon, norm.weight_bias)
+        };
+        let description = self.describe(algorithm);
+        // SAFETY: the caller's promises.
+        unsafe {
+            launch(
+                workspace,
+                &description,
+                chunks,
+                |plans| &mut plans.all_reduce_rms_norm_quant,
+                shape,
+                parameters,
+                purpose,
+            )
+        }
     }
 }
 
 /// Checks the operands, and says how the operation runs: the algorithm, and the rows of each launch.
-pub fn check(
+fn check(
     workspace: &CudaWorkspace,
     operands: &AllReduceRmsNormQuant,
 ) -> Result<(Algorithm, impl Iterator<Item = Chunk> + Clone + use<>)> {

@@ -4,29 +4,28 @@ use super::AllReduceRmsNormQuant;
 use super::format::RowQuantiser;
 use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
-use crate::operations::host::rms_norm::{check_host, run_norm};
 use crate::operations::host::with_nan_on_failure;
+use crate::operations::operands::OnHost;
+use crate::operations::rms_norm::host::{check_host, run_norm};
 use crate::tensor::Device;
 use crate::workspace::host::HostWorkspace;
 use lamport_rs_protocol::algorithm::Algorithm;
 
-/// Runs the operation. A collective call: all ranks pass tensors of the same size and dtype.
-///
-/// # Safety
-/// As for [`crate::operations::host::all_reduce`].
-pub unsafe fn all_reduce_rms_norm_quant(
-    workspace: &HostWorkspace,
-    operands: &AllReduceRmsNormQuant,
-    interrupted: Interrupted<'_>,
-) -> Result<()> {
-    // SAFETY: the caller's promise.
-    let outcome = unsafe { with_nan_on_failure(run(workspace, operands, interrupted), operands.rows()) };
-    if outcome.as_ref().is_err_and(Error::spoils_outputs) {
-        let input = &operands.norm.input;
-        // SAFETY: such errors come after the checks; the caller's promise.
-        unsafe { RowQuantiser::new(operands) }.spoil_scales(input.rows(), input.columns());
+impl OnHost for AllReduceRmsNormQuant {
+    fn check_on_host(&self, workspace: &HostWorkspace) -> Result<()> {
+        check(workspace, self)
     }
-    outcome
+
+    unsafe fn run_on_host(&self, workspace: &HostWorkspace, interrupted: Interrupted<'_>) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let outcome = unsafe { with_nan_on_failure(run(workspace, self, interrupted), self.rows()) };
+        if outcome.as_ref().is_err_and(Error::spoils_outputs) {
+            let input = &self.norm.input;
+            // SAFETY: such errors come after the checks; the caller's promise.
+            unsafe { RowQuantiser::new(self) }.spoil_scales(input.rows(), input.columns());
+        }
+        outcome
+    }
 }
 
 unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNormQuant, interrupted: Interrupted<'_>) -> Result<()> {
@@ -40,7 +39,7 @@ unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNormQuant, inter
 }
 
 /// Checks the operands.
-pub fn check(workspace: &HostWorkspace, operands: &AllReduceRmsNormQuant) -> Result<()> {
+fn check(workspace: &HostWorkspace, operands: &AllReduceRmsNormQuant) -> Result<()> {
     operands.check(Device::Cpu)?;
     check_host(workspace, operands.norm.algorithm)
 }

@@ -15,9 +15,12 @@ pub mod host;
 pub use lamport_rs_kernels::Sink;
 use lamport_rs_protocol::algorithm::Algorithm;
 
-use super::arguments::AllReduceRmsNorm;
-use super::named::Named;
-use super::operation::{Description, Kind};
+use super::description::Description;
+use super::kind::Kind;
+use super::operand_checks::{Named, named};
+use super::operands::Operands;
+use super::question::{Places, Question};
+use super::rms_norm::AllReduceRmsNorm;
 use crate::error::{Error, Result};
 use crate::tensor::{Device, Dimensions, Dtype, Tensor};
 
@@ -56,7 +59,6 @@ impl AllReduceRmsNormQuant {
     /// Checks the operands for a workspace on `device`.
     pub fn check(&self, device: Device) -> Result<()> {
         let input = &self.norm.input;
-        let named = |name, tensor| Named { name, tensor };
         named("input", input).check_dtype(&[Dtype::Float16, Dtype::BFloat16])?;
         named("input", input).check_columns(self.sink.column_multiple())?;
         let (quantised, scales) = (named("out", &self.quantised), named("scale", &self.scales));
@@ -122,8 +124,33 @@ impl AllReduceRmsNormQuant {
     }
 }
 
+impl Operands for AllReduceRmsNormQuant {
+    fn kind(&self) -> Kind {
+        Kind::AllReduceRmsNormQuant
+    }
+
+    fn asked(question: &Question, places: &mut Places) -> Result<Self> {
+        let sink = question.format.ok_or_else(|| {
+            let names = Sink::ALL.map(Sink::name).join(", ");
+            Error::Argument(format!("{} needs a format, one of {names}", question.kind.name()))
+        })?;
+        let norm = AllReduceRmsNorm::asked(question, places)?;
+        let quantised = places.tensor(&question.shape, Dtype::Float8E4M3)?;
+        let columns = question.columns();
+        let scales = match sink.scales_of_row(columns) {
+            Some(count) => {
+                let mut scales = places.tensor(&question.with_columns(count), Dtype::Float32)?;
+                scales.strides = scale_strides(sink, scales.shape, columns);
+                scales
+            }
+            None => places.tensor(&[1], Dtype::Float32)?,
+        };
+        Ok(Self { norm, has_output: true, sink, quantised, scales })
+    }
+}
+
 /// Strides of scales of `shape`, where the rows that are quantised have `columns` columns.
-pub(super) fn scale_strides(sink: Sink, shape: Dimensions, columns: usize) -> Dimensions {
+fn scale_strides(sink: Sink, shape: Dimensions, columns: usize) -> Dimensions {
     let sizes = shape.as_slice();
     let outer = &sizes[..sizes.len().saturating_sub(1)];
     let [row, next] = sink.scale_strides(outer.iter().product(), columns);

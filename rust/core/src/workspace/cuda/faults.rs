@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::watcher::Watched;
 use crate::memory::pinned::PinnedWords;
-use crate::operations::operation::Operation;
+use crate::operations::description::Operation;
 
 /// The faults of one rank's workspace.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use crate::cuda::order::StreamOrder;
 use crate::cuda::plans::Plans;
 use crate::error::{Error, Result};
 use crate::lifecycle::Lifecycle;
-use crate::operations::operation::Description;
+use crate::operations::description::Description;
 use crate::workspace::exclusive::Access;
 
 /// What one operation at a time may touch.

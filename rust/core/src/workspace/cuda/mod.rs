@@ -37,7 +37,7 @@ use crate::lifecycle::watcher::{Watching, watch};
 use crate::memory::Memory;
 use crate::memory::cuda::CudaMemory;
 use crate::memory::pinned::PinnedWords;
-use crate::operations::operation::Skipped;
+use crate::operations::skipped::Skipped;
 use crate::panics::caught;
 use crate::rendezvous::construct::{Constructed, construct};
 use crate::rendezvous::phases::Phases;

@@ -23,7 +23,7 @@ use crate::lifecycle::pages::Pages;
 use crate::memory::host::{Block, HostMemory, Mapping};
 use crate::memory::host_slots::Blocks;
 use crate::memory::{GroupMemory, Memory};
-use crate::operations::operation::{Description, NUMBER_MASK, Operation};
+use crate::operations::description::{Description, NUMBER_MASK, Operation};
 use crate::parking::Parking;
 use crate::rendezvous::construct::{Constructed, construct};
 use crate::rendezvous::phases::Phases;

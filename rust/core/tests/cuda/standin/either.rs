@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use lamport_rs_core::error::Result;
 use lamport_rs_core::memory::cuda::DeviceMemory;
-use lamport_rs_core::operations::arguments::{AllReduce, AllReduceRmsNorm, MinimaxRms};
-use lamport_rs_core::operations::{cuda, host};
+use lamport_rs_core::operations::launch::Purpose;
+use lamport_rs_core::operations::operands::Collective;
+use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
 use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
 use lamport_rs_core::workspace::Settings;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
@@ -47,35 +48,20 @@ impl Either<'_> {
     }
 
     /// Runs or launches the operation.
-    pub fn all_reduce(&self, operands: &AllReduce) -> Result<()> {
+    pub fn run(&self, operands: &impl Collective) -> Result<()> {
         match self {
             // SAFETY: test tensors live longer than what is done with them.
-            Self::Host(workspace) => unsafe { host::all_reduce(workspace, operands, &mut never) },
+            Self::Host(workspace) => unsafe { operands.run_on_host(workspace, &mut never) },
             // SAFETY: as above.
-            Self::Cuda(workspace) => unsafe { cuda::all_reduce(workspace, operands, std::ptr::null_mut()) },
+            Self::Cuda(workspace) => unsafe { operands.run_on_device(workspace, Purpose::Run(std::ptr::null_mut())) },
         }
     }
 
-    /// Runs or launches the operation. The host's has one algorithm.
-    pub fn all_reduce_rms_norm(&self, operands: &AllReduceRmsNorm) -> Result<()> {
+    /// Likewise. The host's has one algorithm.
+    pub fn run_norm(&self, operands: &AllReduceRmsNorm) -> Result<()> {
         match self {
-            Self::Host(workspace) => {
-                let operands = AllReduceRmsNorm { algorithm: None, ..*operands };
-                // SAFETY: as in `all_reduce`.
-                unsafe { host::all_reduce_rms_norm(workspace, &operands, &mut never) }
-            }
-            // SAFETY: as in `all_reduce`.
-            Self::Cuda(workspace) => unsafe { cuda::all_reduce_rms_norm(workspace, operands, std::ptr::null_mut()) },
-        }
-    }
-
-    /// Runs or launches the operation.
-    pub fn minimax_rms(&self, operands: &MinimaxRms) -> Result<()> {
-        match self {
-            // SAFETY: as in `all_reduce`.
-            Self::Host(workspace) => unsafe { host::minimax_rms(workspace, operands, &mut never) },
-            // SAFETY: as in `all_reduce`.
-            Self::Cuda(workspace) => unsafe { cuda::minimax_rms(workspace, operands, std::ptr::null_mut()) },
+            Self::Host(_) => self.run(&AllReduceRmsNorm { algorithm: None, ..*operands }),
+            Self::Cuda(_) => self.run(operands),
         }
     }
 

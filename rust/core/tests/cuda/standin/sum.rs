@@ -2,8 +2,9 @@
 
 use cudarc::driver::sys;
 use lamport_rs_core::error::Result;
-use lamport_rs_core::operations::arguments::AllReduce;
-use lamport_rs_core::operations::cuda::all_reduce;
+use lamport_rs_core::operations::all_reduce::AllReduce;
+use lamport_rs_core::operations::launch::Purpose;
+use lamport_rs_core::operations::operands::OnDevice;
 use lamport_rs_core::tensor::Dtype;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
@@ -27,7 +28,7 @@ impl Sum {
     pub fn launch(&mut self, workspace: &CudaWorkspace, stream: sys::CUstream) -> Result<()> {
         let input = self.tensor.tensor();
         // SAFETY: the tests wait for the stream before the tensor goes.
-        unsafe { all_reduce(workspace, &AllReduce { input, output: input, algorithm: None }, stream) }
+        unsafe { AllReduce { input, output: input, algorithm: None }.run_on_device(workspace, Purpose::Run(stream)) }
     }
 
     /// Where the tensor is, and its bytes.

@@ -11,32 +11,28 @@ use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, VECTOR_WORDS, Vector};
 
-use super::element::{Element, Lanes, with_element};
-use super::operand::{Operand, Weight};
-use super::processor::{Job, Processor, dispatch};
-use super::segments::{check_room, exchange_segments};
-use super::{CHUNK_VECTORS, with_nan_on_failure};
+use super::{MinimaxRms, Norm};
 use crate::error::Result;
 use crate::interrupts::Interrupted;
-use crate::operations::arguments::{MinimaxRms, Norm};
+use crate::operations::host::element::{Element, Lanes, with_element};
+use crate::operations::host::operand::{Operand, Weight};
+use crate::operations::host::processor::{Job, Processor, dispatch};
+use crate::operations::host::segments::{check_room, exchange_segments};
+use crate::operations::host::{CHUNK_VECTORS, with_nan_on_failure};
+use crate::operations::operands::OnHost;
 use crate::tensor::Device;
 use crate::workspace::host::{HostWorkspace, Running};
 
-/// Runs the operation. A collective call: all ranks pass as many tokens.
-///
-/// # Safety
-/// As for [`super::all_reduce`].
-pub unsafe fn minimax_rms(
-    workspace: &HostWorkspace,
-    operands: &MinimaxRms,
-    interrupted: Interrupted<'_>,
-) -> Result<()> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        with_nan_on_failure(
-            run(workspace, operands, interrupted),
-            operands.norms.iter().flatten().map(|norm| &norm.output),
-        )
+impl OnHost for MinimaxRms {
+    fn check_on_host(&self, workspace: &HostWorkspace) -> Result<()> {
+        check(workspace, self)
+    }
+
+    unsafe fn run_on_host(&self, workspace: &HostWorkspace, interrupted: Interrupted<'_>) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            with_nan_on_failure(run(workspace, self, interrupted), self.norms.iter().flatten().map(|norm| &norm.output))
+        }
     }
 }
 
@@ -78,7 +74,7 @@ unsafe fn run(workspace: &HostWorkspace, operands: &MinimaxRms, interrupted: Int
 }
 
 /// Checks the operands.
-pub fn check(workspace: &HostWorkspace, operands: &MinimaxRms) -> Result<()> {
+fn check(workspace: &HostWorkspace, operands: &MinimaxRms) -> Result<()> {
     operands.check(Device::Cpu)?;
     check_room(workspace, Algorithm::OneShot)
 }

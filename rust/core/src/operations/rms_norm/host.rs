@@ -12,31 +12,30 @@ use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::memory::Line;
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 
-use super::all_reduce::round_and_scrub;
-use super::element::{Element, Lanes, with_element};
-use super::operand::{Operand, Weight};
-use super::processor::{Job, Processor, dispatch};
-use super::segments::{check_room, exchange_segments};
-use super::{CHUNK_VECTORS, with_nan_on_failure};
+use super::AllReduceRmsNorm;
 use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
-use crate::operations::arguments::AllReduceRmsNorm;
-use crate::operations::operation::Description;
+use crate::operations::all_reduce::host::round_and_scrub;
+use crate::operations::description::Description;
+use crate::operations::host::element::{Element, Lanes, with_element};
+use crate::operations::host::operand::{Operand, Weight};
+use crate::operations::host::processor::{Job, Processor, dispatch};
+use crate::operations::host::segments::{check_room, exchange_segments};
+use crate::operations::host::{CHUNK_VECTORS, with_nan_on_failure};
+use crate::operations::operands::OnHost;
 use crate::operations::rms_norm_quant::format::RowQuantiser;
 use crate::tensor::{Device, Tensor};
 use crate::workspace::host::{HostWorkspace, Running};
 
-/// Runs the operation. A collective call: all ranks pass tensors of the same size and dtype.
-///
-/// # Safety
-/// As for [`super::all_reduce`].
-pub unsafe fn all_reduce_rms_norm(
-    workspace: &HostWorkspace,
-    operands: &AllReduceRmsNorm,
-    interrupted: Interrupted<'_>,
-) -> Result<()> {
-    // SAFETY: the caller's promise.
-    unsafe { with_nan_on_failure(run(workspace, operands, interrupted), [&operands.output, &operands.residual_output]) }
+impl OnHost for AllReduceRmsNorm {
+    fn check_on_host(&self, workspace: &HostWorkspace) -> Result<()> {
+        check(workspace, self)
+    }
+
+    unsafe fn run_on_host(&self, workspace: &HostWorkspace, interrupted: Interrupted<'_>) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { with_nan_on_failure(run(workspace, self, interrupted), [&self.output, &self.residual_output]) }
+    }
 }
 
 unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNorm, interrupted: Interrupted<'_>) -> Result<()> {
@@ -76,7 +75,7 @@ pub(in crate::operations) unsafe fn run_norm(
 }
 
 /// Checks the operands.
-pub fn check(workspace: &HostWorkspace, operands: &AllReduceRmsNorm) -> Result<()> {
+fn check(workspace: &HostWorkspace, operands: &AllReduceRmsNorm) -> Result<()> {
     operands.check(Device::Cpu)?;
     check_host(workspace, operands.algorithm)
 }

@@ -1,146 +1,24 @@
-//! Each operation's operands and their checks, the same for every backend. A failed check has changed nothing.
+//! The norm of rows that are spread over the ranks, of one matrix or two.
 //!
-//! First comes what no copy of an operand would mend, then its layout, of which the caller may make a copy and call
-//! again. So an [`Error::Layout`] is followed by the operation, unless memory runs out. What one operand shares with
-//! another is asked last: copies share nothing. Only outputs are asked before, as they are written in the end.
+//! | module | concept |
+//! | --- | --- |
+//! | this | operands and their checks |
+//! | [`host`] | the operation over shared memory |
+//! | `cuda` | the operation over device memory |
+
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod host;
 
 use lamport_rs_protocol::algorithm::Algorithm;
 
-use super::named::Named;
-use super::operation::{Description, Kind};
+use super::description::Description;
+use super::kind::Kind;
+use super::operand_checks::{COLUMN_MULTIPLE, Named, check_epsilon, check_weight, named};
+use super::operands::Operands;
+use super::question::{Places, Question};
 use crate::error::{Error, Result};
 use crate::tensor::{Device, Dtype, Tensor};
-
-/// Widths of the normalised rows are multiples of this many elements: a vector of 16-bit values.
-const COLUMN_MULTIPLE: usize = 8;
-
-/// `output = sum over ranks of input`.
-#[derive(Clone, Copy, Debug)]
-pub struct AllReduce {
-    /// What this rank contributes.
-    pub input: Tensor,
-    /// The sum; may be `input`.
-    pub output: Tensor,
-    /// How to reduce, the same on every rank; `None` for the fastest.
-    pub algorithm: Option<Algorithm>,
-}
-
-impl AllReduce {
-    /// What all ranks must have in common.
-    pub fn describe(&self, algorithm: Algorithm) -> Description {
-        let dtype = self.input.dtype;
-        Description {
-            kind: Kind::AllReduce,
-            dtype,
-            weight: dtype,
-            algorithm,
-            rows: self.input.elements(),
-            columns: [0; 2],
-            scalars: [0.0; 2],
-            has_residual: false,
-            format: None,
-        }
-    }
-
-    /// Checks the operands for a workspace on `device`.
-    pub fn check(&self, device: Device) -> Result<()> {
-        let (input, output) = (named("input", &self.input), named("out", &self.output));
-        input.check_dtype(&Dtype::ALL)?;
-        output.check_dtype(&[self.input.dtype])?;
-        output.check_shape(self.input.shape.as_slice())?;
-        for operand in [input, output] {
-            operand.check_place(device)?;
-        }
-        output.check_writable()?;
-        for operand in [input, output] {
-            operand.check_layout()?;
-        }
-        output.check_overlap(input)
-    }
-}
-
-/// `residual_output = sum over ranks of input + residual`, `output = rms_norm(residual_output) × weight`.
-#[derive(Clone, Copy, Debug)]
-pub struct AllReduceRmsNorm {
-    /// What this rank contributes, `[…, hidden]`.
-    pub input: Tensor,
-    /// Added to the sum, if there is one: `[…, hidden]`, the same on every rank.
-    pub residual: Option<Tensor>,
-    /// `[hidden]`, of the input's dtype or float32.
-    pub weight: Tensor,
-    /// Added to the mean of squares.
-    pub epsilon: f32,
-    /// Added to each weight: 0, or 1 where weights are kept as their distance from 1.
-    pub weight_bias: f32,
-    /// How to reduce, the same on every rank; `None` for the fastest.
-    pub algorithm: Option<Algorithm>,
-    /// The normalised sum; may be `input`.
-    pub output: Tensor,
-    /// The sum; may be `residual`, or `input` without one.
-    pub residual_output: Tensor,
-}
-
-impl AllReduceRmsNorm {
-    /// What all ranks must have in common.
-    pub fn describe(&self, algorithm: Algorithm) -> Description {
-        Description {
-            kind: Kind::AllReduceRmsNorm,
-            dtype: self.input.dtype,
-            weight: self.weight.dtype,
-            algorithm,
-            rows: self.input.rows(),
-            columns: [self.input.columns(), 0],
-            scalars: [self.epsilon, self.weight_bias],
-            has_residual: self.residual.is_some(),
-            format: None,
-        }
-    }
-
-    /// Checks the operands for a workspace on `device`.
-    pub fn check(&self, device: Device) -> Result<()> {
-        self.check_with(device, Some(&self.output))
-    }
-
-    /// Likewise, of an operation whose normalised rows go to `output`, if anywhere.
-    pub(super) fn check_with(&self, device: Device, output: Option<&Tensor>) -> Result<()> {
-        let input = named("input", &self.input);
-        let residual = self.residual.as_ref().map(|residual| named("residual", residual));
-        let weight = named("weight", &self.weight);
-        let output = output.map(|output| named("out", output));
-        let residual_output = named("residual_out", &self.residual_output);
-        input.check_dtype(&Dtype::ALL)?;
-        input.check_columns(COLUMN_MULTIPLE)?;
-        for operand in residual.into_iter().chain(output).chain([residual_output]) {
-            operand.check_dtype(&[self.input.dtype])?;
-            operand.check_shape(self.input.shape.as_slice())?;
-        }
-        check_weight(weight, &self.input, self.input.columns())?;
-        check_epsilon(self.epsilon)?;
-        if !self.weight_bias.is_finite() {
-            return Err(Error::Argument(format!("weight_bias is {}, but must be finite", self.weight_bias)));
-        }
-        let operands = || [input].into_iter().chain(residual).chain([weight]).chain(output).chain([residual_output]);
-        for operand in operands() {
-            operand.check_place(device)?;
-        }
-        let written = || output.into_iter().chain([residual_output]);
-        for operand in written() {
-            operand.check_writable()?;
-        }
-        if let Some(output) = output {
-            output.check_apart(residual_output)?;
-        }
-        for operand in operands() {
-            operand.check_layout()?;
-        }
-        for operand in written() {
-            for read in [input].into_iter().chain(residual) {
-                operand.check_overlap(read)?;
-            }
-        }
-        written().try_for_each(|operand| operand.check_separate(weight))
-    }
-}
 
 /// One matrix whose rows are spread over the ranks, normalised by the root mean square of the whole row.
 #[derive(Clone, Copy, Debug)]
@@ -199,11 +77,6 @@ impl MinimaxRms {
         };
         let norm = |input, index: usize| Some(Norm { input, weight: weights[index], output: outputs[index] });
         Ok(Self { norms: [norm(part(0, q_size), 0), norm(part(q_size, kv_size), 1)], epsilon })
-    }
-
-    /// For one matrix, or for two.
-    pub fn kind(&self) -> Kind {
-        if self.norms[1].is_some() { Kind::MinimaxRmsQk } else { Kind::MinimaxRms }
     }
 
     /// What all ranks must have in common. The exchange does not need equal widths, but the result does: each rank takes
@@ -309,22 +182,21 @@ impl NamedNorm<'_> {
     }
 }
 
-fn named<'a>(name: &'a str, tensor: &'a Tensor) -> Named<'a> {
-    Named { name, tensor }
-}
-
-fn check_weight(weight: Named<'_>, input: &Tensor, columns: usize) -> Result<()> {
-    weight.check_shape(&[columns])?;
-    if input.dtype == Dtype::Float32 {
-        weight.check_dtype(&[Dtype::Float32])
-    } else {
-        weight.check_dtype(&[input.dtype, Dtype::Float32])
+impl Operands for MinimaxRms {
+    fn kind(&self) -> Kind {
+        if self.norms[1].is_some() { Kind::MinimaxRmsQk } else { Kind::MinimaxRms }
     }
-}
 
-fn check_epsilon(epsilon: f32) -> Result<()> {
-    if epsilon.is_finite() && epsilon >= 0.0 {
-        return Ok(());
+    fn asked(question: &Question, places: &mut Places) -> Result<Self> {
+        let input = places.tensor(&question.shape, question.dtype)?;
+        if question.kind == Kind::MinimaxRms {
+            let weight = places.tensor(&[question.columns()], question.weight)?;
+            let output = places.tensor(&question.shape, question.dtype)?;
+            return Ok(Self::one(Norm { input, weight, output }, 0.0));
+        }
+        let [q, k] = question.sizes.map(|columns| usize::try_from(columns).unwrap_or(0));
+        let weights = [places.tensor(&[q], question.weight)?, places.tensor(&[k], question.weight)?];
+        let mut output = |columns| places.tensor(&question.with_columns(columns), question.dtype);
+        Self::packed(input, question.sizes, weights, [output(q)?, output(k)?], 0.0)
     }
-    Err(Error::Argument(format!("eps is {epsilon}, but must be finite and not negative")))
 }

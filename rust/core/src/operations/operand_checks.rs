@@ -5,6 +5,9 @@ use std::fmt;
 use crate::error::{Error, Result};
 use crate::tensor::{ALIGNMENT, Device, Dtype, Tensor};
 
+/// Widths of normalised rows are multiples of this many elements: a vector of 16-bit values.
+pub(super) const COLUMN_MULTIPLE: usize = 8;
+
 /// An operand under its name in the operation's signature.
 #[derive(Clone, Copy)]
 pub struct Named<'a> {
@@ -134,6 +137,29 @@ impl Named<'_> {
         }
         Ok(())
     }
+}
+
+/// An operand under its name.
+pub(super) fn named<'a>(name: &'a str, tensor: &'a Tensor) -> Named<'a> {
+    Named { name, tensor }
+}
+
+/// One weight for each of `columns` columns, of the input's dtype or float32.
+pub(super) fn check_weight(weight: Named<'_>, input: &Tensor, columns: usize) -> Result<()> {
+    weight.check_shape(&[columns])?;
+    if input.dtype == Dtype::Float32 {
+        weight.check_dtype(&[Dtype::Float32])
+    } else {
+        weight.check_dtype(&[input.dtype, Dtype::Float32])
+    }
+}
+
+/// What is added to a mean of squares: finite, and not negative.
+pub(super) fn check_epsilon(epsilon: f32) -> Result<()> {
+    if epsilon.is_finite() && epsilon >= 0.0 {
+        return Ok(());
+    }
+    Err(Error::Argument(format!("eps is {epsilon}, but must be finite and not negative")))
 }
 
 #[cfg(test)]

@@ -9,15 +9,16 @@ use lamport_rs_protocol::memory::{LINE_BYTES, Line};
 use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector, scrub};
 use lamport_rs_protocol::two_shot::ShardedCollective;
 
-use super::element::{Element, Lanes, with_element};
-use super::operand::Operand;
-use super::processor::{Job, Processor, dispatch};
-use super::segments::{check_room, exchange_segments, exchange_segments_two_shot};
-use super::{CHUNK_VECTORS, with_nan_on_failure};
+use super::AllReduce;
 use crate::error::Result;
 use crate::interrupts::Interrupted;
-use crate::operations::arguments::AllReduce;
 use crate::operations::choice::choose;
+use crate::operations::host::element::{Element, Lanes, with_element};
+use crate::operations::host::operand::Operand;
+use crate::operations::host::processor::{Job, Processor, dispatch};
+use crate::operations::host::segments::{check_room, exchange_segments, exchange_segments_two_shot};
+use crate::operations::host::{CHUNK_VECTORS, with_nan_on_failure};
+use crate::operations::operands::OnHost;
 use crate::tensor::Device;
 use crate::workspace::host::{HostWorkspace, Running};
 
@@ -26,13 +27,15 @@ fn two_shot_from(world_size: usize) -> usize {
     if world_size < 8 { usize::MAX } else { 8 << 10 }
 }
 
-/// Runs the operation. A collective call: all ranks pass tensors of the same size and dtype.
-///
-/// # Safety
-/// The tensors' pointers are valid for their shapes and strides until this returns; nothing else writes them.
-pub unsafe fn all_reduce(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
-    // SAFETY: the caller's promise.
-    unsafe { with_nan_on_failure(run(workspace, operands, interrupted), [&operands.output]) }
+impl OnHost for AllReduce {
+    fn check_on_host(&self, workspace: &HostWorkspace) -> Result<()> {
+        check(workspace, self).map(drop)
+    }
+
+    unsafe fn run_on_host(&self, workspace: &HostWorkspace, interrupted: Interrupted<'_>) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { with_nan_on_failure(run(workspace, self, interrupted), [&self.output]) }
+    }
 }
 
 unsafe fn run(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
@@ -54,7 +57,7 @@ unsafe fn run(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Inte
 }
 
 /// Checks the operands, and says how the operation runs: the algorithm, and the bytes of a rank's message.
-pub fn check(workspace: &HostWorkspace, operands: &AllReduce) -> Result<(Algorithm, usize)> {
+fn check(workspace: &HostWorkspace, operands: &AllReduce) -> Result<(Algorithm, usize)> {
     operands.check(Device::Cpu)?;
     let (geometry, bytes) = (workspace.member().geometry, operands.input.bytes());
     let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(geometry.world_size()));
@@ -205,7 +208,7 @@ impl<E: Element, P: Processor> ShardedCollective for Sharded<E, P> {
 
 /// Scrubbed, because a sum that travels (two-shot) is: the same bits everywhere.
 #[inline(always)]
-pub(super) fn round_and_scrub<E: Element, P: Processor>(sum: E::Lanes) -> Vector {
+pub(in crate::operations) fn round_and_scrub<E: Element, P: Processor>(sum: E::Lanes) -> Vector {
     scrub(E::narrow::<P>(sum))
 }
 

@@ -7,19 +7,26 @@ what a row becomes on the host (`rust/core/src/operations/rms_norm_quant/format.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import is_grad_enabled
 from torch.autograd.graph import increment_version
 
 from lamport_rs import _core
-from lamport_rs._core import LamportError, LamportLayoutError, LamportSingleRankError
+from lamport_rs._core import LamportError
 from lamport_rs.autograd import warn_of_lost_gradient
-from lamport_rs.eager import Algorithm, Operands, check_tensor, core_of, explain, note_refusal
-from lamport_rs.layout import empty_dense, run_on_copies
+from lamport_rs.layout import empty_dense
 from lamport_rs.observation import with_range
-from lamport_rs.operations import check_apart, copy_to, table_of
+from lamport_rs.operations.collective import (
+    Algorithm,
+    Collective,
+    check_apart,
+    check_tensor,
+    copy_to,
+    core_of,
+    table_of,
+)
 from lamport_rs.single_rank import normalise_sum
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
@@ -149,74 +156,37 @@ def run_all_reduce_rms_norm_quant(
     given = (out, scale_out, residual_out, norm_out)
     try:
         check_tensor("input", input)
-        try:
-            out, scales, residual_out, norm = empty_results(
-                input, quant_format, scale, with_norm, out, scale_out, residual_out, norm_out
-            )
-            rows = norm if with_norm else None
-            used = scales if scale is None else scale
-            _core.all_reduce_rms_norm_quant(
-                core,
-                input,
-                residual,
-                weight,
-                quant_format,
-                eps,
-                weight_bias,
-                rows,
-                out,
-                used,
-                residual_out,
-                algorithm,
-            )
-        except (LamportLayoutError, LamportSingleRankError):
-            out, scales, residual_out, norm = empty_results(input, quant_format, scale, with_norm, *given)
-            # Scales that are not row-major must lie as they do.
-            is_copied = scale is None and quant_format != _COLUMN_MAJOR
-
-            def operation(read: Operands, written: Operands) -> None:
-                added = None if residual is None else read[1]
-                factor = read[-1] if scale is None else read[-2]
-                used = read[-1] if scale is not None else written[2] if is_copied else scales
-                rows = written[-1] if with_norm else None
-                try:
-                    _core.all_reduce_rms_norm_quant(
-                        core,
-                        read[0],
-                        added,
-                        factor,
-                        quant_format,
-                        eps,
-                        weight_bias,
-                        rows,
-                        written[0],
-                        used,
-                        written[1],
-                        algorithm,
-                    )
-                except LamportSingleRankError:
-                    rows = empty_dense(read[0]) if rows is None else rows
-                    normalise_sum(read[0], added, factor, eps, weight_bias, rows, written[1])
-                    _quantise(rows, quant_format, written[0], used)
-
-            run_on_copies(
-                operation,
-                [input] if residual is None else [input, residual],
-                [weight] if scale is None else [weight, scale],
-                [out, residual_out, *([scales] if is_copied else []), *([norm] if with_norm else [])],
-            )
-        except (TypeError, RuntimeError) as error:
-            explain(error, "input", input)
-            raise
+        out, scale_out, residual_out, norm_out = empty_results(
+            input, quant_format, scale, with_norm, out, scale_out, residual_out, norm_out
+        )
+        _core.all_reduce_rms_norm_quant(
+            input,
+            residual,
+            weight,
+            core,
+            quant_format,
+            scale,
+            eps,
+            weight_bias,
+            with_norm,
+            algorithm,
+            out,
+            scale_out,
+            residual_out,
+            norm_out,
+        )
     except BaseException as error:
-        note_refusal(core, error)
-        raise
+        out, scale_out, residual_out, norm_out = RMS_NORM_QUANT.recover(
+            error,
+            (input, residual, weight, core, quant_format, scale, eps, weight_bias, with_norm, algorithm),
+            given,
+        )
     for each in given:
         if each is not None and not each.is_inference():
             increment_version(each)
     if is_grad_enabled():
-        warn_of_lost_gradient("all_reduce_rms_norm_quant", input, residual, weight)
-    return out, scales, residual_out, norm
+        warn_of_lost_gradient("all_reduce_rms_norm_quant", input, residual, weight, scale)
+    return out, scale_out, residual_out, norm_out
 
 
 def empty_results(
@@ -283,4 +253,54 @@ def _quantise(rows: torch.Tensor, quant_format: str, out: torch.Tensor, scale: t
         out.copy_(scaled.clamp(-_MAX, _MAX).flatten(-2))
 
 
+def _empty_outputs(
+    input: torch.Tensor,  # noqa: A002
+    _residual: object,
+    _weight: object,
+    _workspace: object,
+    quant_format: str,
+    scale: torch.Tensor | None = None,
+    _eps: float = 0.0,
+    _weight_bias: float = 0.0,
+    with_norm: bool = False,
+    *_others: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return empty_results(input, quant_format, scale, with_norm)
+
+
+def _left_as_it_lies(
+    _input: object, _residual: object, _weight: object, _core: object, quant_format: str, *_: Any
+) -> list[str]:
+    """Scales that are not row-major must lie as they do."""
+    return ["scale_out"] if quant_format == _COLUMN_MAJOR else []
+
+
+def _alone(
+    input: torch.Tensor,  # noqa: A002
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    _core: object,
+    quant_format: str,
+    scale: torch.Tensor | None,
+    eps: float,
+    weight_bias: float,
+    with_norm: bool,
+    _algorithm: str,
+    out: torch.Tensor,
+    scale_out: torch.Tensor,
+    residual_out: torch.Tensor,
+    norm_out: torch.Tensor,
+) -> None:
+    rows = norm_out if with_norm else empty_dense(input)
+    normalise_sum(input, residual, weight, eps, weight_bias, rows, residual_out)
+    _quantise(rows, quant_format, out, scale_out if scale is None else scale)
+
+
+RMS_NORM_QUANT = Collective(
+    "all_reduce_rms_norm_quant",
+    _empty_outputs,
+    _alone,
+    read_early=("weight", "scale"),
+    left_as_it_lies=_left_as_it_lies,
+)
 run_all_reduce_rms_norm_quant = with_range("all_reduce_rms_norm_quant", run_all_reduce_rms_norm_quant)

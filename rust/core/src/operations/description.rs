@@ -21,6 +21,7 @@ use lamport_rs_kernels::Sink;
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::header::Header;
 
+use super::kind::{Kind, Shown};
 use crate::tensor::Dtype;
 
 /// Bits of a word of a header: all but the highest, so that no word is the sentinel.
@@ -37,48 +38,6 @@ const PAIR_BITS: u32 = COLUMN_BITS / 2;
 const QUANT_COLUMN_BITS: u32 = COLUMN_BITS - 4;
 /// Widths of Q and K are multiples of this.
 const PAIR_UNIT: usize = 8;
-
-/// Which collective.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// The sum.
-    AllReduce = 1,
-    /// The sum with a residual and the norm of its rows.
-    AllReduceRmsNorm = 2,
-    /// The norm of rows that are spread over the ranks.
-    MinimaxRms = 3,
-    /// Likewise, of two matrices.
-    MinimaxRmsQk = 4,
-    /// The sum with a residual, the norm of its rows and a quantiser.
-    AllReduceRmsNormQuant = 5,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::AllReduce, Self::AllReduceRmsNorm, Self::MinimaxRms, Self::MinimaxRmsQk, Self::AllReduceRmsNormQuant];
-
-    /// The one of that name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
-    }
-
-    /// Its place among all.
-    pub const fn index(self) -> usize {
-        self as usize - 1
-    }
-
-    /// Its name in the API.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::AllReduce => "all_reduce",
-            Self::AllReduceRmsNorm => "all_reduce_rms_norm",
-            Self::MinimaxRms => "minimax_allreduce_rms",
-            Self::MinimaxRmsQk => "minimax_allreduce_rms_qk",
-            Self::AllReduceRmsNormQuant => "all_reduce_rms_norm_quant",
-        }
-    }
-}
 
 /// One operation: what all ranks of a group must have in common, in full.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -127,14 +86,12 @@ impl Description {
 
     fn shown_columns(&self) -> u32 {
         let cut = |columns: usize, bits: u32| u32::try_from(columns).unwrap_or(u32::MAX).min((1 << bits) - 1);
-        match self.kind {
-            Kind::MinimaxRmsQk => {
+        match self.kind.shown() {
+            Shown::SpreadPair => {
                 let [q, k] = self.columns.map(|columns| cut(columns / PAIR_UNIT, PAIR_BITS));
                 q << PAIR_BITS | k
             }
-            Kind::AllReduceRmsNormQuant => {
-                self.format_code() << QUANT_COLUMN_BITS | cut(self.columns[0], QUANT_COLUMN_BITS)
-            }
+            Shown::QuantisedRows => self.format_code() << QUANT_COLUMN_BITS | cut(self.columns[0], QUANT_COLUMN_BITS),
             _ => cut(self.columns[0], COLUMN_BITS),
         }
     }
@@ -191,16 +148,16 @@ impl fmt::Display for Operation {
         };
         write!(f, "operation {number}, {} of ", kind.name())?;
         let columns = shape & ((1 << COLUMN_BITS) - 1);
-        match kind {
-            Kind::AllReduce => write!(f, "{rows} {}", dtype.name())?,
-            Kind::AllReduceRmsNorm | Kind::MinimaxRms => write!(f, "[{rows}, {columns}] {}", dtype.name())?,
-            Kind::AllReduceRmsNormQuant => {
+        match kind.shown() {
+            Shown::Elements => write!(f, "{rows} {}", dtype.name())?,
+            Shown::Rows | Shown::SpreadRows => write!(f, "[{rows}, {columns}] {}", dtype.name())?,
+            Shown::QuantisedRows => {
                 let (code, columns) = (columns >> QUANT_COLUMN_BITS, columns & ((1 << QUANT_COLUMN_BITS) - 1));
                 let format = Sink::ALL.into_iter().find(|format| *format as u32 == code);
                 let name = format.map_or("an unknown format", Sink::name);
                 write!(f, "[{rows}, {columns}] {} to {name}", dtype.name())?;
             }
-            Kind::MinimaxRmsQk => {
+            Shown::SpreadPair => {
                 let [q, k] =
                     [columns >> PAIR_BITS, columns & ((1 << PAIR_BITS) - 1)].map(|part| part * PAIR_UNIT as u32);
                 write!(f, "[{rows}, {q} + {k}] {}", dtype.name())?;
@@ -209,35 +166,11 @@ impl fmt::Display for Operation {
         if shape & FLOAT32_WEIGHT != 0 {
             write!(f, ", weights float32")?;
         }
-        if matches!(kind, Kind::AllReduce | Kind::AllReduceRmsNorm | Kind::AllReduceRmsNormQuant) {
+        if kind.shown().has_algorithm() {
             let algorithm = if shape & TWO_SHOT != 0 { Algorithm::TwoShot } else { Algorithm::OneShot };
             write!(f, ", {}", algorithm.name())?;
         }
         write!(f, " (digest {digest:08x})")
-    }
-}
-
-/// Counts calls that send nothing, until the operations' numbers are moved on by as many.
-///
-/// A call that is refused on one rank, or has nothing to do there, sends nothing. If its caller goes on, all later
-/// operations of that rank would be paired with others of its peers'. So such calls have numbers too.
-#[derive(Debug, Default)]
-pub struct Skipped(std::sync::atomic::AtomicU32);
-
-impl Skipped {
-    /// Notes calls that send nothing.
-    pub fn note(&self, calls: u32) {
-        self.0.fetch_add(calls, std::sync::atomic::Ordering::Relaxed);
-    }
-
-    /// How many were noted. They are not any more.
-    #[inline]
-    pub fn take(&self) -> u32 {
-        // A load first: it is all there is to do, almost always.
-        match self.0.load(std::sync::atomic::Ordering::Relaxed) {
-            0 => 0,
-            _ => self.0.swap(0, std::sync::atomic::Ordering::Relaxed),
-        }
     }
 }
 
@@ -310,21 +243,11 @@ mod tests {
         assert_eq!(norm().bytes(), 32 * 4096 * 2);
         assert_eq!(Description { kind: Kind::AllReduce, rows: 10, columns: [0; 2], ..norm() }.bytes(), 20);
         assert_eq!(Description { kind: Kind::MinimaxRmsQk, rows: 2, columns: [24, 8], ..norm() }.bytes(), 128);
-        assert!(Kind::ALL.iter().enumerate().all(|(index, kind)| kind.index() == index));
     }
 
     #[test]
     fn zeros_of_both_signs_are_the_same_scalar() {
         let negative = Description { scalars: [0.0, -0.0], ..norm() };
         assert_eq!(negative.header(1), Description { scalars: [0.0, 0.0], ..norm() }.header(1));
-    }
-
-    #[test]
-    fn calls_that_are_skipped_count() {
-        let skipped = Skipped::default();
-        assert_eq!(skipped.take(), 0);
-        skipped.note(1);
-        skipped.note(2);
-        assert_eq!((skipped.take(), skipped.take()), (3, 0));
     }
 }

@@ -1,0 +1,194 @@
+"""What every collective has around the core's function of its name.
+
+The functions of `lamport_rs.operations` call the core with an operator's arguments and then its outputs, allocated.
+Where that raises, `Collective.recover` copies what the core cannot take as it lies, computes with torch in a group of
+one, or explains the error.
+
+No more calls than needed before that: it is part of every eager operation's latency. What autograd has saved for a
+backward pass may be an output that is passed in, so torch has to hear that it was written. Tensors of inference mode
+cannot be saved, and to ask is half as dear.
+
+A call that raises has sent nothing, and counts all the same: if its caller goes on, this rank's next operation differs
+from that of ranks whose call was served, and all raise `LamportMismatchError`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from lamport_rs import _core
+from lamport_rs._core import LamportError, LamportLayoutError, LamportSingleRankError
+from lamport_rs.layout import run_on_copies
+from lamport_rs.observation import log_fault
+from lamport_rs.tracing import UNDER_TRANSFORMATION, functorch_is_active
+from lamport_rs.workspace import LamportWorkspace
+
+Algorithm: TypeAlias = Literal["auto", "one_shot", "two_shot"]
+"""How a tensor is reduced.
+
+`"one_shot"`: every rank pushes all of its tensor to every peer, and each sums for itself. One way over the link.
+`"two_shot"`: every rank sums one shard and pushes the sums to every peer. Two ways, but each byte travels twice and not
+once per peer. `"auto"`: the faster one by measurement, or by the workspace's `two_shot_from`, or else the one that the
+workspace has room for. All give the same bits. On the host `all_reduce_rms_norm` is one-shot only.
+"""
+
+_SCHEMAS = dict(_core.schemas())
+_WORKSPACE = "workspace"
+
+
+class Collective:
+    """A collective as its schema describes it: the core's function, the operator, and what either lacks."""
+
+    def __init__(
+        self,
+        name: str,
+        allocate: Callable[..., tuple[torch.Tensor, ...]],
+        alone: Callable[..., None] | None = None,
+        *,
+        read_early: Sequence[str] = (),
+        left_as_it_lies: Callable[..., Sequence[str]] = lambda *_: (),
+    ) -> None:
+        """Describe the collective `name` of the core.
+
+        Args:
+            name: Its name, in all languages.
+            allocate: Makes the outputs, given the arguments; also those of fake tensors.
+            alone: Computes it in a group of one, given the core's operands, where the core does not.
+            read_early: Tensors that a kernel reads before those in front of it have ended.
+            left_as_it_lies: Names outputs, given the arguments, of which no copy may take the place.
+        """
+        schema = _SCHEMAS[name]
+        arguments, _, outputs = schema.partition(" -> ")
+        self.name = name
+        self.allocate = allocate
+        self.outputs: list[str] = re.findall(r"Tensor (\w+)", outputs)
+        returned = ", ".join("Tensor" for _ in self.outputs)
+        self.schema = f"{arguments} -> {returned if len(self.outputs) == 1 else f'({returned})'}"
+        """The operator's: torch gives results no names."""
+        self._alone, self._read_early, self._left_as_it_lies = alone, read_early, left_as_it_lies
+        described: list[tuple[str, str]] = re.findall(r"([\w?]+) (\w+)(?:=[^,)]+)?[,)]", arguments)
+        self._names = [argument for _, argument in described]
+        self._workspace = self._names.index(_WORKSPACE)
+        self._tensors = [
+            place
+            for place, (kind, argument) in enumerate(described)
+            if kind.startswith("Tensor") and argument != _WORKSPACE
+        ]
+
+    def inputs(self, arguments: Sequence[Any]) -> list[torch.Tensor | None]:
+        """Return the tensors among the arguments; those at the end may be left out."""
+        return [arguments[place] for place in self._tensors if place < len(arguments)]
+
+    def recover(
+        self, error: BaseException, arguments: Sequence[Any], given: Sequence[torch.Tensor | None]
+    ) -> tuple[torch.Tensor, ...]:
+        """Serve a call that the core did not, and return its outputs. Raise if that cannot be done.
+
+        Args:
+            error: What the call raised, or the allocation of its outputs.
+            arguments: All of the call's, with the workspace as the core knows it.
+            given: The outputs that were passed in; None for the others.
+        """
+        try:
+            if isinstance(error, LamportLayoutError | LamportSingleRankError):
+                return self._run_on_copies(arguments, given)
+            if isinstance(error, TypeError | RuntimeError):
+                explain(error, self._names[0], arguments[0])
+            raise error
+        except BaseException as raised:
+            _note_refusal(arguments[self._workspace], raised)
+            raise
+
+    def _run_on_copies(
+        self, arguments: Sequence[Any], given: Sequence[torch.Tensor | None]
+    ) -> tuple[torch.Tensor, ...]:
+        allocated = self.allocate(*arguments)
+        outputs = [made if each is None else each for made, each in zip(allocated, given, strict=True)]
+        left = self._left_as_it_lies(*arguments)
+        copied = [place for place, name in enumerate(self.outputs) if name not in left]
+        tensors = [place for place in self._tensors if arguments[place] is not None]
+        early = [place for place in tensors if self._names[place] in self._read_early]
+        late = [place for place in tensors if place not in early]
+
+        def operation(read: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> None:
+            call, results = list(arguments), list(outputs)
+            for place, tensor in zip([*late, *early], read, strict=True):
+                call[place] = tensor
+            for place, tensor in zip(copied, written, strict=True):
+                results[place] = tensor
+            try:
+                getattr(_core, self.name)(*call, *results)
+            except LamportSingleRankError:
+                if self._alone is None:
+                    raise
+                self._alone(*call, *results)
+
+        run_on_copies(
+            operation,
+            [arguments[place] for place in late],
+            [arguments[place] for place in early],
+            [outputs[place] for place in copied],
+        )
+        return tuple(outputs)
+
+
+def core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | torch.Tensor:
+    """Return what the core knows the workspace by."""
+    if type(workspace) is LamportWorkspace and workspace._core is not None:
+        return workspace._core
+    return workspace._usable_core() if isinstance(workspace, LamportWorkspace) else workspace
+
+
+def table_of(workspace: LamportWorkspace | torch.Tensor) -> torch.Tensor:
+    """Return the table that an operator knows the workspace by."""
+    return workspace.workspace if isinstance(workspace, LamportWorkspace) else workspace
+
+
+def _note_refusal(core: _core.Workspace | torch.Tensor, error: BaseException) -> None:
+    """Count a call that sent nothing, or tell the log of one that failed."""
+    _core.note_refusal(core)
+    log_fault(error)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raise if `value` is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise LamportError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+
+
+def explain(error: Exception, name: str, value: torch.Tensor) -> None:
+    """Raise a better error in the place of `error`, which the operation or the allocation of its output raised."""
+    if functorch_is_active():
+        raise LamportError(f"{name}: {UNDER_TRANSFORMATION}; call the operation outside it") from error
+    if isinstance(error, LamportError):
+        return
+    check_tensor(name, value)
+    if value.layout is not torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else value.layout
+        raise LamportError(f"{name} is {layout}, but must be a dense tensor") from error
+
+
+def check_apart(name: str, out: torch.Tensor | None, other_name: str, other: torch.Tensor | None) -> None:
+    """Raise LamportError if two outputs are one tensor."""
+    if out is not None and out is other:
+        raise LamportError(f"{name} overlaps {other_name}; they must be separate tensors")
+
+
+def copy_to(name: str, destination: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
+    """Return `result`, in `destination` if there is one: with the eager operation's checks, which `copy_` lacks."""
+    if destination is None:
+        return result
+    check_tensor(name, destination)
+    if destination.device != result.device:
+        raise LamportError(f"{name} is on {destination.device}, but the workspace is on {result.device}")
+    if destination.dtype != result.dtype:
+        raise LamportError(f"{name} is {destination.dtype}, but must be {result.dtype}")
+    if destination.shape != result.shape:
+        raise LamportError(f"{name} has shape {list(destination.shape)}, but must have {list(result.shape)}")
+    if not destination.is_contiguous() and 0 in destination.stride():
+        raise LamportError(f"{name} has elements that share memory, but each must have its own")
+    return destination.copy_(result)

@@ -1,0 +1,119 @@
+"""The sum over ranks, a residual and the norm of the rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import is_grad_enabled
+from torch.autograd.graph import increment_version
+
+from lamport_rs import _core
+from lamport_rs.autograd import warn_of_lost_gradient
+from lamport_rs.layout import empty_dense
+from lamport_rs.observation import with_range
+from lamport_rs.operations.collective import Algorithm, Collective, check_apart, copy_to, core_of, table_of
+from lamport_rs.single_rank import normalise_sum
+from lamport_rs.tracing import must_dispatch
+from lamport_rs.workspace import LamportWorkspace
+
+
+def all_reduce_rms_norm(
+    input: torch.Tensor,  # noqa: A002  (torch's name)
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    workspace: LamportWorkspace | torch.Tensor,
+    eps: float = 1e-6,
+    weight_bias: float = 0.0,
+    *,
+    out: torch.Tensor | None = None,
+    residual_out: torch.Tensor | None = None,
+    algorithm: Algorithm = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum `input` over the ranks, add `residual`, and normalise the rows by their root mean square.
+
+    `residual_out = sum over ranks of input + residual`, and per row
+    `out = residual_out / sqrt(mean(residual_out ** 2) + eps) * (weight + weight_bias)` (RMSNorm: Zhang and Sennrich,
+    2019, arXiv:1910.07467). The sum is rounded to the dtype once, and the norm is of the rounded rows, as if it were an
+    operation of its own.
+
+    Args:
+        input: This rank's tensor, `[..., hidden]`, `hidden` a multiple of 8: float32, float16 or bfloat16.
+        residual: `[..., hidden]`, dtype of `input`, the same on every rank. None to add nothing.
+        weight: `[hidden]`, dtype of `input` or float32, the same on every rank.
+        workspace: The group's workspace, or its table.
+        eps: Added to the mean of squares.
+        weight_bias: Added to each weight: 1.0 for models that keep weights as their distance from 1 (Gemma).
+        out: Where the normalised rows go, like `input`; may be `input`. None to allocate it.
+        residual_out: Where the sum goes, like `input`; may be `residual`, or `input`. None to allocate it.
+        algorithm: As for `all_reduce`. With `"two_shot"` each rank sums whole rows, every `world_size`-th; for GPUs
+            only. Fewer rows than ranks are summed in one shot, whatever is asked for.
+
+    Returns:
+        `(out, residual_out)`; the same bits on every rank.
+
+    Raises:
+        LamportSizeError: On a GPU, if a slot has no room for one row of every rank. The text gives the size that does.
+        LamportError: As for `all_reduce`, its subclasses among them.
+    """
+    if must_dispatch(input):
+        check_apart("out", out, "residual_out", residual_out)
+        outputs = torch.ops.lamport_rs.all_reduce_rms_norm(
+            input, residual, weight, table_of(workspace), eps, weight_bias, algorithm
+        )
+        return copy_to("out", out, outputs[0]), copy_to("residual_out", residual_out, outputs[1])
+    return run_all_reduce_rms_norm(input, residual, weight, workspace, eps, weight_bias, algorithm, out, residual_out)
+
+
+def run_all_reduce_rms_norm(
+    input: torch.Tensor,  # noqa: A002
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    workspace: LamportWorkspace | torch.Tensor,
+    eps: float = 1e-6,
+    weight_bias: float = 0.0,
+    algorithm: Algorithm = "auto",
+    out: torch.Tensor | None = None,
+    residual_out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`all_reduce_rms_norm`, without a tracer."""
+    given, given_residual, core = out, residual_out, core_of(workspace)
+    try:
+        if out is None:
+            out = torch.empty_like(input)
+        if residual_out is None:
+            residual_out = torch.empty_like(input)
+        _core.all_reduce_rms_norm(input, residual, weight, core, eps, weight_bias, algorithm, out, residual_out)
+    except BaseException as error:
+        out, residual_out = RMS_NORM.recover(
+            error, (input, residual, weight, core, eps, weight_bias, algorithm), (given, given_residual)
+        )
+    if given is not None and not given.is_inference():
+        increment_version(given)
+    if given_residual is not None and not given_residual.is_inference():
+        increment_version(given_residual)
+    if is_grad_enabled():
+        warn_of_lost_gradient("all_reduce_rms_norm", input, residual, weight)
+    return out, residual_out
+
+
+def _empty_rows(input: torch.Tensor, *_others: Any) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: A002
+    return empty_dense(input), empty_dense(input)
+
+
+def _alone(
+    input: torch.Tensor,  # noqa: A002
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    _core: object,
+    eps: float,
+    weight_bias: float,
+    _algorithm: str,
+    out: torch.Tensor,
+    residual_out: torch.Tensor,
+) -> None:
+    normalise_sum(input, residual, weight, eps, weight_bias, out, residual_out)
+
+
+RMS_NORM = Collective("all_reduce_rms_norm", _empty_rows, _alone, read_early=("weight",))
+run_all_reduce_rms_norm = with_range("all_reduce_rms_norm", run_all_reduce_rms_norm)

@@ -1,0 +1,87 @@
+"""The sum over ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import is_grad_enabled
+from torch.autograd.graph import increment_version
+
+from lamport_rs import _core
+from lamport_rs.autograd import warn_of_lost_gradient
+from lamport_rs.layout import empty_dense
+from lamport_rs.observation import with_range
+from lamport_rs.operations.collective import Algorithm, Collective, copy_to, core_of, table_of
+from lamport_rs.tracing import must_dispatch
+from lamport_rs.workspace import LamportWorkspace
+
+
+def all_reduce(
+    input: torch.Tensor,  # noqa: A002  (torch's name)
+    workspace: LamportWorkspace | torch.Tensor,
+    out: torch.Tensor | None = None,
+    *,
+    algorithm: Algorithm = "auto",
+) -> torch.Tensor:
+    """Sum `input` over the ranks.
+
+    `out = round(sum over ranks of float32(input))`, the sum taken in rank order and rounded once to `input`'s dtype.
+
+    Args:
+        input: This rank's tensor, of any shape and size: float32, float16 or bfloat16.
+        workspace: The group's workspace, or its table.
+        out: Where the sum goes: shape and dtype of `input`; may be `input`. None to allocate it.
+        algorithm: `"one_shot"`, `"two_shot"`, or `"auto"` for what was measured to be faster; the same on every rank.
+
+    Returns:
+        The sum, which is `out` if that was passed; the same bits on every rank.
+
+    Raises:
+        LamportError: If the workspace cannot take the operands. Nothing was sent.
+        LamportTimeoutError: If a peer did not come in time.
+        LamportMismatchError: If the ranks call different operations.
+        LamportAbortedError: If a rank has aborted, failed, ended or cleaned up.
+    """
+    if must_dispatch(input):
+        return copy_to("out", out, torch.ops.lamport_rs.all_reduce(input, table_of(workspace), algorithm))
+    return run_all_reduce(input, workspace, algorithm, out)
+
+
+def run_all_reduce(
+    input: torch.Tensor,  # noqa: A002
+    workspace: LamportWorkspace | torch.Tensor,
+    algorithm: Algorithm = "auto",
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`all_reduce`, without a tracer."""
+    given, core = out, core_of(workspace)
+    try:
+        if out is None:
+            out = torch.empty_like(input)
+        _core.all_reduce(input, core, algorithm, out)
+    except BaseException as error:
+        (out,) = SUM.recover(error, (input, core, algorithm), (given,))
+    if given is not None and not given.is_inference():
+        increment_version(given)
+    if is_grad_enabled():
+        warn_of_lost_gradient("all_reduce", input)
+    return out
+
+
+def run_all_reduce_in_place(tensor: torch.Tensor, workspace: LamportWorkspace) -> None:
+    """`all_reduce` of `tensor` into itself, as torch's own collectives do it: autograd hears nothing."""
+    core = core_of(workspace)
+    try:
+        _core.all_reduce(tensor, core, "auto", tensor)
+    except BaseException as error:
+        SUM.recover(error, (tensor, core, "auto"), (tensor,))
+
+
+def _empty_sum(input: torch.Tensor, *_others: Any) -> tuple[torch.Tensor]:  # noqa: A002
+    return (empty_dense(input),)
+
+
+SUM = Collective("all_reduce", _empty_sum)
+run_all_reduce = with_range("all_reduce", run_all_reduce)
+run_all_reduce_in_place = with_range("all_reduce", run_all_reduce_in_place)

@@ -1,0 +1,83 @@
+//! How an operation over device memory is launched.
+
+use cudarc::driver::sys;
+use lamport_rs_kernels::parameters::Group as KernelGroup;
+use lamport_rs_protocol::geometry::GeometryError;
+
+use super::chunk::Chunk;
+use super::description::Description;
+use crate::cuda::launch::Function;
+use crate::cuda::plans::{Planned, Plans, PlansOf};
+use crate::error::{Error, Result};
+use crate::workspace::cuda::CudaWorkspace;
+
+/// What an operation's plans are made for.
+#[derive(Clone, Copy, Debug)]
+pub enum Purpose {
+    /// To run it on a stream.
+    Run(sys::CUstream),
+    /// To have its kernels loaded: later, that would wait for kernels that run.
+    Load,
+}
+
+/// Kernels of norms take a peer to exist: the caller does without them, and has none to load.
+pub(super) fn without_peers(workspace: &CudaWorkspace, purpose: Purpose) -> Result<()> {
+    workspace.check_open()?;
+    match purpose {
+        Purpose::Load => Ok(()),
+        Purpose::Run(_) => Err(Error::SingleRank),
+    }
+}
+
+/// Launches an operation for each of the chunks, or loads its kernels. With none there is nothing to do but to be counted.
+///
+/// All chunks are told to the peers as the whole operation, so that they differ from the first on if that does.
+#[allow(clippy::too_many_arguments, reason = "what differs between operations")]
+pub(super) unsafe fn launch<Shape: Planned, P>(
+    workspace: &CudaWorkspace,
+    description: &Description,
+    chunks: impl Iterator<Item = Chunk> + Clone,
+    plans: impl Fn(&mut Plans) -> &mut PlansOf<Shape>,
+    shape: impl Fn(&Chunk) -> Result<Shape>,
+    parameters: impl Fn(Shape::Plan, KernelGroup, &Chunk) -> std::result::Result<P, GeometryError>,
+    purpose: Purpose,
+) -> Result<()> {
+    // First: a shape that has no plan changes nothing.
+    for chunk in chunks.clone() {
+        shape(&chunk)?.check()?;
+    }
+    let Purpose::Run(stream) = purpose else {
+        workspace.check_open()?;
+        let _entered = workspace.device.enter()?;
+        // The device keeps what is loaded. The workspace's own plans are for whoever runs an operation.
+        let mut loaded = Plans::default();
+        for chunk in chunks {
+            plans(&mut loaded).get(shape(&chunk)?, &workspace.device)?;
+        }
+        return Ok(());
+    };
+    if chunks.clone().next().is_none() {
+        return workspace.skip(stream);
+    }
+    let mut launching = workspace.begin(description, stream)?;
+    for chunk in chunks {
+        let group = launching.group;
+        let launched = shape(&chunk).and_then(|shape| {
+            let (plan, function): (Shape::Plan, Function) = plans(launching.plans()).get(shape, &workspace.device)?;
+            let parameters = parameters(plan, group, &chunk)?;
+            // SAFETY: `begin` made the context current; these are the kernel's parameters, and the caller keeps the
+            // operands.
+            unsafe { function.launch(&Shape::launch(&plan), stream, &parameters) }
+        });
+        // The peers' operations go ahead: this rank would be one behind them for ever.
+        launched.inspect_err(|error| launching.fail(error))?;
+        launching.go_on();
+    }
+    Ok(())
+}
+
+/// A size as kernels count.
+pub(super) fn narrow(value: usize) -> Result<u32> {
+    u32::try_from(value)
+        .map_err(|_| Error::Argument(format!("{value} is more than a kernel can count; split the tensor")))
+}

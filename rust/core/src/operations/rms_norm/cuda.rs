@@ -1,0 +1,87 @@
+//! The norm of a sum over device memory.
+
+use lamport_rs_kernels::plan::rms_norm::{self, AllReduceRmsNormShape, AllReduceRmsNormTensors};
+use lamport_rs_protocol::algorithm::Algorithm;
+
+use super::AllReduceRmsNorm;
+use crate::cuda::plans::Planned;
+use crate::error::Result;
+use crate::operations::choice::choose;
+use crate::operations::chunk::{self, Chunk};
+use crate::operations::launch::{Purpose, launch, without_peers};
+use crate::operations::operands::OnDevice;
+use crate::tensor::{Device, Tensor};
+use crate::workspace::cuda::CudaWorkspace;
+
+impl OnDevice for AllReduceRmsNorm {
+    fn check_on_device(&self, workspace: &CudaWorkspace) -> Result<()> {
+        check(workspace, self).map(drop)
+    }
+
+    unsafe fn run_on_device(&self, workspace: &CudaWorkspace, purpose: Purpose) -> Result<()> {
+        let (algorithm, chunks) = check(workspace, self)?;
+        let geometry = workspace.member().geometry;
+        let world_size = geometry.world_size();
+        if world_size == 1 {
+            return without_peers(workspace, purpose);
+        }
+        let row_bytes = self.input.columns() * self.input.dtype.size();
+        let shape = |chunk: &Chunk| Ok(rms_norm_shape(self, algorithm, world_size, chunk.len()));
+        let parameters = |plan: <AllReduceRmsNormShape as Planned>::Plan, group, chunk: &Chunk| {
+            let row = |tensor: &Tensor| tensor.pointer as u64 + (chunk.start * row_bytes) as u64;
+            let tensors = AllReduceRmsNormTensors {
+                input: row(&self.input),
+                residual: self.residual.as_ref().map(row),
+                weight: self.weight.pointer as u64,
+                output: row(&self.output),
+                residual_output: row(&self.residual_output),
+            };
+            plan.parameters(&geometry, group, tensors, self.epsilon, self.weight_bias)
+        };
+        let description = self.describe(algorithm);
+        // SAFETY: the caller's promises.
+        unsafe {
+            launch(workspace, &description, chunks, |plans| &mut plans.all_reduce_rms_norm, shape, parameters, purpose)
+        }
+    }
+}
+
+/// The shape of `tokens` of the rows. The last rows may be too few for two shots.
+pub(in crate::operations) fn rms_norm_shape(
+    operands: &AllReduceRmsNorm,
+    algorithm: Algorithm,
+    world_size: usize,
+    tokens: usize,
+) -> AllReduceRmsNormShape {
+    let algorithm = if rms_norm::has_two_shot(tokens, world_size) { algorithm } else { Algorithm::OneShot };
+    let (hidden, dtype, weight) = (operands.input.columns(), operands.input.dtype, operands.weight.dtype);
+    AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm }
+}
+
+/// Checks the operands, and says how the operation runs: the algorithm, and the rows of each launch.
+fn check(
+    workspace: &CudaWorkspace,
+    operands: &AllReduceRmsNorm,
+) -> Result<(Algorithm, impl Iterator<Item = Chunk> + Clone + use<>)> {
+    operands.check(Device::Cuda(workspace.device.index))?;
+    plan_norm(workspace, operands)
+}
+
+/// The algorithm, and the rows of each launch, for checked operands.
+pub(in crate::operations) fn plan_norm(
+    workspace: &CudaWorkspace,
+    operands: &AllReduceRmsNorm,
+) -> Result<(Algorithm, impl Iterator<Item = Chunk> + Clone + use<>)> {
+    let geometry = workspace.member().geometry;
+    let (world_size, input) = (geometry.world_size(), operands.input);
+    let (tokens, row_bytes) = (input.rows(), input.columns() * input.dtype.size());
+    let is_large =
+        input.bytes() >= workspace.two_shot_from.unwrap_or_else(|| rms_norm::two_shot_from(world_size, row_bytes));
+    let asked = if rms_norm::has_two_shot(tokens, world_size) { operands.algorithm } else { Some(Algorithm::OneShot) };
+    let algorithm = choose(asked, is_large, &geometry, tokens, row_bytes);
+    let chunks = chunk::rows(tokens, algorithm, &geometry, row_bytes)?;
+    if let Some(first) = chunks.clone().next() {
+        rms_norm_shape(operands, algorithm, world_size, first.len()).check()?;
+    }
+    Ok((algorithm, chunks))
+}
