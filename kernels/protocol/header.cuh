@@ -1,5 +1,5 @@
 // What a rank tells its peers of an operation, so that ranks which do different things notice: a number, and what all
-// must have in common (rust/core/src/operations/operation.rs says what the words are).
+// must have in common (rust/core/src/operations/description.rs says what the words are).
 //
 // One warp of the grid does it, one lane per peer, beside the warps that move data: it pushes the header first thing,
 // and compares the peers' while they wait. Headers lie behind the slots, at a place that depends on the slot and the

@@ -50,10 +50,10 @@ from lamport_rs.operations.minimax import (
     run_minimax_rms,
     run_minimax_rms_qk,
 )
+from lamport_rs.operations.quant_formats import QuantFormat
 from lamport_rs.operations.rms_norm import RMS_NORM, all_reduce_rms_norm, run_all_reduce_rms_norm
 from lamport_rs.operations.rms_norm_quant import (
     RMS_NORM_QUANT,
-    QuantFormat,
     all_reduce_rms_norm_quant,
     run_all_reduce_rms_norm_quant,
 )

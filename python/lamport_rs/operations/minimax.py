@@ -145,6 +145,7 @@ def run_minimax_rms_qk(
     """`minimax_allreduce_rms_qk`, without a tracer."""
     given_q, given_k, core = q_out, k_out, core_of(workspace)
     try:
+        check_tensor("qkv", qkv)
         if q_out is None:
             q_out = _empty_part(qkv, "q_size", q_size)
         if k_out is None:
@@ -166,11 +167,13 @@ def run_minimax_rms_qk(
 
 def _empty_part(qkv: torch.Tensor, name: str, size: int) -> torch.Tensor:
     """Rows of `size` columns, which are refused by the core if qkv does not hold them, and not allocated before."""
-    check_tensor("qkv", qkv)
     columns = qkv.shape[-1] if qkv.dim() > 0 else 0
-    if not isinstance(size, SupportsIndex):
-        raise TypeError(f"argument '{name}': must be an integer, not {type(size).__name__}")
-    return qkv.new_empty((*qkv.shape[:-1], min(max(size, 0), columns)))
+    try:
+        return qkv.new_empty((*qkv.shape[:-1], min(max(size, 0), columns)))
+    except TypeError as error:
+        if isinstance(size, SupportsIndex):
+            raise
+        raise TypeError(f"argument '{name}': must be an integer, not {type(size).__name__}") from error
 
 
 def _empty_rows(input: torch.Tensor, *_others: Any) -> tuple[torch.Tensor]:  # noqa: A002

@@ -1,20 +1,14 @@
-"""The norm of a sum, quantised: what an FP8 product takes, without the pass over memory that makes it of the norm.
-
-A format is a line of `_GROUPS` here, beside its kernel (`kernels/sink`), its line in `rust/kernels/src/sink.rs` and
-what a row becomes on the host (`rust/core/src/operations/rms_norm_quant/format.rs`).
-"""
+"""The norm of a sum, quantised: what an FP8 product takes, without the pass over memory that makes it of the norm."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import is_grad_enabled
 from torch.autograd.graph import increment_version
 
 from lamport_rs import _core
-from lamport_rs._core import LamportError
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.layout import empty_dense
 from lamport_rs.observation import with_range
@@ -27,30 +21,10 @@ from lamport_rs.operations.collective import (
     core_of,
     table_of,
 )
+from lamport_rs.operations.quant_formats import QuantFormat, empty_results, must_lie_as_allocated, quantise
 from lamport_rs.single_rank import normalise_sum
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
-
-QuantFormat: TypeAlias = Literal["fp8_static", "fp8_token", "fp8_group", "fp8_group_column_major"]
-"""What normalised rows become. All are FP8 e4m3 (`torch.float8_e4m3fn`), and float32 scales that give the rows back.
-
-`"fp8_static"`: one scale for the tensor, which is given. `"fp8_token"`: a scale for each row. `"fp8_group"`: one for
-each 128 columns of a row. `"fp8_group_column_major"`: the same, but the scales of a column lie side by side, and
-columns begin at multiples of 16 bytes, as DeepGEMM reads them.
-"""
-
-_COLUMN_MAJOR = "fp8_group_column_major"
-_GROUPS: dict[str, int | None] = {"fp8_static": None, "fp8_token": 0, "fp8_group": 128, _COLUMN_MAJOR: 128}
-"""Columns that share a scale, by format: 0 for all of a row, None if the scale is given."""
-
-_MAX = 448.0
-"""The largest value of FP8 e4m3."""
-_LEAST_ROW_SCALE = 1.0 / (_MAX * 512.0)
-"""Rows of zeros have it."""
-_LEAST_OF_GROUP = 1e-10
-"""Groups of smaller values have the scale of this one."""
-_SCALE_ALIGNMENT = 4
-"""Columns of scales begin at multiples of as many."""
 
 
 def all_reduce_rms_norm_quant(
@@ -189,70 +163,6 @@ def run_all_reduce_rms_norm_quant(
     return out, scale_out, residual_out, norm_out
 
 
-def empty_results(
-    input: torch.Tensor,  # noqa: A002
-    quant_format: str,
-    scale: torch.Tensor | None,
-    with_norm: bool,
-    out: torch.Tensor | None = None,
-    scale_out: torch.Tensor | None = None,
-    residual_out: torch.Tensor | None = None,
-    norm_out: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`(out, scales, residual_out, norm_out)`, those that are not given allocated; empty where there is nothing."""
-    if quant_format not in _GROUPS:
-        raise LamportError(f"quant_format is {quant_format!r}, but must be one of {', '.join(map(repr, _GROUPS))}")
-    group = _GROUPS[quant_format]
-    if (group is None) != (scale is not None):
-        wanted = "needs a scale" if group is None else "computes its scales, and takes none"
-        raise LamportError(f"{quant_format} {wanted}")
-    if out is None:
-        out = torch.empty(input.shape, dtype=torch.float8_e4m3fn, device=input.device)
-    if group is None and scale_out is not None:
-        raise LamportError(f"{quant_format} computes no scales: scale_out must be None")
-    if scale_out is None:
-        scale_out = _empty_scales(input, quant_format)
-    if residual_out is None:
-        residual_out = empty_dense(input)
-    if norm_out is None:
-        norm_out = empty_dense(input) if with_norm else input.new_empty(0)
-    return out, scale_out, residual_out, norm_out
-
-
-def _empty_scales(input: torch.Tensor, quant_format: str) -> torch.Tensor:  # noqa: A002
-    group = _GROUPS[quant_format]
-    columns = input.shape[-1] if input.dim() > 0 else 0
-    shape: Sequence[int] = (0,) if group is None else (*input.shape[:-1], columns // group if group else 1)
-    if quant_format != _COLUMN_MAJOR:
-        return torch.empty(shape, dtype=torch.float32, device=input.device)
-    strides: list[int] = []
-    rows = 1
-    for size in reversed(input.shape[:-1]):
-        strides.insert(0, rows)
-        rows = rows * size
-    aligned = (rows + _SCALE_ALIGNMENT - 1) // _SCALE_ALIGNMENT * _SCALE_ALIGNMENT
-    return torch.empty_strided(shape, (*strides, aligned), dtype=torch.float32, device=input.device)
-
-
-def _quantise(rows: torch.Tensor, quant_format: str, out: torch.Tensor, scale: torch.Tensor) -> None:
-    """Quantise normalised rows with torch: for a group of one rank on a GPU."""
-    with torch.inference_mode():
-        group = _GROUPS[quant_format]
-        columns = group or rows.shape[-1]
-        values = rows.float().unflatten(-1, (rows.shape[-1] // columns, columns))
-        if group is None:
-            scaled = values * scale.reciprocal().reshape(())
-        else:
-            # By a tensor, not by a number: torch multiplies by the reciprocal of a number.
-            largest, most = values.abs().amax(-1), torch.full((), _MAX, device=rows.device)
-            if group == 0:
-                scale.copy_((largest / most).clamp(min=_LEAST_ROW_SCALE))
-            else:
-                scale.copy_(largest.clamp(min=_LEAST_OF_GROUP) / most)
-            scaled = values / scale.unsqueeze(-1)
-        out.copy_(scaled.clamp(-_MAX, _MAX).flatten(-2))
-
-
 def _empty_outputs(
     input: torch.Tensor,  # noqa: A002
     _residual: object,
@@ -272,7 +182,7 @@ def _left_as_it_lies(
     _input: object, _residual: object, _weight: object, _core: object, quant_format: str, *_: Any
 ) -> list[str]:
     """Scales that are not row-major must lie as they do."""
-    return ["scale_out"] if quant_format == _COLUMN_MAJOR else []
+    return ["scale_out"] if must_lie_as_allocated(quant_format) else []
 
 
 def _alone(
@@ -293,7 +203,7 @@ def _alone(
 ) -> None:
     rows = norm_out if with_norm else empty_dense(input)
     normalise_sum(input, residual, weight, eps, weight_bias, rows, residual_out)
-    _quantise(rows, quant_format, out, scale_out if scale is None else scale)
+    quantise(rows, quant_format, out, scale_out if scale is None else scale)
 
 
 RMS_NORM_QUANT = Collective(

@@ -1,6 +1,6 @@
 //! Calls that are asked about, or prepared, before they are made.
 
-use lamport_rs_core::operations::kind::Kind;
+use lamport_rs_core::operations::Kind;
 use lamport_rs_core::operations::question::Question;
 use lamport_rs_core::tensor::{Device, Dtype};
 use pyo3::prelude::*;

@@ -40,6 +40,12 @@ macro_rules! collectives {
             }
         )+
 
+        /// Adds the functions to `_core`.
+        pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
+            $(module.add_function(wrap_pyfunction!($name, module)?)?;)+
+            Ok(())
+        }
+
         /// Every collective: its name, and the schema of its operator, whose results have names.
         #[pyfunction]
         pub fn schemas() -> Vec<(&'static str, String)> {

@@ -32,10 +32,7 @@ mod _core {
     #[pymodule_export]
     use super::calls::{obstacle, prepare};
     #[pymodule_export]
-    use super::collectives::{
-        all_reduce, all_reduce_rms_norm, all_reduce_rms_norm_quant, minimax_allreduce_rms, minimax_allreduce_rms_qk,
-        schemas,
-    };
+    use super::collectives::schemas;
     #[pymodule_export]
     use super::control_groups::{cpu_quota, memory_limit};
     #[pymodule_export]
@@ -54,6 +51,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::collectives::add_to(module)?;
         module.add("__version__", lamport_rs_core::rendezvous::hello::VERSION)?;
         module.add("MAX_WORLD_SIZE", lamport_rs_protocol::geometry::MAX_WORLD_SIZE)?;
         module.add("TABLE_ABI_VERSION", lamport_rs_protocol::table::ABI_VERSION)

@@ -19,8 +19,8 @@ use crate::stream;
 pub unsafe fn run(py: Python<'_>, workspace: &AnyWorkspace, operands: &impl Collective) -> PyResult<()> {
     let _entered = enter(py, workspace, operands.kind().name())?;
     match workspace {
-        // SAFETY: the caller's promise.
         AnyWorkspace::Host(workspace) => {
+            // SAFETY: the caller's promise.
             interruptible(py, |interrupted| unsafe { operands.run_on_host(workspace, interrupted) })
         }
         AnyWorkspace::Cuda(workspace) => {

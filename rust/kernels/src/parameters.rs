@@ -3,43 +3,10 @@
 //! The build script hands sizes and offsets of these to the CUDA sources, which assert that theirs are the same. Every
 //! `u64` that is not said to be something else is a device address.
 
+use std::mem::offset_of;
+
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::sentinel::Vector;
-
-/// What every kernel is told about its group.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Group {
-    /// The own block.
-    pub own: u64,
-    /// Bytes per slot.
-    pub comm_size: u64,
-    /// [`CONTROL_COPIES`] copies of what an operation reads first, and of the mark of one that gave up waiting,
-    /// [`CONTROL_COPY_BYTES`] apart, and the header of the operation in progress behind them; all 0 at first.
-    pub control_copies: u64,
-    /// The rank.
-    pub rank: u32,
-    /// The group's size.
-    pub world_size: u32,
-    /// By how much the operation's number is above that of the one before, and the other words of its header.
-    pub header: Vector,
-    /// The peers' blocks, rotated: `peers[i]` is rank `(rank + 1 + i) % world_size`.
-    pub peers: [u64; MAX_WORLD_SIZE - 1],
-    /// `int32[3]` of the table.
-    pub counters: u64,
-    /// `int64[2]` of the table.
-    pub extents: u64,
-    /// A [`Report`] in pinned host memory.
-    pub report: u64,
-    /// How long to wait for what a peer sends in any case, in units of 2^[`TIME_UNIT_BITS`] ns. `u32::MAX`: for ever.
-    pub first_hand_timeout: u32,
-    /// Likewise for what it sends once it has heard of the others.
-    pub second_hand_timeout: u32,
-    /// 1 if the ranks compare what they run, otherwise 0.
-    pub is_checked: u32,
-    /// 0.
-    pub reserved: u32,
-}
 
 /// Kernels that wait count time in units of about a millisecond: a register holds weeks.
 pub const TIME_UNIT_BITS: u32 = 20;
@@ -73,159 +40,244 @@ pub const CONTROL_COPIES: usize = 32;
 /// A line of the cache each.
 pub const CONTROL_COPY_BYTES: usize = 128;
 
-/// Parameters of an all-reduce.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AllReduceParameters {
-    /// The group.
-    pub group: Group,
-    /// The tensor.
-    pub input: u64,
-    /// Where the sum goes. May be the input.
-    pub output: u64,
-    /// Bytes of the tensor, a multiple of 2.
-    pub bytes: u64,
-    /// Bytes of the operation's regions.
-    pub region_bytes: u32,
-    /// Vectors that each rank sums: all of them (one-shot), or those of a shard (two-shot).
-    pub vectors: u32,
+/// How a struct is laid out in memory. The build asserts that the one of CUDA is alike.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Its name in the assertion.
+    pub name: &'static str,
+    /// All of it.
+    pub bytes: usize,
+    /// Fields, and where each begins. CUDA has no `reserved`, and inherits from `base`.
+    pub fields: &'static [(&'static str, usize)],
 }
 
-/// Parameters of an all-reduce with a residual and RMSNorm.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AllReduceRmsNormParameters {
-    /// The group.
-    pub group: Group,
-    /// The rows to sum.
-    pub input: u64,
-    /// Added to the sum.
-    pub residual: u64,
-    /// Where the normalised rows go. May be the input.
-    pub output: u64,
-    /// Where the sum goes. May be the residual.
-    pub residual_output: u64,
-    /// How rows are normalised.
-    pub norm: RmsNorm,
-    /// Bytes of the operation's regions.
-    pub region_bytes: u32,
-    /// Rows.
-    pub tokens: u32,
-    /// 16-byte vectors of a row.
-    pub row_vectors: u32,
-    /// 0.
-    pub reserved: u32,
+/// Defines structs, and says how each is laid out: behind it stand the assertion's name, and the type.
+macro_rules! laid_out {
+    ($(
+        $(#[$attribute:meta])+
+        pub struct $struct:ident $(<const $count:ident: usize>)? {
+            $($(#[$of_field:meta])+ pub $field:ident: $type:ty,)+
+        }
+        = $($name:ident: $instance:ty),+;
+    )+) => {
+        $(
+            $(#[$attribute])+
+            pub struct $struct $(<const $count: usize>)? { $($(#[$of_field])+ pub $field: $type),+ }
+        )+
+
+        $(
+            impl $(<const $count: usize>)? $struct $(<$count>)? {
+                const FIELDS: &'static [(&'static str, usize)] = &[$((stringify!($field), offset_of!(Self, $field))),+];
+            }
+        )+
+
+        /// Of every struct that CUDA has too.
+        pub const LAYOUTS: &[Layout] = &[$($(
+            Layout { name: stringify!($name), bytes: size_of::<$instance>(), fields: <$instance>::FIELDS }
+        ),+),+];
+    };
 }
 
-/// Parameters of an all-reduce with a residual, RMSNorm and a quantiser.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AllReduceRmsNormQuantParameters {
-    /// As without a quantiser; `output` is 0 if the normalised rows are not asked for.
-    pub norm: AllReduceRmsNormParameters,
-    /// Where the quantised rows go.
-    pub quantised: u64,
-    /// Where their scales go, or, if they are given, are.
-    pub scales: u64,
-    /// The quantiser.
-    pub format: u32,
-    /// Scales of a row.
-    pub row_scales: u32,
-    /// Scales from one to the same one of the next row.
-    pub scale_row_stride: u32,
-    /// Scales from one to the next of its row.
-    pub scale_stride: u32,
-}
+laid_out! {
+    /// What every kernel is told about its group.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Group {
+        /// The own block.
+        pub own: u64,
+        /// Bytes per slot.
+        pub comm_size: u64,
+        /// [`CONTROL_COPIES`] copies of what an operation reads first, and of the mark of one that gave up waiting,
+        /// [`CONTROL_COPY_BYTES`] apart, and the header of the operation in progress behind them; all 0 at first.
+        pub control_copies: u64,
+        /// The rank.
+        pub rank: u32,
+        /// The group's size.
+        pub world_size: u32,
+        /// By how much the operation's number is above that of the one before, and the other words of its header.
+        pub header: Vector,
+        /// The peers' blocks, rotated: `peers[i]` is rank `(rank + 1 + i) % world_size`.
+        pub peers: [u64; MAX_WORLD_SIZE - 1],
+        /// `int32[3]` of the table.
+        pub counters: u64,
+        /// `int64[2]` of the table.
+        pub extents: u64,
+        /// A [`Report`] in pinned host memory.
+        pub report: u64,
+        /// How long to wait for what a peer sends in any case, in units of 2^[`TIME_UNIT_BITS`] ns. `u32::MAX`: for ever.
+        pub first_hand_timeout: u32,
+        /// Likewise for what it sends once it has heard of the others.
+        pub second_hand_timeout: u32,
+        /// 1 if the ranks compare what they run, otherwise 0.
+        pub is_checked: u32,
+        /// 0.
+        pub reserved: u32,
+    }
+    = Group: Group;
 
-/// RMSNorm of a row.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RmsNorm {
-    /// One weight per column.
-    pub weight: u64,
-    /// `1 / columns`.
-    pub inverse_count: f32,
-    /// Added to the mean of squares.
-    pub epsilon: f32,
-    /// Added to each weight.
-    pub weight_bias: f32,
-    /// 1 if the weights are float32, 0 if they have the dtype of the rows.
-    pub has_float32_weight: u32,
-}
+    /// Parameters of an all-reduce.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct AllReduceParameters {
+        /// The group.
+        pub group: Group,
+        /// The tensor.
+        pub input: u64,
+        /// Where the sum goes. May be the input.
+        pub output: u64,
+        /// Bytes of the tensor, a multiple of 2.
+        pub bytes: u64,
+        /// Bytes of the operation's regions.
+        pub region_bytes: u32,
+        /// Vectors that each rank sums: all of them (one-shot), or those of a shard (two-shot).
+        pub vectors: u32,
+    }
+    = AllReduce: AllReduceParameters;
 
-/// Parameters of `fill`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FillParameters {
-    /// A multiple of 4.
-    pub begin: u64,
-    /// How many 32-bit words.
-    pub words: u64,
-}
+    /// Parameters of an all-reduce with a residual and RMSNorm.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct AllReduceRmsNormParameters {
+        /// The group.
+        pub group: Group,
+        /// The rows to sum.
+        pub input: u64,
+        /// Added to the sum.
+        pub residual: u64,
+        /// Where the normalised rows go. May be the input.
+        pub output: u64,
+        /// Where the sum goes. May be the residual.
+        pub residual_output: u64,
+        /// How rows are normalised.
+        pub norm: RmsNorm,
+        /// Bytes of the operation's regions.
+        pub region_bytes: u32,
+        /// Rows.
+        pub tokens: u32,
+        /// 16-byte vectors of a row.
+        pub row_vectors: u32,
+        /// 0.
+        pub reserved: u32,
+    }
+    = AllReduceRmsNorm: AllReduceRmsNormParameters;
 
-/// Parameters of `verify`.
-#[repr(C, align(16))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VerifyParameters {
-    /// The group. Its control words and report are not used.
-    pub group: Group,
-    /// A 32-bit word that the host can read. Bit r: rank r's vector was wrong, or it or its verdict did not arrive.
-    /// Bit 16 + r: rank r says that of a rank. If it is 0 on one rank, it is on all.
-    pub result: u64,
-    /// 0.
-    pub reserved: u64,
-    /// Each rank's vector, by rank; the same on every rank. No word may be the sentinel.
-    pub nonces: [Vector; MAX_WORLD_SIZE],
-}
+    /// Parameters of an all-reduce with a residual, RMSNorm and a quantiser.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct AllReduceRmsNormQuantParameters {
+        /// As without a quantiser; `output` is 0 if the normalised rows are not asked for.
+        pub base: AllReduceRmsNormParameters,
+        /// Where the quantised rows go.
+        pub quantised: u64,
+        /// Where their scales go, or, if they are given, are.
+        pub scales: u64,
+        /// The quantiser.
+        pub format: u32,
+        /// Scales of a row.
+        pub row_scales: u32,
+        /// Scales from one to the same one of the next row.
+        pub scale_row_stride: u32,
+        /// Scales from one to the next of its row.
+        pub scale_stride: u32,
+    }
+    = AllReduceRmsNormQuant: AllReduceRmsNormQuantParameters;
 
-/// Parameters of `skip`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SkipParameters {
-    /// The group. The first word of its header: how many calls.
-    pub group: Group,
-}
+    /// RMSNorm of a row.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct RmsNorm {
+        /// One weight per column.
+        pub weight: u64,
+        /// `1 / columns`.
+        pub inverse_count: f32,
+        /// Added to the mean of squares.
+        pub epsilon: f32,
+        /// Added to each weight.
+        pub weight_bias: f32,
+        /// 1 if the weights are float32, 0 if they have the dtype of the rows.
+        pub has_float32_weight: u32,
+    }
+    = RmsNorm: RmsNorm;
 
-/// One matrix of a MiniMax operation. Rows begin at multiples of 16 bytes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct MinimaxMatrix {
-    /// The first row's first own column.
-    pub input: u64,
-    /// The own columns' weights: a multiple of 16.
-    pub weight: u64,
-    /// The result's first row. May be `input`, if the strides are equal.
-    pub output: u64,
-    /// Bytes from a row of the input to the next.
-    pub input_row_bytes: u32,
-    /// Bytes from a row of the output to the next.
-    pub output_row_bytes: u32,
-    /// 16-byte vectors of a row on this rank.
-    pub vectors: u32,
-    /// Warps of a block that work on the matrix: from the plan.
-    pub warps: u32,
-    /// `1 / (width × world_size)`, with the own columns as width.
-    pub inverse_count: f32,
-    /// 0.
-    pub reserved: u32,
-}
+    /// Parameters of `fill`.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct FillParameters {
+        /// A multiple of 4.
+        pub begin: u64,
+        /// How many 32-bit words.
+        pub words: u64,
+    }
+    = FillParameters: FillParameters;
 
-/// Parameters of a MiniMax operation on one or two matrices.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct MinimaxParameters<const MATRICES: usize> {
-    /// The group.
-    pub group: Group,
-    /// The matrices; with two, queries first.
-    pub matrix: [MinimaxMatrix; MATRICES],
-    /// Bytes of the operation's regions: [`Geometry::region_bytes`] of `tokens × MATRICES × 4` bytes.
-    ///
-    /// [`Geometry::region_bytes`]: lamport_rs_protocol::geometry::Geometry::region_bytes
-    pub region_bytes: u32,
-    /// Rows.
-    pub tokens: u32,
-    /// Added to the variance.
-    pub epsilon: f32,
-    /// 0.
-    pub reserved: u32,
+    /// Parameters of `verify`.
+    #[repr(C, align(16))]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct VerifyParameters {
+        /// The group. Its control words and report are not used.
+        pub group: Group,
+        /// A 32-bit word that the host can read. Bit r: rank r's vector was wrong, or it or its verdict did not arrive.
+        /// Bit 16 + r: rank r says that of a rank. If it is 0 on one rank, it is on all.
+        pub result: u64,
+        /// 0.
+        pub reserved: u64,
+        /// Each rank's vector, by rank; the same on every rank. No word may be the sentinel.
+        pub nonces: [Vector; MAX_WORLD_SIZE],
+    }
+    = VerifyParameters: VerifyParameters;
+
+    /// Parameters of `skip`.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct SkipParameters {
+        /// The group. The first word of its header: how many calls.
+        pub group: Group,
+    }
+    = SkipParameters: SkipParameters;
+
+    /// One matrix of a MiniMax operation. Rows begin at multiples of 16 bytes.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct MinimaxMatrix {
+        /// The first row's first own column.
+        pub input: u64,
+        /// The own columns' weights: a multiple of 16.
+        pub weight: u64,
+        /// The result's first row. May be `input`, if the strides are equal.
+        pub output: u64,
+        /// Bytes from a row of the input to the next.
+        pub input_row_bytes: u32,
+        /// Bytes from a row of the output to the next.
+        pub output_row_bytes: u32,
+        /// 16-byte vectors of a row on this rank.
+        pub vectors: u32,
+        /// Warps of a block that work on the matrix: from the plan.
+        pub warps: u32,
+        /// `1 / (width × world_size)`, with the own columns as width.
+        pub inverse_count: f32,
+        /// 0.
+        pub reserved: u32,
+    }
+    = MinimaxMatrix: MinimaxMatrix;
+
+    /// Parameters of a MiniMax operation on one or two matrices.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct MinimaxParameters<const MATRICES: usize> {
+        /// The group.
+        pub group: Group,
+        /// The matrices; with two, queries first.
+        pub matrix: [MinimaxMatrix; MATRICES],
+        /// Bytes of the operation's regions: [`Geometry::region_bytes`] of `tokens × MATRICES × 4` bytes.
+        ///
+        /// [`Geometry::region_bytes`]: lamport_rs_protocol::geometry::Geometry::region_bytes
+        pub region_bytes: u32,
+        /// Rows.
+        pub tokens: u32,
+        /// Added to the variance.
+        pub epsilon: f32,
+        /// 0.
+        pub reserved: u32,
+    }
+    = MinimaxRms: MinimaxParameters<1>, MinimaxRmsQk: MinimaxParameters<2>;
 }

@@ -74,14 +74,6 @@ fn files_are_short() {
     }
 }
 
-/// Files that are longer, until they are split.
-const STILL_LONG: [&str; 4] = [
-    "rust/bindings/src/operations.rs",
-    "rust/core/src/operations/arguments.rs",
-    "rust/core/src/operations/cuda.rs",
-    "rust/core/src/operations/operation.rs",
-];
-
 /// All files in Rust and Python below a folder.
 fn files_below(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).expect("it is a folder").map(|entry| entry.expect("it can be read").path());
@@ -101,6 +93,6 @@ fn sources_in_rust_and_python_are_short() {
     for path in files {
         let name = path.strip_prefix(&root).expect("it is below").to_string_lossy();
         let lines = fs::read_to_string(&path).expect("sources are text").lines().count();
-        assert!(lines <= 300 || STILL_LONG.contains(&&*name), "{name} has {lines} lines");
+        assert!(lines <= 300, "{name} has {lines} lines");
     }
 }

@@ -1,42 +1,26 @@
 //! The launch plans of operations, made once per shape.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use lamport_rs_kernels::plan::all_reduce::{AllReducePlan, AllReduceShape};
-use lamport_rs_kernels::plan::minimax::{MinimaxPlan, MinimaxShape};
-use lamport_rs_kernels::plan::rms_norm::{
-    AllReduceRmsNormPlan, AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape, AllReduceRmsNormShape,
-};
 use lamport_rs_kernels::plan::{LaunchPlan, PlanError};
 
 use super::device::Device;
 use super::launch::Function;
 use crate::error::Result;
 
-/// Plans of one kind of operation, and their kernels.
-#[derive(Debug)]
-pub struct PlansOf<Shape: Planned>(HashMap<Shape, (Shape::Plan, Function)>);
+/// The plans of one kind of shape, and their kernels.
+type PlansOf<Shape> = HashMap<Shape, (<Shape as Planned>::Plan, Function)>;
 
-/// The plans of all operations.
+/// The plans of all operations: a table for each kind of shape that there was. They are few.
 #[derive(Debug, Default)]
-pub struct Plans {
-    /// All-reduce.
-    pub all_reduce: PlansOf<AllReduceShape>,
-    /// All-reduce with a residual and RMSNorm.
-    pub all_reduce_rms_norm: PlansOf<AllReduceRmsNormShape>,
-    /// The same, and a quantiser.
-    pub all_reduce_rms_norm_quant: PlansOf<AllReduceRmsNormQuantShape>,
-    /// MiniMax normalisation of one matrix.
-    pub minimax_rms: PlansOf<MinimaxShape<1>>,
-    /// MiniMax normalisation of two.
-    pub minimax_rms_qk: PlansOf<MinimaxShape<2>>,
-}
+pub struct Plans(Vec<Box<dyn Any + Send>>);
 
 /// A shape that a launch is planned for.
-pub trait Planned: Copy + Eq + Hash {
+pub trait Planned: Copy + Eq + Hash + Send + 'static {
     /// Its plan.
-    type Plan: Copy;
+    type Plan: Copy + Send;
 
     /// Whether there is a plan.
     fn check(&self) -> std::result::Result<(), PlanError>;
@@ -46,47 +30,51 @@ pub trait Planned: Copy + Eq + Hash {
     fn launch(plan: &Self::Plan) -> LaunchPlan;
 }
 
-impl<Shape: Planned> Default for PlansOf<Shape> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<Shape: Planned> PlansOf<Shape> {
+impl Plans {
     /// The plan for `shape`, whose kernel is loaded.
-    pub fn get(&mut self, shape: Shape, device: &Device) -> Result<(Shape::Plan, Function)> {
-        if let Some(planned) = self.0.get(&shape) {
+    pub fn get<Shape: Planned>(&mut self, shape: Shape, device: &Device) -> Result<(Shape::Plan, Function)> {
+        let plans = self.of::<Shape>();
+        if let Some(planned) = plans.get(&shape) {
             return Ok(*planned);
         }
         let plan = shape.plan(device)?;
         let planned = (plan, device.modules.function(Shape::launch(&plan).module, device)?);
-        self.0.insert(shape, planned);
+        plans.insert(shape, planned);
         Ok(planned)
+    }
+
+    fn of<Shape: Planned>(&mut self) -> &mut PlansOf<Shape> {
+        let found = self.0.iter().position(|plans| plans.is::<PlansOf<Shape>>());
+        let at = found.unwrap_or_else(|| {
+            self.0.push(Box::new(PlansOf::<Shape>::new()));
+            self.0.len() - 1
+        });
+        self.0[at].downcast_mut().expect("the type was asked for")
     }
 }
 
+/// Has a shape planned by its functions `check` and `plan`, which takes the device and what else is given.
 macro_rules! planned {
     ($shape:ty, $plan:ty $(, $argument:expr)?) => {
-        impl Planned for $shape {
+        impl $crate::cuda::plans::Planned for $shape {
             type Plan = $plan;
 
-            fn check(&self) -> std::result::Result<(), PlanError> {
+            fn check(&self) -> std::result::Result<(), lamport_rs_kernels::plan::PlanError> {
                 self.check()
             }
 
-            fn plan(&self, device: &Device) -> std::result::Result<$plan, PlanError> {
+            fn plan(
+                &self,
+                device: &$crate::cuda::device::Device,
+            ) -> std::result::Result<$plan, lamport_rs_kernels::plan::PlanError> {
                 self.plan(device.plan $(, $argument)?)
             }
 
-            fn launch(plan: &$plan) -> LaunchPlan {
+            fn launch(plan: &$plan) -> lamport_rs_kernels::plan::LaunchPlan {
                 plan.launch
             }
         }
     };
 }
 
-planned!(AllReduceShape, AllReducePlan);
-planned!(AllReduceRmsNormShape, AllReduceRmsNormPlan);
-planned!(AllReduceRmsNormQuantShape, AllReduceRmsNormQuantPlan);
-planned!(MinimaxShape<1>, MinimaxPlan<1>, None);
-planned!(MinimaxShape<2>, MinimaxPlan<2>, None);
+pub(crate) use planned;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use lamport_rs_protocol::rank_set::RankSet;
 
+use crate::operations::Kind;
 use crate::operations::description::Description;
-use crate::operations::kind::Kind;
 
 /// Operations and bytes by kind, and the longest wait. One operation at a time writes; anybody reads.
 #[derive(Debug, Default)]

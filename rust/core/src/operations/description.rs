@@ -21,7 +21,8 @@ use lamport_rs_kernels::Sink;
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::header::Header;
 
-use super::kind::{Kind, Shown};
+use super::Kind;
+use super::kind::Shown;
 use crate::tensor::Dtype;
 
 /// Bits of a word of a header: all but the highest, so that no word is the sentinel.

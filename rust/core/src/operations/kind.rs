@@ -1,12 +1,6 @@
-//! The list of the collectives.
+//! What there is of each collective besides its operands: a number, a name, and what a header shows.
 
-use super::all_reduce::AllReduce;
-use super::minimax::MinimaxRms;
-use super::operands::{Collective, Operands};
-use super::question::{Places, Question};
-use super::rms_norm::AllReduceRmsNorm;
-use super::rms_norm_quant::AllReduceRmsNormQuant;
-use crate::error::Result;
+use super::Kind;
 
 /// What a header says of an operation's tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +24,7 @@ impl Shown {
     }
 }
 
+/// Makes [`Kind`] of the list of the collectives.
 macro_rules! kinds {
     ($($(#[doc = $doc:literal])+ $kind:ident($operands:ty) = $code:literal, $name:literal, $shown:ident;)+) => {
         /// Which collective. Headers have its number.
@@ -45,31 +40,23 @@ macro_rules! kinds {
                 match self { $(Self::$kind => $name),+ }
             }
 
-            pub(super) const fn shown(self) -> Shown {
-                match self { $(Self::$kind => Shown::$shown),+ }
+            pub(in $crate::operations) const fn shown(self) -> $crate::operations::kind::Shown {
+                match self { $(Self::$kind => $crate::operations::kind::Shown::$shown),+ }
             }
         }
 
         /// Operands such as the question is about. An error if no workspace would serve them.
-        pub(super) fn operands(question: &Question) -> Result<Box<dyn Collective>> {
-            let places = &mut Places::new(question.device);
+        pub(in $crate::operations) fn operands(
+            question: &$crate::operations::question::Question,
+        ) -> $crate::error::Result<Box<dyn $crate::operations::operands::Collective>> {
+            use $crate::operations::operands::Operands;
+            let places = &mut $crate::operations::question::Places::new(question.device);
             Ok(match question.kind { $(Kind::$kind => Box::new(<$operands>::asked(question, places)?)),+ })
         }
     };
 }
 
-kinds! {
-    /// The sum.
-    AllReduce(AllReduce) = 1, "all_reduce", Elements;
-    /// The sum with a residual and the norm of its rows.
-    AllReduceRmsNorm(AllReduceRmsNorm) = 2, "all_reduce_rms_norm", Rows;
-    /// The norm of rows that are spread over the ranks.
-    MinimaxRms(MinimaxRms) = 3, "minimax_allreduce_rms", SpreadRows;
-    /// Likewise, of two matrices.
-    MinimaxRmsQk(MinimaxRms) = 4, "minimax_allreduce_rms_qk", SpreadPair;
-    /// The sum with a residual, the norm of its rows and a quantiser.
-    AllReduceRmsNormQuant(AllReduceRmsNormQuant) = 5, "all_reduce_rms_norm_quant", QuantisedRows;
-}
+pub(super) use kinds;
 
 impl Kind {
     /// The one of that name.

@@ -7,7 +7,7 @@ use lamport_rs_protocol::geometry::GeometryError;
 use super::chunk::Chunk;
 use super::description::Description;
 use crate::cuda::launch::Function;
-use crate::cuda::plans::{Planned, Plans, PlansOf};
+use crate::cuda::plans::{Planned, Plans};
 use crate::error::{Error, Result};
 use crate::workspace::cuda::CudaWorkspace;
 
@@ -37,7 +37,6 @@ pub(super) unsafe fn launch<Shape: Planned, P>(
     workspace: &CudaWorkspace,
     description: &Description,
     chunks: impl Iterator<Item = Chunk> + Clone,
-    plans: impl Fn(&mut Plans) -> &mut PlansOf<Shape>,
     shape: impl Fn(&Chunk) -> Result<Shape>,
     parameters: impl Fn(Shape::Plan, KernelGroup, &Chunk) -> std::result::Result<P, GeometryError>,
     purpose: Purpose,
@@ -52,7 +51,7 @@ pub(super) unsafe fn launch<Shape: Planned, P>(
         // The device keeps what is loaded. The workspace's own plans are for whoever runs an operation.
         let mut loaded = Plans::default();
         for chunk in chunks {
-            plans(&mut loaded).get(shape(&chunk)?, &workspace.device)?;
+            loaded.get(shape(&chunk)?, &workspace.device)?;
         }
         return Ok(());
     };
@@ -63,7 +62,7 @@ pub(super) unsafe fn launch<Shape: Planned, P>(
     for chunk in chunks {
         let group = launching.group;
         let launched = shape(&chunk).and_then(|shape| {
-            let (plan, function): (Shape::Plan, Function) = plans(launching.plans()).get(shape, &workspace.device)?;
+            let (plan, function): (Shape::Plan, Function) = launching.plans().get(shape, &workspace.device)?;
             let parameters = parameters(plan, group, &chunk)?;
             // SAFETY: `begin` made the context current; these are the kernel's parameters, and the caller keeps the
             // operands.

@@ -2,8 +2,8 @@
 //!
 //! | module | concept |
 //! | --- | --- |
-//! | [`kind`] | the list of the collectives |
 //! | [`all_reduce`], [`rms_norm`], [`rms_norm_quant`], [`minimax`] | one each: operands, and `host` and `cuda` |
+//! | [`kind`] | what there is of each besides |
 //! | [`operands`] | what all of them do: be checked, and run, on each backend |
 //! | [`question`] | calls that are asked about before there are tensors |
 //! | [`description`] | what an operation is, as ranks tell each other and as errors say it |
@@ -14,7 +14,7 @@
 //! | [`host`] | what the operations over shared memory are built of |
 //! | `launch` | likewise over device memory |
 //!
-//! A collective is a folder here, and a line in [`kind`].
+//! A collective is a folder here, and a line of the list below.
 
 pub mod all_reduce;
 mod choice;
@@ -32,3 +32,22 @@ pub mod question;
 pub mod rms_norm;
 pub mod rms_norm_quant;
 pub mod skipped;
+
+use all_reduce::AllReduce;
+use kind::kinds;
+use minimax::MinimaxRms;
+use rms_norm::AllReduceRmsNorm;
+use rms_norm_quant::AllReduceRmsNormQuant;
+
+kinds! {
+    /// The sum.
+    AllReduce(AllReduce) = 1, "all_reduce", Elements;
+    /// The sum with a residual and the norm of its rows.
+    AllReduceRmsNorm(AllReduceRmsNorm) = 2, "all_reduce_rms_norm", Rows;
+    /// The norm of rows that are spread over the ranks.
+    MinimaxRms(MinimaxRms) = 3, "minimax_allreduce_rms", SpreadRows;
+    /// Likewise, of two matrices.
+    MinimaxRmsQk(MinimaxRms) = 4, "minimax_allreduce_rms_qk", SpreadPair;
+    /// The sum with a residual, the norm of its rows and a quantiser.
+    AllReduceRmsNormQuant(AllReduceRmsNormQuant) = 5, "all_reduce_rms_norm_quant", QuantisedRows;
+}

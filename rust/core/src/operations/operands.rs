@@ -1,6 +1,6 @@
 //! What every collective does with its operands.
 
-use super::kind::Kind;
+use super::Kind;
 #[cfg(feature = "cuda")]
 use super::launch::Purpose;
 use super::question::{Places, Question};

@@ -5,8 +5,8 @@
 use lamport_rs_kernels::Sink;
 use lamport_rs_protocol::algorithm::Algorithm;
 
-use super::kind::{Kind, operands};
 use super::operands::Collective;
+use super::{Kind, operands};
 use crate::error::{Error, Result};
 use crate::tensor::{Device, Dimensions, Dtype, Tensor};
 

@@ -1,8 +1,8 @@
 //! The operations' results, in several launches each: the bits of the host backend.
 
 use lamport_rs_core::error::Error;
+use lamport_rs_core::operations::Kind;
 use lamport_rs_core::operations::all_reduce::AllReduce;
-use lamport_rs_core::operations::kind::Kind;
 use lamport_rs_core::operations::minimax::MinimaxRms;
 use lamport_rs_core::operations::question::Question;
 use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;

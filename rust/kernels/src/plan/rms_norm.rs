@@ -107,7 +107,7 @@ impl AllReduceRmsNormQuantPlan {
     ) -> Result<AllReduceRmsNormQuantParameters, GeometryError> {
         let QuantisedTensors { quantised, scales, scale_strides } = quantised;
         Ok(AllReduceRmsNormQuantParameters {
-            norm: self.norm.parameters(geometry, group, tensors, epsilon, weight_bias)?,
+            base: self.norm.parameters(geometry, group, tensors, epsilon, weight_bias)?,
             quantised,
             scales,
             format: self.sink.in_kernel() as u32,

@@ -1,11 +1,11 @@
 //! The sum over device memory.
 
-use lamport_rs_kernels::plan::all_reduce::{AllReduceShape, two_shot_from};
+use lamport_rs_kernels::plan::all_reduce::{AllReducePlan, AllReduceShape, two_shot_from};
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
 use super::AllReduce;
-use crate::cuda::plans::Planned;
+use crate::cuda::plans::{Planned, planned};
 use crate::error::Result;
 use crate::operations::choice::choose;
 use crate::operations::chunk::{self, Chunk};
@@ -13,6 +13,8 @@ use crate::operations::launch::{Purpose, launch};
 use crate::operations::operands::OnDevice;
 use crate::tensor::Device;
 use crate::workspace::cuda::CudaWorkspace;
+
+planned!(AllReduceShape, AllReducePlan);
 
 impl OnDevice for AllReduce {
     fn check_on_device(&self, workspace: &CudaWorkspace) -> Result<()> {
@@ -43,7 +45,7 @@ impl OnDevice for AllReduce {
         // SAFETY: the caller's promises.
         unsafe {
             let chunks = chunk::all(bytes, most);
-            launch(workspace, &description, chunks, |plans| &mut plans.all_reduce, shape, parameters, purpose)
+            launch(workspace, &description, chunks, shape, parameters, purpose)
         }
     }
 }

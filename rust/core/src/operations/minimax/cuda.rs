@@ -3,13 +3,16 @@
 use lamport_rs_kernels::plan::minimax::{MinimaxPlan, MinimaxShape, MinimaxTensors};
 
 use super::{MinimaxRms, Norm};
-use crate::cuda::plans::{Planned, Plans, PlansOf};
+use crate::cuda::plans::{Planned, planned};
 use crate::error::{Error, Result};
 use crate::operations::chunk::{self, Chunk};
 use crate::operations::launch::{Purpose, launch, narrow, without_peers};
 use crate::operations::operands::OnDevice;
 use crate::tensor::Device;
 use crate::workspace::cuda::CudaWorkspace;
+
+planned!(MinimaxShape<1>, MinimaxPlan<1>, None);
+planned!(MinimaxShape<2>, MinimaxPlan<2>, None);
 
 impl OnDevice for MinimaxRms {
     fn check_on_device(&self, workspace: &CudaWorkspace) -> Result<()> {
@@ -23,13 +26,9 @@ impl OnDevice for MinimaxRms {
         }
         match self.norms {
             // SAFETY: the caller's promises.
-            [Some(one), None] => unsafe {
-                run_minimax(workspace, self, most, [one], |plans| &mut plans.minimax_rms, purpose)
-            },
+            [Some(one), None] => unsafe { run_minimax(workspace, self, most, [one], purpose) },
             // SAFETY: as above.
-            [Some(q), Some(k)] => unsafe {
-                run_minimax(workspace, self, most, [q, k], |plans| &mut plans.minimax_rms_qk, purpose)
-            },
+            [Some(q), Some(k)] => unsafe { run_minimax(workspace, self, most, [q, k], purpose) },
             _ => unreachable!("the first matrix is always there"),
         }
     }
@@ -49,7 +48,6 @@ unsafe fn run_minimax<const MATRICES: usize>(
     operands: &MinimaxRms,
     most: usize,
     norms: [Norm; MATRICES],
-    plans: impl Fn(&mut Plans) -> &mut PlansOf<MinimaxShape<MATRICES>>,
     purpose: Purpose,
 ) -> Result<()>
 where
@@ -73,7 +71,7 @@ where
     };
     let rows = norms[0].input.rows();
     // SAFETY: the caller's promises.
-    unsafe { launch(workspace, &operands.describe(), chunk::all(rows, most), plans, shape, parameters, purpose) }
+    unsafe { launch(workspace, &operands.describe(), chunk::all(rows, most), shape, parameters, purpose) }
 }
 
 fn tensors(norm: &Norm) -> Result<MinimaxTensors> {

@@ -1,10 +1,10 @@
 //! The norm of a sum over device memory.
 
-use lamport_rs_kernels::plan::rms_norm::{self, AllReduceRmsNormShape, AllReduceRmsNormTensors};
+use lamport_rs_kernels::plan::rms_norm::{self, AllReduceRmsNormPlan, AllReduceRmsNormShape, AllReduceRmsNormTensors};
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::AllReduceRmsNorm;
-use crate::cuda::plans::Planned;
+use crate::cuda::plans::{Planned, planned};
 use crate::error::Result;
 use crate::operations::choice::choose;
 use crate::operations::chunk::{self, Chunk};
@@ -12,6 +12,8 @@ use crate::operations::launch::{Purpose, launch, without_peers};
 use crate::operations::operands::OnDevice;
 use crate::tensor::{Device, Tensor};
 use crate::workspace::cuda::CudaWorkspace;
+
+planned!(AllReduceRmsNormShape, AllReduceRmsNormPlan);
 
 impl OnDevice for AllReduceRmsNorm {
     fn check_on_device(&self, workspace: &CudaWorkspace) -> Result<()> {
@@ -40,9 +42,7 @@ impl OnDevice for AllReduceRmsNorm {
         };
         let description = self.describe(algorithm);
         // SAFETY: the caller's promises.
-        unsafe {
-            launch(workspace, &description, chunks, |plans| &mut plans.all_reduce_rms_norm, shape, parameters, purpose)
-        }
+        unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
     }
 }
 

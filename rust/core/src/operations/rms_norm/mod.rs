@@ -12,8 +12,8 @@ pub mod host;
 
 use lamport_rs_protocol::algorithm::Algorithm;
 
+use super::Kind;
 use super::description::Description;
-use super::kind::Kind;
 use super::operand_checks::{COLUMN_MULTIPLE, check_epsilon, check_weight, named};
 use super::operands::Operands;
 use super::question::{Places, Question};

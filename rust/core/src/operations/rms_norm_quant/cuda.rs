@@ -1,10 +1,12 @@
 //! The operation over device memory.
 
-use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantShape, AllReduceRmsNormTensors, QuantisedTensors};
+use lamport_rs_kernels::plan::rms_norm::{
+    AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape, AllReduceRmsNormTensors, QuantisedTensors,
+};
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::AllReduceRmsNormQuant;
-use crate::cuda::plans::Planned;
+use crate::cuda::plans::{Planned, planned};
 use crate::error::Result;
 use crate::operations::chunk::Chunk;
 use crate::operations::launch::{Purpose, launch, without_peers};
@@ -12,6 +14,8 @@ use crate::operations::operands::OnDevice;
 use crate::operations::rms_norm::cuda::{plan_norm, rms_norm_shape};
 use crate::tensor::{Device, Tensor};
 use crate::workspace::cuda::CudaWorkspace;
+
+planned!(AllReduceRmsNormQuantShape, AllReduceRmsNormQuantPlan);
 
 impl OnDevice for AllReduceRmsNormQuant {
     fn check_on_device(&self, workspace: &CudaWorkspace) -> Result<()> {
@@ -49,17 +53,7 @@ impl OnDevice for AllReduceRmsNormQuant {
         };
         let description = self.describe(algorithm);
         // SAFETY: the caller's promises.
-        unsafe {
-            launch(
-                workspace,
-                &description,
-                chunks,
-                |plans| &mut plans.all_reduce_rms_norm_quant,
-                shape,
-                parameters,
-                purpose,
-            )
-        }
+        unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
     }
 }
 

@@ -15,8 +15,8 @@ pub mod host;
 pub use lamport_rs_kernels::Sink;
 use lamport_rs_protocol::algorithm::Algorithm;
 
+use super::Kind;
 use super::description::Description;
-use super::kind::Kind;
 use super::operand_checks::{Named, named};
 use super::operands::Operands;
 use super::question::{Places, Question};
