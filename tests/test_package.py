@@ -180,6 +180,12 @@ def test_the_stubs_name_what_the_core_has_and_nothing_else():
     assert set(stubs()) == public
 
 
+def test_the_stubs_of_collectives_are_those_that_the_core_describes():
+    script = Path(__file__).parents[1] / "scripts" / "core_stub.py"
+    ended = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.parametrize("name", [name for name, node in stubs().items() if not isinstance(node, ast.AnnAssign)])
 def test_the_stubs_have_the_cores_parameters(name):
     node, found = stubs()[name], getattr(_core, name)
