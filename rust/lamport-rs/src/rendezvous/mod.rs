@@ -4,6 +4,7 @@
 //! [`FileRendezvous`]. Neither knows who speaks: use an address and a folder that only the group's ranks can reach.
 
 mod files;
+mod frames;
 mod tcp;
 
 use std::time::{Duration, Instant};

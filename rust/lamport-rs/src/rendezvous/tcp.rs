@@ -1,27 +1,16 @@
 //! A rendezvous over TCP: rank 0 listens, and the others connect.
 //!
 //! A rank that connects says which one it is, and is answered once all have come. Then each exchange is a frame of every
-//! rank's to rank 0, and all frames from there to every rank. Numbers are little-endian.
-//!
-//! | what | bytes |
-//! | --- | --- |
-//! | hello | [`MAGIC`], rank, world size, length of the run's id (4 each), the id in 64 |
-//! | frame | length (4), and so many bytes |
-//! | failure | [`FAILURE`] in place of the length; then a frame, a text |
+//! rank's to rank 0, and all frames from there to every rank: `frames` has their bytes.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use super::{Deadline, INTERVAL, MAX_MESSAGE, MAX_RUN_ID, Member, Rendezvous, TransportError, name_ranks};
+use super::frames::{HELLO_BYTES, MAGIC, decode_hello, encode_hello, is_passing, receive, refuse, send, write_all};
+use super::{Deadline, INTERVAL, Member, Rendezvous, TransportError, name_ranks};
 use crate::error::{Error, Result};
 
-const MAGIC: &[u8; 8] = b"LAMPRDV1";
-const HELLO_BYTES: usize = MAGIC.len() + 3 * 4 + MAX_RUN_ID;
-/// What stands for no length.
-const FAILURE: u32 = u32::MAX;
-/// Most bytes of a failure's text.
-const MAX_TEXT: usize = 512;
 /// Most connections that have not said yet who they are.
 const MAX_STRANGERS: usize = 64;
 
@@ -221,24 +210,6 @@ fn place_of(own: &Member, hello: &Member, links: &[Option<TcpStream>]) -> std::r
     Ok(place)
 }
 
-fn encode_hello(member: &Member) -> Vec<u8> {
-    let mut bytes = MAGIC.to_vec();
-    for number in [member.rank, member.world_size, member.run_id.len()] {
-        bytes.extend_from_slice(&(number as u32).to_le_bytes());
-    }
-    bytes.extend_from_slice(member.run_id.as_bytes());
-    bytes.resize(HELLO_BYTES, 0);
-    bytes
-}
-
-fn decode_hello(bytes: &[u8]) -> Option<Member> {
-    let (numbers, id) = bytes.strip_prefix(MAGIC)?.split_at_checked(12)?;
-    let mut numbers = numbers.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
-    let (rank, world_size, length) = (numbers.next()?, numbers.next()?, numbers.next()?);
-    let run_id = std::str::from_utf8(id.get(..length as usize)?).ok()?;
-    Member::new(run_id, rank as usize, world_size as usize).ok()
-}
-
 /// Another rank's link to rank 0, once that has answered.
 fn connect(member: &Member, addresses: &[SocketAddr], deadline: Deadline) -> Result<TcpStream> {
     let rank = member.rank;
@@ -264,82 +235,4 @@ fn connect(member: &Member, addresses: &[SocketAddr], deadline: Deadline) -> Res
         Ok(_) => Err(Error::rendezvous(format!("at {addresses:?} is somebody else than rank 0 of lamport-rs"))),
         Err(error) => Err(failed(&format!("rank {rank} waited for rank 0's answer"), &error)),
     }
-}
-
-fn send(link: &mut TcpStream, message: &[u8], deadline: Deadline) -> io::Result<()> {
-    let mut frame = (message.len() as u32).to_le_bytes().to_vec();
-    frame.extend_from_slice(message);
-    write_all(link, &frame, deadline)
-}
-
-/// Says why there is nothing to come, if the other end can hear it.
-fn refuse(link: &mut TcpStream, reason: &str) {
-    let text = &reason.as_bytes()[..reason.floor_char_boundary(MAX_TEXT)];
-    let mut bytes = FAILURE.to_le_bytes().to_vec();
-    bytes.extend_from_slice(&(text.len() as u32).to_le_bytes());
-    bytes.extend_from_slice(text);
-    let _ = write_all(link, &bytes, Deadline::after(100 * INTERVAL));
-}
-
-fn receive(link: &mut TcpStream, deadline: Deadline) -> io::Result<Vec<u8>> {
-    match receive_length(link, deadline)? {
-        FAILURE => {
-            let length = receive_length(link, deadline)?;
-            let text = receive_bytes(link, length, MAX_TEXT, deadline)?;
-            let text = String::from_utf8_lossy(&text).replace(char::is_control, " ");
-            Err(io::Error::other(text))
-        }
-        length => receive_bytes(link, length, MAX_MESSAGE, deadline),
-    }
-}
-
-fn receive_length(link: &mut TcpStream, deadline: Deadline) -> io::Result<u32> {
-    let mut length = [0; 4];
-    read_exact(link, &mut length, deadline)?;
-    Ok(u32::from_le_bytes(length))
-}
-
-fn receive_bytes(link: &mut TcpStream, length: u32, most: usize, deadline: Deadline) -> io::Result<Vec<u8>> {
-    if length as usize > most {
-        let text = format!("it announces {length} bytes, but may send {most}: it is no rank of lamport-rs");
-        return Err(io::Error::new(ErrorKind::InvalidData, text));
-    }
-    let mut bytes = vec![0; length as usize];
-    read_exact(link, &mut bytes, deadline)?;
-    Ok(bytes)
-}
-
-fn read_exact(link: &mut TcpStream, mut bytes: &mut [u8], deadline: Deadline) -> io::Result<()> {
-    while !bytes.is_empty() {
-        link.set_read_timeout(Some(left(deadline)?))?;
-        match link.read(bytes) {
-            Ok(0) => return Err(io::Error::new(ErrorKind::UnexpectedEof, "it has closed the connection")),
-            Ok(count) => bytes = &mut bytes[count..],
-            Err(error) if is_passing(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn write_all(link: &mut TcpStream, mut bytes: &[u8], deadline: Deadline) -> io::Result<()> {
-    while !bytes.is_empty() {
-        link.set_write_timeout(Some(left(deadline)?))?;
-        match link.write(bytes) {
-            Ok(count) => bytes = &bytes[count..],
-            Err(error) if is_passing(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn left(deadline: Deadline) -> io::Result<Duration> {
-    let waited = || io::Error::new(ErrorKind::TimedOut, format!("nothing came for {:?}", deadline.timeout));
-    deadline.left().ok_or_else(waited)
-}
-
-/// Whether it is to be tried again.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
