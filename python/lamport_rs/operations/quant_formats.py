@@ -1,7 +1,7 @@
 """What normalised rows are quantised to: names, shapes and layouts, and the values, by torch.
 
-A format is a line of `_GROUPS` here, beside its kernel (`kernels/sink`), its line in `rust/kernels/src/sink.rs` and
-what a row becomes on the host (`rust/core/src/operations/rms_norm_quant/format.rs`).
+The core says which formats there are (`rust/kernels/src/sink.rs`). A new one needs its name in `QuantFormat`, and its
+values in `quantise`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
+from lamport_rs import _core
 from lamport_rs._core import LamportError
 from lamport_rs.layout import empty_dense
 
@@ -22,9 +23,9 @@ each 128 columns of a row. `"fp8_group_column_major"`: the same, but the scales 
 columns begin at multiples of 16 bytes, as DeepGEMM reads them.
 """
 
-_COLUMN_MAJOR = "fp8_group_column_major"
-_GROUPS: dict[str, int | None] = {"fp8_static": None, "fp8_token": 0, "fp8_group": 128, _COLUMN_MAJOR: 128}
+_GROUPS = {name: columns for name, columns, _ in _core.quant_formats()}
 """Columns that share a scale, by format: 0 for all of a row, None if the scale is given."""
+_COLUMN_MAJOR = frozenset(name for name, _, is_column_major in _core.quant_formats() if is_column_major)
 
 _MAX = 448.0
 """The largest value of FP8 e4m3."""
@@ -38,7 +39,7 @@ _SCALE_ALIGNMENT = 4
 
 def must_lie_as_allocated(quant_format: str) -> bool:
     """Whether scales are not row-major, so that no other layout will do."""
-    return quant_format == _COLUMN_MAJOR
+    return quant_format in _COLUMN_MAJOR
 
 
 def empty_results(
@@ -75,7 +76,7 @@ def _empty_scales(input: torch.Tensor, quant_format: str) -> torch.Tensor:  # no
     group = _GROUPS[quant_format]
     columns = input.shape[-1] if input.dim() > 0 else 0
     shape: Sequence[int] = (0,) if group is None else (*input.shape[:-1], columns // group if group else 1)
-    if quant_format != _COLUMN_MAJOR:
+    if quant_format not in _COLUMN_MAJOR:
         return torch.empty(shape, dtype=torch.float32, device=input.device)
     strides: list[int] = []
     rows = 1

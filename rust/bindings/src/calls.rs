@@ -2,6 +2,7 @@
 
 use lamport_rs_core::operations::Kind;
 use lamport_rs_core::operations::question::Question;
+use lamport_rs_core::operations::rms_norm_quant::Sink;
 use lamport_rs_core::tensor::{Device, Dtype};
 use pyo3::prelude::*;
 
@@ -41,6 +42,13 @@ pub fn prepare(py: Python<'_>, workspace: &Bound<'_, PyAny>, call: Call) -> PyRe
             AnyWorkspace::Cuda(workspace) => operands.load(workspace),
         }
     })
+}
+
+/// What rows are quantised to: a name, columns that share a scale (0 for all of a row, None if the scale is given), and
+/// whether scales are column-major.
+#[pyfunction]
+pub fn quant_formats() -> Vec<(&'static str, Option<usize>, bool)> {
+    Sink::ALL.map(|sink| (sink.name(), sink.group_columns(), sink.is_column_major())).to_vec()
 }
 
 /// The question, or why no workspace would serve it.

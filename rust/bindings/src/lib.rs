@@ -30,7 +30,7 @@ mod _core {
     #[pymodule_export]
     use super::callable::refuse;
     #[pymodule_export]
-    use super::calls::{obstacle, prepare};
+    use super::calls::{obstacle, prepare, quant_formats};
     #[pymodule_export]
     use super::collectives::schemas;
     #[pymodule_export]

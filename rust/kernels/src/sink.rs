@@ -48,12 +48,26 @@ impl Sink {
         }
     }
 
-    /// The scales that it computes for a row of so many columns; `None` if the tensor's one scale is given.
-    pub const fn scales_of_row(self, columns: usize) -> Option<usize> {
+    /// Columns that share a scale: 0 for all of a row; `None` if the tensor's one scale is given.
+    pub const fn group_columns(self) -> Option<usize> {
         match self {
             Self::Fp8Static => None,
-            Self::Fp8Token => Some(1),
-            Self::Fp8Group | Self::Fp8GroupColumnMajor => Some(columns / GROUP_COLUMNS),
+            Self::Fp8Token => Some(0),
+            Self::Fp8Group | Self::Fp8GroupColumnMajor => Some(GROUP_COLUMNS),
+        }
+    }
+
+    /// Whether the scales of a column lie side by side, and not those of a row.
+    pub const fn is_column_major(self) -> bool {
+        matches!(self, Self::Fp8GroupColumnMajor)
+    }
+
+    /// The scales that it computes for a row of so many columns; `None` if the tensor's one scale is given.
+    pub const fn scales_of_row(self, columns: usize) -> Option<usize> {
+        match self.group_columns() {
+            None => None,
+            Some(0) => Some(1),
+            Some(group) => Some(columns / group),
         }
     }
 

@@ -91,7 +91,7 @@ impl AllReduceRmsNormQuant {
     }
 
     fn check_scales_layout(&self, scales: Named<'_>) -> Result<()> {
-        if self.sink == Sink::Fp8GroupColumnMajor {
+        if self.sink.is_column_major() {
             let input = &self.norm.input;
             let expected = scale_strides(self.sink, scales.tensor.shape, input.columns());
             let lies = scales.tensor.shape.as_slice().iter().zip(scales.tensor.strides.as_slice());
