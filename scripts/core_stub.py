@@ -1,4 +1,4 @@
-"""Write the types of the core's collectives into `_core.pyi`, out of the installed core's schemas.
+"""Write the types of the core's collectives into `_core.pyi`, out of the installed core's descriptions.
 
     python scripts/core_stub.py [--check]
 
@@ -8,7 +8,6 @@ With `--check` nothing is written, and it is an error if something would be.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
@@ -26,14 +25,13 @@ TYPES = {
 }
 
 
-def function(name: str, schema: str) -> str:
+def function(name: str, arguments: list[tuple[str, str, str | None]], outputs: list[str]) -> str:
     """Return the function's stub: the operator's arguments, of which all are passed, and its outputs."""
-    arguments, outputs = schema.split(" -> ")
     parameters = [
         f"{argument}: {'Workspace | torch.Tensor' if argument == 'workspace' else TYPES[kind]}"
-        for kind, argument in re.findall(r"([\w?]+) (\w+)(?:=[^,)]+)?[,)]", arguments)
+        for kind, argument, _ in arguments
     ]
-    parameters += [f"{output}: torch.Tensor" for output in re.findall(r"Tensor (\w+)", outputs)]
+    parameters += [f"{output}: torch.Tensor" for output in outputs]
     return f"def {name}(\n" + "".join(f"    {parameter},\n" for parameter in parameters) + ") -> None: ...\n"
 
 
@@ -44,7 +42,7 @@ def main() -> int:
     only_check = parser.parse_args().check
     found = STUB.read_text()
     by_hand, _, _ = found.partition(BEGIN)
-    expected = by_hand + BEGIN + "".join(function(name, schema) for name, schema in _core.schemas())
+    expected = by_hand + BEGIN + "".join(function(*described) for described in _core.collectives())
     if found == expected:
         return 0
     if only_check:

@@ -95,7 +95,7 @@ def refuse(me: Rank) -> None:
         (rows, "fp8_static", torch.ones(2), {}, "one element"),
         (rows, "fp8_static", scale.half(), {}, "scale is float16"),
         (rows, "fp8_token", None, {"out": torch.empty_like(rows)}, "out is float16"),
-        (rows, "fp8_token", None, {"scale_out": torch.empty(2, 2)}, "scale has shape"),
+        (rows, "fp8_token", None, {"scale_out": torch.empty(2, 2)}, "scale_out has shape"),
         (rows, "fp8_static", scale, {"scale_out": torch.empty(1)}, "scale_out must be None"),
         (wide, "fp8_group_column_major", None, {"scale_out": torch.empty(2, 2)}, "must have strides \\[1, 4\\]"),
     ]

@@ -1,29 +1,27 @@
 """What every collective has around the core's function of its name.
 
 The functions of `lamport_rs.operations` call the core with an operator's arguments and then its outputs, allocated.
-Where that raises, `Collective.recover` copies what the core cannot take as it lies, computes with torch in a group of
-one, or explains the error.
+Where the core cannot take what lies as it lies, or leaves a group of one to torch, `Collective.run_on_copies` serves.
 
 No more calls than needed before that: it is part of every eager operation's latency. What autograd has saved for a
 backward pass may be an output that is passed in, so torch has to hear that it was written. Tensors of inference mode
 cannot be saved, and to ask is half as dear.
 
 A call that raises has sent nothing, and counts all the same: if its caller goes on, this rank's next operation differs
-from that of ranks whose call was served, and all raise `LamportMismatchError`.
+from that of ranks whose call was served, and all raise `LamportMismatchError`. It is counted first of all: a signal's
+handler may raise at any later line.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
 
 from lamport_rs import _core
-from lamport_rs._core import LamportError, LamportLayoutError, LamportSingleRankError
+from lamport_rs._core import LamportError, LamportSingleRankError
 from lamport_rs.layout import run_on_copies
-from lamport_rs.observation import log_fault
 from lamport_rs.tracing import UNDER_TRANSFORMATION, functorch_is_active
 from lamport_rs.workspace import LamportWorkspace
 
@@ -36,8 +34,7 @@ once per peer. `"auto"`: the faster one by measurement, or by the workspace's `t
 workspace has room for. All give the same bits. On the host `all_reduce_rms_norm` is one-shot only.
 """
 
-_SCHEMAS = dict(_core.schemas())
-_WORKSPACE = "workspace"
+_DESCRIPTIONS = {name: (arguments, outputs) for name, arguments, outputs in _core.collectives()}
 
 
 class Collective:
@@ -47,7 +44,7 @@ class Collective:
         self,
         name: str,
         allocate: Callable[..., tuple[torch.Tensor, ...]],
-        alone: Callable[..., None] | None = None,
+        without_peers: Callable[..., None] | None = None,
         *,
         read_early: Sequence[str] = (),
         left_as_it_lies: Callable[..., Sequence[str]] = lambda *_: (),
@@ -57,82 +54,66 @@ class Collective:
         Args:
             name: Its name, in all languages.
             allocate: Makes the outputs, given the arguments; also those of fake tensors.
-            alone: Computes it in a group of one, given the core's operands, where the core does not.
+            without_peers: Computes it in a group of one, given the core's operands, where the core does not.
             read_early: Tensors that a kernel reads before those in front of it have ended.
             left_as_it_lies: Names outputs, given the arguments, of which no copy may take the place.
         """
-        schema = _SCHEMAS[name]
-        arguments, _, outputs = schema.partition(" -> ")
-        self.name = name
-        self.allocate = allocate
-        self.outputs: list[str] = re.findall(r"Tensor (\w+)", outputs)
+        described, self.outputs = _DESCRIPTIONS[name]
+        self.name, self.allocate = name, allocate
+        arguments = [
+            f"{kind} {argument}" if default is None else f"{kind} {argument}={default}"
+            for kind, argument, default in described
+        ]
         returned = ", ".join("Tensor" for _ in self.outputs)
-        self.schema = f"{arguments} -> {returned if len(self.outputs) == 1 else f'({returned})'}"
+        self.schema = f"({', '.join(arguments)}) -> {returned if len(self.outputs) == 1 else f'({returned})'}"
         """The operator's: torch gives results no names."""
-        self._alone, self._read_early, self._left_as_it_lies = alone, read_early, left_as_it_lies
-        described: list[tuple[str, str]] = re.findall(r"([\w?]+) (\w+)(?:=[^,)]+)?[,)]", arguments)
-        self._names = [argument for _, argument in described]
-        self._workspace = self._names.index(_WORKSPACE)
         self._tensors = [
             place
-            for place, (kind, argument) in enumerate(described)
-            if kind.startswith("Tensor") and argument != _WORKSPACE
+            for place, (kind, argument, _) in enumerate(described)
+            if kind.startswith("Tensor") and argument != "workspace"
         ]
+        self._early = [place for place in self._tensors if described[place][1] in read_early]
+        self._late = [place for place in self._tensors if place not in self._early]
+        self._without_peers, self._left_as_it_lies = without_peers, left_as_it_lies
 
     def inputs(self, arguments: Sequence[Any]) -> list[torch.Tensor | None]:
         """Return the tensors among the arguments; those at the end may be left out."""
         return [arguments[place] for place in self._tensors if place < len(arguments)]
 
-    def recover(
-        self, error: BaseException, arguments: Sequence[Any], given: Sequence[torch.Tensor | None]
-    ) -> tuple[torch.Tensor, ...]:
-        """Serve a call that the core did not, and return its outputs. Raise if that cannot be done.
+    def run_on_copies(self, arguments: Sequence[Any], given: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
+        """Run a call that the core does not take as its operands lie, or does not compute in a group of one.
 
         Args:
-            error: What the call raised, or the allocation of its outputs.
             arguments: All of the call's, with the workspace as the core knows it.
-            given: The outputs that were passed in; None for the others.
-        """
-        try:
-            if isinstance(error, LamportLayoutError | LamportSingleRankError):
-                return self._run_on_copies(arguments, given)
-            if isinstance(error, TypeError | RuntimeError):
-                explain(error, self._names[0], arguments[0])
-            raise error
-        except BaseException as raised:
-            _note_refusal(arguments[self._workspace], raised)
-            raise
+            given: The outputs; None for those that are to be allocated.
 
-    def _run_on_copies(
-        self, arguments: Sequence[Any], given: Sequence[torch.Tensor | None]
-    ) -> tuple[torch.Tensor, ...]:
-        allocated = self.allocate(*arguments)
-        outputs = [made if each is None else each for made, each in zip(allocated, given, strict=True)]
+        Returns:
+            The outputs.
+        """
+        allocated = [None] * len(given) if all(each is not None for each in given) else self.allocate(*arguments)
+        outputs: list[Any] = [made if each is None else each for made, each in zip(allocated, given, strict=True)]
+        del allocated
         left = self._left_as_it_lies(*arguments)
         copied = [place for place, name in enumerate(self.outputs) if name not in left]
-        tensors = [place for place in self._tensors if arguments[place] is not None]
-        early = [place for place in tensors if self._names[place] in self._read_early]
-        late = [place for place in tensors if place not in early]
+        read = [place for place in (*self._late, *self._early) if arguments[place] is not None]
+        weights = sum(place in self._early for place in read)
 
-        def operation(read: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> None:
+        def operation(tensors: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> None:
             call, results = list(arguments), list(outputs)
-            for place, tensor in zip([*late, *early], read, strict=True):
+            for place, tensor in zip(read, tensors, strict=True):
                 call[place] = tensor
             for place, tensor in zip(copied, written, strict=True):
                 results[place] = tensor
             try:
                 getattr(_core, self.name)(*call, *results)
             except LamportSingleRankError:
-                if self._alone is None:
+                if self._without_peers is None:
                     raise
-                self._alone(*call, *results)
+                self._without_peers(*call, *results)
 
-        run_on_copies(
-            operation,
-            [arguments[place] for place in late],
-            [arguments[place] for place in early],
-            [outputs[place] for place in copied],
-        )
+        tensors = [arguments[place] for place in read]
+        late = len(read) - weights
+        run_on_copies(operation, tensors[:late], tensors[late:], [outputs[place] for place in copied])
         return tuple(outputs)
 
 
@@ -146,12 +127,6 @@ def core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | tor
 def table_of(workspace: LamportWorkspace | torch.Tensor) -> torch.Tensor:
     """Return the table that an operator knows the workspace by."""
     return workspace.workspace if isinstance(workspace, LamportWorkspace) else workspace
-
-
-def _note_refusal(core: _core.Workspace | torch.Tensor, error: BaseException) -> None:
-    """Count a call that sent nothing, or tell the log of one that failed."""
-    _core.note_refusal(core)
-    log_fault(error)
 
 
 def check_tensor(name: str, value: object) -> None:

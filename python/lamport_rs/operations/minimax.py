@@ -9,10 +9,11 @@ from torch import is_grad_enabled
 from torch.autograd.graph import increment_version
 
 from lamport_rs import _core
+from lamport_rs._core import LamportLayoutError, LamportSingleRankError
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.layout import empty_dense
-from lamport_rs.observation import with_range
-from lamport_rs.operations.collective import Collective, check_apart, check_tensor, copy_to, core_of, table_of
+from lamport_rs.observation import log_fault, with_range
+from lamport_rs.operations.collective import Collective, check_apart, check_tensor, copy_to, core_of, explain, table_of
 from lamport_rs.single_rank import normalise, normalise_pair
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
@@ -117,11 +118,19 @@ def run_minimax_rms(
     """`minimax_allreduce_rms`, without a tracer."""
     given, core = out, core_of(workspace)
     try:
-        if out is None:
-            out = empty_dense(input)
-        _core.minimax_allreduce_rms(input, norm_weight, core, rank, nranks, eps, out)
+        try:
+            if out is None:
+                out = empty_dense(input)
+            _core.minimax_allreduce_rms(input, norm_weight, core, rank, nranks, eps, out)
+        except (LamportLayoutError, LamportSingleRankError):
+            (out,) = MINIMAX.run_on_copies((input, norm_weight, core, rank, nranks, eps), (out,))
+        except (TypeError, RuntimeError) as error:
+            explain(error, "input", input)
+            raise
     except BaseException as error:
-        (out,) = MINIMAX.recover(error, (input, norm_weight, core, rank, nranks, eps), (given,))
+        _core.note_refusal(core)
+        log_fault(error)
+        raise
     if given is not None and not given.is_inference():
         increment_version(given)
     if is_grad_enabled():
@@ -145,17 +154,26 @@ def run_minimax_rms_qk(
     """`minimax_allreduce_rms_qk`, without a tracer."""
     given_q, given_k, core = q_out, k_out, core_of(workspace)
     try:
-        check_tensor("qkv", qkv)
-        if q_out is None:
-            q_out = _empty_part(qkv, "q_size", q_size)
-        if k_out is None:
-            k_out = _empty_part(qkv, "kv_size", kv_size)
-        _core.minimax_allreduce_rms_qk(
-            qkv, norm_weight_q, norm_weight_k, core, q_size, kv_size, rank, nranks, eps, q_out, k_out
-        )
+        try:
+            check_tensor("qkv", qkv)
+            if q_out is None:
+                q_out = _empty_part(qkv, "q_size", q_size)
+            if k_out is None:
+                k_out = _empty_part(qkv, "kv_size", kv_size)
+            _core.minimax_allreduce_rms_qk(
+                qkv, norm_weight_q, norm_weight_k, core, q_size, kv_size, rank, nranks, eps, q_out, k_out
+            )
+        except (LamportLayoutError, LamportSingleRankError):
+            q_out, k_out = MINIMAX_QK.run_on_copies(
+                (qkv, norm_weight_q, norm_weight_k, core, q_size, kv_size, rank, nranks, eps), (q_out, k_out)
+            )
+        except (TypeError, RuntimeError) as error:
+            explain(error, "qkv", qkv)
+            raise
     except BaseException as error:
-        arguments = (qkv, norm_weight_q, norm_weight_k, core, q_size, kv_size, rank, nranks, eps)
-        q_out, k_out = MINIMAX_QK.recover(error, arguments, (given_q, given_k))
+        _core.note_refusal(core)
+        log_fault(error)
+        raise
     if given_q is not None and not given_q.is_inference():
         increment_version(given_q)
     if given_k is not None and not given_k.is_inference():
@@ -193,7 +211,7 @@ def _empty_pair(
     return qkv.new_empty((*rows, q_size)), qkv.new_empty((*rows, kv_size))
 
 
-def _alone(
+def _without_peers(
     input: torch.Tensor,  # noqa: A002
     norm_weight: torch.Tensor,
     _core: object,
@@ -205,7 +223,7 @@ def _alone(
     normalise(input, norm_weight, eps, out)
 
 
-def _pair_alone(
+def _pair_without_peers(
     qkv: torch.Tensor,
     norm_weight_q: torch.Tensor,
     norm_weight_k: torch.Tensor,
@@ -221,9 +239,9 @@ def _pair_alone(
     normalise_pair(qkv, q_size, kv_size, (norm_weight_q, norm_weight_k), eps, (q_out, k_out))
 
 
-MINIMAX = Collective("minimax_allreduce_rms", _empty_rows, _alone, read_early=("norm_weight",))
+MINIMAX = Collective("minimax_allreduce_rms", _empty_rows, _without_peers, read_early=("norm_weight",))
 MINIMAX_QK = Collective(
-    "minimax_allreduce_rms_qk", _empty_pair, _pair_alone, read_early=("norm_weight_q", "norm_weight_k")
+    "minimax_allreduce_rms_qk", _empty_pair, _pair_without_peers, read_early=("norm_weight_q", "norm_weight_k")
 )
 run_minimax_rms = with_range("minimax_allreduce_rms", run_minimax_rms)
 run_minimax_rms_qk = with_range("minimax_allreduce_rms_qk", run_minimax_rms_qk)

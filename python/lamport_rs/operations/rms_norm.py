@@ -9,10 +9,11 @@ from torch import is_grad_enabled
 from torch.autograd.graph import increment_version
 
 from lamport_rs import _core
+from lamport_rs._core import LamportLayoutError, LamportSingleRankError
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.layout import empty_dense
-from lamport_rs.observation import with_range
-from lamport_rs.operations.collective import Algorithm, Collective, check_apart, copy_to, core_of, table_of
+from lamport_rs.observation import log_fault, with_range
+from lamport_rs.operations.collective import Algorithm, Collective, check_apart, copy_to, core_of, explain, table_of
 from lamport_rs.single_rank import normalise_sum
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
@@ -79,15 +80,24 @@ def run_all_reduce_rms_norm(
     """`all_reduce_rms_norm`, without a tracer."""
     given, given_residual, core = out, residual_out, core_of(workspace)
     try:
-        if out is None:
-            out = torch.empty_like(input)
-        if residual_out is None:
-            residual_out = torch.empty_like(input)
-        _core.all_reduce_rms_norm(input, residual, weight, core, eps, weight_bias, algorithm, out, residual_out)
+        try:
+            if out is None:
+                out = torch.empty_like(input)
+            if residual_out is None:
+                residual_out = torch.empty_like(input)
+            _core.all_reduce_rms_norm(input, residual, weight, core, eps, weight_bias, algorithm, out, residual_out)
+        except (LamportLayoutError, LamportSingleRankError):
+            out, residual_out = given, given_residual
+            out, residual_out = RMS_NORM.run_on_copies(
+                (input, residual, weight, core, eps, weight_bias, algorithm), (given, given_residual)
+            )
+        except (TypeError, RuntimeError) as error:
+            explain(error, "input", input)
+            raise
     except BaseException as error:
-        out, residual_out = RMS_NORM.recover(
-            error, (input, residual, weight, core, eps, weight_bias, algorithm), (given, given_residual)
-        )
+        _core.note_refusal(core)
+        log_fault(error)
+        raise
     if given is not None and not given.is_inference():
         increment_version(given)
     if given_residual is not None and not given_residual.is_inference():
@@ -101,7 +111,7 @@ def _empty_rows(input: torch.Tensor, *_others: Any) -> tuple[torch.Tensor, torch
     return empty_dense(input), empty_dense(input)
 
 
-def _alone(
+def _without_peers(
     input: torch.Tensor,  # noqa: A002
     residual: torch.Tensor | None,
     weight: torch.Tensor,
@@ -115,5 +125,5 @@ def _alone(
     normalise_sum(input, residual, weight, eps, weight_bias, out, residual_out)
 
 
-RMS_NORM = Collective("all_reduce_rms_norm", _empty_rows, _alone, read_early=("weight",))
+RMS_NORM = Collective("all_reduce_rms_norm", _empty_rows, _without_peers, read_early=("weight",))
 run_all_reduce_rms_norm = with_range("all_reduce_rms_norm", run_all_reduce_rms_norm)

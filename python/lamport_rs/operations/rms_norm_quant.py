@@ -9,9 +9,10 @@ from torch import is_grad_enabled
 from torch.autograd.graph import increment_version
 
 from lamport_rs import _core
+from lamport_rs._core import LamportLayoutError, LamportSingleRankError
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.layout import empty_dense
-from lamport_rs.observation import with_range
+from lamport_rs.observation import log_fault, with_range
 from lamport_rs.operations.collective import (
     Algorithm,
     Collective,
@@ -19,6 +20,7 @@ from lamport_rs.operations.collective import (
     check_tensor,
     copy_to,
     core_of,
+    explain,
     table_of,
 )
 from lamport_rs.operations.quant_formats import QuantFormat, empty_results, must_lie_as_allocated, quantise
@@ -78,7 +80,7 @@ def all_reduce_rms_norm_quant(
         `(out, scales, residual_out, norm_out)`: the scales are `scale`, where that is given, and `norm_out` is None,
         where it is not wanted. The same bits on every rank.
     """
-    with_norm = with_norm or norm_out is not None
+    with_norm = bool(with_norm) or norm_out is not None
     if must_dispatch(input):
         check_apart("norm_out", norm_out, "residual_out", residual_out)
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm_quant(
@@ -129,32 +131,40 @@ def run_all_reduce_rms_norm_quant(
     core = core_of(workspace)
     given = (out, scale_out, residual_out, norm_out)
     try:
-        check_tensor("input", input)
-        out, scale_out, residual_out, norm_out = empty_results(
-            input, quant_format, scale, with_norm, out, scale_out, residual_out, norm_out
-        )
-        _core.all_reduce_rms_norm_quant(
-            input,
-            residual,
-            weight,
-            core,
-            quant_format,
-            scale,
-            eps,
-            weight_bias,
-            with_norm,
-            algorithm,
-            out,
-            scale_out,
-            residual_out,
-            norm_out,
-        )
+        try:
+            check_tensor("input", input)
+            out, scale_out, residual_out, norm_out = empty_results(
+                input, quant_format, scale, with_norm, out, scale_out, residual_out, norm_out
+            )
+            _core.all_reduce_rms_norm_quant(
+                input,
+                residual,
+                weight,
+                core,
+                quant_format,
+                scale,
+                eps,
+                weight_bias,
+                with_norm,
+                algorithm,
+                out,
+                scale_out,
+                residual_out,
+                norm_out,
+            )
+        except (LamportLayoutError, LamportSingleRankError):
+            # Those that were allocated will do.
+            out, scale_out, residual_out, norm_out = RMS_NORM_QUANT.run_on_copies(
+                (input, residual, weight, core, quant_format, scale, eps, weight_bias, with_norm, algorithm),
+                (out, scale_out, residual_out, norm_out),
+            )
+        except (TypeError, RuntimeError) as error:
+            explain(error, "input", input)
+            raise
     except BaseException as error:
-        out, scale_out, residual_out, norm_out = RMS_NORM_QUANT.recover(
-            error,
-            (input, residual, weight, core, quant_format, scale, eps, weight_bias, with_norm, algorithm),
-            given,
-        )
+        _core.note_refusal(core)
+        log_fault(error)
+        raise
     for each in given:
         if each is not None and not each.is_inference():
             increment_version(each)
@@ -185,7 +195,7 @@ def _left_as_it_lies(
     return ["scale_out"] if must_lie_as_allocated(quant_format) else []
 
 
-def _alone(
+def _without_peers(
     input: torch.Tensor,  # noqa: A002
     residual: torch.Tensor | None,
     weight: torch.Tensor,
@@ -209,7 +219,7 @@ def _alone(
 RMS_NORM_QUANT = Collective(
     "all_reduce_rms_norm_quant",
     _empty_outputs,
-    _alone,
+    _without_peers,
     read_early=("weight", "scale"),
     left_as_it_lies=_left_as_it_lies,
 )

@@ -9,10 +9,11 @@ from torch import is_grad_enabled
 from torch.autograd.graph import increment_version
 
 from lamport_rs import _core
+from lamport_rs._core import LamportLayoutError, LamportSingleRankError
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.layout import empty_dense
-from lamport_rs.observation import with_range
-from lamport_rs.operations.collective import Algorithm, Collective, copy_to, core_of, table_of
+from lamport_rs.observation import log_fault, with_range
+from lamport_rs.operations.collective import Algorithm, Collective, copy_to, core_of, explain, table_of
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
@@ -57,11 +58,20 @@ def run_all_reduce(
     """`all_reduce`, without a tracer."""
     given, core = out, core_of(workspace)
     try:
-        if out is None:
-            out = torch.empty_like(input)
-        _core.all_reduce(input, core, algorithm, out)
+        try:
+            if out is None:
+                out = torch.empty_like(input)
+            _core.all_reduce(input, core, algorithm, out)
+        except (LamportLayoutError, LamportSingleRankError):
+            out = given
+            (out,) = SUM.run_on_copies((input, core, algorithm), (given,))
+        except (TypeError, RuntimeError) as error:
+            explain(error, "input", input)
+            raise
     except BaseException as error:
-        (out,) = SUM.recover(error, (input, core, algorithm), (given,))
+        _core.note_refusal(core)
+        log_fault(error)
+        raise
     if given is not None and not given.is_inference():
         increment_version(given)
     if is_grad_enabled():
@@ -73,9 +83,17 @@ def run_all_reduce_in_place(tensor: torch.Tensor, workspace: LamportWorkspace) -
     """`all_reduce` of `tensor` into itself, as torch's own collectives do it: autograd hears nothing."""
     core = core_of(workspace)
     try:
-        _core.all_reduce(tensor, core, "auto", tensor)
+        try:
+            _core.all_reduce(tensor, core, "auto", tensor)
+        except LamportLayoutError:
+            SUM.run_on_copies((tensor, core, "auto"), (tensor,))
+        except (TypeError, RuntimeError) as error:
+            explain(error, "tensor", tensor)
+            raise
     except BaseException as error:
-        SUM.recover(error, (tensor, core, "auto"), (tensor,))
+        _core.note_refusal(core)
+        log_fault(error)
+        raise
 
 
 def _empty_sum(input: torch.Tensor, *_others: Any) -> tuple[torch.Tensor]:  # noqa: A002

@@ -60,6 +60,7 @@ impl Buffer {
         }
     }
 }
+
 /// Fills `size_bytes` bytes at `device_ptr`, memory of CUDA device `index`, with the sentinel, and waits for that.
 #[pyfunction]
 pub fn fill_sentinel(py: Python<'_>, device_ptr: u64, size_bytes: i64, index: usize) -> PyResult<()> {

@@ -16,7 +16,11 @@ use crate::backend::AnyWorkspace;
 use crate::errors::{LamportError, to_python};
 use crate::running::run;
 
-/// Defines functions of `_core`, and `schemas`. The body makes a workspace and operands of the arguments.
+/// A collective's name, its arguments (their types in the schema of an operator, their names, and their defaults, if they
+/// have any), and the names of its outputs.
+type Described = (&'static str, Vec<(&'static str, &'static str, Option<&'static str>)>, Vec<&'static str>);
+
+/// Defines functions of `_core`, and `collectives`, which describes them. The body makes a workspace and operands of the arguments.
 macro_rules! collectives {
     ($(
         $(#[doc = $doc:literal])+
@@ -46,21 +50,16 @@ macro_rules! collectives {
             Ok(())
         }
 
-        /// Every collective: its name, and the schema of its operator, whose results have names.
+        /// Every collective: its name, its arguments, and the names of its outputs.
         #[pyfunction]
-        pub fn schemas() -> Vec<(&'static str, String)> {
-            vec![$((stringify!($name), {
-                let arguments = [$(argument::<$type>(stringify!($argument), &[$($default)?])),+];
-                let outputs = [$(concat!("Tensor ", stringify!($output))),+];
-                format!("({}) -> ({})", arguments.join(", "), outputs.join(", "))
-            })),+]
+        pub fn collectives() -> Vec<Described> {
+            vec![$((
+                stringify!($name),
+                vec![$((<$type>::SCHEMA, stringify!($argument), None$(.or(Some($default)))?)),+],
+                vec![$(stringify!($output)),+],
+            )),+]
         }
     };
-}
-
-fn argument<Type: Argument>(name: &str, default: &[&str]) -> String {
-    let default: String = default.iter().map(|value| format!("={value}")).collect();
-    format!("{} {name}{default}", Type::SCHEMA)
 }
 
 collectives! {

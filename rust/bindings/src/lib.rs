@@ -32,7 +32,7 @@ mod _core {
     #[pymodule_export]
     use super::calls::{obstacle, prepare, quant_formats};
     #[pymodule_export]
-    use super::collectives::schemas;
+    use super::collectives::collectives;
     #[pymodule_export]
     use super::control_groups::{cpu_quota, memory_limit};
     #[pymodule_export]

@@ -2,7 +2,7 @@
 
 use lamport_rs_core::Error;
 use lamport_rs_core::operations::launch::Purpose;
-use lamport_rs_core::operations::operands::Collective;
+use lamport_rs_core::operations::operands::OnEveryBackend;
 use lamport_rs_core::workspace::exclusive::Entered;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -16,7 +16,7 @@ use crate::stream;
 ///
 /// # Safety
 /// The operands stay valid until this returns, and what is on a device until the stream has passed the operation.
-pub unsafe fn run(py: Python<'_>, workspace: &AnyWorkspace, operands: &impl Collective) -> PyResult<()> {
+pub unsafe fn run(py: Python<'_>, workspace: &AnyWorkspace, operands: &impl OnEveryBackend) -> PyResult<()> {
     let _entered = enter(py, workspace, operands.kind().name())?;
     match workspace {
         AnyWorkspace::Host(workspace) => {

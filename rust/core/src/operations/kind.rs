@@ -46,12 +46,12 @@ macro_rules! kinds {
         }
 
         /// Operands such as the question is about. An error if no workspace would serve them.
-        pub(in $crate::operations) fn operands(
+        pub(in $crate::operations) fn boxed_operands(
             question: &$crate::operations::question::Question,
-        ) -> $crate::error::Result<Box<dyn $crate::operations::operands::Collective>> {
+        ) -> $crate::error::Result<Box<dyn $crate::operations::operands::OnEveryBackend>> {
             use $crate::operations::operands::Operands;
             let places = &mut $crate::operations::question::Places::new(question.device);
-            Ok(match question.kind { $(Kind::$kind => Box::new(<$operands>::asked(question, places)?)),+ })
+            Ok(match question.kind { $(Kind::$kind => Box::new(<$operands>::from_question(question, places)?)),+ })
         }
     };
 }

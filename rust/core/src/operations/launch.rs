@@ -32,7 +32,6 @@ pub(super) fn without_peers(workspace: &CudaWorkspace, purpose: Purpose) -> Resu
 /// Launches an operation for each of the chunks, or loads its kernels. With none there is nothing to do but to be counted.
 ///
 /// All chunks are told to the peers as the whole operation, so that they differ from the first on if that does.
-#[allow(clippy::too_many_arguments, reason = "what differs between operations")]
 pub(super) unsafe fn launch<Shape: Planned, P>(
     workspace: &CudaWorkspace,
     description: &Description,

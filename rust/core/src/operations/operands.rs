@@ -23,7 +23,7 @@ pub trait Operands: Send + Sync {
     fn kind(&self) -> Kind;
 
     /// Operands such as the question is about. An error if no workspace would serve them.
-    fn asked(question: &Question, places: &mut Places) -> Result<Self>
+    fn from_question(question: &Question, places: &mut Places) -> Result<Self>
     where
         Self: Sized;
 }
@@ -63,12 +63,12 @@ pub trait OnDevice: Operands {
 
 /// An operation of every backend that there is.
 #[cfg(feature = "cuda")]
-pub trait Collective: OnHost + OnDevice {}
+pub trait OnEveryBackend: OnHost + OnDevice {}
 #[cfg(feature = "cuda")]
-impl<Operation: OnHost + OnDevice> Collective for Operation {}
+impl<Operation: OnHost + OnDevice> OnEveryBackend for Operation {}
 
 /// An operation of every backend that there is.
 #[cfg(not(feature = "cuda"))]
-pub trait Collective: OnHost {}
+pub trait OnEveryBackend: OnHost {}
 #[cfg(not(feature = "cuda"))]
-impl<Operation: OnHost> Collective for Operation {}
+impl<Operation: OnHost> OnEveryBackend for Operation {}

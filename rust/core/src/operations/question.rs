@@ -5,8 +5,8 @@
 use lamport_rs_kernels::Sink;
 use lamport_rs_protocol::algorithm::Algorithm;
 
-use super::operands::Collective;
-use super::{Kind, operands};
+use super::operands::OnEveryBackend;
+use super::{Kind, boxed_operands};
 use crate::error::{Error, Result};
 use crate::tensor::{Device, Dimensions, Dtype, Tensor};
 
@@ -34,8 +34,8 @@ pub struct Question {
 impl Question {
     /// Operands such as this is about: to be checked, or to have their kernels loaded. An error if no workspace would
     /// serve them.
-    pub fn operands(&self) -> Result<Box<dyn Collective>> {
-        operands(self)
+    pub fn operands(&self) -> Result<Box<dyn OnEveryBackend>> {
+        boxed_operands(self)
     }
 
     /// Columns of the first operand.

@@ -70,7 +70,7 @@ impl Operands for AllReduce {
         Kind::AllReduce
     }
 
-    fn asked(question: &Question, places: &mut Places) -> Result<Self> {
+    fn from_question(question: &Question, places: &mut Places) -> Result<Self> {
         let mut tensor = || places.tensor(&question.shape, question.dtype);
         Ok(Self { input: tensor()?, output: tensor()?, algorithm: question.algorithm })
     }

@@ -92,7 +92,7 @@ impl<E: Element> Job for Squares<'_, E> {
 
     #[inline(always)]
     fn run<P: Processor>(self) {
-        // SAFETY: the promise of `minimax_rms`'s caller.
+        // SAFETY: the promise of `run_on_host`'s caller.
         let inputs = unsafe { Operand::rows(&self.norm.input) };
         for (sum, input) in self.sums.iter_mut().step_by(self.matrices).zip(inputs) {
             let mut squares = E::Lanes::ZERO;
@@ -163,7 +163,7 @@ impl<E: Element, F: Fn(f32) -> f32> Job for Scaling<'_, E, F> {
 
     #[inline(always)]
     fn run<P: Processor>(self) {
-        // SAFETY: the promise of `minimax_rms`'s caller.
+        // SAFETY: the promise of `run_on_host`'s caller.
         let weight = unsafe { Weight::new(&self.norm.weight) };
         // SAFETY: as above.
         let rows = unsafe { Operand::rows(&self.norm.input).zip(Operand::rows(&self.norm.output)) };

@@ -187,7 +187,7 @@ impl Operands for MinimaxRms {
         if self.norms[1].is_some() { Kind::MinimaxRmsQk } else { Kind::MinimaxRms }
     }
 
-    fn asked(question: &Question, places: &mut Places) -> Result<Self> {
+    fn from_question(question: &Question, places: &mut Places) -> Result<Self> {
         let input = places.tensor(&question.shape, question.dtype)?;
         if question.kind == Kind::MinimaxRms {
             let weight = places.tensor(&[question.columns()], question.weight)?;

@@ -48,7 +48,7 @@ unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNorm, interrupte
 /// Runs the operation with checked operands. The normalised rows go to `output`, if there is one, and to `quantiser`.
 ///
 /// # Safety
-/// As for [`all_reduce_rms_norm`].
+/// As for [`OnHost::run_on_host`].
 pub(in crate::operations) unsafe fn run_norm(
     workspace: &HostWorkspace,
     operands: &AllReduceRmsNorm,
@@ -117,7 +117,7 @@ impl<E: Element> Job for Run<'_, '_, E> {
     fn run<P: Processor>(self) -> Result<()> {
         let memory = self.running.blocks.accessed::<P::Access>();
         let operands = self.operands;
-        // SAFETY: the promise of `all_reduce_rms_norm`'s caller.
+        // SAFETY: the promise of `run_on_host`'s caller.
         let mut norm = unsafe {
             NormalisedSum::<E, P> {
                 input: Operand::contiguous(&operands.input),

@@ -108,7 +108,7 @@ impl Operands for AllReduceRmsNorm {
         Kind::AllReduceRmsNorm
     }
 
-    fn asked(question: &Question, places: &mut Places) -> Result<Self> {
+    fn from_question(question: &Question, places: &mut Places) -> Result<Self> {
         let mut rows = || places.tensor(&question.shape, question.dtype);
         let (input, output, residual_output) = (rows()?, rows()?, rows()?);
         Ok(Self {

@@ -56,12 +56,17 @@ impl AllReduceRmsNormQuant {
         [&self.norm.residual_output, &self.quantised].into_iter().chain(self.output())
     }
 
+    /// As what they are passed.
+    fn scales_name(&self) -> &'static str {
+        if self.sink.group_columns().is_none() { "scale" } else { "scale_out" }
+    }
+
     /// Checks the operands for a workspace on `device`.
     pub fn check(&self, device: Device) -> Result<()> {
         let input = &self.norm.input;
         named("input", input).check_dtype(&[Dtype::Float16, Dtype::BFloat16])?;
         named("input", input).check_columns(self.sink.column_multiple())?;
-        let (quantised, scales) = (named("out", &self.quantised), named("scale", &self.scales));
+        let (quantised, scales) = (named("out", &self.quantised), named(self.scales_name(), &self.scales));
         quantised.check_dtype(&[Dtype::Float8E4M3])?;
         quantised.check_shape(input.shape.as_slice())?;
         scales.check_dtype(&[Dtype::Float32])?;
@@ -101,7 +106,7 @@ impl AllReduceRmsNormQuant {
                 || !is_empty && !lies.all(|((&size, own), expected)| size == 1 || own == expected)
             {
                 return Err(Error::Argument(format!(
-                    "scale has shape {:?} and strides {:?}, but must have strides {expected:?}: leave scale_out to the \
+                    "scale_out has shape {:?} and strides {:?}, but must have strides {expected:?}: leave scale_out to the \
                      operation",
                     scales.tensor.shape, scales.tensor.strides
                 )));
@@ -129,12 +134,12 @@ impl Operands for AllReduceRmsNormQuant {
         Kind::AllReduceRmsNormQuant
     }
 
-    fn asked(question: &Question, places: &mut Places) -> Result<Self> {
+    fn from_question(question: &Question, places: &mut Places) -> Result<Self> {
         let sink = question.format.ok_or_else(|| {
             let names = Sink::ALL.map(Sink::name).join(", ");
             Error::Argument(format!("{} needs a format, one of {names}", question.kind.name()))
         })?;
-        let norm = AllReduceRmsNorm::asked(question, places)?;
+        let norm = AllReduceRmsNorm::from_question(question, places)?;
         let quantised = places.tensor(&question.shape, Dtype::Float8E4M3)?;
         let columns = question.columns();
         let scales = match sink.scales_of_row(columns) {

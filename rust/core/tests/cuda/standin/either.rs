@@ -5,7 +5,7 @@ use std::time::Duration;
 use lamport_rs_core::error::Result;
 use lamport_rs_core::memory::cuda::DeviceMemory;
 use lamport_rs_core::operations::launch::Purpose;
-use lamport_rs_core::operations::operands::Collective;
+use lamport_rs_core::operations::operands::OnEveryBackend;
 use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
 use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
 use lamport_rs_core::workspace::Settings;
@@ -48,7 +48,7 @@ impl Either<'_> {
     }
 
     /// Runs or launches the operation.
-    pub fn run(&self, operands: &impl Collective) -> Result<()> {
+    pub fn run(&self, operands: &impl OnEveryBackend) -> Result<()> {
         match self {
             // SAFETY: test tensors live longer than what is done with them.
             Self::Host(workspace) => unsafe { operands.run_on_host(workspace, &mut never) },
