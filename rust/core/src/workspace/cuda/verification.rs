@@ -99,7 +99,7 @@ pub fn settle(rendezvous: &mut Rendezvous<'_>, verified: Result<RankSet>) -> Res
         Ok(refusing) => *refusing,
         Err(_) => RankSet::default(),
     };
-    rendezvous.agree(verified.map(drop))?;
+    rendezvous.conclude(verified.map(drop))?;
     Err(Error::Agreement(format!("the verification failed on {refusing}, which did not say why")))
 }
 
