@@ -69,8 +69,8 @@ struct Failure {
     is_common: bool,
 }
 
-/// What rank `rank` sent in `step`.
-fn read<P: Payload>(bytes: &[u8], rank: usize, step: u32) -> std::result::Result<P, Failure> {
+/// What rank `rank` sent in `step`, if it did not fail.
+fn payload_of(bytes: &[u8], rank: usize, step: u32) -> std::result::Result<Vec<u8>, Failure> {
     let doubtful = |reason| Failure { reason, is_common: false };
     let message = Message::decode(bytes)
         .map_err(|Unreadable { reason, is_of_another_version }| Failure { reason, is_common: is_of_another_version })?;
@@ -82,9 +82,7 @@ fn read<P: Payload>(bytes: &[u8], rank: usize, step: u32) -> std::result::Result
         _ if message.step != step => {
             Err(doubtful(format!("it is at step {} of the rendezvous, not {step}", message.step)))
         }
-        Body::Payload(bytes) => {
-            P::decode(&bytes).ok_or_else(|| doubtful("it sent a payload that cannot be read".into()))
-        }
+        Body::Payload(bytes) => Ok(bytes),
     }
 }
 
@@ -152,7 +150,7 @@ impl<'a> Rendezvous<'a> {
         self.unchanged &= usize::try_from(self.rank).is_ok_and(|rank| gathered.get(rank) == Some(&message));
         let (mut payloads, mut failures) = (vec![], vec![]);
         for (rank, bytes) in gathered.iter().enumerate() {
-            match read(bytes, rank, step) {
+            match payload_of(bytes, rank, step) {
                 Ok(payload) => payloads.push(payload),
                 Err(failure) => failures.push((rank, failure)),
             }
@@ -160,12 +158,17 @@ impl<'a> Rendezvous<'a> {
         if !failures.is_empty() {
             let is_common = has_failed || failures.iter().any(|(_, failure)| failure.is_common);
             let failures: Vec<_> = failures.into_iter().map(|(rank, failure)| (rank, failure.reason)).collect();
-            let error = Error::Agreement(describe(&failures, gathered.len()));
+            let own = local.err().map(|error| error.to_string());
+            let error = Error::Agreement(describe(&failures, gathered.len(), own));
             return Err(if is_common { Verdict::Common(error) } else { Verdict::Own(error) });
         }
         // A transport that loses this rank's message must not turn its failure into success.
         local.map_err(Verdict::Common)?;
-        Ok(payloads)
+        let decode = |(rank, bytes): (usize, Vec<u8>)| {
+            let unreadable = || Error::Agreement(format!("rank {rank} sent a payload that cannot be read"));
+            P::decode(&bytes).ok_or_else(unreadable).map_err(Verdict::Own)
+        };
+        payloads.into_iter().enumerate().map(decode).collect()
     }
 
     /// `gathered`, if it is as many messages as the first step brought. That the first brought enough is for
@@ -203,14 +206,20 @@ impl<'a> Rendezvous<'a> {
     }
 }
 
-/// The failures, in one text: each once, without the ranks if all have the same.
-fn describe(failures: &[(usize, String)], ranks: usize) -> String {
+/// The failures, in one text: each once, without the ranks if all have the same. That is `own` then, of which messages may
+/// have had no room for all.
+fn describe(failures: &[(usize, String)], ranks: usize, own: Option<String>) -> String {
     let mut reasons: Vec<(&str, Vec<usize>)> = vec![];
     for (rank, reason) in failures {
         match reasons.iter_mut().find(|(other, _)| other == reason) {
             Some((_, ranks)) => ranks.push(*rank),
             None => reasons.push((reason, vec![*rank])),
         }
+    }
+    if let (Some(own), [(_, who)]) = (own, reasons.as_slice())
+        && who.len() == ranks
+    {
+        return own;
     }
     let told = |(reason, who): &(&str, Vec<usize>)| match who.as_slice() {
         who if who.len() == ranks => (*reason).to_owned(),

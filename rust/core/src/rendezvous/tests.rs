@@ -103,7 +103,7 @@ const CHANGES: [(Change, &str); 6] = [
     (|messages| messages[2][3] ^= 1, "rank 2: its message is not one of lamport-rs"),
     (|messages| messages[2][12] ^= 8, "rank 2: it is at step "),
     (|messages| messages[2][24] = 9, "rank 2: its message is not one of lamport-rs"),
-    (|messages| messages[2][28] = 7, "rank 2: it sent a payload that cannot be read"),
+    (|messages| messages[2][28] = 7, "rank 2 sent a payload that cannot be read"),
     (|messages| messages.reverse(), "rank 0: it is rank 0 of the group, but was told rank=2"),
 ];
 
