@@ -58,7 +58,7 @@ REPLIES = {
     "no message": (lambda message: [], "the group has 0 ranks"),
     "one message": (lambda message: [message], "world_size is 2, but the group has 1 ranks"),
     "a message too many": (lambda message: [message] * 3, "rank 1: it is rank 1 of the group, but was told rank=0"),
-    "a thousand messages": (lambda message: [message] + [b""] * 1000, "; and 984 more"),
+    "a thousand messages": (lambda message: [message] + [b""] * 1000, ", and 984 more: its message has 0 bytes"),
     "a million messages": (lambda message: [message] * 10**6, "returned 1000000 messages"),
     "messages without end": (lambda message: Boundless(), "returned 4611686018427387904 messages"),
     "what has no length": (lambda message: Unfaithful("its length"), "ZeroDivisionError: no length"),

@@ -16,6 +16,7 @@ use lamport_rs_core::workspace::buffer::Buffer;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
 use crate::standin::group::{Rank, on_ranks};
+use crate::standin::threads::{Meeting, Visitor};
 use crate::standin::{Kind, OUT_OF_MEMORY, RESTORING, Standin, child};
 
 /// How long a construction takes at most, with a call that fails: less than a kernel waits for a peer's.
@@ -451,4 +452,47 @@ fn a_message_that_is_garbled_for_one_rank_is_the_same_error_on_all() {
         assert!(errors[0].contains("rank 1: rank 0: its message is not one of lamport-rs"), "{}", errors[0]);
         standin.check_all_is_given_back();
     }
+}
+
+/// Holds its rank up once all have agreed, before it verifies what it has mapped.
+struct LateTransport<'a> {
+    rank: &'a mut Rank,
+    is_late: bool,
+    steps: usize,
+}
+
+impl AllGather for LateTransport<'_> {
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+        let gathered = self.rank.all_gather(message);
+        self.steps += 1;
+        if self.is_late && self.steps == 2 {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        gathered
+    }
+}
+
+/// Two threads a rank, each with a group of its own; which comes first is not the same on both ranks.
+#[test]
+fn threads_that_construct_over_groups_of_their_own_do_not_wait_for_each_other() {
+    let standin = Standin::take();
+    let second = Arc::new(Meeting::default());
+    let began = Instant::now();
+    on_ranks(2, |rank| {
+        let construct = |rank: &mut Rank, is_late| {
+            let (settings, device) = (rank.settings(), Device::get(rank.rank));
+            let workspace = CudaWorkspace::create(&settings, device, &mut LateTransport { rank, is_late, steps: 0 });
+            rank.meet();
+            workspace.map(drop).unwrap();
+        };
+        let (number, second) = (rank.rank, &second);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                construct(&mut Rank::new(number, 2, Visitor::new(number, 2, second)), number == 0);
+            });
+            construct(rank, number == 1);
+        });
+    });
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    standin.check_all_is_given_back();
 }

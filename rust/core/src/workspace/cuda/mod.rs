@@ -134,6 +134,9 @@ impl CudaWorkspace {
         let mut is_interrupted = false;
         let verified = caught(|| {
             workspace.control.write(&workspace.member.geometry, &workspace.slots)?;
+            // It is written in the null stream's order, and operations come on any stream.
+            // SAFETY: the default stream.
+            unsafe { workspace.device.synchronise(std::ptr::null_mut()) }?;
             workspace.be_watched()?;
             let interrupted = &mut || {
                 if !is_interrupted && rendezvous.is_interrupted() {

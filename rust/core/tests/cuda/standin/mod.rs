@@ -28,12 +28,13 @@ mod kernels;
 pub mod processes;
 pub mod streams;
 pub mod sum;
-mod threads;
+pub mod threads;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_void};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use lamport_rs_core::cuda::own_stream;
 use lamport_rs_core::memory::pool;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
@@ -164,6 +165,7 @@ impl Standin {
         let pooled = match kind {
             Kind::Memory => pool::allocations(pool::Kind::Device),
             Kind::Pinned => pool::allocations(pool::Kind::Pinned),
+            Kind::Stream => own_stream::created(),
             _ => 0,
         };
         self.live(kind) - pooled as i64
