@@ -226,7 +226,7 @@ impl Device {
     /// its own.
     pub fn synchronise_all_until(self: &Arc<Self>, interrupted: Interrupted<'_>) -> Result<()> {
         let device = self.clone();
-        let ended = beside(move || device.synchronise_all(), interrupted)?;
+        let ended = beside(move || caught(|| device.synchronise_all()), interrupted)?;
         ended.unwrap_or_else(|| Err(Error::system("waiting for the device", "interrupted")))
     }
 

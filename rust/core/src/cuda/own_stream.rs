@@ -11,7 +11,7 @@ use super::device::Device;
 use super::driver::check;
 use crate::error::Result;
 
-/// A stream of the driver's, in which other threads may enqueue work, too.
+/// A stream of the driver's.
 #[derive(Debug)]
 struct Handle(sys::CUstream);
 
