@@ -160,8 +160,8 @@ impl Standin {
         Some(hit.to_string_lossy().into_owned()).filter(|hit| !hit.is_empty())
     }
 
-    /// How many of a kind the driver has handed out and not got back, beside what the core's pools say they keep.
-    fn lent(&self, kind: Kind) -> i64 {
+    /// How many of a kind the driver has handed out and not got back, beside what the core says it keeps.
+    pub fn lent(&self, kind: Kind) -> i64 {
         let pooled = match kind {
             Kind::Memory => pool::allocations(pool::Kind::Device),
             Kind::Pinned => pool::allocations(pool::Kind::Pinned),
