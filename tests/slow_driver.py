@@ -21,8 +21,10 @@ enum { PINNED_BYTES = 1 << 20 };
 static int seconds;
 static __thread void* current;
 static char* pinned;
+static int allocated;
 
 void be_slow(int new_seconds) { seconds = new_seconds; }
+int blocks(void) { return __atomic_load_n(&allocated, __ATOMIC_SEQ_CST); }
 
 /* Whatever signals come meanwhile. */
 static void take_a_while(void) {
@@ -45,6 +47,7 @@ Result cuCtxSetCurrent(void* context) { current = context; return 0; }
 Result cuCtxGetDevice(int* device) { *device = 0; return 0; }
 Result cuCtxSynchronize(void) { take_a_while(); return 0; }
 Result cuStreamSynchronize(void* stream) { take_a_while(); return 0; }
+Result cuStreamCreate(void** stream, unsigned flags) { *stream = &seconds; return 0; }
 Result cuStreamWaitEvent(void* stream, void* event, unsigned flags) { return 0; }
 Result cuStreamGetCaptureInfo_v2(void* stream, int* status, uint64_t* id, void* a, void* b, void* c) {
     *status = 0;
@@ -60,8 +63,17 @@ Result cuEventRecord(void* event, void* stream) { return 0; }
 Result cuModuleLoadData(void** module, const void* image) { *module = &seconds; return 0; }
 Result cuModuleGetFunction(void** function, void* module, const char* name) { *function = strdup(name); return 0; }
 Result cuModuleUnload(void* module) { return 0; }
-Result cuMemAlloc_v2(uint64_t* address, size_t bytes) { *address = (uint64_t)malloc(bytes); return 0; }
-Result cuMemFree_v2(uint64_t address) { take_a_while(); free((void*)address); return 0; }
+Result cuMemAlloc_v2(uint64_t* address, size_t bytes) {
+    *address = (uint64_t)malloc(bytes);
+    __atomic_add_fetch(&allocated, 1, __ATOMIC_SEQ_CST);
+    return 0;
+}
+Result cuMemFree_v2(uint64_t address) {
+    take_a_while();
+    free((void*)address);
+    __atomic_sub_fetch(&allocated, 1, __ATOMIC_SEQ_CST);
+    return 0;
+}
 Result cuMemGetAddressRange_v2(uint64_t* base, size_t* bytes, uint64_t address) { return 1; }
 Result cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) { memcpy((void*)to, from, bytes); return 0; }
 Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) { return 0; }
@@ -95,7 +107,10 @@ Result cuLaunchKernelEx(const void* config, void* function, void** parameters, v
 
 
 def build(folder: Path) -> dict[str, str]:
-    """Build it in `folder`, and return the environment of a process that finds it. `be_slow(seconds)` makes it slow."""
+    """Build it in `folder`, and return the environment of a process that finds it.
+
+    `be_slow(seconds)` makes it slow, and `blocks()` is how many blocks of memory it has not got back.
+    """
     source = folder / "driver.c"
     source.write_text(_SOURCE)
     compiler = os.environ.get("CC", "cc")

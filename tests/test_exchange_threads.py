@@ -8,6 +8,7 @@ from typing import Any
 import lamport_rs
 import pytest
 import torch
+import torch.distributed as dist
 from lamport_rs import LamportError
 from lamport_rs.rendezvous import all_gather_over
 from lamport_rs.turns import turn_of
@@ -75,6 +76,36 @@ def test_threads_in_another_order_on_another_rank_are_refused_on_all(new_ranks, 
     for text, (one, other) in zip(outcomes[0], (SIZES, SIZES[::-1]), strict=True):
         assert f"differ in comm_size: rank 0 has {one}, rank 1 has {other};" in text
         assert "threads that create over one group must do so in the same order on every rank" in text
+
+
+def create_over_two_groups(me: Rank, first: tuple[int, ...], create: Callable[..., Any]) -> list[str]:
+    """Two threads, each with a group of its own. On this rank number `first[rank]` is in its exchange first."""
+    groups = [dist.new_group(backend="gloo") for _ in SIZES]
+    outcomes, is_inside = [""] * 2, threading.Event()
+
+    def ask(number: int) -> None:
+        if number != first[me.rank]:
+            assert is_inside.wait(PATIENCE)
+            time.sleep(HELD_UP)
+        is_inside.set()
+        workspace = create(me, SIZES[number], groups[number])
+        lamport_rs.bind_to_thread(workspace)
+        outcomes[number] = f"sum {lamport_rs.all_reduce(torch.full((8,), 1.0 + number), workspace)[0]:g}"
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    return outcomes
+
+
+@CREATE
+@pytest.mark.parametrize("first", [(0, 0), (0, 1)], ids=["in one order", "in another on another rank"])
+def test_threads_with_groups_of_their_own_do_not_wait_for_each_other(new_ranks, create, first):
+    began = time.monotonic()
+    assert new_ranks(2).run(create_over_two_groups, first, create) == [["sum 2", "sum 4"]] * 2
+    assert time.monotonic() - began < PATIENCE
 
 
 def test_ranks_that_are_threads_may_share_one_callable():

@@ -1,7 +1,10 @@
 """Freeing memory never keeps the interpreter's lock: it waits for kernels, and other threads go on."""
 
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from slow_driver import build
@@ -97,37 +100,102 @@ thread.join()
 print(took >= SLOW, max(b - a for a, b in zip(beats, beats[1:])))
 """
 SIGNALLED = """
-import ctypes, os, signal, threading, time
+import atexit, ctypes, os, signal, subprocess, sys, threading, time
 from lamport_rs import _core
+from lamport_rs.lifecycle import WorkspaceLifecycle
 
+SLOW = 30
 driver = ctypes.CDLL("libcuda.so.1")
-workspace = _core.Workspace(0, 1, 1 << 16, 5.0, None, 0, lambda message: [message])
-workspace.synchronize()
-driver.be_slow(4)
-sent = []
+
+
+class Workspace(WorkspaceLifecycle):
+    def __init__(self):
+        self._core = _core.Workspace(0, 1, 1 << 16, 5.0, None, 0, lambda message: [message])
 
 
 def interrupt():
     time.sleep(0.5)
-    sent.append(time.monotonic())
+    print("signalled", time.monotonic(), flush=True)
     os.kill(os.getpid(), signal.SIGINT)
 
 
-threading.Thread(target=interrupt).start()
-try:
+def be_interrupted(wait):
+    before = driver.blocks()
+    driver.be_slow(SLOW)
+    threading.Thread(target=interrupt).start()
+    try:
+        wait()
+        print("no KeyboardInterrupt")
+    except KeyboardInterrupt:
+        print("heard", time.monotonic(), flush=True)
+    # What waits for kernels has not let go of anything.
+    assert driver.blocks() >= before, (driver.blocks(), before)
+    driver.be_slow(0)
+
+
+def leave(workspace):
+    with workspace:
+        pass
+
+
+def let_go(held):
+    held.clear()
+
+
+how, workspace = sys.argv[1], Workspace()
+if how == "synchronize":
+    be_interrupted(workspace.synchronize)
     workspace.synchronize()
-except KeyboardInterrupt:
-    print(time.monotonic() - sent[0])
-driver.be_slow(0)
-workspace.synchronize()
+elif how in ("cleanup", "leave"):
+    be_interrupted(workspace.cleanup if how == "cleanup" else lambda: leave(workspace))
+    workspace.cleanup()
+    try:
+        workspace.check()
+    except _core.LamportError as error:
+        print("then:", error)
+elif how == "let go":
+    held = [_core.Workspace(0, 1, 1 << 16, 5.0, None, 0, lambda message: [message])]
+    be_interrupted(lambda: let_go(held))
+elif how == "let a buffer go":
+    held = [_core.Buffer(0, 1, 1 << 16, 0, lambda message: [message])]
+    be_interrupted(lambda: let_go(held))
+elif how == "exit handler":
+    atexit.register(be_interrupted, workspace.cleanup)
+else:
+    driver.be_slow(SLOW)
+    # Threads of Python's end with the interpreter.
+    print("signalled", time.monotonic() + 0.5, flush=True)
+    subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -INT {os.getpid()}"])
+    if how == "exit unheard":
+        workspace.cleanup()
 """
+HEARD = 2.0
+"""Seconds, on a busy machine, for what takes a fiftieth: to wait on would take 30."""
 
 
-def test_a_wait_for_the_device_ends_when_the_user_interrupts(tmp_path):
-    command = [sys.executable, "-c", SIGNALLED]
-    done = subprocess.run(command, env=build(tmp_path), capture_output=True, text=True, timeout=120)
+def be_signalled(folder: Path, how: str) -> tuple[subprocess.CompletedProcess[str], dict[str, str], float]:
+    """Let a process wait for its device and send it SIGINT. Return what it prints, and when it has ended."""
+    command = [sys.executable, "-c", SIGNALLED, how]
+    done = subprocess.run(command, env=build(folder), capture_output=True, text=True, timeout=120)
+    ended = time.monotonic()
+    return done, dict(line.split(" ", 1) for line in done.stdout.splitlines()), ended
+
+
+@pytest.mark.parametrize("how", ["synchronize", "cleanup", "leave", "let go", "let a buffer go", "exit handler"])
+def test_a_wait_for_the_device_ends_when_the_user_interrupts(tmp_path, how):
+    done, told, ended = be_signalled(tmp_path, how)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < LONGEST_STALL
+    assert float(told["heard"]) - float(told["signalled"]) < HEARD
+    assert ended - float(told["signalled"]) < 2 * HEARD
+    if how in ("cleanup", "leave"):
+        assert told["then:"] == "this workspace was cleaned up; create a new one on every rank"
+
+
+@pytest.mark.parametrize("how", ["exit", "exit unheard"])
+def test_a_process_that_waits_for_the_device_as_it_ends_is_ended_by_an_interrupt(tmp_path, how):
+    done, told, ended = be_signalled(tmp_path, how)
+    assert done.returncode in (-signal.SIGINT, 130), (done.returncode, done.stderr)
+    assert ended - float(told["signalled"]) < 2 * HEARD
 
 
 CASES = (

@@ -72,7 +72,12 @@ class IpcBuffer:
 
     @never_compiled
     def cleanup(self) -> None:
-        """Unmap all buffers: their addresses are no longer valid. Not collective, and safe to call twice."""
+        """Unmap all buffers: their addresses are no longer valid. Not collective, and safe to call twice.
+
+        On GPUs it waits for the kernels on this rank's device, or for Ctrl-C. Peers may use this rank's buffer until
+        they call it: its memory is freed once none has it mapped any more, or their processes have ended. A thread
+        waits for that.
+        """
         self._core = None
 
     def __reduce__(self) -> NoReturn:

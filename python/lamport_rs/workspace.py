@@ -29,7 +29,7 @@ class LamportWorkspace(WorkspaceCalls):
 
     Creating one is collective: all ranks of the group do it, and all get a workspace or all raise the same error. If
     several threads of a process create over one group, they do so one after the other, and the order must be the same
-    on every rank.
+    on every rank. Over groups of their own they need not wait for each other.
 
     It serves one operation at a time, on all ranks in the same order, and operations of one thread: the one that made
     it, until `bind_to_thread` is called in another. It cannot be copied or pickled: a copy would be the same memory

@@ -81,7 +81,7 @@ def test_the_device_of_a_peer_is_escaped_where_an_error_tells_it():
 )
 def test_a_payload_of_another_shape_is_refused(change):
     text = refusal(lambda hello: wire.message(0, 2, change(hello.encode())))
-    assert text == "rank 2 sent a payload that cannot be read"
+    assert text == "ranks 0, 1: rank 2 sent a payload that cannot be read"
 
 
 def test_every_cut_of_a_payload_is_refused():
@@ -89,7 +89,7 @@ def test_every_cut_of_a_payload_is_refused():
     refusal(lambda hello: lengths.append(len(hello.encode())) or replace(hello, layout=0))
     for length in range(0, lengths[0], 5):
         text = refusal(lambda hello, length=length: wire.message(0, 2, hello.encode()[:length]))
-        assert text == "rank 2 sent a payload that cannot be read"
+        assert text == "ranks 0, 1: rank 2 sent a payload that cannot be read"
 
 
 def test_a_device_may_be_called_anything_where_all_goes_well():

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import lamport_rs
 import pytest
+import torch
 from forger import PROMPTLY, workspace
 from lamport_rs import LamportError
 
@@ -58,7 +59,7 @@ REPLIES = {
     "no message": (lambda message: [], "the group has 0 ranks"),
     "one message": (lambda message: [message], "world_size is 2, but the group has 1 ranks"),
     "a message too many": (lambda message: [message] * 3, "rank 1: it is rank 1 of the group, but was told rank=0"),
-    "a thousand messages": (lambda message: [message] + [b""] * 1000, "; and 984 more"),
+    "a thousand messages": (lambda message: [message] + [b""] * 1000, ", and 984 more: its message has 0 bytes"),
     "a million messages": (lambda message: [message] * 10**6, "returned 1000000 messages"),
     "messages without end": (lambda message: Boundless(), "returned 4611686018427387904 messages"),
     "what has no length": (lambda message: Unfaithful("its length"), "ZeroDivisionError: no length"),
@@ -200,25 +201,46 @@ def test_a_rank_whose_own_message_was_changed_says_so_to_all():
     assert str(errors[0]).startswith("rank 1: the all-gather changed the message of this rank")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda step, messages: messages[::-1],
-        lambda step, messages: [messages[1], messages[1]],
-        lambda step, messages: [messages[0], messages[0]],
-        lambda step, messages: messages + messages,
-        lambda step, messages: [b"", messages[1]],
-        lambda step, messages: [],
-        lambda step, messages: None,
-    ],
-    ids=["swapped", "its own twice", "its peer's twice", "everything twice", "an empty one", "no list", "None"],
-)
-@pytest.mark.parametrize("at", [0, 1])
-def test_a_callable_that_serves_one_rank_otherwise_is_an_error_there_and_no_hang_elsewhere(change, at):
-    """The other rank waits in its own all-gather, as long as that does; a last step's success is its own."""
-    errors = run(create, lambda step, messages: change(step, messages) if step == at else messages)
-    assert isinstance(errors[1], LamportError)
-    assert isinstance(errors[0], LamportError) or at == 1
+GARBLED = {
+    "swapped": lambda step, messages: messages[::-1],
+    "its own twice": lambda step, messages: [messages[1], messages[1]],
+    "its peer's twice": lambda step, messages: [messages[0], messages[0]],
+    "everything twice": lambda step, messages: messages + messages,
+    "an empty one": lambda step, messages: [b"", messages[1]],
+    "zeros": lambda step, messages: [bytes(512), messages[1]],
+    "another byte": lambda step, messages: [messages[0][:24] + b"?" + messages[0][25:], messages[1]],
+    "no list": lambda step, messages: [],
+    "None": lambda step, messages: None,
+}
+
+
+@pytest.mark.parametrize("garbled", GARBLED)
+def test_what_one_rank_alone_is_brought_is_told_to_the_other_in_the_next_round(garbled):
+    """But for a callable that returns no list, which is not asked again."""
+    change = GARBLED[garbled]
+    errors = run(create, lambda step, messages: change(step, messages) if step == 0 else messages)
+    assert [type(error) for error in errors] == [LamportError] * 2, errors
+    if garbled != "None":
+        assert str(errors[0]).startswith("rank 1: ")
+    # A callable that brings another number of messages than before does not serve the round.
+    if garbled not in ("None", "everything twice", "no list"):
+        assert str(errors[0]) == str(errors[1])
+
+
+@pytest.mark.parametrize("garbled", GARBLED)
+def test_what_one_rank_alone_is_brought_in_the_last_round_is_told_through_the_memory_of_the_other(garbled):
+    change = GARBLED[garbled]
+    other, error = run(create, lambda step, messages: change(step, messages) if step == 1 else messages)
+    assert isinstance(error, LamportError)
+    started = time.monotonic()
+    lamport_rs.bind_to_thread(other)
+    with pytest.raises(lamport_rs.LamportAbortedError) as caught:
+        other.check()
+    assert (caught.value.rank, caught.value.cause) == (1, "failed")
+    with pytest.raises(LamportError):
+        lamport_rs.all_reduce(torch.ones(4), other)
+    # Its operations wait for two.
+    assert time.monotonic() - started < 1
 
 
 def test_a_message_of_an_earlier_construction_is_refused():

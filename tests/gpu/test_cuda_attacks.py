@@ -69,8 +69,6 @@ class Attack:
     same_device: bool = False
     """Whether it says that it is on the first rank's device."""
     layout: int | None = None
-    steps: int = 2
-    """Exchanges that the honest ranks take part in."""
 
 
 ATTACKS = {
@@ -87,11 +85,11 @@ ATTACKS = {
     "half a device": Attack("its handle cannot be read", length=UUID_BYTES - 1),
     "a device without a handle": Attack("its handle cannot be read", length=UUID_BYTES),
     "a truncated handle": Attack("its handle cannot be read", length=UUID_BYTES + HANDLE_BYTES - 1),
-    "a handle and a byte": Attack("sent a payload that cannot be read", length=UUID_BYTES + HANDLE_BYTES + 1, steps=1),
+    "a handle and a byte": Attack("sent a payload that cannot be read", length=UUID_BYTES + HANDLE_BYTES + 1),
     "the first rank's handle": Attack(
-        "rank 0 and rank .* sent handles of the same memory", lambda _, honest: honest[0].handle[UUID_BYTES:], steps=1
+        "rank 0 and rank .* sent handles of the same memory", lambda _, honest: honest[0].handle[UUID_BYTES:]
     ),
-    "another layout": Attack("the ranks differ in layout of their memory: rank 0 has", layout=1, steps=1),
+    "another layout": Attack("the ranks differ in layout of their memory: rank 0 has", layout=1),
 }
 
 SAME_DEVICE = Attack("it is on the same GPU as this rank", same_device=True)
@@ -112,9 +110,8 @@ def forge(me: Rank, attack: Attack) -> None:
         changes = {"device": b"forged", "nonce": b"sixteen bytes!!!", "handle": handle, "page": b"", "layout": layout}
         forged = replace(honest[0], **changes)
         gathered = group(wire.message(0, me.rank, forged.encode()))
-        if attack.steps == 2:
-            group(bytes(wire.MESSAGE_BYTES))
-            group(wire.message(1, me.rank, wire.transcript(gathered)))
+        group(bytes(wire.MESSAGE_BYTES))
+        group(wire.message(1, me.rank, wire.transcript(gathered)))
         dist.barrier()
 
 

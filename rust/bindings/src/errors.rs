@@ -155,6 +155,6 @@ fn is_main_thread(py: Python<'_>) -> bool {
 
 /// Whether this is the process's first thread. It is Python's main one, unless a program of another language has
 /// started Python in another; in a process that another thread has forked, that thread has become both.
-fn is_first_thread() -> bool {
+pub fn is_first_thread() -> bool {
     rustix::thread::gettid() == rustix::process::getpid()
 }

@@ -3,15 +3,20 @@
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
 
+use lamport_rs_core::interrupts::beside;
+use pyo3::ffi;
 use pyo3::prelude::*;
 
+use crate::errors::is_first_thread;
+
 /// A reference to what frees memory when the last one is gone. That may take long: freeing device memory waits for
-/// kernels. So the last one lets go without the interpreter's lock, wherever that is, and other threads go on.
+/// kernels. So the last one lets go without the interpreter's lock, wherever that is, and other threads go on. In the
+/// thread that hears Ctrl-C, it goes on without waiting when that comes, and another thread frees the memory.
 ///
 /// The last one must not go while a lock is held that others take with the interpreter's.
-pub struct Shared<T: Send + Sync>(Option<Arc<T>>);
+pub struct Shared<T: Send + Sync + 'static>(Option<Arc<T>>);
 
-impl<T: Send + Sync> Shared<T> {
+impl<T: Send + Sync + 'static> Shared<T> {
     /// The first reference to `value`.
     pub fn new(value: T) -> Self {
         Arc::new(value).into()
@@ -33,19 +38,19 @@ impl<T: Send + Sync> Shared<T> {
     }
 }
 
-impl<T: Send + Sync> From<Arc<T>> for Shared<T> {
+impl<T: Send + Sync + 'static> From<Arc<T>> for Shared<T> {
     fn from(inner: Arc<T>) -> Self {
         Self(Some(inner))
     }
 }
 
-impl<T: Send + Sync> Clone for Shared<T> {
+impl<T: Send + Sync + 'static> Clone for Shared<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<T: Send + Sync> Deref for Shared<T> {
+impl<T: Send + Sync + 'static> Deref for Shared<T> {
     type Target = T;
 
     #[inline]
@@ -54,14 +59,38 @@ impl<T: Send + Sync> Deref for Shared<T> {
     }
 }
 
-impl<T: Send + Sync> Drop for Shared<T> {
+impl<T: Send + Sync + 'static> Drop for Shared<T> {
     fn drop(&mut self) {
         let mut last = self.0.take().and_then(Arc::into_inner);
-        if last.is_some() && holds_the_lock() {
-            // There is no lock to let go where there is no interpreter any more.
-            let _ = Python::try_attach(|py| py.detach(|| drop(last.take())));
+        if last.is_none() {
+            return;
         }
+        let mut let_go = || match last.take() {
+            Some(last) if is_first_thread() => drop(beside(move || drop(last), &mut interrupt_is_pending)),
+            last => drop(last),
+        };
+        if holds_the_lock() {
+            let _ = Python::try_attach(|py| py.detach(&mut let_go));
+        } else {
+            let_go();
+        }
+        // Where there is no interpreter any more, there is no lock to let go either, and signals end the process.
     }
+}
+
+/// Whether Ctrl-C was pressed, which is raised in the main thread once this is over: here nothing can be raised.
+fn interrupt_is_pending() -> bool {
+    let ask = |_: Python<'_>| {
+        // SAFETY: the thread has the interpreter's lock. The first call forgets the signal, the second is it again.
+        unsafe {
+            let is_pending = ffi::PyOS_InterruptOccurred() != 0;
+            if is_pending {
+                ffi::PyErr_SetInterrupt();
+            }
+            is_pending
+        }
+    };
+    Python::try_attach(ask).unwrap_or(false)
 }
 
 /// Whether this thread has the interpreter's lock. PyO3 counts who attached, and cannot know that torch lets the lock go

@@ -116,15 +116,21 @@ impl Workspace {
         phases.taken().iter().map(|(name, taken)| (*name, taken.as_secs_f64())).collect()
     }
 
-    /// Refuses all further operations.
+    /// Refuses all further operations, and waits for the kernels on the device, or for a signal's handler that raises.
     fn clean_up(&self, py: Python<'_>) -> PyResult<()> {
-        detached(py, || {
-            match &self.workspace {
-                AnyWorkspace::Host(workspace) => workspace.lifecycle().clean_up(),
-                AnyWorkspace::Cuda(workspace) => workspace.clean_up(),
+        match &self.workspace {
+            AnyWorkspace::Host(workspace) => detached(py, || {
+                workspace.lifecycle().clean_up();
+                Ok(())
+            }),
+            AnyWorkspace::Cuda(workspace) if hears_signals(py) => {
+                interruptible(py, |interrupted| workspace.clean_up_until(interrupted))
             }
-            Ok(())
-        })
+            AnyWorkspace::Cuda(workspace) => detached(py, || {
+                workspace.clean_up();
+                Ok(())
+            }),
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! What may end an operation from without: a signal whose handler raises, another thread, or a peer.
 
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use lamport_rs_protocol::rank_set::RankSet;
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::floating_point::DefaultSettings;
 use crate::lifecycle::Lifecycle;
 use crate::operations::description::Operation;
@@ -35,7 +36,7 @@ impl<'a> Interrupts<'a> {
     }
 
     /// To be called between two segments of the operation. An error if it should stop.
-    pub fn check(&mut self) -> Result<(), Error> {
+    pub fn check(&mut self) -> Result<()> {
         let operation = self.operation;
         match self.lifecycle.end_of(operation, RankSet::default(), false) {
             Some(end) => Err(end.error),
@@ -44,7 +45,7 @@ impl<'a> Interrupts<'a> {
     }
 
     /// Asks the caller from time to time, of which `now` may be one, whether to go on, while it waits for `missing`.
-    pub fn check_caller(&mut self, now: Instant, missing: RankSet) -> Result<(), Error> {
+    pub fn check_caller(&mut self, now: Instant, missing: RankSet) -> Result<()> {
         let asked = self.asked.get_or_insert(now);
         if now - *asked >= INTERRUPT_INTERVAL {
             *asked = now;
@@ -53,5 +54,30 @@ impl<'a> Interrupts<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// Runs `wait`, which hears nothing, on a thread of its own, and returns what that returns. `None` if `interrupted` said so
+/// before: the thread goes on without the caller, and with all that it was given. An error if there is no thread to be had.
+pub fn beside<T: Send + 'static>(
+    wait: impl FnOnce() -> T + Send + 'static,
+    interrupted: Interrupted<'_>,
+) -> Result<Option<T>> {
+    let (sender, receiver) = mpsc::channel();
+    let thread = std::thread::Builder::new().name("lamport-rs-wait".into()).spawn(move || {
+        // Whoever was interrupted does not listen any more.
+        let _ = sender.send(wait());
+    });
+    let thread = thread.map_err(|error| Error::system("starting a thread", error))?;
+    loop {
+        match receiver.recv_timeout(INTERRUPT_INTERVAL) {
+            Ok(outcome) => return Ok(Some(outcome)),
+            Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
+                Ok(()) => unreachable!("it has sent what it returned"),
+                Err(panic) => std::panic::resume_unwind(panic),
+            },
+            Err(mpsc::RecvTimeoutError::Timeout) if interrupted() => return Ok(None),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! A device's primary context: the one torch uses, so that memory and streams are shared with it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
 use lamport_rs_kernels::plan;
@@ -10,7 +10,7 @@ use super::driver::{check, error_of, initialise};
 use super::launch::{Modules, RelaxedCapture};
 use super::null_stream::{NullStreams, set_current};
 use crate::error::{Error, Result};
-use crate::interrupts::{INTERRUPT_INTERVAL, Interrupted};
+use crate::interrupts::{Interrupted, beside};
 use crate::panics::caught;
 
 /// A device of this process. There is one object per device, and it is never destroyed: the primary context outlives
@@ -225,20 +225,9 @@ impl Device {
     /// Waits for all work of this process on the device, until `interrupted` says so: the wait then goes on, on a thread of
     /// its own.
     pub fn synchronise_all_until(self: &Arc<Self>, interrupted: Interrupted<'_>) -> Result<()> {
-        let (sender, receiver) = mpsc::channel();
         let device = self.clone();
-        let wait = move || {
-            let _ = sender.send(caught(|| device.synchronise_all()));
-        };
-        let thread = std::thread::Builder::new().name("lamport-rs-wait".into()).spawn(wait);
-        thread.map_err(|error| Error::system("starting a thread", error))?;
-        loop {
-            match receiver.recv_timeout(INTERRUPT_INTERVAL) {
-                Ok(outcome) => return outcome,
-                Err(_) if interrupted() => return Err(Error::system("waiting for the device", "interrupted")),
-                Err(_) => {}
-            }
-        }
+        let ended = beside(move || caught(|| device.synchronise_all()), interrupted)?;
+        ended.unwrap_or_else(|| Err(Error::system("waiting for the device", "interrupted")))
     }
 
     /// Waits for all work of this process on the device.

@@ -7,6 +7,7 @@
 //! | [`launch`] | modules loaded on first use, and launches |
 //! | `null_stream` | those of two contexts of one device |
 //! | [`order`] | operations on different streams, one after the other |
+//! | [`own_stream`] | streams of the package's own |
 //! | [`plans`] | launch plans, made once per shape |
 
 pub mod device;
@@ -15,6 +16,7 @@ pub mod graph;
 pub mod launch;
 mod null_stream;
 pub mod order;
+pub mod own_stream;
 pub mod plans;
 
 /// A stream of the driver.

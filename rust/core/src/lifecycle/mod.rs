@@ -6,6 +6,7 @@
 //! | `failure` | why it may not be used |
 //! | `ending` | what ends an operation that waits |
 //! | `teardown` | how it is given up, and when its memory may be freed |
+//! | [`memory`] | its memory until then: unmapping, and freeing what peers have mapped |
 //! | [`pages`] | the shared memory through which ranks tell each other |
 //! | `process` | whether a peer's process lives |
 //! | [`notice`] | what they tell |
@@ -17,6 +18,7 @@
 
 mod ending;
 mod failure;
+pub mod memory;
 pub mod notice;
 pub mod pages;
 mod process;

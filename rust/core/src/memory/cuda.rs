@@ -115,6 +115,10 @@ impl Memory for CudaMemory {
         PeerMemory::open(&self.device, handle, allocated_bytes(bytes))
     }
 
+    fn await_kernels(block: &DeviceMemory) -> Result<()> {
+        block.device.wait_for_kernels()
+    }
+
     fn address(block: &DeviceMemory) -> u64 {
         block.address()
     }

@@ -91,6 +91,10 @@ pub trait Memory: Debug {
     /// Maps the block that a peer exported with `nonce`, if it is one of `bytes` bytes, as `allocate` makes them. The
     /// handle is a claim of the peer's: nothing of what it names may be changed before it is known to be such a block.
     fn map(&self, handle: &[u8], nonce: Vector, bytes: usize) -> Result<Self::Mapping>;
+    /// Waits until no kernel of this process uses memory on the block's device any more. An error if some may.
+    fn await_kernels(_block: &Self::Block) -> Result<()> {
+        Ok(())
+    }
     /// Called when all peers have mapped `block`.
     fn all_have_mapped(&self, _block: &mut Self::Block) {}
     /// Where `block` is, for this process's processor or device.

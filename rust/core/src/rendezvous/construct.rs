@@ -3,14 +3,18 @@
 //! The fill comes before the last agreement: a peer that starts early must never have its data overwritten by a late fill.
 //! Memory of the host is filled after the exchange of handles, in which the ranks also agree that it is there for all.
 
+use std::sync::Arc;
+
 use lamport_rs_protocol::geometry::LAYOUT_VERSION;
 use lamport_rs_protocol::sentinel::Vector;
 
 use super::hello::{AS_MEASURED, Hello, Plan, VERSION};
 use super::identity::{host_identity, nonce};
 use super::phases::Phases;
-use super::{Rendezvous, Transcript, matching};
+use super::{Rendezvous, Transcript, Verdict, matching};
 use crate::error::{Error, Result};
+use crate::lifecycle::Lifecycle;
+use crate::lifecycle::memory::WorkspaceMemory;
 use crate::lifecycle::pages::{OwnPage, Pages, PeerPage};
 use crate::memory::allowance::{self, Limit, Places, Wanted};
 use crate::memory::{GroupMemory, Memory};
@@ -23,8 +27,8 @@ pub struct Constructed<M: Memory> {
     pub memory: GroupMemory<M>,
     /// Each rank's random vector.
     pub nonces: Vec<Vector>,
-    /// The ranks' pages of notices, if they were asked for.
-    pub pages: Option<Pages>,
+    /// The ranks' pages of notices.
+    pub pages: Pages,
 }
 
 /// What to allocate: bytes and the word to fill them with, and the size that all ranks must agree on.
@@ -44,13 +48,15 @@ pub struct Request {
     pub size_name: &'static str,
     /// What the caller asked for; all ranks must agree on it too.
     pub two_shot_from: Option<i64>,
-    /// Whether operations are to run on it: each rank has a page of notices then, and launches grids that must be equal.
+    /// Whether operations are to run on it: each rank launches grids then that must be equal, and a workspace that is on
+    /// devices is verified after this.
     pub has_operations: bool,
 }
 
 /// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
 ///
-/// That is two rounds of the rendezvous, which take a good part of the time: hence no third.
+/// That is two rounds of the rendezvous, which take a good part of the time: hence no third. What the ranks make of the
+/// first one's messages is told in the second.
 pub fn construct<M: Memory>(
     memory: &M,
     rendezvous: &mut Rendezvous<'_>,
@@ -64,7 +70,7 @@ pub fn construct<M: Memory>(
         let limits = check_memory::<M>(&request)?;
         let mut block = memory.allocate(request.bytes, request.word)?;
         phases.end("allocate");
-        let mut page = if request.has_operations { Some(OwnPage::allocate()?) } else { None };
+        let mut page = OwnPage::allocate()?;
         phases.end("allocate page");
         let nonce = nonce()?;
         let hello = Hello {
@@ -77,7 +83,7 @@ pub fn construct<M: Memory>(
             device: memory.device(),
             nonce,
             handle: memory.export(&mut block, nonce)?,
-            page: page.as_mut().map(|page| page.export(nonce).encode()).unwrap_or_default(),
+            page: page.export(nonce).encode(),
             layout: LAYOUT_VERSION,
             plan: memory.plan().filter(|_| request.has_operations).map(Plan::of),
             limits,
@@ -95,29 +101,45 @@ pub fn construct<M: Memory>(
     let hellos = rendezvous.agree(hello)?;
     phases.end("exchange handles");
     let (request, mut own, page) = own?;
-    matching::check_agreement(&hellos, request.size_name)?;
-    rendezvous.check_size(hellos.len())?;
-    matching::check_distinct(&hellos, M::identity)?;
-    let limits: Vec<_> = hellos.iter().map(|hello| hello.limits.as_slice()).collect();
-    allowance::check_groups(&limits, &wanted::<M>(&request))?;
     let mapped = caught(|| {
+        matching::check_agreement(&hellos, request.size_name)?;
+        rendezvous.check_size(hellos.len())?;
+        matching::check_distinct(&hellos, M::identity)?;
+        let limits: Vec<_> = hellos.iter().map(|hello| hello.limits.as_slice()).collect();
+        allowance::check_groups(&limits, &wanted::<M>(&request))?;
         let brought = rendezvous.transcript()?;
         memory.fill(&own, request.word)?;
         phases.end("fill");
         let peers = map_peers(memory, &request, &own, &hellos)?;
         phases.end("map");
-        Ok((peers, if page.is_some() { map_pages::<M>(request.rank, &hellos)? } else { vec![] }, brought))
+        Ok((peers, map_pages::<M>(request.rank, &hellos)?, brought))
     });
     let (peers, pages, brought) = match mapped {
         Ok((peers, pages, brought)) => (peers, pages, Ok(brought)),
         Err(error) => (vec![], vec![], Err(error)),
     };
     phases.end("map pages");
-    Transcript::check(&rendezvous.agree(brought)?)?;
+    let is_there = brought.is_ok();
+    let concluded = rendezvous.conclude(brought);
+    match concluded.and_then(|ranks| Transcript::check(&ranks).map_err(Verdict::Own)) {
+        Ok(()) => {}
+        Err(verdict) if is_there && !matches!(verdict, Verdict::Common(_)) => {
+            // Peers that were brought something else have what they constructed, and hear of it there.
+            let lifecycle = Arc::new(Lifecycle::new(request.rank, Pages::new(request.rank, page, pages)));
+            let _memory = WorkspaceMemory::new(GroupMemory::<M> { peers, own }, lifecycle.clone());
+            let is_verified = request.has_operations && memory.plan().is_some();
+            let is_served = matches!(verdict, Verdict::Own(_));
+            let error = Error::from(verdict);
+            lifecycle.fail(&error);
+            // What they verify fails without this rank, and they come to another round for the reason.
+            return Err(if is_verified && is_served { rendezvous.refuse(error) } else { error });
+        }
+        Err(verdict) => return Err(verdict.into()),
+    }
     phases.end("agree");
     memory.all_have_mapped(&mut own);
     let nonces = hellos.iter().map(|hello| hello.nonce).collect();
-    let pages = page.map(|own| Pages::new(request.rank, own, pages));
+    let pages = Pages::new(request.rank, page, pages);
     Ok(Constructed { memory: GroupMemory { peers, own }, nonces, pages })
 }
 

@@ -19,8 +19,8 @@ use crate::wire::{Reader, Writer};
 pub const MESSAGE_BYTES: usize = 512;
 const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"LAMPORT\0";
-/// Raised when the header or a payload changes its meaning.
-const FORMAT: u32 = 4;
+/// Raised when the header or a payload changes its meaning, or when ranks come to another round.
+pub const FORMAT: u32 = 5;
 
 /// Something that travels in a message.
 pub trait Payload: Sized {
@@ -46,6 +46,20 @@ pub(super) enum Body {
     Failure(String),
 }
 
+/// Why a message cannot be read.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    pub reason: String,
+    /// The sender runs another version, in which the rounds may be others.
+    pub is_of_another_version: bool,
+}
+
+impl From<String> for Unreadable {
+    fn from(reason: String) -> Self {
+        Self { reason, is_of_another_version: false }
+    }
+}
+
 pub(super) struct Message {
     pub rank: i64,
     pub step: u32,
@@ -67,10 +81,11 @@ impl Message {
         bytes
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let unreadable = || "its message is not one of lamport-rs; do all ranks run the same version?".to_owned();
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        let unreadable =
+            || Unreadable::from("its message is not one of lamport-rs; do all ranks run the same version?".to_owned());
         if bytes.len() != MESSAGE_BYTES {
-            return Err(format!("its message has {} bytes instead of {MESSAGE_BYTES}", bytes.len()));
+            return Err(format!("its message has {} bytes instead of {MESSAGE_BYTES}", bytes.len()).into());
         }
         let mut reader = Reader::new(bytes);
         if reader.bytes(MAGIC.len()) != Some(&MAGIC) {
@@ -78,7 +93,8 @@ impl Message {
         }
         let format = reader.u32().ok_or_else(unreadable)?;
         if format != FORMAT {
-            return Err(format!("it runs a version of lamport-rs with message format {format} instead of {FORMAT}"));
+            let reason = format!("it runs a version of lamport-rs with message format {format} instead of {FORMAT}");
+            return Err(Unreadable { reason, is_of_another_version: true });
         }
         let step = reader.u32().ok_or_else(unreadable)?;
         let rank = reader.u64().ok_or_else(unreadable)? as i64;

@@ -73,7 +73,73 @@ fn a_foreign_message_is_an_error_that_names_its_sender() {
         }
     }
     let error = Rendezvous::new(&mut Foreign, 0, 2).agree(Ok(())).unwrap_err().to_string();
-    assert!(error.starts_with("rank 1: its message is not one of lamport-rs"), "{error}");
+    assert!(error.contains("; rank 1: its message is not one of lamport-rs"), "{error}");
+}
+
+type Change = fn(&mut Vec<Vec<u8>>);
+
+/// Brings rank 1 other messages than the others, at one step.
+struct Garbled<'a> {
+    transport: &'a mut dyn AllGather,
+    is_meant: bool,
+    at: usize,
+    change: Change,
+    rounds: usize,
+}
+
+impl AllGather for Garbled<'_> {
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+        let mut gathered = self.transport.all_gather(message)?;
+        if self.is_meant && self.rounds == self.at {
+            (self.change)(&mut gathered);
+        }
+        self.rounds += 1;
+        Ok(gathered)
+    }
+}
+
+const CHANGES: [(Change, &str); 6] = [
+    (|messages| messages[2].truncate(100), "rank 2: its message has 100 bytes instead of 512"),
+    (|messages| messages[2][3] ^= 1, "rank 2: its message is not one of lamport-rs"),
+    (|messages| messages[2][12] ^= 8, "rank 2: it is at step "),
+    (|messages| messages[2][24] = 9, "rank 2: its message is not one of lamport-rs"),
+    (|messages| messages[2][28] = 7, "rank 2 sent a payload that cannot be read"),
+    (|messages| messages.reverse(), "rank 0: it is rank 0 of the group, but was told rank=2"),
+];
+
+#[test]
+fn what_one_rank_alone_cannot_read_is_told_to_the_others_in_the_next_round() {
+    for (change, text) in CHANGES {
+        for at in [0, 1] {
+            let verdicts = agree(3, |rank, transport| {
+                let mut transport = Garbled { transport, is_meant: rank == 1, at, change, rounds: 0 };
+                let mut rendezvous = Rendezvous::new(&mut transport, rank as i64, 3);
+                let outcome = (0..=at + 1).try_fold(vec![], |_, _| rendezvous.agree(Ok(())));
+                assert_eq!(transport.rounds, at + 2);
+                outcome
+            });
+            assert!(verdicts[1].contains(&format!("rank 1: {text}")), "{verdicts:?}");
+            assert_eq!(verdicts, vec![verdicts[1].clone(); 3]);
+        }
+    }
+}
+
+#[test]
+fn what_all_ranks_know_takes_no_other_round() {
+    let failures: [Change; 2] = [
+        // Another version, in which the rounds may be others.
+        |messages| messages[2][8] += 1,
+        |messages| messages[2] = Message { rank: 2, step: 0, body: Body::Failure("bad".into()) }.encode(),
+    ];
+    for change in failures {
+        agree(3, |rank, transport| {
+            let mut transport = Garbled { transport, is_meant: true, at: 0, change, rounds: 0 };
+            let outcome = Rendezvous::new(&mut transport, rank as i64, 3).agree(Ok(()));
+            assert!(outcome.is_err());
+            assert_eq!(transport.rounds, 1);
+            outcome
+        });
+    }
 }
 
 /// Brings so many copies of this rank's message, step by step.

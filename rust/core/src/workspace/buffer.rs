@@ -1,18 +1,24 @@
 //! Plain memory that crosses processes, without the protocol: what `IpcBuffer` shows.
 
+use std::sync::Arc;
+
 use lamport_rs_protocol::geometry::{Geometry, check_world_size};
 use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
 use crate::error::{Error, Result};
-use crate::memory::{GroupMemory, Memory};
+use crate::lifecycle::Lifecycle;
+use crate::lifecycle::memory::WorkspaceMemory;
+use crate::memory::Memory;
 use crate::rendezvous::construct::{Request, construct};
 use crate::rendezvous::phases::Phases;
 use crate::rendezvous::{AllGather, Rendezvous};
 
-/// One zero-filled buffer per rank, mapped by all.
+/// One zero-filled buffer per rank, mapped by all. Its teardown is that of a workspace: this rank's buffer is freed once no
+/// peer has it mapped any more.
 #[derive(Debug)]
 pub struct Buffer<M: Memory> {
-    memory: GroupMemory<M>,
+    memory: WorkspaceMemory<M>,
+    addresses: Vec<u64>,
 }
 
 impl<M: Memory> Buffer<M> {
@@ -21,12 +27,22 @@ impl<M: Memory> Buffer<M> {
         let mut rendezvous = Rendezvous::new(transport, rank, world_size);
         let checked = check(rank, world_size, size);
         let made = construct(memory, &mut rendezvous, checked, &mut Phases::begin())?;
-        Ok(Self { memory: made.memory })
+        let (addresses, lifecycle) = (made.memory.addresses(), Lifecycle::new(rank as usize, made.pages));
+        Ok(Self { memory: WorkspaceMemory::new(made.memory, Arc::new(lifecycle)), addresses })
     }
 
     /// Where each rank's buffer is in this process.
     pub fn addresses(&self) -> Vec<u64> {
-        self.memory.addresses()
+        self.addresses.clone()
+    }
+}
+
+impl<M: Memory> Drop for Buffer<M> {
+    fn drop(&mut self) {
+        // Kernels may store into what is unmapped next.
+        if !self.memory.await_unused() {
+            self.memory.abandon();
+        }
     }
 }
 

@@ -5,7 +5,6 @@
 //! | [`host`] | the workspace over shared memory |
 //! | [`exclusive`] | who may use it: one operation at a time |
 //! | `cuda` | the workspace over device memory |
-//! | [`teardown`] | unmapping, and freeing what peers have mapped |
 //! | [`buffer`] | plain memory that crosses processes, without the protocol |
 
 pub mod buffer;
@@ -13,7 +12,6 @@ pub mod buffer;
 pub mod cuda;
 pub mod exclusive;
 pub mod host;
-pub mod teardown;
 
 use std::time::Duration;
 

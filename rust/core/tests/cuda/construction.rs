@@ -16,6 +16,7 @@ use lamport_rs_core::workspace::buffer::Buffer;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
 use crate::standin::group::{Rank, on_ranks};
+use crate::standin::threads::{Meeting, Visitor};
 use crate::standin::{Kind, OUT_OF_MEMORY, RESTORING, Standin, child};
 
 /// How long a construction takes at most, with a call that fails: less than a kernel waits for a peer's.
@@ -366,23 +367,132 @@ fn handles_that_the_driver_did_not_make_are_refused() {
     }
 }
 
-/// Whichever rank is the first to give its workspace up, and however long after it the others do.
-#[test]
-fn no_memory_is_freed_that_a_peer_has_mapped() {
-    let standin = Standin::take();
+/// Whichever rank is the first to give up what it has, and however long after it the others do.
+fn let_go_at_any_time(standin: &Standin, create: Create) {
     let before = standin.frees_while_mapped();
     for first in 0..3 {
         for pause in [Duration::ZERO, Duration::from_millis(30)] {
             on_ranks(3, |rank| {
-                let workspace = rank.create().unwrap();
+                let device = Device::get(rank.rank);
+                let made = create(&mut Transport { rank, standin }, device).unwrap();
                 rank.meet();
                 if rank.rank != first {
                     std::thread::sleep(pause);
                 }
-                drop(workspace);
+                drop(made);
             });
         }
     }
     standin.check_all_is_given_back();
     assert_eq!(standin.frees_while_mapped(), before);
+}
+
+#[test]
+fn no_memory_is_freed_that_a_peer_has_mapped() {
+    let standin = Standin::take();
+    for create in [workspace as Create, buffer] {
+        let_go_at_any_time(&standin, create);
+    }
+}
+
+/// A buffer that a peer keeps does not hold up whoever drops its own.
+#[test]
+fn a_buffer_goes_when_the_last_peer_has_unmapped_it() {
+    let standin = Standin::take();
+    on_ranks(2, |rank| {
+        let device = Device::get(rank.rank);
+        let made = buffer(&mut Transport { rank, standin: &standin }, device).unwrap();
+        rank.meet();
+        let before = standin.live(Kind::Memory);
+        rank.meet();
+        if rank.rank == 0 {
+            let began = Instant::now();
+            drop(made);
+            assert!(began.elapsed() < SOON / 4, "{:?}", began.elapsed());
+            assert_eq!(standin.live(Kind::Memory), before);
+            rank.meet();
+        } else {
+            rank.meet();
+            drop(made);
+        }
+    });
+    standin.check_all_is_given_back();
+}
+
+/// Brings rank 1 another message of rank 0's than was sent, in one of the rounds.
+struct GarblingTransport<'a> {
+    rank: &'a mut Rank,
+    at: usize,
+    steps: usize,
+}
+
+impl AllGather for GarblingTransport<'_> {
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+        let mut gathered = self.rank.all_gather(message)?;
+        if self.rank.rank == 1 && self.steps == self.at {
+            gathered[0][0] ^= 1;
+        }
+        self.steps += 1;
+        Ok(gathered)
+    }
+}
+
+#[test]
+fn a_message_that_is_garbled_for_one_rank_is_the_same_error_on_all() {
+    let standin = Standin::take();
+    for at in [0, 1] {
+        let began = Instant::now();
+        let errors = on_ranks(3, |rank| {
+            let (settings, device) = (rank.settings(), Device::get(rank.rank));
+            let mut transport = GarblingTransport { rank, at, steps: 0 };
+            CudaWorkspace::create(&settings, device, &mut transport).map(drop).unwrap_err().to_string()
+        });
+        assert!(began.elapsed() < SOON / 2, "{:?}: {}", began.elapsed(), errors[0]);
+        assert_eq!(errors, vec![errors[1].clone(); 3]);
+        assert!(errors[0].contains("rank 1: rank 0: its message is not one of lamport-rs"), "{}", errors[0]);
+        standin.check_all_is_given_back();
+    }
+}
+
+/// Holds its rank up once all have agreed, before it verifies what it has mapped.
+struct LateTransport<'a> {
+    rank: &'a mut Rank,
+    is_late: bool,
+    steps: usize,
+}
+
+impl AllGather for LateTransport<'_> {
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+        let gathered = self.rank.all_gather(message);
+        self.steps += 1;
+        if self.is_late && self.steps == 2 {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        gathered
+    }
+}
+
+/// Two threads a rank, each with a group of its own; which comes first is not the same on both ranks.
+#[test]
+fn threads_that_construct_over_groups_of_their_own_do_not_wait_for_each_other() {
+    let standin = Standin::take();
+    let second = Arc::new(Meeting::default());
+    let began = Instant::now();
+    on_ranks(2, |rank| {
+        let construct = |rank: &mut Rank, is_late| {
+            let (settings, device) = (rank.settings(), Device::get(rank.rank));
+            let workspace = CudaWorkspace::create(&settings, device, &mut LateTransport { rank, is_late, steps: 0 });
+            rank.meet();
+            workspace.map(drop).unwrap();
+        };
+        let (number, second) = (rank.rank, &second);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                construct(&mut Rank::new(number, 2, Visitor::new(number, 2, second)), number == 0);
+            });
+            construct(rank, number == 1);
+        });
+    });
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    standin.check_all_is_given_back();
 }

@@ -13,7 +13,7 @@ use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use crate::standin::either::{Either, TestTensor};
 use crate::standin::group::{LONGEST_WAIT, Rank, on_ranks};
 use crate::standin::streams::TestStream;
-use crate::standin::{OUT_OF_MEMORY, Standin};
+use crate::standin::{Kind, OUT_OF_MEMORY, Standin};
 
 const ELEMENTS: usize = 100;
 
@@ -190,6 +190,46 @@ fn kernels_that_wait_when_their_workspace_is_cleaned_up_give_up_in_the_end() {
         }
         rank.meet();
     });
+}
+
+/// Another workspace's kernel waits on the device for as long as it takes.
+#[test]
+fn a_clean_up_that_is_interrupted_tells_the_peers_and_leaves_the_memory_until_the_kernels_have_ended() {
+    let standin = Standin::take();
+    on_ranks(2, |rank| {
+        let (workspace, other) = (rank.create_with_timeout(0.0).unwrap(), rank.create_with_timeout(0.0).unwrap());
+        let (mut operands, mut others) = (Operands::new(&workspace), Operands::new(&other));
+        operands.launch(&workspace, std::ptr::null_mut()).unwrap();
+        workspace.synchronise().unwrap();
+        rank.meet();
+        let lent = || [Kind::Memory, Kind::Mapping].map(|kind| standin.live(kind));
+        let before = lent();
+        if rank.rank == 0 {
+            others.launch(&other, std::ptr::null_mut()).unwrap();
+            let began = Instant::now();
+            let interrupted = workspace.clean_up_until(&mut || began.elapsed() > Duration::from_millis(50));
+            assert!(interrupted.is_err());
+            workspace.clean_up();
+            workspace.clean_up_until(&mut || false).unwrap();
+            assert!(matches!(workspace.check(), Err(Error::CleanedUp)));
+            drop(workspace);
+            assert!(began.elapsed() < LONGEST_WAIT / 10, "{:?}", began.elapsed());
+        } else {
+            operands.launch(&workspace, std::ptr::null_mut()).unwrap();
+            let error = workspace.synchronise().unwrap_err();
+            assert!(matches!(error, Error::Aborted { rank: 0, cause: Cause::CleanedUp, .. }), "{error:?}");
+        }
+        rank.meet();
+        assert!(lent().iter().zip(before).all(|(now, before)| *now >= before), "{before:?}, then {:?}", lent());
+        rank.meet();
+        if rank.rank == 1 {
+            others.launch(&other, std::ptr::null_mut()).unwrap();
+        }
+        other.synchronise().unwrap();
+        assert_eq!(others.output(), [2.0; ELEMENTS]);
+        rank.meet();
+    });
+    standin.check_all_is_given_back();
 }
 
 #[test]

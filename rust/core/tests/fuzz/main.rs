@@ -104,6 +104,7 @@ impl Case {
         prop_assert!(strangers.is_untouched(), "a stranger's file was written to");
         match outcome {
             Err(error) => {
+                prop_assert!(!self.lies.is_empty(), "the truth is refused: {error}");
                 let text = error.to_string();
                 prop_assert!(text.len() <= LONGEST_TEXT, "an error of {} bytes", text.len());
                 prop_assert!(!text.chars().any(char::is_control), "{text:?}");

@@ -10,7 +10,7 @@ use lamport_rs_core::lifecycle::pages::OwnPage;
 use lamport_rs_core::memory::handle::{Handle, NAME, SEALS};
 use lamport_rs_core::memory::host::Block;
 use lamport_rs_core::rendezvous::hello::Hello;
-use lamport_rs_core::rendezvous::{AllGather, MESSAGE_BYTES, Payload, Transcript};
+use lamport_rs_core::rendezvous::{AllGather, FORMAT, MESSAGE_BYTES, Payload, Transcript};
 use lamport_rs_core::wire::Writer;
 use lamport_rs_protocol::notices::PAGE_WORDS;
 use rustix::fs::{MemfdFlags, Mode, OFlags, fcntl_add_seals, ftruncate, memfd_create, mkfifoat};
@@ -122,10 +122,10 @@ impl<'a> Peers<'a> {
                 let mut block = Block::allocate(self.bytes, self.next_tag()).unwrap();
                 let handle = block.export(NONCE).encode();
                 self.blocks.push(block);
-                let mut page = OwnPage::allocate().unwrap();
-                let page_handle = if hello.page.is_empty() { vec![] } else { page.export(NONCE).encode() };
-                self.pages.push(page);
-                message_of(0, peer, 0, &Hello { nonce: NONCE, handle, page: page_handle, ..hello.clone() }.encode())
+                let mut own_page = OwnPage::allocate().unwrap();
+                let page = own_page.export(NONCE).encode();
+                self.pages.push(own_page);
+                message_of(0, peer, 0, &Hello { nonce: NONCE, handle, page, ..hello.clone() }.encode())
             })
             .collect()
     }
@@ -273,7 +273,7 @@ fn set(message: &mut [u8], at: usize, bytes: &[u8]) {
 /// A message, whatever its content's length.
 fn message_of(step: usize, rank: usize, kind: u32, content: &[u8]) -> Vec<u8> {
     let mut writer = Writer::default();
-    writer.bytes(b"LAMPORT\0").u32(3).u32(step as u32).u64(rank as u64).u32(kind).u32(content.len() as u32);
+    writer.bytes(b"LAMPORT\0").u32(FORMAT).u32(step as u32).u64(rank as u64).u32(kind).u32(content.len() as u32);
     let mut bytes = writer.bytes(content).finish();
     bytes.resize(MESSAGE_BYTES, 0);
     bytes

@@ -21,9 +21,9 @@ fn streams_may_go_as_soon_as_a_call_returns() {
         }
         assert_eq!(rank.download(&values), [1024.0; 100]);
         // Two ranks' own, and those of the last operation; another one while a rank lets go of it.
-        assert!(standin.live(Kind::Stream) <= 6, "{}", standin.live(Kind::Stream));
+        assert!(standin.lent(Kind::Stream) <= 6, "{}", standin.lent(Kind::Stream));
     });
-    assert_eq!(standin.live(Kind::Stream), 0);
+    assert_eq!(standin.lent(Kind::Stream), 0);
 }
 
 #[test]

@@ -33,6 +33,7 @@ use crate::cuda::plans::Plans;
 use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
 use crate::lifecycle::Lifecycle;
+use crate::lifecycle::memory::WorkspaceMemory;
 use crate::lifecycle::watcher::{Watching, watch};
 use crate::memory::Memory;
 use crate::memory::cuda::CudaMemory;
@@ -44,7 +45,6 @@ use crate::rendezvous::phases::Phases;
 use crate::rendezvous::{AllGather, Rendezvous};
 use crate::workspace::Settings;
 use crate::workspace::exclusive::{Exclusive, ThreadGate};
-use crate::workspace::teardown::WorkspaceMemory;
 
 /// One rank's workspace. Its memory lives until the last reference to it is gone, the table's included.
 #[derive(Debug)]
@@ -134,6 +134,9 @@ impl CudaWorkspace {
         let mut is_interrupted = false;
         let verified = caught(|| {
             workspace.control.write(&workspace.member.geometry, &workspace.slots)?;
+            // It is written in the null stream's order, and operations come on any stream.
+            // SAFETY: the default stream.
+            unsafe { workspace.device.synchronise(std::ptr::null_mut()) }?;
             workspace.be_watched()?;
             let interrupted = &mut || {
                 if !is_interrupted && rendezvous.is_interrupted() {
@@ -165,7 +168,7 @@ impl CudaWorkspace {
         made: Constructed<CudaMemory>,
     ) -> Self {
         let slots = made.memory.addresses();
-        let lifecycle = Arc::new(Lifecycle::new(member.rank, made.pages.expect("a workspace asks for them")));
+        let lifecycle = Arc::new(Lifecycle::new(member.rank, made.pages));
         let Member { rank, geometry } = member;
         let Private { control, pinned } = private;
         let addresses = control.addresses(pinned.report_address());

@@ -4,6 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::CudaWorkspace;
+use crate::error::{Error, Result};
+use crate::interrupts::{Interrupted, beside};
+use crate::panics::caught;
 
 /// How long kernels that wait when their workspace is cleaned up may still wait.
 const CLEAN_UP_GRACE: Duration = Duration::from_secs(1);
@@ -12,13 +15,38 @@ impl CudaWorkspace {
     /// Gives it up, once the kernels that run have ended: refuses all further operations, and tells the peers. The memory
     /// goes when the last reference does.
     pub fn clean_up(&self) {
+        self.clean_up_after(|| {
+            // What was sent is then there, for peers that still need it. If this fails, they must hear of the end still.
+            let _ = self.device.wait_for_kernels();
+        });
+    }
+
+    /// Likewise, but waits no longer than until `interrupted` says so, which is an error. It is given up then all the same,
+    /// and the memory stays until the kernels have ended.
+    pub fn clean_up_until(&self, interrupted: Interrupted<'_>) -> Result<()> {
+        let mut is_interrupted = false;
+        self.clean_up_after(|| {
+            let (device, kept) = (self.device.clone(), self.this.upgrade());
+            let wait = move || {
+                let _ = caught(|| device.wait_for_kernels());
+                // If the caller was interrupted, and has let go, the memory goes now.
+                drop(kept);
+            };
+            match beside(wait, interrupted) {
+                Ok(ended) => is_interrupted = ended.is_none(),
+                Err(_) => drop(self.device.wait_for_kernels()),
+            }
+        });
+        if is_interrupted { Err(Error::system("waiting for the device's kernels", "interrupted")) } else { Ok(()) }
+    }
+
+    fn clean_up_after(&self, wait: impl FnOnce()) {
         if self.lifecycle().is_cleaned_up() {
             return;
         }
         if !self.lifecycle().is_elsewhere() {
             self.faults.give_up_after(CLEAN_UP_GRACE);
-            // What was sent is then there, for peers that still need it. If this fails, they must hear of the end still.
-            let _ = self.device.wait_for_kernels();
+            wait();
         }
         self.lifecycle().clean_up();
     }

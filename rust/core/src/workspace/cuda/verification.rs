@@ -10,6 +10,7 @@ use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 
 use crate::cuda::device::Device;
+use crate::cuda::own_stream::OwnStream;
 use crate::error::{Error, Result};
 use crate::interrupts::{INTERRUPT_INTERVAL, Interrupted};
 use crate::memory::pinned::PinnedWords;
@@ -43,7 +44,9 @@ pub fn verify(
     };
     let _entered = device.enter()?;
     let function = device.modules.function(ModuleKey::Verify, device)?;
-    let stream = std::ptr::null_mut();
+    // Not the null stream: peers' kernels may come in another order there, if threads create several workspaces.
+    let own = OwnStream::take(device)?;
+    let stream = own.handle();
     // SAFETY: the context is current; these are the parameters of `verify`, and the caller keeps the memory until the
     // kernel has ended.
     unsafe { function.launch(&plan::verify(device.plan), stream, &parameters) }?;
@@ -52,7 +55,7 @@ pub fn verify(
     let (wrong, refusing) = match poll(pinned, LONGEST_POLL, interrupted) {
         Some(result) => result,
         None => {
-            // SAFETY: the default stream.
+            // SAFETY: one of the device's streams.
             unsafe { device.synchronise(stream) }?;
             let no_result = || Error::Argument("the verification's kernel left no result".to_owned());
             pinned.result().ok_or_else(no_result)?
@@ -99,7 +102,7 @@ pub fn settle(rendezvous: &mut Rendezvous<'_>, verified: Result<RankSet>) -> Res
         Ok(refusing) => *refusing,
         Err(_) => RankSet::default(),
     };
-    rendezvous.agree(verified.map(drop))?;
+    rendezvous.conclude(verified.map(drop))?;
     Err(Error::Agreement(format!("the verification failed on {refusing}, which did not say why")))
 }
 

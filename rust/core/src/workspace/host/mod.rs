@@ -19,6 +19,7 @@ use self::control::ControlWords;
 use crate::error::Result;
 use crate::interrupts::{Interrupted, Interrupts};
 use crate::lifecycle::Lifecycle;
+use crate::lifecycle::memory::WorkspaceMemory;
 use crate::lifecycle::pages::Pages;
 use crate::memory::host::{Block, HostMemory, Mapping};
 use crate::memory::host_slots::Blocks;
@@ -31,7 +32,6 @@ use crate::rendezvous::{AllGather, Rendezvous};
 use crate::wait::{BoundedWait, WaitPolicy};
 use crate::workspace::Settings;
 use crate::workspace::exclusive::{Access, Exclusive, ThreadGate};
-use crate::workspace::teardown::WorkspaceMemory;
 
 /// What one operation at a time may touch.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl HostWorkspace {
         let mut phases = Phases::begin();
         let Constructed { memory, pages, .. } = construct(&HostMemory, &mut rendezvous, request, &mut phases)?;
         let (member, timeout) = checked?;
-        let mut workspace = Self::over(member, timeout, memory, pages.expect("a workspace asks for them"));
+        let mut workspace = Self::over(member, timeout, memory, pages);
         workspace.two_shot_from = settings.two_shot_from();
         workspace.phases = phases;
         Ok(workspace)

@@ -28,12 +28,13 @@ mod kernels;
 pub mod processes;
 pub mod streams;
 pub mod sum;
-mod threads;
+pub mod threads;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_void};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use lamport_rs_core::cuda::own_stream;
 use lamport_rs_core::memory::pool;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
@@ -159,11 +160,12 @@ impl Standin {
         Some(hit.to_string_lossy().into_owned()).filter(|hit| !hit.is_empty())
     }
 
-    /// How many of a kind the driver has handed out and not got back, beside what the core's pools say they keep.
-    fn lent(&self, kind: Kind) -> i64 {
+    /// How many of a kind the driver has handed out and not got back, beside what the core says it keeps.
+    pub fn lent(&self, kind: Kind) -> i64 {
         let pooled = match kind {
             Kind::Memory => pool::allocations(pool::Kind::Device),
             Kind::Pinned => pool::allocations(pool::Kind::Pinned),
+            Kind::Stream => own_stream::created(),
             _ => 0,
         };
         self.live(kind) - pooled as i64

@@ -1,4 +1,4 @@
-//! Teardown of a workspace's memory, whatever its kind: mappings of the peers' go, the peers are told, and the own is freed
+//! Teardown of the memory of a workspace or a buffer, whatever its kind: mappings of the peers' go, the peers are told, and the own is freed
 //! once they have told the same.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ const PEERS_APART: Duration = Duration::from_millis(10);
 const SOON: Duration = Duration::from_micros(50);
 const LATER: Duration = Duration::from_millis(5);
 
-/// The memory of a group as one rank's workspace has it. To drop it is its teardown: nothing of this rank uses it any more.
+/// The memory of a group as one rank's workspace or buffer has it. To drop it is its teardown: nothing of this rank uses it any more.
 #[derive(Debug)]
 pub struct WorkspaceMemory<M: Memory> {
     /// There until the teardown.
@@ -32,6 +32,11 @@ impl<M: Memory> WorkspaceMemory<M> {
     /// This rank's block.
     pub fn own(&self) -> &M::Block {
         &self.memory.as_ref().expect("it is there until the teardown").own
+    }
+
+    /// Waits until no kernel of this process uses it any more. False if some may, or if it is another process's.
+    pub fn await_unused(&self) -> bool {
+        M::OUTLIVES_ITS_BLOCK || (!self.lifecycle.is_elsewhere() && M::await_kernels(self.own()).is_ok())
     }
 
     /// Leaves all of it as it is, for ever: kernels may still use it, or it is another process's.
