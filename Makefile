@@ -27,7 +27,7 @@ demo: build ## Run the collectives between processes, check them, and print a la
 	$(BIN)/python -m lamport_rs demo
 
 # Model checks of minutes, and what assembles every module; `test-rust-short` leaves them out by their names.
-LONG_RUST := headers_are_neither_lost_nor two_ranks_neither_lose what_breaks_one_shot_breaks \
+LONG_RUST := in_every_execution operations_with_headers headers_are_neither_lost_nor two_ranks_neither_lose what_breaks_one_shot_breaks \
   four_ranks_are_correct_in_two three_ranks_are_correct_in_a_mix kernels_use_no_local_memory planted_defects a_message_is_missed
 # Tests of the emulator that `test-rust-short` runs with one seed, and `test-rust-long` with three others.
 SEEDED := all_reduce rms_norm minimax setup mixtures limited_residency faults
@@ -59,8 +59,9 @@ fuzz: $(VENV)/.ready ## Messages of lying peers, for ten minutes (FUZZ_SECONDS),
 	LAMPORT_RS_FUZZ_SECONDS=$(FUZZ_SECONDS) LAMPORT_RS_FUZZ_SEED=$(FUZZ_SEED) \
 	  cargo test --package lamport-rs-core --test fuzz -- --nocapture
 
+# Half of what tests do is wait for others, so two at a time. Those of a file share ranks.
 test-python: build ## The package, with ranks as processes (9 to 13 min).
-	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGUMENTS)
 
 SEEDS ?= 100
 .PHONY: test-emulator
