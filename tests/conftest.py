@@ -11,7 +11,6 @@ import pytest
 import torch
 from ranks import SHARING, ProcessRanks, let_go, on_the_host, one_gpu_per_rank
 
-
 # readline, imported by pytest, sets it behind Python's back, and the processes of pytest-xdist inherit it.
 os.environ.pop("COLUMNS", None)
 # Files that are there, to lock: whoever is to run holds the room, and passes the gate to get it.
