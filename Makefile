@@ -26,13 +26,14 @@ doctor: build ## Say what works on this machine, and what to do about the rest (
 demo: build ## Run the collectives between processes, check them, and print a latency table (20 s).
 	$(BIN)/python -m lamport_rs demo
 
-# Model checks of minutes, and what assembles every module; `test-rust-short` leaves them out by their names.
-LONG_RUST := in_every_execution operations_with_headers headers_are_neither_lost_nor two_ranks_neither_lose what_breaks_one_shot_breaks \
-  four_ranks_are_correct_in_two three_ranks_are_correct_in_a_mix kernels_use_no_local_memory planted_defects a_message_is_missed
+# Checks of minutes, and what assembles every module; `test-rust-short` leaves them out by their names.
+LONG_RUST := in_every_execution operations_with_headers headers_are_neither_lost_nor two_ranks_neither_lose \
+  what_breaks_one_shot_breaks four_ranks_are_correct_in_two three_ranks_are_correct_in_a_mix \
+  kernels_use_no_local_memory planted_defects a_message_is_missed
 # Tests of the emulator that `test-rust-short` runs with one seed, and `test-rust-long` with three others.
 SEEDED := all_reduce rms_norm minimax setup mixtures limited_residency faults
 
-test: test-rust-short ## What a change needs first: every operation, backend and fault (8 to 11 min).
+test: test-rust-short ## What a change needs first: every operation, backend and fault (5 min).
 	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"'
 
 test-long: test-rust-long ## What `test` leaves out: models, more of the emulator, long tests, races (10 min).
