@@ -40,11 +40,11 @@ test-long: test-rust-long ## What `test` leaves out: models, more of the emulato
 	$(MAKE) test-races
 	$(MAKE) test-python PYTEST_ARGUMENTS='-m long'
 
-test-all: ## All tests: `test`, then `test-long` (20 min).
+test-all: ## All tests: `test`, then `test-long` (15 min).
 	$(MAKE) test
 	$(MAKE) test-long
 
-test-rust: test-rust-short test-rust-long ## Rust unit tests, property tests and model checks (6 min).
+test-rust: test-rust-short test-rust-long ## Rust unit tests, property tests and model checks (5 min).
 
 test-rust-short: $(VENV)/.ready
 	LAMPORT_RS_EMULATOR_SEEDS=1 cargo test --workspace --features lamport-rs/cuda -- $(LONG_RUST:%=--skip %)
@@ -61,7 +61,7 @@ fuzz: $(VENV)/.ready ## Messages of lying peers, for ten minutes (FUZZ_SECONDS),
 	  cargo test --package lamport-rs-core --test fuzz -- --nocapture
 
 # Half of what tests do is wait for others, so two at a time. Those of a file share ranks.
-test-python: build ## The package, with ranks as processes (9 to 13 min).
+test-python: build ## The package, with ranks as processes (8 min).
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGUMENTS)
 
 SEEDS ?= 100
