@@ -1,18 +1,27 @@
-"""Fixtures: groups of ranks, as `ranks` describes them."""
+"""Fixtures: groups of ranks, as `ranks` describes them. And which tests may run beside which."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import fcntl
+import os
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from ranks import SHARING, ProcessRanks, let_go, on_the_host, one_gpu_per_rank
+
+# readline, imported by pytest, sets it behind Python's back, and the processes of pytest-xdist inherit it.
+os.environ.pop("COLUMNS", None)
+# Files that are there, to lock: whoever is to run holds the room, and passes the gate to get it.
+GATE, ROOM = ((Path(__file__).parent / name).open() for name in ("conftest.py", "ranks.py"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu(n=1): needs n CUDA GPUs, one per rank, or one that n ranks may share")
     config.addinivalue_line("markers", "long: takes seconds: left to `make test-all`")
     config.addinivalue_line("markers", "own_gpus: the ranks cannot share one")
+    config.addinivalue_line("markers", "alone: compares times: no other test runs beside it (pytest-xdist)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,6 +37,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         may_share = share and item.get_closest_marker("own_gpus") is None
         if marker and gpus < needed and not may_share:
             item.add_marker(pytest.mark.skip(reason=f"needs {needed} CUDA GPUs, and there are {gpus}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Tests that are marked `alone` wait until those of the other processes have ended, which then wait for them."""
+    fcntl.flock(GATE, fcntl.LOCK_EX)
+    fcntl.flock(ROOM, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+    # Not before: others, which take turns in the room, would never leave it empty.
+    fcntl.flock(GATE, fcntl.LOCK_UN)
+    try:
+        return (yield)
+    finally:
+        fcntl.flock(ROOM, fcntl.LOCK_UN)
 
 
 @pytest.fixture(autouse=True)

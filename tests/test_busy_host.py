@@ -57,6 +57,7 @@ def compare_with_gloo(me: Rank, nbytes: int) -> tuple[float, float]:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.parametrize("nbytes", SIZES)
 @pytest.mark.parametrize("busy", BUSY)
 def test_an_all_reduce_takes_no_longer_than_gloos_also_beside_a_busy_process(ranks_of, busy, nbytes):

@@ -28,6 +28,9 @@ const KERNEL_FLAGS: [&str; 10] = [
 ];
 const LIBRARY_FLAGS: [&str; 7] = ["-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"];
 
+/// A wait looks at the clock so many times as often as on a device: this power of two.
+pub const FEWER_POLLS_BITS: u32 = 6;
+
 /// The header in whose place is the emulator's.
 const PTX: &str = "device/ptx.cuh";
 
@@ -36,12 +39,17 @@ const PTX: &str = "device/ptx.cuh";
 pub struct Sources(BTreeMap<String, String>);
 
 impl Sources {
-    /// The kernels, unchanged but for `device/ptx.cuh`, in whose place is the emulator's.
+    /// The kernels, unchanged but for `device/ptx.cuh`, in whose place is the emulator's, and for how often a thread
+    /// polls before it looks at the clock: here a poll costs more than on a device, and a wait in vain has thousands.
     pub fn of_kernels() -> Self {
         let mut sources = Self::of_folders(&[repository().join("kernels"), emulator("cuda"), emulator("litmus")]);
         sources.0.insert("constants.cuh".to_owned(), constants::header());
         let ptx = sources.0.remove("ptx.cuh").expect("the emulator has it");
         sources.0.insert(PTX.to_owned(), ptx);
+        for (most, bits) in [("FIRST_POLLS", 10), ("MAX_POLLS", 14)] {
+            let polls = |bits| format!("{most} = 1 << {bits};");
+            sources.replace("protocol/wait.cuh", &polls(bits), &polls(bits - FEWER_POLLS_BITS));
+        }
         sources
     }
 

@@ -8,6 +8,7 @@ use lamport_rs_protocol::algorithm::Algorithm::{OneShot, TwoShot};
 use lamport_rs_protocol::geometry::SLOTS;
 
 use crate::cases::device;
+use crate::compile::FEWER_POLLS_BITS;
 use crate::machine::{Kernels, Machine};
 use crate::operations::{
     AllReduce, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Prepared, Skip, Verify,
@@ -17,8 +18,9 @@ use crate::values::Random;
 use crate::workspace::{HEADER, Workspace};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Waiting threads look at the clock after thousands of polls. The timeout must be longer, or all give up at once.
-const TICK: Duration = Duration::from_millis(1);
+/// A millisecond for each poll of a device's. Waiting threads look at the clock after many polls. The timeout must be
+/// longer, or all give up at once.
+const TICK: Duration = Duration::from_millis(1 << FEWER_POLLS_BITS);
 
 /// As many operations of one kind as there are slots.
 #[derive(Debug)]

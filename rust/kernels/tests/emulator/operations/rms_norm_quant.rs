@@ -1,5 +1,7 @@
 //! The all-reduce with a residual, RMSNorm and a quantiser.
 
+use std::cmp::Ordering;
+
 use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape, QuantisedTensors};
 use lamport_rs_kernels::sink::GROUP_COLUMNS;
 use lamport_rs_kernels::{ModuleKey, Sink};
@@ -171,7 +173,17 @@ fn nearest_e4m3(value: f32) -> u8 {
         return 0x7f;
     }
     let magnitude = f64::from(value.abs().min(448.0));
+    // Codes ascend with what they stand for, so the nearest is one of two.
+    let (mut below, mut above) = (0_u8, 0x7e_u8);
+    while above - below > 1 {
+        let middle = below.midpoint(above);
+        *if f64::from(from_e4m3(middle)) <= magnitude { &mut below } else { &mut above } = middle;
+    }
     let distance = |code: u8| (f64::from(from_e4m3(code)) - magnitude).abs();
-    let nearest = (0..=0x7e_u8).min_by(|&a, &b| distance(a).total_cmp(&distance(b)).then((a % 2).cmp(&(b % 2))));
-    nearest.expect("there are values") | if value.is_sign_negative() { 0x80 } else { 0 }
+    let nearest = match distance(below).total_cmp(&distance(above)) {
+        Ordering::Less => below,
+        Ordering::Greater => above,
+        Ordering::Equal => below + below % 2,
+    };
+    nearest | if value.is_sign_negative() { 0x80 } else { 0 }
 }
