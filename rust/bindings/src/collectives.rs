@@ -1,7 +1,7 @@
 //! The collectives as Python calls them: one description each.
 //!
-//! A description is the signature of a function of `_core`: an operator's arguments, in its order, and then its outputs. So
-//! it is also the operator's schema, and `scripts/core_stub.py` makes the function's types of it.
+//! A description is the signature of a function of `_core`: an operator's arguments, in its order, and then its outputs.
+//! So it is also the operator's schema, and `scripts/core_stub.py` makes the function's types of it.
 
 use lamport_rs_core::operations::all_reduce::AllReduce;
 use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
@@ -16,11 +16,12 @@ use crate::backend::AnyWorkspace;
 use crate::errors::{LamportError, to_python};
 use crate::running::run;
 
-/// A collective's name, its arguments (their types in the schema of an operator, their names, and their defaults, if they
-/// have any), and the names of its outputs.
+/// A collective's name; its arguments: types in an operator's schema, names, and defaults, if there are any; and the names
+/// of its outputs.
 type Described = (&'static str, Vec<(&'static str, &'static str, Option<&'static str>)>, Vec<&'static str>);
 
-/// Defines functions of `_core`, and `collectives`, which describes them. The body makes a workspace and operands of the arguments.
+/// Defines functions of `_core`, and `collectives`, which describes them. A body makes a workspace and operands of the
+/// arguments.
 macro_rules! collectives {
     ($(
         $(#[doc = $doc:literal])+
@@ -38,8 +39,8 @@ macro_rules! collectives {
                 $(let $argument = <$type as Argument>::take($argument, stringify!($argument))?;)+
                 $(let $output = <Tensor as Argument>::take($output, stringify!($output))?;)+
                 let (workspace, operands) = $body;
-                // SAFETY: the arguments hold references to the tensors until this function returns, and torch frees tensors
-                // in the order of the stream they are used on.
+                // SAFETY: the arguments hold references to the tensors until this function returns, and torch frees
+                // tensors in the order of the stream they are used on.
                 unsafe { run(py, &workspace, &operands) }
             }
         )+

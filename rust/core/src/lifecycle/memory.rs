@@ -1,5 +1,5 @@
-//! Teardown of the memory of a workspace or a buffer, whatever its kind: mappings of the peers' go, the peers are told, and the own is freed
-//! once they have told the same.
+//! Teardown of the memory of a workspace or a buffer, whatever its kind: mappings of the peers' go, the peers are told,
+//! and the own is freed once they have told the same.
 
 use std::sync::Arc;
 use std::thread;
@@ -15,7 +15,8 @@ const PEERS_APART: Duration = Duration::from_millis(10);
 const SOON: Duration = Duration::from_micros(50);
 const LATER: Duration = Duration::from_millis(5);
 
-/// The memory of a group as one rank's workspace or buffer has it. To drop it is its teardown: nothing of this rank uses it any more.
+/// The memory of a group as one rank's workspace or buffer has it. To drop it is its teardown: nothing of this rank uses it
+/// any more.
 #[derive(Debug)]
 pub struct WorkspaceMemory<M: Memory> {
     /// There until the teardown.
