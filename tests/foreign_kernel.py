@@ -46,7 +46,7 @@ class Table:
 def lamport_all_reduce(table: Table, rank: int, message: np.ndarray) -> np.ndarray:
     """The sum of float32 messages, in rank order. Push, clear, poll, rotate."""
     world_size, words = len(table.slot_addresses), message.size
-    slot = int(table.counters[2])
+    slot = int(table.counters[2]) % SLOTS
     payload = message.view(np.uint32).copy()
     payload[payload == SENTINEL] = 0
     for peer in range(world_size):

@@ -47,16 +47,20 @@ def test_an_own_operation_after_a_foreign_one_is_an_error_on_every_rank(ranks_of
     assert all(isinstance(error, LamportError) and MESSAGE in str(error) for error in errors), errors
 
 
-def come_back_to_the_same_words(me: Rank) -> None:
-    """Three foreign sums of the same size can leave the words, and the slots, as the last own sum did."""
+def come_back_to_the_same_extent(me: Rank, foreign: int) -> None:
+    """Own sum, foreign sums that leave the same slot and the same extent, own sums of other sizes."""
     workspace = me.workspace(COMM_SIZE, timeout=10)
-    table, expected = Table(workspace.workspace, me.world_size), float(sum(range(me.world_size)))
-    for _ in range(3):
-        total = lamport_rs.all_reduce(torch.full((160,), float(me.rank)), workspace)
-        assert (total == expected).all()
-        sum_with_a_foreign_kernel(me, table, 3, 160)
+    table = Table(workspace.workspace, me.world_size)
+    total = lamport_rs.all_reduce(torch.full((160,), float(me.rank)), workspace)
+    assert (total == float(sum(range(me.world_size)))).all()
+    sum_with_a_foreign_kernel(me, table, foreign, 160)
+    for elements in (160, 80, 80):
+        with pytest.raises(LamportError, match=MESSAGE):
+            lamport_rs.all_reduce(torch.ones(elements), workspace)
 
 
+@pytest.mark.parametrize("foreign", [3, 6])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_foreign_use_that_leaves_no_trace_does_no_harm(ranks_of, world_size):
-    ranks_of(world_size).run(come_back_to_the_same_words)
+def test_foreign_sums_that_leave_the_extent_of_the_own_one_are_noticed(ranks_of, world_size, foreign):
+    outcomes = ranks_of(world_size).run(come_back_to_the_same_extent, foreign)
+    assert outcomes == [None] * world_size

@@ -18,9 +18,9 @@ LINE_BYTES = 64
 
 
 def test_the_layout_that_is_tested_here_is_that_of_the_version():
-    """`Table` reads version 1. A layout that differs takes another number, another reader, and a line in the docs."""
-    assert lamport_rs.TABLE_ABI_VERSION == 1
-    assert "| 1 |" in (Path(__file__).parents[1] / "docs/compatibility.md").read_text()
+    """`Table` reads version 2. A layout that differs takes another number, another reader, and a line in the docs."""
+    assert lamport_rs.TABLE_ABI_VERSION == 2
+    assert "| 2 |" in (Path(__file__).parents[1] / "docs/compatibility.md").read_text()
 
 
 def read_table(me: Rank) -> None:
@@ -70,7 +70,7 @@ def watch_the_control_words(me: Rank) -> None:
     workspace = me.workspace(COMM_SIZE)
     table = Table(workspace.workspace, me.world_size)
     for round_, elements in enumerate([4, 100, 1, 33, 8]):
-        assert table.counters[2] == round_ % SLOTS
+        assert table.counters[2] == (SLOTS + round_ % SLOTS if round_ else 0)
         lamport_rs.all_reduce(torch.ones(elements), workspace)
         region_bytes = -(-elements * 4 // LINE_BYTES) * LINE_BYTES
         assert table.extents.tolist() == [region_bytes * me.world_size, COMM_SIZE]
@@ -104,7 +104,7 @@ def find_foreign_control_words(me: Rank, slot: int, extent: int) -> None:
     lamport_rs.all_reduce(torch.ones(4), workspace)
     table = Table(workspace.workspace, me.world_size)
     table.counters[2], table.extents[0] = slot, extent
-    found = f"slot index {slot} and extent to clear {extent}, but 1 and {LINE_BYTES * me.world_size} were expected"
+    found = f"slot index {slot} and extent to clear {extent}, but 4 and {LINE_BYTES * me.world_size} were expected"
     for text in (found, "serves either foreign kernels or the package's own operations"):
         with pytest.raises(lamport_rs.LamportError, match=text):
             lamport_rs.all_reduce(torch.ones(4), workspace)

@@ -173,11 +173,12 @@ class LamportWorkspace(WorkspaceCalls):
         """The pointer table, to pass to a kernel as `void**`: int64, shape `[3 * world_size + 2]`, on `device`.
 
         It shares the workspace's memory and keeps it alive, also after this object is gone. Entries `2N` to `3N - 1`
-        (N is `world_size`) point to the ranks' slots, entry `3N` to `int32[3]` (arrival counter, unused, slot index),
-        entry `3N + 1` to `int64[2]` (extent to clear, `comm_size`, both in bytes); the others are 0. A workspace serves
-        either foreign kernels or the package's own operations: those raise once others have used the table.
+        (N is `world_size`) point to the ranks' slots, entry `3N` to `int32[3]` (arrival counter, unused, slot index, of
+        which the remainder by 3 is the slot), entry `3N + 1` to `int64[2]` (extent to clear, `comm_size`, both in
+        bytes); the others are 0. A workspace serves either foreign kernels or the package's own operations: those raise
+        once others have used the table.
 
-        This is version `lamport_rs.TABLE_ABI_VERSION` of the layout, 1. A kernel that was written for another one must
+        This is version `lamport_rs.TABLE_ABI_VERSION` of the layout, 2. A kernel that was written for another one must
         not be run on it.
         """
         if self._table is None:

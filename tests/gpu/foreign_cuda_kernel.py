@@ -44,7 +44,7 @@ extern "C" __global__ void foreign_sum(void** table, const Vector* input, float4
     int* const counter = (int*)table[3 * world_size];
     int* const slot_index = counter + 2;
     long long* const extents = (long long*)table[3 * world_size + 1];
-    const int slot = *slot_index;
+    const int slot = *slot_index % 3;
     const long long to_clear = extents[0], comm_size = extents[1];
     __syncthreads();
     if (threadIdx.x == 0) {

@@ -126,23 +126,19 @@ def test_a_replay_after_a_foreign_operation_is_an_error(ranks_of, world_size, ow
     ranks_of(world_size).run(use_a_graph_after_foreign, own)
 
 
-def come_back_to_the_same_words(me: Rank) -> None:
-    """Three foreign sums of the same size can leave the words, and the slots, as the last own sum did."""
+def come_back_to_the_same_extent(me: Rank, foreign: int) -> None:
+    """Own sum, foreign sums that leave the same slot and the same extent, own sums of other sizes."""
     workspace = workspace_for(me, TOKENS, timeout=10)
     mine = torch.full((ELEMENTS,), float(10 * (1 + me.rank)), device=me.device)
-    expected = sum(10.0 * (1 + rank) for rank in range(me.world_size))
-    for _ in range(3):
-        try:
-            total = lamport_rs.all_reduce(mine, workspace)
-            workspace.synchronize()
-        except LamportError as error:
-            if MESSAGE in str(error):
-                return
-            raise
-        assert bool((total == expected).all()), "neither an error nor the right sum"
-        sum_with_a_foreign_kernel(me, workspace, 3)
+    assert bool(
+        (lamport_rs.all_reduce(mine, workspace) == sum(10.0 * (1 + rank) for rank in range(me.world_size))).all()
+    )
+    sum_with_a_foreign_kernel(me, workspace, foreign)
+    for elements in (ELEMENTS, ELEMENTS // 2, ELEMENTS // 2):
+        expect_refusal(workspace, lambda to: lamport_rs.all_reduce(mine[:elements], to), "synchronize")  # noqa: B023
 
 
+@pytest.mark.parametrize("foreign", [3, 6])
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_foreign_use_that_leaves_no_trace_does_no_harm(ranks_of, world_size):
-    ranks_of(world_size).run(come_back_to_the_same_words)
+def test_foreign_sums_that_leave_the_extent_of_the_own_one_are_noticed(ranks_of, world_size, foreign):
+    ranks_of(world_size).run(come_back_to_the_same_extent, foreign)

@@ -32,9 +32,9 @@ compiled code saves their results; outside it runs them again in the backward pa
 like are a `LamportError`.
 
 **Streams.** On a GPU the operations run in the order of torch's current stream and overlap the end of what comes before
-them: the MiniMax norms' weights, and the scale that a quantised norm is given, are read early, so the kernel just before
-must not write them. A CUDA graph keeps the workspace whose operations it has captured; its replays are ordered by the
-stream they are launched on.
+them: the MiniMax norms' weights, and the scale that a quantised norm is given, are read early, so that the kernel just
+before must not write them. A CUDA graph keeps the workspace whose operations it has captured; its replays are ordered
+by the stream they are launched on.
 """
 
 from __future__ import annotations

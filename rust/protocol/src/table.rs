@@ -8,14 +8,14 @@
 //! | 0 … N-1 | 0 (reserved: IPC buffers) |
 //! | N … 2N-1 | 0 (reserved: barriers) |
 //! | 2N … 3N-1 | pointer to rank i's three slots, valid in this process |
-//! | 3N | pointer to `int32[3]`: arrival counter, unused, slot index |
+//! | 3N | pointer to `int32[3]`: arrival counter, unused, slot index modulo 3 |
 //! | 3N+1 | pointer to `int64[2]`: extent to clear (bytes), `comm_size` (bytes) |
 
 use crate::exchange::Extent;
 use crate::geometry::SLOTS;
 
 /// Version of this ABI: of the table's entries, of the control words, and of what they mean. It changes with any of them.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Position of the arrival counter among the `int32` control words.
 pub const ARRIVAL_COUNTER: usize = 0;
@@ -60,6 +60,14 @@ impl Control {
     #[inline(always)]
     pub fn previous_slot(&self) -> usize {
         (self.slot + SLOTS - 1) % SLOTS
+    }
+
+    /// What an operation of this package leaves as slot index: the slot, and [`SLOTS`] more, of which the remainder is the
+    /// slot. A foreign kernel takes the remainder, and leaves a number below [`SLOTS`]. So it shows that it was there,
+    /// whatever extent it leaves. Before the first operation it is 0.
+    #[inline(always)]
+    pub fn slot_index(&self) -> usize {
+        if self.previous_region_bytes == 0 { self.slot } else { self.slot + SLOTS }
     }
 
     /// The control words after an operation of `extent`.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use lamport_rs_core::error::{Cause, Error, Result};
 use lamport_rs_core::workspace::Settings;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
+use lamport_rs_protocol::table::SLOT_INDEX;
 
 use crate::standin::group::{Rank, on_ranks};
 use crate::standin::streams::TestStream;
@@ -80,6 +81,31 @@ fn ranks_that_differ_hear_of_it() {
             Err(Error::Mismatch { rank: own, peer, .. }) => assert_eq!((own, peer), (rank.rank, 1 - rank.rank)),
             other => panic!("{other:?}"),
         }
+    });
+}
+
+/// Three foreign operations leave the slot, and may leave the extent, as the own one before them had.
+#[test]
+fn foreign_operations_that_leave_slot_and_extent_are_noticed() {
+    let _standin = Standin::take();
+    on_ranks(2, |rank| {
+        let workspace = rank.create().unwrap();
+        assert_eq!(sum(&workspace, 100).unwrap(), [2.0; 100]);
+        let (table, entries) = workspace.table();
+        // SAFETY: the stand-in's device memory is this process's: the table, and then the three counters that it names.
+        let slot_index = unsafe {
+            let counters = *(table as *const u64).add(entries - 2);
+            (counters as *mut u32).add(SLOT_INDEX)
+        };
+        // SAFETY: as above; no kernel runs.
+        unsafe {
+            assert_eq!(*slot_index, 3 + 1);
+            *slot_index = 1;
+        }
+        rank.meet();
+        assert!(matches!(sum(&workspace, 100), Err(Error::ForeignKernel)));
+        assert!(sum(&workspace, 50).is_err());
+        rank.meet();
     });
 }
 

@@ -172,6 +172,14 @@ pub fn all() -> Vec<Defect> {
             expected: Hang,
         },
         Defect {
+            name: "a slot index that a foreign kernel could have left",
+            file: "protocol/control.cuh",
+            old: "SLOT_INDEX * sizeof(uint32), next + SLOTS);",
+            new: "SLOT_INDEX * sizeof(uint32), next);",
+            run: chain(all_reduce(OneShot, 700), 1),
+            expected: WrongControl,
+        },
+        Defect {
             name: "headers are not cleared",
             file: "protocol/header.cuh",
             old: "ptx::store_system(poll_ + previous * stride_, empty_vector());",

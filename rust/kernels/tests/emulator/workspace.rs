@@ -85,7 +85,7 @@ impl Workspace {
             };
             let counters = member.counters.words();
             check("the arrival counter", counters[ARRIVAL_COUNTER].into(), 0)?;
-            check("the slot index", counters[SLOT_INDEX].into(), control.slot as u64)?;
+            check("the slot index", counters[SLOT_INDEX].into(), control.slot_index() as u64)?;
             check("the counter between them", counters[1].into(), 0)?;
             let extents = member.extents.words();
             let extent = |index: usize| u64::from(extents[2 * index]) | u64::from(extents[2 * index + 1]) << 32;

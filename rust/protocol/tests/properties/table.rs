@@ -16,7 +16,7 @@ fn another_layout_is_another_version_of_the_abi() {
     let words = (table::ARRIVAL_COUNTER, table::SLOT_INDEX, table::COUNTERS, table::CLEAR_EXTENT, table::COMM_SIZE);
     let layout = (SLOTS, words, table::EXTENTS, table(&[1, 2, 3], 4, 5));
     let first = (3, (0, 2, 3, 0, 1), 2, vec![0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5]);
-    assert_eq!((table::ABI_VERSION, layout), (1, first), "a layout that differs is a version of its own: see table.rs");
+    assert_eq!((table::ABI_VERSION, layout), (2, first), "a layout that differs is a version of its own: see table.rs");
 }
 
 #[test]
@@ -48,12 +48,14 @@ proptest! {
         regions in prop::collection::vec((1_usize..1000).prop_map(|vectors| 16 * vectors), 1..40),
     ) {
         let mut control = Control::default();
+        prop_assert_eq!(control.slot_index(), 0, "what the table holds at first");
         prop_assert_eq!(control.previous_region_bytes, 0, "nothing to clear before the first operation");
         for (operation, &region_bytes) in regions.iter().enumerate() {
             prop_assert_eq!(control.slot, operation % SLOTS);
             let header = operation.is_multiple_of(2).then_some([1; 4]);
             control = control.rotated(Extent { region_bytes, chunk_vectors: 1, lead_chunks: 1, header });
             prop_assert_eq!(control.previous_slot(), operation % SLOTS);
+            prop_assert_eq!(control.slot_index(), 3 + (operation + 1) % SLOTS, "a foreign kernel leaves less");
             prop_assert_eq!(control.previous_region_bytes, region_bytes);
             prop_assert_eq!(control.previous_has_header, header.is_some());
         }

@@ -59,6 +59,6 @@ impl HostWorkspace {
 
     /// Slot index and extent to clear.
     fn control_words(&self, control: Control) -> (i32, i64) {
-        (control.slot as i32, (control.previous_region_bytes * self.member.geometry.world_size()) as i64)
+        (control.slot_index() as i32, (control.previous_region_bytes * self.member.geometry.world_size()) as i64)
     }
 }
