@@ -102,6 +102,10 @@ def lose_gradients(me: Rank, how: str) -> None:
         "minimax_allreduce_rms_qk": lambda: lamport_rs.minimax_allreduce_rms_qk(
             x, weight[:8], weight[8:], workspace, 8, 8, *settings
         ),
+        # Of a scale that is given, too.
+        "all_reduce_rms_norm_quant": lambda: lamport_rs.all_reduce_rms_norm_quant(
+            x.half(), None, torch.ones(16).half(), workspace, "fp8_static", torch.ones(1, requires_grad=True)
+        ),
     }
     lamport_rs.autograd._warned_of.clear()
     for name, call in calls.items():
