@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lamport_rs
 import torch
 import torch.distributed as dist
 from minimax_rows import Operation, bits_of, random_rows
+from quantised_rows import GROUPS, check_quantised
 from ranks import Rank
 from reference import check_rounding, check_same_bits, rms_norm_of_rows, rounded_sum, rounded_sum_with
 
@@ -178,6 +179,83 @@ class NormedReduction:
         """Its shape in words."""
         tokens, hidden = self.rows.shape
         return f"{self.algorithm} of {tokens} tokens of {hidden} {self.rows.dtype}, weight {self.weight.dtype}"
+
+
+@dataclass
+class QuantisedReduction(NormedReduction):
+    """One all-reduce with a residual, RMSNorm and a quantiser that computes its scales, likewise."""
+
+    quant_format: str = "fp8_token"
+    codes: torch.Tensor | None = None
+    scales: torch.Tensor | None = None
+
+    @classmethod
+    def random(
+        cls,
+        me: Rank,
+        tokens: int,
+        hidden: int,
+        algorithm: str,
+        quant_format: str = "fp8_token",
+        dtype: torch.dtype = torch.bfloat16,
+        weight_dtype: torch.dtype | None = None,
+        seed: int = 0,
+    ) -> QuantisedReduction:
+        """As without a quantiser."""
+        step = super().random(me, tokens, hidden, algorithm, dtype, weight_dtype, seed)
+        groups = hidden // (GROUPS[quant_format] or hidden)
+        codes = torch.empty(tokens, hidden, dtype=torch.float8_e4m3fn, device=step.rows.device)
+        scales = torch.empty(tokens, groups, dtype=torch.float32, device=step.rows.device)
+        return replace(step, quant_format=quant_format, codes=codes, scales=scales)
+
+    def __call__(self, workspace: lamport_rs.LamportWorkspace | torch.Tensor) -> list[torch.Tensor]:
+        """Do it; the outputs stay the same tensors."""
+        lamport_rs.all_reduce_rms_norm_quant(
+            self.rows,
+            self.residual,
+            self.weight,
+            workspace,
+            self.quant_format,
+            None,
+            self.eps,
+            self.weight_bias,
+            out=self.codes,
+            scale_out=self.scales,
+            residual_out=self.residual_out,
+            norm_out=self.out,
+            algorithm=self.algorithm,
+        )
+        return [self.out, self.residual_out, self.codes, self.scales]
+
+    def poison(self) -> None:
+        """Make it show if the operation leaves an output as it was."""
+        super().poison()
+        self.codes.view(torch.uint8).fill_(0x7F)
+        self.scales.fill_(math.nan)
+
+    def results(self) -> list[torch.Tensor]:
+        """Copies of the outputs."""
+        return [*super().results(), self.codes.clone(), self.scales.clone()]
+
+    def check(self, what: str) -> None:
+        """The outputs are right. A collective call."""
+        super().check(what)
+        check_quantised(self.codes, self.scales, self.out, self.quant_format, f"{what}, {self.describe()}")
+
+    def check_against(self, expected: list[torch.Tensor], what: str) -> None:
+        """The outputs are the same bits."""
+        super().check_against(expected[:2], what)
+        assert torch.equal(self.codes.view(torch.uint8), expected[2].view(torch.uint8)), f"codes, {what}"
+        check_same_bits(self.scales, expected[3], f"scales, {what}, {self.describe()}")
+
+    def differences(self, expected: list[torch.Tensor]) -> torch.Tensor:
+        """How many elements of the outputs are other bits, counted on the device and without waiting."""
+        codes = (self.codes.view(torch.uint8) != expected[2].view(torch.uint8)).sum()
+        return super().differences(expected[:2]) + codes + (bits_of(self.scales) != bits_of(expected[3])).sum()
+
+    def describe(self) -> str:
+        """Its shape in words."""
+        return f"{super().describe()}, to {self.quant_format}"
 
 
 def run_checked(operation: Operation | Reduction | NormedReduction, workspace, what: str) -> None:

@@ -16,7 +16,7 @@ import time
 import torch
 from minimax_rows import Operation
 from ranks import ProcessRanks, Rank
-from reductions import NormedReduction, Reduction, comm_size_for
+from reductions import NormedReduction, QuantisedReduction, Reduction, comm_size_for
 from soak_programs import POISON, Case, Maker, impartial_digest, make_cases, make_makers, make_programs
 from soak_report import Clock, Outcome, describe_start, parse_arguments, report
 
@@ -34,6 +34,10 @@ SUMS = [
     *[(2048, "one_shot"), (3001, "two_shot"), (9000, "auto"), (65_536, "one_shot"), (65_536, "two_shot")],
 ]
 NORMS = [(1, 8), (1, 1024), (3, 256), (7, 64), (16, 512), (40, 1024)]
+QUANTISED = [
+    *[(1, 8, "auto", "fp8_token"), (7, 64, "auto", "fp8_token"), (16, 512, "auto", "fp8_token")],
+    *[(1, 1024, "auto", "fp8_group"), (3, 256, "auto", "fp8_group"), (40, 1024, "auto", "fp8_group")],
+]
 MINIMAX = [
     *[(1, (64,)), (1, (768,)), (5, (32,)), (33, (128,)), (150, (64,))],
     *[(1, (64, 16)), (2, (384, 64)), (9, (32, 8)), (64, (96, 32)), (130, (24, 8))],
@@ -43,7 +47,10 @@ MINIMAX = [
 def makers() -> list[Maker]:
     """Of all kinds; the norms as the workspace chooses."""
     return make_makers(
-        (Reduction, SUMS), (NormedReduction, [(*shape, "auto") for shape in NORMS]), (Operation, MINIMAX)
+        (Reduction, SUMS),
+        (NormedReduction, [(*shape, "auto") for shape in NORMS]),
+        (QuantisedReduction, QUANTISED),
+        (Operation, MINIMAX),
     )
 
 

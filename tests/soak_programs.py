@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from minimax_rows import WEIGHTS, Operation
 from ranks import Rank
-from reductions import NormedReduction, Reduction
+from reductions import NormedReduction, QuantisedReduction, Reduction
 from reference import digest
 
 Step: TypeAlias = "Operation | Reduction | NormedReduction"
@@ -33,6 +33,8 @@ def outputs_of(step: Step) -> list[torch.Tensor]:
     """In the order of `results()`."""
     if isinstance(step, Operation):
         return step.outs
+    if isinstance(step, QuantisedReduction):
+        return [step.out, step.residual_out, step.codes, step.scales]
     return [step.out] if isinstance(step, Reduction) else [step.out, step.residual_out]
 
 
@@ -42,6 +44,8 @@ def with_outputs(step: Step, outputs: Sequence[torch.Tensor]) -> Step:
         return replace(step, outs=list(outputs))
     if isinstance(step, Reduction):
         return replace(step, out=outputs[0])
+    if isinstance(step, QuantisedReduction):
+        return replace(step, **dict(zip(("out", "residual_out", "codes", "scales"), outputs, strict=True)))
     return replace(step, out=outputs[0], residual_out=outputs[1])
 
 
@@ -49,16 +53,25 @@ def kind_of(step: Step) -> str:
     """Which of the package's operations it is, and how it is asked to sum."""
     if isinstance(step, Operation):
         return "minimax_allreduce_rms" if len(step.widths) == 1 else "minimax_allreduce_rms_qk"
+    if isinstance(step, QuantisedReduction):
+        return f"all_reduce_rms_norm_quant to {step.quant_format}, {step.algorithm}"
     return f"{'all_reduce' if isinstance(step, Reduction) else 'all_reduce_rms_norm'}, {step.algorithm}"
 
 
+def dtypes_of(kind: type[Step]) -> list[tuple[torch.dtype, ...]]:
+    """Of the rows, and of the weight if there is one."""
+    if kind is Reduction:
+        return [pair[:1] for pair in WEIGHTS[:3]]
+    return [pair for pair in WEIGHTS if kind is not QuantisedReduction or pair[0] != torch.float32]
+
+
 def make_makers(*kinds: tuple[type[Step], Sequence[tuple]]) -> list[Maker]:
-    """For each kind of operation, each of its shapes and each pair of dtypes; a sum has one dtype."""
+    """For each kind of operation, each of its shapes and each pair of dtypes that it takes; a sum has one dtype."""
     return [
         lambda me, seed, kind=kind, shape=shape, dtypes=dtypes: kind.random(me, *shape, *dtypes, seed)
         for kind, shapes in kinds
         for shape in shapes
-        for dtypes in ([pair[:1] for pair in WEIGHTS[:3]] if kind is Reduction else WEIGHTS)
+        for dtypes in dtypes_of(kind)
     ]
 
 

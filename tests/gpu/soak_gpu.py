@@ -19,11 +19,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from minimax_rows import Operation
 from ranks import ProcessRanks, Rank, one_gpu_per_rank
-from reductions import NormedReduction, Reduction, comm_size_for
+from reductions import NormedReduction, QuantisedReduction, Reduction, comm_size_for
 from soak_programs import POISON, Case, Maker, Program, impartial_digest, make_cases, make_makers, make_programs
 from soak_report import Clock, Outcome, describe_start, parse_arguments, report
 from test_cuda_soak import MINIMAX, MOST_BYTES, NORMS, SUMS
 
+QUANTISED = [
+    *[(1, 4096, "one_shot", "fp8_token"), (7, 520, "two_shot", "fp8_token"), (2, 20_000, "one_shot", "fp8_token")],
+    *[(3, 1024, "one_shot", "fp8_group"), (32, 4096, "two_shot", "fp8_group"), (5, 9088, "two_shot", "fp8_group")],
+]
+"""Held rows and wide ones, of both kinds of scales."""
 OPERATIONS = 10_000_000
 PROGRAMS, LENGTH = 24, 200
 LOOK = 50
@@ -39,7 +44,9 @@ LOAD, LOAD_BYTES, HOST_LOAD_BYTES = 0.5, 256 << 20, 16 << 20
 
 def makers() -> list[Maker]:
     """Of all kinds."""
-    return make_makers((Operation, MINIMAX), (Reduction, SUMS), (NormedReduction, NORMS))
+    return make_makers(
+        (Operation, MINIMAX), (Reduction, SUMS), (NormedReduction, NORMS), (QuantisedReduction, QUANTISED)
+    )
 
 
 def rather_small(case: Case) -> float:
