@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import lamport_rs
 import torch
@@ -60,6 +61,7 @@ def check_guard_elements(memory: torch.Tensor, what: str) -> None:
 class Reduction:
     """One all-reduce with its tensors. `rows`, the input, may be given other values between calls."""
 
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("out",)
     me: Rank
     rows: torch.Tensor
     out: torch.Tensor
@@ -107,6 +109,7 @@ class Reduction:
 class NormedReduction:
     """One all-reduce with a residual and RMSNorm, likewise."""
 
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("out", "residual_out")
     me: Rank
     rows: torch.Tensor
     residual: torch.Tensor
@@ -185,6 +188,7 @@ class NormedReduction:
 class QuantisedReduction(NormedReduction):
     """One all-reduce with a residual, RMSNorm and a quantiser that computes its scales, likewise."""
 
+    OUTPUTS: ClassVar[tuple[str, ...]] = (*NormedReduction.OUTPUTS, "codes", "scales")
     quant_format: str = "fp8_token"
     codes: torch.Tensor | None = None
     scales: torch.Tensor | None = None

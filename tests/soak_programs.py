@@ -33,20 +33,14 @@ def outputs_of(step: Step) -> list[torch.Tensor]:
     """In the order of `results()`."""
     if isinstance(step, Operation):
         return step.outs
-    if isinstance(step, QuantisedReduction):
-        return [step.out, step.residual_out, step.codes, step.scales]
-    return [step.out] if isinstance(step, Reduction) else [step.out, step.residual_out]
+    return [getattr(step, name) for name in step.OUTPUTS]
 
 
 def with_outputs(step: Step, outputs: Sequence[torch.Tensor]) -> Step:
     """The same operation on the same inputs, with its results elsewhere."""
     if isinstance(step, Operation):
         return replace(step, outs=list(outputs))
-    if isinstance(step, Reduction):
-        return replace(step, out=outputs[0])
-    if isinstance(step, QuantisedReduction):
-        return replace(step, **dict(zip(("out", "residual_out", "codes", "scales"), outputs, strict=True)))
-    return replace(step, out=outputs[0], residual_out=outputs[1])
+    return replace(step, **dict(zip(step.OUTPUTS, outputs, strict=True)))
 
 
 def kind_of(step: Step) -> str:

@@ -21,7 +21,7 @@ import torch
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError, LamportSingleRankError
-from lamport_rs.layout import run_on_copies
+from lamport_rs.layout import empty_dense, run_on_copies
 from lamport_rs.tracing import UNDER_TRANSFORMATION, functorch_is_active
 from lamport_rs.workspace import LamportWorkspace
 
@@ -90,17 +90,19 @@ class Collective:
         Returns:
             The outputs.
         """
-        allocated = [None] * len(given) if all(each is not None for each in given) else self.allocate(*arguments)
-        outputs: list[Any] = [made if each is None else each for made, each in zip(allocated, given, strict=True)]
-        del allocated
+        outputs: list[Any] = list(given)
+        if any(each is None for each in given):
+            made = self.allocate(*arguments)
+            outputs = [new if each is None else each for new, each in zip(made, given, strict=True)]
         left = self._left_as_it_lies(*arguments)
         copied = [place for place, name in enumerate(self.outputs) if name not in left]
-        read = [place for place in (*self._late, *self._early) if arguments[place] is not None]
-        weights = sum(place in self._early for place in read)
+        late, early = (
+            [place for place in places if arguments[place] is not None] for places in (self._late, self._early)
+        )
 
         def operation(tensors: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> None:
             call, results = list(arguments), list(outputs)
-            for place, tensor in zip(read, tensors, strict=True):
+            for place, tensor in zip([*late, *early], tensors, strict=True):
                 call[place] = tensor
             for place, tensor in zip(copied, written, strict=True):
                 results[place] = tensor
@@ -111,10 +113,18 @@ class Collective:
                     raise
                 self._without_peers(*call, *results)
 
-        tensors = [arguments[place] for place in read]
-        late = len(read) - weights
-        run_on_copies(operation, tensors[:late], tensors[late:], [outputs[place] for place in copied])
+        run_on_copies(
+            operation,
+            [arguments[place] for place in late],
+            [arguments[place] for place in early],
+            [outputs[place] for place in copied],
+        )
         return tuple(outputs)
+
+
+def empty_like_input(input: torch.Tensor, *_others: Any) -> tuple[torch.Tensor]:  # noqa: A002
+    """Allocate the output of a collective that has one, of the first argument's shape and dtype."""
+    return (empty_dense(input),)
 
 
 def core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | torch.Tensor:

@@ -13,7 +13,16 @@ from lamport_rs._core import LamportLayoutError, LamportSingleRankError
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.layout import empty_dense
 from lamport_rs.observation import log_fault, with_range
-from lamport_rs.operations.collective import Collective, check_apart, check_tensor, copy_to, core_of, explain, table_of
+from lamport_rs.operations.collective import (
+    Collective,
+    check_apart,
+    check_tensor,
+    copy_to,
+    core_of,
+    empty_like_input,
+    explain,
+    table_of,
+)
 from lamport_rs.single_rank import normalise, normalise_pair
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
@@ -194,10 +203,6 @@ def _empty_part(qkv: torch.Tensor, name: str, size: int) -> torch.Tensor:
         raise TypeError(f"argument '{name}': must be an integer, not {type(size).__name__}") from error
 
 
-def _empty_rows(input: torch.Tensor, *_others: Any) -> tuple[torch.Tensor]:  # noqa: A002
-    return (empty_dense(input),)
-
-
 def _empty_pair(
     qkv: torch.Tensor,
     _weight_q: object,
@@ -239,7 +244,7 @@ def _pair_without_peers(
     normalise_pair(qkv, q_size, kv_size, (norm_weight_q, norm_weight_k), eps, (q_out, k_out))
 
 
-MINIMAX = Collective("minimax_allreduce_rms", _empty_rows, _without_peers, read_early=("norm_weight",))
+MINIMAX = Collective("minimax_allreduce_rms", empty_like_input, _without_peers, read_early=("norm_weight",))
 MINIMAX_QK = Collective(
     "minimax_allreduce_rms_qk", _empty_pair, _pair_without_peers, read_early=("norm_weight_q", "norm_weight_k")
 )

@@ -87,6 +87,7 @@ def run_all_reduce_rms_norm(
                 residual_out = torch.empty_like(input)
             _core.all_reduce_rms_norm(input, residual, weight, core, eps, weight_bias, algorithm, out, residual_out)
         except (LamportLayoutError, LamportSingleRankError):
+            # What was allocated may go: its layout is that of the input.
             out, residual_out = given, given_residual
             out, residual_out = RMS_NORM.run_on_copies(
                 (input, residual, weight, core, eps, weight_bias, algorithm), (given, given_residual)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import is_grad_enabled
 from torch.autograd.graph import increment_version
@@ -11,9 +9,16 @@ from torch.autograd.graph import increment_version
 from lamport_rs import _core
 from lamport_rs._core import LamportLayoutError, LamportSingleRankError
 from lamport_rs.autograd import warn_of_lost_gradient
-from lamport_rs.layout import empty_dense
 from lamport_rs.observation import log_fault, with_range
-from lamport_rs.operations.collective import Algorithm, Collective, copy_to, core_of, explain, table_of
+from lamport_rs.operations.collective import (
+    Algorithm,
+    Collective,
+    copy_to,
+    core_of,
+    empty_like_input,
+    explain,
+    table_of,
+)
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
@@ -63,6 +68,7 @@ def run_all_reduce(
                 out = torch.empty_like(input)
             _core.all_reduce(input, core, algorithm, out)
         except (LamportLayoutError, LamportSingleRankError):
+            # What was allocated may go: its layout is that of the input.
             out = given
             (out,) = SUM.run_on_copies((input, core, algorithm), (given,))
         except (TypeError, RuntimeError) as error:
@@ -96,10 +102,6 @@ def run_all_reduce_in_place(tensor: torch.Tensor, workspace: LamportWorkspace) -
         raise
 
 
-def _empty_sum(input: torch.Tensor, *_others: Any) -> tuple[torch.Tensor]:  # noqa: A002
-    return (empty_dense(input),)
-
-
-SUM = Collective("all_reduce", _empty_sum)
+SUM = Collective("all_reduce", empty_like_input)
 run_all_reduce = with_range("all_reduce", run_all_reduce)
 run_all_reduce_in_place = with_range("all_reduce", run_all_reduce_in_place)

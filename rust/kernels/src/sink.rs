@@ -57,6 +57,14 @@ impl Sink {
         }
     }
 
+    /// Likewise, of a row of so many columns: all of them, where there are no groups.
+    pub const fn columns_of_scale(self, columns: usize) -> usize {
+        match self.group_columns() {
+            None | Some(0) => columns,
+            Some(group) => group,
+        }
+    }
+
     /// Whether the scales of a column lie side by side, and not those of a row.
     pub const fn is_column_major(self) -> bool {
         matches!(self, Self::Fp8GroupColumnMajor)

@@ -27,22 +27,34 @@ impl OnDevice for AllReduceRmsNorm {
         if world_size == 1 {
             return without_peers(workspace, purpose);
         }
-        let row_bytes = self.input.columns() * self.input.dtype.size();
         let shape = |chunk: &Chunk| Ok(rms_norm_shape(self, algorithm, world_size, chunk.len()));
         let parameters = |plan: <AllReduceRmsNormShape as Planned>::Plan, group, chunk: &Chunk| {
-            let row = |tensor: &Tensor| tensor.pointer as u64 + (chunk.start * row_bytes) as u64;
-            let tensors = AllReduceRmsNormTensors {
-                input: row(&self.input),
-                residual: self.residual.as_ref().map(row),
-                weight: self.weight.pointer as u64,
-                output: row(&self.output),
-                residual_output: row(&self.residual_output),
-            };
+            let tensors = tensors_from(self, Some(&self.output), chunk.start);
             plan.parameters(&geometry, group, tensors, self.epsilon, self.weight_bias)
         };
         let description = self.describe(algorithm);
         // SAFETY: the caller's promises.
         unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
+    }
+}
+
+/// Where row `row` of a tensor is.
+pub(in crate::operations) fn address_of(tensor: &Tensor, row: usize) -> u64 {
+    tensor.pointer as u64 + (row * tensor.columns() * tensor.dtype.size()) as u64
+}
+
+/// Where the tensors are from row `row` on. The normalised rows go to `output`, if anywhere.
+pub(in crate::operations) fn tensors_from(
+    operands: &AllReduceRmsNorm,
+    output: Option<&Tensor>,
+    row: usize,
+) -> AllReduceRmsNormTensors {
+    AllReduceRmsNormTensors {
+        input: address_of(&operands.input, row),
+        residual: operands.residual.as_ref().map(|residual| address_of(residual, row)),
+        weight: operands.weight.pointer as u64,
+        output: output.map_or(0, |output| address_of(output, row)),
+        residual_output: address_of(&operands.residual_output, row),
     }
 }
 

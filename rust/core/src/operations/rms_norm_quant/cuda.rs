@@ -1,8 +1,6 @@
 //! The operation over device memory.
 
-use lamport_rs_kernels::plan::rms_norm::{
-    AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape, AllReduceRmsNormTensors, QuantisedTensors,
-};
+use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape, QuantisedTensors};
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::AllReduceRmsNormQuant;
@@ -11,8 +9,8 @@ use crate::error::Result;
 use crate::operations::chunk::Chunk;
 use crate::operations::launch::{Purpose, launch, without_peers};
 use crate::operations::operands::OnDevice;
-use crate::operations::rms_norm::cuda::{plan_norm, rms_norm_shape};
-use crate::tensor::{Device, Tensor};
+use crate::operations::rms_norm::cuda::{address_of, plan_norm, rms_norm_shape, tensors_from};
+use crate::tensor::Device;
 use crate::workspace::cuda::CudaWorkspace;
 
 planned!(AllReduceRmsNormQuantShape, AllReduceRmsNormQuantPlan);
@@ -34,21 +32,12 @@ impl OnDevice for AllReduceRmsNormQuant {
             let norm = rms_norm_shape(norm, algorithm, world_size, chunk.len());
             Ok(AllReduceRmsNormQuantShape { norm, sink: self.sink })
         };
-        // What a rank's rows before the chunk take of a tensor with rows of its own.
-        let row = |tensor: &Tensor, chunk: &Chunk| {
-            tensor.pointer as u64 + (chunk.start * tensor.columns() * tensor.dtype.size()) as u64
-        };
         let parameters = |plan: <AllReduceRmsNormQuantShape as Planned>::Plan, group, chunk: &Chunk| {
-            let tensors = AllReduceRmsNormTensors {
-                input: row(&norm.input, chunk),
-                residual: norm.residual.as_ref().map(|residual| row(residual, chunk)),
-                weight: norm.weight.pointer as u64,
-                output: self.output().map_or(0, |output| row(output, chunk)),
-                residual_output: row(&norm.residual_output, chunk),
-            };
+            let tensors = tensors_from(norm, self.output(), chunk.start);
             let scale_strides = self.sink.scale_strides(norm.input.rows(), norm.input.columns());
             let scales = self.scales.pointer as u64 + (chunk.start * scale_strides[0] * size_of::<f32>()) as u64;
-            let quantised = QuantisedTensors { quantised: row(&self.quantised, chunk), scales, scale_strides };
+            let quantised = address_of(&self.quantised, chunk.start);
+            let quantised = QuantisedTensors { quantised, scales, scale_strides };
             plan.parameters(&geometry, group, tensors, quantised, norm.epsilon, norm.weight_bias)
         };
         let description = self.describe(algorithm);

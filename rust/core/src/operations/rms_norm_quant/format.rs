@@ -2,7 +2,6 @@
 
 use half::{bf16, f16};
 use lamport_rs_kernels::Sink;
-use lamport_rs_kernels::sink::GROUP_COLUMNS;
 use lamport_rs_protocol::sentinel::Vector;
 
 use super::AllReduceRmsNormQuant;
@@ -54,7 +53,7 @@ impl RowQuantiser {
     /// Stores what row `row` becomes, of which all vectors were taken.
     pub fn finish(&mut self, row: usize) {
         let columns = self.values.len();
-        let group = if self.sink.in_kernel() == Sink::Fp8Group { GROUP_COLUMNS } else { columns };
+        let group = self.sink.columns_of_scale(columns);
         for (index, values) in self.values.chunks_exact(group).enumerate() {
             let place = self.scale(row, index);
             let largest = largest_magnitude(values);

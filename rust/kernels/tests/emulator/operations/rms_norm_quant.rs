@@ -3,7 +3,6 @@
 use std::cmp::Ordering;
 
 use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape, QuantisedTensors};
-use lamport_rs_kernels::sink::GROUP_COLUMNS;
 use lamport_rs_kernels::{ModuleKey, Sink};
 
 use super::rms_norm::{AllReduceRmsNorm, EPSILON, Tensors as NormTensors, WEIGHT_BIAS};
@@ -41,7 +40,7 @@ impl AllReduceRmsNormQuant {
 
     /// Columns that share a scale.
     fn group(&self) -> usize {
-        if self.sink.in_kernel() == Sink::Fp8Group { GROUP_COLUMNS } else { self.norm.hidden }
+        self.sink.columns_of_scale(self.norm.hidden)
     }
 
     /// In the memory of the scales: where that of a group is, counted over all rows.
