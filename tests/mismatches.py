@@ -135,7 +135,7 @@ def check_that_they_differ(me: Rank, name: str) -> str:
     with pytest.raises(LamportMismatchError, match="the ranks differ") as caught:
         call_all(calls, me, workspace)
     error = caught.value
-    assert (error.rank, error.peer == me.rank) == (me.rank, False)
+    assert (error.rank, error.peer == me.rank) == (me.rank, False), str(error)
     assert error.operation in str(error)
     assert error.peer_operation in str(error)
     with pytest.raises(LamportError, match="failed earlier"):
