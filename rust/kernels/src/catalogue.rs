@@ -27,6 +27,8 @@ pub enum ModuleKey {
     AllReduceRmsNorm(AllReduceRmsNormKernel),
     /// The same, and a quantiser.
     AllReduceRmsNormQuant(AllReduceRmsNormKernel),
+    /// The sum over ranks of rows, and a quantiser.
+    AllReduceQuant(AllReduceRmsNormKernel),
     /// MiniMax normalisation of one matrix.
     MinimaxRms(MinimaxKernel),
     /// MiniMax normalisation of two: queries and keys.
@@ -133,6 +135,7 @@ impl ModuleKey {
             .chain(AllReduceKernel::all().map(Self::AllReduce))
             .chain(AllReduceRmsNormKernel::all().map(Self::AllReduceRmsNorm))
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuant))
+            .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceQuant))
             .chain(MinimaxKernel::all().map(Self::MinimaxRms))
             .chain(MinimaxKernel::all().map(Self::MinimaxRmsQk))
     }
@@ -158,6 +161,10 @@ impl ModuleKey {
                 Algorithm::OneShot => c"all_reduce_rms_norm_quant_one_shot",
                 Algorithm::TwoShot => c"all_reduce_rms_norm_quant_two_shot",
             },
+            Self::AllReduceQuant(kernel) => match kernel.algorithm {
+                Algorithm::OneShot => c"all_reduce_quant_one_shot",
+                Algorithm::TwoShot => c"all_reduce_quant_two_shot",
+            },
             Self::MinimaxRms(_) => c"minimax_rms",
             Self::MinimaxRmsQk(_) => c"minimax_rms_qk",
         }
@@ -168,7 +175,7 @@ impl ModuleKey {
         match self {
             Self::Fill | Self::Verify | Self::Skip => None,
             Self::AllReduce(kernel) => Some(all_reduce_bounds(kernel.method, kernel.capacity)),
-            Self::AllReduceRmsNorm(kernel) | Self::AllReduceRmsNormQuant(kernel) => {
+            Self::AllReduceRmsNorm(kernel) | Self::AllReduceRmsNormQuant(kernel) | Self::AllReduceQuant(kernel) => {
                 Some(rms_norm_bounds(kernel.capacity))
             }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => Some(kernel.variant.bounds),
@@ -183,11 +190,13 @@ impl ModuleKey {
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
                 ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
             ],
-            Self::AllReduceRmsNorm(kernel) | Self::AllReduceRmsNormQuant(kernel) => vec![
-                ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
-                ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
-                ("LAMPORT_HELD", kernel.held.to_string()),
-            ],
+            Self::AllReduceRmsNorm(kernel) | Self::AllReduceRmsNormQuant(kernel) | Self::AllReduceQuant(kernel) => {
+                vec![
+                    ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
+                    ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
+                    ("LAMPORT_HELD", kernel.held.to_string()),
+                ]
+            }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => vec![
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
                 ("LAMPORT_WEIGHT", kernel.weight.cuda_name().to_owned()),
@@ -211,7 +220,8 @@ impl ModuleKey {
                 format!("{function}.{}.n{capacity}", dtype.name())
             }
             Self::AllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, held, .. })
-            | Self::AllReduceRmsNormQuant(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
+            | Self::AllReduceRmsNormQuant(AllReduceRmsNormKernel { dtype, capacity, held, .. })
+            | Self::AllReduceQuant(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
                 format!("{function}.{}.n{capacity}.{}", dtype.name(), if held { "held" } else { "wide" })
             }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => {
