@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lamport_rs.lifecycle import WorkspaceStatus
     from lamport_rs.operations import (
         all_reduce,
+        all_reduce_quant,
         all_reduce_rms_norm,
         all_reduce_rms_norm_quant,
         minimax_allreduce_rms,
@@ -50,6 +51,7 @@ __all__ = [
     "WorkspaceStatus",
     "__version__",
     "all_reduce",
+    "all_reduce_quant",
     "all_reduce_rms_norm",
     "all_reduce_rms_norm_quant",
     "bind_to_thread",
@@ -66,6 +68,7 @@ _PUBLIC_MODULES = {
     "lifecycle": ("WorkspaceStatus",),
     "operations": (
         "all_reduce",
+        "all_reduce_quant",
         "all_reduce_rms_norm",
         "all_reduce_rms_norm_quant",
         "minimax_allreduce_rms",

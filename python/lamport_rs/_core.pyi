@@ -9,6 +9,8 @@ import torch
 __version__: str
 MAX_WORLD_SIZE: int
 """The most ranks that a group may have."""
+HELD_COLUMNS: int
+"""Columns of 16 bits up to which `all_reduce_quant` needs no place for the sum."""
 TABLE_ABI_VERSION: int
 """Version of the pointer table's layout."""
 

@@ -32,7 +32,7 @@ compiled code saves their results; outside it runs them again in the backward pa
 like are a `LamportError`.
 
 **Streams.** On a GPU the operations run in the order of torch's current stream and overlap the end of what comes before
-them: the MiniMax norms' weights, and the scale that a quantised norm is given, are read early, so that the kernel just
+them: the MiniMax norms' weights, and the scale that a quantised result is given, are read early, so that the kernel just
 before must not write them. A CUDA graph keeps the workspace whose operations it has captured; its replays are ordered
 by the stream they are launched on.
 """
@@ -58,12 +58,14 @@ from lamport_rs.operations.rms_norm_quant import (
     all_reduce_rms_norm_quant,
     run_all_reduce_rms_norm_quant,
 )
+from lamport_rs.operations.sum_quant import SUM_QUANT, all_reduce_quant, run_all_reduce_quant
 from lamport_rs.operations.sums import SUM, all_reduce, run_all_reduce
 
 COLLECTIVES: tuple[tuple[Collective, Callable[..., Any]], ...] = (
     (SUM, run_all_reduce),
     (RMS_NORM, run_all_reduce_rms_norm),
     (RMS_NORM_QUANT, run_all_reduce_rms_norm_quant),
+    (SUM_QUANT, run_all_reduce_quant),
     (MINIMAX, run_minimax_rms),
     (MINIMAX_QK, run_minimax_rms_qk),
 )
@@ -73,6 +75,7 @@ __all__ = [
     "Algorithm",
     "QuantFormat",
     "all_reduce",
+    "all_reduce_quant",
     "all_reduce_rms_norm",
     "all_reduce_rms_norm_quant",
     "minimax_allreduce_rms",
