@@ -106,6 +106,9 @@ def lose_gradients(me: Rank, how: str) -> None:
         "all_reduce_rms_norm_quant": lambda: lamport_rs.all_reduce_rms_norm_quant(
             x.half(), None, torch.ones(16).half(), workspace, "fp8_static", torch.ones(1, requires_grad=True)
         ),
+        "all_reduce_quant": lambda: lamport_rs.all_reduce_quant(
+            x.half(), workspace, "fp8_static", torch.ones(1, requires_grad=True)
+        ),
     }
     lamport_rs.autograd._warned_of.clear()
     for name, call in calls.items():

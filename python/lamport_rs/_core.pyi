@@ -147,6 +147,17 @@ def all_reduce_rms_norm_quant(
     residual_out: torch.Tensor,
     norm_out: torch.Tensor,
 ) -> None: ...
+def all_reduce_quant(
+    input: torch.Tensor,
+    workspace: Workspace | torch.Tensor,
+    quant_format: str,
+    scale: torch.Tensor | None,
+    with_sum: bool,
+    algorithm: str,
+    out: torch.Tensor,
+    scale_out: torch.Tensor,
+    sum_out: torch.Tensor,
+) -> None: ...
 def minimax_allreduce_rms(
     input: torch.Tensor,
     norm_weight: torch.Tensor,
