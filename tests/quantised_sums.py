@@ -16,7 +16,7 @@ def room(me: Rank) -> int:
 
 
 def inputs_of(me: Rank, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> list[torch.Tensor]:
-    """Of all ranks. Where there are rows for it: one of NaN, one of zeros, an infinity, and groups of the least scale."""
+    """Of all ranks. Where there are rows for it: a NaN, zeros, an infinity, and groups of the least scale."""
     inputs = [random_tensor(shape, dtype, seed, rank).to(me.device) for rank in range(me.world_size)]
     for each in inputs:
         each[..., :128] *= 100

@@ -4,7 +4,7 @@ import lamport_rs
 import pytest
 import torch
 from foreign_kernel import Table, lamport_all_reduce
-from lamport_rs import LamportError
+from lamport_rs import LamportError, _core
 from minimax_rows import Operation
 from ranks import Rank, errors_of
 from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
@@ -21,6 +21,10 @@ OWN = {
     "minimax_allreduce_rms": lambda me: Operation.random(me, 33, (96,)),
     "minimax_allreduce_rms_qk": lambda me: Operation.random(me, 33, (96, 32)),
 }
+
+
+def test_every_operation_is_tried():
+    assert {name.split(",")[0] for name in OWN} == {name for name, *_ in _core.collectives()}
 
 
 def sum_with_a_foreign_kernel(me: Rank, table: Table, times: int, elements: int) -> None:

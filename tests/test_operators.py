@@ -34,6 +34,7 @@ def check(me: Rank) -> None:
         (operators.minimax_allreduce_rms, (torch.randn(4, 64)[:, :32], weight, table, me.rank, 2, 1e-5)),
         (operators.minimax_allreduce_rms_qk, (rows, weight[:16], weight[:8], table, 16, 8, me.rank, 2, 1e-5)),
     ]
+    assert {operator for operator, _ in cases} == {getattr(operators, name) for name in COLLECTIVES}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for operator, arguments in cases:

@@ -13,7 +13,6 @@ import torch
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError
-from lamport_rs.layout import empty_dense
 
 QuantFormat: TypeAlias = Literal["fp8_static", "fp8_token", "fp8_group", "fp8_group_column_major"]
 """What rows become. All are FP8 e4m3 (`torch.float8_e4m3fn`), and float32 scales that give the rows back.

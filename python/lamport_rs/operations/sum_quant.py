@@ -1,4 +1,4 @@
-"""The sum over ranks of rows, quantised: what an FP8 product takes, without the pass over memory that makes it of the sum."""
+"""The sum over ranks of rows, quantised: what an FP8 product takes, in one pass over memory."""
 
 from __future__ import annotations
 
@@ -92,9 +92,7 @@ def run_all_reduce_quant(
             out, scale_out = empty_quantised(input, quant_format, scale, out, scale_out)
             if sum_out is None:
                 sum_out = _empty_sum(input, with_sum)
-            _core.all_reduce_quant(
-                input, core, quant_format, scale, with_sum, algorithm, out, scale_out, sum_out
-            )
+            _core.all_reduce_quant(input, core, quant_format, scale, with_sum, algorithm, out, scale_out, sum_out)
         except (LamportLayoutError, LamportSingleRankError):
             # Those that were allocated will do.
             out, scale_out, sum_out = SUM_QUANT.run_on_copies(

@@ -108,10 +108,8 @@ collectives! {
         let (output, residual_output) = (norm_out, residual_out);
         let norm =
             AllReduceRmsNorm { input, residual, weight, epsilon: eps, weight_bias, algorithm, output, residual_output };
-        let scales = scale.unwrap_or(scale_out);
-        let operands =
-            AllReduceRmsNormQuant { norm, has_output: with_norm, quantised: Quantised { sink: quant_format, rows: out, scales } };
-        (workspace, operands)
+        let quantised = Quantised { sink: quant_format, rows: out, scales: scale.unwrap_or(scale_out) };
+        (workspace, AllReduceRmsNormQuant { norm, has_output: with_norm, quantised })
     }
 
     /// `sum_out = sum over ranks of input`, if it is asked for, and `out` is this sum as `quant_format` has it, with its

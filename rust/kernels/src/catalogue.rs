@@ -161,10 +161,7 @@ impl ModuleKey {
                 Algorithm::OneShot => c"all_reduce_rms_norm_quant_one_shot",
                 Algorithm::TwoShot => c"all_reduce_rms_norm_quant_two_shot",
             },
-            Self::AllReduceQuant(kernel) => match kernel.algorithm {
-                Algorithm::OneShot => c"all_reduce_quant_one_shot",
-                Algorithm::TwoShot => c"all_reduce_quant_two_shot",
-            },
+            Self::AllReduceQuant(_) => c"all_reduce_quant",
             Self::MinimaxRms(_) => c"minimax_rms",
             Self::MinimaxRmsQk(_) => c"minimax_rms_qk",
         }
@@ -204,6 +201,9 @@ impl ModuleKey {
                 ("LAMPORT_VECTORS", kernel.variant.vectors.to_string()),
             ],
         };
+        if let Self::AllReduceQuant(kernel) = self {
+            definitions.push(("LAMPORT_EXCHANGE", format!("rows_{}", kernel.algorithm.name())));
+        }
         if let Some(LaunchBounds { max_threads, min_blocks }) = self.bounds() {
             definitions.push(("LAMPORT_MAX_THREADS", max_threads.to_string()));
             definitions.push(("LAMPORT_MIN_BLOCKS", min_blocks.to_string()));
@@ -220,9 +220,12 @@ impl ModuleKey {
                 format!("{function}.{}.n{capacity}", dtype.name())
             }
             Self::AllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, held, .. })
-            | Self::AllReduceRmsNormQuant(AllReduceRmsNormKernel { dtype, capacity, held, .. })
-            | Self::AllReduceQuant(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
+            | Self::AllReduceRmsNormQuant(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
                 format!("{function}.{}.n{capacity}.{}", dtype.name(), if held { "held" } else { "wide" })
+            }
+            Self::AllReduceQuant(AllReduceRmsNormKernel { algorithm, dtype, capacity, held }) => {
+                let (dtype, rows) = (dtype.name(), if held { "held" } else { "wide" });
+                format!("{function}.{}.{dtype}.n{capacity}.{rows}", algorithm.name())
             }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => {
                 let MinimaxKernel { dtype, weight, variant } = kernel;

@@ -2,7 +2,7 @@
 //!
 //! | module | concept |
 //! | --- | --- |
-//! | [`all_reduce`], [`all_reduce_quant`], [`rms_norm`], [`rms_norm_quant`], [`minimax`] | one each: operands, and `host` and `cuda` |
+//! | [`all_reduce`], [`all_reduce_quant`], [`rms_norm`], [`rms_norm_quant`], [`minimax`] | one each: operands, backends |
 //! | [`kind`] | what there is of each besides |
 //! | [`operands`] | what all of them do: be checked, and run, on each backend |
 //! | [`question`] | calls that are asked about before there are tensors |

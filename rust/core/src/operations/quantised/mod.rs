@@ -59,7 +59,7 @@ impl Quantised {
         Ok(())
     }
 
-    /// Checks how they lie, and that they share nothing with each other and with all `others`. Follows the checks of these.
+    /// Checks how they lie, and that they share nothing with each other and with `others`, which were checked before.
     pub(super) fn check_layout<'a>(
         &self,
         input: &Tensor,

@@ -1,9 +1,0 @@
-// The sum over ranks of rows, in one shot, with a quantiser.
-#include "device/kernel.cuh"
-#include "exchange/rows_one_shot.cuh"
-#include "sink/quantise.cuh"
-#include "sink/sum_rows.cuh"
-#include "source/rows.cuh"
-
-LAMPORT_KERNEL(all_reduce_quant_one_shot, AllReduceRmsNormQuantParameters,
-               rows_one_shot<TensorRows, SumRows<LAMPORT_VALUE, LAMPORT_HELD, Quantise>, LAMPORT_CAPACITY>)
