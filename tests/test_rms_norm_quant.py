@@ -97,6 +97,7 @@ def refuse(me: Rank) -> None:
         (rows, "fp8_token", None, {"out": torch.empty_like(rows)}, "out is float16"),
         (rows, "fp8_token", None, {"scale_out": torch.empty(2, 2)}, "scale_out has shape"),
         (rows, "fp8_static", scale, {"scale_out": torch.empty(1)}, "scale_out must be None"),
+        (rows, "fp8_token", None, {"algorithm": "two_shot"}, "all_reduce_rms_norm_quant is one-shot only"),
         (wide, "fp8_group_column_major", None, {"scale_out": torch.empty(2, 2)}, "must have strides \\[1, 4\\]"),
     ]
     for given, quant_format, its_scale, places, text in refused:

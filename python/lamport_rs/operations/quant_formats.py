@@ -1,4 +1,4 @@
-"""What normalised rows are quantised to: names, shapes and layouts, and the values, by torch.
+"""What rows are quantised to: names, shapes and layouts, and the values, by torch.
 
 The core says which formats there are (`rust/kernels/src/sink.rs`). A new one needs its name in `QuantFormat`, and its
 values in `quantise`.
@@ -13,10 +13,9 @@ import torch
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError
-from lamport_rs.layout import empty_dense
 
 QuantFormat: TypeAlias = Literal["fp8_static", "fp8_token", "fp8_group", "fp8_group_column_major"]
-"""What normalised rows become. All are FP8 e4m3 (`torch.float8_e4m3fn`), and float32 scales that give the rows back.
+"""What rows become. All are FP8 e4m3 (`torch.float8_e4m3fn`), and float32 scales that give the rows back.
 
 `"fp8_static"`: one scale for the tensor, which is given. `"fp8_token"`: a scale for each row. `"fp8_group"`: one for
 each 128 columns of a row. `"fp8_group_column_major"`: the same, but the scales of a column lie side by side, and
@@ -42,17 +41,14 @@ def must_lie_as_allocated(quant_format: str) -> bool:
     return quant_format in _COLUMN_MAJOR
 
 
-def empty_results(
+def empty_quantised(
     input: torch.Tensor,  # noqa: A002
     quant_format: str,
     scale: torch.Tensor | None,
-    with_norm: bool,
     out: torch.Tensor | None = None,
     scale_out: torch.Tensor | None = None,
-    residual_out: torch.Tensor | None = None,
-    norm_out: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`(out, scales, residual_out, norm_out)`, those that are not given allocated; empty where there is nothing."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(out, scales)`, those that are not given allocated; empty where there is nothing."""
     if quant_format not in _GROUPS:
         raise LamportError(f"quant_format is {quant_format!r}, but must be one of {', '.join(map(repr, _GROUPS))}")
     group = _GROUPS[quant_format]
@@ -65,11 +61,7 @@ def empty_results(
         raise LamportError(f"{quant_format} computes no scales: scale_out must be None")
     if scale_out is None:
         scale_out = _empty_scales(input, quant_format)
-    if residual_out is None:
-        residual_out = empty_dense(input)
-    if norm_out is None:
-        norm_out = empty_dense(input) if with_norm else input.new_empty(0)
-    return out, scale_out, residual_out, norm_out
+    return out, scale_out
 
 
 def _empty_scales(input: torch.Tensor, quant_format: str) -> torch.Tensor:  # noqa: A002
@@ -88,7 +80,7 @@ def _empty_scales(input: torch.Tensor, quant_format: str) -> torch.Tensor:  # no
 
 
 def quantise(rows: torch.Tensor, quant_format: str, out: torch.Tensor, scale: torch.Tensor) -> None:
-    """Quantise normalised rows with torch: for a group of one rank on a GPU."""
+    """Quantise rows with torch: for a group of one rank on a GPU."""
     with torch.inference_mode():
         group = _GROUPS[quant_format]
         columns = group or rows.shape[-1]

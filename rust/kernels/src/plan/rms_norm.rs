@@ -52,13 +52,15 @@ pub struct AllReduceRmsNormShape {
     pub algorithm: Algorithm,
 }
 
-/// An all-reduce of rows with a residual, RMSNorm and a quantiser.
+/// An all-reduce of rows with a quantiser, behind a residual and RMSNorm or without these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AllReduceRmsNormQuantShape {
     /// The rows.
     pub norm: AllReduceRmsNormShape,
     /// The quantiser.
     pub sink: Sink,
+    /// Whether there are a residual and a norm. If not, the weights' dtype is the rows'.
+    pub is_normalised: bool,
 }
 
 /// Its launch, and how the rows are divided.
@@ -88,14 +90,23 @@ impl AllReduceRmsNormQuantShape {
     /// Plans the launch.
     pub fn plan(&self, device: Device) -> Result<AllReduceRmsNormQuantPlan, PlanError> {
         self.check()?;
-        let norm = self.norm.plan_of(ModuleKey::AllReduceRmsNormQuant, device)?;
+        let module = if self.is_normalised { ModuleKey::AllReduceRmsNormQuant } else { ModuleKey::AllReduceQuant };
+        let norm = self.norm.plan_of(module, device)?;
         Ok(AllReduceRmsNormQuantPlan { launch: norm.launch, norm, sink: self.sink })
     }
 }
 
 impl AllReduceRmsNormQuantPlan {
-    /// The kernel's parameters; `tensors.output` is 0 if the normalised rows are not asked for. An error if the group's
-    /// slots are too small.
+    /// Whether the kernel holds rows in registers. If not, it needs a place for the sum.
+    pub fn is_held(&self) -> bool {
+        matches!(
+            self.launch.module,
+            ModuleKey::AllReduceRmsNormQuant(kernel) | ModuleKey::AllReduceQuant(kernel) if kernel.held
+        )
+    }
+
+    /// The kernel's parameters; `tensors.output` is 0 if the normalised rows are not asked for. Where there is no norm,
+    /// there are an input and a place for the sum, or 0, and nothing else. An error if the group's slots are too small.
     pub fn parameters(
         &self,
         geometry: &Geometry,

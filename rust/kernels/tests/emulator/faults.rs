@@ -11,7 +11,7 @@ use crate::cases::device;
 use crate::compile::FEWER_POLLS_BITS;
 use crate::machine::{Kernels, Machine};
 use crate::operations::{
-    AllReduce, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Prepared, Skip, Verify,
+    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Prepared, Skip, Verify,
 };
 use crate::run::Case;
 use crate::values::Random;
@@ -58,6 +58,8 @@ pub fn cases() -> Vec<FaultCase> {
             let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual: true, in_place };
             let quant = AllReduceRmsNormQuant { norm, sink, has_output: true };
             cases.push(FaultCase::new(world_size, true, quant));
+            let sum = AllReduceQuant { algorithm, dtype, tokens, hidden, sink, has_sum: true, in_place };
+            cases.push(FaultCase::new(world_size, true, sum));
         }
         let (tokens, tokens_per_block) = (4, Some(1));
         let one = Minimax { dtype, weight, tokens, widths: [64], tokens_per_block, in_place };

@@ -1,6 +1,6 @@
 //! The operation over device memory.
 
-use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape, QuantisedTensors};
+use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape};
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::AllReduceRmsNormQuant;
@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::operations::chunk::Chunk;
 use crate::operations::launch::{Purpose, launch, without_peers};
 use crate::operations::operands::OnDevice;
-use crate::operations::rms_norm::cuda::{address_of, plan_norm, rms_norm_shape, tensors_from};
+use crate::operations::rms_norm::cuda::{plan_norm, rms_norm_shape, tensors_from};
 use crate::tensor::Device;
 use crate::workspace::cuda::CudaWorkspace;
 
@@ -29,15 +29,12 @@ impl OnDevice for AllReduceRmsNormQuant {
         }
         let norm = &self.norm;
         let shape = |chunk: &Chunk| {
-            let norm = rms_norm_shape(norm, algorithm, world_size, chunk.len());
-            Ok(AllReduceRmsNormQuantShape { norm, sink: self.sink })
+            let norm = rms_norm_shape(&norm.input, norm.weight.dtype, algorithm, world_size, chunk.len());
+            Ok(AllReduceRmsNormQuantShape { norm, sink: self.quantised.sink, is_normalised: true })
         };
         let parameters = |plan: <AllReduceRmsNormQuantShape as Planned>::Plan, group, chunk: &Chunk| {
             let tensors = tensors_from(norm, self.output(), chunk.start);
-            let scale_strides = self.sink.scale_strides(norm.input.rows(), norm.input.columns());
-            let scales = self.scales.pointer as u64 + (chunk.start * scale_strides[0] * size_of::<f32>()) as u64;
-            let quantised = address_of(&self.quantised, chunk.start);
-            let quantised = QuantisedTensors { quantised, scales, scale_strides };
+            let quantised = self.quantised.tensors_from(chunk.start);
             plan.parameters(&geometry, group, tensors, quantised, norm.epsilon, norm.weight_bias)
         };
         let description = self.describe(algorithm);
@@ -52,5 +49,5 @@ fn check(
     operands: &AllReduceRmsNormQuant,
 ) -> Result<(Algorithm, impl Iterator<Item = Chunk> + Clone + use<>)> {
     operands.check(Device::Cuda(workspace.device.index))?;
-    plan_norm(workspace, &operands.norm)
+    plan_norm(workspace, &operands.norm.input, operands.norm.weight.dtype, operands.norm.algorithm)
 }

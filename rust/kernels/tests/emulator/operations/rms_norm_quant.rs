@@ -13,7 +13,7 @@ use crate::values::{Random, decode, elements};
 use crate::workspace::Member;
 
 /// Of the quantiser that is given one.
-const SCALE: f32 = 0.0137;
+pub(super) const SCALE: f32 = 0.0137;
 
 /// The norm's rows, quantised.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ struct Tensors {
 
 impl AllReduceRmsNormQuant {
     fn plan(&self, setting: &Setting) -> AllReduceRmsNormQuantPlan {
-        let shape = AllReduceRmsNormQuantShape { norm: self.norm.shape(setting), sink: self.sink };
+        let shape = AllReduceRmsNormQuantShape { norm: self.norm.shape(setting), sink: self.sink, is_normalised: true };
         shape.plan(setting.device).expect("the case has a plan")
     }
 
@@ -136,7 +136,7 @@ impl Prepared for Tensors {
 }
 
 /// By the definition of the operation.
-fn check_group(sink: Sink, scale: f32, codes: &[u8], values: &[f32]) -> Result<(), String> {
+pub(super) fn check_group(sink: Sink, scale: f32, codes: &[u8], values: &[f32]) -> Result<(), String> {
     let largest = values.iter().fold(0.0_f32, |most, x| if most.is_nan() || x.abs() <= most { most } else { x.abs() });
     let computed = match sink {
         Sink::Fp8Static => SCALE,

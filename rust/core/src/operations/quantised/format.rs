@@ -1,11 +1,11 @@
-//! What a normalised row becomes: its quantised values and their scales, from the formats' definitions.
+//! What a row becomes: its quantised values and their scales, from the formats' definitions.
 
 use half::{bf16, f16};
 use lamport_rs_kernels::Sink;
 use lamport_rs_protocol::sentinel::Vector;
 
-use super::AllReduceRmsNormQuant;
-use crate::tensor::Dtype;
+use super::Quantised;
+use crate::tensor::{Dtype, Tensor};
 
 /// The largest value of FP8 e4m3.
 const FP8_MAX: f32 = 448.0;
@@ -29,19 +29,19 @@ pub struct RowQuantiser {
 impl RowQuantiser {
     /// # Safety
     /// The operands were checked, and their pointers are valid while this is used.
-    pub unsafe fn new(operands: &AllReduceRmsNormQuant) -> Self {
-        let input = &operands.norm.input;
+    pub unsafe fn new(quantised: &Quantised, input: &Tensor) -> Self {
+        let Quantised { sink, rows, scales } = quantised;
         Self {
-            sink: operands.sink,
+            sink: *sink,
             dtype: input.dtype,
             values: Vec::with_capacity(input.columns()),
-            quantised: operands.quantised.pointer,
-            scales: operands.scales.pointer.cast(),
-            scale_strides: operands.sink.scale_strides(input.rows(), input.columns()),
+            quantised: rows.pointer,
+            scales: scales.pointer.cast(),
+            scale_strides: sink.scale_strides(input.rows(), input.columns()),
         }
     }
 
-    /// Takes the next vector of a normalised row.
+    /// Takes the next vector of a row.
     pub fn take(&mut self, vector: Vector) {
         let halves = vector.into_iter().flat_map(|word| [word as u16, (word >> 16) as u16]);
         match self.dtype {
