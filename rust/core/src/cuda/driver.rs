@@ -29,7 +29,7 @@ pub fn initialise() -> Result<()> {
 }
 
 /// The functions of the driver that are called, by the names that its library has for them.
-const FUNCTIONS: [&str; 40] = [
+const FUNCTIONS: [&str; 41] = [
     "cuCtxGetCurrent",
     "cuCtxGetDevice",
     "cuCtxSetCurrent",
@@ -43,6 +43,7 @@ const FUNCTIONS: [&str; 40] = [
     "cuEventCreate",
     "cuEventDestroy_v2",
     "cuEventRecord",
+    "cuEventSynchronize",
     "cuGetErrorName",
     "cuGetErrorString",
     "cuGraphRetainUserObject",
