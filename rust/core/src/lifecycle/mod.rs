@@ -145,7 +145,7 @@ impl Lifecycle {
         }
         let told = notices.told();
         if let Some(error) = fault_of(&notices, told) {
-            return Some((error, notices.epoch));
+            return Some((error.seen_between_operations_by(self.rank), notices.epoch));
         }
         let now = self.made.elapsed();
         let asked = Duration::from_millis(self.asked_for_processes.load(Ordering::Relaxed));
