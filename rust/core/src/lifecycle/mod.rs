@@ -160,6 +160,7 @@ impl Lifecycle {
     #[cold]
     fn learn(&self, notices: &Notices<'_, Words>, told: RankSet) -> Error {
         let (_, error) = first_of(notices, told);
+        let error = error.seen_between_operations_by(self.rank);
         self.failure.note(&error, notices.epoch, true);
         error
     }
