@@ -3,7 +3,7 @@
 
 use cudarc::driver::{result, sys};
 
-use super::driver::{check, error_of};
+use super::driver::{check, error_of, new_event};
 use super::launch::RelaxedCapture;
 use super::order::legacy_stream_is_in_use;
 use crate::error::Result;
@@ -73,11 +73,6 @@ pub(super) fn wait() -> Result<()> {
     // SAFETY: nobody records it any more.
     let _ = unsafe { result::event::destroy(event) };
     waited
-}
-
-fn new_event() -> Result<sys::CUevent> {
-    let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-    result::event::create(flags).map_err(|error| error_of("cuEventCreate", error))
 }
 
 /// Makes the null stream of `follower`, which is current afterwards, wait for that of the current context.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::device::Device;
-use super::driver::{check, error_of};
+use super::driver::{check, new_event};
 use crate::error::{Error, Result};
 
 /// Remembers the streams of the last operations: of those that run, and of those that a capture records. The two are
@@ -84,10 +84,7 @@ impl StreamOrder {
     fn wait(&mut self, last: sys::CUstream, stream: sys::CUstream) -> Result<()> {
         let event = match self.event {
             Some(event) => event,
-            None => {
-                let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-                *self.event.insert(result::event::create(flags).map_err(|error| error_of("cuEventCreate", error))?)
-            }
+            None => *self.event.insert(new_event()?),
         };
         // SAFETY: the event is ours; `last` was a stream when the last operation was called on it. torch's own streams
         // live as long as the process, and of others that is asked of the caller (docs/decisions.md).
