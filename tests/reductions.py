@@ -15,7 +15,7 @@ import lamport_rs
 import torch
 import torch.distributed as dist
 from minimax_rows import Operation, bits_of, random_rows
-from quantised_rows import GROUPS, check_quantised
+from quantised_rows import FORMATS, check_quantised
 from ranks import Rank
 from reference import check_rounding, check_same_bits, rms_norm_of_rows, rounded_sum, rounded_sum_with
 
@@ -207,7 +207,7 @@ class QuantisedReduction(NormedReduction):
     ) -> QuantisedReduction:
         """As without a quantiser."""
         step = super().random(me, tokens, hidden, algorithm, dtype, weight_dtype, seed)
-        groups = hidden // (GROUPS[quant_format] or hidden)
+        groups = hidden // (FORMATS[quant_format].group or hidden)
         codes = torch.empty(tokens, hidden, dtype=torch.float8_e4m3fn, device=step.rows.device)
         scales = torch.empty(tokens, groups, dtype=torch.float32, device=step.rows.device)
         return replace(step, quant_format=quant_format, codes=codes, scales=scales)

@@ -12,14 +12,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import lamport_rs
 import torch
 from lamport_rs.command_line.bench.member import join
 from lamport_rs.command_line.launch import choose_backend, launch
 from lamport_rs.command_line.replay import Replay, measure_replays
+from lamport_rs.operations import QuantFormat
 
-FORMATS = ("fp8_static", "fp8_token", "fp8_group", "fp8_group_column_major")
+FORMATS = get_args(QuantFormat)
+GIVEN = {"fp8_static": 0.01}
+"""Scales for those that have one given."""
 EPS = 1e-6
 
 
@@ -41,9 +45,9 @@ def calls_of(workspace: lamport_rs.LamportWorkspace, tokens: int, hidden: int) -
 
     calls = {"norm": norm, "norm, cast": lambda: codes.copy_(norm()), "norm, token": lambda: quantise(norm())}
     for name in FORMATS:
-        scale = torch.tensor([0.01], device=device) if name == "fp8_static" else None
-        scales = lamport_rs.all_reduce_rms_norm_quant(*operands, name, scale, EPS)[1]
-        places = {"out": codes, "residual_out": summed, **({} if scale is not None else {"scale_out": scales})}
+        scale = torch.tensor([GIVEN[name]], device=device) if name in GIVEN else None
+        made, scales, *_ = lamport_rs.all_reduce_rms_norm_quant(*operands, name, scale, EPS)
+        places = {"out": made, "residual_out": summed, **({} if scales is scale else {"scale_out": scales})}
         call = partial(lamport_rs.all_reduce_rms_norm_quant, *operands, name, scale, EPS, **places)
         calls |= {name: call, f"{name}, norm": partial(call, norm_out=out)}
     return calls

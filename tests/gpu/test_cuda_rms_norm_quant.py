@@ -49,11 +49,11 @@ def capture_and_replay(me: Rank, quant_format: str) -> None:
             rows.copy_(random_tensor(rows.shape, torch.bfloat16, seed, me.rank))
             residual.copy_(random_tensor(rows.shape, torch.bfloat16, seed, 100))
             if scale is not None:
-                scale.fill_(0.01 * (1 + seed))
+                scale.fill_(FORMATS[quant_format].given * (1 + seed))
             torch.cuda.synchronize()
             graph.replay()
             what = f"{quant_format}, {tokens} tokens of {hidden}, {algorithm}, replay {seed}"
-            check_quantised(found[0], found[1], found[3], quant_format, what)
+            check_quantised(found[0], found[1], found[3], quant_format, what, scale)
             eager = lamport_rs.all_reduce_rms_norm_quant(*arguments, with_norm=True, algorithm=algorithm)
             assert torch.equal(eager[0].view(torch.uint8), found[0].view(torch.uint8)), what
             check_same_bits(found[2], eager[2], what)
@@ -82,7 +82,10 @@ def compile_it(me: Rank, quant_format: str, compiler: str) -> None:
             rows = random_tensor((5, 256), torch.bfloat16, seed, 0).to(me.device)
             torch.compiler.cudagraph_mark_step_begin()
             out, scales, _, normalised = compiled(rows)
-            check_quantised(out, scales, normalised, quant_format, f"{quant_format} by {compiler}, step {seed}")
+            what = f"{quant_format} by {compiler}, step {seed}"
+            check_quantised(
+                out, scale if FORMATS[quant_format].group is None else scales, normalised, quant_format, what, scale
+            )
             expected = step(rows)
             assert torch.equal(out.view(torch.uint8), expected[0].view(torch.uint8))
             assert scales.stride() == expected[1].stride(), "the fake implementation has other strides"

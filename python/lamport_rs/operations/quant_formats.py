@@ -7,7 +7,7 @@ values in `quantise`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -15,31 +15,75 @@ from lamport_rs import _core
 from lamport_rs._core import LamportError
 from lamport_rs.layout import empty_dense
 
-QuantFormat: TypeAlias = Literal["fp8_static", "fp8_token", "fp8_group", "fp8_group_column_major"]
-"""What normalised rows become. All are FP8 e4m3 (`torch.float8_e4m3fn`), and float32 scales that give the rows back.
+QuantFormat: TypeAlias = Literal["fp8_static", "fp8_token", "fp8_group", "fp8_group_column_major", "fp8_group_ue8m0"]
+"""What normalised rows become, and the scales that give the rows back.
 
-`"fp8_static"`: one scale for the tensor, which is given. `"fp8_token"`: a scale for each row. `"fp8_group"`: one for
-each 128 columns of a row. `"fp8_group_column_major"`: the same, but the scales of a column lie side by side, and
-columns begin at multiples of 16 bytes, as DeepGEMM reads them.
+The rows are FP8 e4m3 (`torch.float8_e4m3fn`). For the values `y` that share a scale `s`, in float32 and rounded to
+nearest even:
+
+`"fp8_static"`: one scale for the tensor, which is given. `float8_e4m3fn(clamp(y * (1 / s), -448, 448))`.
+
+`"fp8_token"`: a scale for each row, float32, `[..., 1]`. `float8_e4m3fn(clamp(y / s, -448, 448))`, where
+`s = max(max(|y|) / 448, 1 / (448 * 512))`.
+
+`"fp8_group"`: a scale for each 128 columns, float32, `[..., hidden // 128]`. Likewise, with
+`s = max(max(|y|), 1e-10) / 448`.
+
+`"fp8_group_column_major"`: the same, but the scales of a column lie side by side, and columns begin at multiples of 16
+bytes, as DeepGEMM reads them.
+
+`"fp8_group_ue8m0"`: a power of two for each 128 columns. Likewise, with
+`s = 2**ceil(log2(max(max(|y|) / 448, 1e-10)))`: the formula of vLLM's `per_token_group_quant_8bit_packed`. There is the
+exponent, `log2(s) + 127`, and 255 for NaN (UE8M0). Four of a row are packed in an int32, the first in the lowest byte;
+those of groups beyond the row are 0. The int32, `[..., ceil(hidden / 512)]`, lie as those float32 do: what DeepGEMM's
+`get_mn_major_tma_aligned_packed_ue8m0_tensor` makes, for Blackwell.
+
+A NaN makes the scale that it shares NaN, and all values that share it. So does an infinity, where scales are powers of
+two.
 """
 
-_GROUPS = {name: columns for name, columns, _ in _core.quant_formats()}
-"""Columns that share a scale, by format: 0 for all of a row, None if the scale is given."""
-_COLUMN_MAJOR = frozenset(name for name, _, is_column_major in _core.quant_formats() if is_column_major)
 
-_MAX = 448.0
+class _Format(NamedTuple):
+    """As the core describes it."""
+
+    is_given: bool
+    """Whether a scale for the tensor is given."""
+    group_columns: int | None
+    """Columns that share a scale that is computed: 0 for all of a row, None if none is computed."""
+    code: torch.dtype
+    columns_per_code: int
+    scale: torch.dtype
+    scales_per_element: int
+    layout: str
+
+
+_FORMATS = {
+    name: _Format(is_given, group, getattr(torch, code), columns, getattr(torch, scale), scales, layout)
+    for name, is_given, group, code, columns, scale, scales, layout in _core.quant_formats()
+}
+
+_FP8_MAX = 448.0
 """The largest value of FP8 e4m3."""
-_LEAST_ROW_SCALE = 1.0 / (_MAX * 512.0)
+_LEAST_ROW_SCALE = 1.0 / (_FP8_MAX * 512.0)
 """Rows of zeros have it."""
 _LEAST_OF_GROUP = 1e-10
 """Groups of smaller values have the scale of this one."""
-_SCALE_ALIGNMENT = 4
-"""Columns of scales begin at multiples of as many."""
+_LEAST_UE8M0_OF_GROUP = 1e-10
+"""No power of two is less, before it is rounded, that is the scale of a group."""
+_SCALE_ALIGNMENT = 16
+"""Columns of scales begin at multiples of as many bytes."""
+_TILE_ROWS, _TILE_SCALES = 128, 4
+"""Of a tile of swizzled scales."""
 
 
 def must_lie_as_allocated(quant_format: str) -> bool:
     """Whether scales are not row-major, so that no other layout will do."""
-    return quant_format in _COLUMN_MAJOR
+    return _FORMATS[quant_format].layout != "row_major" if quant_format in _FORMATS else False
+
+
+def computes_scales(quant_format: str) -> bool:
+    """Whether there are scales that are computed."""
+    return _FORMATS[quant_format].group_columns is not None
 
 
 def empty_results(
@@ -53,18 +97,20 @@ def empty_results(
     norm_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(out, scales, residual_out, norm_out)`, those that are not given allocated; empty where there is nothing."""
-    if quant_format not in _GROUPS:
-        raise LamportError(f"quant_format is {quant_format!r}, but must be one of {', '.join(map(repr, _GROUPS))}")
-    group = _GROUPS[quant_format]
-    if (group is None) != (scale is not None):
-        wanted = "needs a scale" if group is None else "computes its scales, and takes none"
+    if quant_format not in _FORMATS:
+        raise LamportError(f"quant_format is {quant_format!r}, but must be one of {', '.join(map(repr, _FORMATS))}")
+    described = _FORMATS[quant_format]
+    if described.is_given != (scale is not None):
+        wanted = "needs a scale" if described.is_given else "computes its scales, and takes none"
         raise LamportError(f"{quant_format} {wanted}")
     if out is None:
-        out = torch.empty(input.shape, dtype=torch.float8_e4m3fn, device=input.device)
-    if group is None and scale_out is not None:
+        columns = input.shape[-1] if input.dim() > 0 else 1
+        shape = (*input.shape[:-1], columns // described.columns_per_code)
+        out = torch.empty(shape, dtype=described.code, device=input.device)
+    if described.group_columns is None and scale_out is not None:
         raise LamportError(f"{quant_format} computes no scales: scale_out must be None")
     if scale_out is None:
-        scale_out = _empty_scales(input, quant_format)
+        scale_out = _empty_scales(input, described)
     if residual_out is None:
         residual_out = empty_dense(input)
     if norm_out is None:
@@ -72,35 +118,76 @@ def empty_results(
     return out, scale_out, residual_out, norm_out
 
 
-def _empty_scales(input: torch.Tensor, quant_format: str) -> torch.Tensor:  # noqa: A002
-    group = _GROUPS[quant_format]
+def _round_up(value: int, multiple: int) -> int:
+    return (value + multiple - 1) // multiple * multiple
+
+
+def _empty_scales(input: torch.Tensor, described: _Format) -> torch.Tensor:  # noqa: A002
+    group, dtype, outer = described.group_columns, described.scale, input.shape[:-1]
     columns = input.shape[-1] if input.dim() > 0 else 0
-    shape: Sequence[int] = (0,) if group is None else (*input.shape[:-1], columns // group if group else 1)
-    if quant_format not in _COLUMN_MAJOR:
-        return torch.empty(shape, dtype=torch.float32, device=input.device)
+    if group is None:
+        return torch.empty((0,), dtype=dtype, device=input.device)
+    scales = columns // group if group else 1
+    elements = (scales + described.scales_per_element - 1) // described.scales_per_element
+    if described.layout == "row_major":
+        return torch.empty((*outer, elements), dtype=dtype, device=input.device)
     strides: list[int] = []
     rows = 1
-    for size in reversed(input.shape[:-1]):
+    for size in reversed(outer):
         strides.insert(0, rows)
         rows = rows * size
-    aligned = (rows + _SCALE_ALIGNMENT - 1) // _SCALE_ALIGNMENT * _SCALE_ALIGNMENT
-    return torch.empty_strided(shape, (*strides, aligned), dtype=torch.float32, device=input.device)
+    if described.layout == "swizzled":
+        return torch.empty((_round_up(rows, _TILE_ROWS), elements), dtype=dtype, device=input.device)
+    aligned = _round_up(rows, _SCALE_ALIGNMENT // dtype.itemsize)
+    shape: Sequence[int] = (*outer, elements)
+    return torch.empty_strided(shape, (*strides, aligned), dtype=dtype, device=input.device)
 
 
-def quantise(rows: torch.Tensor, quant_format: str, out: torch.Tensor, scale: torch.Tensor) -> None:
+def quantise(
+    rows: torch.Tensor, quant_format: str, out: torch.Tensor, scale: torch.Tensor | None, scale_out: torch.Tensor
+) -> None:
     """Quantise normalised rows with torch: for a group of one rank on a GPU."""
     with torch.inference_mode():
-        group = _GROUPS[quant_format]
-        columns = group or rows.shape[-1]
+        described = _FORMATS[quant_format]
+        columns = described.group_columns or rows.shape[-1]
         values = rows.float().unflatten(-1, (rows.shape[-1] // columns, columns))
-        if group is None:
-            scaled = values * scale.reciprocal().reshape(())
+        largest = values.abs().amax(-1)
+        # By a tensor, not by a number: torch multiplies by the reciprocal of a number.
+        wanted = largest / torch.full((), _FP8_MAX, device=rows.device)
+        if scale is not None:
+            _put_fp8(values * scale.reciprocal().reshape(()), out)
+        elif quant_format == "fp8_token":
+            _put_fp8(values / scale_out.copy_(wanted.clamp(min=_LEAST_ROW_SCALE)).unsqueeze(-1), out)
+        elif quant_format == "fp8_group_ue8m0":
+            _put_with_ue8m0(values, wanted.clamp(min=_LEAST_UE8M0_OF_GROUP), described, out, scale_out)
         else:
-            # By a tensor, not by a number: torch multiplies by the reciprocal of a number.
-            largest, most = values.abs().amax(-1), torch.full((), _MAX, device=rows.device)
-            if group == 0:
-                scale.copy_((largest / most).clamp(min=_LEAST_ROW_SCALE))
-            else:
-                scale.copy_(largest.clamp(min=_LEAST_OF_GROUP) / most)
-            scaled = values / scale.unsqueeze(-1)
-        out.copy_(scaled.clamp(-_MAX, _MAX).flatten(-2))
+            scales = largest.clamp(min=_LEAST_OF_GROUP) / torch.full((), _FP8_MAX, device=rows.device)
+            _put_fp8(values / scale_out.copy_(scales).unsqueeze(-1), out)
+
+
+def _put_fp8(scaled: torch.Tensor, out: torch.Tensor) -> None:
+    out.copy_(scaled.clamp(-_FP8_MAX, _FP8_MAX).flatten(-2))
+
+
+def _put_with_ue8m0(
+    values: torch.Tensor, wanted: torch.Tensor, described: _Format, out: torch.Tensor, scale_out: torch.Tensor
+) -> None:
+    bits = wanted.view(torch.int32)
+    # Any bit of the fraction carries into the exponent. Half of the least normal float32 is 2^-127.
+    exponents = torch.where(bits <= 0x400000, 0, (bits.long() + 0x7FFFFF) >> 23).clamp(max=255)
+    inverse = torch.where(exponents == 255, 0x7FC00000, (254 - exponents) << 23).int().view(torch.float32)
+    _put_bytes(exponents.to(torch.uint8), described, scale_out)
+    _put_fp8(values * inverse.unsqueeze(-1), out)
+
+
+def _put_bytes(scales: torch.Tensor, described: _Format, scale_out: torch.Tensor) -> None:
+    """Store scales of a byte, `[..., scales of a row]`, where their layout has them."""
+    if described.layout == "swizzled":
+        scales = scales.flatten(0, -2) if scales.dim() > 1 else scales.unsqueeze(0)
+        rows, columns = (torch.arange(size, device=scales.device) for size in scales.shape)
+        of_row = rows // 128 * (_TILE_ROWS * scales.shape[-1]) + rows % 32 * 16 + rows // 32 % 4 * 4
+        places = of_row.unsqueeze(-1) + columns // 4 * 512 + columns % 4
+        scale_out.view(torch.uint8).flatten()[places] = scales
+    else:
+        padded = torch.nn.functional.pad(scales, (0, -scales.shape[-1] % described.scales_per_element))
+        scale_out.copy_(padded.view(scale_out.dtype))

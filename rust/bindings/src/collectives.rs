@@ -89,8 +89,8 @@ collectives! {
         (workspace, norm)
     }
 
-    /// Likewise, and `out` is the normalised rows as `quant_format` has them, with their scales in `scale_out`, unless
-    /// `scale` is given; `norm_out` these rows as they are, if they are asked for.
+    /// Likewise, and `out` is the normalised rows as `quant_format` has them, with their scales in `scale_out`, if any
+    /// are computed; `norm_out` these rows as they are, if they are asked for.
     fn all_reduce_rms_norm_quant(
         input: Tensor,
         residual: Option<Tensor>,
@@ -106,9 +106,9 @@ collectives! {
         let (output, residual_output) = (norm_out, residual_out);
         let norm =
             AllReduceRmsNorm { input, residual, weight, epsilon: eps, weight_bias, algorithm, output, residual_output };
-        let scales = scale.unwrap_or(scale_out);
+        let (quantised, scales) = (out, scale_out);
         let operands =
-            AllReduceRmsNormQuant { norm, has_output: with_norm, sink: quant_format, quantised: out, scales };
+            AllReduceRmsNormQuant { norm, has_output: with_norm, sink: quant_format, quantised, scale, scales };
         (workspace, operands)
     }
 

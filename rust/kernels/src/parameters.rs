@@ -182,6 +182,26 @@ laid_out! {
     }
     = AllReduceRmsNormQuant: AllReduceRmsNormQuantParameters;
 
+    /// Parameters of an all-reduce with a residual, RMSNorm and a quantiser whose scales are bytes. In `base` strides of
+    /// scales are in bytes: to the next row, within 32 rows, and to the fourth scale from one in its row.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct AllReduceRmsNormQuantBlocksParameters {
+        /// With the place of the first scale of the whole tensor, and scales that are 0 among those of a row.
+        pub base: AllReduceRmsNormQuantParameters,
+        /// The tensor's scale that is given, or 0.
+        pub given_scale: u64,
+        /// Of the whole tensor: the number of the first of these rows.
+        pub first_row: u32,
+        /// Bytes from a scale to that of the 32nd row from it, within 128 rows.
+        pub scale_rows_32_stride: u32,
+        /// Bytes from a scale to that of the 128th row from it.
+        pub scale_rows_128_stride: u32,
+        /// 0.
+        pub reserved: u32,
+    }
+    = AllReduceRmsNormQuantBlocks: AllReduceRmsNormQuantBlocksParameters;
+
     /// RMSNorm of a row.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, PartialEq)]

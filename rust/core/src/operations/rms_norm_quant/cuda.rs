@@ -1,6 +1,7 @@
 //! The operation over device memory.
 
 use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape, QuantisedTensors};
+use lamport_rs_kernels::sink::Family;
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::AllReduceRmsNormQuant;
@@ -32,17 +33,33 @@ impl OnDevice for AllReduceRmsNormQuant {
             let norm = rms_norm_shape(norm, algorithm, world_size, chunk.len());
             Ok(AllReduceRmsNormQuantShape { norm, sink: self.sink })
         };
-        let parameters = |plan: <AllReduceRmsNormQuantShape as Planned>::Plan, group, chunk: &Chunk| {
-            let tensors = tensors_from(norm, self.output(), chunk.start);
-            let scale_strides = self.sink.scale_strides(norm.input.rows(), norm.input.columns());
-            let scales = self.scales.pointer as u64 + (chunk.start * scale_strides[0] * size_of::<f32>()) as u64;
-            let quantised = address_of(&self.quantised, chunk.start);
-            let quantised = QuantisedTensors { quantised, scales, scale_strides };
-            plan.parameters(&geometry, group, tensors, quantised, norm.epsilon, norm.weight_bias)
+        let quantised = |chunk: &Chunk| QuantisedTensors {
+            quantised: address_of(&self.quantised, chunk.start),
+            scales: self.scales.pointer as u64,
+            given_scale: self.scale.map(|scale| scale.pointer as u64),
+            places: self.sink.scale_places(norm.input.rows(), norm.input.columns()),
+            first_row: chunk.start,
         };
+        let (epsilon, weight_bias) = (norm.epsilon, norm.weight_bias);
         let description = self.describe(algorithm);
+        type Plan = <AllReduceRmsNormQuantShape as Planned>::Plan;
         // SAFETY: the caller's promises.
-        unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
+        match self.sink.format().family {
+            Family::Float32Scales => {
+                let parameters = |plan: Plan, group, chunk: &Chunk| {
+                    let tensors = tensors_from(norm, self.output(), chunk.start);
+                    plan.parameters(&geometry, group, tensors, quantised(chunk), epsilon, weight_bias)
+                };
+                unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
+            }
+            Family::ByteScales => {
+                let parameters = |plan: Plan, group, chunk: &Chunk| {
+                    let tensors = tensors_from(norm, self.output(), chunk.start);
+                    plan.block_parameters(&geometry, group, tensors, quantised(chunk), epsilon, weight_bias)
+                };
+                unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
+            }
+        }
     }
 }
 
