@@ -59,7 +59,7 @@ def ue8m0(values: torch.Tensor, least: float) -> Quantised:
     """With the least powers of two that the largest magnitudes, or `least`, are not beyond 448 times of."""
     wanted = torch.maximum(values.abs().amax(-1) / torch.tensor(MAX), torch.tensor(least))
     fraction, exponent = torch.frexp(wanted)
-    exponents = (torch.where(fraction > 0.5, exponent, exponent - 1) + 127).clamp(0, 254)
+    exponents = torch.where(wanted == 0, 0, torch.where(fraction > 0.5, exponent, exponent - 1) + 127).clamp(0, 254)
     powers = torch.ldexp(torch.tensor(1.0, dtype=torch.float64), exponents - 127)
     is_finite = wanted.isfinite()
     powers = torch.where(is_finite, powers, torch.nan)
@@ -72,6 +72,8 @@ FORMATS = {
     "fp8_group": Definition(128, "row_major", fp8_group),
     "fp8_group_column_major": Definition(128, "column_major", fp8_group),
     "fp8_group_ue8m0": Definition(128, "packed", lambda values, _: ue8m0(values, 1e-10), scale=torch.int32),
+    "mxfp8": Definition(32, "row_major", lambda values, _: ue8m0(values, 0.0), scale=torch.uint8),
+    "mxfp8_swizzled": Definition(32, "swizzled", lambda values, _: ue8m0(values, 0.0), scale=torch.uint8),
 }
 
 
@@ -121,7 +123,9 @@ def scales_in_memory(scales: torch.Tensor, quant_format: str, shape: tuple[int, 
     else:
         # Tiles of 128 rows and 4 scales: rows that are 32 apart lie together.
         tiles = scales.view(torch.uint8).view((rows + 127) // 128, groups // 4, 32, 4, 4)
-        found = tiles.permute(0, 3, 2, 1, 4).reshape(-1, groups)[:rows]
+        found = tiles.permute(0, 3, 2, 1, 4).reshape(-1, groups)
+        assert not bool(found[rows:].any()), "scales of rows that do not exist are not 0"
+        found = found[:rows]
     found = found.reshape(*shape[:-1], groups).cpu()
     return found if found.dtype == torch.float32 else found.view(torch.uint8)
 

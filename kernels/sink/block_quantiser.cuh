@@ -17,21 +17,40 @@ struct AllReduceRmsNormQuantBlocksParameters : AllReduceRmsNormQuantParameters {
     // Bytes from a scale to that of the 32nd row from it, within 128 rows, and to that of the 128th.
     uint32 scale_rows_32_stride;
     uint32 scale_rows_128_stride;
-    uint32 reserved;
+    // Behind these rows: rows that only the tensor of scales has.
+    uint32 padding_rows;
 };
 
 ASSERT_LAYOUT_OF_AllReduceRmsNormQuantBlocks(AllReduceRmsNormQuantBlocksParameters);
 
-// Stores scale `index` of a row.
-__device__ __forceinline__ void store_block_scale_if(bool condition,
-                                                     const AllReduceRmsNormQuantBlocksParameters& parameters,
-                                                     uint32 token, uint32 index, uint32 byte) {
+// Where scale `index` of a row is.
+__device__ __forceinline__ Address block_scale_place(const AllReduceRmsNormQuantBlocksParameters& parameters,
+                                                     uint32 token, uint32 index) {
     const uint32 row = parameters.first_row + token;
     const uint64 of_row = uint64{row % 32} * parameters.scale_row_stride +
                           uint64{row / 32 % 4} * parameters.scale_rows_32_stride +
                           uint64{row / 128} * parameters.scale_rows_128_stride;
     const uint64 in_row = uint64{index / 4} * parameters.scale_stride + index % 4;
-    ptx::store_output_byte_if(condition, parameters.scales + of_row + in_row, byte);
+    return parameters.scales + of_row + in_row;
+}
+
+// Stores scale `index` of a row.
+__device__ __forceinline__ void store_block_scale_if(bool condition,
+                                                     const AllReduceRmsNormQuantBlocksParameters& parameters,
+                                                     uint32 token, uint32 index, uint32 byte) {
+    ptx::store_output_byte_if(condition, block_scale_place(parameters, token, index), byte);
+}
+
+// Stores 0 as the scales of rows that only their tensor has: the blocks with rows share them.
+template <class Rows>
+__device__ __forceinline__ void clear_padding(const Rows& rows,
+                                              const AllReduceRmsNormQuantBlocksParameters& parameters) {
+    const uint32 end = rows.has(0) ? parameters.tokens + parameters.padding_rows : 0;
+    for (uint32 row = parameters.tokens + rows.token(); row < end; row += parameters.tokens) {
+        for (uint32 index = 4 * threadIdx.x; index < parameters.row_scales; index += 4 * blockDim.x) {
+            ptx::store_output_word_if(true, block_scale_place(parameters, row, index), 0);
+        }
+    }
 }
 
 // Normalises the row, and calls `quantise` with the number of each of the thread's vectors, the vector, and the largest

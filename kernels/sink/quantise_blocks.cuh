@@ -5,6 +5,7 @@
 
 #include "sink/block_quantiser.cuh"
 #include "sink/fp8_group_ue8m0.cuh"
+#include "sink/mxfp8.cuh"
 
 namespace lamport {
 
@@ -23,7 +24,12 @@ public:
 
     template <class Rows>
     __device__ __forceinline__ void put(Rows& rows, const Parameters& parameters, Shared&, float row_scale) const {
-        Fp8GroupUe8m0::put(rows, parameters, row_scale);
+        if (parameters.format == FP8_GROUP_UE8M0) {
+            Fp8GroupUe8m0::put(rows, parameters, row_scale);
+        } else {
+            Mxfp8::put(rows, parameters, row_scale);
+        }
+        clear_padding(rows, parameters);
     }
 
     // A warp writes NaN over all of that. The normalised rows have `bytes` bytes.

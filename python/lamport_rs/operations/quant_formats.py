@@ -15,7 +15,15 @@ from lamport_rs import _core
 from lamport_rs._core import LamportError
 from lamport_rs.layout import empty_dense
 
-QuantFormat: TypeAlias = Literal["fp8_static", "fp8_token", "fp8_group", "fp8_group_column_major", "fp8_group_ue8m0"]
+QuantFormat: TypeAlias = Literal[
+    "fp8_static",
+    "fp8_token",
+    "fp8_group",
+    "fp8_group_column_major",
+    "fp8_group_ue8m0",
+    "mxfp8",
+    "mxfp8_swizzled",
+]
 """What normalised rows become, and the scales that give the rows back.
 
 The rows are FP8 e4m3 (`torch.float8_e4m3fn`). For the values `y` that share a scale `s`, in float32 and rounded to
@@ -37,6 +45,17 @@ bytes, as DeepGEMM reads them.
 exponent, `log2(s) + 127`, and 255 for NaN (UE8M0). Four of a row are packed in an int32, the first in the lowest byte;
 those of groups beyond the row are 0. The int32, `[..., ceil(hidden / 512)]`, lie as those float32 do: what DeepGEMM's
 `get_mn_major_tma_aligned_packed_ue8m0_tensor` makes, for Blackwell.
+
+`"mxfp8"`: a power of two for each 32 columns, uint8, `[..., hidden // 32]`: the exponent, as above. Likewise, with
+`s = max(2**ceil(log2(max(|y|) / 448)), 2**-127)`. The conversion in the OCP Microscaling specification 1.0 has
+`2**(floor(log2(max(|y|))) - 8)`, and cuts off what lies between 448 and 512 times that. Rounding up cuts off nothing: so
+do FlashInfer's `mxfp8_quantize`, which vLLM calls, and torchao's `RCEIL`.
+
+`"mxfp8_swizzled"`: the same, with the scales in tiles of 128 rows and 4 scales, as the tensor cores of Blackwell read
+them: the layout of cuBLAS's 1D block scaling, and FlashInfer's `layout_128x4`. Scale `j` of row `i` is byte
+`(i // 128 * (hidden // 128) + j // 4) * 512 + i % 32 * 16 + i // 32 % 4 * 4 + j % 4`. The tensor is
+`[rows, hidden // 32]`, with rows rounded up to 128; the scales of those that do not exist are 0. `hidden` is a multiple of
+128.
 
 A NaN makes the scale that it shares NaN, and all values that share it. So does an infinity, where scales are powers of
 two.
@@ -160,6 +179,8 @@ def quantise(
             _put_fp8(values / scale_out.copy_(wanted.clamp(min=_LEAST_ROW_SCALE)).unsqueeze(-1), out)
         elif quant_format == "fp8_group_ue8m0":
             _put_with_ue8m0(values, wanted.clamp(min=_LEAST_UE8M0_OF_GROUP), described, out, scale_out)
+        elif quant_format in ("mxfp8", "mxfp8_swizzled"):
+            _put_with_ue8m0(values, wanted, described, out, scale_out)
         else:
             scales = largest.clamp(min=_LEAST_OF_GROUP) / torch.full((), _FP8_MAX, device=rows.device)
             _put_fp8(values / scale_out.copy_(scales).unsqueeze(-1), out)
@@ -187,7 +208,7 @@ def _put_bytes(scales: torch.Tensor, described: _Format, scale_out: torch.Tensor
         rows, columns = (torch.arange(size, device=scales.device) for size in scales.shape)
         of_row = rows // 128 * (_TILE_ROWS * scales.shape[-1]) + rows % 32 * 16 + rows // 32 % 4 * 4
         places = of_row.unsqueeze(-1) + columns // 4 * 512 + columns % 4
-        scale_out.view(torch.uint8).flatten()[places] = scales
+        scale_out.view(torch.uint8).zero_().view(-1)[places] = scales
     else:
         padded = torch.nn.functional.pad(scales, (0, -scales.shape[-1] % described.scales_per_element))
         scale_out.copy_(padded.view(scale_out.dtype))

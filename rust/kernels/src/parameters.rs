@@ -1,7 +1,7 @@
 //! The structs that kernels take by value, laid out as in `kernels/`.
 //!
-//! The build script hands sizes and offsets of these to the CUDA sources, which assert that theirs are the same. Every
-//! `u64` that is not said to be something else is a device address.
+//! The CUDA sources assert that theirs have the same sizes and offsets. Every `u64` that is not said to be something else is
+//! a device address.
 
 use std::mem::offset_of;
 
@@ -182,23 +182,22 @@ laid_out! {
     }
     = AllReduceRmsNormQuant: AllReduceRmsNormQuantParameters;
 
-    /// Parameters of an all-reduce with a residual, RMSNorm and a quantiser whose scales are bytes. In `base` strides of
-    /// scales are in bytes: to the next row, within 32 rows, and to the fourth scale from one in its row.
+    /// Likewise with scales that are bytes. `base` has strides in bytes: to the next of 32 rows, and to the fourth scale.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct AllReduceRmsNormQuantBlocksParameters {
-        /// With the place of the first scale of the whole tensor, and scales that are 0 among those of a row.
+        /// With where the first scale of the whole tensor is.
         pub base: AllReduceRmsNormQuantParameters,
         /// The tensor's scale that is given, or 0.
         pub given_scale: u64,
-        /// Of the whole tensor: the number of the first of these rows.
+        /// In the whole tensor: the number of the first of these rows.
         pub first_row: u32,
-        /// Bytes from a scale to that of the 32nd row from it, within 128 rows.
+        /// To that of the 32nd row from it, within 128 rows.
         pub scale_rows_32_stride: u32,
-        /// Bytes from a scale to that of the 128th row from it.
+        /// To that of the 128th row from it.
         pub scale_rows_128_stride: u32,
-        /// 0.
-        pub reserved: u32,
+        /// Behind these rows: rows that only the tensor of scales has.
+        pub padding_rows: u32,
     }
     = AllReduceRmsNormQuantBlocks: AllReduceRmsNormQuantBlocksParameters;
 

@@ -1,6 +1,8 @@
 //! What becomes of normalised rows beside, or instead of, being stored: the quantisers.
 
 use crate::dtype::Dtype;
+use crate::scale_places::{SCALE_ALIGNMENT, TILE_ROWS, TILE_SCALES};
+pub use crate::scale_places::{ScaleLayout, ScalePlaces};
 
 /// A quantiser. Its part of the kernel is `kernels/sink/<name>.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,6 +17,10 @@ pub enum Sink {
     Fp8GroupColumnMajor = 4,
     /// FP8 e4m3 with a power of two for each 128 columns of a row: four exponents in an int32, and these column-major.
     Fp8GroupUe8m0 = 5,
+    /// MXFP8: FP8 e4m3 with a power of two for each 32 columns of a row, as an exponent.
+    Mxfp8 = 6,
+    /// The same, with the scales in tiles of 128 rows and 4 scales.
+    Mxfp8Swizzled = 7,
 }
 
 /// The kernels that have quantisers behind the norm. Which of its quantisers one is to run is a choice at run time.
@@ -25,36 +31,6 @@ pub enum Family {
     /// Scales are a byte each: `kernels/sink/quantise_blocks.cuh`.
     ByteScales,
 }
-
-/// Where the scales of a tensor lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ScaleLayout {
-    /// Those of a row side by side.
-    RowMajor,
-    /// Elements of a column side by side. Columns begin at multiples of 16 bytes.
-    ColumnMajor,
-    /// In tiles of 128 rows and 4 scales, of 512 bytes each, as the tensor cores of Blackwell read them. The tiles of 128
-    /// rows lie side by side.
-    Swizzled,
-}
-
-impl ScaleLayout {
-    /// Its name in Python.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::RowMajor => "row_major",
-            Self::ColumnMajor => "column_major",
-            Self::Swizzled => "swizzled",
-        }
-    }
-}
-
-/// Columns of scales begin at multiples of this many bytes.
-const SCALE_ALIGNMENT: usize = 16;
-/// Rows of a tile of swizzled scales.
-const TILE_ROWS: usize = 128;
-/// Scales of one row in it. All byte scales lie in such fours.
-pub const TILE_SCALES: usize = 4;
 
 /// What all layers know of a quantiser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,11 +83,28 @@ const FP8_GROUP_UE8M0: Format = Format {
     scales_per_element: 4,
     ..FP8_GROUP_COLUMN_MAJOR
 };
+const MXFP8: Format = Format {
+    name: "mxfp8",
+    in_kernel: Sink::Mxfp8,
+    group_columns: Some(32),
+    scale: Dtype::UInt8,
+    scales_per_element: 1,
+    layout: ScaleLayout::RowMajor,
+    ..FP8_GROUP_UE8M0
+};
+const MXFP8_SWIZZLED: Format = Format { name: "mxfp8_swizzled", layout: ScaleLayout::Swizzled, ..MXFP8 };
 
 impl Sink {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Fp8Static, Self::Fp8Token, Self::Fp8Group, Self::Fp8GroupColumnMajor, Self::Fp8GroupUe8m0];
+    pub const ALL: [Self; 7] = [
+        Self::Fp8Static,
+        Self::Fp8Token,
+        Self::Fp8Group,
+        Self::Fp8GroupColumnMajor,
+        Self::Fp8GroupUe8m0,
+        Self::Mxfp8,
+        Self::Mxfp8Swizzled,
+    ];
 
     /// What is known of it.
     pub const fn format(self) -> Format {
@@ -121,6 +114,8 @@ impl Sink {
             Self::Fp8Group => FP8_GROUP,
             Self::Fp8GroupColumnMajor => FP8_GROUP_COLUMN_MAJOR,
             Self::Fp8GroupUe8m0 => FP8_GROUP_UE8M0,
+            Self::Mxfp8 => MXFP8,
+            Self::Mxfp8Swizzled => MXFP8_SWIZZLED,
         }
     }
 
@@ -212,47 +207,5 @@ impl Sink {
             Format { group_columns: Some(group), layout: ScaleLayout::Swizzled, .. } => group * TILE_SCALES,
             Format { group_columns: Some(group), .. } => group,
         }
-    }
-}
-
-/// Where the scales of a tensor are: how many bytes from one to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ScalePlaces {
-    /// To the next row's, within 32 rows.
-    pub row: usize,
-    /// To that of the 32nd row from it, within 128 rows.
-    pub rows_32: usize,
-    /// To that of the 128th row from it.
-    pub rows_128: usize,
-    /// To the fourth from it in its row.
-    pub scales_4: usize,
-    /// To the next, of four.
-    pub scale: usize,
-}
-
-impl ScalePlaces {
-    /// From the first one to scale `index` of row `row`.
-    pub const fn of(self, row: usize, index: usize) -> usize {
-        let (tile_row, column) = (row % TILE_ROWS, index % TILE_SCALES);
-        let rows = tile_row % 32 * self.row + tile_row / 32 * self.rows_32 + row / TILE_ROWS * self.rows_128;
-        rows + index / TILE_SCALES * self.scales_4 + column * self.scale
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scales_lie_side_by_side_in_rows_or_in_columns() {
-        let rows = Sink::Fp8Group.scale_places(9, 1280);
-        let columns = Sink::Fp8GroupColumnMajor.scale_places(9, 1280);
-        let packed = Sink::Fp8GroupUe8m0.scale_places(9, 1280);
-        for (row, index) in (0..9).flat_map(|row| (0..10).map(move |index| (row, index))) {
-            assert_eq!(rows.of(row, index), 4 * (10 * row + index));
-            assert_eq!(columns.of(row, index), 4 * (row + 12 * index));
-            assert_eq!(packed.of(row, index), 4 * (row + 12 * (index / 4)) + index % 4);
-        }
-        assert_eq!(Sink::Fp8GroupUe8m0.scale_elements(1280), 3);
     }
 }

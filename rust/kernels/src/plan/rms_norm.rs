@@ -111,7 +111,7 @@ impl AllReduceRmsNormQuantPlan {
         epsilon: f32,
         weight_bias: f32,
     ) -> Result<AllReduceRmsNormQuantParameters, GeometryError> {
-        let QuantisedTensors { quantised, scales, given_scale, places, first_row } = quantised;
+        let QuantisedTensors { quantised, scales, given_scale, places, first_row, .. } = quantised;
         Ok(AllReduceRmsNormQuantParameters {
             base: self.norm.parameters(geometry, group, tensors, epsilon, weight_bias)?,
             quantised,
@@ -133,7 +133,7 @@ impl AllReduceRmsNormQuantPlan {
         epsilon: f32,
         weight_bias: f32,
     ) -> Result<AllReduceRmsNormQuantBlocksParameters, GeometryError> {
-        let QuantisedTensors { scales, given_scale, places, first_row, .. } = quantised;
+        let QuantisedTensors { scales, given_scale, places, first_row, padding_rows, .. } = quantised;
         let base = self.parameters(geometry, group, tensors, quantised, epsilon, weight_bias)?;
         let (scale_row_stride, scale_stride) = (places.row as u32, places.scales_4 as u32);
         Ok(AllReduceRmsNormQuantBlocksParameters {
@@ -142,7 +142,7 @@ impl AllReduceRmsNormQuantPlan {
             first_row: first_row as u32,
             scale_rows_32_stride: places.rows_32 as u32,
             scale_rows_128_stride: places.rows_128 as u32,
-            reserved: 0,
+            padding_rows: padding_rows as u32,
         })
     }
 }
@@ -160,6 +160,8 @@ pub struct QuantisedTensors {
     pub places: ScalePlaces,
     /// In the whole tensor: the number of the first of these rows.
     pub first_row: usize,
+    /// Behind these rows: rows that only the tensor of scales has.
+    pub padding_rows: usize,
 }
 
 /// Where the tensors are on the device. All are contiguous and begin at multiples of 16 bytes.

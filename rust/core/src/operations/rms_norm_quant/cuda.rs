@@ -33,12 +33,14 @@ impl OnDevice for AllReduceRmsNormQuant {
             let norm = rms_norm_shape(norm, algorithm, world_size, chunk.len());
             Ok(AllReduceRmsNormQuantShape { norm, sink: self.sink })
         };
+        let rows = norm.input.rows();
         let quantised = |chunk: &Chunk| QuantisedTensors {
             quantised: address_of(&self.quantised, chunk.start),
             scales: self.scales.pointer as u64,
             given_scale: self.scale.map(|scale| scale.pointer as u64),
-            places: self.sink.scale_places(norm.input.rows(), norm.input.columns()),
+            places: self.sink.scale_places(rows, norm.input.columns()),
             first_row: chunk.start,
+            padding_rows: if chunk.end == rows { self.sink.scale_rows(rows) - rows } else { 0 },
         };
         let (epsilon, weight_bias) = (norm.epsilon, norm.weight_bias);
         let description = self.describe(algorithm);

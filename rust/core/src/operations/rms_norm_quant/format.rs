@@ -29,6 +29,7 @@ pub struct RowQuantiser {
     scale: Option<*const f32>,
     scales: *mut u8,
     places: ScalePlaces,
+    rows: usize,
 }
 
 impl RowQuantiser {
@@ -44,6 +45,7 @@ impl RowQuantiser {
             scale: operands.scale.map(|scale| scale.pointer.cast_const().cast()),
             scales: operands.scales.pointer,
             places: operands.sink.scale_places(input.rows(), input.columns()),
+            rows: input.rows(),
         }
     }
 
@@ -73,13 +75,26 @@ impl RowQuantiser {
                 Sink::Fp8GroupUe8m0 => {
                     self.put_with_ue8m0(row, index, values, at_least(largest / FP8_MAX, LEAST_UE8M0_OF_GROUP));
                 }
+                Sink::Mxfp8 => self.put_with_ue8m0(row, index, values, largest / FP8_MAX),
                 _ => self.put_with_scale(row, index, values, at_least(largest, LEAST_OF_GROUP) / FP8_MAX),
             }
         }
         for index in self.sink.scales_of_row(columns)..self.sink.padded_scales_of_row(columns) {
             self.put_scale(row, index, &[0]);
         }
+        if row + 1 == self.rows {
+            self.clear_padding(columns);
+        }
         self.values.clear();
+    }
+
+    /// Rows that only the tensor of scales has.
+    fn clear_padding(&self, columns: usize) {
+        for row in self.rows..self.sink.scale_rows(self.rows) {
+            for index in 0..self.sink.scales_of_row(columns) {
+                self.put_scale(row, index, &[0]);
+            }
+        }
     }
 
     /// Makes the scales of `rows` rows NaN, if they are computed.

@@ -69,9 +69,19 @@ impl AllReduceRmsNormQuant {
         }
     }
 
+    /// Rows that only the tensor of scales has.
+    fn padding_rows(&self) -> usize {
+        self.sink.scale_rows(self.norm.tokens) - self.norm.tokens
+    }
+
     /// Scales that are always 0.
     fn check_padding(&self, found: &[u8]) -> Result<(), String> {
         let (hidden, places) = (self.norm.hidden, self.places());
+        for row in (0..self.padding_rows()).map(|row| self.norm.tokens + row) {
+            if (0..self.sink.scales_of_row(hidden)).any(|index| found[places.of(row, index)] != 0) {
+                return Err(format!("the scales of row {row}, which does not exist, are not 0"));
+            }
+        }
         for index in self.sink.scales_of_row(hidden)..self.sink.padded_scales_of_row(hidden) {
             for row in 0..self.norm.tokens {
                 if found[places.of(row, index)] != 0 {
@@ -125,6 +135,7 @@ impl Prepared for Tensors {
             given_scale: format.is_given.then(|| given.address()),
             places: self.operation.places(),
             first_row: 0,
+            padding_rows: self.operation.padding_rows(),
         };
         let (plan, launch) = (&self.plan, &self.plan.launch);
         match format.family {
@@ -192,6 +203,7 @@ fn check_group(sink: Sink, scale: f32, codes: &[u8], values: &[f32]) -> Result<(
         Sink::Fp8Token => (largest / 448.0).max(1.0 / (448.0 * 512.0)),
         Sink::Fp8Group | Sink::Fp8GroupColumnMajor => largest.max(1e-10) / 448.0,
         Sink::Fp8GroupUe8m0 => next_power_of_two((largest / 448.0).max(1e-10)),
+        Sink::Mxfp8 | Sink::Mxfp8Swizzled => next_power_of_two(largest / 448.0),
     };
     if scale != computed && !(scale.is_nan() && computed.is_nan()) {
         return Err(format!("the scale is {scale}, but should be {computed}"));
