@@ -196,7 +196,7 @@ laid_out! {
         pub scale_rows_32_stride: u32,
         /// To that of the 128th row from it.
         pub scale_rows_128_stride: u32,
-        /// Behind these rows: rows that only the tensor of scales has.
+        /// Rows behind these that only the tensor of scales has.
         pub padding_rows: u32,
     }
     = AllReduceRmsNormQuantBlocks: AllReduceRmsNormQuantBlocksParameters;

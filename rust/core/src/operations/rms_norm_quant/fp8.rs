@@ -27,6 +27,17 @@ pub fn to_e4m3(value: f32) -> u8 {
     sign | code as u8
 }
 
+/// What a code stands for.
+pub fn from_e4m3(code: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let magnitude = match (exponent, code & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => fraction / 512.0,
+        _ => (1.0 + fraction / 8.0) * f32::powi(2.0, exponent - 7),
+    };
+    if code & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
 /// The least power of two that is not below `value`, which is not negative, as the exponent 2^(byte - 127). What is beyond
 /// the largest becomes NaN, as NaN does.
 pub fn to_ue8m0(value: f32) -> u8 {
@@ -45,17 +56,6 @@ pub fn reciprocal_of_ue8m0(byte: u8) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// By the format's definition.
-    fn from_e4m3(code: u8) -> f32 {
-        let (exponent, fraction) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-        let magnitude = match (exponent, code & 7) {
-            (15, 7) => f32::NAN,
-            (0, _) => fraction / 512.0,
-            _ => (1.0 + fraction / 8.0) * f32::powi(2.0, exponent - 7),
-        };
-        if code & 0x80 == 0 { magnitude } else { -magnitude }
-    }
 
     #[test]
     fn every_value_is_its_own_and_what_lies_between_goes_to_the_nearest() {
