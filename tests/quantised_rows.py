@@ -66,6 +66,20 @@ def ue8m0(values: torch.Tensor, least: float) -> Quantised:
     return fp8((values / powers.unsqueeze(-1)).float()), torch.where(is_finite, exponents, 255).to(torch.uint8)
 
 
+def nvfp4(values: torch.Tensor, scale: torch.Tensor | None) -> Quantised:
+    assert scale is not None
+    given, one = scale.cpu().reshape(()), torch.tensor(1.0)
+    scales = (given * (values.abs().amax(-1) * (one / torch.tensor(6.0)))).clamp(max=MAX).to(torch.float8_e4m3fn)
+    factor = torch.where(scales.float() == 0, 0.0, one / (scales.float() * (one / given)))
+    scaled = (values * factor.unsqueeze(-1)).double().flatten(-2)
+    magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], dtype=torch.float64)
+    # Of two that are as near, the even one.
+    distances = (scaled.abs().clamp(max=6.0).unsqueeze(-1) - magnitudes).abs() + torch.arange(8) % 2 * 1e-12
+    codes = torch.where(scaled.isnan(), 7, distances.argmin(-1) + 8 * scaled.signbit()).to(torch.uint8)
+    pairs = codes[..., ::2] | codes[..., 1::2] << 4
+    return pairs.unflatten(-1, (values.shape[-2], values.shape[-1] // 2)), scales.view(torch.uint8)
+
+
 FORMATS = {
     "fp8_static": Definition(None, "none", fp8_static, given=0.01),
     "fp8_token": Definition(0, "row_major", fp8_token),
@@ -74,6 +88,8 @@ FORMATS = {
     "fp8_group_ue8m0": Definition(128, "packed", lambda values, _: ue8m0(values, 1e-10), scale=torch.int32),
     "mxfp8": Definition(32, "row_major", lambda values, _: ue8m0(values, 0.0), scale=torch.uint8),
     "mxfp8_swizzled": Definition(32, "swizzled", lambda values, _: ue8m0(values, 0.0), scale=torch.uint8),
+    "nvfp4": Definition(16, "row_major", nvfp4, torch.uint8, torch.float8_e4m3fn, given=150.0),
+    "nvfp4_swizzled": Definition(16, "swizzled", nvfp4, torch.uint8, torch.float8_e4m3fn, given=150.0),
 }
 
 

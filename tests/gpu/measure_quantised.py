@@ -22,7 +22,7 @@ from lamport_rs.command_line.replay import Replay, measure_replays
 from lamport_rs.operations import QuantFormat
 
 FORMATS = get_args(QuantFormat)
-GIVEN = {"fp8_static": 0.01}
+GIVEN = {"fp8_static": 0.01, "nvfp4": 150.0, "nvfp4_swizzled": 150.0}
 """Scales for those that have one given."""
 EPS = 1e-6
 

@@ -23,6 +23,8 @@ QuantFormat: TypeAlias = Literal[
     "fp8_group_ue8m0",
     "mxfp8",
     "mxfp8_swizzled",
+    "nvfp4",
+    "nvfp4_swizzled",
 ]
 """What normalised rows become, and the scales that give the rows back.
 
@@ -37,28 +39,38 @@ nearest even:
 `"fp8_group"`: a scale for each 128 columns, float32, `[..., hidden // 128]`. Likewise, with
 `s = max(max(|y|), 1e-10) / 448`.
 
-`"fp8_group_column_major"`: the same, but the scales of a column lie side by side, and columns begin at multiples of 16
-bytes, as DeepGEMM reads them.
+`"fp8_group_column_major"`: the same, but the scales of a column lie side by side, and columns begin at multiples of
+16 bytes, as DeepGEMM reads them.
 
 `"fp8_group_ue8m0"`: a power of two for each 128 columns. Likewise, with
-`s = 2**ceil(log2(max(max(|y|) / 448, 1e-10)))`: the formula of vLLM's `per_token_group_quant_8bit_packed`. There is the
-exponent, `log2(s) + 127`, and 255 for NaN (UE8M0). Four of a row are packed in an int32, the first in the lowest byte;
-those of groups beyond the row are 0. The int32, `[..., ceil(hidden / 512)]`, lie as those float32 do: what DeepGEMM's
-`get_mn_major_tma_aligned_packed_ue8m0_tensor` makes, for Blackwell.
+`s = 2**ceil(log2(max(max(|y|) / 448, 1e-10)))`: the formula of vLLM's `per_token_group_quant_8bit_packed`. There is
+the exponent, `log2(s) + 127`, and 255 for NaN (UE8M0). Four of a row are packed in an int32, the first in the lowest
+byte; those of groups beyond the row are 0. The int32, `[..., ceil(hidden / 512)]`, lie as those float32 do: what
+DeepGEMM's `get_mn_major_tma_aligned_packed_ue8m0_tensor` makes, for Blackwell.
 
 `"mxfp8"`: a power of two for each 32 columns, uint8, `[..., hidden // 32]`: the exponent, as above. Likewise, with
 `s = max(2**ceil(log2(max(|y|) / 448)), 2**-127)`. The conversion in the OCP Microscaling specification 1.0 has
-`2**(floor(log2(max(|y|))) - 8)`, and cuts off what lies between 448 and 512 times that. Rounding up cuts off nothing: so
-do FlashInfer's `mxfp8_quantize`, which vLLM calls, and torchao's `RCEIL`.
+`2**(floor(log2(max(|y|))) - 8)`, and cuts off what lies between 448 and 512 times that. Rounding up cuts off nothing:
+so do FlashInfer's `mxfp8_quantize`, which vLLM calls, and torchao's `RCEIL`.
 
 `"mxfp8_swizzled"`: the same, with the scales in tiles of 128 rows and 4 scales, as the tensor cores of Blackwell read
 them: the layout of cuBLAS's 1D block scaling, and FlashInfer's `layout_128x4`. Scale `j` of row `i` is byte
 `(i // 128 * (hidden // 128) + j // 4) * 512 + i % 32 * 16 + i // 32 % 4 * 4 + j % 4`. The tensor is
-`[rows, hidden // 32]`, with rows rounded up to 128; the scales of those that do not exist are 0. `hidden` is a multiple of
-128.
+`[rows, hidden // 32]`, with rows rounded up to 128; the scales of those that do not exist are 0. `hidden` is a
+multiple of 128.
 
-A NaN makes the scale that it shares NaN, and all values that share it. So does an infinity, where scales are powers of
-two.
+`"nvfp4"`: FP4 e2m1, uint8, `[..., hidden // 2]`: two to a byte, the first in the lower half. One scale `g` for the
+tensor is given, and for each 16 columns one is computed, FP8 e4m3, `[..., hidden // 16]`:
+`s = float8_e4m3fn(min(g * (max(|y|) * (1 / 6)), 448))`. `float4_e2m1(clamp(y * (1 / (s * (1 / g))), -6, 6))`, and 0
+where `s` is 0. `y` is about the code times `s / g`, and `g` some `448 * 6 / max(|y|)` of all rows: FlashInfer's
+`nvfp4_quantize` and vLLM's `scaled_fp4_quant` have that convention and formula, with approximate reciprocals. A NaN
+is in the scale only: the codes have none.
+
+`"nvfp4_swizzled"`: the same, with the scales in tiles, as above: 4 scales are 64 columns here, of which `hidden` is a
+multiple.
+
+A NaN makes the scale that it shares NaN, and all values of eight bits that share it. So does an infinity, where
+scales are powers of two.
 """
 
 
@@ -83,6 +95,9 @@ _FORMATS = {
 
 _FP8_MAX = 448.0
 """The largest value of FP8 e4m3."""
+_FP4_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Of FP4 e2m1, by code."""
+_FP4_MAX = _FP4_MAGNITUDES[-1]
 _LEAST_ROW_SCALE = 1.0 / (_FP8_MAX * 512.0)
 """Rows of zeros have it."""
 _LEAST_OF_GROUP = 1e-10
@@ -173,7 +188,9 @@ def quantise(
         largest = values.abs().amax(-1)
         # By a tensor, not by a number: torch multiplies by the reciprocal of a number.
         wanted = largest / torch.full((), _FP8_MAX, device=rows.device)
-        if scale is not None:
+        if scale is not None and described.group_columns is not None:
+            _put_nvfp4(values, largest, scale.reshape(()), described, out, scale_out)
+        elif scale is not None:
             _put_fp8(values * scale.reciprocal().reshape(()), out)
         elif quant_format == "fp8_token":
             _put_fp8(values / scale_out.copy_(wanted.clamp(min=_LEAST_ROW_SCALE)).unsqueeze(-1), out)
@@ -201,6 +218,30 @@ def _put_with_ue8m0(
     _put_fp8(values * inverse.unsqueeze(-1), out)
 
 
+def _put_nvfp4(
+    values: torch.Tensor,
+    largest: torch.Tensor,
+    given: torch.Tensor,
+    described: _Format,
+    out: torch.Tensor,
+    scale_out: torch.Tensor,
+) -> None:
+    sixth = torch.full((), _FP4_MAX, device=values.device).reciprocal()
+    scales = (given * (largest * sixth)).clamp(max=_FP8_MAX).to(torch.float8_e4m3fn)
+    _put_bytes(scales, described, scale_out)
+    wide = scales.float()
+    factor = torch.where(wide == 0, 0.0, (wide * given.reciprocal()).reciprocal())
+    scaled = (values * factor.unsqueeze(-1)).flatten(-2)
+    magnitude = torch.where(scaled.isnan(), _FP4_MAX, scaled.abs())
+    codes = torch.zeros(scaled.shape, dtype=torch.uint8, device=values.device)
+    # Each step is halfway between two neighbours; the even one of these has it.
+    for code, (low, high) in enumerate(zip(_FP4_MAGNITUDES, _FP4_MAGNITUDES[1:], strict=False)):
+        middle = (low + high) / 2
+        codes += (magnitude >= middle) if code % 2 else (magnitude > middle)
+    codes |= (scaled.signbit() & ~scaled.isnan()).to(torch.uint8) << 3
+    out.copy_(codes[..., ::2] | codes[..., 1::2] << 4)
+
+
 def _put_bytes(scales: torch.Tensor, described: _Format, scale_out: torch.Tensor) -> None:
     """Store scales of a byte, `[..., scales of a row]`, where their layout has them."""
     if described.layout == "swizzled":
@@ -208,7 +249,8 @@ def _put_bytes(scales: torch.Tensor, described: _Format, scale_out: torch.Tensor
         rows, columns = (torch.arange(size, device=scales.device) for size in scales.shape)
         of_row = rows // 128 * (_TILE_ROWS * scales.shape[-1]) + rows % 32 * 16 + rows // 32 % 4 * 4
         places = of_row.unsqueeze(-1) + columns // 4 * 512 + columns % 4
-        scale_out.view(torch.uint8).zero_().view(-1)[places] = scales
+        scale_out.view(torch.uint8).zero_().view(-1)[places] = scales.view(torch.uint8)
     else:
-        padded = torch.nn.functional.pad(scales, (0, -scales.shape[-1] % described.scales_per_element))
+        padding = -scales.shape[-1] % described.scales_per_element
+        padded = torch.nn.functional.pad(scales.view(torch.uint8), (0, padding))
         scale_out.copy_(padded.view(scale_out.dtype))

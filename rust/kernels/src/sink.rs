@@ -21,6 +21,11 @@ pub enum Sink {
     Mxfp8 = 6,
     /// The same, with the scales in tiles of 128 rows and 4 scales.
     Mxfp8Swizzled = 7,
+    /// NVFP4: FP4 e2m1, two to a byte, with an FP8 e4m3 scale for each 16 columns of a row and one for the tensor, which is
+    /// given.
+    Nvfp4 = 8,
+    /// The same, with the scales in tiles of 128 rows and 4 scales.
+    Nvfp4Swizzled = 9,
 }
 
 /// The kernels that have quantisers behind the norm. Which of its quantisers one is to run is a choice at run time.
@@ -93,10 +98,21 @@ const MXFP8: Format = Format {
     ..FP8_GROUP_UE8M0
 };
 const MXFP8_SWIZZLED: Format = Format { name: "mxfp8_swizzled", layout: ScaleLayout::Swizzled, ..MXFP8 };
+const NVFP4: Format = Format {
+    name: "nvfp4",
+    in_kernel: Sink::Nvfp4,
+    is_given: true,
+    group_columns: Some(16),
+    code: Dtype::UInt8,
+    columns_per_code: 2,
+    scale: Dtype::Float8E4M3,
+    ..MXFP8
+};
+const NVFP4_SWIZZLED: Format = Format { name: "nvfp4_swizzled", layout: ScaleLayout::Swizzled, ..NVFP4 };
 
 impl Sink {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Fp8Static,
         Self::Fp8Token,
         Self::Fp8Group,
@@ -104,6 +120,8 @@ impl Sink {
         Self::Fp8GroupUe8m0,
         Self::Mxfp8,
         Self::Mxfp8Swizzled,
+        Self::Nvfp4,
+        Self::Nvfp4Swizzled,
     ];
 
     /// What is known of it.
@@ -116,6 +134,8 @@ impl Sink {
             Self::Fp8GroupUe8m0 => FP8_GROUP_UE8M0,
             Self::Mxfp8 => MXFP8,
             Self::Mxfp8Swizzled => MXFP8_SWIZZLED,
+            Self::Nvfp4 => NVFP4,
+            Self::Nvfp4Swizzled => NVFP4_SWIZZLED,
         }
     }
 

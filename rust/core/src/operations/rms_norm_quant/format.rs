@@ -6,7 +6,7 @@ use lamport_rs_kernels::sink::ScalePlaces;
 use lamport_rs_protocol::sentinel::Vector;
 
 use super::AllReduceRmsNormQuant;
-use super::fp8::{FP8_MAX, reciprocal_of_ue8m0, to_e4m3, to_ue8m0};
+use super::fp8::{FP8_MAX, from_e4m3, reciprocal_of_ue8m0, to_e4m3, to_ue8m0};
 use crate::tensor::Dtype;
 
 /// The least scale of a row: rows of zeros have it.
@@ -15,6 +15,8 @@ const LEAST_ROW_SCALE: f32 = 1.0 / (FP8_MAX * 512.0);
 const LEAST_OF_GROUP: f32 = 1e-10;
 /// No power of two is less, before it is rounded, that is the scale of a group.
 const LEAST_UE8M0_OF_GROUP: f32 = 1e-10;
+/// The largest value of FP4 e2m1.
+const FP4_MAX: f32 = 6.0;
 /// A byte that is NaN in UE8M0, and in e4m3.
 const NAN_BYTE: u8 = 0xff;
 
@@ -75,6 +77,7 @@ impl RowQuantiser {
                 Sink::Fp8GroupUe8m0 => {
                     self.put_with_ue8m0(row, index, values, at_least(largest / FP8_MAX, LEAST_UE8M0_OF_GROUP));
                 }
+                Sink::Nvfp4 => self.put_nvfp4(row, index, values, largest),
                 Sink::Mxfp8 => self.put_with_ue8m0(row, index, values, largest / FP8_MAX),
                 _ => self.put_with_scale(row, index, values, at_least(largest, LEAST_OF_GROUP) / FP8_MAX),
             }
@@ -123,6 +126,21 @@ impl RowQuantiser {
         self.put_fp8(row * self.values.len() + index * values.len(), values, |value| value * inverse);
     }
 
+    /// FP4 e2m1, two to a byte, the first in the lower half.
+    fn put_nvfp4(&self, row: usize, index: usize, values: &[f32], largest: f32) {
+        let given = self.given_scale();
+        let scale = to_e4m3(given * (largest * (1.0 / FP4_MAX)));
+        self.put_scale(row, index, &[scale]);
+        let scale = from_e4m3(scale);
+        let factor = if scale == 0.0 { 0.0 } else { 1.0 / (scale * (1.0 / given)) };
+        let first = (row * self.values.len() + index * values.len()) / 2;
+        for (at, pair) in values.chunks_exact(2).enumerate() {
+            let codes = to_e2m1(pair[0] * factor) | to_e2m1(pair[1] * factor) << 4;
+            // SAFETY: within the quantised rows, as the constructor's caller promised.
+            unsafe { self.quantised.wrapping_add(first + at).write(codes) };
+        }
+    }
+
     /// Values from `first` on, as `scaled` makes them.
     fn put_fp8(&self, first: usize, values: &[f32], scaled: impl Fn(f32) -> f32) {
         for (at, &value) in values.iter().enumerate() {
@@ -155,9 +173,41 @@ fn at_least(value: f32, least: f32) -> f32 {
     if value < least { least } else { value }
 }
 
+/// The nearest FP4 e2m1, of two the even one; beyond the largest, that, as any NaN.
+fn to_e2m1(value: f32) -> u8 {
+    /// A float32 of this size has 1/2 in its last place. Below 1 values are multiples of that.
+    const UNIT: f32 = 4_194_304.0;
+    let (sign, magnitude) = ((value.to_bits() >> 28) as u8 & 8, value.abs());
+    let code = if value.is_nan() {
+        return 7;
+    } else if magnitude >= FP4_MAX {
+        7
+    } else if magnitude < 1.0 {
+        (magnitude + UNIT).to_bits() - UNIT.to_bits()
+    } else {
+        // The exponent's bias is 1 and not 127; one bit of the fraction is left.
+        let bits = magnitude.to_bits();
+        (bits + 0x1f_ffff + (bits >> 22 & 1) - (126 << 23)) >> 22
+    };
+    sign | code as u8
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn four_bits_have_eight_magnitudes_and_halfway_goes_to_the_even_one() {
+        let magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0_f32];
+        for (code, pair) in magnitudes.windows(2).enumerate() {
+            let (code, middle) = (code as u8, f32::midpoint(pair[0], pair[1]));
+            assert_eq!((to_e2m1(pair[0]), to_e2m1(-pair[0])), (code, code | 8));
+            assert_eq!((to_e2m1(middle), to_e2m1(middle.next_down())), (code + code % 2, code));
+            assert_eq!(to_e2m1(middle.next_up()), code + 1);
+        }
+        assert_eq!([6.0, 7.0, 1e30, f32::INFINITY, f32::NAN, -f32::NAN].map(to_e2m1), [7; 6]);
+        assert_eq!(to_e2m1(-7.0), 15);
+    }
 
     #[test]
     fn the_largest_magnitude_is_nan_if_one_is() {

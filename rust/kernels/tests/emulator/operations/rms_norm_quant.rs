@@ -65,6 +65,7 @@ impl AllReduceRmsNormQuant {
         match self.sink.format().scale {
             _ if self.sink == Sink::Fp8Static => SCALE,
             Dtype::Float32 => f32::from_ne_bytes(found[place..place + 4].try_into().expect("four bytes")),
+            Dtype::Float8E4M3 => from_e4m3(found[place]),
             _ => from_ue8m0(found[place]),
         }
     }
@@ -174,6 +175,10 @@ impl Prepared for Tensors {
                 if !scale.is_finite() || !expected.is_finite() {
                     continue;
                 }
+                if sink.format().columns_per_code == 2 {
+                    // The codes are checked above; halves of a rounding are as far apart as four bits are.
+                    continue;
+                }
                 let value = f64::from(from_e4m3(code)) * f64::from(scale);
                 let limit = expected.clamp(-448.0 * f64::from(scale), 448.0 * f64::from(scale));
                 let error = f64::from(scale) / 512.0 + limit.abs() / 14.0;
@@ -204,12 +209,19 @@ fn check_group(sink: Sink, scale: f32, codes: &[u8], values: &[f32]) -> Result<(
         Sink::Fp8Group | Sink::Fp8GroupColumnMajor => largest.max(1e-10) / 448.0,
         Sink::Fp8GroupUe8m0 => next_power_of_two((largest / 448.0).max(1e-10)),
         Sink::Mxfp8 | Sink::Mxfp8Swizzled => next_power_of_two(largest / 448.0),
+        Sink::Nvfp4 | Sink::Nvfp4Swizzled => from_e4m3(nearest_e4m3(SCALE * (largest * (1.0 / 6.0)))),
     };
     if scale != computed && !(scale.is_nan() && computed.is_nan()) {
         return Err(format!("the scale is {scale}, but should be {computed}"));
     }
+    let is_fp4 = sink.format().columns_per_code == 2;
+    let factor = if scale == 0.0 { 0.0 } else { 1.0 / (scale * (1.0 / SCALE)) };
     for (&code, &value) in codes.iter().zip(values) {
-        let expected = nearest_e4m3(if sink == Sink::Fp8Static { value * (1.0 / scale) } else { value / scale });
+        let expected = match sink {
+            _ if is_fp4 => nearest_e2m1(value * factor),
+            Sink::Fp8Static => nearest_e4m3(value * (1.0 / scale)),
+            _ => nearest_e4m3(value / scale),
+        };
         if code != expected {
             return Err(format!("{value} by {scale} is {code:#x}, but should be {expected:#x}"));
         }
@@ -218,8 +230,24 @@ fn check_group(sink: Sink, scale: f32, codes: &[u8], values: &[f32]) -> Result<(
 }
 
 /// The codes of quantised rows, a byte each.
-fn codes_of(_sink: Sink, bytes: &[u8]) -> Vec<u8> {
-    bytes.to_vec()
+fn codes_of(sink: Sink, bytes: &[u8]) -> Vec<u8> {
+    match sink.format().columns_per_code {
+        2 => bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]).collect(),
+        _ => bytes.to_vec(),
+    }
+}
+
+/// Of FP4 e2m1, by code.
+const FP4: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+
+/// The code of the nearest value, of two the even one; 6 for NaN.
+fn nearest_e2m1(value: f32) -> u8 {
+    if value.is_nan() {
+        return 7;
+    }
+    let distance = |code: u8| (FP4[usize::from(code)] - value.abs().min(6.0)).abs();
+    let nearest = (0..8).min_by(|a, b| distance(*a).total_cmp(&distance(*b)).then((a % 2).cmp(&(b % 2))));
+    nearest.expect("there are eight") | if value.is_sign_negative() { 8 } else { 0 }
 }
 
 fn from_ue8m0(byte: u8) -> f32 {
