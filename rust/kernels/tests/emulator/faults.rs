@@ -136,10 +136,13 @@ impl<'a> Group<'a> {
     }
 }
 
-/// The others end, name the rank that never came, and push nothing after that.
+/// The others end, name the rank that never came, push nothing after that, and leave NaN where it tells of the fault.
 pub fn check_absent_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
     let mut group = Group::new(case, kernels, seed);
     group.run_without_late_rank()?;
+    for rank in 0..group.late() {
+        group.prepared.iter().try_for_each(|prepared| prepared.check_spoilt(rank))?;
+    }
     group.check_silence()
 }
 

@@ -15,6 +15,8 @@ use crate::workspace::Member;
 
 /// Of the quantiser that is given one.
 const SCALE: f32 = 0.0137;
+/// The rows are some of a tensor: so many are in front of them.
+const FIRST_ROW: usize = 5;
 
 /// The norm's rows, quantised.
 #[derive(Clone, Copy, Debug)]
@@ -46,13 +48,18 @@ impl AllReduceRmsNormQuant {
         self.sink.columns_of_scale(self.norm.hidden)
     }
 
+    /// Of the whole tensor.
+    fn rows(&self) -> usize {
+        FIRST_ROW + self.norm.tokens
+    }
+
     fn places(&self) -> ScalePlaces {
-        self.sink.scale_places(self.norm.tokens, self.norm.hidden)
+        self.sink.scale_places(self.rows(), self.norm.hidden)
     }
 
     /// All of the scales: elements that are not those of a row are there in the last column too.
     fn scale_bytes(&self) -> usize {
-        let (rows, elements) = (self.norm.tokens, self.sink.scale_elements(self.norm.hidden));
+        let (rows, elements) = (self.rows(), self.sink.scale_elements(self.norm.hidden));
         let [row, element] = self.sink.element_strides(rows, elements);
         let last = self.sink.scale_rows(rows).saturating_sub(1) * row + elements.saturating_sub(1) * element;
         if elements == 0 { 0 } else { (last + 1) * self.sink.format().scale.size() }
@@ -61,7 +68,7 @@ impl AllReduceRmsNormQuant {
     /// The scale of a group, counted over all rows.
     fn scale(&self, found: &[u8], group: usize) -> f32 {
         let row_groups = self.norm.hidden / self.group();
-        let place = self.places().of(group / row_groups, group % row_groups);
+        let place = self.places().of(FIRST_ROW + group / row_groups, group % row_groups);
         match self.sink.format().scale {
             _ if self.sink == Sink::Fp8Static => SCALE,
             Dtype::Float32 => f32::from_ne_bytes(found[place..place + 4].try_into().expect("four bytes")),
@@ -72,20 +79,20 @@ impl AllReduceRmsNormQuant {
 
     /// Rows that only the tensor of scales has.
     fn padding_rows(&self) -> usize {
-        self.sink.scale_rows(self.norm.tokens) - self.norm.tokens
+        self.sink.scale_rows(self.rows()) - self.rows()
     }
 
     /// Scales that are always 0.
     fn check_padding(&self, found: &[u8]) -> Result<(), String> {
         let (hidden, places) = (self.norm.hidden, self.places());
-        for row in (0..self.padding_rows()).map(|row| self.norm.tokens + row) {
+        for row in (0..self.padding_rows()).map(|row| self.rows() + row) {
             if (0..self.sink.scales_of_row(hidden)).any(|index| found[places.of(row, index)] != 0) {
                 return Err(format!("the scales of row {row}, which does not exist, are not 0"));
             }
         }
         for index in self.sink.scales_of_row(hidden)..self.sink.padded_scales_of_row(hidden) {
             for row in 0..self.norm.tokens {
-                if found[places.of(row, index)] != 0 {
+                if found[places.of(FIRST_ROW + row, index)] != 0 {
                     return Err(format!("scale {index} of row {row} does not exist, but is not 0"));
                 }
             }
@@ -135,7 +142,7 @@ impl Prepared for Tensors {
             scales: scales.address(),
             given_scale: format.is_given.then(|| given.address()),
             places: self.operation.places(),
-            first_row: 0,
+            first_row: FIRST_ROW,
             padding_rows: self.operation.padding_rows(),
         };
         let (plan, launch) = (&self.plan, &self.plan.launch);
@@ -188,6 +195,18 @@ impl Prepared for Tensors {
             }
         }
         Ok(())
+    }
+
+    fn check_spoilt(&self, rank: usize) -> Result<(), String> {
+        if self.operation.sink.format().group_columns.is_none() {
+            return Ok(());
+        }
+        let found = self.scales[rank].bytes();
+        let groups = self.operation.norm.tokens * self.operation.norm.hidden / self.operation.group();
+        match (0..groups).find(|&group| !self.operation.scale(&found, group).is_nan()) {
+            Some(group) => Err(format!("the scale of group {group} is not NaN")),
+            None => Ok(()),
+        }
     }
 
     fn results(&self, rank: usize) -> Vec<u8> {
