@@ -287,9 +287,7 @@ laid_out! {
         pub group: Group,
         /// The matrices; with two, queries first.
         pub matrix: [MinimaxMatrix; MATRICES],
-        /// Bytes of the operation's regions: [`Geometry::region_bytes`] of `tokens × MATRICES × 4` bytes.
-        ///
-        /// [`Geometry::region_bytes`]: lamport_rs_protocol::geometry::Geometry::region_bytes
+        /// Bytes of the operation's regions, for `tokens × MATRICES × 4` bytes.
         pub region_bytes: u32,
         /// Rows.
         pub tokens: u32,
