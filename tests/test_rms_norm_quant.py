@@ -4,6 +4,7 @@ import lamport_rs
 import pytest
 import torch
 from lamport_rs import LamportError
+from lamport_rs.operations.quant_formats import empty_results, quantise
 from quantised_rows import (
     EPS,
     FORMATS,
@@ -16,6 +17,7 @@ from quantised_rows import (
     scales_in_memory,
 )
 from ranks import Rank, ThreadRanks
+from reference import random_tensor
 
 SHAPES = [(1, 128), (5, 256), (2, 3, 384), (33, 1024), (128,), (0, 128), (3, 4096)]
 by_name = {"ids": lambda value: str(value).replace("torch.", "")}
@@ -37,6 +39,24 @@ def test_what_a_fault_leaves_is_nan(quant_format):
 @pytest.mark.parametrize("quant_format", FORMATS)
 def test_a_rows_bits_do_not_depend_on_the_batch(ranks_of, quant_format):
     ranks_of(2).run(quantise_alone_and_in_a_batch, quant_format, 9, 384)
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], **by_name)
+def test_torch_quantises_rows_as_the_format_is_defined(dtype, quant_format):
+    """What a group of one on a GPU does, here on the CPU."""
+    given = FORMATS[quant_format].given
+    scale = None if given is None else torch.tensor([given])
+    for shape in SHAPES:
+        rows = random_tensor(shape, dtype, 7)
+        if rows.dim() == 2 and rows.shape[0] > 2:
+            rows[1], rows[2, :100], rows[2, 130] = 0, 1e-7, torch.nan
+            rows[0, :16] = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6] * 2)
+            rows[0, 16:24] *= 1000
+        out, scales, *_ = empty_results(rows, quant_format, scale, False)
+        quantise(rows, quant_format, out, scale, scales)
+        found = scales if FORMATS[quant_format].group is not None else scale
+        check_quantised(out, found, rows, quant_format, f"{quant_format} of {shape}", scale)
 
 
 def compile_it(me: Rank, quant_format: str) -> None:

@@ -7,6 +7,7 @@ values in `quantise`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -235,7 +236,7 @@ def _put_nvfp4(
     magnitude = torch.where(scaled.isnan(), _FP4_MAX, scaled.abs())
     codes = torch.zeros(scaled.shape, dtype=torch.uint8, device=values.device)
     # Each step is halfway between two neighbours; the even one of these has it.
-    for code, (low, high) in enumerate(zip(_FP4_MAGNITUDES, _FP4_MAGNITUDES[1:], strict=False)):
+    for code, (low, high) in enumerate(pairwise(_FP4_MAGNITUDES)):
         middle = (low + high) / 2
         codes += (magnitude >= middle) if code % 2 else (magnitude > middle)
     codes |= (scaled.signbit() & ~scaled.isnan()).to(torch.uint8) << 3

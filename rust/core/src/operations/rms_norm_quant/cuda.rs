@@ -45,13 +45,13 @@ impl OnDevice for AllReduceRmsNormQuant {
         let (epsilon, weight_bias) = (norm.epsilon, norm.weight_bias);
         let description = self.describe(algorithm);
         type Plan = <AllReduceRmsNormQuantShape as Planned>::Plan;
-        // SAFETY: the caller's promises.
         match self.sink.format().family {
             Family::Float32Scales => {
                 let parameters = |plan: Plan, group, chunk: &Chunk| {
                     let tensors = tensors_from(norm, self.output(), chunk.start);
                     plan.parameters(&geometry, group, tensors, quantised(chunk), epsilon, weight_bias)
                 };
+                // SAFETY: the caller's promises.
                 unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
             }
             Family::ByteScales => {
@@ -59,6 +59,7 @@ impl OnDevice for AllReduceRmsNormQuant {
                     let tensors = tensors_from(norm, self.output(), chunk.start);
                     plan.block_parameters(&geometry, group, tensors, quantised(chunk), epsilon, weight_bias)
                 };
+                // SAFETY: the caller's promises.
                 unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
             }
         }
