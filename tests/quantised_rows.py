@@ -60,7 +60,7 @@ def ue8m0(values: torch.Tensor, least: float) -> Quantised:
     wanted = torch.maximum(values.abs().amax(-1) / torch.tensor(MAX), torch.tensor(least))
     fraction, exponent = torch.frexp(wanted)
     exponents = torch.where(wanted == 0, 0, torch.where(fraction > 0.5, exponent, exponent - 1) + 127).clamp(0, 254)
-    powers = torch.ldexp(torch.tensor(1.0, dtype=torch.float64), exponents - 127)
+    powers = torch.ldexp(torch.ones(exponents.shape, dtype=torch.float64), exponents - 127)
     is_finite = wanted.isfinite()
     powers = torch.where(is_finite, powers, torch.nan)
     return fp8((values / powers.unsqueeze(-1)).float()), torch.where(is_finite, exponents, 255).to(torch.uint8)
