@@ -7,8 +7,8 @@
 
 namespace lamport {
 
-// Scales lie in fours of a row. `scale_row_stride` and `scale_stride` are in bytes: to the next row, within 32 rows, and
-// to the next four. `scales` is that of the whole tensor, and `row_scales` counts those too that are always 0.
+// Scales lie in fours of a row. `scale_row_stride` and `scale_stride` are in bytes: to the next row, of 32, and to the
+// next four. `scales` is that of the whole tensor, and `row_scales` counts those too that are always 0.
 struct AllReduceRmsNormQuantBlocksParameters : AllReduceRmsNormQuantParameters {
     // The tensor's scale that is given, or 0.
     Address given_scale;
@@ -68,8 +68,8 @@ __device__ __forceinline__ void for_each_block(Rows& rows, const AllReduceRmsNor
     });
 }
 
-// Quantises the row to FP8 e4m3 with powers of two as scales: for each block the least one that the block's largest
-// magnitude, divided by it, is not beyond 448 with. No scale is below that of `least`. A block with a NaN or an infinity
+// Quantises the row to FP8 e4m3 with powers of two as scales: for each block the least one that leaves its largest
+// magnitude, divided, not beyond 448. No scale is below that of `least`. A block with a NaN or an infinity
 // is NaN, and so is its scale.
 template <uint32 vectors, class Rows>
 __device__ __forceinline__ void put_with_ue8m0(Rows& rows, const AllReduceRmsNormQuantBlocksParameters& parameters,
