@@ -40,6 +40,14 @@ def quantised(quant_format: str, rows: int = 4, columns: int = 128) -> Call:
     return call
 
 
+def quantised_sum(quant_format: str, rows: int = 4, columns: int = 128) -> Call:
+    def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
+        x = torch.ones(rows, columns, dtype=torch.bfloat16, device=me.device)
+        return lamport_rs.all_reduce_quant(x, workspace, quant_format, with_sum=True)[2]
+
+    return call
+
+
 def minimax(rows: int = 4, columns: int = HIDDEN, eps: float = 1e-6) -> Call:
     def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
         x, weight = torch.ones(rows, columns, device=me.device), torch.ones(columns, device=me.device)
@@ -78,6 +86,12 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
     "another epsilon": (norm(eps=1e-6), norm(eps=1e-5), r"all_reduce_rms_norm of \[4, 64\] bfloat16"),
     "a quantiser": (norm(4, 128), quantised("fp8_token"), r"quant of \[4, 128\] bfloat16 to fp8_token"),
     "another format": (quantised("fp8_token"), quantised("fp8_group"), r"quant of \[4, 128\] bfloat16 to fp8_group"),
+    "a quantised sum and not a norm": (
+        quantised("fp8_token"),
+        quantised_sum("fp8_token"),
+        r"all_reduce_quant of \[4, 128\] bfloat16 to fp8_token",
+    ),
+    "another format of a sum": (quantised_sum("fp8_token"), quantised_sum("fp8_group"), "bfloat16 to fp8_group"),
     "another weight bias": (norm(), norm(weight_bias=1.0), r"all_reduce_rms_norm of \[4, 64\] bfloat16"),
     "another dtype of weights": (norm(), norm(weight=torch.float32), "weights float32"),
     "one matrix and not two": (minimax_qk(), minimax(), r"minimax_allreduce_rms of \[4, 64\] float32"),
@@ -135,7 +149,7 @@ def check_that_they_differ(me: Rank, name: str) -> str:
     with pytest.raises(LamportMismatchError, match="the ranks differ") as caught:
         call_all(calls, me, workspace)
     error = caught.value
-    assert (error.rank, error.peer == me.rank) == (me.rank, False)
+    assert (error.rank, error.peer == me.rank) == (me.rank, False), str(error)
     assert error.operation in str(error)
     assert error.peer_operation in str(error)
     with pytest.raises(LamportError, match="failed earlier"):

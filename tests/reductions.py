@@ -262,6 +262,76 @@ class QuantisedReduction(NormedReduction):
         return f"{super().describe()}, to {self.quant_format}"
 
 
+@dataclass
+class QuantisedSum(Reduction):
+    """One all-reduce of rows with a quantiser that computes its scales, likewise."""
+
+    OUTPUTS: ClassVar[tuple[str, ...]] = (*Reduction.OUTPUTS, "codes", "scales")
+    quant_format: str = "fp8_token"
+    codes: torch.Tensor | None = None
+    scales: torch.Tensor | None = None
+
+    @classmethod
+    def random(
+        cls,
+        me: Rank,
+        tokens: int,
+        hidden: int,
+        algorithm: str,
+        quant_format: str = "fp8_token",
+        dtype: torch.dtype = torch.bfloat16,
+        seed: int = 0,
+    ) -> QuantisedSum:
+        """Rows of this rank's own."""
+        rows = random_rows(me, (tokens, hidden), dtype, seed, me.rank)
+        codes = torch.empty(tokens, hidden, dtype=torch.float8_e4m3fn, device=rows.device)
+        scales = torch.empty(tokens, hidden // (FORMATS[quant_format].group or hidden), device=rows.device)
+        return cls(me, rows, torch.empty_like(rows), algorithm, quant_format, codes, scales)
+
+    def __call__(self, workspace: lamport_rs.LamportWorkspace | torch.Tensor) -> list[torch.Tensor]:
+        """Do it; the outputs stay the same tensors."""
+        lamport_rs.all_reduce_quant(
+            self.rows,
+            workspace,
+            self.quant_format,
+            out=self.codes,
+            scale_out=self.scales,
+            sum_out=self.out,
+            algorithm=self.algorithm,
+        )
+        return [self.out, self.codes, self.scales]
+
+    def poison(self) -> None:
+        """Make it show if the operation leaves an output as it was."""
+        super().poison()
+        self.codes.view(torch.uint8).fill_(0x7F)
+        self.scales.fill_(math.nan)
+
+    def results(self) -> list[torch.Tensor]:
+        """Copies of the outputs."""
+        return [*super().results(), self.codes.clone(), self.scales.clone()]
+
+    def check(self, what: str) -> None:
+        """The outputs are right. A collective call."""
+        super().check(what)
+        check_quantised(self.codes, self.scales, self.out, self.quant_format, f"{what}, {self.describe()}")
+
+    def check_against(self, expected: list[torch.Tensor], what: str) -> None:
+        """The outputs are the same bits."""
+        super().check_against(expected[:1], what)
+        assert torch.equal(self.codes.view(torch.uint8), expected[1].view(torch.uint8)), f"codes, {what}"
+        check_same_bits(self.scales, expected[2], f"scales, {what}, {self.describe()}")
+
+    def differences(self, expected: list[torch.Tensor]) -> torch.Tensor:
+        """How many elements of the outputs are other bits, counted on the device and without waiting."""
+        codes = (self.codes.view(torch.uint8) != expected[1].view(torch.uint8)).sum()
+        return super().differences(expected[:1]) + codes + (bits_of(self.scales) != bits_of(expected[2])).sum()
+
+    def describe(self) -> str:
+        """Its shape in words."""
+        return f"{super().describe()}, to {self.quant_format}"
+
+
 def run_checked(operation: Operation | Reduction | NormedReduction, workspace, what: str) -> None:
     """Do it, and check what it left. A collective call."""
     operation.poison()

@@ -16,7 +16,7 @@ import time
 import torch
 from minimax_rows import Operation
 from ranks import ProcessRanks, Rank
-from reductions import NormedReduction, QuantisedReduction, Reduction, comm_size_for
+from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction, comm_size_for
 from soak_programs import POISON, Case, Maker, impartial_digest, make_cases, make_makers, make_programs
 from soak_report import Clock, Outcome, describe_start, parse_arguments, report
 
@@ -50,6 +50,7 @@ def makers() -> list[Maker]:
         (Reduction, SUMS),
         (NormedReduction, [(*shape, "auto") for shape in NORMS]),
         (QuantisedReduction, QUANTISED),
+        (QuantisedSum, QUANTISED),
         (Operation, MINIMAX),
     )
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from minimax_rows import WEIGHTS, Operation
 from ranks import Rank
-from reductions import NormedReduction, QuantisedReduction, Reduction
+from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 from reference import digest
 
 Step: TypeAlias = "Operation | Reduction | NormedReduction"
@@ -49,6 +49,8 @@ def kind_of(step: Step) -> str:
         return "minimax_allreduce_rms" if len(step.widths) == 1 else "minimax_allreduce_rms_qk"
     if isinstance(step, QuantisedReduction):
         return f"all_reduce_rms_norm_quant to {step.quant_format}, {step.algorithm}"
+    if isinstance(step, QuantisedSum):
+        return f"all_reduce_quant to {step.quant_format}, {step.algorithm}"
     return f"{'all_reduce' if isinstance(step, Reduction) else 'all_reduce_rms_norm'}, {step.algorithm}"
 
 
@@ -56,6 +58,8 @@ def dtypes_of(kind: type[Step]) -> list[tuple[torch.dtype, ...]]:
     """Of the rows, and of the weight if there is one."""
     if kind is Reduction:
         return [pair[:1] for pair in WEIGHTS[:3]]
+    if kind is QuantisedSum:
+        return [(torch.float16,), (torch.bfloat16,)]
     return [pair for pair in WEIGHTS if kind is not QuantisedReduction or pair[0] != torch.float32]
 
 

@@ -7,6 +7,7 @@ import warnings
 import lamport_rs
 import pytest
 import torch
+from lamport_rs import _core
 from ranks import Rank, ThreadRanks
 
 EPS = 1e-6
@@ -106,7 +107,11 @@ def lose_gradients(me: Rank, how: str) -> None:
         "all_reduce_rms_norm_quant": lambda: lamport_rs.all_reduce_rms_norm_quant(
             x.half(), None, torch.ones(16).half(), workspace, "fp8_static", torch.ones(1, requires_grad=True)
         ),
+        "all_reduce_quant": lambda: lamport_rs.all_reduce_quant(
+            x.half(), workspace, "fp8_static", torch.ones(1, requires_grad=True)
+        ),
     }
+    assert calls.keys() == {name for name, *_ in _core.collectives()}
     lamport_rs.autograd._warned_of.clear()
     for name, call in calls.items():
         call = call if how == "eager" else torch.compile(call, backend=how)

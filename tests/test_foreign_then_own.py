@@ -4,10 +4,10 @@ import lamport_rs
 import pytest
 import torch
 from foreign_kernel import Table, lamport_all_reduce
-from lamport_rs import LamportError
+from lamport_rs import LamportError, _core
 from minimax_rows import Operation
 from ranks import Rank, errors_of
-from reductions import NormedReduction, QuantisedReduction, Reduction
+from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 
 COMM_SIZE = 1 << 20
 MESSAGE = "serves either foreign kernels or the package's own"
@@ -16,10 +16,15 @@ OWN = {
     "all_reduce, one_shot": lambda me: Reduction.random(me, 3000, "one_shot"),
     "all_reduce, two_shot": lambda me: Reduction.random(me, 3000, "two_shot"),
     "all_reduce_rms_norm": lambda me: NormedReduction.random(me, 5, 512, "one_shot"),
+    "all_reduce_quant": lambda me: QuantisedSum.random(me, 5, 512, "one_shot"),
     "all_reduce_rms_norm_quant": lambda me: QuantisedReduction.random(me, 5, 512, "one_shot"),
     "minimax_allreduce_rms": lambda me: Operation.random(me, 33, (96,)),
     "minimax_allreduce_rms_qk": lambda me: Operation.random(me, 33, (96, 32)),
 }
+
+
+def test_every_operation_is_tried():
+    assert {name.split(",")[0] for name in OWN} == {name for name, *_ in _core.collectives()}
 
 
 def sum_with_a_foreign_kernel(me: Rank, table: Table, times: int, elements: int) -> None:

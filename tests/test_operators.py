@@ -31,9 +31,13 @@ def check(me: Rank) -> None:
         (operators.all_reduce_rms_norm_quant, (*quantised, "fp8_group_ue8m0")),
         (operators.all_reduce_rms_norm_quant, (*quantised, "mxfp8_swizzled")),
         (operators.all_reduce_rms_norm_quant, (*quantised, "nvfp4", torch.ones(1) * 99)),
+        (operators.all_reduce_quant, (quantised[0], table, "fp8_static", torch.ones(1))),
+        (operators.all_reduce_quant, (quantised[0], table, "fp8_token", None, True)),
+        (operators.all_reduce_quant, (quantised[0], table, "fp8_group_column_major")),
         (operators.minimax_allreduce_rms, (torch.randn(4, 64)[:, :32], weight, table, me.rank, 2, 1e-5)),
         (operators.minimax_allreduce_rms_qk, (rows, weight[:16], weight[:8], table, 16, 8, me.rank, 2, 1e-5)),
     ]
+    assert {operator for operator, _ in cases} == {getattr(operators, name) for name in COLLECTIVES}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for operator, arguments in cases:

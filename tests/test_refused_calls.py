@@ -19,6 +19,7 @@ def call_of(operation: str, x: torch.Tensor, workspace, me: Rank):
     weight, own = torch.ones(16), (me.rank, me.world_size, 1e-6)
     return {
         "all_reduce": partial(lamport_rs.all_reduce, x, workspace),
+        "all_reduce_quant": partial(lamport_rs.all_reduce_quant, x, workspace, "fp8_token"),
         "all_reduce_rms_norm": partial(lamport_rs.all_reduce_rms_norm, x, None, weight, workspace),
         "all_reduce_rms_norm_quant": partial(
             lamport_rs.all_reduce_rms_norm_quant, x, None, weight, workspace, "fp8_token"

@@ -4,7 +4,7 @@ import lamport_rs
 import pytest
 import torch
 from lamport_rs import LamportError
-from lamport_rs.operations.quant_formats import empty_results, quantise
+from lamport_rs.operations.quant_formats import empty_quantised, quantise
 from quantised_rows import (
     EPS,
     FORMATS,
@@ -53,7 +53,7 @@ def test_torch_quantises_rows_as_the_format_is_defined(dtype, quant_format):
             rows[1], rows[2, :100], rows[2, 130] = 0, 1e-7, torch.nan
             rows[0, :16] = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6] * 2)
             rows[0, 16:24] *= 1000
-        out, scales, *_ = empty_results(rows, quant_format, scale, False)
+        out, scales = empty_quantised(rows, quant_format, scale)
         quantise(rows, quant_format, out, scale, scales)
         found = scales if FORMATS[quant_format].group is not None else scale
         check_quantised(out, found, rows, quant_format, f"{quant_format} of {shape}", scale)
@@ -135,6 +135,7 @@ def refuse(me: Rank) -> None:
         (rows, "fp8_token", None, {"out": torch.empty_like(rows)}, "out is float16"),
         (rows, "fp8_token", None, {"scale_out": torch.empty(2, 2)}, "scale_out has shape"),
         (rows, "fp8_static", scale, {"scale_out": torch.empty(1)}, "scale_out must be None"),
+        (rows, "fp8_token", None, {"algorithm": "two_shot"}, "all_reduce_rms_norm_quant is one-shot only"),
         (wide, "fp8_group_column_major", None, {"scale_out": torch.empty(2, 2)}, "must have strides \\[1, 4\\]"),
     ]
     for given, quant_format, its_scale, places, text in refused:

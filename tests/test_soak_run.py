@@ -18,7 +18,11 @@ def test_a_short_run_finds_every_result_right(ranks_of):
     assert outcomes[0].digest == outcomes[1].digest
     assert outcomes[0].kinds == outcomes[1].kinds
     kinds = {kind.split(",")[0] for kind in outcomes[0].kinds}
-    quantised = {f"all_reduce_rms_norm_quant to {quant_format}" for quant_format in ("fp8_token", "fp8_group")}
+    quantised = {
+        f"{name} to {quant_format}"
+        for name in ("all_reduce_quant", "all_reduce_rms_norm_quant")
+        for quant_format in ("fp8_token", "fp8_group")
+    }
     others = {"all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms", "minimax_allreduce_rms_qk"}
     assert kinds == others | quantised
 

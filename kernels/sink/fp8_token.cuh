@@ -22,7 +22,8 @@ public:
     };
 
     // Takes the vector of a held row.
-    __device__ __forceinline__ void take(bool has, const NormVector<Value>& vector) {
+    template <class RowVector>
+    __device__ __forceinline__ void take(bool has, const RowVector& vector) {
         product_ = has ? __float_as_uint(vector.largest_product()) : 0;
     }
 
@@ -37,7 +38,7 @@ public:
     __device__ __forceinline__ void put(Rows& rows, const AllReduceRmsNormQuantParameters& parameters,
                                         Shared& shared, float row_scale) const {
         uint32 largest = 0;
-        if (!held || !round_largest(__uint_as_float(of_block(shared.products)), row_scale, largest)) {
+        if (!held || !round_largest<Rows>(__uint_as_float(of_block(shared.products)), row_scale, largest)) {
             rows.for_each_column([&](uint32 column) {
                 const Vector vector = rows.normalised(column, row_scale);
                 largest = max(largest, rows.has(column) ? largest_magnitude(vector) : 0);
@@ -83,10 +84,15 @@ private:
 
     // The largest magnitude, from the largest product. False if it is not certain; then it is left alone. All threads
     // have the same answer.
+    template <class Rows>
     static __device__ __forceinline__ bool round_largest(float product, float row_scale, uint32& largest) {
         const float result = product * row_scale;
         const float bounds[Value::PER_WORD] = {result * (1.0f - ERROR), result * (1.0f + ERROR)};
         const uint32 rounded = Value::pack(bounds);
+        if (Rows::takes_results()) {
+            largest = rounded >> 16;
+            return true;
+        }
         // Written so that NaN is not.
         const bool is_certain =
             result >= LEAST_RESULT && bounds[1] <= LARGEST_FLOAT && rounded >> 16 == (rounded & 0xffffu);

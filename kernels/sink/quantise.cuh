@@ -18,7 +18,8 @@ public:
 
     __device__ __forceinline__ explicit Quantise(const Parameters& parameters) : fp8_static_(parameters) {}
 
-    __device__ __forceinline__ void take(const Parameters& parameters, bool has, const NormVector<Value>& vector) {
+    template <class RowVector>
+    __device__ __forceinline__ void take(const Parameters& parameters, bool has, const RowVector& vector) {
         if (parameters.format == FP8_TOKEN) {
             fp8_token_.take(has, vector);
         }

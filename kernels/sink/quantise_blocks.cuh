@@ -19,7 +19,8 @@ public:
 
     __device__ __forceinline__ explicit QuantiseBlocks(const Parameters& parameters) : nvfp4_(parameters) {}
 
-    __device__ __forceinline__ void take(const Parameters&, bool, const NormVector<Value>&) {}
+    template <class RowVector>
+    __device__ __forceinline__ void take(const Parameters&, bool, const RowVector&) {}
 
     __device__ __forceinline__ void share(const Parameters&, Shared&) const {}
 

@@ -5,14 +5,12 @@
 //
 // The sum and the residual are added in float32 and rounded once; the norm is of the rounded rows, as if it were an
 // operation of its own. What becomes of the normalised rows is the `Output`'s: see StoreRows.
-//
-// A block has a row at a time. Where a row has no more vectors than the block threads, it is `held`: each thread keeps
-// its vector in registers. Otherwise a thread has several, and reads back what it stored.
 #pragma once
 
 #include "protocol/control.cuh"
 #include "protocol/group.cuh"
 #include "protocol/vector_routes.cuh"
+#include "sink/block_rows.cuh"
 #include "sink/rms_norm.cuh"
 
 namespace lamport {
@@ -72,10 +70,16 @@ public:
 
 // A thread's way through the rows of its block. An empty `Output` takes no room, as a base class.
 template <class Value, bool held, template <class, bool> class Output = StoreRows>
-class ResidualRmsNorm : Output<Value, held> {
+class ResidualRmsNorm : Output<Value, held>, public BlockRows<Value, held, typename Output<Value, held>::Parameters> {
+    using Rows = BlockRows<Value, held, typename Output<Value, held>::Parameters>;
+    using Rows::address;
+    using Rows::parameters_;
+
 public:
-    using Element = Value;
     using Parameters = typename Output<Value, held>::Parameters;
+    using Rows::has;
+    using Rows::load;
+    using Rows::store;
     static constexpr bool HELD = held;
 
     // Of a block.
@@ -94,64 +98,12 @@ public:
 
     // All threads of the block call it. `shared` is theirs.
     __device__ __forceinline__ ResidualRmsNorm(const Parameters& parameters, Shared& shared)
-        : Output<Value, held>(parameters),
-          parameters_(parameters),
-          shared_(shared),
-          token_(data_block()),
-          row_vectors_(token_ < parameters.tokens ? parameters.row_vectors : 0) {
+        : Output<Value, held>(parameters), Rows(parameters), shared_(shared) {
         pad(shared.partials);
     }
 
-    __device__ __forceinline__ uint32 token() const { return token_; }
-
-    // Moves to the block's next row. False if there is none.
-    __device__ __forceinline__ bool advance() {
-        token_ += data_blocks();
-        return token_ < parameters_.tokens;
-    }
-
-    // Calls `work` with the numbers, within a row, of this thread's vectors. A thread of a held row is called with one,
-    // be it beyond the end: loads and stores mind that.
-    template <class Work>
-    __device__ __forceinline__ void for_each_column(Work work) const {
-        if constexpr (held) {
-            work(threadIdx.x);
-        } else {
-            for (uint32 column = threadIdx.x; column < row_vectors_; column += blockDim.x) {
-                work(column);
-            }
-        }
-    }
-
-    // Likewise, but a warp's threads call `work` as often as each other, be it with a number beyond the end.
-    template <class Work>
-    __device__ __forceinline__ void for_each_column_together(Work work) const {
-        if constexpr (held) {
-            work(threadIdx.x);
-        } else {
-            for (uint32 first = 0; first < row_vectors_; first += blockDim.x) {
-                work(first + threadIdx.x);
-            }
-        }
-    }
-
-    __device__ __forceinline__ bool has(uint32 column) const { return column < row_vectors_; }
-
-    // Vector `column` of the present row of a tensor.
-    __device__ __forceinline__ Vector load(Address tensor, uint32 column) const {
-        Vector vector{{0, 0, 0, 0}};
-        ptx::load_input_if(has(column), address(tensor, column), vector);
-        return vector;
-    }
-
-    __device__ __forceinline__ void store(Address tensor, uint32 column, const Vector& vector) const {
-        ptx::store_output_if(has(column), address(tensor, column), vector);
-    }
-
-    __device__ __forceinline__ void store_if(bool condition, Address tensor, uint32 column,
-                                             const Vector& vector) const {
-        ptx::store_output_if(condition && has(column), address(tensor, column), vector);
-    }
+    // Whether what an `Output` takes are the values that it gets back.
+    static __device__ __forceinline__ constexpr bool takes_results() { return false; }
 
     // Loads what `add_up` adds: early, because it takes a while.
     __device__ __forceinline__ void load_residual(uint32 column) {
@@ -213,15 +165,7 @@ public:
     }
 
 private:
-    __device__ __forceinline__ Address address(Address tensor, uint32 column) const {
-        return tensor + (uint64{token_} * parameters_.row_vectors + column) * VECTOR_BYTES;
-    }
-
-    const Parameters& parameters_;
     Shared& shared_;
-    uint32 token_;
-    // Of the present row: none, in a block that has no row and only helps to clear.
-    uint32 row_vectors_;
     // Of what was taken of the present row.
     float squares_ = 0.0f;
     // Of the vector in hand.

@@ -24,19 +24,18 @@ from lamport_rs._core import (
     LamportTimeoutError,
     __version__,
 )
+from lamport_rs._core import collectives as _collectives
 
 if TYPE_CHECKING:
+    from lamport_rs import operations
     from lamport_rs.buffer import IpcBuffer, lamport_fill_neg_zero
     from lamport_rs.cache import clear_workspace_cache, get_allreduce_workspace
     from lamport_rs.lifecycle import WorkspaceStatus
-    from lamport_rs.operations import (
-        all_reduce,
-        all_reduce_rms_norm,
-        all_reduce_rms_norm_quant,
-        minimax_allreduce_rms,
-        minimax_allreduce_rms_qk,
-    )
+    from lamport_rs.operations import *  # noqa: F403
     from lamport_rs.workspace import LamportWorkspace, bind_to_thread
+
+_OPERATIONS = [name for name, *_ in _collectives()]
+"""The collectives: what the core describes. Type checkers find them in `lamport_rs.operations`."""
 
 __all__ = [
     "TABLE_ABI_VERSION",
@@ -49,28 +48,21 @@ __all__ = [
     "LamportWorkspace",
     "WorkspaceStatus",
     "__version__",
-    "all_reduce",
-    "all_reduce_rms_norm",
-    "all_reduce_rms_norm_quant",
     "bind_to_thread",
     "clear_workspace_cache",
     "get_allreduce_workspace",
     "lamport_fill_neg_zero",
-    "minimax_allreduce_rms",
-    "minimax_allreduce_rms_qk",
 ]
+if TYPE_CHECKING:
+    __all__ += operations.__all__
+else:
+    __all__ += _OPERATIONS
 
 _PUBLIC_MODULES = {
     "buffer": ("IpcBuffer", "lamport_fill_neg_zero"),
     "cache": ("clear_workspace_cache", "get_allreduce_workspace"),
     "lifecycle": ("WorkspaceStatus",),
-    "operations": (
-        "all_reduce",
-        "all_reduce_rms_norm",
-        "all_reduce_rms_norm_quant",
-        "minimax_allreduce_rms",
-        "minimax_allreduce_rms_qk",
-    ),
+    "operations": tuple(_OPERATIONS),
     "workspace": ("LamportWorkspace", "bind_to_thread"),
 }
 """The names that need torch, by the modules they come from."""

@@ -9,6 +9,8 @@ import torch
 __version__: str
 MAX_WORLD_SIZE: int
 """The most ranks that a group may have."""
+HELD_COLUMNS: int
+"""Columns of 16 bits up to which `all_reduce_quant` needs no place for the sum."""
 TABLE_ABI_VERSION: int
 """Version of the pointer table's layout."""
 
@@ -144,6 +146,17 @@ def all_reduce_rms_norm_quant(
     scale_out: torch.Tensor,
     residual_out: torch.Tensor,
     norm_out: torch.Tensor,
+) -> None: ...
+def all_reduce_quant(
+    input: torch.Tensor,
+    workspace: Workspace | torch.Tensor,
+    quant_format: str,
+    scale: torch.Tensor | None,
+    with_sum: bool,
+    algorithm: str,
+    out: torch.Tensor,
+    scale_out: torch.Tensor,
+    sum_out: torch.Tensor,
 ) -> None: ...
 def minimax_allreduce_rms(
     input: torch.Tensor,

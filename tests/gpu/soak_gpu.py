@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from minimax_rows import Operation
 from ranks import ProcessRanks, Rank, one_gpu_per_rank
-from reductions import NormedReduction, QuantisedReduction, Reduction, comm_size_for
+from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction, comm_size_for
 from soak_programs import POISON, Case, Maker, Program, impartial_digest, make_cases, make_makers, make_programs
 from soak_report import Clock, Outcome, describe_start, parse_arguments, report
 from test_cuda_soak import MINIMAX, MOST_BYTES, NORMS, SUMS
@@ -45,7 +45,11 @@ LOAD, LOAD_BYTES, HOST_LOAD_BYTES = 0.5, 256 << 20, 16 << 20
 def makers() -> list[Maker]:
     """Of all kinds."""
     return make_makers(
-        (Operation, MINIMAX), (Reduction, SUMS), (NormedReduction, NORMS), (QuantisedReduction, QUANTISED)
+        (Operation, MINIMAX),
+        (Reduction, SUMS),
+        (NormedReduction, NORMS),
+        (QuantisedReduction, QUANTISED),
+        (QuantisedSum, QUANTISED),
     )
 
 

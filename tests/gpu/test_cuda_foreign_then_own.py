@@ -10,7 +10,7 @@ from foreign_norm_kernel import WIDTHS, ForeignNorm
 from lamport_rs import LamportError
 from minimax_rows import Operation, workspace_for
 from ranks import Rank
-from reductions import NormedReduction, QuantisedReduction, Reduction
+from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 from worlds import WORLD_SIZES
 
 TOKENS = 256
@@ -22,6 +22,7 @@ OWN = {
     "all_reduce, two_shot": lambda me: Reduction.random(me, 3000, "two_shot"),
     "all_reduce_rms_norm, one_shot": lambda me: NormedReduction.random(me, 5, 512, "one_shot"),
     "all_reduce_rms_norm, two_shot": lambda me: NormedReduction.random(me, 5, 512, "two_shot"),
+    "all_reduce_quant": lambda me: QuantisedSum.random(me, 5, 512, "one_shot"),
     "all_reduce_rms_norm_quant": lambda me: QuantisedReduction.random(me, 5, 512, "one_shot"),
     "minimax_allreduce_rms": lambda me: Operation.random(me, 33, (1536,)),
     "minimax_allreduce_rms, wide": lambda me: Operation.random(me, 3, (20_000,)),

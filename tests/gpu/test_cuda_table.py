@@ -75,7 +75,8 @@ def watch_the_slots(me: Rank) -> None:
         dist.barrier()
         used, region = tokens * len(widths), -(-tokens * len(widths) // 4) * 4
         what = f"operation {round_}"
-        assert driver.read_words(entries[3 * size], 3).tolist() == [0, 0, (round_ + 1) % SLOTS], what
+        # Own operations leave an index of which the remainder is the slot.
+        assert driver.read_words(entries[3 * size], 3).tolist() == [0, 0, (round_ + 1) % SLOTS + SLOTS], what
         extents = driver.read_words(entries[3 * size + 1], 4).view(torch.int64).tolist()
         assert extents == [4 * region * size, COMM_SIZE], what
         arrived = driver.read_words(entries[2 * size + me.rank], SLOTS * SLOT_WORDS) != SENTINEL

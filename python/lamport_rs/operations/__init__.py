@@ -32,7 +32,7 @@ compiled code saves their results; outside it runs them again in the backward pa
 like are a `LamportError`.
 
 **Streams.** On a GPU the operations run in the order of torch's current stream and overlap the end of what comes before
-them: the MiniMax norms' weights, and the scale that a quantised norm is given, are read early, so that the kernel just
+them: the MiniMax norms' weights, and the scale that a quantiser is given, are read early, so that the kernel just
 before must not write them. A CUDA graph keeps the workspace whose operations it has captured; its replays are ordered
 by the stream they are launched on.
 """
@@ -42,7 +42,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lamport_rs.operations.collective import Algorithm, Collective
+from lamport_rs.operations.collective import Algorithm as Algorithm
+from lamport_rs.operations.collective import Collective
 from lamport_rs.operations.minimax import (
     MINIMAX,
     MINIMAX_QK,
@@ -51,28 +52,29 @@ from lamport_rs.operations.minimax import (
     run_minimax_rms,
     run_minimax_rms_qk,
 )
-from lamport_rs.operations.quant_formats import QuantFormat
+from lamport_rs.operations.quant_formats import QuantFormat as QuantFormat
 from lamport_rs.operations.rms_norm import RMS_NORM, all_reduce_rms_norm, run_all_reduce_rms_norm
 from lamport_rs.operations.rms_norm_quant import (
     RMS_NORM_QUANT,
     all_reduce_rms_norm_quant,
     run_all_reduce_rms_norm_quant,
 )
+from lamport_rs.operations.sum_quant import SUM_QUANT, all_reduce_quant, run_all_reduce_quant
 from lamport_rs.operations.sums import SUM, all_reduce, run_all_reduce
 
 COLLECTIVES: tuple[tuple[Collective, Callable[..., Any]], ...] = (
     (SUM, run_all_reduce),
     (RMS_NORM, run_all_reduce_rms_norm),
     (RMS_NORM_QUANT, run_all_reduce_rms_norm_quant),
+    (SUM_QUANT, run_all_reduce_quant),
     (MINIMAX, run_minimax_rms),
     (MINIMAX_QK, run_minimax_rms_qk),
 )
 """What becomes operators, and how each runs without a tracer."""
 
-__all__ = [
-    "Algorithm",
-    "QuantFormat",
+__all__: list[str] = [
     "all_reduce",
+    "all_reduce_quant",
     "all_reduce_rms_norm",
     "all_reduce_rms_norm_quant",
     "minimax_allreduce_rms",

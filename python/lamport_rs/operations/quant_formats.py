@@ -1,4 +1,4 @@
-"""What normalised rows are quantised to: names, shapes and layouts, and the values, by torch.
+"""What rows are quantised to: names, shapes and layouts, and the values, by torch.
 
 The core says which formats there are (`rust/kernels/src/sink.rs`). A new one needs its name in `QuantFormat`, and its
 values in `quantise`.
@@ -14,7 +14,6 @@ import torch
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError
-from lamport_rs.layout import empty_dense
 
 QuantFormat: TypeAlias = Literal[
     "fp8_static",
@@ -27,7 +26,7 @@ QuantFormat: TypeAlias = Literal[
     "nvfp4",
     "nvfp4_swizzled",
 ]
-"""What normalised rows become, and the scales that give the rows back.
+"""What rows become, and the scales that give the rows back.
 
 The rows are FP8 e4m3 (`torch.float8_e4m3fn`). For the values `y` that share a scale `s`, in float32 and rounded to
 nearest even:
@@ -121,17 +120,14 @@ def computes_scales(quant_format: str) -> bool:
     return _FORMATS[quant_format].group_columns is not None
 
 
-def empty_results(
+def empty_quantised(
     input: torch.Tensor,  # noqa: A002
     quant_format: str,
     scale: torch.Tensor | None,
-    with_norm: bool,
     out: torch.Tensor | None = None,
     scale_out: torch.Tensor | None = None,
-    residual_out: torch.Tensor | None = None,
-    norm_out: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`(out, scales, residual_out, norm_out)`, those that are not given allocated; empty where there is nothing."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(out, scales)`, those that are not given allocated; empty where there is nothing."""
     if quant_format not in _FORMATS:
         raise LamportError(f"quant_format is {quant_format!r}, but must be one of {', '.join(map(repr, _FORMATS))}")
     described = _FORMATS[quant_format]
@@ -146,11 +142,7 @@ def empty_results(
         raise LamportError(f"{quant_format} computes no scales: scale_out must be None")
     if scale_out is None:
         scale_out = _empty_scales(input, described)
-    if residual_out is None:
-        residual_out = empty_dense(input)
-    if norm_out is None:
-        norm_out = empty_dense(input) if with_norm else input.new_empty(0)
-    return out, scale_out, residual_out, norm_out
+    return out, scale_out
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -181,7 +173,7 @@ def _empty_scales(input: torch.Tensor, described: _Format) -> torch.Tensor:  # n
 def quantise(
     rows: torch.Tensor, quant_format: str, out: torch.Tensor, scale: torch.Tensor | None, scale_out: torch.Tensor
 ) -> None:
-    """Quantise normalised rows with torch: for a group of one rank on a GPU."""
+    """Quantise rows with torch: for a group of one rank on a GPU."""
     with torch.inference_mode():
         described = _FORMATS[quant_format]
         columns = described.group_columns or rows.shape[-1]

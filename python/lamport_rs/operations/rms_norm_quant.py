@@ -26,7 +26,7 @@ from lamport_rs.operations.collective import (
 from lamport_rs.operations.quant_formats import (
     QuantFormat,
     computes_scales,
-    empty_results,
+    empty_quantised,
     must_lie_as_allocated,
     quantise,
 )
@@ -135,9 +135,11 @@ def run_all_reduce_rms_norm_quant(
     try:
         try:
             check_tensor("input", input)
-            out, scale_out, residual_out, norm_out = empty_results(
-                input, quant_format, scale, with_norm, out, scale_out, residual_out, norm_out
-            )
+            out, scale_out = empty_quantised(input, quant_format, scale, out, scale_out)
+            if residual_out is None:
+                residual_out = empty_dense(input)
+            if norm_out is None:
+                norm_out = empty_dense(input) if with_norm else input.new_empty(0)
             _core.all_reduce_rms_norm_quant(
                 input,
                 residual,
@@ -187,7 +189,8 @@ def _empty_outputs(
     with_norm: bool = False,
     *_others: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    return empty_results(input, quant_format, scale, with_norm)
+    out, scale_out = empty_quantised(input, quant_format, scale)
+    return out, scale_out, empty_dense(input), empty_dense(input) if with_norm else input.new_empty(0)
 
 
 def _left_as_it_lies(

@@ -4,7 +4,9 @@
 //! So it is also the operator's schema, and `scripts/core_stub.py` makes the function's types of it.
 
 use lamport_rs_core::operations::all_reduce::AllReduce;
+use lamport_rs_core::operations::all_reduce_quant::AllReduceQuant;
 use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
+use lamport_rs_core::operations::quantised::Quantised;
 use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
 use lamport_rs_core::operations::rms_norm_quant::{AllReduceRmsNormQuant, Sink};
 use lamport_rs_core::tensor::Tensor;
@@ -106,10 +108,22 @@ collectives! {
         let (output, residual_output) = (norm_out, residual_out);
         let norm =
             AllReduceRmsNorm { input, residual, weight, epsilon: eps, weight_bias, algorithm, output, residual_output };
-        let (quantised, scales) = (out, scale_out);
-        let operands =
-            AllReduceRmsNormQuant { norm, has_output: with_norm, sink: quant_format, quantised, scale, scales };
-        (workspace, operands)
+        let quantised = Quantised { sink: quant_format, rows: out, scale, scales: scale_out };
+        (workspace, AllReduceRmsNormQuant { norm, has_output: with_norm, quantised })
+    }
+
+    /// `sum_out = sum over ranks of input`, if it is asked for, and `out` is this sum as `quant_format` has it, with its
+    /// scales in `scale_out`, if any are computed.
+    fn all_reduce_quant(
+        input: Tensor,
+        workspace: AnyWorkspace,
+        quant_format: Sink,
+        scale: Option<Tensor> = "None",
+        with_sum: bool = "False",
+        algorithm: Option<Algorithm> = "\"auto\""
+    ) -> (out, scale_out, sum_out) {
+        let quantised = Quantised { sink: quant_format, rows: out, scale, scales: scale_out };
+        (workspace, AllReduceQuant { input, quantised, sum: sum_out, has_sum: with_sum, algorithm })
     }
 
     /// The norm of rows that are spread over the ranks. `rank` and `nranks` are checked against the workspace.

@@ -54,6 +54,7 @@ mod _core {
         super::collectives::add_to(module)?;
         module.add("__version__", lamport_rs_core::rendezvous::hello::VERSION)?;
         module.add("MAX_WORLD_SIZE", lamport_rs_protocol::geometry::MAX_WORLD_SIZE)?;
+        module.add("HELD_COLUMNS", lamport_rs_core::operations::all_reduce_quant::HELD_COLUMNS)?;
         module.add("TABLE_ABI_VERSION", lamport_rs_protocol::table::ABI_VERSION)
     }
 }

@@ -29,6 +29,8 @@ pub enum ModuleKey {
     AllReduceRmsNormQuant(AllReduceRmsNormKernel),
     /// The same, and a quantiser whose scales are bytes.
     AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel),
+    /// The sum over ranks of rows, and a quantiser.
+    AllReduceQuant(AllReduceRmsNormKernel),
     /// MiniMax normalisation of one matrix.
     MinimaxRms(MinimaxKernel),
     /// MiniMax normalisation of two: queries and keys.
@@ -136,6 +138,7 @@ impl ModuleKey {
             .chain(AllReduceRmsNormKernel::all().map(Self::AllReduceRmsNorm))
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuant))
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuantBlocks))
+            .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceQuant))
             .chain(MinimaxKernel::all().map(Self::MinimaxRms))
             .chain(MinimaxKernel::all().map(Self::MinimaxRmsQk))
     }
@@ -165,6 +168,7 @@ impl ModuleKey {
                 Algorithm::OneShot => c"all_reduce_rms_norm_quant_blocks_one_shot",
                 Algorithm::TwoShot => c"all_reduce_rms_norm_quant_blocks_two_shot",
             },
+            Self::AllReduceQuant(_) => c"all_reduce_quant",
             Self::MinimaxRms(_) => c"minimax_rms",
             Self::MinimaxRmsQk(_) => c"minimax_rms_qk",
         }
@@ -177,7 +181,8 @@ impl ModuleKey {
             Self::AllReduce(kernel) => Some(all_reduce_bounds(kernel.method, kernel.capacity)),
             Self::AllReduceRmsNorm(kernel)
             | Self::AllReduceRmsNormQuant(kernel)
-            | Self::AllReduceRmsNormQuantBlocks(kernel) => Some(rms_norm_bounds(kernel.capacity)),
+            | Self::AllReduceRmsNormQuantBlocks(kernel)
+            | Self::AllReduceQuant(kernel) => Some(rms_norm_bounds(kernel.capacity)),
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => Some(kernel.variant.bounds),
         }
     }
@@ -192,7 +197,8 @@ impl ModuleKey {
             ],
             Self::AllReduceRmsNorm(kernel)
             | Self::AllReduceRmsNormQuant(kernel)
-            | Self::AllReduceRmsNormQuantBlocks(kernel) => vec![
+            | Self::AllReduceRmsNormQuantBlocks(kernel)
+            | Self::AllReduceQuant(kernel) => vec![
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
                 ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
                 ("LAMPORT_HELD", kernel.held.to_string()),
@@ -204,6 +210,9 @@ impl ModuleKey {
                 ("LAMPORT_VECTORS", kernel.variant.vectors.to_string()),
             ],
         };
+        if let Self::AllReduceQuant(kernel) = self {
+            definitions.push(("LAMPORT_EXCHANGE", format!("rows_{}", kernel.algorithm.name())));
+        }
         if let Some(LaunchBounds { max_threads, min_blocks }) = self.bounds() {
             definitions.push(("LAMPORT_MAX_THREADS", max_threads.to_string()));
             definitions.push(("LAMPORT_MIN_BLOCKS", min_blocks.to_string()));
@@ -223,6 +232,10 @@ impl ModuleKey {
             | Self::AllReduceRmsNormQuant(AllReduceRmsNormKernel { dtype, capacity, held, .. })
             | Self::AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
                 format!("{function}.{}.n{capacity}.{}", dtype.name(), if held { "held" } else { "wide" })
+            }
+            Self::AllReduceQuant(AllReduceRmsNormKernel { algorithm, dtype, capacity, held }) => {
+                let (dtype, rows) = (dtype.name(), if held { "held" } else { "wide" });
+                format!("{function}.{}.{dtype}.n{capacity}.{rows}", algorithm.name())
             }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => {
                 let MinimaxKernel { dtype, weight, variant } = kernel;

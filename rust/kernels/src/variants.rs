@@ -75,6 +75,9 @@ pub const fn rms_norm_bounds(capacity: u32) -> LaunchBounds {
     }
 }
 
+/// Columns of 16 bits that a row may have and be held in groups of every size.
+pub const HELD_COLUMNS: usize = 8 * rms_norm_bounds(CAPACITIES[CAPACITIES.len() - 1]).max_threads as usize;
+
 /// How a MiniMax kernel deals its rows out to threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MinimaxVariant {

@@ -2,10 +2,11 @@
 //!
 //! | module | concept |
 //! | --- | --- |
-//! | [`all_reduce`], [`rms_norm`], [`rms_norm_quant`], [`minimax`] | one each: operands, and `host` and `cuda` |
+//! | [`all_reduce`], [`all_reduce_quant`], [`rms_norm`], [`rms_norm_quant`], [`minimax`] | one each: operands, backends |
 //! | [`kind`] | what there is of each besides |
 //! | [`operands`] | what all of them do: be checked, and run, on each backend |
 //! | [`question`] | calls that are asked about before there are tensors |
+//! | [`quantised`] | what those that quantise rows have in common |
 //! | [`description`] | what an operation is, as ranks tell each other and as errors say it |
 //! | [`skipped`] | calls that send nothing |
 //! | `operand_checks` | the checks of one operand |
@@ -17,6 +18,7 @@
 //! A collective is a folder here, and a line of the list below.
 
 pub mod all_reduce;
+pub mod all_reduce_quant;
 mod choice;
 #[cfg(feature = "cuda")]
 mod chunk;
@@ -28,12 +30,14 @@ pub mod launch;
 pub mod minimax;
 mod operand_checks;
 pub mod operands;
+pub mod quantised;
 pub mod question;
 pub mod rms_norm;
 pub mod rms_norm_quant;
 pub mod skipped;
 
 use all_reduce::AllReduce;
+use all_reduce_quant::AllReduceQuant;
 use kind::kinds;
 use minimax::MinimaxRms;
 use rms_norm::AllReduceRmsNorm;
@@ -50,4 +54,6 @@ kinds! {
     MinimaxRmsQk(MinimaxRms) = 4, "minimax_allreduce_rms_qk", SpreadPair;
     /// The sum with a residual, the norm of its rows and a quantiser.
     AllReduceRmsNormQuant(AllReduceRmsNormQuant) = 5, "all_reduce_rms_norm_quant", QuantisedRows;
+    /// The sum of rows and a quantiser.
+    AllReduceQuant(AllReduceQuant) = 6, "all_reduce_quant", QuantisedRows;
 }

@@ -3,9 +3,12 @@
 use lamport_rs_core::error::Error;
 use lamport_rs_core::operations::Kind;
 use lamport_rs_core::operations::all_reduce::AllReduce;
+use lamport_rs_core::operations::all_reduce_quant::AllReduceQuant;
 use lamport_rs_core::operations::minimax::MinimaxRms;
+use lamport_rs_core::operations::quantised::Quantised;
 use lamport_rs_core::operations::question::Question;
 use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
+use lamport_rs_core::operations::rms_norm_quant::Sink;
 use lamport_rs_core::tensor::{Device, Dtype};
 use lamport_rs_protocol::algorithm::Algorithm;
 
@@ -80,6 +83,37 @@ fn norms(dtype: Dtype, weight_dtype: Dtype) -> impl Fn(usize, Either<'_>) -> Res
     }
 }
 
+/// Rows of `columns`, some of them several times the slot, with the sum and without.
+fn quantised_sums(sink: Sink, columns: usize, most_rows: usize) -> impl Fn(usize, Either<'_>) -> Results + Sync {
+    move |rank, either| {
+        let mut results = vec![];
+        for (rows, has_sum) in [(1, false), (3, true), (most_rows, false), (most_rows, true)] {
+            for algorithm in Algorithm::ALL {
+                let shape = [rows, columns];
+                let mut input = either.tensor(Dtype::BFloat16, &shape, |at| fraction(rank, at));
+                let mut sum = either.tensor(Dtype::BFloat16, &shape, |_| f32::NAN);
+                let mut codes = either.tensor(Dtype::Float8E4M3, &shape, |_| 0.0);
+                let mut scales = either.tensor(Dtype::Float32, &[rows, sink.scales_of_row(columns)], |_| f32::NAN);
+                let mut given = either.tensor(Dtype::Float32, &[1], |_| 0.01);
+                let scale = sink.format().is_given.then(|| given.tensor());
+                let operands = AllReduceQuant {
+                    input: input.tensor(),
+                    quantised: Quantised { sink, rows: codes.tensor(), scale, scales: scales.tensor() },
+                    sum: sum.tensor(),
+                    has_sum,
+                    // The host's has one.
+                    algorithm: matches!(either, Either::Cuda(_)).then_some(algorithm),
+                };
+                either.run(&operands).unwrap();
+                either.finish().unwrap();
+                results.extend([codes.bytes(), scales.bytes()]);
+                results.extend(has_sum.then(|| sum.bytes()));
+            }
+        }
+        results
+    }
+}
+
 /// Queries and keys, of rows whose lengths over all ranks are powers of two if the world's size is one.
 fn minimax(dtype: Dtype) -> impl Fn(usize, Either<'_>) -> Results + Sync {
     move |rank, either| {
@@ -107,11 +141,21 @@ fn minimax(dtype: Dtype) -> impl Fn(usize, Either<'_>) -> Results + Sync {
 
 /// Compares, and returns how many kernels were launched.
 fn compare(world_size: usize, what: &str, program: impl Fn(usize, Either<'_>) -> Results + Sync) -> u64 {
+    compare_in(COMM_SIZE, world_size, what, program)
+}
+
+/// Likewise, with slots of `comm_size` bytes.
+fn compare_in(
+    comm_size: usize,
+    world_size: usize,
+    what: &str,
+    program: impl Fn(usize, Either<'_>) -> Results + Sync,
+) -> u64 {
     let standin = Standin::take();
     let before = standin.calls("cuLaunchKernelEx");
-    let found = on_cuda(world_size, COMM_SIZE, &program);
+    let found = on_cuda(world_size, comm_size, &program);
     let launches = standin.calls("cuLaunchKernelEx") - before;
-    let expected = on_host(world_size, COMM_SIZE, &program);
+    let expected = on_host(world_size, comm_size, &program);
     for (rank, (found, expected)) in found.iter().zip(&expected).enumerate() {
         for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
             let differing = found.iter().zip(expected).filter(|(a, b)| a != b).count();
@@ -149,6 +193,28 @@ fn norms_of_sums_have_the_bits_of_the_host_backend() {
         }
     }
     compare(2, "norms of float16", norms(Dtype::Float16, Dtype::Float16));
+}
+
+#[test]
+fn quantised_sums_have_the_bits_of_the_host_backend() {
+    for (world_size, sink) in [2, 3]
+        .into_iter()
+        .flat_map(|world_size| [Sink::Fp8Static, Sink::Fp8Token, Sink::Fp8Group].map(|sink| (world_size, sink)))
+    {
+        let launches = compare(world_size, &format!("sums to {}", sink.name()), quantised_sums(sink, 128, 29));
+        assert!(launches > world_size as u64 * (OF_CONSTRUCTION + 8), "{launches}");
+    }
+}
+
+/// Of two ranks: rows that a block does not hold, for which the sum needs a place, and rows for which only other groups
+/// need it.
+#[test]
+fn quantised_sums_of_wide_rows_have_the_bits_of_the_host_backend() {
+    for columns in [4096, 8320] {
+        let program = quantised_sums(Sink::Fp8Token, columns, 5);
+        let launches = compare_in(1 << 17, 2, &format!("rows of {columns}"), program);
+        assert!(launches >= 2 * (OF_CONSTRUCTION + 8), "{launches}");
+    }
 }
 
 #[test]

@@ -54,13 +54,15 @@ pub struct AllReduceRmsNormShape {
     pub algorithm: Algorithm,
 }
 
-/// An all-reduce of rows with a residual, RMSNorm and a quantiser.
+/// An all-reduce of rows with a quantiser, behind a residual and RMSNorm or without these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AllReduceRmsNormQuantShape {
     /// The rows.
     pub norm: AllReduceRmsNormShape,
     /// The quantiser.
     pub sink: Sink,
+    /// Whether there are a residual and a norm. If not, the weights' dtype is the rows'.
+    pub is_normalised: bool,
 }
 
 /// Its launch, and how the rows are divided.
@@ -90,9 +92,11 @@ impl AllReduceRmsNormQuantShape {
     /// Plans the launch.
     pub fn plan(&self, device: Device) -> Result<AllReduceRmsNormQuantPlan, PlanError> {
         self.check()?;
-        let module = match self.sink.format().family {
-            Family::Float32Scales => ModuleKey::AllReduceRmsNormQuant,
-            Family::ByteScales => ModuleKey::AllReduceRmsNormQuantBlocks,
+        let module = match (self.is_normalised, self.sink.format().family) {
+            (true, Family::Float32Scales) => ModuleKey::AllReduceRmsNormQuant,
+            (true, Family::ByteScales) => ModuleKey::AllReduceRmsNormQuantBlocks,
+            (false, Family::Float32Scales) => ModuleKey::AllReduceQuant,
+            (false, Family::ByteScales) => return Err(PlanError::QuantisedSum { format: self.sink.name() }),
         };
         let norm = self.norm.plan_of(module, device)?;
         Ok(AllReduceRmsNormQuantPlan { launch: norm.launch, norm, sink: self.sink })
@@ -100,8 +104,19 @@ impl AllReduceRmsNormQuantShape {
 }
 
 impl AllReduceRmsNormQuantPlan {
+    /// Whether the kernel holds rows in registers. If not, it needs a place for the sum.
+    pub fn is_held(&self) -> bool {
+        matches!(
+            self.launch.module,
+            ModuleKey::AllReduceRmsNormQuant(kernel)
+                | ModuleKey::AllReduceRmsNormQuantBlocks(kernel)
+                | ModuleKey::AllReduceQuant(kernel) if kernel.held
+        )
+    }
+
     /// The parameters of a kernel whose scales are float32; `tensors.output` is 0 if the normalised rows are not asked
-    /// for. An error if the group's slots are too small.
+    /// for. Where there is no norm, there are an input and a place for the sum, or 0, and nothing else. An error if the
+    /// group's slots are too small.
     pub fn parameters(
         &self,
         geometry: &Geometry,

@@ -3,10 +3,13 @@
 use lamport_rs_kernels::Dtype::{self, BFloat16, Float16, Float32};
 use lamport_rs_kernels::Sink;
 use lamport_rs_kernels::plan::Device;
+use lamport_rs_kernels::sink::Family;
 use lamport_rs_kernels::variants::{capacity, rms_norm_bounds};
 use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
 
-use crate::operations::{AllReduce, AllReduceRmsNorm, AllReduceRmsNormQuant, Fill, Minimax, Operation, Skip, Verify};
+use crate::operations::{
+    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Fill, Minimax, Operation, Skip, Verify,
+};
 use crate::run::Case;
 use crate::values::Random;
 
@@ -112,6 +115,33 @@ pub fn rms_norm_quant() -> Vec<Case> {
             let vectors = rms_norm_bounds(capacity(world_size as u32)).max_threads as usize + 1;
             let rows = if algorithm == OneShot { 2 } else { world_size };
             let wide = vec![quant(rows, vectors, true), quant(world_size, 1, false)];
+            cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
+        }
+    }
+    cases
+}
+
+/// Sums, quantised: likewise, with the sum and without, in place of the input and elsewhere.
+pub fn quant() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let sinks = Sink::ALL.into_iter().filter(|sink| sink.format().family == Family::Float32Scales);
+    for (sink, algorithm) in sinks.flat_map(|sink| Algorithm::ALL.map(|algorithm| (sink, algorithm))) {
+        for (dtype, world_size) in [Float16, BFloat16].into_iter().flat_map(|dtype| [2, 3, 6, 9].map(|n| (dtype, n))) {
+            // As above.
+            if sink == Sink::Fp8GroupColumnMajor && (dtype, world_size) != (BFloat16, 3) {
+                continue;
+            }
+            let quant = |tokens, vectors: usize, has_sum, in_place| -> Box<dyn Operation> {
+                let hidden = (vectors * 8).next_multiple_of(sink.column_multiple());
+                Box::new(AllReduceQuant { algorithm, dtype, tokens, hidden, sink, has_sum, in_place })
+            };
+            let name = format!("the sum to {}, {algorithm:?}, {dtype:?}, {world_size} ranks", sink.name());
+            let few = world_size;
+            let held = vec![quant(13, 33, false, false), quant(few, 1, true, false), quant(few + 4, 40, true, true)];
+            cases.push(case(format!("{name}, held"), world_size, device(1, 2), held));
+            let vectors = rms_norm_bounds(capacity(world_size as u32)).max_threads as usize + 1;
+            let rows = if algorithm == OneShot { 2 } else { world_size };
+            let wide = vec![quant(rows, vectors, false, false), quant(few, 1, true, true)];
             cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
         }
     }

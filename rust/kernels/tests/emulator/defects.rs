@@ -8,7 +8,9 @@ use crate::cases::device;
 use crate::compile::Sources;
 use crate::faults::{FaultCase, check_absent_rank, check_late_rank};
 use crate::machine::Kernels;
-use crate::operations::{AllReduce, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Verify};
+use crate::operations::{
+    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Verify,
+};
 use crate::run::{Case, Failure};
 
 /// A defect that no seed below this shows is one that is not caught. The one that shows least does so in one run of a
@@ -101,6 +103,11 @@ fn norm(algorithm: Algorithm) -> AllReduceRmsNorm {
 fn quantised(tokens: usize, hidden: usize) -> AllReduceRmsNormQuant {
     let norm = AllReduceRmsNorm { tokens, hidden, dtype: Float16, weight: Float16, ..norm(OneShot) };
     AllReduceRmsNormQuant { norm, sink: Sink::Fp8Token, has_output: true }
+}
+
+fn quantised_sum() -> AllReduceQuant {
+    let (sink, has_sum, in_place) = (Sink::Fp8Token, false, false);
+    AllReduceQuant { algorithm: OneShot, dtype: BFloat16, tokens: 9, hidden: 72 * 8, sink, has_sum, in_place }
 }
 
 fn minimax() -> Minimax<1> {
@@ -273,6 +280,14 @@ pub fn all() -> Vec<Defect> {
             old: "            __syncthreads();\n            largest = of_block(shared.largest);\n",
             new: "            largest = of_block(shared.largest);\n",
             run: chain(quantised(3, 8200), 1),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "no barrier before the largest value of a sum's row",
+            file: "sink/sum_rows.cuh",
+            old: "        __syncthreads();\n        Output<Value, held>::put",
+            new: "        Output<Value, held>::put",
+            run: chain(quantised_sum(), 1),
             expected: WrongResult,
         },
         Defect {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lamport_rs_kernels::Dtype::BFloat16;
 use lamport_rs_kernels::Sink;
+use lamport_rs_kernels::sink::Family;
 use lamport_rs_protocol::algorithm::Algorithm::{OneShot, TwoShot};
 use lamport_rs_protocol::geometry::SLOTS;
 
@@ -11,7 +12,7 @@ use crate::cases::device;
 use crate::compile::FEWER_POLLS_BITS;
 use crate::machine::{Kernels, Machine};
 use crate::operations::{
-    AllReduce, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Prepared, Skip, Verify,
+    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Prepared, Skip, Verify,
 };
 use crate::run::Case;
 use crate::values::Random;
@@ -58,6 +59,10 @@ pub fn cases() -> Vec<FaultCase> {
             let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual: true, in_place };
             let quant = AllReduceRmsNormQuant { norm, sink, has_output: true };
             cases.push(FaultCase::new(world_size, true, quant));
+            if sink.format().family == Family::Float32Scales {
+                let sum = AllReduceQuant { algorithm, dtype, tokens, hidden, sink, has_sum: true, in_place };
+                cases.push(FaultCase::new(world_size, true, sum));
+            }
         }
         let (tokens, tokens_per_block) = (4, Some(1));
         let one = Minimax { dtype, weight, tokens, widths: [64], tokens_per_block, in_place };

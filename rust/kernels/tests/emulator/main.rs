@@ -48,6 +48,11 @@ fn rms_norm_quant() {
 }
 
 #[test]
+fn quant() {
+    check(cases::quant(), 1);
+}
+
+#[test]
 fn minimax() {
     check(cases::minimax(), 2);
 }
@@ -114,7 +119,14 @@ fn values_over_a_scale_are_the_quotients() {
 
 #[test]
 fn every_module_is_run() {
-    let all = [cases::all_reduce(), cases::rms_norm(), cases::rms_norm_quant(), cases::minimax(), cases::setup()];
+    let all = [
+        cases::all_reduce(),
+        cases::rms_norm(),
+        cases::rms_norm_quant(),
+        cases::quant(),
+        cases::minimax(),
+        cases::setup(),
+    ];
     let mut run = HashSet::new();
     for case in all.iter().flatten() {
         run.extend(case.operations.iter().map(|operation| operation.module(&case.setting())));

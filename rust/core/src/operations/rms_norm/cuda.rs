@@ -10,7 +10,7 @@ use crate::operations::choice::choose;
 use crate::operations::chunk::{self, Chunk};
 use crate::operations::launch::{Purpose, launch, without_peers};
 use crate::operations::operands::OnDevice;
-use crate::tensor::{Device, Tensor};
+use crate::tensor::{Device, Dtype, Tensor};
 use crate::workspace::cuda::CudaWorkspace;
 
 planned!(AllReduceRmsNormShape, AllReduceRmsNormPlan);
@@ -27,7 +27,8 @@ impl OnDevice for AllReduceRmsNorm {
         if world_size == 1 {
             return without_peers(workspace, purpose);
         }
-        let shape = |chunk: &Chunk| Ok(rms_norm_shape(self, algorithm, world_size, chunk.len()));
+        let shape =
+            |chunk: &Chunk| Ok(rms_norm_shape(&self.input, self.weight.dtype, algorithm, world_size, chunk.len()));
         let parameters = |plan: <AllReduceRmsNormShape as Planned>::Plan, group, chunk: &Chunk| {
             let tensors = tensors_from(self, Some(&self.output), chunk.start);
             plan.parameters(&geometry, group, tensors, self.epsilon, self.weight_bias)
@@ -60,13 +61,14 @@ pub(in crate::operations) fn tensors_from(
 
 /// The shape of `tokens` of the rows. The last rows may be too few for two shots.
 pub(in crate::operations) fn rms_norm_shape(
-    operands: &AllReduceRmsNorm,
+    input: &Tensor,
+    weight: Dtype,
     algorithm: Algorithm,
     world_size: usize,
     tokens: usize,
 ) -> AllReduceRmsNormShape {
     let algorithm = if rms_norm::has_two_shot(tokens, world_size) { algorithm } else { Algorithm::OneShot };
-    let (hidden, dtype, weight) = (operands.input.columns(), operands.input.dtype, operands.weight.dtype);
+    let (hidden, dtype) = (input.columns(), input.dtype);
     AllReduceRmsNormShape { tokens, hidden, dtype, weight, world_size, algorithm }
 }
 
@@ -76,24 +78,26 @@ fn check(
     operands: &AllReduceRmsNorm,
 ) -> Result<(Algorithm, impl Iterator<Item = Chunk> + Clone + use<>)> {
     operands.check(Device::Cuda(workspace.device.index))?;
-    plan_norm(workspace, operands)
+    plan_norm(workspace, &operands.input, operands.weight.dtype, operands.algorithm)
 }
 
 /// The algorithm, and the rows of each launch, for checked operands.
 pub(in crate::operations) fn plan_norm(
     workspace: &CudaWorkspace,
-    operands: &AllReduceRmsNorm,
+    input: &Tensor,
+    weight: Dtype,
+    algorithm: Option<Algorithm>,
 ) -> Result<(Algorithm, impl Iterator<Item = Chunk> + Clone + use<>)> {
     let geometry = workspace.member().geometry;
-    let (world_size, input) = (geometry.world_size(), operands.input);
+    let world_size = geometry.world_size();
     let (tokens, row_bytes) = (input.rows(), input.columns() * input.dtype.size());
     let is_large =
         input.bytes() >= workspace.two_shot_from.unwrap_or_else(|| rms_norm::two_shot_from(world_size, row_bytes));
-    let asked = if rms_norm::has_two_shot(tokens, world_size) { operands.algorithm } else { Some(Algorithm::OneShot) };
+    let asked = if rms_norm::has_two_shot(tokens, world_size) { algorithm } else { Some(Algorithm::OneShot) };
     let algorithm = choose(asked, is_large, &geometry, tokens, row_bytes);
     let chunks = chunk::rows(tokens, algorithm, &geometry, row_bytes)?;
     if let Some(first) = chunks.clone().next() {
-        rms_norm_shape(operands, algorithm, world_size, first.len()).check()?;
+        rms_norm_shape(input, weight, algorithm, world_size, first.len()).check()?;
     }
     Ok((algorithm, chunks))
 }

@@ -15,6 +15,7 @@ use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 use super::AllReduceRmsNorm;
 use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
+use crate::operations::Kind;
 use crate::operations::all_reduce::host::round_and_scrub;
 use crate::operations::description::Description;
 use crate::operations::host::element::{Element, Lanes, with_element};
@@ -22,8 +23,8 @@ use crate::operations::host::operand::{Operand, Weight};
 use crate::operations::host::processor::{Job, Processor, dispatch};
 use crate::operations::host::segments::{check_room, exchange_segments};
 use crate::operations::host::{CHUNK_VECTORS, with_nan_on_failure};
-use crate::operations::operands::OnHost;
-use crate::operations::rms_norm_quant::format::RowQuantiser;
+use crate::operations::operands::{OnHost, Operands};
+use crate::operations::quantised::format::RowQuantiser;
 use crate::tensor::{Device, Tensor};
 use crate::workspace::host::{HostWorkspace, Running};
 
@@ -77,23 +78,27 @@ pub(in crate::operations) unsafe fn run_norm(
 /// Checks the operands.
 fn check(workspace: &HostWorkspace, operands: &AllReduceRmsNorm) -> Result<()> {
     operands.check(Device::Cpu)?;
-    check_host(workspace, operands.algorithm)
+    check_host(workspace, operands.kind(), operands.algorithm)
 }
 
 /// Refuses what this backend does not do, or has no room for.
-pub(in crate::operations) fn check_host(workspace: &HostWorkspace, algorithm: Option<Algorithm>) -> Result<()> {
-    check_algorithm(algorithm)?;
+pub(in crate::operations) fn check_host(
+    workspace: &HostWorkspace,
+    kind: Kind,
+    algorithm: Option<Algorithm>,
+) -> Result<()> {
+    check_algorithm(kind, algorithm)?;
     check_room(workspace, Algorithm::OneShot)
 }
 
 /// Refuses what only GPUs do.
-fn check_algorithm(algorithm: Option<Algorithm>) -> Result<()> {
+fn check_algorithm(kind: Kind, algorithm: Option<Algorithm>) -> Result<()> {
     match algorithm {
         None | Some(Algorithm::OneShot) => Ok(()),
-        Some(Algorithm::TwoShot) => Err(Error::Argument(
-            "the host backend's all_reduce_rms_norm is one-shot only; pass algorithm=\"auto\" or \"one_shot\""
-                .to_owned(),
-        )),
+        Some(Algorithm::TwoShot) => Err(Error::Argument(format!(
+            "the host backend's {} is one-shot only; pass algorithm=\"auto\" or \"one_shot\"",
+            kind.name()
+        ))),
     }
 }
 

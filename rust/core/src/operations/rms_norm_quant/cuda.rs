@@ -1,6 +1,6 @@
 //! The operation over device memory.
 
-use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape, QuantisedTensors};
+use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape};
 use lamport_rs_kernels::sink::Family;
 use lamport_rs_protocol::algorithm::Algorithm;
 
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::operations::chunk::Chunk;
 use crate::operations::launch::{Purpose, launch, without_peers};
 use crate::operations::operands::OnDevice;
-use crate::operations::rms_norm::cuda::{address_of, plan_norm, rms_norm_shape, tensors_from};
+use crate::operations::rms_norm::cuda::{plan_norm, rms_norm_shape, tensors_from};
 use crate::tensor::Device;
 use crate::workspace::cuda::CudaWorkspace;
 
@@ -30,26 +30,17 @@ impl OnDevice for AllReduceRmsNormQuant {
         }
         let norm = &self.norm;
         let shape = |chunk: &Chunk| {
-            let norm = rms_norm_shape(norm, algorithm, world_size, chunk.len());
-            Ok(AllReduceRmsNormQuantShape { norm, sink: self.sink })
-        };
-        let rows = norm.input.rows();
-        let quantised = |chunk: &Chunk| QuantisedTensors {
-            quantised: address_of(&self.quantised, chunk.start),
-            scales: self.scales.pointer as u64,
-            given_scale: self.scale.map(|scale| scale.pointer as u64),
-            places: self.sink.scale_places(rows, norm.input.columns()),
-            first_row: chunk.start,
-            padding_rows: if chunk.end == rows { self.sink.scale_rows(rows) - rows } else { 0 },
+            let norm = rms_norm_shape(&norm.input, norm.weight.dtype, algorithm, world_size, chunk.len());
+            Ok(AllReduceRmsNormQuantShape { norm, sink: self.quantised.sink, is_normalised: true })
         };
         let (epsilon, weight_bias) = (norm.epsilon, norm.weight_bias);
         let description = self.describe(algorithm);
         type Plan = <AllReduceRmsNormQuantShape as Planned>::Plan;
-        match self.sink.format().family {
+        match self.quantised.sink.format().family {
             Family::Float32Scales => {
                 let parameters = |plan: Plan, group, chunk: &Chunk| {
                     let tensors = tensors_from(norm, self.output(), chunk.start);
-                    plan.parameters(&geometry, group, tensors, quantised(chunk), epsilon, weight_bias)
+                    plan.parameters(&geometry, group, tensors, self.quantised.tensors_from(chunk), epsilon, weight_bias)
                 };
                 // SAFETY: the caller's promises.
                 unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
@@ -57,7 +48,14 @@ impl OnDevice for AllReduceRmsNormQuant {
             Family::ByteScales => {
                 let parameters = |plan: Plan, group, chunk: &Chunk| {
                     let tensors = tensors_from(norm, self.output(), chunk.start);
-                    plan.block_parameters(&geometry, group, tensors, quantised(chunk), epsilon, weight_bias)
+                    plan.block_parameters(
+                        &geometry,
+                        group,
+                        tensors,
+                        self.quantised.tensors_from(chunk),
+                        epsilon,
+                        weight_bias,
+                    )
                 };
                 // SAFETY: the caller's promises.
                 unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
@@ -72,5 +70,5 @@ fn check(
     operands: &AllReduceRmsNormQuant,
 ) -> Result<(Algorithm, impl Iterator<Item = Chunk> + Clone + use<>)> {
     operands.check(Device::Cuda(workspace.device.index))?;
-    plan_norm(workspace, &operands.norm)
+    plan_norm(workspace, &operands.norm.input, operands.norm.weight.dtype, operands.norm.algorithm)
 }

@@ -1,11 +1,11 @@
 //! The operation over shared memory: the norm's, with a quantiser behind it.
 
 use super::AllReduceRmsNormQuant;
-use super::format::RowQuantiser;
 use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
 use crate::operations::host::with_nan_on_failure;
-use crate::operations::operands::OnHost;
+use crate::operations::operands::{OnHost, Operands};
+use crate::operations::quantised::format::RowQuantiser;
 use crate::operations::rms_norm::host::{check_host, run_norm};
 use crate::tensor::Device;
 use crate::workspace::host::HostWorkspace;
@@ -22,7 +22,7 @@ impl OnHost for AllReduceRmsNormQuant {
         if outcome.as_ref().is_err_and(Error::spoils_outputs) {
             let input = &self.norm.input;
             // SAFETY: such errors come after the checks; the caller's promise.
-            unsafe { RowQuantiser::new(self) }.spoil_scales(input.rows(), input.columns());
+            unsafe { RowQuantiser::new(&self.quantised, input) }.spoil_scales(input.rows(), input.columns());
         }
         outcome
     }
@@ -33,7 +33,7 @@ unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNormQuant, inter
     let description = operands.describe(Algorithm::OneShot);
     // SAFETY: the caller's promise; the operands were checked.
     unsafe {
-        let quantiser = RowQuantiser::new(operands);
+        let quantiser = RowQuantiser::new(&operands.quantised, &operands.norm.input);
         run_norm(workspace, &operands.norm, operands.output(), Some(quantiser), &description, interrupted)
     }
 }
@@ -41,5 +41,5 @@ unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNormQuant, inter
 /// Checks the operands.
 fn check(workspace: &HostWorkspace, operands: &AllReduceRmsNormQuant) -> Result<()> {
     operands.check(Device::Cpu)?;
-    check_host(workspace, operands.norm.algorithm)
+    check_host(workspace, operands.kind(), operands.norm.algorithm)
 }

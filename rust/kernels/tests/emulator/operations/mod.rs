@@ -13,12 +13,14 @@ use crate::workspace::Member;
 
 mod all_reduce;
 mod minimax;
+mod quant;
 mod rms_norm;
 mod rms_norm_quant;
 mod setup;
 
 pub use all_reduce::AllReduce;
 pub use minimax::Minimax;
+pub use quant::AllReduceQuant;
 pub use rms_norm::AllReduceRmsNorm;
 pub use rms_norm_quant::AllReduceRmsNormQuant;
 pub use setup::{Fill, Skip, Verify};

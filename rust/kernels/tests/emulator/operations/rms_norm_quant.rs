@@ -14,7 +14,7 @@ use crate::values::{Random, decode, elements};
 use crate::workspace::Member;
 
 /// Of the quantiser that is given one.
-const SCALE: f32 = 0.0137;
+pub(super) const SCALE: f32 = 0.0137;
 /// The rows are some of a tensor: so many are in front of them.
 const FIRST_ROW: usize = 5;
 
@@ -39,7 +39,7 @@ struct Tensors {
 
 impl AllReduceRmsNormQuant {
     fn plan(&self, setting: &Setting) -> AllReduceRmsNormQuantPlan {
-        let shape = AllReduceRmsNormQuantShape { norm: self.norm.shape(setting), sink: self.sink };
+        let shape = AllReduceRmsNormQuantShape { norm: self.norm.shape(setting), sink: self.sink, is_normalised: true };
         shape.plan(setting.device).expect("the case has a plan")
     }
 
@@ -219,7 +219,7 @@ impl Prepared for Tensors {
 }
 
 /// By the definition of the operation.
-fn check_group(sink: Sink, scale: f32, codes: &[u8], values: &[f32]) -> Result<(), String> {
+pub(super) fn check_group(sink: Sink, scale: f32, codes: &[u8], values: &[f32]) -> Result<(), String> {
     let largest = values.iter().fold(0.0_f32, |most, x| if most.is_nan() || x.abs() <= most { most } else { x.abs() });
     let computed = match sink {
         Sink::Fp8Static => SCALE,

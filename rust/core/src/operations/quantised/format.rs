@@ -1,13 +1,13 @@
-//! What a normalised row becomes: its quantised values and their scales, from the formats' definitions.
+//! What a row becomes: its quantised values and their scales, from the formats' definitions.
 
 use half::{bf16, f16};
 use lamport_rs_kernels::Sink;
 use lamport_rs_kernels::sink::ScalePlaces;
 use lamport_rs_protocol::sentinel::Vector;
 
-use super::AllReduceRmsNormQuant;
+use super::Quantised;
 use super::fp8::{FP8_MAX, from_e4m3, reciprocal_of_ue8m0, to_e4m3, to_ue8m0};
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, Tensor};
 
 /// The least scale of a row: rows of zeros have it.
 const LEAST_ROW_SCALE: f32 = 1.0 / (FP8_MAX * 512.0);
@@ -37,21 +37,21 @@ pub struct RowQuantiser {
 impl RowQuantiser {
     /// # Safety
     /// The operands were checked, and their pointers are valid while this is used.
-    pub unsafe fn new(operands: &AllReduceRmsNormQuant) -> Self {
-        let input = &operands.norm.input;
+    pub unsafe fn new(quantised: &Quantised, input: &Tensor) -> Self {
+        let Quantised { sink, rows, scale, scales } = quantised;
         Self {
-            sink: operands.sink,
+            sink: *sink,
             dtype: input.dtype,
             values: Vec::with_capacity(input.columns()),
-            quantised: operands.quantised.pointer,
-            scale: operands.scale.map(|scale| scale.pointer.cast_const().cast()),
-            scales: operands.scales.pointer,
-            places: operands.sink.scale_places(input.rows(), input.columns()),
+            quantised: rows.pointer,
+            scale: scale.map(|scale| scale.pointer.cast_const().cast()),
+            scales: scales.pointer,
+            places: sink.scale_places(input.rows(), input.columns()),
             rows: input.rows(),
         }
     }
 
-    /// Takes the next vector of a normalised row.
+    /// Takes the next vector of a row.
     pub fn take(&mut self, vector: Vector) {
         let halves = vector.into_iter().flat_map(|word| [word as u16, (word >> 16) as u16]);
         match self.dtype {

@@ -1,0 +1,88 @@
+// A block's way through rows.
+//
+// A block has a row at a time. Where a row has no more vectors than the block threads, it is `held`: each thread keeps
+// its vector in registers. Otherwise a thread has several, and reads back what it stored.
+#pragma once
+
+#include "device/numeric.cuh"
+#include "device/ptx.cuh"
+#include "protocol/control.cuh"
+
+namespace lamport {
+
+// What the sinks of rows are built on. `Parameters` say how many rows there are, and how many vectors each has.
+template <class Value, bool held, class Parameters>
+class BlockRows {
+public:
+    using Element = Value;
+
+    __device__ __forceinline__ explicit BlockRows(const Parameters& parameters)
+        : parameters_(parameters),
+          token_(data_block()),
+          row_vectors_(token_ < parameters.tokens ? parameters.row_vectors : 0) {}
+
+    __device__ __forceinline__ uint32 token() const { return token_; }
+
+    // Moves to the block's next row. False if there is none.
+    __device__ __forceinline__ bool advance() {
+        token_ += data_blocks();
+        return token_ < parameters_.tokens;
+    }
+
+    // Calls `work` with the numbers, within a row, of this thread's vectors. A thread of a held row is called with one,
+    // be it beyond the end: loads and stores mind that.
+    template <class Work>
+    __device__ __forceinline__ void for_each_column(Work work) const {
+        if constexpr (held) {
+            work(threadIdx.x);
+        } else {
+            for (uint32 column = threadIdx.x; column < row_vectors_; column += blockDim.x) {
+                work(column);
+            }
+        }
+    }
+
+    // Likewise, but a warp's threads call `work` as often as each other, be it with a number beyond the end.
+    template <class Work>
+    __device__ __forceinline__ void for_each_column_together(Work work) const {
+        if constexpr (held) {
+            work(threadIdx.x);
+        } else {
+            for (uint32 first = 0; first < row_vectors_; first += blockDim.x) {
+                work(first + threadIdx.x);
+            }
+        }
+    }
+
+    __device__ __forceinline__ bool has(uint32 column) const { return column < row_vectors_; }
+
+    // Vector `column` of the present row of a tensor.
+    __device__ __forceinline__ Vector load(Address tensor, uint32 column) const {
+        Vector vector{{0, 0, 0, 0}};
+        ptx::load_input_if(has(column), address(tensor, column), vector);
+        return vector;
+    }
+
+    __device__ __forceinline__ void store(Address tensor, uint32 column, const Vector& vector) const {
+        ptx::store_output_if(has(column), address(tensor, column), vector);
+    }
+
+    __device__ __forceinline__ void store_if(bool condition, Address tensor, uint32 column,
+                                             const Vector& vector) const {
+        ptx::store_output_if(condition && has(column), address(tensor, column), vector);
+    }
+
+protected:
+    __device__ __forceinline__ Address address(Address tensor, uint32 column) const {
+        return tensor + (uint64{token_} * parameters_.row_vectors + column) * VECTOR_BYTES;
+    }
+
+    const Parameters& parameters_;
+
+private:
+    uint32 token_;
+    // Of the present row: none, in a block that has no row and only helps to clear.
+    uint32 row_vectors_;
+};
+
+}  // namespace lamport

@@ -1,0 +1,125 @@
+"""all_reduce_quant on GPUs: bit for bit what the formats' definitions make of the sum."""
+
+import lamport_rs
+import pytest
+import torch
+from quantised_rows import check_quantised, scale_for
+from quantised_sums import (
+    FORMATS,
+    leave_nan_after_a_fault,
+    quantise_alone_and_in_a_batch,
+    quantise_shapes,
+    same,
+)
+from ranks import Rank
+from reductions import ALGORITHMS, comm_size_for
+from reference import check_same_bits, random_tensor
+from worlds import GROUP_SIZES, WORLD_SIZES
+
+SHAPES = [(1, 128), (5, 1024), (2, 3, 384), (33, 4096), (128,), (0, 128), (9, 16384), (300, 8192)]
+"""Rows that a block holds in registers, and rows that it does not."""
+COMPILERS = {"inductor": {"backend": "inductor"}, "reduce-overhead": {"mode": "reduce-overhead"}}
+by_name = {"ids": lambda value: str(value).replace("torch.", "")}
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], **by_name)
+@pytest.mark.parametrize("world_size", GROUP_SIZES)
+def test_sums_are_quantised_as_the_format_is_defined(ranks_of, world_size, dtype, quant_format):
+    results = ranks_of(world_size).run(quantise_shapes, quant_format, dtype, SHAPES, ("auto", *ALGORITHMS))
+    assert all(each == results[0] for each in results)
+
+
+def capture_and_replay(me: Rank, quant_format: str) -> None:
+    """Replays on other rows give what eager calls give, and the tensor's one scale is read anew."""
+    workspace = me.workspace(comm_size_for(me, 1 << 20))
+    for tokens, hidden, algorithm in ((1, 4096, "one_shot"), (33, 8192, "two_shot"), (7, 16384, "auto")):
+        rows = torch.zeros(tokens, hidden, dtype=torch.bfloat16, device=me.device)
+        scale = scale_for(me, quant_format)
+        arguments = (rows, workspace, quant_format, scale)
+        lamport_rs.all_reduce_quant(*arguments, algorithm=algorithm)
+        with_sum, without = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(with_sum):
+            found = lamport_rs.all_reduce_quant(*arguments, with_sum=True, algorithm=algorithm)
+        with torch.cuda.graph(without):
+            plain = lamport_rs.all_reduce_quant(*arguments, algorithm=algorithm)
+        for seed in range(4):
+            rows.copy_(random_tensor(rows.shape, torch.bfloat16, seed, me.rank))
+            if scale is not None:
+                scale.fill_(0.01 * (1 + seed))
+            torch.cuda.synchronize()
+            with_sum.replay()
+            without.replay()
+            what = f"{quant_format}, {tokens} tokens of {hidden}, {algorithm}, replay {seed}"
+            check_quantised(found[0], found[1], found[2], quant_format, what, scale)
+            check_same_bits(found[2], lamport_rs.all_reduce(rows, workspace), what)
+            assert same(plain[0], found[0]), what
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+@pytest.mark.parametrize("world_size", GROUP_SIZES)
+def test_replays_of_a_graph_give_the_bits_of_eager_calls(ranks_of, world_size, quant_format):
+    ranks_of(world_size).run(capture_and_replay, quant_format)
+
+
+def compile_it(me: Rank, quant_format: str, compiler: str) -> None:
+    workspace = me.workspace(1 << 20, timeout=120)
+    torch._dynamo.reset()
+    scale = scale_for(me, quant_format)
+
+    def step(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return lamport_rs.all_reduce_quant(rows * 2, workspace.workspace, quant_format, scale, with_sum=True)
+
+    compiled = torch.compile(step, **COMPILERS[compiler])
+    with torch.inference_mode():
+        for seed in range(4):
+            rows = random_tensor((5, 256), torch.bfloat16, seed, 0).to(me.device)
+            torch.compiler.cudagraph_mark_step_begin()
+            out, scales, summed = compiled(rows)
+            what = f"{quant_format} by {compiler}, step {seed}"
+            # Compiled code may return another tensor for the scale that it was given.
+            check_quantised(out, scales if scale is None else scale, summed, quant_format, what, scale)
+            expected = step(rows)
+            assert same(out, expected[0])
+            assert scales.stride() == expected[1].stride(), "the fake implementation has other strides"
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("quant_format", FORMATS)
+@pytest.mark.parametrize("world_size", WORLD_SIZES[:1])
+def test_compiled_code_gives_eager_results(ranks_of, world_size, quant_format, compiler):
+    ranks_of(world_size).run(compile_it, quant_format, compiler, timeout=300)
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+@pytest.mark.parametrize("hidden", [128, 4096, 8320])
+@pytest.mark.parametrize("world_size", GROUP_SIZES)
+def test_a_rows_bits_do_not_depend_on_the_batch(ranks_of, world_size, hidden, quant_format):
+    ranks_of(world_size).run(quantise_alone_and_in_a_batch, quant_format, 300, hidden, ("auto", *ALGORITHMS))
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+@pytest.mark.parametrize("world_size", WORLD_SIZES[:1])
+def test_what_a_fault_leaves_is_nan(ranks_of, world_size, quant_format):
+    ranks_of(world_size).run(leave_nan_after_a_fault, quant_format)
+
+
+def prepare_it(me: Rank, quant_format: str) -> None:
+    workspace = me.workspace()
+    for hidden in (384, 16384):
+        rows = torch.ones(3, hidden, dtype=torch.float16, device=me.device)
+        workspace.prepare(rows, "all_reduce_quant", quant_format=quant_format)
+        assert workspace.supports(rows, "all_reduce_quant", quant_format=quant_format)
+        assert not workspace.supports(rows.float(), "all_reduce_quant", quant_format=quant_format)
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+@pytest.mark.parametrize("world_size", WORLD_SIZES[:1])
+def test_kernels_are_loaded_ahead(ranks_of, world_size, quant_format):
+    ranks_of(world_size).run(prepare_it, quant_format)
+
+
+@pytest.mark.parametrize("quant_format", FORMATS)
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.gpu(1))])
+def test_a_group_of_one_quantises_with_torch(ranks_of, world_size, quant_format):
+    ranks_of(world_size).run(quantise_shapes, quant_format, torch.bfloat16, SHAPES[:6])
