@@ -185,13 +185,57 @@ class NormedReduction:
 
 
 @dataclass
-class QuantisedReduction(NormedReduction):
-    """One all-reduce with a residual, RMSNorm and a quantiser that computes its scales, likewise."""
+class QuantisedOutputs:
+    """What a quantiser that computes its scales adds to an operation on rows, whose class comes behind this one."""
 
-    OUTPUTS: ClassVar[tuple[str, ...]] = (*NormedReduction.OUTPUTS, "codes", "scales")
     quant_format: str = "fp8_token"
     codes: torch.Tensor | None = None
     scales: torch.Tensor | None = None
+
+    @staticmethod
+    def empty(rows: torch.Tensor, quant_format: str) -> dict[str, torch.Tensor]:
+        """Places for what becomes of `rows`, by their names."""
+        tokens, hidden = rows.shape
+        codes = torch.empty(tokens, hidden, dtype=torch.float8_e4m3fn, device=rows.device)
+        scales = torch.empty(tokens, hidden // (FORMATS[quant_format].group or hidden), device=rows.device)
+        return {"codes": codes, "scales": scales}
+
+    def poison(self) -> None:
+        """Make it show if the operation leaves an output as it was."""
+        super().poison()
+        self.codes.view(torch.uint8).fill_(0x7F)
+        self.scales.fill_(math.nan)
+
+    def results(self) -> list[torch.Tensor]:
+        """Copies of the outputs."""
+        return [*super().results(), self.codes.clone(), self.scales.clone()]
+
+    def check(self, what: str) -> None:
+        """The outputs are right. A collective call."""
+        super().check(what)
+        check_quantised(self.codes, self.scales, self.out, self.quant_format, f"{what}, {self.describe()}")
+
+    def check_against(self, expected: list[torch.Tensor], what: str) -> None:
+        """The outputs are the same bits."""
+        super().check_against(expected[:-2], what)
+        assert torch.equal(self.codes.view(torch.uint8), expected[-2].view(torch.uint8)), f"codes, {what}"
+        check_same_bits(self.scales, expected[-1], f"scales, {what}, {self.describe()}")
+
+    def differences(self, expected: list[torch.Tensor]) -> torch.Tensor:
+        """How many elements of the outputs are other bits, counted on the device and without waiting."""
+        codes = (self.codes.view(torch.uint8) != expected[-2].view(torch.uint8)).sum()
+        return super().differences(expected[:-2]) + codes + (bits_of(self.scales) != bits_of(expected[-1])).sum()
+
+    def describe(self) -> str:
+        """Its shape in words."""
+        return f"{super().describe()}, to {self.quant_format}"
+
+
+@dataclass
+class QuantisedReduction(QuantisedOutputs, NormedReduction):
+    """One all-reduce with a residual, RMSNorm and a quantiser that computes its scales, likewise."""
+
+    OUTPUTS: ClassVar[tuple[str, ...]] = (*NormedReduction.OUTPUTS, "codes", "scales")
 
     @classmethod
     def random(
@@ -207,10 +251,7 @@ class QuantisedReduction(NormedReduction):
     ) -> QuantisedReduction:
         """As without a quantiser."""
         step = super().random(me, tokens, hidden, algorithm, dtype, weight_dtype, seed)
-        groups = hidden // (FORMATS[quant_format].group or hidden)
-        codes = torch.empty(tokens, hidden, dtype=torch.float8_e4m3fn, device=step.rows.device)
-        scales = torch.empty(tokens, groups, dtype=torch.float32, device=step.rows.device)
-        return replace(step, quant_format=quant_format, codes=codes, scales=scales)
+        return replace(step, quant_format=quant_format, **cls.empty(step.rows, quant_format))
 
     def __call__(self, workspace: lamport_rs.LamportWorkspace | torch.Tensor) -> list[torch.Tensor]:
         """Do it; the outputs stay the same tensors."""
@@ -231,45 +272,12 @@ class QuantisedReduction(NormedReduction):
         )
         return [self.out, self.residual_out, self.codes, self.scales]
 
-    def poison(self) -> None:
-        """Make it show if the operation leaves an output as it was."""
-        super().poison()
-        self.codes.view(torch.uint8).fill_(0x7F)
-        self.scales.fill_(math.nan)
-
-    def results(self) -> list[torch.Tensor]:
-        """Copies of the outputs."""
-        return [*super().results(), self.codes.clone(), self.scales.clone()]
-
-    def check(self, what: str) -> None:
-        """The outputs are right. A collective call."""
-        super().check(what)
-        check_quantised(self.codes, self.scales, self.out, self.quant_format, f"{what}, {self.describe()}")
-
-    def check_against(self, expected: list[torch.Tensor], what: str) -> None:
-        """The outputs are the same bits."""
-        super().check_against(expected[:2], what)
-        assert torch.equal(self.codes.view(torch.uint8), expected[2].view(torch.uint8)), f"codes, {what}"
-        check_same_bits(self.scales, expected[3], f"scales, {what}, {self.describe()}")
-
-    def differences(self, expected: list[torch.Tensor]) -> torch.Tensor:
-        """How many elements of the outputs are other bits, counted on the device and without waiting."""
-        codes = (self.codes.view(torch.uint8) != expected[2].view(torch.uint8)).sum()
-        return super().differences(expected[:2]) + codes + (bits_of(self.scales) != bits_of(expected[3])).sum()
-
-    def describe(self) -> str:
-        """Its shape in words."""
-        return f"{super().describe()}, to {self.quant_format}"
-
 
 @dataclass
-class QuantisedSum(Reduction):
+class QuantisedSum(QuantisedOutputs, Reduction):
     """One all-reduce of rows with a quantiser that computes its scales, likewise."""
 
     OUTPUTS: ClassVar[tuple[str, ...]] = (*Reduction.OUTPUTS, "codes", "scales")
-    quant_format: str = "fp8_token"
-    codes: torch.Tensor | None = None
-    scales: torch.Tensor | None = None
 
     @classmethod
     def random(
@@ -284,9 +292,7 @@ class QuantisedSum(Reduction):
     ) -> QuantisedSum:
         """Rows of this rank's own."""
         rows = random_rows(me, (tokens, hidden), dtype, seed, me.rank)
-        codes = torch.empty(tokens, hidden, dtype=torch.float8_e4m3fn, device=rows.device)
-        scales = torch.empty(tokens, hidden // (FORMATS[quant_format].group or hidden), device=rows.device)
-        return cls(me, rows, torch.empty_like(rows), algorithm, quant_format, codes, scales)
+        return cls(me, rows, torch.empty_like(rows), algorithm, quant_format, **cls.empty(rows, quant_format))
 
     def __call__(self, workspace: lamport_rs.LamportWorkspace | torch.Tensor) -> list[torch.Tensor]:
         """Do it; the outputs stay the same tensors."""
@@ -300,36 +306,6 @@ class QuantisedSum(Reduction):
             algorithm=self.algorithm,
         )
         return [self.out, self.codes, self.scales]
-
-    def poison(self) -> None:
-        """Make it show if the operation leaves an output as it was."""
-        super().poison()
-        self.codes.view(torch.uint8).fill_(0x7F)
-        self.scales.fill_(math.nan)
-
-    def results(self) -> list[torch.Tensor]:
-        """Copies of the outputs."""
-        return [*super().results(), self.codes.clone(), self.scales.clone()]
-
-    def check(self, what: str) -> None:
-        """The outputs are right. A collective call."""
-        super().check(what)
-        check_quantised(self.codes, self.scales, self.out, self.quant_format, f"{what}, {self.describe()}")
-
-    def check_against(self, expected: list[torch.Tensor], what: str) -> None:
-        """The outputs are the same bits."""
-        super().check_against(expected[:1], what)
-        assert torch.equal(self.codes.view(torch.uint8), expected[1].view(torch.uint8)), f"codes, {what}"
-        check_same_bits(self.scales, expected[2], f"scales, {what}, {self.describe()}")
-
-    def differences(self, expected: list[torch.Tensor]) -> torch.Tensor:
-        """How many elements of the outputs are other bits, counted on the device and without waiting."""
-        codes = (self.codes.view(torch.uint8) != expected[1].view(torch.uint8)).sum()
-        return super().differences(expected[:1]) + codes + (bits_of(self.scales) != bits_of(expected[2])).sum()
-
-    def describe(self) -> str:
-        """Its shape in words."""
-        return f"{super().describe()}, to {self.quant_format}"
 
 
 def run_checked(operation: Operation | Reduction | NormedReduction, workspace, what: str) -> None:

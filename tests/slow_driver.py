@@ -56,6 +56,7 @@ Result cuStreamGetCaptureInfo_v2(void* stream, int* status, uint64_t* id, void* 
 Result cuThreadExchangeStreamCaptureMode(int* mode) { return 0; }
 Result cuEventCreate(void** event, unsigned flags) { *event = &seconds; return 0; }
 Result cuEventDestroy_v2(void* event) { return 0; }
+Result cuEventSynchronize(void* event) { return 0; }
 Result cuUserObjectCreate(void** object, ...) { *object = &seconds; return 0; }
 Result cuUserObjectRelease(void* object, unsigned count) { return 0; }
 Result cuGraphRetainUserObject(void* graph, ...) { return 0; }

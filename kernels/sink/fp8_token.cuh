@@ -90,6 +90,7 @@ private:
         const float bounds[Value::PER_WORD] = {result * (1.0f - ERROR), result * (1.0f + ERROR)};
         const uint32 rounded = Value::pack(bounds);
         if (Rows::takes_results()) {
+            // The product is the largest value itself, which both bounds round to.
             largest = rounded >> 16;
             return true;
         }

@@ -35,7 +35,7 @@ class WorkspaceCalls(WorkspaceLifecycle):
             operation: The name of one of the package's collectives.
             algorithm: As for the operation.
             weight_dtype: The dtype of the weights, for norms; None for that of `input`.
-            quant_format: As for `all_reduce_rms_norm_quant`.
+            quant_format: As for the operation, if it quantises.
             q_size: As for `minimax_allreduce_rms_qk`.
             kv_size: As for `minimax_allreduce_rms_qk`.
 

@@ -31,7 +31,7 @@ Algorithm: TypeAlias = Literal["auto", "one_shot", "two_shot"]
 `"one_shot"`: every rank pushes all of its tensor to every peer, and each sums for itself. One way over the link.
 `"two_shot"`: every rank sums one shard and pushes the sums to every peer. Two ways, but each byte travels twice and not
 once per peer. `"auto"`: the faster one by measurement, or by the workspace's `two_shot_from`, or else the one that the
-workspace has room for. All give the same bits. On the host `all_reduce_rms_norm` is one-shot only.
+workspace has room for. All give the same bits. On the host only `all_reduce` can be two-shot.
 """
 
 _DESCRIPTIONS = {name: (arguments, outputs) for name, arguments, outputs in _core.collectives()}

@@ -8,7 +8,7 @@ use lamport_rs_kernels::plan;
 
 use super::driver::{check, error_of, initialise};
 use super::launch::{Modules, RelaxedCapture};
-use super::null_stream::{NullStreams, set_current};
+use super::null_stream::{self, NullStreams, set_current};
 use crate::error::{Error, Result};
 use crate::interrupts::{Interrupted, beside};
 use crate::panics::caught;
@@ -189,6 +189,10 @@ impl Device {
     /// Waits for the kernels of this process that run on the device, also beside a stream's capture, which a plain wait
     /// for the device would spoil: freeing memory waits for them.
     pub fn wait_for_kernels(&self) -> Result<()> {
+        // While memory is freed no thread of the process can launch anything, maybe what a peer needs to go on. So the
+        // longest part of the wait comes before that. Work on streams that do not follow the null stream is waited for
+        // there still.
+        let _ = self.enter().and_then(|_entered| null_stream::wait());
         // At the price of a capture, if there is one.
         self.free_a_byte().or_else(|_| self.synchronise_all())
     }

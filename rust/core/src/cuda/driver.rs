@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::result::DriverError;
-use cudarc::driver::sys;
+use cudarc::driver::{result, sys};
 
 use crate::error::{Error, Result};
 use crate::limits::no_descriptors;
@@ -29,7 +29,7 @@ pub fn initialise() -> Result<()> {
 }
 
 /// The functions of the driver that are called, by the names that its library has for them.
-const FUNCTIONS: [&str; 40] = [
+const FUNCTIONS: [&str; 41] = [
     "cuCtxGetCurrent",
     "cuCtxGetDevice",
     "cuCtxSetCurrent",
@@ -43,6 +43,7 @@ const FUNCTIONS: [&str; 40] = [
     "cuEventCreate",
     "cuEventDestroy_v2",
     "cuEventRecord",
+    "cuEventSynchronize",
     "cuGetErrorName",
     "cuGetErrorString",
     "cuGraphRetainUserObject",
@@ -86,6 +87,12 @@ fn check_functions() -> Result<()> {
         "the driver's library, libcuda.so.1, lacks {first}{others}; install a driver for CUDA 12.2 or later, and see that no other library \
          of that name is found before it (LD_LIBRARY_PATH)"
     )))
+}
+
+/// An event of the current context, to order by, not to time with.
+pub fn new_event() -> Result<sys::CUevent> {
+    let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+    result::event::create(flags).map_err(|error| error_of("cuEventCreate", error))
 }
 
 /// The error of a call through cudarc's safe-ish wrappers.

@@ -43,6 +43,6 @@ unsafe extern "C" fn release<T: Send + Sync + 'static>(pointer: *mut std::ffi::c
     // SAFETY: made by `retain`, for one call.
     let owner = unsafe { Arc::from_raw(pointer.cast_const().cast::<T>()) };
     if let Some(last) = Arc::into_inner(owner) {
-        drop_after(last, || ());
+        drop_after(last, |_| ());
     }
 }

@@ -3,7 +3,9 @@
 
 use cudarc::driver::{result, sys};
 
-use super::driver::{check, error_of};
+use super::driver::{check, error_of, new_event};
+use super::launch::RelaxedCapture;
+use super::order::legacy_stream_is_in_use;
 use crate::error::Result;
 
 const NULL_STREAM: sys::CUstream = std::ptr::null_mut();
@@ -54,10 +56,28 @@ impl NullStreams {
     }
 }
 
+/// Waits for what is enqueued on the null stream of the current context, and on those that follow it. Other threads can
+/// launch meanwhile. Not while one of these streams is being captured: that would spoil it.
+pub(super) fn wait() -> Result<()> {
+    let _relaxed = RelaxedCapture::begin()?;
+    if legacy_stream_is_in_use() {
+        return Ok(());
+    }
+    let event = new_event()?;
+    // SAFETY: the event is of the current context.
+    let recorded = check("cuEventRecord", unsafe { sys::cuEventRecord(event, NULL_STREAM) });
+    let waited = recorded.and_then(|()| {
+        // SAFETY: as above.
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(event) })
+    });
+    // SAFETY: nobody records it any more.
+    let _ = unsafe { result::event::destroy(event) };
+    waited
+}
+
 /// Makes the null stream of `follower`, which is current afterwards, wait for that of the current context.
 fn follow(follower: sys::CUcontext) -> Result<()> {
-    let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-    let event = result::event::create(flags).map_err(|error| error_of("cuEventCreate", error))?;
+    let event = new_event()?;
     // SAFETY: the event is of the current context, and as long as the streams need it the driver keeps it.
     let recorded = check("cuEventRecord", unsafe { sys::cuEventRecord(event, NULL_STREAM) });
     let waits = recorded.and_then(|()| set_current(follower)).and_then(|()| {

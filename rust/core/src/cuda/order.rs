@@ -9,7 +9,7 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::device::Device;
-use super::driver::{check, error_of};
+use super::driver::{check, new_event};
 use crate::error::{Error, Result};
 
 /// Remembers the streams of the last operations: of those that run, and of those that a capture records. The two are
@@ -84,10 +84,7 @@ impl StreamOrder {
     fn wait(&mut self, last: sys::CUstream, stream: sys::CUstream) -> Result<()> {
         let event = match self.event {
             Some(event) => event,
-            None => {
-                let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-                *self.event.insert(result::event::create(flags).map_err(|error| error_of("cuEventCreate", error))?)
-            }
+            None => *self.event.insert(new_event()?),
         };
         // SAFETY: the event is ours; `last` was a stream when the last operation was called on it. torch's own streams
         // live as long as the process, and of others that is asked of the caller (docs/decisions.md).
@@ -115,6 +112,20 @@ struct Capture {
 
 /// The capture that `stream` is part of, if any.
 fn capture(stream: sys::CUstream) -> Result<Option<Capture>> {
+    match capture_info(stream) {
+        // The answer for the legacy stream while another stream captures, which is no error of this operation.
+        Err(sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) => Ok(None),
+        asked => asked.or_else(|error| check("cuStreamGetCaptureInfo", error).map(|()| None)),
+    }
+}
+
+/// Whether a stream is being captured that follows the legacy stream, which must not be used meanwhile.
+pub(super) fn legacy_stream_is_in_use() -> bool {
+    matches!(capture_info(std::ptr::null_mut()), Err(sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT))
+}
+
+/// The capture that `stream` is part of, if any, or what the driver says instead.
+fn capture_info(stream: sys::CUstream) -> std::result::Result<Option<Capture>, sys::CUresult> {
     let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
     let (mut number, mut graph) = (0, std::ptr::null_mut());
     // SAFETY: the caller's stream; the outputs that are not wanted may be null.
@@ -128,11 +139,9 @@ fn capture(stream: sys::CUstream) -> Result<Option<Capture>> {
             std::ptr::null_mut(),
         )
     };
-    // The answer for the legacy stream while another stream captures, which is no error of this operation.
-    if asked == sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT {
-        return Ok(None);
+    if asked != sys::CUresult::CUDA_SUCCESS {
+        return Err(asked);
     }
-    check("cuStreamGetCaptureInfo", asked)?;
     let is_active = status == sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE;
     Ok(is_active.then_some(Capture { number, graph }))
 }

@@ -29,6 +29,16 @@ impl Error {
             error => error,
         }
     }
+
+    /// Likewise, where `rank` is in no operation.
+    pub fn seen_between_operations_by(self, rank: usize) -> Self {
+        match self {
+            Self::Mismatch { rank: sender, own, peer, theirs } if peer == rank => {
+                Self::Mismatch { rank, own: theirs, peer: sender, theirs: own }
+            }
+            error => error,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -44,6 +54,10 @@ mod tests {
             let expected = Error::Mismatch { rank, own, peer, theirs };
             assert_eq!(format!("{:?}", found.clone().seen_by(rank, own)), format!("{expected:?}"));
         }
+        let seen = |rank| format!("{:?}", found.clone().seen_between_operations_by(rank));
+        assert_eq!(seen(0), format!("{found:?}"));
+        assert_eq!(seen(1), format!("{:?}", Error::Mismatch { rank: 1, own: other, peer: 0, theirs: one }));
+        assert_eq!(seen(2), format!("{found:?}"));
         let refused = |rank| Error::PeerRefused { rank, operation: one, peer: 1 };
         let expected = Error::Mismatch { rank: 1, own: other, peer: 0, theirs: one };
         assert_eq!(format!("{:?}", refused(0).seen_by(1, other)), format!("{expected:?}"));

@@ -55,20 +55,22 @@ impl<M: Memory> Drop for WorkspaceMemory<M> {
         if M::OUTLIVES_ITS_BLOCK {
             drop(own);
         } else {
-            free_when_unmapped(own, self.lifecycle.clone());
+            free_when_unmapped::<M>(own, self.lifecycle.clone());
         }
     }
 }
 
-/// Frees `block`, which this rank's peers have mapped, once none has. If one takes its time, a thread waits for it.
-fn free_when_unmapped<B: Send + 'static>(block: B, lifecycle: Arc<Lifecycle>) {
+/// Frees `block`, which this rank's peers have mapped, once none has. If one takes its time, a thread waits for it, and
+/// then until no kernel runs: nobody else could launch one while it frees memory.
+fn free_when_unmapped<M: Memory>(block: M::Block, lifecycle: Arc<Lifecycle>) {
     let began = Instant::now();
     while !lifecycle.is_unmapped() {
         if began.elapsed() > PEERS_APART {
-            drop_after(block, move || {
+            drop_after(block, move |block| {
                 while !lifecycle.is_unmapped() {
                     thread::sleep(LATER);
                 }
+                let _ = M::await_kernels(block);
             });
             return;
         }
@@ -123,6 +125,10 @@ mod tests {
         fn map(&self, _handle: &[u8], _nonce: Vector, _bytes: usize) -> Result<Noted> {
             unreachable!()
         }
+        fn await_kernels(block: &Noted) -> Result<()> {
+            block.1.lock().unwrap_or_else(PoisonError::into_inner).push("kernels are awaited");
+            Ok(())
+        }
         fn address(_block: &Noted) -> u64 {
             unreachable!()
         }
@@ -165,6 +171,20 @@ mod tests {
             thread::sleep(LATER);
         }
         assert_eq!(events_of(&events)[..2], ["0 unmaps", "1 unmaps"]);
+    }
+
+    #[test]
+    fn memory_that_a_thread_frees_later_is_freed_when_no_kernel_runs() {
+        let ([first, second], events) = two_ranks::<Fleeting<false>>();
+        drop(first);
+        assert_eq!(events_of(&events), ["0 unmaps"]);
+        second.lifecycle.unmap();
+        let began = Instant::now();
+        while !events_of(&events).contains(&"0 frees") {
+            assert!(began.elapsed() < Duration::from_secs(20), "{:?}", events_of(&events));
+            thread::sleep(LATER);
+        }
+        assert_eq!(events_of(&events), ["0 unmaps", "kernels are awaited", "0 frees"]);
     }
 
     #[test]

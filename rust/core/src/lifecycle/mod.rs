@@ -145,7 +145,7 @@ impl Lifecycle {
         }
         let told = notices.told();
         if let Some(error) = fault_of(&notices, told) {
-            return Some((error, notices.epoch));
+            return Some((error.seen_between_operations_by(self.rank), notices.epoch));
         }
         let now = self.made.elapsed();
         let asked = Duration::from_millis(self.asked_for_processes.load(Ordering::Relaxed));
@@ -160,6 +160,7 @@ impl Lifecycle {
     #[cold]
     fn learn(&self, notices: &Notices<'_, Words>, told: RankSet) -> Error {
         let (_, error) = first_of(notices, told);
+        let error = error.seen_between_operations_by(self.rank);
         self.failure.note(&error, notices.epoch, true);
         error
     }

@@ -185,6 +185,17 @@ STANDIN_EXPORT Result cuEventRecord(Event* event, Stream* handle) {
     return SUCCESS;
 }
 
+STANDIN_EXPORT Result cuEventSynchronize(Event* event) {
+    STANDIN_ENTER_CONTEXT("cuEventSynchronize")
+    if (!event->is_alive || event->capture != nullptr) {
+        return INVALID_HANDLE;
+    }
+    const auto progress = event->progress;
+    std::unique_lock lock(progress->mutex);
+    progress->changed.wait(lock, [&] { return progress->reached == progress->recorded; });
+    return SUCCESS;
+}
+
 STANDIN_EXPORT Result cuStreamWaitEvent(Stream* handle, Event* event, unsigned) {
     STANDIN_ENTER_CONTEXT("cuStreamWaitEvent")
     Stream* stream = find_stream(handle);
