@@ -3,11 +3,11 @@
 //! | module | concept |
 //! | --- | --- |
 //! | this | where the results go, and the checks of that |
-//! | [`format`](mod@format) | what a row becomes, on the host |
-//! | `fp8` | numbers of eight bits |
+//! | [`rows`] | rows that are quantised on the host |
+//! | `format` | what their values become: the formats' definitions, and their numbers |
 
-pub mod format;
-mod fp8;
+mod format;
+pub mod rows;
 
 use lamport_rs_kernels::Sink;
 #[cfg(feature = "cuda")]
