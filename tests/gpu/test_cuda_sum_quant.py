@@ -3,6 +3,7 @@
 import lamport_rs
 import pytest
 import torch
+from quantised_outputs import WAYS, refuse_what_shares_memory
 from quantised_rows import check_quantised, scale_for
 from quantised_sums import (
     FORMATS,
@@ -123,3 +124,9 @@ def test_kernels_are_loaded_ahead(ranks_of, world_size, quant_format):
 @pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.gpu(1))])
 def test_a_group_of_one_quantises_with_torch(ranks_of, world_size, quant_format):
     ranks_of(world_size).run(quantise_shapes, quant_format, torch.bfloat16, SHAPES[:6])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("world_size", WORLD_SIZES[:1])
+def test_outputs_that_share_memory_are_refused_however_they_lie(ranks_of, world_size, way):
+    ranks_of(world_size).run(refuse_what_shares_memory, "all_reduce_quant", way)

@@ -120,6 +120,12 @@ def computes_scales(quant_format: str) -> bool:
     return _FORMATS[quant_format].group_columns is not None
 
 
+def check_scale_out(quant_format: str, scale_out: torch.Tensor | None) -> None:
+    """Raise if there is a place for scales that the format does not compute."""
+    if scale_out is not None and quant_format in _FORMATS and not computes_scales(quant_format):
+        raise LamportError(f"{quant_format} computes no scales: scale_out must be None")
+
+
 def empty_quantised(
     input: torch.Tensor,  # noqa: A002
     quant_format: str,
@@ -138,8 +144,7 @@ def empty_quantised(
         columns = input.shape[-1] if input.dim() > 0 else 1
         shape = (*input.shape[:-1], columns // described.columns_per_code)
         out = torch.empty(shape, dtype=described.code, device=input.device)
-    if described.group_columns is None and scale_out is not None:
-        raise LamportError(f"{quant_format} computes no scales: scale_out must be None")
+    check_scale_out(quant_format, scale_out)
     if scale_out is None:
         scale_out = _empty_scales(input, described)
     return out, scale_out
@@ -175,25 +180,32 @@ def quantise(
 ) -> None:
     """Quantise rows with torch: for a group of one rank on a GPU."""
     with torch.inference_mode():
-        described = _FORMATS[quant_format]
-        columns = described.group_columns or rows.shape[-1]
-        values = rows.float().unflatten(-1, (rows.shape[-1] // columns, columns))
-        largest = values.abs().amax(-1)
-        # By a tensor, not by a number: torch multiplies by the reciprocal of a number.
-        wanted = largest / torch.full((), _FP8_MAX, device=rows.device)
-        if scale is not None and described.group_columns is not None:
-            _put_nvfp4(values, largest, scale.reshape(()), described, out, scale_out)
-        elif scale is not None:
-            _put_fp8(values * scale.reciprocal().reshape(()), out)
-        elif quant_format == "fp8_token":
-            _put_fp8(values / scale_out.copy_(wanted.clamp(min=_LEAST_ROW_SCALE)).unsqueeze(-1), out)
-        elif quant_format == "fp8_group_ue8m0":
-            _put_with_ue8m0(values, wanted.clamp(min=_LEAST_UE8M0_OF_GROUP), described, out, scale_out)
-        elif quant_format in ("mxfp8", "mxfp8_swizzled"):
-            _put_with_ue8m0(values, wanted, described, out, scale_out)
-        else:
-            scales = largest.clamp(min=_LEAST_OF_GROUP) / torch.full((), _FP8_MAX, device=rows.device)
-            _put_fp8(values / scale_out.copy_(scales).unsqueeze(-1), out)
+        put_quantised(rows, quant_format, out, scale, scale_out)
+
+
+def put_quantised(
+    rows: torch.Tensor, quant_format: str, out: torch.Tensor, scale: torch.Tensor | None, scale_out: torch.Tensor
+) -> None:
+    """`quantise`, which can be compiled."""
+    described = _FORMATS[quant_format]
+    columns = described.group_columns or rows.shape[-1]
+    values = rows.float().unflatten(-1, (rows.shape[-1] // columns, columns))
+    largest = values.abs().amax(-1)
+    # By a tensor, not by a number: torch multiplies by the reciprocal of a number.
+    wanted = largest / torch.full((), _FP8_MAX, device=rows.device)
+    if scale is not None and described.group_columns is not None:
+        _put_nvfp4(values, largest, scale.reshape(()), described, out, scale_out)
+    elif scale is not None:
+        _put_fp8(values * scale.reciprocal().reshape(()), out)
+    elif quant_format == "fp8_token":
+        _put_fp8(values / scale_out.copy_(wanted.clamp(min=_LEAST_ROW_SCALE)).unsqueeze(-1), out)
+    elif quant_format == "fp8_group_ue8m0":
+        _put_with_ue8m0(values, wanted.clamp(min=_LEAST_UE8M0_OF_GROUP), described, out, scale_out)
+    elif quant_format in ("mxfp8", "mxfp8_swizzled"):
+        _put_with_ue8m0(values, wanted, described, out, scale_out)
+    else:
+        scales = largest.clamp(min=_LEAST_OF_GROUP) / torch.full((), _FP8_MAX, device=rows.device)
+        _put_fp8(values / scale_out.copy_(scales).unsqueeze(-1), out)
 
 
 def _put_fp8(scaled: torch.Tensor, out: torch.Tensor) -> None:

@@ -21,10 +21,12 @@ from lamport_rs.operations.collective import (
     copy_to,
     core_of,
     explain,
+    is_wanted,
     table_of,
 )
 from lamport_rs.operations.quant_formats import (
     QuantFormat,
+    check_scale_out,
     computes_scales,
     empty_quantised,
     must_lie_as_allocated,
@@ -80,9 +82,11 @@ def all_reduce_rms_norm_quant(
         `(out, scales, residual_out, norm_out)`: the scales are `scale`, where none are computed, and `norm_out` is
         None, where it is not wanted. The same bits on every rank.
     """
-    with_norm = bool(with_norm) or norm_out is not None
+    if with_norm is not True and (with_norm is not False or norm_out is not None):
+        with_norm = is_wanted(with_norm, norm_out, workspace)
     if must_dispatch(input):
-        check_apart("norm_out", norm_out, "residual_out", residual_out)
+        check_scale_out(quant_format, scale_out)
+        check_apart(out=out, scale_out=scale_out, norm_out=norm_out, residual_out=residual_out)
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm_quant(
             input, residual, weight, table_of(workspace), quant_format, scale, eps, weight_bias, with_norm, algorithm
         )

@@ -13,9 +13,20 @@ from lamport_rs._core import HELD_COLUMNS, LamportLayoutError, LamportSingleRank
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.layout import empty_dense
 from lamport_rs.observation import log_fault, with_range
-from lamport_rs.operations.collective import Algorithm, Collective, check_tensor, copy_to, core_of, explain, table_of
+from lamport_rs.operations.collective import (
+    Algorithm,
+    Collective,
+    check_apart,
+    check_tensor,
+    copy_to,
+    core_of,
+    explain,
+    is_wanted,
+    table_of,
+)
 from lamport_rs.operations.quant_formats import (
     QuantFormat,
+    check_scale_out,
     computes_scales,
     empty_quantised,
     must_lie_as_allocated,
@@ -63,8 +74,11 @@ def all_reduce_quant(
         LamportSizeError: On a GPU, if a slot has no room for one row of every rank. The text gives the size that does.
         LamportError: As for `all_reduce`, its subclasses among them.
     """
-    with_sum = bool(with_sum) or sum_out is not None
+    if with_sum is not True and (with_sum is not False or sum_out is not None):
+        with_sum = is_wanted(with_sum, sum_out, workspace)
     if must_dispatch(input):
+        check_scale_out(quant_format, scale_out)
+        check_apart(out=out, scale_out=scale_out, sum_out=sum_out)
         outputs = torch.ops.lamport_rs.all_reduce_quant(
             input, table_of(workspace), quant_format, scale, with_sum, algorithm
         )

@@ -80,6 +80,7 @@ impl AllReduceQuant {
             sum.check_place(device)?;
             sum.check_writable()?;
         }
+        self.quantised.check_apart(self.sum_place().map(|sum| ("sum_out", sum)).into_iter())?;
         for operand in [input].into_iter().chain(sum) {
             operand.check_layout()?;
         }

@@ -69,6 +69,18 @@ impl Quantised {
         Ok(())
     }
 
+    /// Checks that no two outputs share memory, these and `others`, however they lie: they may be copied back.
+    pub(super) fn check_apart<'a>(
+        &self,
+        others: impl Iterator<Item = (&'static str, &'a Tensor)> + Clone,
+    ) -> Result<()> {
+        let rows = named("out", &self.rows);
+        for operand in [rows].into_iter().chain(self.computed()) {
+            others.clone().try_for_each(|(name, other)| operand.check_apart(named(name, other)))?;
+        }
+        self.computed().map_or(Ok(()), |scales| rows.check_apart(scales))
+    }
+
     fn check_given_scale(&self) -> Result<()> {
         match &self.scale {
             Some(scale) if self.sink.format().is_given => {
