@@ -8,10 +8,12 @@ from quantised_rows import (
     EPS,
     FORMATS,
     check_quantised,
+    check_same_scales,
     leave_nan_after_a_fault,
     quantise_alone_and_in_a_batch,
     quantise_shapes,
     scale_for,
+    scales_in_memory,
 )
 from ranks import Rank
 from reductions import ALGORITHMS, comm_size_for
@@ -50,9 +52,11 @@ def capture_and_replay(me: Rank, quant_format: str) -> None:
         rows.zero_()
         residual.zero_()
         lamport_rs.all_reduce_rms_norm_quant(*arguments, with_norm=True, algorithm=algorithm)
-        graph = torch.cuda.CUDAGraph()
+        graph, without = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             found = lamport_rs.all_reduce_rms_norm_quant(*arguments, with_norm=True, algorithm=algorithm)
+        with torch.cuda.graph(without):
+            plain = lamport_rs.all_reduce_rms_norm_quant(*arguments, algorithm=algorithm)
         for seed in range(4):
             rows.copy_(random_tensor(rows.shape, torch.bfloat16, seed, me.rank))
             residual.copy_(random_tensor(rows.shape, torch.bfloat16, seed, 100))
@@ -60,12 +64,17 @@ def capture_and_replay(me: Rank, quant_format: str) -> None:
                 scale.fill_(FORMATS[quant_format].given * (1 + seed))
             torch.cuda.synchronize()
             graph.replay()
+            without.replay()
             what = f"{quant_format}, {tokens} tokens of {hidden}, {algorithm}, replay {seed}"
             check_quantised(found[0], found[1], found[3], quant_format, what, scale)
             eager = lamport_rs.all_reduce_rms_norm_quant(*arguments, with_norm=True, algorithm=algorithm)
             assert torch.equal(eager[0].view(torch.uint8), found[0].view(torch.uint8)), what
             check_same_bits(found[2], eager[2], what)
             check_same_bits(found[3], eager[3], what)
+            assert torch.equal(plain[0].view(torch.uint8), found[0].view(torch.uint8)), f"{what}, without the norm"
+            if FORMATS[quant_format].group is not None:
+                its, own = (scales_in_memory(each[1], quant_format, tuple(rows.shape)) for each in (plain, found))
+                check_same_scales(its, own, f"{what}, without the norm")
 
 
 @pytest.mark.parametrize("quant_format", FORMATS)
