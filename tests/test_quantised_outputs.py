@@ -1,9 +1,12 @@
 """Outputs of the operations that quantise, on the host: what is refused, and that a refusal counts."""
 
+import itertools
+
 import lamport_rs
 import pytest
 import torch
 from lamport_rs import _core
+from lamport_rs.layout import share_memory
 from quantised_outputs import ROWS_OUT, WAYS, call_of, refuse_what_shares_memory
 from ranks import Rank, ThreadRanks
 
@@ -56,3 +59,24 @@ def test_a_call_counts_that_cannot_tell_what_is_wanted(monkeypatch, operation, o
     for value, is_there in ((1, True), (0, False), ("", False)):
         found = call_of(operation, torch.ones(2, 16).half(), workspace, "fp8_token", **{option: value})
         assert (found[-1] is not None) is is_there
+
+
+def test_what_a_tracer_takes_to_share_memory_does():
+    """Views of a memory whose bytes say where they are."""
+    memory = torch.arange(4 * 64, dtype=torch.uint8)
+
+    def view(shape: tuple[int, ...], strides: tuple[int, ...], start: int, dtype: torch.dtype) -> torch.Tensor:
+        return memory.as_strided(shape, strides, start).view(dtype)
+
+    sizes = [((4, 8), (32, 1)), ((2, 2, 16), (64, 32, 1)), ((4, 4), (32, 1)), ((1, 8), (32, 1)), ((8,), (1,))]
+    for (one, other), first, second in itertools.product(itertools.product(sizes, sizes), (0, 4, 40), range(0, 64, 4)):
+        for dtype in (torch.uint8, torch.float32):
+            views = view(*one, first, torch.uint8), view(*other, second, dtype)
+            found = [set(each.contiguous().view(torch.uint8).flatten().tolist()) for each in views]
+            expected = bool(found[0] & found[1])
+            # A row alone may lie between others.
+            if expected or min(each.numel() * each.itemsize for each in views) > 8:
+                assert share_memory(*views) == expected, (one, other, first, second, dtype)
+    assert not share_memory(memory[:4], memory[4:])
+    assert not share_memory(memory, memory.clone())
+    assert share_memory(memory[:4].expand(4, 4), memory[:1].expand(4, 4))

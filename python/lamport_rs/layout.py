@@ -63,7 +63,7 @@ def share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
     if first >= its_end or its_first >= end:
         return False
     apart, its_apart = _bytes_apart(one), _bytes_apart(other)
-    if apart is None or apart != its_apart:
+    if not apart or apart != its_apart:
         return True
     distance = (its_first - first) % apart
     width, its_width = (each.shape[-1] * each.itemsize for each in (one, other))
@@ -78,7 +78,10 @@ def _span(tensor: torch.Tensor) -> tuple[int | torch.SymInt, int | torch.SymInt]
 
 
 def _bytes_apart(tensor: torch.Tensor) -> int | None:
-    """From one row to the next, if rows are evenly spaced and contiguous."""
-    if tensor.dim() != 2 or tensor.stride(1) != 1:
+    """From one row to the next, if rows are evenly spaced and contiguous, and there may be several."""
+    if tensor.dim() < 2 or tensor.stride(-1) != 1:
         return None
-    return tensor.stride(0) * tensor.itemsize
+    for size, stride, outer in zip(tensor.shape[1:-1], tensor.stride()[1:-1], tensor.stride()[:-2], strict=True):
+        if outer != size * stride:
+            return None
+    return tensor.stride(-2) * tensor.itemsize
