@@ -15,6 +15,9 @@ mod dtype;
 #[path = "../src/parameters.rs"]
 #[allow(dead_code)]
 mod parameters;
+#[path = "../src/scale_places.rs"]
+#[allow(dead_code)]
+mod scale_places;
 #[path = "../src/sink.rs"]
 #[allow(dead_code)]
 mod sink;
@@ -59,7 +62,15 @@ fn build() -> Result<(), String> {
         return Ok(());
     }
     println!("cargo::rerun-if-changed={}", kernels().display());
-    for path in ["build", "src/catalogue.rs", "src/dtype.rs", "src/parameters.rs", "src/sink.rs", "src/variants.rs"] {
+    for path in [
+        "build",
+        "src/catalogue.rs",
+        "src/dtype.rs",
+        "src/parameters.rs",
+        "src/scale_places.rs",
+        "src/sink.rs",
+        "src/variants.rs",
+    ] {
         println!("cargo::rerun-if-changed={path}");
     }
     for variable in nvrtc::VARIABLES.into_iter().chain([DOCUMENTATION_VARIABLE]) {

@@ -25,6 +25,7 @@ pub mod group;
 pub mod modules;
 pub mod parameters;
 pub mod plan;
+pub mod scale_places;
 pub mod sink;
 pub mod variants;
 
