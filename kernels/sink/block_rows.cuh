@@ -4,6 +4,7 @@
 // its vector in registers. Otherwise a thread has several, and reads back what it stored.
 #pragma once
 
+#include "device/keep.cuh"
 #include "device/numeric.cuh"
 #include "device/ptx.cuh"
 #include "protocol/control.cuh"
@@ -19,7 +20,7 @@ public:
     __device__ __forceinline__ explicit BlockRows(const Parameters& parameters)
         : parameters_(parameters),
           token_(data_block()),
-          row_vectors_(token_ < parameters.tokens ? parameters.row_vectors : 0) {}
+          row_vectors_(keep(token_ < parameters.tokens ? parameters.row_vectors : 0)) {}
 
     __device__ __forceinline__ uint32 token() const { return token_; }
 
@@ -58,9 +59,19 @@ public:
 
     // Vector `column` of the present row of a tensor.
     __device__ __forceinline__ Vector load(Address tensor, uint32 column) const {
+        return load_at(address(tensor, column), column);
+    }
+
+    // Likewise, of which the `address` is known.
+    __device__ __forceinline__ Vector load_at(Address address, uint32 column) const {
         Vector vector{{0, 0, 0, 0}};
-        ptx::load_input_if(has(column), address(tensor, column), vector);
+        ptx::load_input_if(has(column), address, vector);
         return vector;
+    }
+
+    // Where that vector is, if there is one.
+    __device__ __forceinline__ Address address(Address tensor, uint32 column) const {
+        return tensor + (uint64{token_} * parameters_.row_vectors + column) * VECTOR_BYTES;
     }
 
     __device__ __forceinline__ void store(Address tensor, uint32 column, const Vector& vector) const {
@@ -73,10 +84,6 @@ public:
     }
 
 protected:
-    __device__ __forceinline__ Address address(Address tensor, uint32 column) const {
-        return tensor + (uint64{token_} * parameters_.row_vectors + column) * VECTOR_BYTES;
-    }
-
     const Parameters& parameters_;
 
 private:

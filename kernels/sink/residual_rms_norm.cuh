@@ -72,11 +72,11 @@ public:
 template <class Value, bool held, template <class, bool> class Output = StoreRows>
 class ResidualRmsNorm : Output<Value, held>, public BlockRows<Value, held, typename Output<Value, held>::Parameters> {
     using Rows = BlockRows<Value, held, typename Output<Value, held>::Parameters>;
-    using Rows::address;
     using Rows::parameters_;
 
 public:
     using Parameters = typename Output<Value, held>::Parameters;
+    using Rows::address;
     using Rows::has;
     using Rows::load;
     using Rows::store;
