@@ -99,6 +99,9 @@ struct alignas(16) WarpPartials {
         return total;
     }
 
+    // Two values behind them that are not summed.
+    __device__ __forceinline__ float2 padding() const { return *reinterpret_cast<const float2*>(values + MAX_WARPS); }
+
 private:
     template <uint32 terms>
     __device__ __forceinline__ float add_half(float total, uint32 begin) const {
