@@ -20,13 +20,15 @@ public:
     __device__ __forceinline__ explicit BlockRows(const Parameters& parameters)
         : parameters_(parameters),
           token_(data_block()),
-          row_vectors_(keep(token_ < parameters.tokens ? parameters.row_vectors : 0)) {}
+          row_vectors_(keep(token_ < parameters.tokens ? parameters.row_vectors : 0)),
+          offset_(keep(offset(token_, threadIdx.x))) {}
 
     __device__ __forceinline__ uint32 token() const { return token_; }
 
     // Moves to the block's next row. False if there is none.
     __device__ __forceinline__ bool advance() {
         token_ += data_blocks();
+        offset_ = offset(token_, threadIdx.x);
         return token_ < parameters_.tokens;
     }
 
@@ -71,7 +73,7 @@ public:
 
     // Where that vector is, if there is one.
     __device__ __forceinline__ Address address(Address tensor, uint32 column) const {
-        return tensor + (uint64{token_} * parameters_.row_vectors + column) * VECTOR_BYTES;
+        return tensor + (held ? offset_ : offset(token_, column));
     }
 
     __device__ __forceinline__ void store(Address tensor, uint32 column, const Vector& vector) const {
@@ -87,9 +89,15 @@ protected:
     const Parameters& parameters_;
 
 private:
+    __device__ __forceinline__ uint64 offset(uint32 token, uint32 column) const {
+        return (uint64{token} * parameters_.row_vectors + column) * VECTOR_BYTES;
+    }
+
     uint32 token_;
     // Of the present row: none, in a block that has no row and only helps to clear.
     uint32 row_vectors_;
+    // Of the thread's first vector of it, in bytes from a tensor's first.
+    uint64 offset_;
 };
 
 }  // namespace lamport
