@@ -46,6 +46,28 @@ def a_tensor_of_its_table():
     held.clear()
 
 
+def by_torch_within_a_call():
+    # Torch lets the lock go when it frees a tensor, which collecting garbage may do in a call of the core.
+    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    rename = ctypes.pythonapi.PyCapsule_SetName
+    rename.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    capsule = create().table().__dlpack__()
+    managed = get_pointer(capsule, b"dltensor")
+    rename(capsule, b"used_dltensor")
+    # The last pointer of a DLManagedTensor. A call by ctypes lets the lock go.
+    delete = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(ctypes.c_void_p.from_address(managed + 56).value)
+    calls = [lambda: delete(managed)]
+
+    def exchange(message):
+        if calls:
+            calls.pop()()
+        return [message]
+
+    yield
+    _core.Workspace(0, 1, 1 << 16, 5.0, None, 0, exchange)
+
+
 def clean_up():
     workspace = create()
     yield
@@ -202,6 +224,7 @@ CASES = (
     "the_last_reference",
     "a_table_that_outlives_it",
     "a_tensor_of_its_table",
+    "by_torch_within_a_call",
     "clean_up",
     "in_a_cycle",
     "a_buffer",

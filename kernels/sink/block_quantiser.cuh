@@ -41,15 +41,16 @@ __device__ __forceinline__ void store_block_scale_if(bool condition,
     ptx::store_output_byte_if(condition, block_scale_place(parameters, token, index), byte);
 }
 
-// Stores 0 as the scales of rows that only their tensor has: the blocks with rows share them.
+// Stores 0 as the scales of rows that only their tensor has, in words of four. The threads of all blocks with rows share
+// them: a block alone may have 127 rows to clear.
 template <class Rows>
 __device__ __forceinline__ void clear_padding(const Rows& rows,
                                               const AllReduceRmsNormQuantBlocksParameters& parameters) {
-    const uint32 end = rows.has(0) ? parameters.tokens + parameters.padding_rows : 0;
-    for (uint32 row = parameters.tokens + rows.token(); row < end; row += parameters.tokens) {
-        for (uint32 index = 4 * threadIdx.x; index < parameters.row_scales; index += 4 * blockDim.x) {
-            ptx::store_output_word_if(true, block_scale_place(parameters, row, index), 0);
-        }
+    const uint32 row_words = parameters.row_scales / 4;
+    const uint32 words = rows.has(0) ? parameters.padding_rows * row_words : 0;
+    for (uint32 word = rows.token() * blockDim.x + threadIdx.x; word < words; word += parameters.tokens * blockDim.x) {
+        const Address place = block_scale_place(parameters, parameters.tokens + word / row_words, word % row_words * 4);
+        ptx::store_output_word_if(true, place, 0);
     }
 }
 

@@ -78,19 +78,23 @@ impl<T: Send + Sync + 'static> Drop for Shared<T> {
     }
 }
 
-/// Whether Ctrl-C was pressed, which is raised in the main thread once this is over: here nothing can be raised.
+/// Whether Ctrl-C was pressed, which is raised in the main thread once this is over: here nothing can be raised. By
+/// CPython's own count: PyO3's does not know of a lock that torch has let go, see `holds_the_lock`.
 fn interrupt_is_pending() -> bool {
-    let ask = |_: Python<'_>| {
-        // SAFETY: the thread has the interpreter's lock. The first call forgets the signal, the second is it again.
-        unsafe {
-            let is_pending = ffi::PyOS_InterruptOccurred() != 0;
-            if is_pending {
-                ffi::PyErr_SetInterrupt();
-            }
-            is_pending
+    // SAFETY: to be called in any state. The first call forgets the signal, the second is it again; the thread has the
+    // interpreter's lock meanwhile.
+    unsafe {
+        if ffi::Py_IsInitialized() == 0 {
+            return false;
         }
-    };
-    Python::try_attach(ask).unwrap_or(false)
+        let before = ffi::PyGILState_Ensure();
+        let is_pending = ffi::PyOS_InterruptOccurred() != 0;
+        if is_pending {
+            ffi::PyErr_SetInterrupt();
+        }
+        ffi::PyGILState_Release(before);
+        is_pending
+    }
 }
 
 /// Whether this thread has the interpreter's lock. PyO3 counts who attached, and cannot know that torch lets the lock go
