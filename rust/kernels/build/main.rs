@@ -1,7 +1,8 @@
-//! Compiles every module of the catalogue to PTX with NVRTC, and writes the index that the library embeds.
+//! Compiles every module of the catalogue to PTX with NVRTC, and packs what the library embeds.
 //!
 //! No GPU and no CUDA toolkit are needed: NVRTC is one library, from the package registry.
 
+mod archive;
 mod constants;
 mod nvrtc;
 mod python;
@@ -12,6 +13,9 @@ mod catalogue;
 #[path = "../src/dtype.rs"]
 #[allow(dead_code)]
 mod dtype;
+#[path = "../src/image.rs"]
+#[allow(dead_code)]
+mod image;
 #[path = "../src/parameters.rs"]
 #[allow(dead_code)]
 mod parameters;
@@ -22,22 +26,23 @@ mod sink;
 #[allow(dead_code)]
 mod variants;
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, thread};
 
-use catalogue::{ARCHITECTURES, ModuleKey};
+use archive::Archives;
+use catalogue::ModuleKey;
+use image::Image;
 use nvrtc::{Nvrtc, Source};
 
 /// Set for the processes that share the work, because NVRTC compiles one program at a time: `<part>/<parts>`.
 const PART_VARIABLE: &str = "LAMPORT_RS_COMPILE_PART";
-/// Set where documentation is built, by docs.rs, which has no NVRTC: the index is of empty modules there.
+/// Set where documentation is built, by docs.rs, which has no NVRTC: all modules are empty there.
 const DOCUMENTATION_VARIABLE: &str = "DOCS_RS";
 /// Of `kernels`: where the headers are.
 const FOLDERS: [&str; 5] = ["device", "protocol", "source", "exchange", "sink"];
-/// PTX is long-winded: 5 MB come to a fifth.
-const COMPRESSION_LEVEL: u8 = 6;
+/// Of `src`: what is compiled into this, too.
+const SHARED: [&str; 6] = ["catalogue.rs", "dtype.rs", "image.rs", "parameters.rs", "sink.rs", "variants.rs"];
 
 fn main() {
     let done = match env::var(PART_VARIABLE) {
@@ -59,14 +64,14 @@ fn build() -> Result<(), String> {
         return Ok(());
     }
     println!("cargo::rerun-if-changed={}", kernels().display());
-    for path in ["build", "src/catalogue.rs", "src/dtype.rs", "src/parameters.rs", "src/sink.rs", "src/variants.rs"] {
-        println!("cargo::rerun-if-changed={path}");
+    for file in SHARED {
+        println!("cargo::rerun-if-changed=src/{file}");
     }
     for variable in nvrtc::VARIABLES.into_iter().chain([DOCUMENTATION_VARIABLE]) {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     if env::var_os(DOCUMENTATION_VARIABLE).is_some() {
-        return write_index(&out_folder()?, |_, _| "&[]".to_owned());
+        return Archives::pack(|_, _| Ok(vec![]))?.write(&out_folder()?);
     }
     // Once here, so that what is missing is said once.
     Nvrtc::find()?;
@@ -82,9 +87,13 @@ fn build() -> Result<(), String> {
     if failed {
         return Err("the CUDA kernels do not compile".to_owned());
     }
-    write_index(&out_folder()?, |key, architecture| {
-        format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{}\")).as_slice()", file_name(key, architecture))
-    })
+    let out = out_folder()?;
+    let take = |key, image| {
+        let file = out.join(file_name(key, image));
+        let content = fs::read(&file).and_then(|content| fs::remove_file(&file).map(|()| content));
+        content.map_err(|error| format!("{}: {error}", file.display()))
+    };
+    Archives::pack(take)?.write(&out)
 }
 
 /// Compiles every `parts`-th module.
@@ -95,31 +104,20 @@ fn compile(part: &str) -> Result<(), String> {
     let mut headers = read_headers(&kernels)?;
     headers.push(Source { name: "constants.cuh".to_owned(), text: constants::header() });
     let nvrtc = Nvrtc::find()?;
-    let jobs = ModuleKey::all().flat_map(|key| ARCHITECTURES.map(|architecture| (key, architecture)));
-    for (key, architecture) in jobs.skip(part).step_by(parts) {
+    let jobs = ModuleKey::all().flat_map(|key| Image::all().map(move |image| (key, image)));
+    for (key, image) in jobs.skip(part).step_by(parts) {
         let name = format!("{}.cu", key.function().to_string_lossy());
         let source = Source { text: read(&kernels.join(&name))?, name };
+        let Image::Ptx(architecture) = image;
         let ptx = nvrtc.compile(&source, &headers, &key.definitions(), architecture)?;
-        let compressed = miniz_oxide::deflate::compress_to_vec_zlib(ptx.as_bytes(), COMPRESSION_LEVEL);
-        let file = out.join(file_name(key, architecture));
-        fs::write(&file, compressed).map_err(|error| format!("{}: {error}", file.display()))?;
+        let file = out.join(file_name(key, image));
+        fs::write(&file, ptx).map_err(|error| format!("{}: {error}", file.display()))?;
     }
     Ok(())
 }
 
-/// Writes an array with a row per module and a column per architecture, in the catalogue's order.
-fn write_index(out: &Path, entry: impl Fn(ModuleKey, u32) -> String) -> Result<(), String> {
-    let mut index = String::from("[\n");
-    for key in ModuleKey::all() {
-        let columns = ARCHITECTURES.map(|architecture| entry(key, architecture));
-        writeln!(index, "    [{}],", columns.join(", ")).expect("a String can be written to");
-    }
-    index.push_str("]\n");
-    fs::write(out.join("modules.rs"), index).map_err(|error| format!("{}: {error}", out.display()))
-}
-
-fn file_name(key: ModuleKey, architecture: u32) -> String {
-    format!("{}.compute_{architecture}.ptx.zlib", key.name())
+fn file_name(key: ModuleKey, image: Image) -> String {
+    format!("{}.{}", key.name(), image.suffix())
 }
 
 /// A link to the repository's folder, and in the published package a copy of it.

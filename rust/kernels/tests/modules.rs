@@ -4,13 +4,13 @@ use std::ffi::CString;
 
 use lamport_rs_kernels::catalogue::MinimaxKernel;
 use lamport_rs_kernels::variants::MINIMAX_VARIANTS;
-use lamport_rs_kernels::{Dtype, ModuleKey, module};
+use lamport_rs_kernels::{Dtype, ModuleKey, modules};
 
 const HOPPER: (u32, u32) = (9, 0);
 const AMPERE: (u32, u32) = (8, 0);
 
 fn ptx(key: ModuleKey, compute_capability: (u32, u32)) -> String {
-    let ptx = module(key, compute_capability).unwrap_or_else(|| panic!("{} is missing", key.name()));
+    let ptx = modules::ptx(key, compute_capability).unwrap_or_else(|| panic!("{} is missing", key.name()));
     ptx.into_string().expect("PTX is ASCII")
 }
 
@@ -45,7 +45,7 @@ fn every_module_has_its_one_function() {
 
 #[test]
 fn newer_devices_get_the_newest_ptx_and_older_ones_none() {
-    let of = |capability| module(ModuleKey::Fill, capability);
+    let of = |capability| modules::ptx(ModuleKey::Fill, capability);
     assert_eq!(of((7, 5)), None);
     assert_eq!(of((8, 9)), of(AMPERE));
     assert_eq!(of((10, 0)), of(HOPPER));
@@ -57,7 +57,7 @@ fn newer_devices_get_the_newest_ptx_and_older_ones_none() {
 fn there_is_no_module_for_a_weight_that_does_not_go_with_the_dtype() {
     let variant = MINIMAX_VARIANTS[0];
     let key = |dtype, weight| ModuleKey::MinimaxRms(MinimaxKernel { dtype, weight, variant });
-    let found = |dtype, weight| module(key(dtype, weight), HOPPER).is_some();
+    let found = |dtype, weight| modules::ptx(key(dtype, weight), HOPPER).is_some();
     assert!(found(Dtype::BFloat16, Dtype::BFloat16));
     assert!(found(Dtype::BFloat16, Dtype::Float32));
     assert!(!found(Dtype::BFloat16, Dtype::Float16));
@@ -147,7 +147,7 @@ fn no_parameter_is_copied_to_local_memory() {
 
 #[test]
 fn ptx_ends_in_one_nul() {
-    let fill: CString = module(ModuleKey::Fill, HOPPER).unwrap();
+    let fill: CString = modules::ptx(ModuleKey::Fill, HOPPER).unwrap();
     assert_eq!(fill.as_bytes_with_nul().last(), Some(&0));
     assert!(fill.as_bytes().ends_with(b"}\n") || fill.as_bytes().trim_ascii_end().ends_with(b"}"));
 }

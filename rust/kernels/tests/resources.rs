@@ -15,7 +15,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, thread};
 
-use lamport_rs_kernels::{ModuleKey, module};
+use lamport_rs_kernels::{ModuleKey, modules};
 
 /// Local memory that a kernel may use on devices before Hopper, which the published figures do not cover.
 const AMPERE_STACK_BYTES: u32 = 8;
@@ -112,7 +112,7 @@ fn assembler() -> PathBuf {
 fn assemble(assembler: &Path, folder: &Path, key: ModuleKey, capability: (u32, u32)) -> Resources {
     let architecture = 10 * capability.0 + capability.1;
     let source = folder.join(format!("{}.{architecture}.ptx", key.name()));
-    let ptx = module(key, capability).expect("the catalogue's modules exist");
+    let ptx = modules::ptx(key, capability).expect("the catalogue's modules exist");
     fs::write(&source, ptx.as_bytes()).expect("the temporary folder is writable");
     let output = Command::new(assembler)
         .args(["-v", &format!("-arch=sm_{architecture}"), "-o"])

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::sys;
 use lamport_rs_kernels::plan::LaunchPlan;
-use lamport_rs_kernels::{ModuleKey, module};
+use lamport_rs_kernels::{ModuleKey, modules};
 
 use super::device::Device;
 use super::driver::check;
@@ -37,7 +37,7 @@ impl Modules {
 }
 
 fn load(key: ModuleKey, device: &Device) -> Result<Function> {
-    let ptx = module(key, device.plan.compute_capability)
+    let ptx = modules::ptx(key, device.plan.compute_capability)
         .ok_or_else(|| Error::NoCuda(format!("there is no kernel {} for {}", key.name(), device.name)))?;
     let _relaxed = RelaxedCapture::begin()?;
     let mut module = std::ptr::null_mut();

@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Mutex, PoisonError};
 
-use lamport_rs_kernels::{ModuleKey, module};
+use lamport_rs_kernels::{ModuleKey, modules};
 
 use crate::compile::Sources;
 
@@ -33,7 +33,7 @@ fn key_of(ptx: &CStr) -> Option<ModuleKey> {
     let text = ptx.to_str().ok()?;
     let is_it = |key: &ModuleKey| {
         let entry = format!(".entry {}(", key.function().to_str().expect("kernels have ASCII names"));
-        text.contains(&entry) && module(*key, COMPUTE_CAPABILITY).as_deref() == Some(ptx)
+        text.contains(&entry) && modules::ptx(*key, COMPUTE_CAPABILITY).as_deref() == Some(ptx)
     };
     ModuleKey::all().find(is_it)
 }
