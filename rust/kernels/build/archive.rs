@@ -3,10 +3,11 @@
 use std::ffi::CStr;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::{fs, io, thread};
+use std::{fs, io};
 
 use crate::catalogue::ModuleKey;
 use crate::image::Image;
+use crate::in_parallel;
 
 /// Of an archive, before it is compressed: to get an image, all that is before it is decompressed, too.
 const MOST_BYTES: usize = 1 << 20;
@@ -53,14 +54,7 @@ impl Archives {
 
     /// Compresses them, and writes them and the index into `out`, where the library includes it.
     pub fn write(&self, out: &Path) -> Result<(), String> {
-        let parts = thread::available_parallelism().map_or(1, usize::from);
-        thread::scope(|scope| {
-            let write = |part: usize| {
-                move || (part..self.contents.len()).step_by(parts).try_for_each(|each| self.write_one(out, each))
-            };
-            let threads: Vec<_> = (0..parts).map(|part| scope.spawn(write(part))).collect();
-            threads.into_iter().try_for_each(|thread| thread.join().expect("compression does not panic"))
-        })?;
+        in_parallel(self.contents.len(), |number| self.write_one(out, number))?;
         write(&out.join("modules.rs"), self.index().as_bytes())
     }
 

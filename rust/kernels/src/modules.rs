@@ -31,6 +31,13 @@ pub fn ptx(key: ModuleKey, compute_capability: (u32, u32)) -> Option<CString> {
     Some(CString::new(read(key, is_it)?).expect("PTX is text"))
 }
 
+/// The machine code of a module for such a device: an ELF file.
+///
+/// `None` if there is none for the device, which then compiles the PTX; or if the catalogue has no such module.
+pub fn machine_code(key: ModuleKey, compute_capability: (u32, u32)) -> Option<Vec<u8>> {
+    read(key, |image| matches!(image, Image::MachineCode(_)) && image.runs_on(compute_capability))
+}
+
 /// The last image of a module that `is_it`.
 fn read(key: ModuleKey, is_it: impl Fn(&Image) -> bool) -> Option<Vec<u8>> {
     let row = ModuleKey::all().position(|other| other == key)?;
