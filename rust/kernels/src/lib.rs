@@ -1,5 +1,5 @@
-//! The protocol's CUDA kernels, as PTX that the driver compiles on first use, and how to launch them. No CUDA library
-//! is needed here: whoever launches brings the driver.
+//! The protocol's CUDA kernels, as machine code and as PTX that the driver compiles, and how to launch them. No CUDA
+//! library is needed here: whoever launches brings the driver.
 //!
 //! It is public for its siblings of the same release, and any release may change its API: engines in Rust use the crate
 //! `lamport-rs`.

@@ -12,7 +12,7 @@ const INVALID_IMAGE: i32 = 200;
 const NO_BINARY_FOR_GPU: i32 = 209;
 
 /// Names the test's case for the process that runs it.
-const CASE: &str = "LAMPORT_RS_TEST_CASE";
+const CASE: &str = "STANDIN_CASE";
 
 /// What a process loaded: modules, how many of them as machine code, and the calls that took.
 fn loads(standin: &Standin) -> [i64; 3] {
