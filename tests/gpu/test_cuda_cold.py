@@ -14,7 +14,6 @@ from ranks import Rank
 from worlds import WORLD_SIZES, without_a_compilation_cache
 
 
-
 def with_machine_code(rank: int) -> torch.device:
     """As programs are."""
     os.environ.pop("LAMPORT_RS_PTX", None)
