@@ -6,9 +6,13 @@ from typing import Any
 import lamport_rs
 import pytest
 import torch
-from quantised_rows import GROUPS, check_columns, check_quantised, scale_for
+from quantised_rows import FORMATS as ALL_FORMATS
+from quantised_rows import check_quantised, empty_scales, scale_for
 from ranks import Rank
 from reference import check_same_bits, random_tensor, rounded_sum
+
+FORMATS = [name for name, definition in ALL_FORMATS.items() if definition.scale == torch.float32]
+"""Those that sums are quantised to: with float32 scales."""
 
 
 def room(me: Rank) -> int:
@@ -50,9 +54,7 @@ def quantise_shapes(
         out, scales, summed = lamport_rs.all_reduce_quant(*arguments, with_sum=True)
         assert summed is not None, what
         check_same_bits(summed, expected, what)
-        check_quantised(out, scales, summed, quant_format, what)
-        if quant_format == "fp8_group_column_major":
-            check_columns(scales)
+        check_quantised(out, scales, summed, quant_format, what, scale)
         plain = lamport_rs.all_reduce_quant(*arguments)
         assert plain[2] is None, what
         operator = torch.ops.lamport_rs.all_reduce_quant(own, workspace.workspace, *arguments[2:], True)
@@ -101,9 +103,7 @@ def leave_nan_after_a_fault(me: Rank, quant_format: str) -> None:
         "sum_out": torch.zeros_like(rows),
     }
     if scale is None:
-        count = 256 // (GROUPS[quant_format] or 256)
-        by_row = (1, 4) if quant_format == "fp8_group_column_major" else (count, 1)
-        places["scale_out"] = torch.empty_strided((4, count), by_row, device=me.device).zero_()
+        places["scale_out"] = empty_scales(quant_format, (4, 256), me.device).zero_()
 
     def call() -> None:
         lamport_rs.all_reduce_quant(rows, workspace, quant_format, scale, **places)

@@ -15,7 +15,7 @@ import lamport_rs
 import torch
 import torch.distributed as dist
 from minimax_rows import Operation, bits_of, random_rows
-from quantised_rows import GROUPS, check_quantised
+from quantised_rows import FORMATS, check_quantised
 from ranks import Rank
 from reference import check_rounding, check_same_bits, rms_norm_of_rows, rounded_sum, rounded_sum_with
 
@@ -197,7 +197,7 @@ class QuantisedOutputs:
         """Places for what becomes of `rows`, by their names."""
         tokens, hidden = rows.shape
         codes = torch.empty(tokens, hidden, dtype=torch.float8_e4m3fn, device=rows.device)
-        scales = torch.empty(tokens, hidden // (GROUPS[quant_format] or hidden), device=rows.device)
+        scales = torch.empty(tokens, hidden // (FORMATS[quant_format].group or hidden), device=rows.device)
         return {"codes": codes, "scales": scales}
 
     def poison(self) -> None:

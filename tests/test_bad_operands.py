@@ -73,7 +73,7 @@ def with_rank(operands, workspace):
 
 CASES = {
     # name: (call, what the error says)
-    "an integer input": (reduce_with(input=INTEGERS, out=INTEGERS), "input is torch.int32, but must be torch.float32"),
+    "an integer input": (reduce_with(input=INTEGERS, out=INTEGERS), "input is int32, but must be float32"),
     "a float64 input": (reduce_with(input=X.double(), out=X.double()), "input is torch.float64"),
     "an out of another dtype": (reduce_with(out=X.half()), "out is float16, but must be float32"),
     "an out of another shape": (reduce_with(out=torch.ones(2, 8)), r"out has shape \[2, 8\], but must have \[2, 16\]"),
@@ -143,7 +143,7 @@ CASES = {
     "minimax with another rank": (minimax_with(rank=5), "rank 5 of 2 was asked for, but the workspace is that of rank"),
     "minimax with another group size": (minimax_with(nranks=3), "of 3 was asked for"),
     "minimax with a negative eps": (minimax_with(eps=-1.0), "eps is -1"),
-    "minimax with an integer input": (minimax_with(input=INTEGERS), "input is torch.int32"),
+    "minimax with an integer input": (minimax_with(input=INTEGERS), "input is int32"),
     "minimax with a weight of another width": (minimax_with(norm_weight=W[:8]), "norm_weight has shape"),
     "qk with sizes beyond the row": (qk_with(q_size=16), r"must hold q_size \+ kv_size = 16 \+ 8"),
     "qk with a size of no vectors": (qk_with(q_size=4), "q_size is 4 elements, but must be a positive multiple of 8"),

@@ -6,8 +6,9 @@ import lamport_rs
 import pytest
 import torch
 from lamport_rs import LamportError
-from quantised_rows import FORMATS, check_quantised, scale_for
-from quantised_sums import leave_nan_after_a_fault, quantise_alone_and_in_a_batch, quantise_shapes
+from quantised_rows import FORMATS as ALL_FORMATS
+from quantised_rows import check_quantised, scale_for
+from quantised_sums import FORMATS, leave_nan_after_a_fault, quantise_alone_and_in_a_batch, quantise_shapes
 from ranks import Rank, ThreadRanks
 from reference import check_same_bits
 
@@ -38,11 +39,10 @@ def agree_with_the_sum(me: Rank, quant_format: str) -> None:
     """More than the slots hold: in pieces, and as the sum alone has it."""
     workspace = me.workspace(4096)
     rows = torch.randn(70, 640, generator=torch.Generator().manual_seed(me.rank)).bfloat16()
-    out, scales, summed = lamport_rs.all_reduce_quant(
-        rows, workspace, quant_format, scale_for(me, quant_format), with_sum=True
-    )
+    scale = scale_for(me, quant_format)
+    out, scales, summed = lamport_rs.all_reduce_quant(rows, workspace, quant_format, scale, with_sum=True)
     check_same_bits(summed, lamport_rs.all_reduce(rows, workspace), quant_format)
-    check_quantised(out, scales, summed, quant_format, "of more than the slots hold")
+    check_quantised(out, scales, summed, quant_format, "of more than the slots hold", scale)
 
 
 @pytest.mark.parametrize("quant_format", FORMATS)
@@ -62,7 +62,7 @@ def compile_it(me: Rank, quant_format: str) -> None:
         rows = torch.randn(4, hidden, generator=torch.Generator().manual_seed(me.rank)).bfloat16()
         out, scales, summed = compiled(rows)
         check_same_bits(summed, step(rows)[2], "compiled")
-        check_quantised(out, scales, summed, quant_format, "compiled")
+        check_quantised(out, scales, summed, quant_format, "compiled", scale)
 
 
 @pytest.mark.parametrize("quant_format", FORMATS)
@@ -114,13 +114,21 @@ def refuse(me: Rank) -> None:
         (memory[:2], "fp8_token", None, {"sum_out": memory[1:3]}, "sum_out overlaps input in part"),
         (memory[:2], "fp8_token", None, {"out": codes[:384].view(2, 192)}, "out overlaps input"),
         (rows, "fp8_token", None, {"algorithm": "two_shot"}, "all_reduce_quant is one-shot only"),
-        (rows.view(torch.uint8)[0, 0], "fp8_token", None, {}, "input is torch.uint8"),
+        (rows.view(torch.int8)[0, 0], "fp8_token", None, {}, "input is torch.int8"),
         (rows[0, 0], "fp8_token", None, {}, "last dimension"),
     ]
     for given, quant_format, its_scale, options, text in refused:
         with pytest.raises(LamportError, match=text):
             lamport_rs.all_reduce_quant(given, workspace, quant_format, its_scale, **options)
     status = workspace.status()
+    for quant_format in ALL_FORMATS.keys() - FORMATS:
+        # They have scales of a byte, for which only norms have kernels.
+        given, its_scale = torch.ones(2, 256).half(), scale_for(me, quant_format)
+        text = f"all_reduce_quant does not have the format {quant_format}, only {', '.join(FORMATS)}$"
+        with pytest.raises(LamportError, match=text):
+            lamport_rs.all_reduce_quant(given, workspace, quant_format, its_scale)
+        assert not workspace.supports(given, "all_reduce_quant", quant_format=quant_format)
+        assert workspace.supports(given, "all_reduce_rms_norm_quant", quant_format=quant_format)
     assert workspace.supports(rows, "all_reduce_quant", quant_format="fp8_token")
     assert not workspace.supports(rows, "all_reduce_quant", quant_format="fp8_group")
     assert not workspace.supports(rows.float(), "all_reduce_quant", quant_format="fp8_token")

@@ -186,21 +186,21 @@ __device__ __forceinline__ void store_output_half(Address address, uint32 word) 
     asm volatile("st.global.u16 [%0], %1;" ::"l"(address), "h"(static_cast<unsigned short>(word)) : "memory");
 }
 
+// The low byte of `word`, if `condition`.
+__device__ __forceinline__ void store_output_byte_if(bool condition, Address address, uint32 word) {
+    asm volatile("{.reg .pred p;\n setp.ne.u32 p, %2, 0;\n @p st.global.u8 [%0], %1;}" ::"l"(address),
+                 "r"(word), "r"(static_cast<uint32>(condition)) : "memory");
+}
+
 // The next three: 8 bytes at a multiple of 8, and 4 at a multiple of 4.
 __device__ __forceinline__ void store_output_pair_if(bool condition, Address address, uint32 first, uint32 second) {
-    asm volatile("{.reg .pred p;\n"
-                 " setp.ne.u32 p, %3, 0;\n"
-                 " @p st.global.v2.u32 [%0], {%1, %2};}" ::"l"(address),
-                 "r"(first), "r"(second), "r"(static_cast<uint32>(condition))
-                 : "memory");
+    asm volatile("{.reg .pred p;\n setp.ne.u32 p, %3, 0;\n @p st.global.v2.u32 [%0], {%1, %2};}" ::"l"(address),
+                 "r"(first), "r"(second), "r"(static_cast<uint32>(condition)) : "memory");
 }
 
 __device__ __forceinline__ void store_output_word_if(bool condition, Address address, uint32 word) {
-    asm volatile("{.reg .pred p;\n"
-                 " setp.ne.u32 p, %2, 0;\n"
-                 " @p st.global.u32 [%0], %1;}" ::"l"(address),
-                 "r"(word), "r"(static_cast<uint32>(condition))
-                 : "memory");
+    asm volatile("{.reg .pred p;\n setp.ne.u32 p, %2, 0;\n @p st.global.u32 [%0], %1;}" ::"l"(address),
+                 "r"(word), "r"(static_cast<uint32>(condition)) : "memory");
 }
 
 __device__ __forceinline__ uint32 load_weight_word(Address address) {

@@ -62,6 +62,20 @@ __device__ __forceinline__ uint32 half_warp_maximum(uint32 value) {
     return is_upper ? upper : lower;
 }
 
+// The largest value of each `lanes` lanes in a row (a power of two), in all of them.
+template <uint32 lanes>
+__device__ __forceinline__ uint32 maximum_of_lanes(uint32 value) {
+    if constexpr (lanes == WARP_THREADS / 2) {
+        return half_warp_maximum(value);
+    } else {
+#pragma unroll
+        for (uint32 distance = lanes / 2; distance > 0; distance /= 2) {
+            value = max(value, __shfl_xor_sync(0xffffffffu, value, distance));
+        }
+        return value;
+    }
+}
+
 // What the warps of a block leave in shared memory, for one sum over the block. The stride of 36 words puts rows that
 // are read at the same time into different banks, in vectors of four.
 //
@@ -84,6 +98,9 @@ struct alignas(16) WarpPartials {
         } while (begin < count);
         return total;
     }
+
+    // Two values behind them that are not summed.
+    __device__ __forceinline__ float2 padding() const { return *reinterpret_cast<const float2*>(values + MAX_WARPS); }
 
 private:
     template <uint32 terms>

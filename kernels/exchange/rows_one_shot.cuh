@@ -18,10 +18,13 @@ __device__ __forceinline__ void rows_one_shot(const typename Sink::Parameters& p
     const Source source(parameters);
     Sink rows(parameters, shared);
     const uint64 row_bytes = uint64{parameters.row_vectors} * VECTOR_BYTES;
-    const uint64 place = rows.token() * row_bytes;
+    // Of a held row a thread has one vector, whose way is known before the wait.
+    const uint32 first_column = Sink::HELD ? threadIdx.x : 0;
+    const uint64 place = rows.token() * row_bytes + uint64{first_column} * VECTOR_BYTES;
     const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes + place, place,
                                         parameters.region_bytes);
     const ControlReader control_reader(group);
+    const auto first = source.prepare(rows);
     // Nothing of the above is moved behind a branch, and so behind the wait.
     if (parameters.tokens == 0) {
         ptx::wait_for_prior_grids();
@@ -30,11 +33,13 @@ __device__ __forceinline__ void rows_one_shot(const typename Sink::Parameters& p
     ptx::wait_for_prior_grids();
 
     // Both loads before the first use of either.
-    Vector own = source.load(rows, threadIdx.x);
     const Control control = control_reader.read();
+    Vector own = source.load_prepared(rows, first);
     // Vectors from the block's first row to the present one.
     uint32 distance = 0;
-    const auto offset = [&](uint32 column) { return control.slot_offset + uint64{distance + column} * VECTOR_BYTES; };
+    const auto offset = [&](uint32 column) {
+        return control.slot_offset + uint64{distance + column - first_column} * VECTOR_BYTES;
+    };
     const auto is_active = [&](uint32 column) { return rows.has(column) && control.failed == 0; };
     bool first_row = true;
     while (true) {

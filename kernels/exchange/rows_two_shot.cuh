@@ -23,6 +23,7 @@ __device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& p
     const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes, 0,
                                         parameters.region_bytes);
     const ControlReader control_reader(group);
+    const auto first = source.prepare(rows);
     // Nothing of the above is moved behind a branch, and so behind the wait.
     if (parameters.tokens == 0) {
         ptx::wait_for_prior_grids();
@@ -31,8 +32,8 @@ __device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& p
     ptx::wait_for_prior_grids();
 
     // Both loads before the first use of either.
-    Vector own = source.load(rows, threadIdx.x);
     const Control control = control_reader.read();
+    Vector own = source.load_prepared(rows, first);
     const auto is_active = [&](uint32 column) { return rows.has(column) && control.failed == 0; };
     bool first_row = true;
     while (true) {

@@ -4,6 +4,7 @@
 // its vector in registers. Otherwise a thread has several, and reads back what it stored.
 #pragma once
 
+#include "device/keep.cuh"
 #include "device/numeric.cuh"
 #include "device/ptx.cuh"
 #include "protocol/control.cuh"
@@ -19,13 +20,15 @@ public:
     __device__ __forceinline__ explicit BlockRows(const Parameters& parameters)
         : parameters_(parameters),
           token_(data_block()),
-          row_vectors_(token_ < parameters.tokens ? parameters.row_vectors : 0) {}
+          row_vectors_(keep(token_ < parameters.tokens ? parameters.row_vectors : 0)),
+          offset_(keep(offset(token_, threadIdx.x))) {}
 
     __device__ __forceinline__ uint32 token() const { return token_; }
 
     // Moves to the block's next row. False if there is none.
     __device__ __forceinline__ bool advance() {
         token_ += data_blocks();
+        offset_ = offset(token_, threadIdx.x);
         return token_ < parameters_.tokens;
     }
 
@@ -58,9 +61,19 @@ public:
 
     // Vector `column` of the present row of a tensor.
     __device__ __forceinline__ Vector load(Address tensor, uint32 column) const {
+        return load_at(address(tensor, column), column);
+    }
+
+    // Likewise, of which the `address` is known.
+    __device__ __forceinline__ Vector load_at(Address address, uint32 column) const {
         Vector vector{{0, 0, 0, 0}};
-        ptx::load_input_if(has(column), address(tensor, column), vector);
+        ptx::load_input_if(has(column), address, vector);
         return vector;
+    }
+
+    // Where that vector is, if there is one.
+    __device__ __forceinline__ Address address(Address tensor, uint32 column) const {
+        return tensor + (held ? offset_ : offset(token_, column));
     }
 
     __device__ __forceinline__ void store(Address tensor, uint32 column, const Vector& vector) const {
@@ -73,16 +86,18 @@ public:
     }
 
 protected:
-    __device__ __forceinline__ Address address(Address tensor, uint32 column) const {
-        return tensor + (uint64{token_} * parameters_.row_vectors + column) * VECTOR_BYTES;
-    }
-
     const Parameters& parameters_;
 
 private:
+    __device__ __forceinline__ uint64 offset(uint32 token, uint32 column) const {
+        return (uint64{token} * parameters_.row_vectors + column) * VECTOR_BYTES;
+    }
+
     uint32 token_;
     // Of the present row: none, in a block that has no row and only helps to clear.
     uint32 row_vectors_;
+    // Of the thread's first vector of it, in bytes from a tensor's first.
+    uint64 offset_;
 };
 
 }  // namespace lamport

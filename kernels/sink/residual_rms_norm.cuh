@@ -72,11 +72,11 @@ public:
 template <class Value, bool held, template <class, bool> class Output = StoreRows>
 class ResidualRmsNorm : Output<Value, held>, public BlockRows<Value, held, typename Output<Value, held>::Parameters> {
     using Rows = BlockRows<Value, held, typename Output<Value, held>::Parameters>;
-    using Rows::address;
     using Rows::parameters_;
 
 public:
     using Parameters = typename Output<Value, held>::Parameters;
+    using Rows::address;
     using Rows::has;
     using Rows::load;
     using Rows::store;
@@ -99,7 +99,7 @@ public:
     // All threads of the block call it. `shared` is theirs.
     __device__ __forceinline__ ResidualRmsNorm(const Parameters& parameters, Shared& shared)
         : Output<Value, held>(parameters), Rows(parameters), shared_(shared) {
-        pad(shared.partials);
+        pad(parameters.norm, shared.partials);
     }
 
     // Whether what an `Output` takes are the values that it gets back.
@@ -150,7 +150,7 @@ public:
         // Lanes leave the polling at different times.
         __syncwarp();
         Output<Value, held>::share(parameters_, shared_);
-        const float scale = row_scale(parameters_.norm, squares_, shared_.partials);
+        const float scale = row_scale(squares_, shared_.partials);
         squares_ = 0.0f;
         Output<Value, held>::put(*this, parameters_, shared_, scale);
     }

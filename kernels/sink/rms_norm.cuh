@@ -88,8 +88,13 @@ private:
     float values_[PER_VECTOR<Value>];
 };
 
-// Makes the entries of warps that do not exist 0, as the sum wants it.
-__device__ __forceinline__ void pad(WarpPartials& partials) {
+// Makes the entries of warps that do not exist 0, as the sum wants it, and puts beside them what the factor needs: read
+// together with them, where a parameter would be loaded after them.
+__device__ __forceinline__ void pad(const RmsNorm& norm, WarpPartials& partials) {
+    if (threadIdx.x == 0) {
+        partials.values[MAX_WARPS] = norm.inverse_count;
+        partials.values[MAX_WARPS + 1] = norm.epsilon;
+    }
     if (threadIdx.x / WARP_THREADS == 0 && threadIdx.x >= blockDim.x / WARP_THREADS) {
         partials.values[threadIdx.x] = 0.0f;
     }
@@ -97,15 +102,16 @@ __device__ __forceinline__ void pad(WarpPartials& partials) {
 
 // The factor of a row, out of each thread's sum of squares. All threads of the block call it. `partials` is theirs from
 // one barrier before to one after.
-__device__ __forceinline__ float row_scale(const RmsNorm& norm, float squares, WarpPartials& partials) {
+__device__ __forceinline__ float row_scale(float squares, WarpPartials& partials) {
     float sums[1] = {squares};
     const float sum = warp_sums(sums);
     if (threadIdx.x % WARP_THREADS == 0) {
         partials.values[threadIdx.x / WARP_THREADS] = sum;
     }
     __syncthreads();
+    const float2 terms = partials.padding();
     const float total = partials.sum(blockDim.x / WARP_THREADS);
-    return rsqrtf(fmaf(total, norm.inverse_count, norm.epsilon));
+    return rsqrtf(fmaf(total, terms.x, terms.y));
 }
 
 }  // namespace lamport

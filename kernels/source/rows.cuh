@@ -1,6 +1,7 @@
 // The source of a norm: the rows of a tensor.
 #pragma once
 
+#include "device/keep.cuh"
 #include "device/types.cuh"
 #include "device/vector.cuh"
 
@@ -11,6 +12,18 @@ class TensorRows {
 public:
     template <class Parameters>
     __device__ __forceinline__ explicit TensorRows(const Parameters& parameters) : input_(parameters.input) {}
+
+    // The thread's first vector, before the wait for prior grids: only its load is left to do then.
+    template <class Rows>
+    __device__ __forceinline__ Address prepare(const Rows& rows) const {
+        return keep(rows.address(input_, threadIdx.x));
+    }
+
+    // That vector, behind the wait.
+    template <class Rows>
+    __device__ __forceinline__ Vector load_prepared(const Rows& rows, Address prepared) const {
+        return rows.load_at(prepared, threadIdx.x);
+    }
 
     // Vector `column` of the present row.
     template <class Rows>

@@ -23,6 +23,7 @@ from lamport_rs._core import (
     LamportSizeError,
     LamportTimeoutError,
     __version__,
+    release_memory,
 )
 from lamport_rs._core import collectives as _collectives
 
@@ -52,6 +53,7 @@ __all__ = [
     "clear_workspace_cache",
     "get_allreduce_workspace",
     "lamport_fill_neg_zero",
+    "release_memory",
 ]
 if TYPE_CHECKING:
     __all__ += operations.__all__

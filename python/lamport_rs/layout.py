@@ -49,3 +49,39 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
 def empty_dense(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor like `tensor` that every operation takes."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether a byte of one is one of the other; also of fake tensors, which have storages, but no memory.
+
+    Exact for rows that lie evenly apart, equally far in both. Others are taken to share what lies between.
+    """
+    storage, its_storage = (each.untyped_storage()._cdata for each in (one, other))
+    if storage != its_storage or one.numel() == 0 or other.numel() == 0:
+        return False
+    (first, end), (its_first, its_end) = _span(one), _span(other)
+    if first >= its_end or its_first >= end:
+        return False
+    apart, its_apart = _bytes_apart(one), _bytes_apart(other)
+    if not apart or apart != its_apart:
+        return True
+    distance = (its_first - first) % apart
+    width, its_width = (each.shape[-1] * each.itemsize for each in (one, other))
+    return distance < width or distance + its_width > apart
+
+
+def _span(tensor: torch.Tensor) -> tuple[int | torch.SymInt, int | torch.SymInt]:
+    """From the first byte to behind the last, in the storage."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.storage_offset()
+    return first * tensor.itemsize, (first + last + 1) * tensor.itemsize
+
+
+def _bytes_apart(tensor: torch.Tensor) -> int | None:
+    """From one row to the next, if rows are evenly spaced and contiguous, and there may be several."""
+    if tensor.dim() < 2 or tensor.stride(-1) != 1:
+        return None
+    for size, stride, outer in zip(tensor.shape[1:-1], tensor.stride()[1:-1], tensor.stride()[:-2], strict=True):
+        if outer != size * stride:
+            return None
+    return tensor.stride(-2) * tensor.itemsize

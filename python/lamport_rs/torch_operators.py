@@ -22,7 +22,7 @@ import torch
 from lamport_rs._core import LamportError
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.operations import COLLECTIVES
-from lamport_rs.operations.collective import Collective
+from lamport_rs.operations.collective import Collective, refuse_shared_memory
 from lamport_rs.tracing import UNDER_TRANSFORMATION, must_dispatch, without_jit_tracer
 
 _NAMESPACE, _PREFIX = "lamport_rs", "ordered_"
@@ -121,3 +121,9 @@ def _define(collective: Collective, eager: Callable[..., Any]) -> None:
 
 for _collective, _eager in COLLECTIVES:
     _define(_collective, _eager)
+
+# It is pure: compilers run it while they trace, and leave it out.
+_library.define("check_apart(Tensor[] outputs, str[] names) -> Tensor")
+_library.impl("check_apart", refuse_shared_memory, "CompositeExplicitAutograd")
+_library.impl("check_apart", torch.library.fallthrough_kernel, "Autograd")
+torch.library.register_fake(f"{_NAMESPACE}::check_apart", refuse_shared_memory, lib=_library)

@@ -6,34 +6,52 @@
 The latter: sums, and not norms.
 
 Microseconds per operation in CUDA graphs, back to back, all in turns: the slowest rank's median, as the bench has it.
-Behind the norm two kernels stand for those that quantise: torch's cast to FP8 without a scale, the least that any such
-kernel does, and for "fp8_token" what torch.compile makes of the definition.
+Behind the norm kernels stand for those that quantise: torch's cast to FP8 without a scale, the least that any such
+kernel does, and for each format what torch.compile makes of its definition, "norm, then ...". `--formats` has fewer.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import get_args
 
 import lamport_rs
 import torch
 from lamport_rs.command_line.bench.member import join
 from lamport_rs.command_line.launch import choose_backend, launch
 from lamport_rs.command_line.replay import Replay, measure_replays
+from lamport_rs.operations import QuantFormat
+from lamport_rs.operations.quant_formats import empty_quantised, put_quantised
 
-FORMATS = ("fp8_static", "fp8_token", "fp8_group", "fp8_group_column_major")
+FORMATS: tuple[QuantFormat, ...] = get_args(QuantFormat)
+SUM_FORMATS = ("fp8_static", "fp8_token", "fp8_group", "fp8_group_column_major")
+GIVEN = {"fp8_static": 0.01, "nvfp4": 150.0, "nvfp4_swizzled": 150.0}
+"""Scales for those that have one given."""
 EPS = 1e-6
 
 
-@torch.compile(dynamic=False)
-def quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    values = rows.float()
-    scales = (values.abs().amax(-1, keepdim=True) / 448).clamp(min=1 / (448 * 512))
-    return (values / scales).clamp(-448, 448).to(torch.float8_e4m3fn), scales
+# One for each format and number of rows.
+torch._dynamo.config.cache_size_limit = 256
+quantise = torch.compile(put_quantised, dynamic=False, fullgraph=True)
 
 
-def calls_of(workspace: lamport_rs.LamportWorkspace, tokens: int, hidden: int) -> dict[str, Callable[[], object]]:
+def places_for(rows: torch.Tensor, name: str) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """A scale, if one is given, the quantised rows and the scales."""
+    scale = torch.tensor([GIVEN[name]], device=rows.device) if name in GIVEN else None
+    return scale, *empty_quantised(rows, name, scale)
+
+
+def quantised_after(total: Callable[[], torch.Tensor], rows: torch.Tensor, name: str) -> Callable[[], object]:
+    """The sum or the norm, then a kernel that quantises it, or as many as the compiler takes."""
+    scale, out, scales = places_for(rows, name)
+    return lambda: quantise(total(), name, out, scale, scales)
+
+
+def calls_of(
+    workspace: lamport_rs.LamportWorkspace, tokens: int, hidden: int, formats: Sequence[QuantFormat]
+) -> dict[str, Callable[[], object]]:
     device = workspace.device
     rows, residual = (torch.randn(tokens, hidden, device=device).bfloat16() for _ in range(2))
     operands = rows, residual, torch.randn(hidden, device=device).bfloat16(), workspace
@@ -42,39 +60,48 @@ def calls_of(workspace: lamport_rs.LamportWorkspace, tokens: int, hidden: int) -
     def norm() -> torch.Tensor:
         return lamport_rs.all_reduce_rms_norm(*operands, EPS, out=out, residual_out=summed)[0]
 
-    calls = {"norm": norm, "norm, cast": lambda: codes.copy_(norm()), "norm, token": lambda: quantise(norm())}
-    for name in FORMATS:
-        scale = torch.tensor([0.01], device=device) if name == "fp8_static" else None
-        scales = lamport_rs.all_reduce_rms_norm_quant(*operands, name, scale, EPS)[1]
-        places = {"out": codes, "residual_out": summed, **({} if scale is not None else {"scale_out": scales})}
+    calls = {"norm": norm, "norm, cast": lambda: codes.copy_(norm())}
+    for name in formats:
+        scale, made, scales = places_for(rows, name)
+        places = {"out": made, "residual_out": summed, **({"scale_out": scales} if scales.numel() else {})}
         call = partial(lamport_rs.all_reduce_rms_norm_quant, *operands, name, scale, EPS, **places)
         calls |= {name: call, f"{name}, norm": partial(call, norm_out=out)}
+        calls[f"norm, then {name}"] = quantised_after(norm, rows, name)
     return calls
 
 
-def sums_of(workspace: lamport_rs.LamportWorkspace, tokens: int, hidden: int) -> dict[str, Callable[[], object]]:
+def sums_of(
+    workspace: lamport_rs.LamportWorkspace, tokens: int, hidden: int, formats: Sequence[QuantFormat]
+) -> dict[str, Callable[[], object]]:
     device = workspace.device
     rows = torch.randn(tokens, hidden, device=device).bfloat16()
     out, codes = rows.clone(), rows.to(torch.float8_e4m3fn)
     total = partial(lamport_rs.all_reduce, rows, workspace, out)
-    calls = {"sum": total, "sum, cast": lambda: codes.copy_(total()), "sum, token": lambda: quantise(total())}
-    for name in FORMATS:
-        scale = torch.tensor([0.01], device=device) if name == "fp8_static" else None
-        scales = lamport_rs.all_reduce_quant(rows, workspace, name, scale)[1]
-        places = {"out": codes, **({} if scale is not None else {"scale_out": scales})}
+    calls = {"sum": total, "sum, cast": lambda: codes.copy_(total())}
+    for name in (name for name in formats if name in SUM_FORMATS):
+        scale, made, scales = places_for(rows, name)
+        places = {"out": made, **({"scale_out": scales} if scales.numel() else {})}
         call = partial(lamport_rs.all_reduce_quant, rows, workspace, name, scale, **places)
         calls |= {name: call, f"{name}, sum": partial(call, sum_out=out)}
+        calls[f"sum, then {name}"] = quantised_after(total, rows, name)
     return calls
 
 
 def measure(
-    rank: int, world_size: int, device: torch.device, tokens: list[int], hidden: int, replays: int, sums: bool
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    tokens: list[int],
+    hidden: int,
+    replays: int,
+    sums: bool,
+    formats: list[QuantFormat],
 ) -> None:
     with join(rank, world_size, device, 2 * max(tokens) * hidden, 1) as member:
         word = torch.zeros(16, device=device)
         align = partial(lamport_rs.all_reduce, word, member.workspace, out=word)
         for count in tokens:
-            calls = (sums_of if sums else calls_of)(member.workspace, count, hidden)
+            calls = (sums_of if sums else calls_of)(member.workspace, count, hidden, formats)
             graphs = [Replay(call, device) for call in calls.values()]
             for graph in graphs:
                 graph.settle(align)
@@ -91,9 +118,11 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--replays", type=int, default=60)
     parser.add_argument("--sums", action="store_true", help="sums that are quantised, and not norms")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     given = parser.parse_args()
     backend, _ = choose_backend("cuda")
-    launch(measure, given.ranks, backend, given.tokens, given.hidden, given.replays, given.sums, time_limit=600)
+    arguments = given.tokens, given.hidden, given.replays, given.sums, given.formats
+    launch(measure, given.ranks, backend, *arguments, time_limit=600)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ handler may raise at any later line.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any, Literal, TypeAlias
 
 import torch
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError, LamportSingleRankError
-from lamport_rs.layout import empty_dense, run_on_copies
+from lamport_rs.layout import empty_dense, run_on_copies, share_memory
 from lamport_rs.tracing import UNDER_TRANSFORMATION, functorch_is_active
 from lamport_rs.workspace import LamportWorkspace
 
@@ -145,6 +146,11 @@ def check_tensor(name: str, value: object) -> None:
         raise LamportError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
 
 
+def is_strided(tensor: torch.Tensor) -> bool:
+    """Whether it is a dense tensor."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
 def explain(error: Exception, name: str, value: torch.Tensor) -> None:
     """Raise a better error in the place of `error`, which the operation or the allocation of its output raised."""
     if functorch_is_active():
@@ -152,15 +158,34 @@ def explain(error: Exception, name: str, value: torch.Tensor) -> None:
     if isinstance(error, LamportError):
         return
     check_tensor(name, value)
-    if value.layout is not torch.strided or value.is_nested:
+    if not is_strided(value):
         layout = "nested" if value.is_nested else value.layout
         raise LamportError(f"{name} is {layout}, but must be a dense tensor") from error
 
 
-def check_apart(name: str, out: torch.Tensor | None, other_name: str, other: torch.Tensor | None) -> None:
-    """Raise LamportError if two outputs are one tensor."""
-    if out is not None and out is other:
-        raise LamportError(f"{name} overlaps {other_name}; they must be separate tensors")
+def check_apart(**outputs: torch.Tensor | None) -> None:
+    """Raise LamportError if two outputs, by their names, share memory: for a tracer, which does not ask the core."""
+    given = {name: out for name, out in outputs.items() if isinstance(out, torch.Tensor) and is_strided(out)}
+    if len(given) > 1:
+        # An operator: a compiler's tensors have storages there only.
+        torch.ops.lamport_rs.check_apart(list(given.values()), list(given))
+
+
+def refuse_shared_memory(outputs: Sequence[torch.Tensor], names: Sequence[str]) -> torch.Tensor:
+    """Raise LamportError if two outputs share memory; the operator `check_apart`, whose result says nothing."""
+    for (name, out), (other_name, other) in combinations(zip(names, outputs, strict=True), 2):
+        if share_memory(out, other):
+            raise LamportError(f"{name} overlaps {other_name}; they must be separate tensors")
+    return torch.empty(0)
+
+
+def is_wanted(asked: object, out: torch.Tensor | None, workspace: LamportWorkspace | torch.Tensor) -> bool:
+    """Whether an output that may be left out is wanted: if it is asked for, or has a place. A refusal counts."""
+    try:
+        return bool(asked) or out is not None
+    except BaseException:
+        _core.note_refusal(core_of(workspace))
+        raise
 
 
 def copy_to(name: str, destination: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:

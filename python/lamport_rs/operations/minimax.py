@@ -105,7 +105,7 @@ def minimax_allreduce_rms_qk(
         LamportError: As for `minimax_allreduce_rms`.
     """
     if must_dispatch(qkv):
-        check_apart("q_out", q_out, "k_out", k_out)
+        check_apart(q_out=q_out, k_out=k_out)
         outputs = torch.ops.lamport_rs.minimax_allreduce_rms_qk(
             qkv, norm_weight_q, norm_weight_k, table_of(workspace), q_size, kv_size, rank, nranks, eps
         )

@@ -58,7 +58,7 @@ def all_reduce_rms_norm(
         LamportError: As for `all_reduce`, its subclasses among them.
     """
     if must_dispatch(input):
-        check_apart("out", out, "residual_out", residual_out)
+        check_apart(out=out, residual_out=residual_out)
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm(
             input, residual, weight, table_of(workspace), eps, weight_bias, algorithm
         )

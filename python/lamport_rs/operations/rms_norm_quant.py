@@ -1,4 +1,4 @@
-"""The norm of a sum, quantised: what an FP8 product takes, without the pass over memory that makes it of the norm."""
+"""The norm of a sum, quantised: what products of FP8 take, without the pass over memory that makes it of the norm."""
 
 from __future__ import annotations
 
@@ -21,9 +21,17 @@ from lamport_rs.operations.collective import (
     copy_to,
     core_of,
     explain,
+    is_wanted,
     table_of,
 )
-from lamport_rs.operations.quant_formats import QuantFormat, empty_quantised, must_lie_as_allocated, quantise
+from lamport_rs.operations.quant_formats import (
+    QuantFormat,
+    check_scale_out,
+    computes_scales,
+    empty_quantised,
+    must_lie_as_allocated,
+    quantise,
+)
 from lamport_rs.single_rank import normalise_sum
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
@@ -48,47 +56,43 @@ def all_reduce_rms_norm_quant(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Do `all_reduce_rms_norm`, and quantise the normalised rows.
 
-    The rows are rounded to `input`'s dtype first, as if the quantiser were an operation of its own. Then, for the
-    values `y` that share a scale `s`::
-
-        out = float8_e4m3fn(clamp(y * (1 / s), -448, 448))    where `s` is given
-        out = float8_e4m3fn(clamp(y / s, -448, 448))          where it is computed:
-        s = max(max(|y|) / 448, 1 / (448 * 512))              for a row
-        s = max(max(|y|), 1e-10) / 448                        for a group of columns
-
-    in float32, rounded to nearest even: what vLLM's quantising kernels compute. But a NaN, which their maxima pass
-    over, makes the scale that it shares NaN, and all values that share it.
+    The rows are rounded to `input`'s dtype first, as if the quantiser were an operation of its own. `QuantFormat` has
+    the formulas: what the quantising kernels of the common stacks compute. But a NaN, which their maxima pass over,
+    makes the scale that it shares NaN. Float32 rows are not quantised: products of FP8 follow rows of 16 bits.
 
     Args:
-        input: As for `all_reduce_rms_norm`, float16 or bfloat16; `hidden` a multiple of 128 for groups.
+        input: As for `all_reduce_rms_norm`, float16 or bfloat16; `hidden` a multiple of 8, and of the columns
+            that share a scale.
         residual: As for `all_reduce_rms_norm`.
         weight: As for `all_reduce_rms_norm`.
         workspace: The group's workspace, or its table.
         quant_format: See `QuantFormat`; the same on every rank.
-        scale: For `"fp8_static"`: float32, of one element. It is read early, as weights are.
+        scale: Where the format has one that is given: float32, of one element. It is read early, as weights are.
         eps: As for `all_reduce_rms_norm`.
         weight_bias: As for `all_reduce_rms_norm`.
         with_norm: Whether the normalised rows are wanted too. They are, if `norm_out` is given.
-        out: Where the quantised rows go: shape of `input`, `torch.float8_e4m3fn`. None to allocate it.
-        scale_out: Where the scales go: `[..., 1]` or `[..., hidden // 128]`, float32. None to allocate it; column-major
-            ones must have the strides that it would have then.
+        out: Where the quantised rows go, in the format's shape and dtype. None to allocate it.
+        scale_out: Where the scales go that are computed, likewise. None to allocate it; scales that are not row-major
+            must have the strides that it would have then.
         residual_out: As for `all_reduce_rms_norm`.
         norm_out: Where the normalised rows go, like `input`; may be `input`.
         algorithm: As for `all_reduce_rms_norm`.
 
     Returns:
-        `(out, scales, residual_out, norm_out)`: the scales are `scale`, where that is given, and `norm_out` is None,
-        where it is not wanted. The same bits on every rank.
+        `(out, scales, residual_out, norm_out)`: the scales are `scale`, where none are computed, and `norm_out` is
+        None, where it is not wanted. The same bits on every rank.
     """
-    with_norm = bool(with_norm) or norm_out is not None
+    if with_norm is not True and (with_norm is not False or norm_out is not None):
+        with_norm = is_wanted(with_norm, norm_out, workspace)
     if must_dispatch(input):
-        check_apart("norm_out", norm_out, "residual_out", residual_out)
+        check_scale_out(quant_format, scale_out)
+        check_apart(out=out, scale_out=scale_out, norm_out=norm_out, residual_out=residual_out)
         outputs = torch.ops.lamport_rs.all_reduce_rms_norm_quant(
             input, residual, weight, table_of(workspace), quant_format, scale, eps, weight_bias, with_norm, algorithm
         )
         return (
             copy_to("out", out, outputs[0]),
-            copy_to("scale_out", scale_out, outputs[1]) if scale is None else scale,
+            copy_to("scale_out", scale_out, outputs[1]) if scale is None or computes_scales(quant_format) else scale,
             copy_to("residual_out", residual_out, outputs[2]),
             copy_to("norm_out", norm_out, outputs[3]) if with_norm else None,
         )
@@ -108,7 +112,9 @@ def all_reduce_rms_norm_quant(
         residual_out,
         norm_out,
     )
-    return written, scales if scale is None else scale, summed, normalised if with_norm else None
+    if scale is not None and not computes_scales(quant_format):
+        scales = scale
+    return written, scales, summed, normalised if with_norm else None
 
 
 def run_all_reduce_rms_norm_quant(
@@ -216,7 +222,7 @@ def _without_peers(
 ) -> None:
     rows = norm_out if with_norm else empty_dense(input)
     normalise_sum(input, residual, weight, eps, weight_bias, rows, residual_out)
-    quantise(rows, quant_format, out, scale_out if scale is None else scale)
+    quantise(rows, quant_format, out, scale, scale_out)
 
 
 RMS_NORM_QUANT = Collective(

@@ -13,8 +13,25 @@ from lamport_rs._core import HELD_COLUMNS, LamportLayoutError, LamportSingleRank
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.layout import empty_dense
 from lamport_rs.observation import log_fault, with_range
-from lamport_rs.operations.collective import Algorithm, Collective, check_tensor, copy_to, core_of, explain, table_of
-from lamport_rs.operations.quant_formats import QuantFormat, empty_quantised, must_lie_as_allocated, quantise
+from lamport_rs.operations.collective import (
+    Algorithm,
+    Collective,
+    check_apart,
+    check_tensor,
+    copy_to,
+    core_of,
+    explain,
+    is_wanted,
+    table_of,
+)
+from lamport_rs.operations.quant_formats import (
+    QuantFormat,
+    check_scale_out,
+    computes_scales,
+    empty_quantised,
+    must_lie_as_allocated,
+    quantise,
+)
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
@@ -39,7 +56,7 @@ def all_reduce_quant(
     Args:
         input: This rank's tensor, `[..., hidden]`: float16 or bfloat16; `hidden` a multiple of 8, for groups of 128.
         workspace: The group's workspace, or its table.
-        quant_format: See `QuantFormat`; the same on every rank.
+        quant_format: One of `QuantFormat` that begin with `"fp8"`, but not `"fp8_group_ue8m0"`; the same on every rank.
         scale: For `"fp8_static"`: float32, of one element, the same on every rank. On a GPU it is read early: the
             kernel just before must not write it.
         with_sum: Whether the sum is wanted too. It is, if `sum_out` is given.
@@ -57,20 +74,25 @@ def all_reduce_quant(
         LamportSizeError: On a GPU, if a slot has no room for one row of every rank. The text gives the size that does.
         LamportError: As for `all_reduce`, its subclasses among them.
     """
-    with_sum = bool(with_sum) or sum_out is not None
+    if with_sum is not True and (with_sum is not False or sum_out is not None):
+        with_sum = is_wanted(with_sum, sum_out, workspace)
     if must_dispatch(input):
+        check_scale_out(quant_format, scale_out)
+        check_apart(out=out, scale_out=scale_out, sum_out=sum_out)
         outputs = torch.ops.lamport_rs.all_reduce_quant(
             input, table_of(workspace), quant_format, scale, with_sum, algorithm
         )
         return (
             copy_to("out", out, outputs[0]),
-            copy_to("scale_out", scale_out, outputs[1]) if scale is None else scale,
+            copy_to("scale_out", scale_out, outputs[1]) if scale is None or computes_scales(quant_format) else scale,
             copy_to("sum_out", sum_out, outputs[2]) if with_sum else None,
         )
     written, scales, summed = run_all_reduce_quant(
         input, workspace, quant_format, scale, with_sum, algorithm, out, scale_out, sum_out
     )
-    return written, scales if scale is None else scale, summed if with_sum else None
+    if scale is not None and not computes_scales(quant_format):
+        scales = scale
+    return written, scales, summed if with_sum else None
 
 
 def run_all_reduce_quant(
@@ -146,7 +168,7 @@ def _without_peers(
     scale_out: torch.Tensor,
     sum_out: torch.Tensor,
 ) -> None:
-    quantise(input, quant_format, out, scale_out if scale is None else scale)
+    quantise(input, quant_format, out, scale, scale_out)
     if with_sum:
         with torch.inference_mode():
             sum_out.copy_(input)

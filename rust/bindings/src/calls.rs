@@ -2,7 +2,7 @@
 
 use lamport_rs_core::operations::Kind;
 use lamport_rs_core::operations::question::Question;
-use lamport_rs_core::operations::rms_norm_quant::Sink;
+use lamport_rs_core::operations::rms_norm_quant::{Format, Sink};
 use lamport_rs_core::tensor::{Device, Dtype};
 use pyo3::prelude::*;
 
@@ -44,11 +44,20 @@ pub fn prepare(py: Python<'_>, workspace: &Bound<'_, PyAny>, call: Call) -> PyRe
     })
 }
 
-/// What rows are quantised to: a name, columns that share a scale (0 for all of a row, None if the scale is given), and
-/// whether scales are column-major.
+/// A format: its name; whether a scale is given; columns that share a scale that is computed (0 for all of a row, None if
+/// none is); the dtype of quantised rows, and columns in an element of it; the dtype of scales, how many an element of it
+/// holds, and their layout.
+type QuantFormat = (&'static str, bool, Option<usize>, &'static str, usize, &'static str, usize, &'static str);
+
+/// What rows are quantised to.
 #[pyfunction]
-pub fn quant_formats() -> Vec<(&'static str, Option<usize>, bool)> {
-    Sink::ALL.map(|sink| (sink.name(), sink.group_columns(), sink.is_column_major())).to_vec()
+pub fn quant_formats() -> Vec<QuantFormat> {
+    let described = Sink::ALL.map(|sink| {
+        let Format { name, is_given, group_columns, code, columns_per_code, scale, scales_per_element, layout, .. } =
+            sink.format();
+        (name, is_given, group_columns, code.name(), columns_per_code, scale.name(), scales_per_element, layout.name())
+    });
+    described.to_vec()
 }
 
 /// The question, or why no workspace would serve it.

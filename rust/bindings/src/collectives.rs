@@ -91,8 +91,8 @@ collectives! {
         (workspace, norm)
     }
 
-    /// Likewise, and `out` is the normalised rows as `quant_format` has them, with their scales in `scale_out`, unless
-    /// `scale` is given; `norm_out` these rows as they are, if they are asked for.
+    /// Likewise, and `out` is the normalised rows as `quant_format` has them, with their scales in `scale_out`, if any
+    /// are computed; `norm_out` these rows as they are, if they are asked for.
     fn all_reduce_rms_norm_quant(
         input: Tensor,
         residual: Option<Tensor>,
@@ -108,12 +108,12 @@ collectives! {
         let (output, residual_output) = (norm_out, residual_out);
         let norm =
             AllReduceRmsNorm { input, residual, weight, epsilon: eps, weight_bias, algorithm, output, residual_output };
-        let quantised = Quantised { sink: quant_format, rows: out, scales: scale.unwrap_or(scale_out) };
+        let quantised = Quantised { sink: quant_format, rows: out, scale, scales: scale_out };
         (workspace, AllReduceRmsNormQuant { norm, has_output: with_norm, quantised })
     }
 
     /// `sum_out = sum over ranks of input`, if it is asked for, and `out` is this sum as `quant_format` has it, with its
-    /// scales in `scale_out`, unless `scale` is given.
+    /// scales in `scale_out`, if any are computed.
     fn all_reduce_quant(
         input: Tensor,
         workspace: AnyWorkspace,
@@ -122,7 +122,7 @@ collectives! {
         with_sum: bool = "False",
         algorithm: Option<Algorithm> = "\"auto\""
     ) -> (out, scale_out, sum_out) {
-        let quantised = Quantised { sink: quant_format, rows: out, scales: scale.unwrap_or(scale_out) };
+        let quantised = Quantised { sink: quant_format, rows: out, scale, scales: scale_out };
         (workspace, AllReduceQuant { input, quantised, sum: sum_out, has_sum: with_sum, algorithm })
     }
 

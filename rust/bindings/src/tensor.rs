@@ -105,7 +105,7 @@ fn read_attributes(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
 }
 
 fn extract_dtype(dtype: &Bound<'_, PyAny>, name: &str) -> PyResult<Dtype> {
-    static DTYPES: PyOnceLock<[(Py<PyAny>, Dtype); 4]> = PyOnceLock::new();
+    static DTYPES: PyOnceLock<[(Py<PyAny>, Dtype); 6]> = PyOnceLock::new();
     let py = dtype.py();
     let dtypes = DTYPES.get_or_try_init(py, || {
         let torch = py.import("torch")?;
@@ -115,6 +115,8 @@ fn extract_dtype(dtype: &Bound<'_, PyAny>, name: &str) -> PyResult<Dtype> {
             dtype("float16", Dtype::Float16)?,
             dtype("float32", Dtype::Float32)?,
             dtype("float8_e4m3fn", Dtype::Float8E4M3)?,
+            dtype("uint8", Dtype::UInt8)?,
+            dtype("int32", Dtype::Int32)?,
         ])
     })?;
     let known = dtypes.iter().find(|(known, _)| known.is(dtype)).map(|(_, dtype)| *dtype);

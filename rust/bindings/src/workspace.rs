@@ -134,6 +134,14 @@ impl Workspace {
     }
 }
 
+/// Frees memory of workspaces that are gone, which could not be freed when they went: a CUDA graph used it still, or a
+/// peer had it mapped. Workspaces do so as well when they are made, cleaned up or dropped. It waits for the kernels of
+/// this process that run on the device. Returns how many blocks of memory still wait for a peer.
+#[pyfunction]
+pub fn release_memory(py: Python<'_>) -> PyResult<usize> {
+    detached(py, || Ok(lamport_rs_core::deferred::drop_deferred()))
+}
+
 /// A workspace's pointer table: a one-dimensional int64 tensor that keeps the workspace's memory alive.
 #[pyclass(frozen)]
 pub struct Table {

@@ -1,15 +1,88 @@
-//! What another thread drops, later.
+//! What a later call of the user's drops, rather than a thread of this library's: while device memory is freed, no thread
+//! of the process can launch anything, and a peer may wait for a launch.
 
-use std::mem::ManuallyDrop;
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
-/// Drops `value` on a thread of its own, once `wait`, which is given it, has returned there. If there is no thread to be
-/// had, it stays.
-pub fn drop_after<T: Send + 'static>(value: T, wait: impl FnOnce(&T) + Send + 'static) {
-    let value = ManuallyDrop::new(value);
-    let thread = thread::Builder::new().name("lamport-rs-free".into());
-    let _ = thread.spawn(move || {
-        wait(&value);
-        drop(ManuallyDrop::into_inner(value));
-    });
+/// Something to drop, once that is allowed.
+trait Deferred: Send {
+    fn is_ready(&self) -> bool;
+}
+
+struct DeferredDrop<T, F> {
+    /// Dropped with this.
+    _value: T,
+    is_ready: F,
+}
+
+impl<T: Send, F: Fn() -> bool + Send> Deferred for DeferredDrop<T, F> {
+    fn is_ready(&self) -> bool {
+        (self.is_ready)()
+    }
+}
+
+static DEFERRED: Mutex<Vec<Box<dyn Deferred>>> = Mutex::new(Vec::new());
+
+/// Leaves `value` for the first [`drop_deferred`] that finds it ready. Calls nothing of its own now.
+pub fn defer_drop<T: Send + 'static>(value: T, is_ready: impl Fn() -> bool + Send + 'static) {
+    let deferred = Box::new(DeferredDrop { _value: value, is_ready });
+    DEFERRED.lock().unwrap_or_else(PoisonError::into_inner).push(deferred);
+}
+
+/// Gives a reference back. If it was the last, the value is left for [`drop_deferred`].
+pub fn defer_last<T: Send + Sync + 'static>(reference: Arc<T>) {
+    if let Some(last) = Arc::into_inner(reference) {
+        defer_drop(last, || true);
+    }
+}
+
+/// Drops what was deferred and is ready, in the calling thread. Returns how many values still wait, or 0 if another thread
+/// is looking at them right now.
+pub fn drop_deferred() -> usize {
+    let mut deferred = match DEFERRED.try_lock() {
+        Ok(deferred) => deferred,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        // Or this process was forked while another thread of its parent's did so.
+        Err(TryLockError::WouldBlock) => return 0,
+    };
+    let ready: Vec<_> = deferred.extract_if(.., |deferred| deferred.is_ready()).collect();
+    let waiting = deferred.len();
+    // To drop them may defer others.
+    drop(deferred);
+    drop(ready);
+    waiting
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use super::*;
+
+    /// The list is the process's, and tests run in one: others' entries may be there.
+    #[test]
+    fn values_are_dropped_when_they_are_ready_and_not_before() {
+        let (value, is_ready) = (Arc::new(()), Arc::new(AtomicBool::new(false)));
+        let (kept, asked) = (value.clone(), is_ready.clone());
+        defer_drop(kept, move || asked.load(Relaxed));
+        while drop_deferred() == 0 {}
+        assert_eq!(Arc::strong_count(&value), 2);
+        is_ready.store(true, Relaxed);
+        while Arc::strong_count(&value) > 1 {
+            drop_deferred();
+        }
+    }
+
+    #[test]
+    fn only_a_last_reference_is_deferred() {
+        let (value, dropped) = {
+            let value = Arc::new(());
+            (Arc::new(value.clone()), value)
+        };
+        defer_last(value.clone());
+        assert_eq!(Arc::strong_count(&value), 1);
+        defer_last(value);
+        while Arc::strong_count(&dropped) > 1 {
+            drop_deferred();
+        }
+    }
 }

@@ -8,7 +8,7 @@
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
-mod deferred;
+pub mod deferred;
 pub mod error;
 pub mod floating_point;
 pub mod interrupts;

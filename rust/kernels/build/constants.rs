@@ -10,7 +10,7 @@ use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, SLOT_INDEX};
 use crate::parameters::{
     CONTROL_COPIES, CONTROL_COPY_BYTES, LAYOUTS, Layout, Report, SKIPPED_IS_THERE, TIME_UNIT_BITS,
 };
-use crate::sink::Sink;
+use crate::sink::{Family, Sink};
 use crate::variants::{FILL_THREADS, SPEAKING_BLOCKS, WARP_THREADS};
 
 /// The text of `constants.cuh`.
@@ -44,8 +44,17 @@ fn constants() -> String {
     constant("WARP_THREADS", &WARP_THREADS);
     constant("FILL_THREADS", &FILL_THREADS);
     constant("SPEAKING_BLOCKS", &SPEAKING_BLOCKS);
-    for sink in Sink::IN_KERNEL {
+    let (words, bytes): (Vec<_>, Vec<_>) = Sink::ALL
+        .into_iter()
+        .filter(|sink| sink.format().in_kernel == *sink)
+        .partition(|sink| sink.format().family == Family::Float32Scales);
+    for sink in words {
         constant(&sink.name().to_uppercase(), &(sink as u32));
+    }
+    // A constant is a word in the PTX of every module, and an enumerator is not.
+    for sink in bytes {
+        writeln!(text, "enum : unsigned int {{ {} = {}u }};", sink.name().to_uppercase(), sink as u32)
+            .expect("a String can be written to");
     }
     text.push_str("\n}  // namespace lamport\n");
     text

@@ -25,8 +25,10 @@ pub enum ModuleKey {
     AllReduce(AllReduceKernel),
     /// The sum over ranks, a residual, and RMSNorm.
     AllReduceRmsNorm(AllReduceRmsNormKernel),
-    /// The same, and a quantiser.
+    /// The same, and a quantiser whose scales are float32.
     AllReduceRmsNormQuant(AllReduceRmsNormKernel),
+    /// The same, and a quantiser whose scales are bytes.
+    AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel),
     /// The sum over ranks of rows, and a quantiser.
     AllReduceQuant(AllReduceRmsNormKernel),
     /// MiniMax normalisation of one matrix.
@@ -135,6 +137,7 @@ impl ModuleKey {
             .chain(AllReduceKernel::all().map(Self::AllReduce))
             .chain(AllReduceRmsNormKernel::all().map(Self::AllReduceRmsNorm))
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuant))
+            .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuantBlocks))
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceQuant))
             .chain(MinimaxKernel::all().map(Self::MinimaxRms))
             .chain(MinimaxKernel::all().map(Self::MinimaxRmsQk))
@@ -161,6 +164,10 @@ impl ModuleKey {
                 Algorithm::OneShot => c"all_reduce_rms_norm_quant_one_shot",
                 Algorithm::TwoShot => c"all_reduce_rms_norm_quant_two_shot",
             },
+            Self::AllReduceRmsNormQuantBlocks(kernel) => match kernel.algorithm {
+                Algorithm::OneShot => c"all_reduce_rms_norm_quant_blocks_one_shot",
+                Algorithm::TwoShot => c"all_reduce_rms_norm_quant_blocks_two_shot",
+            },
             Self::AllReduceQuant(_) => c"all_reduce_quant",
             Self::MinimaxRms(_) => c"minimax_rms",
             Self::MinimaxRmsQk(_) => c"minimax_rms_qk",
@@ -172,9 +179,10 @@ impl ModuleKey {
         match self {
             Self::Fill | Self::Verify | Self::Skip => None,
             Self::AllReduce(kernel) => Some(all_reduce_bounds(kernel.method, kernel.capacity)),
-            Self::AllReduceRmsNorm(kernel) | Self::AllReduceRmsNormQuant(kernel) | Self::AllReduceQuant(kernel) => {
-                Some(rms_norm_bounds(kernel.capacity))
-            }
+            Self::AllReduceRmsNorm(kernel)
+            | Self::AllReduceRmsNormQuant(kernel)
+            | Self::AllReduceRmsNormQuantBlocks(kernel)
+            | Self::AllReduceQuant(kernel) => Some(rms_norm_bounds(kernel.capacity)),
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => Some(kernel.variant.bounds),
         }
     }
@@ -187,13 +195,14 @@ impl ModuleKey {
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
                 ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
             ],
-            Self::AllReduceRmsNorm(kernel) | Self::AllReduceRmsNormQuant(kernel) | Self::AllReduceQuant(kernel) => {
-                vec![
-                    ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
-                    ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
-                    ("LAMPORT_HELD", kernel.held.to_string()),
-                ]
-            }
+            Self::AllReduceRmsNorm(kernel)
+            | Self::AllReduceRmsNormQuant(kernel)
+            | Self::AllReduceRmsNormQuantBlocks(kernel)
+            | Self::AllReduceQuant(kernel) => vec![
+                ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
+                ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
+                ("LAMPORT_HELD", kernel.held.to_string()),
+            ],
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => vec![
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
                 ("LAMPORT_WEIGHT", kernel.weight.cuda_name().to_owned()),
@@ -220,7 +229,8 @@ impl ModuleKey {
                 format!("{function}.{}.n{capacity}", dtype.name())
             }
             Self::AllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, held, .. })
-            | Self::AllReduceRmsNormQuant(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
+            | Self::AllReduceRmsNormQuant(AllReduceRmsNormKernel { dtype, capacity, held, .. })
+            | Self::AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
                 format!("{function}.{}.n{capacity}.{}", dtype.name(), if held { "held" } else { "wide" })
             }
             Self::AllReduceQuant(AllReduceRmsNormKernel { algorithm, dtype, capacity, held }) => {

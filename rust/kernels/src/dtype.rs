@@ -11,6 +11,10 @@ pub enum Dtype {
     BFloat16,
     /// FP8 with four bits of exponent, without infinities. Results only.
     Float8E4M3,
+    /// Bytes of a format that has no dtype of its own. Results only.
+    UInt8,
+    /// Four such bytes. Results only.
+    Int32,
 }
 
 impl Dtype {
@@ -20,19 +24,21 @@ impl Dtype {
     /// Bytes of one element.
     pub const fn size(self) -> usize {
         match self {
-            Self::Float32 => 4,
+            Self::Float32 | Self::Int32 => 4,
             Self::Float16 | Self::BFloat16 => 2,
-            Self::Float8E4M3 => 1,
+            Self::Float8E4M3 | Self::UInt8 => 1,
         }
     }
 
-    /// The bytes of a NaN in memory.
+    /// The bytes of a NaN in memory. Bytes without a dtype of their own have none, and all bits set.
     pub const fn nan(self) -> &'static [u8] {
         match self {
             Self::Float32 => &[0x00, 0x00, 0xc0, 0x7f],
             Self::Float16 => &[0x00, 0x7e],
             Self::BFloat16 => &[0xc0, 0x7f],
             Self::Float8E4M3 => &[0x7f],
+            Self::UInt8 => &[0xff],
+            Self::Int32 => &[0xff; 4],
         }
     }
 
@@ -43,6 +49,8 @@ impl Dtype {
             Self::Float16 => "float16",
             Self::BFloat16 => "bfloat16",
             Self::Float8E4M3 => "float8_e4m3fn",
+            Self::UInt8 => "uint8",
+            Self::Int32 => "int32",
         }
     }
 
@@ -57,7 +65,7 @@ impl Dtype {
             Self::Float32 => "Float32",
             Self::Float16 => "Float16",
             Self::BFloat16 => "BFloat16",
-            Self::Float8E4M3 => panic!("no kernel is compiled for it"),
+            Self::Float8E4M3 | Self::UInt8 | Self::Int32 => panic!("no kernel is compiled for it"),
         }
     }
 }

@@ -27,6 +27,7 @@ pub mod image;
 pub mod modules;
 pub mod parameters;
 pub mod plan;
+pub mod scale_places;
 pub mod sink;
 pub mod variants;
 

@@ -1,7 +1,7 @@
 //! The structs that kernels take by value, laid out as in `kernels/`.
 //!
-//! The build script hands sizes and offsets of these to the CUDA sources, which assert that theirs are the same. Every
-//! `u64` that is not said to be something else is a device address.
+//! The CUDA sources assert that theirs have the same sizes and offsets. Every `u64` that is not said to be something else is
+//! a device address.
 
 use std::mem::offset_of;
 
@@ -182,6 +182,25 @@ laid_out! {
     }
     = AllReduceRmsNormQuant: AllReduceRmsNormQuantParameters;
 
+    /// Likewise with scales that are bytes. `base` has strides in bytes: to the next of 32 rows, and to the fourth scale.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct AllReduceRmsNormQuantBlocksParameters {
+        /// With where the first scale of the whole tensor is.
+        pub base: AllReduceRmsNormQuantParameters,
+        /// The tensor's scale that is given, or 0.
+        pub given_scale: u64,
+        /// In the whole tensor: the number of the first of these rows.
+        pub first_row: u32,
+        /// To that of the 32nd row from it, within 128 rows.
+        pub scale_rows_32_stride: u32,
+        /// To that of the 128th row from it.
+        pub scale_rows_128_stride: u32,
+        /// Rows behind these that only the tensor of scales has.
+        pub padding_rows: u32,
+    }
+    = AllReduceRmsNormQuantBlocks: AllReduceRmsNormQuantBlocksParameters;
+
     /// RMSNorm of a row.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, PartialEq)]
@@ -268,9 +287,7 @@ laid_out! {
         pub group: Group,
         /// The matrices; with two, queries first.
         pub matrix: [MinimaxMatrix; MATRICES],
-        /// Bytes of the operation's regions: [`Geometry::region_bytes`] of `tokens × MATRICES × 4` bytes.
-        ///
-        /// [`Geometry::region_bytes`]: lamport_rs_protocol::geometry::Geometry::region_bytes
+        /// Bytes of the operation's regions, for `tokens × MATRICES × 4` bytes.
         pub region_bytes: u32,
         /// Rows.
         pub tokens: u32,

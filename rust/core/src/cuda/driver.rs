@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::result::DriverError;
-use cudarc::driver::{result, sys};
+use cudarc::driver::sys;
 
 use crate::error::{Error, Result};
 use crate::limits::no_descriptors;
@@ -89,10 +89,14 @@ fn check_functions() -> Result<()> {
     )))
 }
 
-/// An event of the current context, to order by, not to time with.
+/// An event of the current context, to order by, not to time with. A thread that waits for it sleeps.
 pub fn new_event() -> Result<sys::CUevent> {
-    let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-    result::event::create(flags).map_err(|error| error_of("cuEventCreate", error))
+    const FLAGS: u32 =
+        sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 | sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
+    let mut event = std::ptr::null_mut();
+    // SAFETY: `event` is written.
+    check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, FLAGS) })?;
+    Ok(event)
 }
 
 /// The error of a call through cudarc's safe-ish wrappers.
@@ -120,7 +124,7 @@ mod tests {
     }
 
     /// What is called by the way of cudarc's own wrappers, and what those call.
-    const WRAPPERS: [(&str, &str); 12] = [
+    const WRAPPERS: [(&str, &str); 11] = [
         ("ctx::get_current", "cuCtxGetCurrent"),
         ("ctx::set_current", "cuCtxSetCurrent"),
         ("ctx::synchronize", "cuCtxSynchronize"),
@@ -129,7 +133,6 @@ mod tests {
         ("device::get_count", "cuDeviceGetCount"),
         ("device::get_name", "cuDeviceGetName"),
         ("device::get_uuid", "cuDeviceGetUuid"),
-        ("event::create", "cuEventCreate"),
         ("event::destroy", "cuEventDestroy_v2"),
         ("init", "cuInit"),
         ("primary_ctx::retain", "cuDevicePrimaryCtxRetain"),

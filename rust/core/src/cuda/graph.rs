@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use super::driver::check;
-use crate::deferred::drop_after;
+use crate::deferred::defer_last;
 use crate::error::Result;
 
 /// From `CUuserObject_flags` and `CUuserObjectRetain_flags`, which the binding has as enumerations.
@@ -37,12 +37,8 @@ pub unsafe fn retain<T: Send + Sync + 'static>(graph: sys::CUgraph, owner: Arc<T
     )
 }
 
-/// Gives the reference back. The driver forbids to call it from here, and dropping the last reference may do so: that is
-/// another thread's work.
+/// Gives the reference back. The driver forbids to call it from here, and dropping the last reference may do so.
 unsafe extern "C" fn release<T: Send + Sync + 'static>(pointer: *mut std::ffi::c_void) {
     // SAFETY: made by `retain`, for one call.
-    let owner = unsafe { Arc::from_raw(pointer.cast_const().cast::<T>()) };
-    if let Some(last) = Arc::into_inner(owner) {
-        drop_after(last, |_| ());
-    }
+    defer_last(unsafe { Arc::from_raw(pointer.cast_const().cast::<T>()) });
 }

@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::deferred::drop_after;
+use crate::deferred::defer_drop;
 use crate::lifecycle::Lifecycle;
 use crate::memory::{GroupMemory, Memory};
 
 /// How long whoever drops a workspace waits for peers that drop theirs at the same time.
 const PEERS_APART: Duration = Duration::from_millis(10);
-/// Between two looks meanwhile, and after.
-const SOON: Duration = Duration::from_micros(50);
-const LATER: Duration = Duration::from_millis(5);
+/// Between two looks meanwhile.
+const BETWEEN_LOOKS: Duration = Duration::from_micros(50);
 
 /// The memory of a group as one rank's workspace or buffer has it. To drop it is its teardown: nothing of this rank uses it
 /// any more.
@@ -60,21 +59,15 @@ impl<M: Memory> Drop for WorkspaceMemory<M> {
     }
 }
 
-/// Frees `block`, which this rank's peers have mapped, once none has. If one takes its time, a thread waits for it, and
-/// then until no kernel runs: nobody else could launch one while it frees memory.
+/// Frees `block`, which this rank's peers have mapped, once none has. If one takes its time, a later call frees it.
 fn free_when_unmapped<M: Memory>(block: M::Block, lifecycle: Arc<Lifecycle>) {
     let began = Instant::now();
     while !lifecycle.is_unmapped() {
         if began.elapsed() > PEERS_APART {
-            drop_after(block, move |block| {
-                while !lifecycle.is_unmapped() {
-                    thread::sleep(LATER);
-                }
-                let _ = M::await_kernels(block);
-            });
+            defer_drop(block, move || !lifecycle.is_elsewhere() && lifecycle.is_unmapped());
             return;
         }
-        thread::sleep(SOON);
+        thread::sleep(BETWEEN_LOOKS);
     }
 }
 
@@ -85,6 +78,7 @@ mod tests {
     use lamport_rs_protocol::sentinel::Vector;
 
     use super::*;
+    use crate::deferred::drop_deferred;
     use crate::error::Result;
     use crate::lifecycle::pages::Pages;
 
@@ -160,31 +154,19 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_peers_have_mapped_is_freed_when_they_have_unmapped_it() {
+    fn memory_that_peers_have_mapped_is_freed_by_a_call_after_they_have_unmapped_it() {
         let ([first, second], events) = two_ranks::<Fleeting<false>>();
         drop(first);
+        drop_deferred();
         assert_eq!(events_of(&events), ["0 unmaps"]);
         drop(second);
-        let began = Instant::now();
+        // Nothing else frees it.
+        thread::sleep(5 * PEERS_APART);
+        assert_eq!(events_of(&events), ["0 unmaps", "1 unmaps", "1 frees"]);
         while events_of(&events).len() < 4 {
-            assert!(began.elapsed() < Duration::from_secs(20), "{:?}", events_of(&events));
-            thread::sleep(LATER);
+            drop_deferred();
         }
-        assert_eq!(events_of(&events)[..2], ["0 unmaps", "1 unmaps"]);
-    }
-
-    #[test]
-    fn memory_that_a_thread_frees_later_is_freed_when_no_kernel_runs() {
-        let ([first, second], events) = two_ranks::<Fleeting<false>>();
-        drop(first);
-        assert_eq!(events_of(&events), ["0 unmaps"]);
-        second.lifecycle.unmap();
-        let began = Instant::now();
-        while !events_of(&events).contains(&"0 frees") {
-            assert!(began.elapsed() < Duration::from_secs(20), "{:?}", events_of(&events));
-            thread::sleep(LATER);
-        }
-        assert_eq!(events_of(&events), ["0 unmaps", "kernels are awaited", "0 frees"]);
+        assert_eq!(events_of(&events), ["0 unmaps", "1 unmaps", "1 frees", "0 frees"]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use lamport_rs_protocol::sentinel::{SENTINEL, Vector};
 use crate::cuda::device::Device;
 use crate::cuda::driver::check;
 use crate::cuda::launch::RelaxedCapture;
+use crate::deferred::drop_deferred;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 
@@ -67,6 +68,8 @@ impl Memory for CudaMemory {
     }
 
     fn allocate(&self, bytes: usize, word: u32) -> Result<DeviceMemory> {
+        // What is free can serve this.
+        drop_deferred();
         let bytes = allocated_bytes(bytes);
         let memory = DeviceMemory::allocate(&self.device, bytes)?;
         let _entered = self.device.enter()?;

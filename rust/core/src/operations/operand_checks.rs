@@ -48,7 +48,7 @@ impl Named<'_> {
         Ok(())
     }
 
-    /// Of no element that is one of `other`, another output of the same dtype. Neither need be contiguous.
+    /// Of no byte that is one of `other`, another output. Neither need be contiguous.
     pub fn check_apart(&self, other: Named<'_>) -> Result<()> {
         if self.tensor.shares_memory_with(other.tensor) {
             return self.error(format_args!("overlaps {}; they must be separate tensors", other.name));

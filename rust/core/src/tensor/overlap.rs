@@ -46,8 +46,8 @@ impl Tensor {
         })
     }
 
-    /// Whether an element of this tensor may be one of `other`, which has its dtype. Exact where one of them is
-    /// contiguous and the other has evenly spaced rows, and where both have the same strides, as parts of one tensor do.
+    /// Whether a byte of this tensor may be one of `other`. Exact where one of them is contiguous and the other has
+    /// evenly spaced rows, and where both have the same strides in bytes, as parts of one tensor do.
     pub fn shares_memory_with(&self, other: &Self) -> bool {
         let (own, span) = (self.span(), other.span());
         if own.is_empty() || span.is_empty() || own.start >= span.end || span.start >= own.end {
@@ -59,11 +59,8 @@ impl Tensor {
         if other.is_contiguous() {
             return other.overlaps(self);
         }
-        let (bytes, size) = (span.start as i64 - own.start as i64, self.dtype.size() as i64);
-        match self.common_steps(other) {
-            Some(steps) if bytes % size == 0 => can_step(bytes / size, &steps),
-            _ => true,
-        }
+        let distance = span.start as i64 - own.start as i64;
+        self.common_steps(other).is_none_or(|steps| can_step(distance, &steps))
     }
 
     /// Strides and sizes of the dimensions that have more than one element.
@@ -72,23 +69,38 @@ impl Tensor {
         (0..self.shape.count).map(move |at| (strides[at], sizes[at])).filter(|&(_, size)| size > 1)
     }
 
-    /// Longest first: each stride, and how often it may be taken on the way from an element of this tensor to one of
+    /// Longest first: each stride in bytes, and how often it may be taken on the way from a byte of this tensor to one of
     /// `other`, backwards and forwards. `None` if their strides differ, or their dimensions.
     fn common_steps(&self, other: &Self) -> Option<Vec<(i64, i64, i64)>> {
         if self.shape.count != other.shape.count {
             return None;
         }
+        let is_whole = self.has_whole_rows() && other.has_whole_rows();
         let mut steps = Vec::new();
-        for at in 0..self.shape.count {
-            let (own, others) = (self.shape.values[at] as i64, other.shape.values[at] as i64);
-            let (stride, another) = (self.strides.values[at], other.strides.values[at]);
-            if own > 1 && others > 1 && stride != another {
+        for (own, others) in self.byte_steps(is_whole).zip(other.byte_steps(is_whole)) {
+            let ((stride, count), (another, others)) = (own, others);
+            if count > 1 && others > 1 && stride != another {
                 return None;
             }
-            steps.push((if own > 1 { stride } else { another } as i64, others - 1, own - 1));
+            steps.push((if count > 1 { stride } else { another }, others - 1, count - 1));
         }
         steps.sort_unstable_by_key(|&(stride, ..)| std::cmp::Reverse(stride));
         Some(steps)
+    }
+
+    /// Whether the elements of a row lie side by side.
+    fn has_whole_rows(&self) -> bool {
+        let last = self.shape.count.wrapping_sub(1);
+        self.columns() <= 1 || self.strides.values.get(last) == Some(&1)
+    }
+
+    /// Strides in bytes and sizes of all dimensions, the last of which is an element's bytes or, if so asked, a row's.
+    fn byte_steps(&self, of_rows: bool) -> impl Iterator<Item = (i64, i64)> {
+        let (sizes, strides, bytes) = (self.shape.values, self.strides.values, self.dtype.size());
+        let (outer, inner) =
+            if of_rows { (self.shape.count.saturating_sub(1), self.columns()) } else { (self.shape.count, 1) };
+        let outer = (0..outer).map(move |at| ((strides[at] * bytes) as i64, sizes[at] as i64));
+        outer.chain([(1, (inner * bytes) as i64)])
     }
 }
 
@@ -108,6 +120,7 @@ fn can_step(distance: i64, steps: &[(i64, i64, i64)]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Dtype;
     use super::super::tests::tensor;
     use super::*;
 
@@ -142,10 +155,11 @@ mod tests {
         assert!(!tensor(&[0, 8], &[0, 1]).shares_memory_within());
     }
 
-    /// Every element of both, compared.
-    fn share_an_element(one: &Tensor, other: &Tensor) -> bool {
+    /// Every byte of both, compared.
+    fn share_a_byte(one: &Tensor, other: &Tensor) -> bool {
         let places = |tensor: &Tensor| {
-            let mut places = vec![tensor.pointer as usize];
+            let start = tensor.pointer as usize;
+            let mut places: Vec<_> = (start..start + tensor.dtype.size()).collect();
             for (stride, size) in tensor.steps() {
                 let steps = (0..size).map(|index| index * stride * tensor.dtype.size());
                 places = steps.flat_map(|step| places.iter().map(move |place| place + step)).collect();
@@ -164,11 +178,25 @@ mod tests {
                     let one = tensor(&[3, 8], strides);
                     let mut other = tensor(&[rows, columns], strides);
                     other.pointer = std::ptr::without_provenance_mut(4096 + 2 * start);
-                    let expected = share_an_element(&one, &other);
+                    let expected = share_a_byte(&one, &other);
                     assert_eq!(one.shares_memory_with(&other), expected, "{rows} by {columns}, {strides:?} at {start}");
                     assert_eq!(other.shares_memory_with(&one), expected, "{strides:?} at {start}, the other way round");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn rows_and_their_scales_beside_them_share_memory_exactly_where_they_have_a_common_byte() {
+        let mut codes = tensor(&[3, 8], &[16, 1]);
+        codes.dtype = Dtype::Float8E4M3;
+        let mut scales = tensor(&[3, 2], &[4, 1]);
+        scales.dtype = Dtype::Float32;
+        for start in 0..120 {
+            scales.pointer = std::ptr::without_provenance_mut(4096 - 60 + start);
+            let expected = share_a_byte(&codes, &scales);
+            assert_eq!(codes.shares_memory_with(&scales), expected, "{start}");
+            assert_eq!(scales.shares_memory_with(&codes), expected, "{start}, the other way round");
         }
     }
 

@@ -93,13 +93,12 @@ fn quantised_sums(sink: Sink, columns: usize, most_rows: usize) -> impl Fn(usize
                 let mut input = either.tensor(Dtype::BFloat16, &shape, |at| fraction(rank, at));
                 let mut sum = either.tensor(Dtype::BFloat16, &shape, |_| f32::NAN);
                 let mut codes = either.tensor(Dtype::Float8E4M3, &shape, |_| 0.0);
-                let mut scales = match sink.scales_of_row(columns) {
-                    Some(count) => either.tensor(Dtype::Float32, &[rows, count], |_| f32::NAN),
-                    None => either.tensor(Dtype::Float32, &[1], |_| 0.01),
-                };
+                let mut scales = either.tensor(Dtype::Float32, &[rows, sink.scales_of_row(columns)], |_| f32::NAN);
+                let mut given = either.tensor(Dtype::Float32, &[1], |_| 0.01);
+                let scale = sink.format().is_given.then(|| given.tensor());
                 let operands = AllReduceQuant {
                     input: input.tensor(),
-                    quantised: Quantised { sink, rows: codes.tensor(), scales: scales.tensor() },
+                    quantised: Quantised { sink, rows: codes.tensor(), scale, scales: scales.tensor() },
                     sum: sum.tensor(),
                     has_sum,
                     // The host's has one.

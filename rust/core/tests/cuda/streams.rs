@@ -7,10 +7,10 @@ use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::error::Error;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
-use crate::standin::Standin;
 use crate::standin::group::on_ranks;
 use crate::standin::streams::TestStream;
 use crate::standin::sum::Sum;
+use crate::standin::{Kind, Standin};
 
 const ELEMENTS: usize = 100;
 
@@ -119,6 +119,12 @@ fn a_graph_keeps_the_workspace_whose_operations_it_has_captured() {
         rank.meet();
         drop(graph);
         assert_eq!(weak.strong_count(), 0);
+        rank.meet();
+        // No thread of the library's own frees device memory.
+        let before = standin.live(Kind::Memory);
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(standin.live(Kind::Memory), before);
+        rank.meet();
     });
     standin.check_all_is_given_back();
 }

@@ -105,6 +105,12 @@ pub enum PlanError {
         /// Of columns.
         multiple: usize,
     },
+    /// A quantiser that no kernel has behind a sum without a norm.
+    #[error("no kernel sums rows and makes {format} of them")]
+    QuantisedSum {
+        /// The quantiser.
+        format: &'static str,
+    },
     /// A weight dtype that the dtype does not come with.
     #[error("a {dtype} operation takes weights of {dtype} or float32, not {weight}")]
     Weight {

@@ -6,9 +6,11 @@ use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
 use crate::catalogue::{AllReduceRmsNormKernel, ModuleKey};
 use crate::dtype::Dtype;
-use crate::parameters::{AllReduceRmsNormParameters, AllReduceRmsNormQuantParameters, Group, RmsNorm};
+use crate::parameters::{
+    AllReduceRmsNormParameters, AllReduceRmsNormQuantBlocksParameters, AllReduceRmsNormQuantParameters, Group, RmsNorm,
+};
 use crate::plan::{Device, LaunchPlan, PlanError, all_reduce, check_bytes, check_weight, reduction_grid, row_vectors};
-use crate::sink::Sink;
+use crate::sink::{Family, ScalePlaces, Sink};
 use crate::variants::{WARP_THREADS, capacity, rms_norm_bounds};
 
 /// Bytes of rows of `row_bytes` bytes from which two-shot is faster than one-shot: as measured for groups of up to four
@@ -90,7 +92,12 @@ impl AllReduceRmsNormQuantShape {
     /// Plans the launch.
     pub fn plan(&self, device: Device) -> Result<AllReduceRmsNormQuantPlan, PlanError> {
         self.check()?;
-        let module = if self.is_normalised { ModuleKey::AllReduceRmsNormQuant } else { ModuleKey::AllReduceQuant };
+        let module = match (self.is_normalised, self.sink.format().family) {
+            (true, Family::Float32Scales) => ModuleKey::AllReduceRmsNormQuant,
+            (true, Family::ByteScales) => ModuleKey::AllReduceRmsNormQuantBlocks,
+            (false, Family::Float32Scales) => ModuleKey::AllReduceQuant,
+            (false, Family::ByteScales) => return Err(PlanError::QuantisedSum { format: self.sink.name() }),
+        };
         let norm = self.norm.plan_of(module, device)?;
         Ok(AllReduceRmsNormQuantPlan { launch: norm.launch, norm, sink: self.sink })
     }
@@ -101,12 +108,15 @@ impl AllReduceRmsNormQuantPlan {
     pub fn is_held(&self) -> bool {
         matches!(
             self.launch.module,
-            ModuleKey::AllReduceRmsNormQuant(kernel) | ModuleKey::AllReduceQuant(kernel) if kernel.held
+            ModuleKey::AllReduceRmsNormQuant(kernel)
+                | ModuleKey::AllReduceRmsNormQuantBlocks(kernel)
+                | ModuleKey::AllReduceQuant(kernel) if kernel.held
         )
     }
 
-    /// The kernel's parameters; `tensors.output` is 0 if the normalised rows are not asked for. Where there is no norm,
-    /// there are an input and a place for the sum, or 0, and nothing else. An error if the group's slots are too small.
+    /// The parameters of a kernel whose scales are float32; `tensors.output` is 0 if the normalised rows are not asked
+    /// for. Where there is no norm, there are an input and a place for the sum, or 0, and nothing else. An error if the
+    /// group's slots are too small.
     pub fn parameters(
         &self,
         geometry: &Geometry,
@@ -116,15 +126,38 @@ impl AllReduceRmsNormQuantPlan {
         epsilon: f32,
         weight_bias: f32,
     ) -> Result<AllReduceRmsNormQuantParameters, GeometryError> {
-        let QuantisedTensors { quantised, scales, scale_strides } = quantised;
+        let QuantisedTensors { quantised, scales, given_scale, places, first_row, .. } = quantised;
         Ok(AllReduceRmsNormQuantParameters {
             base: self.norm.parameters(geometry, group, tensors, epsilon, weight_bias)?,
             quantised,
-            scales,
-            format: self.sink.in_kernel() as u32,
-            row_scales: self.sink.scales_of_row(self.norm.shape.hidden).unwrap_or(0) as u32,
-            scale_row_stride: scale_strides[0] as u32,
-            scale_stride: scale_strides[1] as u32,
+            scales: given_scale.unwrap_or(scales + places.of(first_row, 0) as u64),
+            format: self.sink.format().in_kernel as u32,
+            row_scales: self.sink.padded_scales_of_row(self.norm.shape.hidden) as u32,
+            scale_row_stride: (places.row / size_of::<f32>()) as u32,
+            scale_stride: (places.scale / size_of::<f32>()) as u32,
+        })
+    }
+
+    /// Likewise of a kernel whose scales are bytes.
+    pub fn block_parameters(
+        &self,
+        geometry: &Geometry,
+        group: Group,
+        tensors: AllReduceRmsNormTensors,
+        quantised: QuantisedTensors,
+        epsilon: f32,
+        weight_bias: f32,
+    ) -> Result<AllReduceRmsNormQuantBlocksParameters, GeometryError> {
+        let QuantisedTensors { scales, given_scale, places, first_row, padding_rows, .. } = quantised;
+        let base = self.parameters(geometry, group, tensors, quantised, epsilon, weight_bias)?;
+        let (scale_row_stride, scale_stride) = (places.row as u32, places.scales_4 as u32);
+        Ok(AllReduceRmsNormQuantBlocksParameters {
+            base: AllReduceRmsNormQuantParameters { scales, scale_row_stride, scale_stride, ..base },
+            given_scale: given_scale.unwrap_or(0),
+            first_row: first_row as u32,
+            scale_rows_32_stride: places.rows_32 as u32,
+            scale_rows_128_stride: places.rows_128 as u32,
+            padding_rows: padding_rows as u32,
         })
     }
 }
@@ -134,10 +167,16 @@ impl AllReduceRmsNormQuantPlan {
 pub struct QuantisedTensors {
     /// The quantised rows, contiguous, at a multiple of 16 bytes.
     pub quantised: u64,
-    /// Their scales, or the one that is given.
+    /// The scales of the whole tensor, of which these may be some rows.
     pub scales: u64,
-    /// As [`Sink::scale_strides`] has them for the whole tensor, of which these may be some rows.
-    pub scale_strides: [usize; 2],
+    /// The tensor's scale, if one is given.
+    pub given_scale: Option<u64>,
+    /// Where each scale is: [`Sink::scale_places`] of the whole tensor.
+    pub places: ScalePlaces,
+    /// In the whole tensor: the number of the first of these rows.
+    pub first_row: usize,
+    /// Behind these rows: rows that only the tensor of scales has.
+    pub padding_rows: usize,
 }
 
 /// Where the tensors are on the device. All are contiguous and begin at multiples of 16 bytes.

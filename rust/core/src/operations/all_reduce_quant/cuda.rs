@@ -39,7 +39,7 @@ impl OnDevice for AllReduceQuant {
                 output: 0,
                 residual_output: sum.map_or(0, |sum| address_of(sum, chunk.start)),
             };
-            plan.parameters(&geometry, group, tensors, quantised.tensors_from(chunk.start), 0.0, 0.0)
+            plan.parameters(&geometry, group, tensors, quantised.tensors_from(chunk), 0.0, 0.0)
         };
         let description = self.describe(algorithm);
         // SAFETY: the caller's promises.

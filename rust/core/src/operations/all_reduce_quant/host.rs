@@ -17,7 +17,7 @@ use crate::operations::host::processor::{Job, Processor, dispatch};
 use crate::operations::host::segments::exchange_segments;
 use crate::operations::host::{CHUNK_VECTORS, with_nan_on_failure};
 use crate::operations::operands::{OnHost, Operands};
-use crate::operations::quantised::format::RowQuantiser;
+use crate::operations::quantised::rows::RowQuantiser;
 use crate::operations::rms_norm::host::check_host;
 use crate::tensor::Device;
 use crate::workspace::host::{HostWorkspace, Running};

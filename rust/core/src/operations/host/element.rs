@@ -76,7 +76,7 @@ macro_rules! with_element {
                 type $E = half::bf16;
                 $expression
             }
-            $crate::tensor::Dtype::Float8E4M3 => unreachable!("operands of this dtype are refused"),
+            _ => unreachable!("operands of this dtype are refused"),
         }
     };
 }

@@ -1,11 +1,8 @@
-//! What a row becomes: its quantised values and their scales, from the formats' definitions.
+//! What values become that share a scale, from the formats' definitions, and the numbers that these consist of.
 
-use half::{bf16, f16};
 use lamport_rs_kernels::Sink;
-use lamport_rs_protocol::sentinel::Vector;
 
-use super::Quantised;
-use crate::tensor::{Dtype, Tensor};
+use super::rows::RowQuantiser;
 
 /// The largest value of FP8 e4m3.
 const FP8_MAX: f32 = 448.0;
@@ -13,84 +10,63 @@ const FP8_MAX: f32 = 448.0;
 const LEAST_ROW_SCALE: f32 = 1.0 / (FP8_MAX * 512.0);
 /// Groups of smaller values have the scale of this one.
 const LEAST_OF_GROUP: f32 = 1e-10;
-
-/// Quantises rows one after the other.
-pub struct RowQuantiser {
-    sink: Sink,
-    dtype: Dtype,
-    /// Of the row in hand.
-    values: Vec<f32>,
-    quantised: *mut u8,
-    scales: *mut f32,
-    /// From a scale to that of the next row, and to the next of its row.
-    scale_strides: [usize; 2],
-}
+/// No power of two is less, before it is rounded, that is the scale of a group.
+const LEAST_UE8M0_OF_GROUP: f32 = 1e-10;
+/// UE8M0's NaN.
+const UE8M0_NAN: u32 = 255;
+/// The largest value of FP4 e2m1.
+const FP4_MAX: f32 = 6.0;
 
 impl RowQuantiser {
-    /// # Safety
-    /// The operands were checked, and their pointers are valid while this is used.
-    pub unsafe fn new(quantised: &Quantised, input: &Tensor) -> Self {
-        let Quantised { sink, rows, scales } = quantised;
-        Self {
-            sink: *sink,
-            dtype: input.dtype,
-            values: Vec::with_capacity(input.columns()),
-            quantised: rows.pointer,
-            scales: scales.pointer.cast(),
-            scale_strides: sink.scale_strides(input.rows(), input.columns()),
-        }
-    }
-
-    /// Takes the next vector of a row.
-    pub fn take(&mut self, vector: Vector) {
-        let halves = vector.into_iter().flat_map(|word| [word as u16, (word >> 16) as u16]);
-        match self.dtype {
-            Dtype::Float16 => self.values.extend(halves.map(|bits| f16::from_bits(bits).to_f32())),
-            _ => self.values.extend(halves.map(|bits| bf16::from_bits(bits).to_f32())),
-        }
-    }
-
-    /// Stores what row `row` becomes, of which all vectors were taken.
-    pub fn finish(&mut self, row: usize) {
-        let columns = self.values.len();
-        let group = self.sink.columns_of_scale(columns);
-        for (index, values) in self.values.chunks_exact(group).enumerate() {
-            let place = self.scale(row, index);
-            let largest = largest_magnitude(values);
-            let scale = match self.sink {
-                // SAFETY: the one scale that is given.
-                Sink::Fp8Static => unsafe { place.read_unaligned() },
-                Sink::Fp8Token => at_least(largest / FP8_MAX, LEAST_ROW_SCALE),
-                Sink::Fp8Group | Sink::Fp8GroupColumnMajor => at_least(largest, LEAST_OF_GROUP) / FP8_MAX,
-            };
-            let inverse = 1.0 / scale;
-            for (at, value) in values.iter().enumerate() {
-                // A scale that is given is multiplied by, as its reciprocal: as the common kernels have it.
-                let scaled = if self.sink == Sink::Fp8Static { value * inverse } else { value / scale };
-                let place = self.quantised.wrapping_add(row * columns + index * group + at);
-                // SAFETY: within the quantised rows, as the constructor's caller promised.
-                unsafe { place.write(to_e4m3(scaled)) };
+    /// Stores what the columns become that share scale `index`, or that of the tensor.
+    pub(super) fn put(&self, row: usize, index: usize, values: &[f32]) {
+        let largest = largest_magnitude(values);
+        let first = row * self.values.len() + index * values.len();
+        match self.sink.format().in_kernel {
+            // A scale that is given is multiplied by, as its reciprocal: as the common kernels have it.
+            Sink::Fp8Static => {
+                let inverse = 1.0 / self.given_scale();
+                self.put_fp8(first, values, |value| value * inverse);
             }
-            if self.sink != Sink::Fp8Static {
-                // SAFETY: within the scales, as the constructor's caller promised: a row has `columns / group`.
-                unsafe { place.write_unaligned(scale) };
+            Sink::Fp8Token => self.put_with_scale(row, index, values, at_least(largest / FP8_MAX, LEAST_ROW_SCALE)),
+            Sink::Fp8GroupUe8m0 => {
+                self.put_with_ue8m0(row, index, values, at_least(largest / FP8_MAX, LEAST_UE8M0_OF_GROUP));
             }
-        }
-        self.values.clear();
-    }
-
-    /// Makes the scales of `rows` rows NaN, if they are computed.
-    pub fn spoil_scales(&self, rows: usize, columns: usize) {
-        for index in 0..self.sink.scales_of_row(columns).unwrap_or(0) {
-            for row in 0..rows {
-                // SAFETY: within the scales, as the constructor's caller promised.
-                unsafe { self.scale(row, index).write_unaligned(f32::NAN) };
-            }
+            Sink::Nvfp4 => self.put_nvfp4(row, index, values, largest),
+            Sink::Mxfp8 => self.put_with_ue8m0(row, index, values, largest / FP8_MAX),
+            _ => self.put_with_scale(row, index, values, at_least(largest, LEAST_OF_GROUP) / FP8_MAX),
         }
     }
 
-    fn scale(&self, row: usize, index: usize) -> *mut f32 {
-        self.scales.wrapping_add(row * self.scale_strides[0] + index * self.scale_strides[1])
+    /// FP8 e4m3, divided by `scale`.
+    fn put_with_scale(&self, row: usize, index: usize, values: &[f32], scale: f32) {
+        self.put_scale(row, index, &scale.to_ne_bytes());
+        self.put_fp8(row * self.values.len() + index * values.len(), values, |value| value / scale);
+    }
+
+    /// FP8 e4m3, divided by the least power of two that is not below `scale`.
+    fn put_with_ue8m0(&self, row: usize, index: usize, values: &[f32], scale: f32) {
+        let scale = to_ue8m0(scale);
+        self.put_scale(row, index, &[scale]);
+        let inverse = reciprocal_of_ue8m0(scale);
+        self.put_fp8(row * self.values.len() + index * values.len(), values, |value| value * inverse);
+    }
+
+    /// FP4 e2m1, two to a byte, the first in the lower half.
+    fn put_nvfp4(&self, row: usize, index: usize, values: &[f32], largest: f32) {
+        let given = self.given_scale();
+        let scale = to_e4m3(given * (largest * (1.0 / FP4_MAX)));
+        self.put_scale(row, index, &[scale]);
+        let scale = from_e4m3(scale);
+        let factor = if scale == 0.0 { 0.0 } else { 1.0 / (scale * (1.0 / given)) };
+        let first = (row * self.values.len() + index * values.len()) / 2;
+        let pairs = values.chunks_exact(2).map(|pair| to_e2m1(pair[0] * factor) | to_e2m1(pair[1] * factor) << 4);
+        self.put_codes(first, pairs);
+    }
+
+    /// Values from `first` on, as `scaled` makes them.
+    fn put_fp8(&self, first: usize, values: &[f32], scaled: impl Fn(f32) -> f32) {
+        self.put_codes(first, values.iter().map(|&value| to_e4m3(scaled(value))));
     }
 }
 
@@ -103,6 +79,25 @@ fn largest_magnitude(values: &[f32]) -> f32 {
 /// NaN if `value` is.
 fn at_least(value: f32, least: f32) -> f32 {
     if value < least { least } else { value }
+}
+
+/// The nearest FP4 e2m1, of two the even one; beyond the largest, that, as any NaN.
+fn to_e2m1(value: f32) -> u8 {
+    /// A float32 of this size has 1/2 in its last place. Below 1 values are multiples of that.
+    const UNIT: f32 = 4_194_304.0;
+    let (sign, magnitude) = ((value.to_bits() >> 28) as u8 & 8, value.abs());
+    let code = if value.is_nan() {
+        return 7;
+    } else if magnitude >= FP4_MAX {
+        7
+    } else if magnitude < 1.0 {
+        (magnitude + UNIT).to_bits() - UNIT.to_bits()
+    } else {
+        // The exponent's bias is 1 and not 127; one bit of the fraction is left.
+        let bits = magnitude.to_bits();
+        (bits + 0x1f_ffff + (bits >> 22 & 1) - (126 << 23)) >> 22
+    };
+    sign | code as u8
 }
 
 /// The nearest FP8 e4m3, of two the even one; beyond the largest, that. A NaN becomes the positive one.
@@ -127,20 +122,35 @@ fn to_e4m3(value: f32) -> u8 {
     sign | code as u8
 }
 
+/// What a code stands for.
+fn from_e4m3(code: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let magnitude = match (exponent, code & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => fraction / 512.0,
+        _ => (1.0 + fraction / 8.0) * f32::powi(2.0, exponent - 7),
+    };
+    if code & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+/// The least power of two that is not below `value`, which is not negative, as the exponent 2^(byte - 127). What is beyond
+/// the largest becomes NaN, as NaN does.
+fn to_ue8m0(value: f32) -> u8 {
+    // The least of all, 2^-127.
+    const LEAST: u32 = 0x40_0000;
+    let bits = value.to_bits();
+    let exponent = if bits <= LEAST { 0 } else { (bits + 0x7f_ffff) >> 23 };
+    exponent.min(UE8M0_NAN) as u8
+}
+
+/// The reciprocal of a power of two up to 2^126; NaN for NaN.
+fn reciprocal_of_ue8m0(byte: u8) -> f32 {
+    if u32::from(byte) == UE8M0_NAN { f32::NAN } else { f32::from_bits((254 - u32::from(byte)) << 23) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// By the format's definition.
-    fn from_e4m3(code: u8) -> f32 {
-        let (exponent, fraction) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-        let magnitude = match (exponent, code & 7) {
-            (15, 7) => f32::NAN,
-            (0, _) => fraction / 512.0,
-            _ => (1.0 + fraction / 8.0) * f32::powi(2.0, exponent - 7),
-        };
-        if code & 0x80 == 0 { magnitude } else { -magnitude }
-    }
 
     #[test]
     fn every_value_is_its_own_and_what_lies_between_goes_to_the_nearest() {
@@ -157,6 +167,32 @@ mod tests {
             assert_eq!((to_e4m3(large), to_e4m3(-large)), (0x7e, 0xfe), "{large}");
         }
         assert_eq!((to_e4m3(f32::NAN), to_e4m3(-f32::NAN)), (0x7f, 0x7f));
+    }
+
+    #[test]
+    fn powers_of_two_are_their_own_and_what_lies_between_goes_up() {
+        for exponent in -126..127_i32 {
+            let (power, byte) = (f32::powi(2.0, exponent), (exponent + 127) as u8);
+            assert_eq!((to_ue8m0(power), to_ue8m0(power * 1.5), to_ue8m0(power.next_up())), (byte, byte + 1, byte + 1));
+            assert_eq!(reciprocal_of_ue8m0(byte) * power, 1.0);
+        }
+        let least = f32::from_bits(0x40_0000);
+        assert_eq!((to_ue8m0(0.0), to_ue8m0(least), to_ue8m0(least.next_up())), (0, 0, 1));
+        assert_eq!([f32::NAN, f32::INFINITY, f32::MAX].map(to_ue8m0), [255; 3]);
+        assert!(reciprocal_of_ue8m0(255).is_nan());
+    }
+
+    #[test]
+    fn four_bits_have_eight_magnitudes_and_halfway_goes_to_the_even_one() {
+        let magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0_f32];
+        for (code, pair) in magnitudes.windows(2).enumerate() {
+            let (code, middle) = (code as u8, f32::midpoint(pair[0], pair[1]));
+            assert_eq!((to_e2m1(pair[0]), to_e2m1(-pair[0])), (code, code | 8));
+            assert_eq!((to_e2m1(middle), to_e2m1(middle.next_down())), (code + code % 2, code));
+            assert_eq!(to_e2m1(middle.next_up()), code + 1);
+        }
+        assert_eq!([6.0, 7.0, 1e30, f32::INFINITY, f32::NAN, -f32::NAN].map(to_e2m1), [7; 6]);
+        assert_eq!(to_e2m1(-7.0), 15);
     }
 
     #[test]

@@ -3,16 +3,23 @@
 //! | module | concept |
 //! | --- | --- |
 //! | this | where the results go, and the checks of that |
-//! | [`format`](mod@format) | what a row becomes, on the host |
+//! | [`rows`] | rows that are quantised on the host |
+//! | `format` | what their values become: the formats' definitions, and their numbers |
 
-pub mod format;
+mod format;
+pub mod rows;
 
 use lamport_rs_kernels::Sink;
 #[cfg(feature = "cuda")]
 use lamport_rs_kernels::plan::rms_norm::QuantisedTensors;
+use lamport_rs_kernels::sink::ScaleLayout;
 
+#[cfg(feature = "cuda")]
+use super::chunk::Chunk;
 use super::operand_checks::{Named, named};
 use super::question::{Places, Question};
+#[cfg(feature = "cuda")]
+use super::rms_norm::cuda::address_of;
 use crate::error::{Error, Result};
 use crate::tensor::{Device, Dimensions, Dtype, Tensor};
 
@@ -21,42 +28,77 @@ use crate::tensor::{Device, Dimensions, Dtype, Tensor};
 pub struct Quantised {
     /// The quantiser.
     pub sink: Sink,
-    /// Where the quantised rows go, of the input's shape.
+    /// Where the quantised rows go, of the input's shape but for how many columns an element holds.
     pub rows: Tensor,
-    /// Where the scales go, float32: `[…, scales of a row]`. If they are given, one.
+    /// The tensor's scale, if the quantiser takes one: one float32.
+    pub scale: Option<Tensor>,
+    /// Where the scales go that it computes: `[…, elements of a row]`, or two dimensions of whole tiles. Not looked at, if
+    /// there are none.
     pub scales: Tensor,
 }
 
 impl Quantised {
-    /// What they are passed as.
-    fn named(&self) -> [Named<'_>; 2] {
-        let scales = if self.sink.group_columns().is_none() { "scale" } else { "scale_out" };
-        [named("out", &self.rows), named(scales, &self.scales)]
+    /// The scales that are computed, if there are any.
+    fn computed(&self) -> Option<Named<'_>> {
+        self.sink.format().group_columns.map(|_| named("scale_out", &self.scales))
+    }
+
+    /// What the quantiser writes, or reads beside the rows.
+    fn named(&self) -> impl Iterator<Item = Named<'_>> {
+        let given = self.scale.as_ref().map(|scale| named("scale", scale));
+        [named("out", &self.rows)].into_iter().chain(self.computed()).chain(given)
     }
 
     /// Checks what no copy of an operand would mend.
     pub(super) fn check(&self, input: &Tensor, device: Device) -> Result<()> {
+        let format = self.sink.format();
         named("input", input).check_dtype(&[Dtype::Float16, Dtype::BFloat16])?;
         named("input", input).check_columns(self.sink.column_multiple())?;
-        let [rows, scales] = self.named();
-        rows.check_dtype(&[Dtype::Float8E4M3])?;
-        rows.check_shape(input.shape.as_slice())?;
-        scales.check_dtype(&[Dtype::Float32])?;
-        match self.sink.scales_of_row(input.columns()) {
-            Some(count) => scales.check_shape(input.shape.with_columns(count).as_slice())?,
-            None if self.scales.elements() != 1 => {
-                return Err(Error::Argument(format!(
-                    "scale has shape {:?}, but must have one element",
-                    self.scales.shape
-                )));
-            }
-            None => {}
+        let rows = named("out", &self.rows);
+        rows.check_dtype(&[format.code])?;
+        rows.check_shape(input.shape.with_columns(input.columns() / format.columns_per_code).as_slice())?;
+        if let Some(scales) = self.computed() {
+            scales.check_dtype(&[format.scale])?;
+            scales.check_shape(scales_of(self.sink, input.shape).0.as_slice())?;
         }
-        for operand in [rows, scales] {
+        self.check_given_scale()?;
+        for operand in self.named() {
             operand.check_place(device)?;
             operand.check_writable()?;
         }
         Ok(())
+    }
+
+    /// Checks that no two outputs share memory, these and `others`, however they lie: they may be copied back.
+    pub(super) fn check_apart<'a>(
+        &self,
+        others: impl Iterator<Item = (&'static str, &'a Tensor)> + Clone,
+    ) -> Result<()> {
+        let rows = named("out", &self.rows);
+        for operand in [rows].into_iter().chain(self.computed()) {
+            others.clone().try_for_each(|(name, other)| operand.check_apart(named(name, other)))?;
+        }
+        self.computed().map_or(Ok(()), |scales| rows.check_apart(scales))
+    }
+
+    fn check_given_scale(&self) -> Result<()> {
+        match &self.scale {
+            Some(scale) if self.sink.format().is_given => {
+                named("scale", scale).check_dtype(&[Dtype::Float32])?;
+                if scale.elements() != 1 {
+                    return Err(Error::Argument(format!(
+                        "scale has shape {:?}, but must have one element",
+                        scale.shape
+                    )));
+                }
+                Ok(())
+            }
+            None if !self.sink.format().is_given => Ok(()),
+            scale => {
+                let what = if scale.is_some() { "takes no scale" } else { "needs a scale" };
+                Err(Error::Argument(format!("{} {what}", self.sink.name())))
+            }
+        }
     }
 
     /// Checks how they lie, and that they share nothing with each other and with `others`, which were checked before.
@@ -65,20 +107,27 @@ impl Quantised {
         input: &Tensor,
         others: impl Iterator<Item = (&'static str, &'a Tensor)> + Clone,
     ) -> Result<()> {
-        let [rows, scales] = self.named();
-        rows.check_layout()?;
-        self.check_scales_layout(scales, input)?;
-        for operand in [rows, scales] {
+        named("out", &self.rows).check_layout()?;
+        if let Some(scales) = self.computed() {
+            self.check_scales_layout(scales, input)?;
+        }
+        if let Some(scale) = self.scale.filter(|scale| scale.is_negated) {
+            named("scale", &scale).check_layout()?;
+        }
+        for (index, operand) in self.named().enumerate() {
             for (name, other) in others.clone() {
                 operand.check_separate(named(name, other))?;
             }
+            for other in self.named().skip(index + 1) {
+                operand.check_separate(other)?;
+            }
         }
-        rows.check_separate(scales)
+        Ok(())
     }
 
     fn check_scales_layout(&self, scales: Named<'_>, input: &Tensor) -> Result<()> {
-        if self.sink.is_column_major() {
-            let expected = scale_strides(self.sink, scales.tensor.shape, input.columns());
+        if self.sink.format().layout != ScaleLayout::RowMajor {
+            let (_, expected) = scales_of(self.sink, input.shape);
             let lies = scales.tensor.shape.as_slice().iter().zip(scales.tensor.strides.as_slice());
             let mut lies = lies.zip(expected.as_slice());
             let is_empty = scales.tensor.elements() == 0;
@@ -105,38 +154,46 @@ impl Quantised {
             let names = Sink::ALL.map(Sink::name).join(", ");
             Error::Argument(format!("{} needs a format, one of {names}", question.kind.name()))
         })?;
-        let rows = places.tensor(&question.shape, Dtype::Float8E4M3)?;
-        let columns = question.columns();
-        let scales = match sink.scales_of_row(columns) {
-            Some(count) => {
-                let mut scales = places.tensor(&question.with_columns(count), Dtype::Float32)?;
-                scales.strides = scale_strides(sink, scales.shape, columns);
-                scales
-            }
-            None => places.tensor(&[1], Dtype::Float32)?,
-        };
-        Ok(Self { sink, rows, scales })
+        let format = sink.format();
+        let rows = places.tensor(&question.with_columns(question.columns() / format.columns_per_code), format.code)?;
+        let scale = if format.is_given { Some(places.tensor(&[1], Dtype::Float32)?) } else { None };
+        let (shape, strides) = scales_of(sink, rows.shape.with_columns(question.columns()));
+        let scales = Tensor { strides, ..places.tensor(shape.as_slice(), format.scale)? };
+        Ok(Self { sink, rows, scale, scales })
     }
 
-    /// Where they are from row `row` on.
+    /// Where they are on the device, for the rows of `chunk`.
     #[cfg(feature = "cuda")]
-    pub(super) fn tensors_from(&self, row: usize) -> QuantisedTensors {
-        let scale_strides = self.sink.scale_strides(self.rows.rows(), self.rows.columns());
-        let scales = self.scales.pointer as u64 + (row * scale_strides[0] * size_of::<f32>()) as u64;
-        QuantisedTensors { quantised: super::rms_norm::cuda::address_of(&self.rows, row), scales, scale_strides }
+    pub(super) fn tensors_from(&self, chunk: &Chunk) -> QuantisedTensors {
+        let rows = self.rows.rows();
+        let columns = self.rows.columns() * self.sink.format().columns_per_code;
+        QuantisedTensors {
+            quantised: address_of(&self.rows, chunk.start),
+            scales: self.scales.pointer as u64,
+            given_scale: self.scale.map(|scale| scale.pointer as u64),
+            places: self.sink.scale_places(rows, columns),
+            first_row: chunk.start,
+            padding_rows: if chunk.end == rows { self.sink.scale_rows(rows) - rows } else { 0 },
+        }
     }
 }
 
-/// Strides of scales of `shape`, where the rows that are quantised have `columns` columns.
-fn scale_strides(sink: Sink, shape: Dimensions, columns: usize) -> Dimensions {
+/// Shape and strides of the scales of rows of `shape`.
+fn scales_of(sink: Sink, shape: Dimensions) -> (Dimensions, Dimensions) {
     let sizes = shape.as_slice();
     let outer = &sizes[..sizes.len().saturating_sub(1)];
-    let [row, next] = sink.scale_strides(outer.iter().product(), columns);
+    let rows = outer.iter().product();
+    let elements = sink.scale_elements(sizes.last().copied().unwrap_or(1));
+    let [row, next] = sink.element_strides(rows, elements);
+    if sink.format().layout == ScaleLayout::Swizzled {
+        let two = |values: [usize; 2]| Dimensions::new(values).expect("there may be more than two dimensions");
+        return (two([sink.scale_rows(rows), elements]), two([row, next]));
+    }
     let mut strides = shape.with_columns(next);
     let mut stride = row;
     for dimension in (0..outer.len()).rev() {
         strides = strides.with(dimension, stride);
         stride *= outer[dimension].max(1);
     }
-    strides
+    (shape.with_columns(elements), strides)
 }

@@ -24,7 +24,7 @@ use crate::operations::host::processor::{Job, Processor, dispatch};
 use crate::operations::host::segments::{check_room, exchange_segments};
 use crate::operations::host::{CHUNK_VECTORS, with_nan_on_failure};
 use crate::operations::operands::{OnHost, Operands};
-use crate::operations::quantised::format::RowQuantiser;
+use crate::operations::quantised::rows::RowQuantiser;
 use crate::tensor::{Device, Tensor};
 use crate::workspace::host::{HostWorkspace, Running};
 

@@ -14,7 +14,7 @@ use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::Kind;
 use super::description::Description;
-use super::operand_checks::{COLUMN_MULTIPLE, check_epsilon, check_weight, named};
+use super::operand_checks::{COLUMN_MULTIPLE, Named, check_epsilon, check_weight, named};
 use super::operands::Operands;
 use super::question::{Places, Question};
 use crate::error::{Error, Result};
@@ -59,15 +59,14 @@ impl AllReduceRmsNorm {
 
     /// Checks the operands for a workspace on `device`.
     pub fn check(&self, device: Device) -> Result<()> {
-        self.check_with(device, Some(&self.output))
+        self.check_with(device, Some(named("out", &self.output)))
     }
 
     /// Likewise, of an operation whose normalised rows go to `output`, if anywhere.
-    pub(super) fn check_with(&self, device: Device, output: Option<&Tensor>) -> Result<()> {
+    pub(super) fn check_with(&self, device: Device, output: Option<Named<'_>>) -> Result<()> {
         let input = named("input", &self.input);
         let residual = self.residual.as_ref().map(|residual| named("residual", residual));
         let weight = named("weight", &self.weight);
-        let output = output.map(|output| named("out", output));
         let residual_output = named("residual_out", &self.residual_output);
         input.check_dtype(&Dtype::ALL)?;
         input.check_columns(COLUMN_MULTIPLE)?;

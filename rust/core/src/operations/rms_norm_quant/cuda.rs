@@ -1,6 +1,7 @@
 //! The operation over device memory.
 
 use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape};
+use lamport_rs_kernels::sink::Family;
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::AllReduceRmsNormQuant;
@@ -32,14 +33,34 @@ impl OnDevice for AllReduceRmsNormQuant {
             let norm = rms_norm_shape(&norm.input, norm.weight.dtype, algorithm, world_size, chunk.len());
             Ok(AllReduceRmsNormQuantShape { norm, sink: self.quantised.sink, is_normalised: true })
         };
-        let parameters = |plan: <AllReduceRmsNormQuantShape as Planned>::Plan, group, chunk: &Chunk| {
-            let tensors = tensors_from(norm, self.output(), chunk.start);
-            let quantised = self.quantised.tensors_from(chunk.start);
-            plan.parameters(&geometry, group, tensors, quantised, norm.epsilon, norm.weight_bias)
-        };
+        let (epsilon, weight_bias) = (norm.epsilon, norm.weight_bias);
         let description = self.describe(algorithm);
-        // SAFETY: the caller's promises.
-        unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
+        type Plan = <AllReduceRmsNormQuantShape as Planned>::Plan;
+        match self.quantised.sink.format().family {
+            Family::Float32Scales => {
+                let parameters = |plan: Plan, group, chunk: &Chunk| {
+                    let tensors = tensors_from(norm, self.output(), chunk.start);
+                    plan.parameters(&geometry, group, tensors, self.quantised.tensors_from(chunk), epsilon, weight_bias)
+                };
+                // SAFETY: the caller's promises.
+                unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
+            }
+            Family::ByteScales => {
+                let parameters = |plan: Plan, group, chunk: &Chunk| {
+                    let tensors = tensors_from(norm, self.output(), chunk.start);
+                    plan.block_parameters(
+                        &geometry,
+                        group,
+                        tensors,
+                        self.quantised.tensors_from(chunk),
+                        epsilon,
+                        weight_bias,
+                    )
+                };
+                // SAFETY: the caller's promises.
+                unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
+            }
+        }
     }
 }
 

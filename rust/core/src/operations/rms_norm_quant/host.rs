@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
 use crate::operations::host::with_nan_on_failure;
 use crate::operations::operands::{OnHost, Operands};
-use crate::operations::quantised::format::RowQuantiser;
+use crate::operations::quantised::rows::RowQuantiser;
 use crate::operations::rms_norm::host::{check_host, run_norm};
 use crate::tensor::Device;
 use crate::workspace::host::HostWorkspace;

@@ -11,10 +11,12 @@ pub mod cuda;
 pub mod host;
 
 pub use lamport_rs_kernels::Sink;
+pub use lamport_rs_kernels::sink::Format;
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::Kind;
 use super::description::Description;
+use super::operand_checks::named;
 use super::operands::Operands;
 use super::quantised::Quantised;
 use super::question::{Places, Question};
@@ -58,16 +60,22 @@ impl AllReduceRmsNormQuant {
     pub fn check(&self, device: Device) -> Result<()> {
         let input = &self.norm.input;
         self.quantised.check(input, device)?;
-        self.norm.check_with(device, self.output())?;
+        self.quantised.check_apart(self.outputs())?;
+        self.norm.check_with(device, self.output().map(|output| named("norm_out", output)))?;
         self.quantised.check_layout(input, self.others())
     }
 
     fn others(&self) -> impl Iterator<Item = (&'static str, &Tensor)> + Clone {
-        let AllReduceRmsNorm { input, residual, weight, residual_output, .. } = &self.norm;
-        [("input", input), ("weight", weight), ("residual_out", residual_output)]
+        let AllReduceRmsNorm { input, residual, weight, .. } = &self.norm;
+        [("input", input), ("weight", weight)]
             .into_iter()
             .chain(residual.as_ref().map(|residual| ("residual", residual)))
-            .chain(self.output().map(|output| ("norm_out", output)))
+            .chain(self.outputs())
+    }
+
+    fn outputs(&self) -> impl Iterator<Item = (&'static str, &Tensor)> + Clone {
+        let output = self.output().map(|output| ("norm_out", output));
+        [("residual_out", &self.norm.residual_output)].into_iter().chain(output)
     }
 }
 

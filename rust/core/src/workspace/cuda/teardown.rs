@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::CudaWorkspace;
+use crate::deferred::{defer_last, drop_deferred};
 use crate::error::{Error, Result};
 use crate::interrupts::{Interrupted, beside};
 use crate::panics::caught;
@@ -19,6 +20,7 @@ impl CudaWorkspace {
             // What was sent is then there, for peers that still need it. If this fails, they must hear of the end still.
             let _ = self.device.wait_for_kernels();
         });
+        drop_deferred();
     }
 
     /// Likewise, but waits no longer than until `interrupted` says so, which is an error. It is given up then all the same,
@@ -29,15 +31,20 @@ impl CudaWorkspace {
             let (device, kept) = (self.device.clone(), self.this.upgrade());
             let wait = move || {
                 let _ = caught(|| device.wait_for_kernels());
-                // If the caller was interrupted, and has let go, the memory goes now.
-                drop(kept);
+                // If the caller was interrupted, and has let go, this is the last.
+                if let Some(this) = kept {
+                    defer_last(this);
+                }
             };
-            match beside(wait, interrupted) {
+            match beside(wait, &mut *interrupted) {
                 Ok(ended) => is_interrupted = ended.is_none(),
                 Err(_) => drop(self.device.wait_for_kernels()),
             }
         });
-        if is_interrupted { Err(Error::system("waiting for the device's kernels", "interrupted")) } else { Ok(()) }
+        if is_interrupted || beside(drop_deferred, interrupted)?.is_none() {
+            return Err(Error::system("waiting for the device's kernels", "interrupted"));
+        }
+        Ok(())
     }
 
     fn clean_up_after(&self, wait: impl FnOnce()) {
@@ -69,6 +76,7 @@ impl Drop for CudaWorkspace {
             // Kernels may still run: neither the peers nor the next workspace must get what they write.
             self.abandon();
         }
+        drop_deferred();
     }
 }
 

@@ -35,6 +35,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::cuda::own_stream;
+use lamport_rs_core::deferred::drop_deferred;
 use lamport_rs_core::memory::pool;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
@@ -213,9 +214,9 @@ impl Standin {
 
     /// Fails unless the driver has got everything back but what the core keeps, and was not misused.
     pub fn check_all_is_given_back(&self) {
-        // Blocks go when no peer has them mapped, which another thread may wait for.
         let began = Instant::now();
         while !self.is_all_given_back() && began.elapsed() < Duration::from_secs(5) {
+            drop_deferred();
             std::thread::sleep(Duration::from_millis(1));
         }
         let missing = self.write_off();

@@ -124,6 +124,13 @@ inline void store_output_half(Address address, uint32 word) {
     emulator_write(address, &half, sizeof(half));
 }
 
+inline void store_output_byte_if(bool condition, Address address, uint32 word) {
+    const unsigned char byte = static_cast<unsigned char>(word);
+    if (condition) {
+        emulator_write(address, &byte, sizeof(byte));
+    }
+}
+
 inline void store_output_pair_if(bool condition, Address address, uint32 first, uint32 second) {
     const uint32 words[2] = {first, second};
     if (condition) {

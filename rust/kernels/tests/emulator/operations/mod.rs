@@ -63,6 +63,11 @@ pub trait Prepared {
     /// Checks a rank's results.
     fn check(&self, rank: usize) -> Result<(), String>;
 
+    /// Checks that the rank's results tell of a fault, where the dtype of others says nothing of them.
+    fn check_spoilt(&self, _rank: usize) -> Result<(), String> {
+        Ok(())
+    }
+
     /// All of a rank's results, which must be the same bits whatever the order of things.
     fn results(&self, rank: usize) -> Vec<u8>;
 

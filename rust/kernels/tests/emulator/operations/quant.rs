@@ -6,6 +6,7 @@ use lamport_rs_kernels::plan::rms_norm::{
     AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape, AllReduceRmsNormShape, AllReduceRmsNormTensors,
     QuantisedTensors,
 };
+use lamport_rs_kernels::sink::ScalePlaces;
 use lamport_rs_kernels::{Dtype, ModuleKey, Sink};
 use lamport_rs_protocol::algorithm::Algorithm;
 
@@ -38,6 +39,8 @@ struct Tensors {
     sums: Vec<Rc<Memory>>,
     quantised: Vec<Memory>,
     scales: Vec<Memory>,
+    /// The scale that is given.
+    given: Vec<Memory>,
 }
 
 impl AllReduceQuant {
@@ -49,10 +52,23 @@ impl AllReduceQuant {
         shape.plan(setting.device).expect("the case has a plan")
     }
 
-    /// In the memory of the scales: where scale `index` of a row is.
-    fn scale_place(&self, row: usize, index: usize) -> usize {
-        let [row_stride, stride] = self.sink.scale_strides(self.tokens, self.hidden);
-        row * row_stride + index * stride
+    fn places(&self) -> ScalePlaces {
+        self.sink.scale_places(self.tokens, self.hidden)
+    }
+
+    /// All of the scales, float32: up to the last one of the last row.
+    fn scale_bytes(&self) -> usize {
+        let count = self.sink.scales_of_row(self.hidden);
+        if count == 0 { 0 } else { self.places().of(self.tokens - 1, count - 1) + size_of::<f32>() }
+    }
+
+    /// Scale `index` of a row.
+    fn scale(&self, found: &[u8], row: usize, index: usize) -> f32 {
+        if self.sink.format().is_given {
+            return SCALE;
+        }
+        let place = self.places().of(row, index);
+        f32::from_ne_bytes(found[place..place + 4].try_into().expect("four bytes"))
     }
 }
 
@@ -70,14 +86,11 @@ impl Operation for AllReduceQuant {
             true => inputs.memory.clone(),
             false => setting.ranks().map(|_| Rc::new(Memory::filled(values * dtype.size(), 0xa5))).collect(),
         };
-        let scales = || match self.sink.scales_of_row(hidden) {
-            Some(count) => Memory::filled(4 * (self.scale_place(tokens - 1, count - 1) + 1), 0xa5),
-            None => Memory::of_bytes(&SCALE.to_ne_bytes()),
-        };
-        let quantised = setting.ranks().map(|_| Memory::filled(values, 0xa5)).collect();
-        let scales = setting.ranks().map(|_| scales()).collect();
+        let of_ranks = |bytes: usize| setting.ranks().map(|_| Memory::filled(bytes, 0xa5)).collect();
+        let (quantised, scales) = (of_ranks(values), of_ranks(self.scale_bytes()));
+        let given = setting.ranks().map(|_| Memory::of_bytes(&SCALE.to_ne_bytes())).collect();
         let (operation, setting) = (*self, *setting);
-        Box::new(Tensors { operation, setting, plan: self.plan(&setting), inputs, sums, quantised, scales })
+        Box::new(Tensors { operation, setting, plan: self.plan(&setting), inputs, sums, quantised, scales, given })
     }
 
     fn region_bytes(&self, setting: &Setting) -> Option<usize> {
@@ -96,15 +109,16 @@ impl Tensors {
 
 impl Prepared for Tensors {
     fn launch(&self, machine: &mut Machine, kernels: &Kernels, rank: usize, member: &Member) {
-        let AllReduceQuant { tokens, hidden, sink, .. } = self.operation;
-        let kind = if sink == Sink::Fp8Static { Kind::Weight } else { Kind::Output };
+        let format = self.operation.sink.format();
+        let (scales, given) = (&self.scales[rank], &self.given[rank]);
         let (input, sum) = (&self.inputs.memory[rank], &self.sums[rank]);
+        let scale = if format.is_given { ("scale", given, Kind::Weight) } else { ("scales", scales, Kind::Output) };
         declare(
             machine,
             rank,
             &[
                 ("quantised", &self.quantised[rank], Kind::Output),
-                ("scales", &self.scales[rank], kind),
+                scale,
                 ("sum", sum, Kind::Output),
                 ("input", input, Kind::Input),
             ],
@@ -118,8 +132,11 @@ impl Prepared for Tensors {
         };
         let quantised = QuantisedTensors {
             quantised: self.quantised[rank].address(),
-            scales: self.scales[rank].address(),
-            scale_strides: sink.scale_strides(tokens, hidden),
+            scales: scales.address(),
+            given_scale: format.is_given.then(|| given.address()),
+            places: self.operation.places(),
+            first_row: 0,
+            padding_rows: 0,
         };
         let parameters = self.plan.parameters(&self.setting.geometry, member.group, tensors, quantised, 0.0, 0.0);
         machine.launch(kernels, rank, &self.plan.launch, &parameters.expect("the case fits into its slots"));
@@ -133,11 +150,11 @@ impl Prepared for Tensors {
             check_bits("the sum", dtype, &self.sums[rank].bytes(), &expected)?;
         }
         let values: Vec<f32> = elements(dtype, &expected).into_iter().map(|bits| decode(dtype, bits)).collect();
-        let (codes, scales) = (self.quantised[rank].bytes(), self.scales[rank].words());
+        let (codes, scales) = (self.quantised[rank].bytes(), self.scales[rank].bytes());
         let group = sink.columns_of_scale(hidden);
         for (index, (codes, values)) in codes.chunks_exact(group).zip(values.chunks_exact(group)).enumerate() {
             let (row, column) = (index / (hidden / group), index % (hidden / group));
-            let scale = f32::from_bits(scales[self.operation.scale_place(row, column)]);
+            let scale = self.operation.scale(&scales, row, column);
             check_group(sink, scale, codes, values).map_err(|text| format!("group {column} of row {row}: {text}"))?;
         }
         Ok(())

@@ -1,0 +1,10 @@
+// The sum over ranks of rows, in two shots, with a residual, RMSNorm, and a quantiser whose scales are bytes.
+#include "device/kernel.cuh"
+#include "exchange/rows_two_shot.cuh"
+#include "sink/quantise_blocks.cuh"
+#include "sink/residual_rms_norm.cuh"
+#include "source/rows.cuh"
+
+LAMPORT_KERNEL(all_reduce_rms_norm_quant_blocks_two_shot, AllReduceRmsNormQuantBlocksParameters,
+               rows_two_shot<TensorRows, ResidualRmsNorm<LAMPORT_VALUE, LAMPORT_HELD, QuantiseBlocks>,
+                             LAMPORT_CAPACITY>)
