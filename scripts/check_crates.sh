@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks the crates as they would be published: that each builds from its package alone, and that a program of another
-# workspace builds with them, with the kernels compiled out of the package. Needs NVRTC, as any build with CUDA.
+# workspace builds with them, with the kernels compiled out of the package. Needs NVRTC and ptxas, as any build with CUDA.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,5 +1,9 @@
-"""The first operation of a fresh process, on a machine where nothing is cached: what the driver compiles is little."""
+"""The first operation of a fresh process, on a machine where nothing is cached.
 
+Hopper and Blackwell load machine code. What the driver compiles elsewhere is little.
+"""
+
+import os
 import time
 
 import pytest
@@ -9,8 +13,24 @@ from minimax_rows import Operation, workspace_for
 from ranks import Rank
 from worlds import WORLD_SIZES, without_a_compilation_cache
 
-LIMIT = 0.2
-"""Seconds; the aim is half of it."""
+
+def with_machine_code(rank: int) -> torch.device:
+    """As programs are."""
+    os.environ.pop("LAMPORT_RS_PTX", None)
+    return without_a_compilation_cache(rank)
+
+
+def with_ptx(rank: int) -> torch.device:
+    """As where there is no machine code for the device."""
+    os.environ["LAMPORT_RS_PTX"] = "1"
+    return without_a_compilation_cache(rank)
+
+
+PLACEMENTS = [
+    pytest.param(with_machine_code, 0.02, id="machine code"),
+    pytest.param(with_ptx, 0.2, id="PTX"),
+]
+"""Each with the most seconds of the first operation; the aims are 5 and 100 ms."""
 
 
 def operate_cold(me: Rank, tokens: int, widths: tuple[int, ...]) -> dict[str, float]:
@@ -36,10 +56,11 @@ def operate_cold(me: Rank, tokens: int, widths: tuple[int, ...]) -> dict[str, fl
 
 @pytest.mark.parametrize(("tokens", "widths"), [(1, (1536, 256)), (1000, (3072, 512)), (4, (20_000,))], ids=str)
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_the_first_operation_of_a_process_is_soon_done(new_gpu_ranks, world_size, tokens, widths, capsys):
-    found = new_gpu_ranks(world_size, without_a_compilation_cache).run(operate_cold, tokens, widths)
+@pytest.mark.parametrize(("place", "limit"), PLACEMENTS)
+def test_the_first_operation_of_a_process_is_soon_done(new_gpu_ranks, place, limit, world_size, tokens, widths, capsys):
+    found = new_gpu_ranks(world_size, place).run(operate_cold, tokens, widths)
     slowest = {name: max(each[name] for each in found) for name in found[0]}
     with capsys.disabled():
         figures = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in slowest.items())
-        print(f"\ncold, {world_size} ranks, {tokens} tokens of {widths}: {figures}")
-    assert slowest["first"] < LIMIT
+        print(f"\ncold, {place.__name__}, {world_size} ranks, {tokens} tokens of {widths}: {figures}")
+    assert slowest["first"] < limit

@@ -1,10 +1,14 @@
-//! Compiles every module of the catalogue to PTX with NVRTC, and writes the index that the library embeds.
+//! Compiles every module of the catalogue: to PTX with NVRTC, and that to machine code with ptxas. Packs both for the
+//! library to embed.
 //!
-//! No GPU and no CUDA toolkit are needed: NVRTC is one library, from the package registry.
+//! No GPU and no CUDA toolkit are needed: NVRTC is one library and ptxas one program, from the package registry.
 
+mod archive;
 mod constants;
 mod nvrtc;
+mod ptxas;
 mod python;
+mod sources;
 
 #[path = "../src/catalogue.rs"]
 #[allow(dead_code)]
@@ -12,6 +16,9 @@ mod catalogue;
 #[path = "../src/dtype.rs"]
 #[allow(dead_code)]
 mod dtype;
+#[path = "../src/image.rs"]
+#[allow(dead_code)]
+mod image;
 #[path = "../src/parameters.rs"]
 #[allow(dead_code)]
 mod parameters;
@@ -25,22 +32,24 @@ mod sink;
 #[allow(dead_code)]
 mod variants;
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, thread};
 
-use catalogue::{ARCHITECTURES, ModuleKey};
-use nvrtc::{Nvrtc, Source};
+use archive::Archives;
+use catalogue::ModuleKey;
+use image::Image;
+use nvrtc::Nvrtc;
+use ptxas::Assembler;
 
 /// Set for the processes that share the work, because NVRTC compiles one program at a time: `<part>/<parts>`.
 const PART_VARIABLE: &str = "LAMPORT_RS_COMPILE_PART";
-/// Set where documentation is built, by docs.rs, which has no NVRTC: the index is of empty modules there.
+/// Set where documentation is built, by docs.rs, which has no NVRTC: all modules are empty there.
 const DOCUMENTATION_VARIABLE: &str = "DOCS_RS";
-/// Of `kernels`: where the headers are.
-const FOLDERS: [&str; 5] = ["device", "protocol", "source", "exchange", "sink"];
-/// PTX is long-winded: 5 MB come to a fifth.
-const COMPRESSION_LEVEL: u8 = 6;
+/// Of `src`: what is compiled into this, too.
+const SHARED: [&str; 7] =
+    ["catalogue.rs", "dtype.rs", "image.rs", "parameters.rs", "scale_places.rs", "sink.rs", "variants.rs"];
 
 fn main() {
     let done = match env::var(PART_VARIABLE) {
@@ -61,27 +70,20 @@ fn build() -> Result<(), String> {
     if env::var_os("CARGO_FEATURE_EMBED").is_none() {
         return Ok(());
     }
-    println!("cargo::rerun-if-changed={}", kernels().display());
-    for path in [
-        "build",
-        "src/catalogue.rs",
-        "src/dtype.rs",
-        "src/parameters.rs",
-        "src/scale_places.rs",
-        "src/sink.rs",
-        "src/variants.rs",
-    ] {
-        println!("cargo::rerun-if-changed={path}");
+    println!("cargo::rerun-if-changed={}", sources::folder().display());
+    for file in SHARED {
+        println!("cargo::rerun-if-changed=src/{file}");
     }
-    for variable in nvrtc::VARIABLES.into_iter().chain([DOCUMENTATION_VARIABLE]) {
+    for variable in nvrtc::VARIABLES.into_iter().chain([ptxas::PROGRAM_VARIABLE, DOCUMENTATION_VARIABLE]) {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     if env::var_os(DOCUMENTATION_VARIABLE).is_some() {
-        return write_index(&out_folder()?, |_, _| "&[]".to_owned());
+        return Archives::pack(|_, _| Ok(vec![]))?.write(&out_folder()?);
     }
     // Once here, so that what is missing is said once.
     Nvrtc::find()?;
-    let parts = thread::available_parallelism().map_or(1, usize::from);
+    let assembler = Assembler::find()?;
+    let parts = processors();
     let this = env::current_exe().map_err(|error| format!("the build script cannot find itself: {error}"))?;
     let spawn = |part| Command::new(&this).env(PART_VARIABLE, format!("{part}/{parts}")).spawn();
     let children = (0..parts).map(spawn).collect::<Result<Vec<_>, _>>();
@@ -93,71 +95,67 @@ fn build() -> Result<(), String> {
     if failed {
         return Err("the CUDA kernels do not compile".to_owned());
     }
-    write_index(&out_folder()?, |key, architecture| {
-        format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{}\")).as_slice()", file_name(key, architecture))
+    let out = out_folder()?;
+    assemble(&assembler, &out)?;
+    let take = |key, image| {
+        let file = out.join(file_name(key, image));
+        let content = fs::read(&file).and_then(|content| fs::remove_file(&file).map(|()| content));
+        content.map_err(|error| format!("{}: {error}", file.display()))
+    };
+    Archives::pack(take)?.write(&out)
+}
+
+/// Makes machine code of the PTX.
+fn assemble(assembler: &Assembler, out: &Path) -> Result<(), String> {
+    let made = Image::all().filter_map(|image| image.source().map(|source| (image, source)));
+    let jobs: Vec<_> = made.flat_map(|images| ModuleKey::all().map(move |key| (key, images))).collect();
+    in_parallel(jobs.len(), |job| {
+        let (key, (image, source)) = jobs[job];
+        let [ptx, machine_code] = [source, image].map(|image| out.join(file_name(key, image)));
+        assembler.assemble(&ptx, &machine_code, &image.architecture()).map(drop)
     })
+}
+
+/// Does jobs `0..count` on as many threads as there are processors.
+fn in_parallel(count: usize, work: impl Fn(usize) -> Result<(), String> + Sync) -> Result<(), String> {
+    let next = AtomicUsize::new(0);
+    let jobs = || std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed)).take_while(|&job| job < count);
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..processors()).map(|_| scope.spawn(|| jobs().try_for_each(&work))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("what fails returns an error"))
+    })
+}
+
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Compiles every `parts`-th module.
 fn compile(part: &str) -> Result<(), String> {
     let (part, parts) = part.split_once('/').ok_or("the part is not a fraction")?;
     let (part, parts): (usize, usize) = (number(part)?, number(parts)?);
-    let (kernels, out) = (kernels(), out_folder()?);
-    let mut headers = read_headers(&kernels)?;
-    headers.push(Source { name: "constants.cuh".to_owned(), text: constants::header() });
+    let (headers, out) = (sources::headers()?, out_folder()?);
     let nvrtc = Nvrtc::find()?;
-    let jobs = ModuleKey::all().flat_map(|key| ARCHITECTURES.map(|architecture| (key, architecture)));
-    for (key, architecture) in jobs.skip(part).step_by(parts) {
-        let name = format!("{}.cu", key.function().to_string_lossy());
-        let source = Source { text: read(&kernels.join(&name))?, name };
-        let ptx = nvrtc.compile(&source, &headers, &key.definitions(), architecture)?;
-        let compressed = miniz_oxide::deflate::compress_to_vec_zlib(ptx.as_bytes(), COMPRESSION_LEVEL);
-        let file = out.join(file_name(key, architecture));
-        fs::write(&file, compressed).map_err(|error| format!("{}: {error}", file.display()))?;
+    let virtual_architectures = Image::all().filter_map(|image| match image {
+        Image::Ptx(architecture) => Some((image, architecture)),
+        Image::MachineCode(_) => None,
+    });
+    let jobs = ModuleKey::all().flat_map(|key| virtual_architectures.clone().map(move |target| (key, target)));
+    for (key, (image, architecture)) in jobs.skip(part).step_by(parts) {
+        let ptx = nvrtc.compile(&sources::of(key)?, &headers, &key.definitions(), architecture)?;
+        nvrtc.check_version(&ptx)?;
+        let file = out.join(file_name(key, image));
+        fs::write(&file, ptx).map_err(|error| format!("{}: {error}", file.display()))?;
     }
     Ok(())
 }
 
-/// Writes an array with a row per module and a column per architecture, in the catalogue's order.
-fn write_index(out: &Path, entry: impl Fn(ModuleKey, u32) -> String) -> Result<(), String> {
-    let mut index = String::from("[\n");
-    for key in ModuleKey::all() {
-        let columns = ARCHITECTURES.map(|architecture| entry(key, architecture));
-        writeln!(index, "    [{}],", columns.join(", ")).expect("a String can be written to");
-    }
-    index.push_str("]\n");
-    fs::write(out.join("modules.rs"), index).map_err(|error| format!("{}: {error}", out.display()))
-}
-
-fn file_name(key: ModuleKey, architecture: u32) -> String {
-    format!("{}.compute_{architecture}.ptx.zlib", key.name())
-}
-
-/// A link to the repository's folder, and in the published package a copy of it.
-fn kernels() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda")
+fn file_name(key: ModuleKey, image: Image) -> String {
+    format!("{}.{}", key.name(), image.architecture())
 }
 
 fn out_folder() -> Result<PathBuf, String> {
     Ok(PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: this is a build script")?))
-}
-
-/// The headers, named as they are included: with their folder.
-fn read_headers(kernels: &Path) -> Result<Vec<Source>, String> {
-    let mut headers = Vec::new();
-    for folder in FOLDERS {
-        let folder_path = kernels.join(folder);
-        for entry in fs::read_dir(&folder_path).map_err(|error| format!("{}: {error}", folder_path.display()))? {
-            let path = entry.map_err(|error| format!("{}: {error}", folder_path.display()))?.path();
-            let name = path.file_name().expect("a file of a folder has a name").to_string_lossy();
-            headers.push(Source { name: format!("{folder}/{name}"), text: read(&path)? });
-        }
-    }
-    Ok(headers)
-}
-
-fn read(path: &Path) -> Result<String, String> {
-    fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn number(text: &str) -> Result<usize, String> {

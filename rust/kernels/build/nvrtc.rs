@@ -1,7 +1,7 @@
 //! NVRTC: CUDA C++ to PTX, in memory.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::{env, ptr};
 
 use libloading::{Library, Symbol};
@@ -41,6 +41,11 @@ impl Nvrtc {
             Some(path) => PathBuf::from(path),
             None => python::package_folder("nvidia.cuda_nvrtc").map_err(missing)?.join("lib/libnvrtc.so.12"),
         };
+        Self::open(path)
+    }
+
+    /// Loads a library.
+    pub fn open(path: PathBuf) -> Result<Self, String> {
         // SAFETY: loading runs the library's initialisers, those of NVRTC, which have no requirements. The symbols
         // taken from it below are NVRTC's, with the types of its manual.
         let library = unsafe { Library::new(&path) }.map_err(|error| missing(error.to_string()))?;
@@ -63,9 +68,23 @@ impl Nvrtc {
             .map_err(|log| format!("{} does not compile with {}:\n{log}", source.name, options.join(" ")));
         let ptx = result.and_then(|()| self.output(c"nvrtcGetPTXSize", c"nvrtcGetPTX", program));
         self.destroy(program)?;
-        let ptx = ptx?;
-        check_version(&ptx, &self.path)?;
-        Ok(ptx)
+        ptx
+    }
+
+    /// Newer compilers write PTX that older drivers refuse, and they would only do so on a user's machine.
+    pub fn check_version(&self, ptx: &str) -> Result<(), String> {
+        let version = ptx.lines().find_map(|line| line.strip_prefix(".version ")).unwrap_or_default().trim();
+        let parsed =
+            version.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        if parsed.is_some_and(|version: (u32, u32)| version <= NEWEST_PTX) {
+            return Ok(());
+        }
+        let (major, minor) = NEWEST_PTX;
+        Err(format!(
+            "{} writes PTX version {version:?}, but the kernels must be {major}.{minor} or older to load on supported \
+             drivers. Use NVRTC 12.2: `{INSTALL}`",
+            self.path.display()
+        ))
     }
 
     fn create(&self, source: &Source, headers: &[Source]) -> Result<Program, String> {
@@ -165,19 +184,4 @@ fn missing(why: String) -> String {
         "NVRTC, which compiles the CUDA kernels, was not found: {why}. \
          Install it with `{INSTALL}`, or set {LIBRARY_VARIABLE} to the path of libnvrtc.so.12"
     )
-}
-
-/// Newer compilers write PTX that older drivers refuse, and they would only do so on a user's machine.
-fn check_version(ptx: &str, library: &Path) -> Result<(), String> {
-    let version = ptx.lines().find_map(|line| line.strip_prefix(".version ")).unwrap_or_default().trim();
-    let parsed = version.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-    if parsed.is_some_and(|version: (u32, u32)| version <= NEWEST_PTX) {
-        return Ok(());
-    }
-    let (major, minor) = NEWEST_PTX;
-    Err(format!(
-        "{} writes PTX version {version:?}, but the kernels must be {major}.{minor} or older to load on supported \
-         drivers. Use NVRTC 12.2: `{INSTALL}`",
-        library.display()
-    ))
 }

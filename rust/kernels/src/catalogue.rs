@@ -245,7 +245,3 @@ impl ModuleKey {
         }
     }
 }
-
-/// The virtual architectures that every module is compiled for, as NVRTC numbers them. 90 has programmatic dependent
-/// launch.
-pub const ARCHITECTURES: [u32; 2] = [80, 90];

@@ -1,5 +1,5 @@
-//! The protocol's CUDA kernels, as PTX that the driver compiles on first use, and how to launch them. No CUDA library
-//! is needed here: whoever launches brings the driver.
+//! The protocol's CUDA kernels, as machine code and as PTX that the driver compiles, and how to launch them. No CUDA
+//! library is needed here: whoever launches brings the driver.
 //!
 //! It is public for its siblings of the same release, and any release may change its API: engines in Rust use the crate
 //! `lamport-rs`.
@@ -7,7 +7,8 @@
 //! | module | concept |
 //! | --- | --- |
 //! | [`catalogue`] | which modules there are |
-//! | `modules` | their PTX, with the feature `embed` |
+//! | [`image`] | what they are compiled to |
+//! | `modules` | that, with the feature `embed` |
 //! | [`group`] | what every kernel is told about its group |
 //! | [`parameters`] | the structs that kernels take, laid out as in CUDA |
 //! | [`sink`] | what becomes of normalised rows |
@@ -21,6 +22,7 @@
 pub mod catalogue;
 pub mod dtype;
 pub mod group;
+pub mod image;
 #[cfg(feature = "embed")]
 pub mod modules;
 pub mod parameters;
@@ -31,6 +33,4 @@ pub mod variants;
 
 pub use catalogue::ModuleKey;
 pub use dtype::Dtype;
-#[cfg(feature = "embed")]
-pub use modules::module;
 pub use sink::Sink;

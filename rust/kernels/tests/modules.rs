@@ -1,16 +1,18 @@
-//! What the embedded PTX must be, whatever compiled it.
+//! What the embedded modules must be, whatever compiled them.
 
 use std::ffi::CString;
 
 use lamport_rs_kernels::catalogue::MinimaxKernel;
+use lamport_rs_kernels::image::Image;
 use lamport_rs_kernels::variants::MINIMAX_VARIANTS;
-use lamport_rs_kernels::{Dtype, ModuleKey, module};
+use lamport_rs_kernels::{Dtype, ModuleKey, modules};
 
 const HOPPER: (u32, u32) = (9, 0);
 const AMPERE: (u32, u32) = (8, 0);
+const BLACKWELL: (u32, u32) = (10, 0);
 
 fn ptx(key: ModuleKey, compute_capability: (u32, u32)) -> String {
-    let ptx = module(key, compute_capability).unwrap_or_else(|| panic!("{} is missing", key.name()));
+    let ptx = modules::ptx(key, compute_capability).unwrap_or_else(|| panic!("{} is missing", key.name()));
     ptx.into_string().expect("PTX is ASCII")
 }
 
@@ -45,7 +47,7 @@ fn every_module_has_its_one_function() {
 
 #[test]
 fn newer_devices_get_the_newest_ptx_and_older_ones_none() {
-    let of = |capability| module(ModuleKey::Fill, capability);
+    let of = |capability| modules::ptx(ModuleKey::Fill, capability);
     assert_eq!(of((7, 5)), None);
     assert_eq!(of((8, 9)), of(AMPERE));
     assert_eq!(of((10, 0)), of(HOPPER));
@@ -53,11 +55,51 @@ fn newer_devices_get_the_newest_ptx_and_older_ones_none() {
     assert_ne!(of(AMPERE), of(HOPPER));
 }
 
+/// The architecture that an ELF file of machine code is for. From Blackwell on it is elsewhere in the flags.
+fn architecture(machine_code: &[u8]) -> u32 {
+    const CUDA: u16 = 190;
+    assert_eq!(machine_code[..4], *b"\x7fELF");
+    assert_eq!(u16::from_le_bytes(machine_code[18..20].try_into().unwrap()), CUDA);
+    let at = if machine_code[8] < 8 { 48 } else { 49 };
+    machine_code[at].into()
+}
+
+#[test]
+fn every_module_has_machine_code_for_hopper_and_for_blackwell() {
+    for key in ModuleKey::all() {
+        let section = format!("\0.text.{}\0", key.function().to_str().unwrap());
+        for (capability, expected) in [(HOPPER, 90), (BLACKWELL, 100)] {
+            let machine_code = modules::machine_code(key, capability).unwrap();
+            assert_eq!(architecture(&machine_code), expected, "{}", key.name());
+            let has_function = machine_code.windows(section.len()).any(|window| window == section.as_bytes());
+            assert!(has_function, "{} has no {section:?}", key.name());
+        }
+    }
+}
+
+#[test]
+fn machine_code_is_for_devices_of_its_major_and_from_its_minor_on() {
+    let of = |capability| modules::machine_code(ModuleKey::Fill, capability);
+    for none in [AMPERE, (8, 9), (11, 0), (12, 0), (12, 1)] {
+        assert_eq!(of(none), None, "{none:?}");
+    }
+    assert_eq!(of((10, 3)), of(BLACKWELL));
+    assert_ne!(of(HOPPER), of(BLACKWELL));
+    assert!(!Image::MachineCode(103).runs_on(BLACKWELL));
+}
+
+#[test]
+fn machine_code_is_made_of_the_newest_ptx_that_the_architecture_has() {
+    assert_eq!(Image::MachineCode(90).source(), Some(Image::Ptx(90)));
+    assert_eq!(Image::MachineCode(89).source(), Some(Image::Ptx(80)));
+    assert_eq!(Image::Ptx(90).source(), None);
+}
+
 #[test]
 fn there_is_no_module_for_a_weight_that_does_not_go_with_the_dtype() {
     let variant = MINIMAX_VARIANTS[0];
     let key = |dtype, weight| ModuleKey::MinimaxRms(MinimaxKernel { dtype, weight, variant });
-    let found = |dtype, weight| module(key(dtype, weight), HOPPER).is_some();
+    let found = |dtype, weight| modules::ptx(key(dtype, weight), HOPPER).is_some();
     assert!(found(Dtype::BFloat16, Dtype::BFloat16));
     assert!(found(Dtype::BFloat16, Dtype::Float32));
     assert!(!found(Dtype::BFloat16, Dtype::Float16));
@@ -147,7 +189,7 @@ fn no_parameter_is_copied_to_local_memory() {
 
 #[test]
 fn ptx_ends_in_one_nul() {
-    let fill: CString = module(ModuleKey::Fill, HOPPER).unwrap();
+    let fill: CString = modules::ptx(ModuleKey::Fill, HOPPER).unwrap();
     assert_eq!(fill.as_bytes_with_nul().last(), Some(&0));
     assert!(fill.as_bytes().ends_with(b"}\n") || fill.as_bytes().trim_ascii_end().ends_with(b"}"));
 }

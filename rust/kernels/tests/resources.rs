@@ -1,29 +1,28 @@
 //! What the assembler makes of every module: no local memory, as many registers as `resources.txt` says, and no more
-//! barriers than are used.
+//! barriers than are used. The machine code that is embedded is that.
 //!
-//! Needs `ptxas`, from `LAMPORT_RS_PTXAS` or from the Python package `nvidia-cuda-nvcc-cu12`, whose version counts.
-//! Without it the test fails. With `LAMPORT_RS_WRITE_RESOURCES=1` it writes `resources.txt` anew, for the change to be
+//! The assembler is the build's. With `LAMPORT_RS_WRITE_RESOURCES=1` it writes `resources.txt` anew, for the change to be
 //! seen beside that of the kernels.
 
+#[path = "../build/ptxas.rs"]
+#[allow(dead_code)]
+mod ptxas;
 #[path = "../build/python.rs"]
 #[allow(dead_code)]
 mod python;
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, thread};
 
-use lamport_rs_kernels::{ModuleKey, module};
+use lamport_rs_kernels::{ModuleKey, modules};
+use ptxas::Assembler;
 
 /// Local memory that a kernel may use on devices before Hopper, which the published figures do not cover.
 const AMPERE_STACK_BYTES: u32 = 8;
 
-const ASSEMBLER_VARIABLE: &str = "LAMPORT_RS_PTXAS";
 const WRITE_VARIABLE: &str = "LAMPORT_RS_WRITE_RESOURCES";
-/// The release that `resources.txt` is of.
-const RELEASE: &str = "release 12.9";
 /// Barriers of a block: that of all its threads, and the service warp's. A multiprocessor has some for each block that it
 /// could hold: a block that takes all sixteen (because a barrier's number is computed, say) takes other blocks' room.
 const BARRIERS: u32 = 2;
@@ -40,14 +39,7 @@ struct Resources {
 
 #[test]
 fn kernels_use_no_local_memory_the_recorded_registers_and_few_barriers() {
-    let assembler = assembler();
-    let version = Command::new(&assembler).arg("--version").output().expect("ptxas runs");
-    let version = String::from_utf8_lossy(&version.stdout).into_owned();
-    assert!(
-        version.contains(RELEASE),
-        "{} is no {RELEASE}, whose figures are recorded:\n{version}",
-        assembler.display()
-    );
+    let assembler = Assembler::find().expect("the build has found it");
     let folder = env::temp_dir().join(format!("lamport-rs-resources-{}", std::process::id()));
     fs::create_dir_all(&folder).expect("the temporary folder is writable");
     let jobs: Vec<_> = ModuleKey::all().flat_map(|key| [(key, (8, 0)), (key, (9, 0))]).collect();
@@ -98,29 +90,16 @@ fn kernels_use_no_local_memory_the_recorded_registers_and_few_barriers() {
     }
 }
 
-fn assembler() -> PathBuf {
-    if let Some(path) = env::var_os(ASSEMBLER_VARIABLE).filter(|value| !value.is_empty()) {
-        return PathBuf::from(path);
-    }
-    let help = format!("install it with `pip install nvidia-cuda-nvcc-cu12`, or set {ASSEMBLER_VARIABLE} to its path");
-    let folder = python::package_folder("nvidia.cuda_nvcc").unwrap_or_else(|why| panic!("no ptxas: {why}; {help}"));
-    let path = folder.join("bin/ptxas");
-    assert!(path.exists(), "{} does not exist; {help}", path.display());
-    path
-}
-
-fn assemble(assembler: &Path, folder: &Path, key: ModuleKey, capability: (u32, u32)) -> Resources {
-    let architecture = 10 * capability.0 + capability.1;
+fn assemble(assembler: &Assembler, folder: &Path, key: ModuleKey, capability: (u32, u32)) -> Resources {
+    let architecture = format!("sm_{}{}", capability.0, capability.1);
     let source = folder.join(format!("{}.{architecture}.ptx", key.name()));
-    let ptx = module(key, capability).expect("the catalogue's modules exist");
+    let ptx = modules::ptx(key, capability).expect("the catalogue's modules exist");
     fs::write(&source, ptx.as_bytes()).expect("the temporary folder is writable");
-    let output = Command::new(assembler)
-        .args(["-v", &format!("-arch=sm_{architecture}"), "-o"])
-        .args([&source.with_extension("cubin"), &source])
-        .output()
-        .unwrap_or_else(|error| panic!("running {} failed: {error}", assembler.display()));
-    let report = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{} does not assemble:\n{report}", key.name());
+    let made = source.with_extension("cubin");
+    let report = assembler.assemble(&source, &made, &architecture).expect("every kernel assembles");
+    if let Some(embedded) = modules::machine_code(key, capability) {
+        assert_eq!(embedded, fs::read(made).expect("it was made"), "{} for {architecture}", key.name());
+    }
     Resources {
         registers: number_before(&report, " registers").expect("every kernel has registers"),
         stack_bytes: number_before(&report, " bytes stack frame").expect("the report has a line on the stack"),

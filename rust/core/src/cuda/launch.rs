@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 
-use cudarc::driver::sys;
+use cudarc::driver::{DriverError, sys};
 use lamport_rs_kernels::plan::LaunchPlan;
-use lamport_rs_kernels::{ModuleKey, module};
+use lamport_rs_kernels::{ModuleKey, modules};
 
 use super::device::Device;
-use super::driver::check;
+use super::driver::{check, error_of};
 use crate::error::{Error, Result};
 
 /// The kernels of a device that were loaded. They stay loaded, as graphs refer to them.
@@ -36,13 +36,27 @@ impl Modules {
     }
 }
 
+/// Environment variable: with `1`, the PTX is loaded, which the driver compiles, even where there is machine code.
+const PTX: &str = "LAMPORT_RS_PTX";
+
 fn load(key: ModuleKey, device: &Device) -> Result<Function> {
-    let ptx = module(key, device.plan.compute_capability)
-        .ok_or_else(|| Error::NoCuda(format!("there is no kernel {} for {}", key.name(), device.name)))?;
+    let capability = device.plan.compute_capability;
+    let wants_ptx = std::env::var(PTX).is_ok_and(|value| value == "1");
+    let machine_code = if wants_ptx { None } else { modules::machine_code(key, capability) };
     let _relaxed = RelaxedCapture::begin()?;
-    let mut module = std::ptr::null_mut();
-    // SAFETY: the PTX is a NUL-terminated text, and the device's context is current.
-    check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, ptx.as_ptr().cast()) })?;
+    // SAFETY: it is an ELF file.
+    let loaded = machine_code.map(|code| unsafe { load_image(&code) });
+    let module = match loaded {
+        Some(Ok(module)) => module,
+        Some(Err(error)) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => return Err(not_loaded(error)),
+        // Drivers refuse machine code with several errors. If it is something else, the PTX meets it, too.
+        _ => {
+            let ptx = modules::ptx(key, capability)
+                .ok_or_else(|| Error::NoCuda(format!("there is no kernel {} for {}", key.name(), device.name)))?;
+            // SAFETY: it is a NUL-terminated text.
+            unsafe { load_image(ptx.as_bytes_with_nul()) }.map_err(not_loaded)?
+        }
+    };
     let mut function = std::ptr::null_mut();
     // SAFETY: the module was loaded, and the name is NUL-terminated.
     let got = unsafe { sys::cuModuleGetFunction(&mut function, module, key.function().as_ptr()) };
@@ -51,6 +65,19 @@ fn load(key: ModuleKey, device: &Device) -> Result<Function> {
         let _ = unsafe { sys::cuModuleUnload(module) };
     })?;
     Ok(Function(function))
+}
+
+/// # Safety
+/// The device's context is current, and `image` is an ELF file, or PTX that ends in a NUL.
+unsafe fn load_image(image: &[u8]) -> std::result::Result<sys::CUmodule, DriverError> {
+    let mut module = std::ptr::null_mut();
+    // SAFETY: the caller's promises; both formats tell the driver where they end.
+    unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) }.result()?;
+    Ok(module)
+}
+
+fn not_loaded(error: DriverError) -> Error {
+    error_of("cuModuleLoadData", error)
 }
 
 /// While it lives, this thread may make calls that a stream capture would otherwise forbid: neither loading a module nor

@@ -9,6 +9,7 @@ mod construction;
 mod contexts;
 mod failures;
 mod lifecycle;
+mod loading;
 mod operations;
 mod processes;
 mod refusals;

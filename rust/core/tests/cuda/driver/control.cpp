@@ -39,7 +39,7 @@ State& state() {
 }
 
 std::atomic<long> live[static_cast<unsigned>(Kind::COUNT)];
-std::atomic<const char* (*)(const char*)> resolver{nullptr};
+std::atomic<const char* (*)(const char*, std::size_t)> resolver{nullptr};
 
 // The devices' time is real time by a factor, and then some, modulo 2^64.
 struct Clock {
@@ -112,9 +112,9 @@ void violate(const std::string& what) {
     state.violations += what + "\n";
 }
 
-const char* resolve(const char* ptx) {
+const char* resolve(const char* image, std::size_t size) {
     const auto function = resolver.load();
-    return function == nullptr ? nullptr : function(ptx);
+    return function == nullptr ? nullptr : function(image, size);
 }
 
 std::uint64_t nanoseconds() { return device_clock.load(std::memory_order_acquire)->at(real_nanoseconds()); }
@@ -123,8 +123,8 @@ std::uint64_t nanoseconds() { return device_clock.load(std::memory_order_acquire
 
 using namespace standin;
 
-// Says how the object file of a PTX text is found.
-STANDIN_EXPORT void standin_resolve_with(const char* (*resolve)(const char*)) { resolver = resolve; }
+// Says how the object file of an image is found.
+STANDIN_EXPORT void standin_resolve_with(const char* (*resolve)(const char*, std::size_t)) { resolver = resolve; }
 
 // The calling thread works for this rank.
 STANDIN_EXPORT void standin_act_as(int of_rank) { rank = of_rank; }

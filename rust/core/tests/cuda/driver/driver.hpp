@@ -26,6 +26,7 @@ enum Result : int {
     OUT_OF_MEMORY = 2,
     NOT_INITIALIZED = 3,
     INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
     INVALID_CONTEXT = 201,
     INVALID_PTX = 218,
     INVALID_HANDLE = 400,
@@ -37,7 +38,8 @@ enum Result : int {
 };
 
 // What lives until it is given back.
-enum class Kind : unsigned { memory, mapping, pinned, module, event, stream, COUNT };
+// `machine_code`: modules that were loaded as that, and are not given back.
+enum class Kind : unsigned { memory, mapping, pinned, module, event, stream, machine_code, COUNT };
 
 using Work = std::function<void()>;
 
@@ -102,8 +104,8 @@ Result enter(const char* function);
 void count(Kind kind, long change);
 // Notes what no program may do.
 void violate(const std::string& what);
-// The module's object file for a PTX text; null if there is none.
-const char* resolve(const char* ptx);
+// The object file for a module's image; null if there is none.
+const char* resolve(const char* image, std::size_t size);
 // The clock of the devices, which tests may let run faster.
 std::uint64_t nanoseconds();
 

@@ -1,18 +1,23 @@
-// Modules, and launches of their functions. What a module holds is found by its PTX: the same kernel, compiled for the
-// host.
+// Modules, and launches of their functions. What a module holds is found by its image, PTX or machine code: the same
+// kernel, compiled for the host.
 #include <dlfcn.h>
+#include <elf.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <string_view>
 
 #include "driver.hpp"
+
+using namespace std::string_view_literals;
 
 namespace standin {
 
@@ -100,15 +105,30 @@ struct LaunchConfig {
     unsigned attribute_count;
 };
 
-// The name behind `.entry` in PTX; empty if there is none.
-std::string entry(const char* ptx) {
-    constexpr char MARK[] = ".entry ";
-    const char* found = std::strstr(ptx, MARK);
-    if (found == nullptr) {
+constexpr char ELF[] = "\x7f" "ELF";
+
+bool is_elf(const char* image) { return std::strncmp(image, ELF, sizeof(ELF) - 1) == 0; }
+
+// The tables of sections and of segments are last in the files of machine code. PTX ends in a NUL.
+std::size_t size_of(const char* image) {
+    if (!is_elf(image)) {
+        return std::strlen(image) + 1;
+    }
+    Elf64_Ehdr header{};
+    std::memcpy(&header, image, sizeof(header));
+    return std::max(header.e_shoff + header.e_shentsize * header.e_shnum,
+                    header.e_phoff + header.e_phentsize * header.e_phnum);
+}
+
+// The name behind `.entry` in PTX, or behind `.text` in the names of sections of machine code; empty if there is none.
+std::string function_of(const char* image, std::size_t size) {
+    const std::string_view content(image, size), mark = is_elf(image) ? "\0.text."sv : ".entry "sv;
+    const std::size_t found = content.find(mark);
+    if (found == std::string_view::npos) {
         return "";
     }
-    found += sizeof(MARK) - 1;
-    return std::string(found, std::strcspn(found, "( \n"));
+    const std::string_view rest = content.substr(found + mark.size());
+    return std::string(rest.substr(0, rest.find_first_of("( \n\0"sv)));
 }
 
 }  // namespace
@@ -119,13 +139,15 @@ using namespace standin;
 
 STANDIN_EXPORT Result cuModuleLoadData(Module** module, const void* image) {
     STANDIN_ENTER_UNCAPTURED("cuModuleLoadData")
-    const auto ptx = static_cast<const char*>(image);
-    const char* object = resolve(ptx);
+    const auto content = static_cast<const char*>(image);
+    const std::size_t size = size_of(content);
+    const char* object = resolve(content, size);
     if (object == nullptr) {
-        return INVALID_PTX;
+        return is_elf(content) ? INVALID_IMAGE : INVALID_PTX;
     }
-    *module = new Module{device, entry(ptx), object};
+    *module = new Module{device, function_of(content, size), object};
     count(Kind::module, 1);
+    count(Kind::machine_code, is_elf(content) ? 1 : 0);
     return SUCCESS;
 }
 

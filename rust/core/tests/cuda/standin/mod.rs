@@ -18,7 +18,7 @@
 //! | `threads`, `processes` | what they may be, and what their all-gather is then |
 //! | `streams` | streams, and graphs |
 //! | `sum` | an operation for tests to which it does not matter which |
-//! | `kernels` | the object file for a PTX text |
+//! | `kernels` | the object file for PTX or machine code |
 //! | `either` | one program for this backend and for the host's, so that results can be compared |
 
 pub mod child;
@@ -46,7 +46,7 @@ const LINKED_NAME: &str = "-Wl,-soname,libcuda.so";
 
 /// The functions of `driver/control.cpp` and `driver/memory.cpp`.
 struct Interface {
-    resolve_with: unsafe extern "C" fn(unsafe extern "C" fn(*const c_char) -> *const c_char),
+    resolve_with: unsafe extern "C" fn(unsafe extern "C" fn(*const u8, usize) -> *const c_char),
     act_as: unsafe extern "C" fn(c_int),
     fail: unsafe extern "C" fn(c_int, *const c_char, u64, c_int),
     disarm: unsafe extern "C" fn() -> *const c_char,
@@ -107,6 +107,8 @@ pub enum Kind {
     Event,
     /// Streams.
     Stream,
+    /// Modules that were loaded as machine code.
+    MachineCode,
 }
 
 impl Kind {

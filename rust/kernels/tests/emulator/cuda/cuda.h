@@ -4,7 +4,7 @@
 #include "emulator.h"
 #include "device/types.cuh"
 
-// The host's compilers have it, and do not take the cast for a constant.
+// The host's compilers have another operator for it.
 #undef FIELD_OFFSET
 #define FIELD_OFFSET(type, field) __builtin_offsetof(type, field)
 
