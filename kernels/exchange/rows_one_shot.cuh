@@ -41,26 +41,19 @@ __device__ __forceinline__ void rows_one_shot(const typename Sink::Parameters& p
         return control.slot_offset + uint64{distance + column - first_column} * VECTOR_BYTES;
     };
     const auto is_active = [&](uint32 column) { return rows.has(column) && control.failed == 0; };
-    bool first_row = true;
-    while (true) {
-        rows.for_each_column([&](uint32 column) {
-            if (!first_row || column != threadIdx.x) {
-                own = source.load(rows, column);
-            }
-            own = scrub(own);
-            if (is_active(column)) {
-                routes.push_to_all(offset(column), own);
-            }
-        });
-        if (first_row) {
-            finish_control(group, control, parameters.region_bytes);
-            // Here all of the block has pushed.
-            ptx::launch_dependents();
-            first_row = false;
-        } else {
-            // The partials of the row before have been read.
-            __syncthreads();
+    rows.for_each_column([&](uint32 column) {
+        if (column != threadIdx.x) {
+            own = source.load(rows, column);
         }
+        own = scrub(own);
+        if (is_active(column)) {
+            routes.push_to_all(offset(column), own);
+        }
+    });
+    finish_control(group, control, parameters.region_bytes);
+    // Here all of the block has pushed.
+    ptx::launch_dependents();
+    while (true) {
         rows.for_each_column([&](uint32 column) {
             rows.load_residual(column);
             rows.load_weights(column);
@@ -77,6 +70,14 @@ __device__ __forceinline__ void rows_one_shot(const typename Sink::Parameters& p
             break;
         }
         distance += data_blocks() * parameters.row_vectors;
+        rows.for_each_column([&](uint32 column) {
+            own = scrub(source.load(rows, column));
+            if (is_active(column)) {
+                routes.push_to_all_anew(offset(column), own);
+            }
+        });
+        // The partials of the row before have been read.
+        __syncthreads();
     }
 }
 

@@ -73,7 +73,7 @@ public:
     // `push` is where the vectors go in the peers' blocks, `arrival` where rank 0's arrives in the own block, and
     // `region_bytes` what lies between that and the next rank's.
     __device__ __forceinline__ VectorRoutes(const Group& group, uint64 push, uint64 arrival, uint32 region_bytes)
-        : group_(group), arrival_(keep(group.own + arrival)), region_bytes_(region_bytes) {
+        : group_(group), push_place_(push), arrival_(keep(group.own + arrival)), region_bytes_(region_bytes) {
 #pragma unroll
         for (uint32 i = 0; i < capacity - 1; ++i) {
             push_[i] = keep(group.peers[i] + push);
@@ -100,6 +100,17 @@ public:
         for (uint32 i = 0; i < capacity - 1; ++i) {
             if (has_rank<capacity>(group_, i + 1)) {
                 push(i, offset, vector);
+            }
+        }
+    }
+
+    // Likewise, but computes the way again: a kernel that pushes before it waits, and again after that, need not keep it
+    // in registers.
+    __device__ __forceinline__ void push_to_all_anew(uint64 offset, const Vector& vector) const {
+#pragma unroll
+        for (uint32 i = 0; i < capacity - 1; ++i) {
+            if (has_rank<capacity>(group_, i + 1)) {
+                ptx::store_system(group_.peers[i] + push_place_ + offset, vector);
             }
         }
     }
@@ -138,6 +149,7 @@ public:
 
 private:
     const Group& group_;
+    uint64 push_place_;
     Address push_[capacity - 1];
     Address arrival_;
     uint32 region_bytes_;
