@@ -104,8 +104,8 @@ public:
         }
     }
 
-    // Likewise, but computes the way again: a kernel that pushes before it waits, and again after that, need not keep it
-    // in registers.
+    // Likewise, but computes the way again: a kernel that pushes before it waits, and again after that, need not keep
+    // it in registers.
     __device__ __forceinline__ void push_to_all_anew(uint64 offset, const Vector& vector) const {
 #pragma unroll
         for (uint32 i = 0; i < capacity - 1; ++i) {

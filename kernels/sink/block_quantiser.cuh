@@ -41,8 +41,8 @@ __device__ __forceinline__ void store_block_scale_if(bool condition,
     ptx::store_output_byte_if(condition, block_scale_place(parameters, token, index), byte);
 }
 
-// Stores 0 as the scales of rows that only their tensor has, in words of four. The threads of all blocks with rows share
-// them: a block alone may have 127 rows to clear.
+// Stores 0 as the scales of rows that only their tensor has, in words of four. The threads of all blocks with rows
+// share them: a block alone may have 127 rows to clear.
 template <class Rows>
 __device__ __forceinline__ void clear_padding(const Rows& rows,
                                               const AllReduceRmsNormQuantBlocksParameters& parameters) {
