@@ -211,6 +211,8 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, place
             function, arguments = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
+        # Graphs of the tests before are not replayed any more.
+        lamport_rs.release_memory(captured=True)
         outcome = _attempt(function, me, *arguments)
         try:
             reply = pickle.dumps(outcome)

@@ -57,9 +57,6 @@ Result cuThreadExchangeStreamCaptureMode(int* mode) { return 0; }
 Result cuEventCreate(void** event, unsigned flags) { *event = &seconds; return 0; }
 Result cuEventDestroy_v2(void* event) { return 0; }
 Result cuEventSynchronize(void* event) { return 0; }
-Result cuUserObjectCreate(void** object, ...) { *object = &seconds; return 0; }
-Result cuUserObjectRelease(void* object, unsigned count) { return 0; }
-Result cuGraphRetainUserObject(void* graph, ...) { return 0; }
 Result cuEventRecord(void* event, void* stream) { return 0; }
 Result cuModuleLoadData(void** module, const void* image) { *module = &seconds; return 0; }
 Result cuModuleGetFunction(void** function, void* module, const char* name) { *function = strdup(name); return 0; }

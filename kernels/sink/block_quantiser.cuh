@@ -41,16 +41,19 @@ __device__ __forceinline__ void store_block_scale_if(bool condition,
     ptx::store_output_byte_if(condition, block_scale_place(parameters, token, index), byte);
 }
 
-// Stores 0 as the scales of rows that only their tensor has, in words of four. The threads of all blocks with rows
-// share them: a block alone may have 127 rows to clear.
+// Stores 0 as the scales of rows that only their tensor has: some of the last 128, where there are any. The threads of
+// all blocks with rows share that, four scales at a time in the order of the memory, so that a warp's stores are whole
+// lines: a block alone may have 127 rows to clear.
 template <class Rows>
 __device__ __forceinline__ void clear_padding(const Rows& rows,
                                               const AllReduceRmsNormQuantBlocksParameters& parameters) {
-    const uint32 row_words = parameters.row_scales / 4;
-    const uint32 words = rows.has(0) ? parameters.padding_rows * row_words : 0;
+    constexpr uint32 ROWS = 128;
+    const uint32 words = rows.has(0) && parameters.padding_rows != 0 ? parameters.row_scales / 4 * ROWS : 0;
+    const uint32 first = parameters.tokens + parameters.padding_rows - ROWS;
     for (uint32 word = rows.token() * blockDim.x + threadIdx.x; word < words; word += parameters.tokens * blockDim.x) {
-        const Address place = block_scale_place(parameters, parameters.tokens + word / row_words, word % row_words * 4);
-        ptx::store_output_word_if(true, place, 0);
+        const uint32 row = word % 4 * 32 + word / 4 % 32;
+        ptx::store_output_word_if(row >= ROWS - parameters.padding_rows,
+                                  block_scale_place(parameters, first + row, word / ROWS * 4), 0);
     }
 }
 

@@ -33,8 +33,8 @@ like are a `LamportError`.
 
 **Streams.** On a GPU the operations run in the order of torch's current stream and overlap the end of what comes before
 them: the MiniMax norms' weights, and the scale that a quantiser is given, are read early, so that the kernel just
-before must not write them. A CUDA graph keeps the workspace whose operations it has captured; its replays are ordered
-by the stream they are launched on.
+before must not write them. A workspace stays once a CUDA graph has captured its operations, until
+`release_memory(captured=True)`; replays are ordered by the stream they are launched on.
 """
 
 from __future__ import annotations

@@ -134,12 +134,25 @@ impl Workspace {
     }
 }
 
-/// Frees memory of workspaces that are gone, which could not be freed when they went: a CUDA graph used it still, or a
-/// peer had it mapped. Workspaces do so as well when they are made, cleaned up or dropped. It waits for the kernels of
-/// this process that run on the device. Returns how many blocks of memory still wait for a peer.
+/// Frees memory of workspaces that are gone, which could not be freed when they went, as a peer had it mapped.
+/// Workspaces do so as well when they are made, cleaned up or dropped. It waits for the kernels of this process that run
+/// on the device.
+///
+/// A workspace whose operations a CUDA graph has captured stays, with its memory, when its last reference goes.
+/// `captured=True` gives up all that nobody refers to: only when no graph of theirs is replayed again, which would write
+/// into memory that is others'.
+///
+/// Returns how many blocks of memory still wait for a peer.
 #[pyfunction]
-pub fn release_memory(py: Python<'_>) -> PyResult<usize> {
-    detached(py, || Ok(lamport_rs_core::deferred::drop_deferred()))
+#[pyo3(signature = (*, captured = false))]
+pub fn release_memory(py: Python<'_>, captured: bool) -> PyResult<usize> {
+    detached(py, || {
+        if captured {
+            // SAFETY: the caller's promise.
+            unsafe { lamport_rs_core::deferred::drop_captured() };
+        }
+        Ok(lamport_rs_core::deferred::drop_deferred())
+    })
 }
 
 /// A workspace's pointer table: a one-dimensional int64 tensor that keeps the workspace's memory alive.

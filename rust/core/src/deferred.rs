@@ -1,6 +1,7 @@
 //! What a later call of the user's drops, rather than a thread of this library's: while device memory is freed, no thread
-//! of the process can launch anything, and a peer may wait for a launch.
+//! of the process can launch anything, and a peer may wait for a launch. And what nobody drops, as CUDA graphs use it.
 
+use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 /// Something to drop, once that is allowed.
@@ -52,6 +53,24 @@ pub fn drop_deferred() -> usize {
     waiting
 }
 
+static CAPTURED: Mutex<Vec<Arc<dyn Any + Send + Sync>>> = Mutex::new(Vec::new());
+
+/// Keeps a value that a CUDA graph uses. Nothing tells at no cost when a graph has gone (docs/decisions.md).
+pub fn keep_captured<T: Send + Sync + 'static>(value: Arc<T>) {
+    CAPTURED.lock().unwrap_or_else(PoisonError::into_inner).push(value);
+}
+
+/// Lets go what is kept for graphs and nobody else has: it is dropped, or deferred.
+///
+/// # Safety
+/// No graph that has captured an operation of it runs, or is launched again.
+pub unsafe fn drop_captured() {
+    let mut captured = CAPTURED.lock().unwrap_or_else(PoisonError::into_inner);
+    let unused: Vec<_> = captured.extract_if(.., |value| Arc::strong_count(value) == 1).collect();
+    drop(captured);
+    drop(unused);
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -70,6 +89,22 @@ mod tests {
         while Arc::strong_count(&value) > 1 {
             drop_deferred();
         }
+    }
+
+    #[test]
+    fn what_graphs_use_is_kept_until_it_is_said_that_none_does() {
+        let value = Arc::new(());
+        keep_captured(value.clone());
+        // SAFETY: there is no graph.
+        let let_go = || unsafe { drop_captured() };
+        let_go();
+        assert_eq!(Arc::strong_count(&value), 2);
+        let watched = Arc::downgrade(&value);
+        drop(value);
+        drop_deferred();
+        assert_eq!(watched.strong_count(), 1);
+        let_go();
+        assert_eq!(watched.strong_count(), 0);
     }
 
     #[test]

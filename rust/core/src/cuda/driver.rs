@@ -29,7 +29,7 @@ pub fn initialise() -> Result<()> {
 }
 
 /// The functions of the driver that are called, by the names that its library has for them.
-const FUNCTIONS: [&str; 41] = [
+const FUNCTIONS: [&str; 38] = [
     "cuCtxGetCurrent",
     "cuCtxGetDevice",
     "cuCtxSetCurrent",
@@ -46,7 +46,6 @@ const FUNCTIONS: [&str; 41] = [
     "cuEventSynchronize",
     "cuGetErrorName",
     "cuGetErrorString",
-    "cuGraphRetainUserObject",
     "cuInit",
     "cuIpcCloseMemHandle",
     "cuIpcGetMemHandle",
@@ -69,8 +68,6 @@ const FUNCTIONS: [&str; 41] = [
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
     "cuThreadExchangeStreamCaptureMode",
-    "cuUserObjectCreate",
-    "cuUserObjectRelease",
 ];
 
 /// Whether the library has them all. Calls of one that it lacks would panic, wherever that is.

@@ -12,7 +12,6 @@
 
 pub mod device;
 pub mod driver;
-pub mod graph;
 pub mod launch;
 mod null_stream;
 pub mod order;

@@ -41,14 +41,13 @@ impl StreamOrder {
     }
 
     /// Makes `stream` wait for the last operation, if that was on another stream. The device's context is current. After
-    /// an error nothing is remembered of this operation. Returns the graph that a capture makes, if this is the capture's
-    /// first operation.
+    /// an error nothing is remembered of this operation. Returns whether this is the first operation of a capture.
     #[inline]
-    pub fn follow(&mut self, stream: sys::CUstream) -> Result<Option<sys::CUgraph>> {
+    pub fn follow(&mut self, stream: sys::CUstream) -> Result<bool> {
         match capture(stream)? {
-            None if self.eager == Some(stream) => Ok(None),
-            None => self.follow_eager(stream).map(|()| None),
-            Some(capture) => self.follow_captured(capture, stream),
+            None if self.eager == Some(stream) => Ok(false),
+            None => self.follow_eager(stream).map(|()| false),
+            Some(number) => self.follow_captured(number, stream),
         }
     }
 
@@ -71,13 +70,13 @@ impl StreamOrder {
         Ok(())
     }
 
-    fn follow_captured(&mut self, capture: Capture, stream: sys::CUstream) -> Result<Option<sys::CUgraph>> {
-        let last = self.captured.filter(|(number, _)| *number == capture.number).map(|(_, last)| last);
+    fn follow_captured(&mut self, number: u64, stream: sys::CUstream) -> Result<bool> {
+        let last = self.captured.filter(|(before, _)| *before == number).map(|(_, last)| last);
         if let Some(last) = last.filter(|last| *last != stream) {
             self.wait(last, stream)?;
         }
-        self.captured = Some((capture.number, stream));
-        Ok(last.is_none().then_some(capture.graph))
+        self.captured = Some((number, stream));
+        Ok(last.is_none())
     }
 
     #[cold]
@@ -103,15 +102,8 @@ impl Drop for StreamOrder {
     }
 }
 
-/// A capture.
-struct Capture {
-    number: u64,
-    /// What it makes.
-    graph: sys::CUgraph,
-}
-
-/// The capture that `stream` is part of, if any.
-fn capture(stream: sys::CUstream) -> Result<Option<Capture>> {
+/// The number of the capture that `stream` is part of, if any.
+fn capture(stream: sys::CUstream) -> Result<Option<u64>> {
     match capture_info(stream) {
         // The answer for the legacy stream while another stream captures, which is no error of this operation.
         Err(sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) => Ok(None),
@@ -124,17 +116,17 @@ pub(super) fn legacy_stream_is_in_use() -> bool {
     matches!(capture_info(std::ptr::null_mut()), Err(sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT))
 }
 
-/// The capture that `stream` is part of, if any, or what the driver says instead.
-fn capture_info(stream: sys::CUstream) -> std::result::Result<Option<Capture>, sys::CUresult> {
+/// The number of the capture that `stream` is part of, if any, or what the driver says instead.
+fn capture_info(stream: sys::CUstream) -> std::result::Result<Option<u64>, sys::CUresult> {
     let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    let (mut number, mut graph) = (0, std::ptr::null_mut());
+    let mut number = 0;
     // SAFETY: the caller's stream; the outputs that are not wanted may be null.
     let asked = unsafe {
         sys::cuStreamGetCaptureInfo_v2(
             stream,
             &mut status,
             &mut number,
-            &mut graph,
+            std::ptr::null_mut(),
             std::ptr::null_mut(),
             std::ptr::null_mut(),
         )
@@ -143,5 +135,5 @@ fn capture_info(stream: sys::CUstream) -> std::result::Result<Option<Capture>, s
         return Err(asked);
     }
     let is_active = status == sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE;
-    Ok(is_active.then_some(Capture { number, graph }))
+    Ok(is_active.then_some(number))
 }

@@ -7,9 +7,9 @@ use lamport_rs_kernels::plan;
 
 use super::CudaWorkspace;
 use crate::cuda::device::Entered;
-use crate::cuda::graph::retain;
 use crate::cuda::order::StreamOrder;
 use crate::cuda::plans::Plans;
+use crate::deferred::keep_captured;
 use crate::error::{Error, Result};
 use crate::lifecycle::Lifecycle;
 use crate::operations::description::Description;
@@ -20,6 +20,8 @@ use crate::workspace::exclusive::Access;
 pub(super) struct State {
     pub(super) order: StreamOrder,
     pub(super) plans: Plans,
+    /// Whether a graph may use the workspace: it is kept then.
+    pub(super) is_captured: bool,
 }
 
 impl CudaWorkspace {
@@ -39,10 +41,10 @@ impl CudaWorkspace {
         let mut launching =
             Launching { lifecycle: self.lifecycle(), state, group: self.kernel_group(description), _entered: entered };
         // The peers' operations go ahead: this rank would be one behind them for ever.
-        let graph = launching.state.order.follow(stream).inspect_err(|error| launching.fail(error))?;
-        if let Some((graph, this)) = graph.and_then(|graph| Some((graph, self.this.upgrade()?))) {
-            // SAFETY: a capture makes it.
-            unsafe { retain(graph, this) }.inspect_err(|error| launching.fail(error))?;
+        let begins_capture = launching.state.order.follow(stream).inspect_err(|error| launching.fail(error))?;
+        if begins_capture && !launching.state.is_captured {
+            launching.state.is_captured = true;
+            self.this.upgrade().into_iter().for_each(keep_captured);
         }
         Ok(launching)
     }

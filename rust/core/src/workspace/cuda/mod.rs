@@ -184,7 +184,7 @@ impl CudaWorkspace {
             group: kernel_group,
             slots,
             state: Exclusive::new(
-                State { order: StreamOrder::new(&device), plans: Plans::default() },
+                State { order: StreamOrder::new(&device), plans: Plans::default(), is_captured: false },
                 lifecycle.clone(),
             ),
             skipped: Skipped::default(),

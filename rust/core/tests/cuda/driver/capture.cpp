@@ -33,17 +33,8 @@ Captures& captures() {
     return captures;
 }
 
-// A capture's work and what it keeps, and what was instantiated from it.
+// A capture's work, and what was instantiated from it.
 using Graph = Capture;
-
-using UserObject = std::shared_ptr<void>;
-
-// The driver forbids functions that destroy user objects to call it, and so does this one.
-void destroy_without_the_driver(void (*destroy)(void*), void* data) {
-    forbids_calls = true;
-    destroy(data);
-    forbids_calls = false;
-}
 
 }  // namespace
 
@@ -148,34 +139,5 @@ STANDIN_EXPORT Result cuGraphDestroy(Graph* graph) {
 STANDIN_EXPORT Result cuGraphExecDestroy(Graph* executable) {
     STANDIN_ENTER("cuGraphExecDestroy")
     delete executable;
-    return SUCCESS;
-}
-
-STANDIN_EXPORT Result cuUserObjectCreate(UserObject** object, void* data, void (*destroy)(void*), unsigned count,
-                                         unsigned flags) {
-    STANDIN_ENTER("cuUserObjectCreate")
-    constexpr unsigned NO_DESTRUCTOR_SYNC = 1;
-    if (count != 1 || flags != NO_DESTRUCTOR_SYNC) {
-        return INVALID_VALUE;
-    }
-    *object = new UserObject(data, [destroy](void* data) { destroy_without_the_driver(destroy, data); });
-    return SUCCESS;
-}
-
-STANDIN_EXPORT Result cuUserObjectRelease(UserObject* object, unsigned) {
-    STANDIN_ENTER("cuUserObjectRelease")
-    delete object;
-    return SUCCESS;
-}
-
-// Moves the caller's reference.
-STANDIN_EXPORT Result cuGraphRetainUserObject(Graph* graph, UserObject* object, unsigned count, unsigned flags) {
-    STANDIN_ENTER("cuGraphRetainUserObject")
-    constexpr unsigned MOVE = 1;
-    if (count != 1 || flags != MOVE) {
-        return INVALID_VALUE;
-    }
-    graph->kept.push_back(*object);
-    delete object;
     return SUCCESS;
 }

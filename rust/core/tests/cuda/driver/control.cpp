@@ -61,12 +61,6 @@ std::uint64_t real_nanoseconds() {
 // Whose thread this is.
 thread_local int rank = ANY_RANK;
 
-}  // namespace
-
-thread_local bool forbids_calls = false;
-
-namespace {
-
 std::size_t find_name(const std::string& names, const std::string& name) {
     return ("," + names + ",").find("," + name + ",");
 }
@@ -85,9 +79,6 @@ void remove_name(std::string& names, const std::string& name) {
 }  // namespace
 
 Result enter(const char* function) {
-    if (forbids_calls) {
-        violate(std::string(function) + " from a function that destroys a user object");
-    }
     State& state = standin::state();
     const std::lock_guard lock(state.mutex);
     state.calls[function] += 1;

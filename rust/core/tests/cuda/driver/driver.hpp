@@ -47,8 +47,6 @@ using Work = std::function<void()>;
 struct Capture {
     std::uint64_t number;
     std::vector<Work> work;
-    // User objects: whoever gives the last reference back destroys them.
-    std::vector<std::shared_ptr<void>> kept;
     bool is_invalidated = false;
 };
 
@@ -95,9 +93,6 @@ struct Grid {
 };
 
 // ---- control.cpp ----------------------------------------------------------------------------------------------------
-
-// Whether this thread may not call the driver now.
-extern thread_local bool forbids_calls;
 
 // Called first by every function of the driver: an error if the test wants this call to fail.
 Result enter(const char* function);
