@@ -17,9 +17,10 @@ mod workspace;
 // Where `build/constants.rs` looks for them.
 use lamport_rs_kernels::{parameters, sink, variants};
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use lamport_rs_kernels::ModuleKey;
+use lamport_rs_kernels::variants::{PHASED_CAPACITIES, capacity};
 
 use compile::Sources;
 use machine::Kernels;
@@ -117,8 +118,8 @@ fn values_over_a_scale_are_the_quotients() {
     litmus::check_division(&Kernels::new(Sources::of_kernels()));
 }
 
-#[test]
-fn every_module_is_run() {
+/// The cases that together run everything.
+fn tables() -> impl Iterator<Item = Case> {
     let all = [
         cases::all_reduce(),
         cases::rms_norm(),
@@ -127,10 +128,36 @@ fn every_module_is_run() {
         cases::minimax(),
         cases::setup(),
     ];
+    all.into_iter().flatten()
+}
+
+#[test]
+fn every_module_is_run() {
     let mut run = HashSet::new();
-    for case in all.iter().flatten() {
+    for case in tables() {
         run.extend(case.operations.iter().map(|operation| operation.module(&case.setting())));
     }
     let missing: Vec<_> = ModuleKey::all().filter(|key| !run.contains(key)).map(ModuleKey::name).collect();
     assert!(missing.is_empty(), "no case runs {missing:#?}");
+}
+
+#[test]
+fn every_kernel_runs_in_groups_of_every_size() {
+    let mut run = HashSet::new();
+    for case in tables() {
+        let functions = case.operations.iter().map(|operation| operation.module(&case.setting()).function());
+        run.extend(functions.map(|function| (function, case.world_size)));
+    }
+    // Of two ranks' shards there is none that is summed in phases.
+    let exists = |key: ModuleKey, world_size| match key.function().to_bytes() {
+        b"all_reduce_two_shot_phased" => PHASED_CAPACITIES.contains(&capacity(world_size)),
+        _ => true,
+    };
+    let wanted = ModuleKey::all().flat_map(|key| (2..=8).map(move |world_size| (key, world_size)));
+    let missing: BTreeSet<_> = wanted
+        .filter(|&(key, world_size)| exists(key, world_size))
+        .map(|(key, world_size)| (key.function(), world_size as usize))
+        .filter(|pair| !run.contains(pair))
+        .collect();
+    assert!(missing.is_empty(), "no case runs {missing:?}");
 }
