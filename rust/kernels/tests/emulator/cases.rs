@@ -137,11 +137,15 @@ pub fn rms_norm_quant() -> Vec<Case> {
     cases
 }
 
+/// The quantisers of sums.
+pub fn sinks_of_sums() -> impl Iterator<Item = Sink> {
+    Sink::ALL.into_iter().filter(|sink| sink.format().family == Family::Float32Scales)
+}
+
 /// Sums, quantised: likewise, with the sum and without, in place of the input and elsewhere.
 pub fn quant() -> Vec<Case> {
     let mut cases = Vec::new();
-    let sinks = Sink::ALL.into_iter().filter(|sink| sink.format().family == Family::Float32Scales);
-    for (sink, algorithm) in sinks.flat_map(|sink| Algorithm::ALL.map(|algorithm| (sink, algorithm))) {
+    for (sink, algorithm) in sinks_of_sums().flat_map(|sink| Algorithm::ALL.map(|algorithm| (sink, algorithm))) {
         for (dtype, world_size) in QUANTISED.into_iter().flat_map(|(dtype, sizes)| sizes.map(|size| (dtype, size))) {
             // As above.
             if sink == Sink::Fp8GroupColumnMajor && (dtype, world_size) != (BFloat16, 3) {
@@ -160,7 +164,9 @@ pub fn quant() -> Vec<Case> {
             }
             let vectors = rms_norm_bounds(capacity(world_size as u32)).max_threads as usize + 1;
             let rows = if algorithm == OneShot { 2 } else { world_size };
-            let wide = vec![quant(rows, vectors, false, false), quant(few, 1, true, true)];
+            // Rows that are not held are read back from the sum's place.
+            let in_place = dtype == BFloat16;
+            let wide = vec![quant(rows, vectors, in_place, in_place), quant(few, 1, true, !in_place)];
             cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
         }
     }
@@ -222,8 +228,8 @@ pub fn setup() -> Vec<Case> {
     cases
 }
 
-/// All kinds after each other on one workspace, in random order and of random sizes. Half of them on devices without
-/// programmatic dependent launch.
+/// All kinds after each other on one workspace, quantisers among them, in random order and of random sizes. Half of them
+/// on devices without programmatic dependent launch.
 pub fn mixtures() -> Vec<Case> {
     let mut cases = Vec::new();
     for world_size in 2..=8 {
@@ -247,23 +253,40 @@ fn any_operation(random: &mut Random, world_size: usize) -> Box<dyn Operation> {
     let algorithm = if random.below(2) == 0 { OneShot } else { TwoShot };
     let tokens = 1 + random.below(12);
     let vectors = [1, 5, 32, 70][random.below(4)];
-    match random.below(4) {
+    let of_rows = if tokens < world_size { OneShot } else { algorithm };
+    let has_residual = random.below(2) == 0;
+    match random.below(6) {
         0 => {
             let elements = [1, 9, 64, 700, 5000][random.below(5)] + random.below(8);
             Box::new(AllReduce { algorithm, dtype, elements, in_place })
         }
         1 => {
-            let algorithm = if tokens < world_size { OneShot } else { algorithm };
-            let (hidden, has_residual) = (vectors * per_vector, random.below(2) == 0);
+            let (algorithm, hidden) = (of_rows, vectors * per_vector);
             Box::new(AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place })
         }
         2 => {
             let widths = [(vectors * per_vector) as u32];
             Box::new(Minimax { dtype, weight, tokens: tokens as u32, widths, tokens_per_block: None, in_place })
         }
-        _ => {
+        3 => {
             let widths = [(vectors * per_vector) as u32, 3 * per_vector as u32];
             Box::new(Minimax { dtype, weight, tokens: tokens as u32, widths, tokens_per_block: None, in_place })
+        }
+        4 => {
+            let sink = Sink::ALL[random.below(Sink::ALL.len())];
+            let (dtype, weight) = DTYPES_WITH_WEIGHTS[1 + random.below(4)];
+            let (algorithm, hidden) = (of_rows, (vectors * 8).next_multiple_of(sink.column_multiple()));
+            let has_output = random.below(2) == 0;
+            let in_place = in_place && has_output;
+            let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
+            Box::new(AllReduceRmsNormQuant { norm, sink, has_output })
+        }
+        _ => {
+            let sinks: Vec<_> = sinks_of_sums().collect();
+            let sink = sinks[random.below(sinks.len())];
+            let (dtype, has_sum) = ([Float16, BFloat16][random.below(2)], random.below(2) == 0);
+            let (algorithm, hidden) = (of_rows, (vectors * 8).next_multiple_of(sink.column_multiple()));
+            Box::new(AllReduceQuant { algorithm, dtype, tokens, hidden, sink, has_sum, in_place })
         }
     }
 }
