@@ -5,6 +5,7 @@ mod compile;
 #[path = "../../build/constants.rs"]
 mod constants;
 mod defects;
+mod disagreements;
 mod faults;
 mod litmus;
 mod machine;
@@ -23,6 +24,7 @@ use lamport_rs_kernels::ModuleKey;
 use lamport_rs_kernels::variants::{PHASED_CAPACITIES, capacity};
 
 use compile::Sources;
+use faults::FaultCase;
 use machine::Kernels;
 use run::{Case, seeds};
 
@@ -89,6 +91,34 @@ fn faults() {
             }
         }
         faults::check_absent_in_verification(&kernels, seed).unwrap_or_else(|text| panic("verify", seed, text));
+    }
+}
+
+#[test]
+fn disagreements() {
+    let kernels = Kernels::new(Sources::of_kernels());
+    for seed in seeds(2) {
+        for disagreement in disagreements::disagreements() {
+            let name = &disagreement.case.name;
+            disagreements::check_disagreement(&disagreement, &kernels, seed)
+                .unwrap_or_else(|text| panic!("{name}, seed {seed}: {text}"));
+        }
+    }
+}
+
+#[test]
+fn foreign_kernels() {
+    let kernels = Kernels::new(Sources::of_kernels());
+    for seed in seeds(2) {
+        for (index, FaultCase { case, .. }) in faults::cases().into_iter().enumerate() {
+            let foreign = disagreements::Foreign::ALL[index % 3];
+            // Before the first operation, and behind it.
+            for operations in [0, 1] {
+                disagreements::check_foreign(&case, (foreign, operations), &kernels, seed).unwrap_or_else(|text| {
+                    panic!("{foreign:?} behind {operations} of {}, seed {seed}: {text}", case.name)
+                });
+            }
+        }
     }
 }
 

@@ -160,6 +160,14 @@ pub fn check_bits(what: &str, dtype: Dtype, found: &[u8], expected: &[u8]) -> Re
     Ok(())
 }
 
+/// Checks that every element is NaN.
+pub fn check_nan(what: &str, dtype: Dtype, found: &[u8]) -> Result<(), String> {
+    match elements(dtype, found).into_iter().position(|bits| !decode(dtype, bits).is_nan()) {
+        Some(index) => Err(format!("{what}: element {index} is a number after a fault")),
+        None => Ok(()),
+    }
+}
+
 /// Of so many elements, a quarter must be finite: the others say little.
 const MANY: usize = 4096;
 
