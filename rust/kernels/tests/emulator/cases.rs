@@ -95,8 +95,8 @@ pub fn rms_norm() -> Vec<Case> {
     cases
 }
 
-/// Whether quantised rows that are not held, which take long, are run in so large a group: two sizes of a capacity in one
-/// shot, and the others in two.
+/// Whether quantised rows that are not held are run in so large a group. They take long: of 5 to 8 ranks, two
+/// sizes are run in one shot, and the others in two.
 fn runs_wide(algorithm: Algorithm, world_size: usize) -> bool {
     match world_size {
         5 | 6 => algorithm == OneShot,
@@ -230,8 +230,8 @@ pub fn setup() -> Vec<Case> {
     cases
 }
 
-/// All kinds after each other on one workspace, quantisers among them, in random order and of random sizes. Half of them
-/// on devices without programmatic dependent launch.
+/// All kinds after each other on one workspace, quantisers among them, in random order and of random sizes. Half of
+/// them on devices without programmatic dependent launch.
 pub fn mixtures() -> Vec<Case> {
     let mut cases = Vec::new();
     for world_size in 2..=8 {

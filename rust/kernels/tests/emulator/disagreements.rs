@@ -1,5 +1,5 @@
-//! Ranks that do different things, and tables that a foreign kernel has used: every rank says so, and its results are NaN
-//! from then on, never numbers.
+//! Ranks that do different things, and tables that a foreign kernel has used: every rank says so, and its results are
+//! NaN from then on, never numbers.
 
 use lamport_rs_kernels::Dtype::{BFloat16, Float16};
 use lamport_rs_kernels::Sink;
@@ -16,8 +16,8 @@ use crate::operations::{AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRm
 use crate::run::Case;
 use crate::workspace::HEADER;
 
-/// The operations of a case: two that all ranks run, the one that the last rank runs instead of the second, and one more
-/// that all run.
+/// The operations of a case: two that all ranks run, the one that the last rank runs instead of the second, and one
+/// more that all run.
 const FIRST: usize = 0;
 const SECOND: usize = 1;
 const OTHER: usize = 2;
@@ -91,8 +91,8 @@ fn differ<A: Operation + Clone + 'static>(
     cases.push(Disagreement::new(size(), operation(rows), other, if cases.len().is_multiple_of(2) { 1 } else { 3 }));
 }
 
-/// All ranks' first operation is right. Of the second all say which ranks do something else, and what, and what they were
-/// doing themselves. Results of that and of later operations are NaN.
+/// All ranks' first operation is right. Of the second all say which ranks do something else, and what, and what they
+/// were doing themselves. Results of that and of later operations are NaN.
 pub fn check_disagreement(disagreement: &Disagreement, kernels: &Kernels, seed: u64) -> Result<(), String> {
     let Disagreement { case, word } = disagreement;
     let mut group = Group::new(case, kernels, seed);
@@ -175,8 +175,8 @@ impl Foreign {
     }
 }
 
-/// A foreign kernel runs on every rank, behind so many of the package's operations. All ranks say of the next that their
-/// own tables were used, and its results, and those of later ones, are NaN.
+/// A foreign kernel runs on every rank, behind so many of the package's operations. All ranks say of the next that
+/// their own tables were used, and its results, and those of later ones, are NaN.
 pub fn check_foreign(
     case: &Case,
     (foreign, operations): (Foreign, usize),

@@ -178,7 +178,7 @@ fn every_kernel_runs_in_groups_of_every_size() {
         let functions = case.operations.iter().map(|operation| operation.module(&case.setting()).function());
         run.extend(functions.map(|function| (function, case.world_size)));
     }
-    // Of two ranks' shards there is none that is summed in phases.
+    // For two ranks there is no kernel that sums in phases.
     let exists = |key: ModuleKey, world_size| match key.function().to_bytes() {
         b"all_reduce_two_shot_phased" => PHASED_CAPACITIES.contains(&capacity(world_size)),
         _ => true,
