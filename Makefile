@@ -31,7 +31,7 @@ LONG_RUST := in_every_execution operations_with_headers headers_are_neither_lost
   what_breaks_one_shot_breaks four_ranks_are_correct_in_two three_ranks_are_correct_in_a_mix \
   kernels_use_no_local_memory planted_defects a_message_is_missed
 # Tests of the emulator that `test-rust-short` runs with one seed, and `test-rust-long` with three others.
-SEEDED := all_reduce rms_norm minimax setup mixtures limited_residency faults
+SEEDED := all_reduce rms_norm minimax setup mixtures limited_residency faults disagreements foreign_kernels
 
 test: test-rust-short ## What a change needs first: every operation, backend and fault (5 min).
 	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"'

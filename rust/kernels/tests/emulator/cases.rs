@@ -18,7 +18,10 @@ const DTYPES: [Dtype; 3] = [Float32, Float16, BFloat16];
 const DTYPES_WITH_WEIGHTS: [(Dtype, Dtype); 5] =
     [(Float32, Float32), (Float16, Float16), (Float16, Float32), (BFloat16, BFloat16), (BFloat16, Float32)];
 /// The last is for the kernels of the largest groups, of up to 16 ranks.
-const WORLD_SIZES: [usize; 6] = [2, 3, 4, 6, 8, 9];
+const WORLD_SIZES: [usize; 8] = [2, 3, 4, 5, 6, 7, 8, 9];
+
+/// Of dtypes that have quantisers: each size is there for one of the two, and each capacity for both.
+const QUANTISED: [(Dtype, [usize; 5]); 2] = [(Float16, [2, 4, 5, 8, 9]), (BFloat16, [2, 3, 6, 7, 9])];
 
 type Operations = Vec<Box<dyn Operation>>;
 
@@ -92,11 +95,21 @@ pub fn rms_norm() -> Vec<Case> {
     cases
 }
 
+/// Whether quantised rows that are not held are run in so large a group. They take long: of 5 to 8 ranks, two
+/// sizes are run in one shot, and the others in two.
+fn runs_wide(algorithm: Algorithm, world_size: usize) -> bool {
+    match world_size {
+        5 | 6 => algorithm == OneShot,
+        7 | 8 => algorithm == TwoShot,
+        _ => true,
+    }
+}
+
 /// Norms of sums, quantised: like `rms_norm`, with the normalised rows and without.
 pub fn rms_norm_quant() -> Vec<Case> {
     let mut cases = Vec::new();
     for (sink, algorithm) in Sink::ALL.into_iter().flat_map(|sink| Algorithm::ALL.map(|algorithm| (sink, algorithm))) {
-        for (dtype, world_size) in [Float16, BFloat16].into_iter().flat_map(|dtype| [2, 3, 6, 9].map(|n| (dtype, n))) {
+        for (dtype, world_size) in QUANTISED.into_iter().flat_map(|(dtype, sizes)| sizes.map(|size| (dtype, size))) {
             // It differs from the other one in where the scales go, and in nothing else.
             if sink.format().in_kernel != sink && (dtype, world_size) != (BFloat16, 3) {
                 continue;
@@ -110,8 +123,13 @@ pub fn rms_norm_quant() -> Vec<Case> {
                 Box::new(AllReduceRmsNormQuant { norm, sink, has_output })
             };
             let name = format!("{}, {algorithm:?}, {dtype:?}, {world_size} ranks", sink.name());
-            let held = vec![quant(13, 33, true), quant(world_size, 1, false), quant(world_size + 4, 40, true)];
-            cases.push(case(format!("{name}, held"), world_size, device(1, 2), held));
+            // Several blocks with rows, and some that have none.
+            let few = if algorithm == OneShot { 1 } else { world_size };
+            let held = vec![quant(13, 33, true), quant(few, 1, false), quant(world_size + 4, 40, true)];
+            cases.push(case(format!("{name}, held"), world_size, device(2, 2), held));
+            if !runs_wide(algorithm, world_size) {
+                continue;
+            }
             let vectors = rms_norm_bounds(capacity(world_size as u32)).max_threads as usize + 1;
             let rows = if algorithm == OneShot { 2 } else { world_size };
             let wide = vec![quant(rows, vectors, true), quant(world_size, 1, false)];
@@ -121,12 +139,16 @@ pub fn rms_norm_quant() -> Vec<Case> {
     cases
 }
 
+/// The quantisers of sums.
+pub fn sinks_of_sums() -> impl Iterator<Item = Sink> {
+    Sink::ALL.into_iter().filter(|sink| sink.format().family == Family::Float32Scales)
+}
+
 /// Sums, quantised: likewise, with the sum and without, in place of the input and elsewhere.
 pub fn quant() -> Vec<Case> {
     let mut cases = Vec::new();
-    let sinks = Sink::ALL.into_iter().filter(|sink| sink.format().family == Family::Float32Scales);
-    for (sink, algorithm) in sinks.flat_map(|sink| Algorithm::ALL.map(|algorithm| (sink, algorithm))) {
-        for (dtype, world_size) in [Float16, BFloat16].into_iter().flat_map(|dtype| [2, 3, 6, 9].map(|n| (dtype, n))) {
+    for (sink, algorithm) in sinks_of_sums().flat_map(|sink| Algorithm::ALL.map(|algorithm| (sink, algorithm))) {
+        for (dtype, world_size) in QUANTISED.into_iter().flat_map(|(dtype, sizes)| sizes.map(|size| (dtype, size))) {
             // As above.
             if sink == Sink::Fp8GroupColumnMajor && (dtype, world_size) != (BFloat16, 3) {
                 continue;
@@ -139,9 +161,14 @@ pub fn quant() -> Vec<Case> {
             let few = world_size;
             let held = vec![quant(13, 33, false, false), quant(few, 1, true, false), quant(few + 4, 40, true, true)];
             cases.push(case(format!("{name}, held"), world_size, device(1, 2), held));
+            if !runs_wide(algorithm, world_size) {
+                continue;
+            }
             let vectors = rms_norm_bounds(capacity(world_size as u32)).max_threads as usize + 1;
             let rows = if algorithm == OneShot { 2 } else { world_size };
-            let wide = vec![quant(rows, vectors, false, false), quant(few, 1, true, true)];
+            // Rows that are not held are read back from the sum's place.
+            let in_place = dtype == BFloat16;
+            let wide = vec![quant(rows, vectors, in_place, in_place), quant(few, 1, true, !in_place)];
             cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
         }
     }
@@ -181,7 +208,7 @@ pub fn minimax() -> Vec<Case> {
 /// What comes before all operations.
 pub fn setup() -> Vec<Case> {
     let mut cases = Vec::new();
-    for world_size in [2, 5, 8, 16] {
+    for world_size in (2..=8).chain([16]) {
         let fill = |first, words| -> Box<dyn Operation> { Box::new(Fill { first, words }) };
         let verify = |liar| -> Box<dyn Operation> { Box::new(Verify { liar }) };
         let sum = |elements| -> Box<dyn Operation> {
@@ -203,8 +230,8 @@ pub fn setup() -> Vec<Case> {
     cases
 }
 
-/// All kinds after each other on one workspace, in random order and of random sizes. Half of them on devices without
-/// programmatic dependent launch.
+/// All kinds after each other on one workspace, quantisers among them, in random order and of random sizes. Half of
+/// them on devices without programmatic dependent launch.
 pub fn mixtures() -> Vec<Case> {
     let mut cases = Vec::new();
     for world_size in 2..=8 {
@@ -228,23 +255,40 @@ fn any_operation(random: &mut Random, world_size: usize) -> Box<dyn Operation> {
     let algorithm = if random.below(2) == 0 { OneShot } else { TwoShot };
     let tokens = 1 + random.below(12);
     let vectors = [1, 5, 32, 70][random.below(4)];
-    match random.below(4) {
+    let of_rows = if tokens < world_size { OneShot } else { algorithm };
+    let has_residual = random.below(2) == 0;
+    match random.below(6) {
         0 => {
             let elements = [1, 9, 64, 700, 5000][random.below(5)] + random.below(8);
             Box::new(AllReduce { algorithm, dtype, elements, in_place })
         }
         1 => {
-            let algorithm = if tokens < world_size { OneShot } else { algorithm };
-            let (hidden, has_residual) = (vectors * per_vector, random.below(2) == 0);
+            let (algorithm, hidden) = (of_rows, vectors * per_vector);
             Box::new(AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place })
         }
         2 => {
             let widths = [(vectors * per_vector) as u32];
             Box::new(Minimax { dtype, weight, tokens: tokens as u32, widths, tokens_per_block: None, in_place })
         }
-        _ => {
+        3 => {
             let widths = [(vectors * per_vector) as u32, 3 * per_vector as u32];
             Box::new(Minimax { dtype, weight, tokens: tokens as u32, widths, tokens_per_block: None, in_place })
+        }
+        4 => {
+            let sink = Sink::ALL[random.below(Sink::ALL.len())];
+            let (dtype, weight) = DTYPES_WITH_WEIGHTS[1 + random.below(4)];
+            let (algorithm, hidden) = (of_rows, (vectors * 8).next_multiple_of(sink.column_multiple()));
+            let has_output = random.below(2) == 0;
+            let in_place = in_place && has_output;
+            let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
+            Box::new(AllReduceRmsNormQuant { norm, sink, has_output })
+        }
+        _ => {
+            let sinks: Vec<_> = sinks_of_sums().collect();
+            let sink = sinks[random.below(sinks.len())];
+            let (dtype, has_sum) = ([Float16, BFloat16][random.below(2)], random.below(2) == 0);
+            let (algorithm, hidden) = (of_rows, (vectors * 8).next_multiple_of(sink.column_multiple()));
+            Box::new(AllReduceQuant { algorithm, dtype, tokens, hidden, sink, has_sum, in_place })
         }
     }
 }

@@ -6,10 +6,11 @@ use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
 
 use crate::cases::device;
 use crate::compile::Sources;
-use crate::faults::{FaultCase, check_absent_rank, check_late_rank};
+use crate::disagreements::{Disagreement, Foreign, check_disagreement, check_foreign};
+use crate::faults::{FaultCase, check_absent_rank, check_late_rank, check_skipping_rank};
 use crate::machine::Kernels;
 use crate::operations::{
-    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Verify,
+    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Skip, Verify,
 };
 use crate::run::{Case, Failure};
 
@@ -34,6 +35,10 @@ enum Run {
     Chain(Case),
     Absent(FaultCase),
     Late(FaultCase),
+    Skipping(FaultCase),
+    Disagreeing(Disagreement),
+    /// Behind one operation.
+    Foreign(FaultCase, Foreign),
 }
 
 /// A defect.
@@ -74,6 +79,11 @@ impl Defect {
             Run::Chain(case) => case.run(kernels, seed).map(drop),
             Run::Absent(case) => check_absent_rank(case, kernels, seed).map_err(Failure::WrongFault),
             Run::Late(case) => check_late_rank(case, kernels, seed).map_err(Failure::WrongFault),
+            Run::Skipping(case) => check_skipping_rank(case, kernels, seed).map_err(Failure::WrongFault),
+            Run::Disagreeing(case) => check_disagreement(case, kernels, seed).map_err(Failure::WrongFault),
+            Run::Foreign(case, foreign) => {
+                check_foreign(&case.case, (*foreign, 1), kernels, seed).map_err(Failure::WrongFault)
+            }
         }
     }
 }
@@ -100,9 +110,9 @@ fn norm(algorithm: Algorithm) -> AllReduceRmsNorm {
     AllReduceRmsNorm { algorithm, dtype, weight, tokens: 9, hidden: 72 * 8, has_residual: true, in_place: false }
 }
 
-fn quantised(tokens: usize, hidden: usize) -> AllReduceRmsNormQuant {
+fn quantised(sink: Sink, tokens: usize, hidden: usize) -> AllReduceRmsNormQuant {
     let norm = AllReduceRmsNorm { tokens, hidden, dtype: Float16, weight: Float16, ..norm(OneShot) };
-    AllReduceRmsNormQuant { norm, sink: Sink::Fp8Token, has_output: true }
+    AllReduceRmsNormQuant { norm, sink, has_output: true }
 }
 
 fn quantised_sum() -> AllReduceQuant {
@@ -268,8 +278,8 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "partial sums of warps that do not exist are not made 0",
-            file: "sink/residual_rms_norm.cuh",
-            old: "        pad(shared.partials);\n",
+            file: "sink/rms_norm.cuh",
+            old: "        partials.values[threadIdx.x] = 0.0f;\n",
             new: "",
             run: chain(norm(OneShot), 1),
             expected: WrongResult,
@@ -279,7 +289,7 @@ pub fn all() -> Vec<Defect> {
             file: "sink/fp8_token.cuh",
             old: "            __syncthreads();\n            largest = of_block(shared.largest);\n",
             new: "            largest = of_block(shared.largest);\n",
-            run: chain(quantised(3, 8200), 1),
+            run: chain(quantised(Sink::Fp8Token, 3, 8200), 1),
             expected: WrongResult,
         },
         Defect {
@@ -295,8 +305,120 @@ pub fn all() -> Vec<Defect> {
             file: "sink/fp8_token.cuh",
             old: "            result >= LEAST_RESULT && bounds[1] <= LARGEST_FLOAT && rounded >> 16 == (rounded & 0xffffu);\n",
             new: "            true;\n",
-            run: chain(quantised(6000, 8), 1),
+            run: chain(quantised(Sink::Fp8Token, 6000, 8), 1),
             expected: WrongResult,
+        },
+        Defect {
+            name: "no barrier between the partial sums of two rows in two shots",
+            file: "exchange/rows_two_shot.cuh",
+            old: "            // The partials of the row before have been read.\n            __syncthreads();\n",
+            new: "",
+            run: chain(norm(TwoShot), 2),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "a row's sum is pushed although a contribution did not come",
+            file: "exchange/rows_two_shot.cuh",
+            old: "if (complete && is_active(column)) {",
+            new: "if (is_active(column)) {",
+            run: Run::Late(FaultCase::new(3, false, norm(TwoShot))),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "the largest magnitude of a group is that of two",
+            file: "sink/fp8_group.cuh",
+            old: "half_warp_maximum(",
+            new: "warp_maximum(",
+            run: chain(quantised(Sink::Fp8Group, 4, 256), 1),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "a group of zeros has a scale of 0",
+            file: "sink/fp8_group.cuh",
+            old: "(largest < LEAST ? LEAST : largest) / FP8_MAX",
+            new: "largest / FP8_MAX",
+            run: chain(AllReduceQuant { sink: Sink::Fp8Group, hidden: 256, ..quantised_sum() }, 1),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "the scales of rows that do not exist are not cleared",
+            file: "sink/quantise_blocks.cuh",
+            old: "        clear_padding(rows, parameters);\n",
+            new: "",
+            run: chain(quantised(Sink::Mxfp8Swizzled, 4, 256), 1),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "blocks without rows leave their share of the scales to clear",
+            file: "sink/block_quantiser.cuh",
+            old: "word += parameters.tokens * blockDim.x",
+            new: "word += data_blocks() * blockDim.x",
+            run: few_at_once(quantised(Sink::Mxfp8Swizzled, 1, 256)),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "scales of bytes are 1 after a fault",
+            file: "sink/quantise_blocks.cuh",
+            old: "NAN_BYTE = 0xff;",
+            new: "NAN_BYTE = 0x7f;",
+            run: Run::Absent(FaultCase::new(3, true, quantised(Sink::Mxfp8, 5, 128))),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "after a fault the scales of the first row alone are NaN",
+            file: "sink/quantise_blocks.cuh",
+            old: "for (uint32 token = 0; token < parameters.tokens; ++token)",
+            new: "for (uint32 token = 0; token < 1; ++token)",
+            run: Run::Absent(FaultCase::new(3, true, quantised(Sink::Nvfp4, 5, 128))),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "calls that send nothing are not counted",
+            file: "skip.cu",
+            old: "(previous + group.header[0])",
+            new: "previous",
+            run: chain(Skip { calls: 2 }, 1),
+            expected: WrongControl,
+        },
+        Defect {
+            name: "the last call in a row that sends nothing is told, and not the first",
+            file: "skip.cu",
+            old: "if (threadIdx.x == 0 && previous == last_operation) {",
+            new: "if (threadIdx.x == 0) {",
+            run: Run::Skipping(FaultCase::new(3, true, all_reduce(OneShot, 700))),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "the table's slot index is not looked at",
+            file: "protocol/control.cuh",
+            old: "return slot == left && extent ==",
+            new: "return extent ==",
+            run: Run::Foreign(FaultCase::new(3, true, all_reduce(OneShot, 700)), Foreign::InEverySlot),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "the table's extent to clear is not looked at",
+            file: "protocol/control.cuh",
+            old: "return slot == left && extent == uint64{group.world_size} * control.previous_region * VECTOR_BYTES;",
+            new: "return slot == left;",
+            run: Run::Foreign(FaultCase::new(3, true, all_reduce(OneShot, 700)), Foreign::Extent),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "a word of headers is not compared",
+            file: "protocol/header.cuh",
+            old: "(a.words[2] ^ b.words[2]) |",
+            new: "0 |",
+            run: Run::Disagreeing(Disagreement::new(3, all_reduce(OneShot, 700), all_reduce(OneShot, 500), 2)),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "NaN is written before the other threads have ended",
+            file: "protocol/header.cuh",
+            old: "was_failed ? 1 : 20 + ",
+            new: "was_failed ? 1 : 0 * ",
+            run: Run::Disagreeing(Disagreement::new(3, all_reduce(OneShot, 700), all_reduce(OneShot, 500), 2)),
+            expected: WrongFault,
         },
         Defect {
             name: "no barrier after the exchange of a row's sums",

@@ -80,37 +80,37 @@ pub fn cases() -> Vec<FaultCase> {
 }
 
 /// A group whose last rank is late.
-struct Group<'a> {
-    case: &'a FaultCase,
+pub struct Group<'a> {
+    case: &'a Case,
     kernels: &'a Kernels,
-    workspace: Workspace,
-    prepared: Vec<Box<dyn Prepared>>,
-    machine: Machine,
+    pub workspace: Workspace,
+    pub prepared: Vec<Box<dyn Prepared>>,
+    pub machine: Machine,
 }
 
 impl<'a> Group<'a> {
-    fn new(case: &'a FaultCase, kernels: &'a Kernels, seed: u64) -> Self {
+    pub fn new(case: &'a Case, kernels: &'a Kernels, seed: u64) -> Self {
         Self::with_timeout(case, kernels, seed, Some(TIMEOUT))
     }
 
-    fn with_timeout(case: &'a FaultCase, kernels: &'a Kernels, seed: u64, timeout: Option<Duration>) -> Self {
-        let FaultCase { case: chain, .. } = case;
-        let workspace = Workspace::new(chain.setting().geometry, chain.is_checked, timeout);
-        let mut machine = Machine::new(chain.world_size, seed, chain.limits(TICK));
+    fn with_timeout(case: &'a Case, kernels: &'a Kernels, seed: u64, timeout: Option<Duration>) -> Self {
+        let workspace = Workspace::new(case.setting().geometry, case.is_checked, timeout);
+        let mut machine = Machine::new(case.world_size, seed, case.limits(TICK));
         workspace.declare(&mut machine);
-        Self { case, kernels, workspace, prepared: chain.prepare(), machine }
+        Self { case, kernels, workspace, prepared: case.prepare(), machine }
     }
 
-    fn late(&self) -> usize {
-        self.case.case.world_size - 1
+    /// The last rank.
+    pub fn late(&self) -> usize {
+        self.case.world_size - 1
     }
 
-    fn launch(&mut self, rank: usize, operation: usize) {
+    pub fn launch(&mut self, rank: usize, operation: usize) {
         let member = &self.workspace.members[rank];
         self.prepared[operation].launch(&mut self.machine, self.kernels, rank, member);
     }
 
-    fn run(&mut self) -> Result<(), String> {
+    pub fn run(&mut self) -> Result<(), String> {
         self.machine.run().map_err(|fault| format!("{fault:?}"))
     }
 
@@ -132,7 +132,7 @@ impl<'a> Group<'a> {
 
     /// Checks that nobody's slots have anything of the operations after the first.
     fn check_silence(&self) -> Result<(), String> {
-        for rank in 0..self.case.case.world_size {
+        for rank in 0..self.case.world_size {
             if let Some(slot) = (1..SLOTS).find(|&slot| !self.workspace.is_empty(rank, slot)) {
                 return Err(format!("a rank that had failed pushed into rank {rank}'s slot {slot}"));
             }
@@ -143,10 +143,14 @@ impl<'a> Group<'a> {
 
 /// The others end, name the rank that never came, push nothing after that, and leave NaN where it tells of the fault.
 pub fn check_absent_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
-    let mut group = Group::new(case, kernels, seed);
+    let mut group = Group::new(&case.case, kernels, seed);
     group.run_without_late_rank()?;
+    // Where nothing is checked, the first operation that fails stores what it has.
+    let spoilt = &group.prepared[usize::from(!case.case.is_checked)..];
     for rank in 0..group.late() {
-        group.prepared.iter().try_for_each(|prepared| prepared.check_spoilt(rank))?;
+        for prepared in spoilt {
+            prepared.check_spoilt(rank).map_err(|text| format!("rank {rank}: {text}"))?;
+        }
     }
     group.check_silence()
 }
@@ -154,7 +158,7 @@ pub fn check_absent_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Resu
 /// A rank that was only late ends too. It misses others in the end, and until then its results are right: what it gets
 /// is what they pushed before they gave up, and neither sums that lack a contribution nor another operation's data.
 pub fn check_late_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
-    let mut group = Group::new(case, kernels, seed);
+    let mut group = Group::new(&case.case, kernels, seed);
     group.run_without_late_rank()?;
     let late = group.late();
     for operation in 0..group.prepared.len() {
@@ -176,7 +180,7 @@ pub fn check_late_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result
 
 /// The others' hosts know that a rank has ended: their kernels give up without a timeout, and name it.
 pub fn check_ended_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
-    let mut group = Group::with_timeout(case, kernels, seed, None);
+    let mut group = Group::with_timeout(&case.case, kernels, seed, None);
     let late = group.late();
     (0..late).for_each(|rank| group.workspace.tell_ended(rank, 1 << late));
     group.run_without_late_rank()?;
@@ -185,7 +189,7 @@ pub fn check_ended_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Resul
 
 /// What a rank has sent before it ended is used.
 pub fn check_rank_that_ended_later(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
-    let mut group = Group::new(case, kernels, seed);
+    let mut group = Group::new(&case.case, kernels, seed);
     let late = group.late();
     group.launch(late, 0);
     group.run()?;
@@ -209,7 +213,7 @@ pub fn check_rank_that_ended_later(case: &FaultCase, kernels: &Kernels, seed: u6
 /// A rank sends nothing of some calls that are operations on the others. Its kernels say of which, and the others' in
 /// which they wait.
 pub fn check_skipping_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
-    let mut group = Group::new(case, kernels, seed);
+    let mut group = Group::new(&case.case, kernels, seed);
     let late = group.late();
     (0..=late).for_each(|rank| group.launch(rank, 0));
     for calls in [1, 2] {
@@ -235,7 +239,7 @@ pub fn check_skipping_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Re
 pub fn check_absent_in_verification(kernels: &Kernels, seed: u64) -> Result<(), String> {
     let world_size = 3;
     let case = FaultCase::new(world_size, false, Verify { liar: Some(world_size - 1) });
-    let mut group = Group::new(&case, kernels, seed);
+    let mut group = Group::new(&case.case, kernels, seed);
     for rank in 0..group.late() {
         group.launch(rank, 0);
     }

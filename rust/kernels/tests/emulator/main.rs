@@ -5,6 +5,7 @@ mod compile;
 #[path = "../../build/constants.rs"]
 mod constants;
 mod defects;
+mod disagreements;
 mod faults;
 mod litmus;
 mod machine;
@@ -17,11 +18,13 @@ mod workspace;
 // Where `build/constants.rs` looks for them.
 use lamport_rs_kernels::{parameters, sink, variants};
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use lamport_rs_kernels::ModuleKey;
+use lamport_rs_kernels::variants::{PHASED_CAPACITIES, capacity};
 
 use compile::Sources;
+use faults::FaultCase;
 use machine::Kernels;
 use run::{Case, seeds};
 
@@ -92,6 +95,34 @@ fn faults() {
 }
 
 #[test]
+fn disagreements() {
+    let kernels = Kernels::new(Sources::of_kernels());
+    for seed in seeds(2) {
+        for disagreement in disagreements::disagreements() {
+            let name = &disagreement.case.name;
+            disagreements::check_disagreement(&disagreement, &kernels, seed)
+                .unwrap_or_else(|text| panic!("{name}, seed {seed}: {text}"));
+        }
+    }
+}
+
+#[test]
+fn foreign_kernels() {
+    let kernels = Kernels::new(Sources::of_kernels());
+    for seed in seeds(2) {
+        for (index, FaultCase { case, .. }) in faults::cases().into_iter().enumerate() {
+            let foreign = disagreements::Foreign::ALL[index % 3];
+            // Before the first operation, and behind it.
+            for operations in [0, 1] {
+                disagreements::check_foreign(&case, (foreign, operations), &kernels, seed).unwrap_or_else(|text| {
+                    panic!("{foreign:?} behind {operations} of {}, seed {seed}: {text}", case.name)
+                });
+            }
+        }
+    }
+}
+
+#[test]
 fn planted_defects_are_caught() {
     let sound = Kernels::new(Sources::of_kernels());
     for defect in defects::all() {
@@ -117,8 +148,8 @@ fn values_over_a_scale_are_the_quotients() {
     litmus::check_division(&Kernels::new(Sources::of_kernels()));
 }
 
-#[test]
-fn every_module_is_run() {
+/// The cases that together run everything.
+fn tables() -> impl Iterator<Item = Case> {
     let all = [
         cases::all_reduce(),
         cases::rms_norm(),
@@ -127,10 +158,36 @@ fn every_module_is_run() {
         cases::minimax(),
         cases::setup(),
     ];
+    all.into_iter().flatten()
+}
+
+#[test]
+fn every_module_is_run() {
     let mut run = HashSet::new();
-    for case in all.iter().flatten() {
+    for case in tables() {
         run.extend(case.operations.iter().map(|operation| operation.module(&case.setting())));
     }
     let missing: Vec<_> = ModuleKey::all().filter(|key| !run.contains(key)).map(ModuleKey::name).collect();
     assert!(missing.is_empty(), "no case runs {missing:#?}");
+}
+
+#[test]
+fn every_kernel_runs_in_groups_of_every_size() {
+    let mut run = HashSet::new();
+    for case in tables() {
+        let functions = case.operations.iter().map(|operation| operation.module(&case.setting()).function());
+        run.extend(functions.map(|function| (function, case.world_size)));
+    }
+    // For two ranks there is no kernel that sums in phases.
+    let exists = |key: ModuleKey, world_size| match key.function().to_bytes() {
+        b"all_reduce_two_shot_phased" => PHASED_CAPACITIES.contains(&capacity(world_size)),
+        _ => true,
+    };
+    let wanted = ModuleKey::all().flat_map(|key| (2..=8).map(move |world_size| (key, world_size)));
+    let missing: BTreeSet<_> = wanted
+        .filter(|&(key, world_size)| exists(key, world_size))
+        .map(|(key, world_size)| (key.function(), world_size as usize))
+        .filter(|pair| !run.contains(pair))
+        .collect();
+    assert!(missing.is_empty(), "no case runs {missing:?}");
 }

@@ -66,6 +66,9 @@ pub enum Values {
 /// One row in so many, and never the first, has numbers that are not finite.
 const ROWS_PER_SPECIAL: usize = 40;
 
+/// This row, if there is one, is of zeros alone, on every rank: its sum is too.
+const ROW_OF_ZEROS: usize = 2;
+
 /// A tensor of random elements, in rows of `width`.
 pub fn tensor(random: &mut Random, dtype: Dtype, width: usize, count: usize, values: Values) -> Vec<u8> {
     let sign = 1 << (8 * dtype.size() - 1);
@@ -79,6 +82,9 @@ pub fn tensor(random: &mut Random, dtype: Dtype, width: usize, count: usize, val
             4 if special => encode(dtype, [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][random.below(3)]),
             _ => encode(dtype, (random.below(4001) as f32 - 2000.0) / 256.0),
         }));
+    }
+    for bits in bits.iter_mut().skip(ROW_OF_ZEROS * width).take(width) {
+        *bits &= sign;
     }
     // The pair (+0, -0), which is the sentinel too.
     if dtype.size() == 2 {
@@ -158,6 +164,14 @@ pub fn check_bits(what: &str, dtype: Dtype, found: &[u8], expected: &[u8]) -> Re
         }
     }
     Ok(())
+}
+
+/// Checks that every element is NaN.
+pub fn check_nan(what: &str, dtype: Dtype, found: &[u8]) -> Result<(), String> {
+    match elements(dtype, found).into_iter().position(|bits| !decode(dtype, bits).is_nan()) {
+        Some(index) => Err(format!("{what}: element {index} is a number after a fault")),
+        None => Ok(()),
+    }
 }
 
 /// Of so many elements, a quarter must be finite: the others say little.

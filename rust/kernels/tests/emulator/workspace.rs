@@ -151,9 +151,23 @@ impl Workspace {
 
     /// The header of the operation that `rank` has waited for long in, if any.
     pub fn waiting(&self, rank: usize) -> Option<Vector> {
-        let begin = offset_of!(Report, waiting) / WORD_BYTES;
-        let header = self.members[rank].report.words()[begin..begin + HEADER.len()].try_into().expect("a vector");
+        let header = self.reported_vector(rank, offset_of!(Report, waiting));
         (header != Vector::default()).then_some(header)
+    }
+
+    /// The header of the operation in which `rank` has failed, if its kernels have said so.
+    pub fn failed_operation(&self, rank: usize) -> Vector {
+        self.reported_vector(rank, offset_of!(Report, operation))
+    }
+
+    /// What `peer` has told `rank` that it does, if it was something else.
+    pub fn told(&self, rank: usize, peer: usize) -> Vector {
+        self.reported_vector(rank, offset_of!(Report, peers) + peer * VECTOR_BYTES)
+    }
+
+    fn reported_vector(&self, rank: usize, offset: usize) -> Vector {
+        let begin = offset / WORD_BYTES;
+        self.members[rank].report.words()[begin..begin + HEADER.len()].try_into().expect("a vector")
     }
 
     /// All of a rank's report.

@@ -41,7 +41,7 @@ void emulator_launch_dependents();
 
 unsigned long long emulator_nanoseconds();
 
-// Waits until all other threads wait.
+// Waits as long as a millisecond's polls take.
 void emulator_sleep();
 
 }

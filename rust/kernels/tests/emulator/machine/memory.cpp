@@ -100,7 +100,8 @@ std::uint32_t Memory::load(const Accessor& accessor, Address address, bool may_b
     if (last != nullptr) {
         return last->sets_bits ? word(address) | last->word : last->word;
     }
-    const bool is_ordered = known.time <= accessor.floor || known.block == accessor.block || known.is_seen;
+    const bool is_ordered =
+        known.time <= std::max(accessor.floor, settled_) || known.block == accessor.block || known.is_seen;
     if (may_be_stale && !is_ordered) {
         return known.before;
     }

@@ -1,6 +1,6 @@
 // The memory of all ranks. A relaxed store is seen late: it waits, word by word, until the machine delivers it, in any
 // order but that of the stores to one word. A relaxed load may see the word as it was before the last store to it,
-// unless something orders the two.
+// unless something orders the two, or the clock has moved since.
 #pragma once
 
 #include <array>
@@ -84,6 +84,8 @@ public:
 
     // Counts deliveries.
     std::uint64_t time() const { return time_; }
+    // Says that the clock has moved: what was delivered before is missed by nobody.
+    void settle() { settled_ = time_; }
 
     // "rank 1's slots + 96", say.
     std::string name(Address address);
@@ -125,6 +127,8 @@ private:
     std::vector<Store> stores_;
     std::uint32_t free_ = 0;
     std::uint64_t time_ = 1;
+    // When the clock moved last.
+    std::uint64_t settled_ = 0;
     std::string error_;
 };
 

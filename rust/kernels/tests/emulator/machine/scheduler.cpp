@@ -201,6 +201,9 @@ bool Machine::pass_time() {
         return false;
     }
     nanoseconds_ += limits_.tick;
+    if (limits_.tick != 0) {
+        memory_.settle();
+    }
     // In an order that does not depend on where memory lies.
     std::vector<Thread*> threads;
     for (auto& [address, waiting] : polling_) {

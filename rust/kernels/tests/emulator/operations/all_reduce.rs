@@ -9,7 +9,7 @@ use lamport_rs_protocol::algorithm::Algorithm;
 use crate::machine::{Kernels, Kind, Machine};
 use crate::memory::Memory;
 use crate::operations::{Inputs, Operation, Prepared, Setting, declare};
-use crate::values::{Random, Values, check_bits, sum, tensor};
+use crate::values::{Random, Values, check_bits, check_nan, sum, tensor};
 use crate::workspace::Member;
 
 /// A sum of `elements` elements.
@@ -78,6 +78,10 @@ impl Prepared for Tensors {
     fn check(&self, rank: usize) -> Result<(), String> {
         let inputs: Vec<_> = self.setting.ranks().map(|rank| self.inputs.bytes(rank)).collect();
         check_bits("the sum", self.dtype, &self.outputs[rank].bytes(), &sum(self.dtype, &inputs, None))
+    }
+
+    fn check_spoilt(&self, rank: usize) -> Result<(), String> {
+        check_nan("the sum", self.dtype, &self.outputs[rank].bytes())
     }
 
     fn results(&self, rank: usize) -> Vec<u8> {

@@ -9,7 +9,7 @@ use lamport_rs_kernels::{Dtype, ModuleKey};
 use crate::machine::{Kernels, Kind, Machine};
 use crate::memory::Memory;
 use crate::operations::{Inputs, Operation, Prepared, Setting, declare};
-use crate::values::{Random, Values, check_near, rms_norm, tensor};
+use crate::values::{Random, Values, check_nan, check_near, rms_norm, tensor};
 use crate::workspace::Member;
 
 const EPSILON: f32 = 1e-3;
@@ -146,6 +146,11 @@ impl<const MATRICES: usize> Prepared for Tensors<MATRICES> {
             self.check_gaps(rank)?;
         }
         Ok(())
+    }
+
+    fn check_spoilt(&self, rank: usize) -> Result<(), String> {
+        let check = |index| check_nan(&format!("matrix {index}"), self.operation.dtype, &self.found(rank, index));
+        (0..MATRICES).try_for_each(check)
     }
 
     fn results(&self, rank: usize) -> Vec<u8> {

@@ -63,7 +63,7 @@ pub trait Prepared {
     /// Checks a rank's results.
     fn check(&self, rank: usize) -> Result<(), String>;
 
-    /// Checks that the rank's results tell of a fault, where the dtype of others says nothing of them.
+    /// Checks that the rank's results tell of a fault: they are NaN, all that can be.
     fn check_spoilt(&self, _rank: usize) -> Result<(), String> {
         Ok(())
     }

@@ -10,11 +10,11 @@ use lamport_rs_kernels::sink::ScalePlaces;
 use lamport_rs_kernels::{Dtype, ModuleKey, Sink};
 use lamport_rs_protocol::algorithm::Algorithm;
 
-use super::rms_norm_quant::{SCALE, check_group};
+use super::rms_norm_quant::{SCALE, check_group, check_quantised_spoilt};
 use crate::machine::{Kernels, Kind, Machine};
 use crate::memory::Memory;
 use crate::operations::{Inputs, Operation, Prepared, Setting, declare};
-use crate::values::{Random, Values, check_bits, decode, elements, sum, tensor};
+use crate::values::{Random, Values, check_bits, check_nan, decode, elements, sum, tensor};
 use crate::workspace::Member;
 
 /// The sum of `tokens` rows of `hidden` elements, quantised.
@@ -158,6 +158,17 @@ impl Prepared for Tensors {
             check_group(sink, scale, codes, values).map_err(|text| format!("group {column} of row {row}: {text}"))?;
         }
         Ok(())
+    }
+
+    fn check_spoilt(&self, rank: usize) -> Result<(), String> {
+        let AllReduceQuant { dtype, tokens, hidden, sink, .. } = self.operation;
+        if self.stores_sum() {
+            check_nan("the sum", dtype, &self.sums[rank].bytes())?;
+        }
+        let found = self.scales[rank].bytes();
+        let of_row = hidden / sink.columns_of_scale(hidden);
+        let scale = |group| self.operation.scale(&found, group / of_row, group % of_row);
+        check_quantised_spoilt(sink, &self.quantised[rank].bytes(), tokens * of_row, scale)
     }
 
     fn results(&self, rank: usize) -> Vec<u8> {

@@ -9,7 +9,7 @@ use lamport_rs_protocol::algorithm::Algorithm;
 use crate::machine::{Kernels, Kind, Machine};
 use crate::memory::Memory;
 use crate::operations::{Inputs, Operation, Prepared, Setting, declare};
-use crate::values::{Random, Values, check_bits, check_near, rms_norm, sum, tensor};
+use crate::values::{Random, Values, check_bits, check_nan, check_near, rms_norm, sum, tensor};
 use crate::workspace::Member;
 
 pub(super) const EPSILON: f32 = 1e-3;
@@ -128,6 +128,14 @@ impl Tensors {
         check_bits("the residual's sum", self.operation.dtype, &found, &self.sum(rank))
     }
 
+    pub(super) fn check_sum_spoilt(&self, rank: usize) -> Result<(), String> {
+        check_nan("the residual's sum", self.operation.dtype, &self.residual_outputs[rank].bytes())
+    }
+
+    pub(super) fn check_norm_spoilt(&self, rank: usize) -> Result<(), String> {
+        check_nan("the norm", self.operation.dtype, &self.outputs[rank].bytes())
+    }
+
     pub(super) fn normalised(&self, rank: usize) -> Vec<f64> {
         let AllReduceRmsNorm { dtype, weight, hidden, .. } = self.operation;
         let weights = self.weights[rank].bytes();
@@ -149,6 +157,11 @@ impl Prepared for Tensors {
     fn check(&self, rank: usize) -> Result<(), String> {
         self.check_sum(rank)?;
         self.check_norm(rank)
+    }
+
+    fn check_spoilt(&self, rank: usize) -> Result<(), String> {
+        self.check_sum_spoilt(rank)?;
+        self.check_norm_spoilt(rank)
     }
 
     fn results(&self, rank: usize) -> Vec<u8> {

@@ -198,15 +198,14 @@ impl Prepared for Tensors {
     }
 
     fn check_spoilt(&self, rank: usize) -> Result<(), String> {
-        if self.operation.sink.format().group_columns.is_none() {
-            return Ok(());
+        let AllReduceRmsNormQuant { norm, sink, has_output } = self.operation;
+        self.norm.check_sum_spoilt(rank)?;
+        if has_output {
+            self.norm.check_norm_spoilt(rank)?;
         }
         let found = self.scales[rank].bytes();
-        let groups = self.operation.norm.tokens * self.operation.norm.hidden / self.operation.group();
-        match (0..groups).find(|&group| !self.operation.scale(&found, group).is_nan()) {
-            Some(group) => Err(format!("the scale of group {group} is not NaN")),
-            None => Ok(()),
-        }
+        let groups = norm.tokens * norm.hidden / self.operation.group();
+        check_quantised_spoilt(sink, &self.quantised[rank].bytes(), groups, |group| self.operation.scale(&found, group))
     }
 
     fn results(&self, rank: usize) -> Vec<u8> {
@@ -215,6 +214,25 @@ impl Prepared for Tensors {
 
     fn is_alike_on_all_ranks(&self) -> bool {
         true
+    }
+}
+
+/// Checks that codes, and scales that are computed, of `groups` groups, are NaN.
+pub(super) fn check_quantised_spoilt(
+    sink: Sink,
+    codes: &[u8],
+    groups: usize,
+    scale: impl Fn(usize) -> f32,
+) -> Result<(), String> {
+    let is_computed = sink.format().group_columns.is_some();
+    if let Some(group) = (0..groups).find(|&group| is_computed && !scale(group).is_nan()) {
+        return Err(format!("the scale of group {group} is a number after a fault"));
+    }
+    // Four bits have no NaN: there it is the scales that tell.
+    let is_fp4 = sink.format().columns_per_code == 2;
+    match codes.iter().position(|&code| !is_fp4 && !from_e4m3(code).is_nan()) {
+        Some(index) => Err(format!("code {index} is a number after a fault")),
+        None => Ok(()),
     }
 }
 
