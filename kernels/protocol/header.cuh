@@ -34,16 +34,13 @@ __device__ __forceinline__ bool equal(const Vector& a, const Vector& b) {
             (a.words[3] ^ b.words[3])) == 0;
 }
 
-// NaN in every dtype.
-constexpr uint32 NAN_WORD = 0x7fff7fffu;
-
 // A warp writes NaN over `bytes` bytes (a multiple of 2) from `begin` (a multiple of 16) on.
 __device__ __forceinline__ void fill_with_nan(Address begin, uint64 bytes) {
     const uint32 lane = threadIdx.x % WARP_THREADS;
     const uint64 whole = bytes / VECTOR_BYTES * VECTOR_BYTES;
 #pragma unroll 1
     for (uint64 at = uint64{lane} * VECTOR_BYTES; at < whole; at += WARP_THREADS * VECTOR_BYTES) {
-        ptx::store_output(begin + at, Vector{{NAN_WORD, NAN_WORD, NAN_WORD, NAN_WORD}});
+        ptx::store_output(begin + at, nan_vector());
     }
     const uint64 tail = whole + uint64{lane} * sizeof(unsigned short);
     if (tail < bytes) {

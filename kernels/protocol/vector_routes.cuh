@@ -44,6 +44,16 @@ struct RankVectors {
         return has_arrived(least);
     }
 
+    // Makes those NaN that have not arrived.
+    __device__ __forceinline__ void spoil_missing() {
+#pragma unroll
+        for (uint32 rank = 0; rank < capacity; ++rank) {
+            if (!has_arrived(of[rank])) {
+                of[rank] = nan_vector();
+            }
+        }
+    }
+
     // The ranks, a bit each, whose vectors have not arrived.
     __device__ __forceinline__ uint32 missing() const {
         uint32 ranks = 0;
@@ -55,14 +65,18 @@ struct RankVectors {
     }
 };
 
-// Awaits the vector at `address`, which rank `source` sends once it has the others'. False if it did not come: see
-// `await`.
+// Awaits the vector at `address`, which rank `source` sends once it has the others'. False, and NaN, if it did not
+// come: see `await`.
 __device__ __forceinline__ bool await_result(const Group& group, uint32 source, Address address, Vector& vector) {
     const auto look = [&] {
         vector = ptx::load_system_vector(address);
         return has_arrived(vector);
     };
-    return await<Awaited::second_hand>(group, look, [&] { return 1u << source; });
+    const bool came = await<Awaited::second_hand>(group, look, [&] { return 1u << source; });
+    if (!came) {
+        vector = nan_vector();
+    }
+    return came;
 }
 
 // The way of a thread's vectors to the peers, and of theirs back, as if in slot 0. Made before the grid-dependency
@@ -116,7 +130,8 @@ public:
     }
 
     // Awaits a vector of each rank for which `awaits(rank)`. The other entries, the own rank's and those of ranks that
-    // do not exist, stay as they are, and must not hold the sentinel. False if a rank did not come: see `await`.
+    // do not exist, stay as they are, and must not hold the sentinel. False, and NaN, if a rank did not come: see
+    // `await`.
     template <Awaited awaited = Awaited::first_hand, class Awaits>
     __device__ __forceinline__ bool await_all(uint64 offset, Awaits awaits, RankVectors<capacity>& vectors) const {
         const Address first = arrival_ + offset;
@@ -128,7 +143,11 @@ public:
             }
             return vectors.have_arrived();
         };
-        return await<awaited>(group_, look, [&] { return vectors.missing(); });
+        const bool came = await<awaited>(group_, look, [&] { return vectors.missing(); });
+        if (!came) {
+            vectors.spoil_missing();
+        }
+        return came;
     }
 
     // Awaits a vector of every peer if `active`, and none otherwise.
