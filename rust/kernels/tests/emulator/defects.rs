@@ -271,7 +271,7 @@ pub fn all() -> Vec<Defect> {
         Defect {
             name: "no barrier between the partial sums of two rows",
             file: "exchange/rows_one_shot.cuh",
-            old: "            // The partials of the row before have been read.\n            __syncthreads();\n",
+            old: "        // The partials of the row before have been read.\n        __syncthreads();\n",
             new: "",
             run: chain(norm(OneShot), 2),
             expected: WrongResult,
@@ -307,6 +307,14 @@ pub fn all() -> Vec<Defect> {
             new: "            true;\n",
             run: chain(quantised(Sink::Fp8Token, 6000, 8), 1),
             expected: WrongResult,
+        },
+        Defect {
+            name: "what did not come is taken for a number",
+            file: "protocol/vector_routes.cuh",
+            old: "                of[rank] = nan_vector();\n",
+            new: "",
+            run: Run::Late(FaultCase::new(3, false, all_reduce(TwoShot, 700))),
+            expected: WrongFault,
         },
         Defect {
             name: "no barrier between the partial sums of two rows in two shots",

@@ -15,7 +15,7 @@ use crate::operations::{
     AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Prepared, Skip, Verify,
 };
 use crate::run::Case;
-use crate::values::Random;
+use crate::values::{Random, with_some_missing};
 use crate::workspace::{HEADER, Workspace};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -168,9 +168,14 @@ pub fn check_late_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result
         if operation == 0 && case.completes_first && missed != 0 {
             return Err(format!("the late rank misses {missed:#b} in its first operation"));
         }
-        if missed == 0 {
-            group.prepared[operation].check(late).map_err(|text| format!("late, operation {operation}: {text}"))?;
-        }
+        let operands = &group.prepared[operation];
+        let check = || operands.check(late);
+        // If headers did not come, all is NaN; else what is missing.
+        let checked = match missed {
+            0 => check(),
+            _ => operands.check_spoilt(late).or_else(|_| with_some_missing(check)),
+        };
+        checked.map_err(|text| format!("late, operation {operation}: {text}"))?;
     }
     if group.workspace.report(late) == 0 {
         return Err("the late rank misses nobody".to_owned());

@@ -10,7 +10,7 @@ use super::rms_norm::{AllReduceRmsNorm, EPSILON, Tensors as NormTensors, WEIGHT_
 use crate::machine::{Kernels, Kind, Machine};
 use crate::memory::Memory;
 use crate::operations::{Operation, Prepared, Setting, declare};
-use crate::values::{Random, decode, elements};
+use crate::values::{Random, decode, elements, some_are_missing};
 use crate::workspace::Member;
 
 /// Of the quantiser that is given one.
@@ -238,6 +238,9 @@ pub(super) fn check_quantised_spoilt(
 
 /// By the definition of the operation.
 pub(super) fn check_group(sink: Sink, scale: f32, codes: &[u8], values: &[f32]) -> Result<(), String> {
+    if some_are_missing() && (scale.is_nan() || codes.iter().all(|&code| from_e4m3(code).is_nan())) {
+        return Ok(());
+    }
     let largest = values.iter().fold(0.0_f32, |most, x| if most.is_nan() || x.abs() <= most { most } else { x.abs() });
     let computed = match sink {
         Sink::Fp8Static => SCALE,
@@ -259,7 +262,7 @@ pub(super) fn check_group(sink: Sink, scale: f32, codes: &[u8], values: &[f32]) 
             Sink::Fp8Static => nearest_e4m3(value * (1.0 / scale)),
             _ => nearest_e4m3(value / scale),
         };
-        if code != expected {
+        if code != expected && !(some_are_missing() && !is_fp4 && from_e4m3(code).is_nan()) {
             return Err(format!("{value} by {scale} is {code:#x}, but should be {expected:#x}"));
         }
     }
