@@ -313,7 +313,7 @@ pub fn all() -> Vec<Defect> {
             file: "protocol/vector_routes.cuh",
             old: "                of[rank] = nan_vector();\n",
             new: "",
-            run: Run::Late(FaultCase::new(3, false, all_reduce(TwoShot, 700))),
+            run: Run::Late(FaultCase::new(2, false, all_reduce(TwoShot, 700))),
             expected: WrongFault,
         },
         Defect {
