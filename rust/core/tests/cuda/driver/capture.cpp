@@ -86,7 +86,7 @@ STANDIN_EXPORT Result cuStreamBeginCapture_v2(Stream* handle, int with_mode) {
     }
     Captures& captures = standin::captures();
     const std::lock_guard lock(captures.mutex);
-    stream->capture = std::make_shared<Capture>(Capture{++captures.begun, {}, {}, false});
+    stream->capture = std::make_shared<Capture>(Capture{++captures.begun, {}, false});
     captures.ongoing.push_back({stream->capture, stream, static_cast<Mode>(with_mode), std::this_thread::get_id()});
     return SUCCESS;
 }
