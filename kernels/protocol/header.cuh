@@ -7,7 +7,7 @@
 //
 // By the time that a difference is noticed, results may have been stored, of data that does not belong together. So the
 // warp then marks the workspace as failed, waits until no other thread is left that would store, and writes NaN over
-// the results. It does so too where data did not come, and in all operations of a workspace that has failed.
+// the results. It does so too where a header did not come, and in all operations of a workspace that has failed.
 #pragma once
 
 #include "device/keep.cuh"

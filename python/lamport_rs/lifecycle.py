@@ -132,7 +132,7 @@ class WorkspaceLifecycle:
         the kernels on this rank's device; those that still wait for a peer after a second give up, and leave NaN. The
         memory that CUDA graphs have captured stays, but what they compute is NaN once a peer is missed; when they are
         gone, `release_memory(captured=True)` frees it. Ctrl-C ends the wait: it is cleaned up then too, and the memory
-        stays until the kernels have ended.
+        stays until the kernels have ended, or a later call after that.
 
         On the host it may be called at any time, by any thread and by a signal's handler: an operation that waits then
         ends with an error. Peers that wait for this rank, or call an operation later, raise `LamportAbortedError`.

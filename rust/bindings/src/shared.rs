@@ -11,7 +11,8 @@ use crate::errors::is_first_thread;
 
 /// A reference to what frees memory when the last one is gone. That may take long: freeing device memory waits for
 /// kernels. So the last one lets go without the interpreter's lock, wherever that is, and other threads go on. In the
-/// thread that hears Ctrl-C, it goes on without waiting when that comes, and another thread frees the memory.
+/// thread that hears Ctrl-C, it goes on without waiting when that comes, and a thread that was started for the wait frees
+/// the memory.
 ///
 /// The last one must not go while a lock is held that others take with the interpreter's.
 pub struct Shared<T: Send + Sync + 'static>(Option<Arc<T>>);

@@ -12,8 +12,8 @@
 //! - The borrows end when the call returns, and the kernel runs later. From there on cudarc orders it: each operation makes
 //!   its stream wait for the buffers' events and records them again, as cudarc's copies do, so that other streams, and the
 //!   memory's release, wait for the operation.
-//! - Streams that an operation has yet to follow are kept alive by the communicator, and the workspace by graphs that have
-//!   captured operations on it.
+//! - Streams that an operation has yet to follow are kept alive by the communicator. Its workspace is kept for the process
+//!   once a graph has captured operations on it.
 //!
 //! **The boundary** is cudarc's: what its types do not guarantee, this module cannot. Whoever calls
 //! `CudaContext::disable_event_tracking` (unsafe), as captures of graphs usually need, orders streams and keeps buffers

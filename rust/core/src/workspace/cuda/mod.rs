@@ -95,8 +95,8 @@ impl Private {
 }
 
 impl CudaWorkspace {
-    /// Creates this rank's part on `device`. Collective: all ranks call it, and all return or raise together. A CUDA graph
-    /// that has captured its operations keeps it.
+    /// Creates this rank's part on `device`. Collective: all ranks call it, and all return or raise together. Once
+    /// a CUDA graph has captured its operations it is kept, until `deferred::drop_captured`.
     pub fn create(
         settings: &Settings,
         device: Result<Arc<Device>>,
