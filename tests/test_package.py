@@ -191,7 +191,8 @@ def test_the_stubs_of_collectives_are_those_that_the_core_describes():
 def test_the_stubs_have_the_cores_parameters(name):
     node, found = stubs()[name], getattr(_core, name)
     if isinstance(node, ast.FunctionDef):
-        assert [argument.arg for argument in node.args.args] == list(inspect.signature(found).parameters)
+        described = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+        assert described == list(inspect.signature(found).parameters)
         return
     inherited = set(dir(RuntimeError)) if issubclass(found, BaseException) else set(dir(object))
     members = {member for member in vars(found) if member not in inherited and member not in ("__module__",)}
