@@ -14,7 +14,7 @@ from pathlib import Path
 from check_wheel import CheckError, run
 
 BUILD_SECONDS = 1200.0
-NEEDED = ("cargo", "rustc", "rustup", "cc", "gcc", "ld", "ar", "sh", "env")
+NEEDED = ("cargo", "rustc", "rustup", "cc", "gcc", "as", "ld", "ar", "sh", "env")
 """What the build finds on its PATH, and no git."""
 
 
