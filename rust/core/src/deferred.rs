@@ -5,27 +5,17 @@ use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 /// Something to drop, once that is allowed.
-trait Deferred: Send {
-    fn is_ready(&self) -> bool;
-}
-
-struct DeferredDrop<T, F> {
+struct Deferred {
     /// Dropped with this.
-    _value: T,
-    is_ready: F,
+    _value: Box<dyn Any + Send>,
+    is_ready: Box<dyn Fn() -> bool + Send>,
 }
 
-impl<T: Send, F: Fn() -> bool + Send> Deferred for DeferredDrop<T, F> {
-    fn is_ready(&self) -> bool {
-        (self.is_ready)()
-    }
-}
-
-static DEFERRED: Mutex<Vec<Box<dyn Deferred>>> = Mutex::new(Vec::new());
+static DEFERRED: Mutex<Vec<Deferred>> = Mutex::new(Vec::new());
 
 /// Leaves `value` for the first [`drop_deferred`] that finds it ready. Calls nothing of its own now.
 pub fn defer_drop<T: Send + 'static>(value: T, is_ready: impl Fn() -> bool + Send + 'static) {
-    let deferred = Box::new(DeferredDrop { _value: value, is_ready });
+    let deferred = Deferred { _value: Box::new(value), is_ready: Box::new(is_ready) };
     DEFERRED.lock().unwrap_or_else(PoisonError::into_inner).push(deferred);
 }
 
@@ -45,7 +35,7 @@ pub fn drop_deferred() -> usize {
         // Or this process was forked while another thread of its parent's did so.
         Err(TryLockError::WouldBlock) => return 0,
     };
-    let ready: Vec<_> = deferred.extract_if(.., |deferred| deferred.is_ready()).collect();
+    let ready: Vec<_> = deferred.extract_if(.., |deferred| (deferred.is_ready)()).collect();
     let waiting = deferred.len();
     // To drop them may defer others.
     drop(deferred);

@@ -119,10 +119,6 @@ mod tests {
         fn map(&self, _handle: &[u8], _nonce: Vector, _bytes: usize) -> Result<Noted> {
             unreachable!()
         }
-        fn await_kernels(block: &Noted) -> Result<()> {
-            block.1.lock().unwrap_or_else(PoisonError::into_inner).push("kernels are awaited");
-            Ok(())
-        }
         fn address(_block: &Noted) -> u64 {
             unreachable!()
         }

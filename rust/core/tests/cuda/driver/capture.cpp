@@ -58,9 +58,8 @@ STANDIN_EXPORT Result cuThreadExchangeStreamCaptureMode(int* exchanged) {
     return SUCCESS;
 }
 
-// The graph is the capture, until it ends.
-STANDIN_EXPORT Result cuStreamGetCaptureInfo_v2(Stream* handle, int* status, std::uint64_t* number, Graph** graph, void*,
-                                                void*) {
+// The outputs that nobody asks for are not there.
+STANDIN_EXPORT Result cuStreamGetCaptureInfo_v2(Stream* handle, int* status, std::uint64_t* number, void*, void*, void*) {
     STANDIN_ENTER_CONTEXT("cuStreamGetCaptureInfo")
     const Stream* stream = find_stream(handle);
     if (stream == nullptr) {
@@ -68,9 +67,6 @@ STANDIN_EXPORT Result cuStreamGetCaptureInfo_v2(Stream* handle, int* status, std
     }
     *status = stream->capture == nullptr ? 0 : 1;
     *number = stream->capture == nullptr ? 0 : stream->capture->number;
-    if (graph != nullptr) {
-        *graph = stream->capture.get();
-    }
     return SUCCESS;
 }
 
