@@ -120,6 +120,11 @@ def computes_scales(quant_format: str) -> bool:
     return _FORMATS[quant_format].group_columns is not None
 
 
+def scales_of(quant_format: str, scale: torch.Tensor | None, computed: torch.Tensor) -> torch.Tensor:
+    """Return the scales that the caller gets: those that were computed, or the one that is given where none are."""
+    return computed if scale is None or computes_scales(quant_format) else scale
+
+
 def check_scale_out(quant_format: str, scale_out: torch.Tensor | None) -> None:
     """Raise if there is a place for scales that the format does not compute."""
     if scale_out is not None and quant_format in _FORMATS and not computes_scales(quant_format):

@@ -27,10 +27,10 @@ from lamport_rs.operations.collective import (
 from lamport_rs.operations.quant_formats import (
     QuantFormat,
     check_scale_out,
-    computes_scales,
     empty_quantised,
     must_lie_as_allocated,
     quantise,
+    scales_of,
 )
 from lamport_rs.single_rank import normalise_sum
 from lamport_rs.tracing import must_dispatch
@@ -92,7 +92,7 @@ def all_reduce_rms_norm_quant(
         )
         return (
             copy_to("out", out, outputs[0]),
-            copy_to("scale_out", scale_out, outputs[1]) if scale is None or computes_scales(quant_format) else scale,
+            scales_of(quant_format, scale, copy_to("scale_out", scale_out, outputs[1])),
             copy_to("residual_out", residual_out, outputs[2]),
             copy_to("norm_out", norm_out, outputs[3]) if with_norm else None,
         )
@@ -112,8 +112,7 @@ def all_reduce_rms_norm_quant(
         residual_out,
         norm_out,
     )
-    if scale is not None and not computes_scales(quant_format):
-        scales = scale
+    scales = scales_of(quant_format, scale, scales)
     return written, scales, summed, normalised if with_norm else None
 
 

@@ -27,10 +27,10 @@ from lamport_rs.operations.collective import (
 from lamport_rs.operations.quant_formats import (
     QuantFormat,
     check_scale_out,
-    computes_scales,
     empty_quantised,
     must_lie_as_allocated,
     quantise,
+    scales_of,
 )
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
@@ -84,14 +84,13 @@ def all_reduce_quant(
         )
         return (
             copy_to("out", out, outputs[0]),
-            copy_to("scale_out", scale_out, outputs[1]) if scale is None or computes_scales(quant_format) else scale,
+            scales_of(quant_format, scale, copy_to("scale_out", scale_out, outputs[1])),
             copy_to("sum_out", sum_out, outputs[2]) if with_sum else None,
         )
     written, scales, summed = run_all_reduce_quant(
         input, workspace, quant_format, scale, with_sum, algorithm, out, scale_out, sum_out
     )
-    if scale is not None and not computes_scales(quant_format):
-        scales = scale
+    scales = scales_of(quant_format, scale, scales)
     return written, scales, summed if with_sum else None
 
 
