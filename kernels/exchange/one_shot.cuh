@@ -57,6 +57,7 @@ __device__ __forceinline__ void one_shot(const typename Sink::Parameters& parame
         if (control.failed != 0) {
             // Nothing is sent, and nothing awaited.
             awaited = 0;
+            own = nan_vector();
         }
         RankVectors<capacity> vectors;
         vectors.fill(own);

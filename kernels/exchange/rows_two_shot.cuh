@@ -61,11 +61,13 @@ __device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& p
             const uint64 contribution = control.slot_offset + uint64{place + column} * VECTOR_BYTES;
             const uint64 result = contribution + to_results;
             Vector row{{0, 0, 0, 0}};
+            spoil_if_failed(control, row);
             if (is_owner) {
                 rows.load_residual(column);
                 if constexpr (!Sink::HELD) {
                     own = scrub(source.load(rows, column));
                 }
+                spoil_if_failed(control, own);
                 RankVectors<capacity> vectors;
                 vectors.fill(own);
                 const bool complete = routes.await_peers(contribution, is_active(column), vectors);

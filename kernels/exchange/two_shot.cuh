@@ -92,6 +92,7 @@ __device__ __forceinline__ void two_shot(const typename Sink::Parameters& parame
     ptx::launch_dependents();
     finish_control(group, control, parameters.region_bytes);
     while (true) {
+        spoil_if_failed(control, own);
         RankVectors<capacity> vectors;
         vectors.fill(own);
         const bool complete = routes.await_peers(offset, active, vectors);
@@ -102,7 +103,7 @@ __device__ __forceinline__ void two_shot(const typename Sink::Parameters& parame
         }
         const uint32 own_place = contributions.place(group.rank, at);
         output.store(own_place, output.address(own_place), sum);
-        vectors.fill_own(group.rank, sum);
+        vectors.fill_own(group.rank, sum, control.failed != 0 ? NAN_WORD : 0);
         routes.template await_peers<Awaited::second_hand>(offset + to_sums, active, vectors);
 #pragma unroll
         for (uint32 rank = 0; rank < capacity; ++rank) {

@@ -79,8 +79,10 @@ __device__ __forceinline__ void two_shot_phased(const typename Sink::Parameters&
     if (sums) {
         input.add_tail(ours.index, own_address, own);
         const bool awaits = ours.is_there && control.failed == 0;
+        own = scrub(own);
+        spoil_if_failed(control, own);
         RankVectors<capacity> vectors;
-        vectors.fill(scrub(own));
+        vectors.fill(own);
         const bool complete = routes.await_peers(slot, awaits, vectors);
         const Vector sum = Sink::reduce(vectors, group);
         // A sum of what did not come must not travel.
@@ -90,6 +92,7 @@ __device__ __forceinline__ void two_shot_phased(const typename Sink::Parameters&
         output.store(ours.index, output.address(ours.index), sum);
     }
     Vector sum{{0, 0, 0, 0}};
+    spoil_if_failed(control, sum);
     if (active) {
         await_result(group, peer, arrival + slot, sum);
     }

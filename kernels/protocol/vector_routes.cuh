@@ -26,12 +26,12 @@ struct RankVectors {
         }
     }
 
-    // Likewise, but with the own vector in its own place only: where a second `await_all` follows, it takes fewer
-    // registers.
-    __device__ __forceinline__ void fill_own(uint32 own_rank, const Vector& own) {
+    // Likewise, but with the own vector in its own place only, and `word` in the others: where a second `await_all`
+    // follows, it takes fewer registers.
+    __device__ __forceinline__ void fill_own(uint32 own_rank, const Vector& own, uint32 word) {
 #pragma unroll
         for (uint32 rank = 0; rank < capacity; ++rank) {
-            of[rank] = rank == own_rank ? own : Vector{{0, 0, 0, 0}};
+            of[rank] = rank == own_rank ? own : Vector{{word, word, word, word}};
         }
     }
 

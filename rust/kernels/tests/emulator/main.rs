@@ -81,7 +81,7 @@ fn faults() {
     let panic = |name: &str, seed, text| panic!("{name}, seed {seed}: {text}");
     for seed in seeds(2) {
         for case in faults::cases() {
-            let name = &case.case.name;
+            let name = &case.case.name.clone();
             faults::check_absent_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
             faults::check_late_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
             faults::check_ended_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
@@ -89,6 +89,8 @@ fn faults() {
             if case.case.is_checked {
                 faults::check_skipping_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
             }
+            faults::check_absent_rank_block_by_block(case, &kernels, seed)
+                .unwrap_or_else(|text| panic(name, seed, text));
         }
         faults::check_absent_in_verification(&kernels, seed).unwrap_or_else(|text| panic("verify", seed, text));
     }
