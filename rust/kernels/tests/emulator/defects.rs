@@ -7,7 +7,9 @@ use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
 use crate::cases::device;
 use crate::compile::Sources;
 use crate::disagreements::{Disagreement, Foreign, check_disagreement, check_foreign};
-use crate::faults::{FaultCase, check_absent_rank, check_late_rank, check_skipping_rank};
+use crate::faults::{
+    FaultCase, check_absent_rank, check_absent_rank_block_by_block, check_late_rank, check_skipping_rank,
+};
 use crate::machine::Kernels;
 use crate::operations::{
     AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Skip, Verify,
@@ -34,6 +36,8 @@ use Expected::{Hang, Misuse, NotCleared, WrongControl, WrongFault, WrongResult};
 enum Run {
     Chain(Case),
     Absent(FaultCase),
+    /// Block by block.
+    AbsentInTurns(FaultCase),
     Late(FaultCase),
     Skipping(FaultCase),
     Disagreeing(Disagreement),
@@ -78,6 +82,9 @@ impl Defect {
         match &self.run {
             Run::Chain(case) => case.run(kernels, seed).map(drop),
             Run::Absent(case) => check_absent_rank(case, kernels, seed).map_err(Failure::WrongFault),
+            Run::AbsentInTurns(case) => {
+                check_absent_rank_block_by_block(case, kernels, seed).map_err(Failure::WrongFault)
+            }
             Run::Late(case) => check_late_rank(case, kernels, seed).map_err(Failure::WrongFault),
             Run::Skipping(case) => check_skipping_rank(case, kernels, seed).map_err(Failure::WrongFault),
             Run::Disagreeing(case) => check_disagreement(case, kernels, seed).map_err(Failure::WrongFault),
@@ -369,7 +376,7 @@ pub fn all() -> Vec<Defect> {
             file: "sink/quantise_blocks.cuh",
             old: "NAN_BYTE = 0xff;",
             new: "NAN_BYTE = 0x7f;",
-            run: Run::Absent(FaultCase::new(3, true, quantised(Sink::Mxfp8, 5, 128))),
+            run: Run::Foreign(FaultCase::new(3, true, quantised(Sink::Mxfp8, 5, 128)), Foreign::InEverySlot),
             expected: WrongFault,
         },
         Defect {
@@ -377,7 +384,7 @@ pub fn all() -> Vec<Defect> {
             file: "sink/quantise_blocks.cuh",
             old: "for (uint32 token = 0; token < parameters.tokens; ++token)",
             new: "for (uint32 token = 0; token < 1; ++token)",
-            run: Run::Absent(FaultCase::new(3, true, quantised(Sink::Nvfp4, 5, 128))),
+            run: Run::Foreign(FaultCase::new(3, true, quantised(Sink::Nvfp4, 5, 128)), Foreign::InEverySlot),
             expected: WrongFault,
         },
         Defect {
@@ -450,6 +457,38 @@ pub fn all() -> Vec<Defect> {
             old: "if (awaited != 0 && control.failed == 0) {",
             new: "if (awaited != 0) {",
             run: Run::Absent(FaultCase::new(3, true, all_reduce(OneShot, 700))),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "a late block of a grid that has given up stores its own operand as the sum",
+            file: "exchange/one_shot.cuh",
+            old: "            own = nan_vector();\n",
+            new: "",
+            run: Run::AbsentInTurns(FaultCase::new(3, true, all_reduce(OneShot, 700)).block_by_block()),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "a late block of a grid that has given up stores its own rows",
+            file: "protocol/control.cuh",
+            old: "        vector = nan_vector();\n",
+            new: "",
+            run: Run::AbsentInTurns(FaultCase::new(3, true, norm(OneShot)).block_by_block()),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "a late block of a grid that has given up stores no sums as those of others",
+            file: "exchange/two_shot.cuh",
+            old: "control.failed != 0 ? NAN_WORD : 0",
+            new: "0",
+            run: Run::AbsentInTurns(FaultCase::new(2, true, all_reduce(TwoShot, 700)).block_by_block()),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "a late block of a grid that has given up scales by its own squares",
+            file: "exchange/minimax_words.cuh",
+            old: "            shared_.sums[row_].values[peer_] = __uint_as_float(NAN_WORD);\n",
+            new: "",
+            run: Run::AbsentInTurns(FaultCase::new(2, true, minimax()).block_by_block()),
             expected: WrongFault,
         },
         Defect {

@@ -40,6 +40,11 @@ impl FaultCase {
         let case = Case { name, world_size, device: device(3, 2), resident_blocks: 12, operations, is_checked: true };
         Self { case, completes_first }
     }
+
+    /// Of whose grids one block runs at a time.
+    pub fn block_by_block(self) -> Self {
+        Self { case: Case { resident_blocks: 1, ..self.case }, ..self }
+    }
 }
 
 /// One of each kind.
@@ -163,11 +168,10 @@ pub fn check_absent_rank(case: &FaultCase, kernels: &Kernels, seed: u64) -> Resu
     group.check_silence()
 }
 
-/// Likewise, where one block runs at a time: the first to give up ends before the others begin, and the block that
+/// Likewise, of a case that runs block by block: the first to give up ends before the others begin, and the block that
 /// speaks has written its NaN by then.
-pub fn check_absent_rank_block_by_block(case: FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
-    let case = Case { resident_blocks: 1, ..case.case };
-    let mut group = Group::new(&case, kernels, seed);
+pub fn check_absent_rank_block_by_block(case: &FaultCase, kernels: &Kernels, seed: u64) -> Result<(), String> {
+    let mut group = Group::new(&case.case, kernels, seed);
     group.launch_without_late_rank();
     group.run()?;
     group.check_spoilt()?;

@@ -89,7 +89,7 @@ fn faults() {
             if case.case.is_checked {
                 faults::check_skipping_rank(&case, &kernels, seed).unwrap_or_else(|text| panic(name, seed, text));
             }
-            faults::check_absent_rank_block_by_block(case, &kernels, seed)
+            faults::check_absent_rank_block_by_block(&case.block_by_block(), &kernels, seed)
                 .unwrap_or_else(|text| panic(name, seed, text));
         }
         faults::check_absent_in_verification(&kernels, seed).unwrap_or_else(|text| panic("verify", seed, text));
