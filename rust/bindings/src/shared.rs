@@ -3,6 +3,7 @@
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
 
+use lamport_rs_core::deferred::{DroppedByUser, Teardown};
 use lamport_rs_core::interrupts::beside;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -11,13 +12,12 @@ use crate::errors::is_first_thread;
 
 /// A reference to what frees memory when the last one is gone. That may take long: freeing device memory waits for
 /// kernels. So the last one lets go without the interpreter's lock, wherever that is, and other threads go on. In the
-/// thread that hears Ctrl-C, it goes on without waiting when that comes, and a thread that was started for the wait frees
-/// the memory.
+/// thread that hears Ctrl-C, it goes on without waiting when that comes, and a later call frees the memory.
 ///
 /// The last one must not go while a lock is held that others take with the interpreter's.
-pub struct Shared<T: Send + Sync + 'static>(Option<Arc<T>>);
+pub struct Shared<T: Teardown>(Option<Arc<T>>);
 
-impl<T: Send + Sync + 'static> Shared<T> {
+impl<T: Teardown> Shared<T> {
     /// The first reference to `value`.
     pub fn new(value: T) -> Self {
         Arc::new(value).into()
@@ -39,19 +39,19 @@ impl<T: Send + Sync + 'static> Shared<T> {
     }
 }
 
-impl<T: Send + Sync + 'static> From<Arc<T>> for Shared<T> {
+impl<T: Teardown> From<Arc<T>> for Shared<T> {
     fn from(inner: Arc<T>) -> Self {
         Self(Some(inner))
     }
 }
 
-impl<T: Send + Sync + 'static> Clone for Shared<T> {
+impl<T: Teardown> Clone for Shared<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<T: Send + Sync + 'static> Deref for Shared<T> {
+impl<T: Teardown> Deref for Shared<T> {
     type Target = T;
 
     #[inline]
@@ -60,14 +60,14 @@ impl<T: Send + Sync + 'static> Deref for Shared<T> {
     }
 }
 
-impl<T: Send + Sync + 'static> Drop for Shared<T> {
+impl<T: Teardown> Drop for Shared<T> {
     fn drop(&mut self) {
         let mut last = self.0.take().and_then(Arc::into_inner);
         if last.is_none() {
             return;
         }
         let mut let_go = || match last.take() {
-            Some(last) if is_first_thread() => drop(beside(move || drop(last), &mut interrupt_is_pending)),
+            Some(last) if is_first_thread() => drop_unless_interrupted(last),
             last => drop(last),
         };
         if holds_the_lock() {
@@ -76,6 +76,18 @@ impl<T: Send + Sync + 'static> Drop for Shared<T> {
             let_go();
         }
         // Where there is no interpreter any more, there is no lock to let go either, and signals end the process.
+    }
+}
+
+/// If Ctrl-C comes, or there is no thread to be had for the wait, it is left for a later call.
+fn drop_unless_interrupted<T: Teardown>(last: T) {
+    let last = DroppedByUser::new(last);
+    let wait = move || {
+        last.give_up();
+        last
+    };
+    if let Ok(Some(last)) = beside(wait, &mut interrupt_is_pending) {
+        drop(last.take());
     }
 }
 

@@ -1,6 +1,7 @@
 //! Workspace and table.
 
 use lamport_rs_core::cuda::device::{Device, device_count};
+use lamport_rs_core::deferred::{drop_deferred_until, let_captured_go};
 use lamport_rs_core::panics::caught;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::host::HostWorkspace;
@@ -146,12 +147,12 @@ impl Workspace {
 #[pyfunction]
 #[pyo3(signature = (*, captured = false))]
 pub fn release_memory(py: Python<'_>, captured: bool) -> PyResult<usize> {
-    detached(py, || {
+    interruptible(py, |interrupted| {
         if captured {
             // SAFETY: the caller's promise.
-            unsafe { lamport_rs_core::deferred::drop_captured() };
+            unsafe { let_captured_go() };
         }
-        Ok(lamport_rs_core::deferred::drop_deferred())
+        drop_deferred_until(interrupted)
     })
 }
 

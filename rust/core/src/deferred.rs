@@ -1,64 +1,135 @@
 //! What a later call of the user's drops, rather than a thread of this library's: while device memory is freed, no thread
 //! of the process can launch anything, and a peer may wait for a launch. And what nobody drops, as CUDA graphs use it.
 
-use std::any::Any;
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use crate::error::{Error, Result};
+use crate::interrupts::{Interrupted, beside};
+
+/// What has memory that kernels may use.
+pub trait Teardown: Send + Sync + 'static {
+    /// Returns once nothing of this rank uses the memory any more. It is called before the value is dropped, so that
+    /// freeing the memory takes little time.
+    fn give_up(&self);
+}
+
+impl Teardown for Arc<dyn Teardown> {
+    fn give_up(&self) {
+        (**self).give_up();
+    }
+}
 
 /// Something to drop, once that is allowed.
 struct Deferred {
-    /// Dropped with this.
-    _value: Box<dyn Any + Send>,
-    is_ready: Box<dyn Fn() -> bool + Send>,
+    value: Box<dyn Teardown>,
+    is_ready: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 static DEFERRED: Mutex<Vec<Deferred>> = Mutex::new(Vec::new());
 
 /// Leaves `value` for the first [`drop_deferred`] that finds it ready. Calls nothing of its own now.
-pub fn defer_drop<T: Send + 'static>(value: T, is_ready: impl Fn() -> bool + Send + 'static) {
-    let deferred = Deferred { _value: Box::new(value), is_ready: Box::new(is_ready) };
+pub(crate) fn defer_drop(value: impl Teardown, is_ready: impl Fn() -> bool + Send + Sync + 'static) {
+    let deferred = Deferred { value: Box::new(value), is_ready: Box::new(is_ready) };
     DEFERRED.lock().unwrap_or_else(PoisonError::into_inner).push(deferred);
 }
 
-/// Gives a reference back. If it was the last, the value is left for [`drop_deferred`].
-pub fn defer_last<T: Send + Sync + 'static>(reference: Arc<T>) {
-    if let Some(last) = Arc::into_inner(reference) {
-        defer_drop(last, || true);
+/// A value that is dropped in a call of the user's: if it is not taken out, [`drop_deferred`] drops it.
+pub struct DroppedByUser<T: Teardown>(Option<T>);
+
+impl<T: Teardown> DroppedByUser<T> {
+    /// Of `value`.
+    pub fn new(value: T) -> Self {
+        Self(Some(value))
+    }
+
+    /// The value.
+    pub fn take(mut self) -> T {
+        self.0.take().expect("it is taken out once")
     }
 }
 
-/// Drops what was deferred and is ready, in the calling thread. Returns how many values still wait, or 0 if another thread
-/// is looking at them right now.
-pub fn drop_deferred() -> usize {
-    let mut deferred = match DEFERRED.try_lock() {
-        Ok(deferred) => deferred,
-        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        // Or this process was forked while another thread of its parent's did so.
-        Err(TryLockError::WouldBlock) => return 0,
-    };
-    let ready: Vec<_> = deferred.extract_if(.., |deferred| (deferred.is_ready)()).collect();
-    let waiting = deferred.len();
-    // To drop them may defer others.
-    drop(deferred);
-    drop(ready);
-    waiting
+impl<T: Teardown> Deref for DroppedByUser<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("it is there until taken out")
+    }
 }
 
-static CAPTURED: Mutex<Vec<Arc<dyn Any + Send + Sync>>> = Mutex::new(Vec::new());
+impl<T: Teardown> Drop for DroppedByUser<T> {
+    fn drop(&mut self) {
+        if let Some(value) = self.0.take() {
+            defer_drop(value, || true);
+        }
+    }
+}
+
+/// What was deferred and is ready.
+struct Ready(Vec<Deferred>);
+
+impl Ready {
+    /// Takes it. Nothing, if another thread is looking right now.
+    fn take() -> Self {
+        Self(try_deferred().map_or_else(Vec::new, |mut all| all.extract_if(.., |each| (each.is_ready)()).collect()))
+    }
+}
+
+impl Teardown for Ready {
+    fn give_up(&self) {
+        self.0.iter().for_each(|each| each.value.give_up());
+    }
+}
+
+/// The list, unless another thread is looking at it right now, or did so when this process was forked.
+fn try_deferred() -> Option<MutexGuard<'static, Vec<Deferred>>> {
+    match DEFERRED.try_lock() {
+        Ok(deferred) => Some(deferred),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// Drops what was deferred and is ready, in the calling thread. Returns how many values wait after that, or 0 if another
+/// thread is looking at them right now.
+pub fn drop_deferred() -> usize {
+    let ready = Ready::take();
+    ready.give_up();
+    // May defer others.
+    drop(ready);
+    try_deferred().map_or(0, |deferred| deferred.len())
+}
+
+/// Likewise, but waits for kernels no longer than until `interrupted` says so, which is an error: a later call drops it.
+pub fn drop_deferred_until(interrupted: Interrupted<'_>) -> Result<usize> {
+    let ready = DroppedByUser::new(Ready::take());
+    let wait = move || {
+        ready.give_up();
+        ready
+    };
+    match beside(wait, interrupted)? {
+        Some(ready) => drop(ready.take()),
+        None => return Err(Error::system("waiting for the device's kernels", "interrupted")),
+    }
+    Ok(try_deferred().map_or(0, |deferred| deferred.len()))
+}
+
+static CAPTURED: Mutex<Vec<Arc<dyn Teardown>>> = Mutex::new(Vec::new());
 
 /// Keeps a value that a CUDA graph uses. Nothing tells at no cost when a graph has gone (docs/decisions.md).
-pub fn keep_captured<T: Send + Sync + 'static>(value: Arc<T>) {
+pub(crate) fn keep_captured(value: Arc<dyn Teardown>) {
     CAPTURED.lock().unwrap_or_else(PoisonError::into_inner).push(value);
 }
 
-/// Lets go what is kept for graphs and nobody else has: it is dropped, or deferred.
+/// Lets go what is kept for graphs and nobody else has: the next [`drop_deferred`] drops it.
 ///
 /// # Safety
 /// No graph that has captured an operation of it runs, or is launched again.
-pub unsafe fn drop_captured() {
+pub unsafe fn let_captured_go() {
     let mut captured = CAPTURED.lock().unwrap_or_else(PoisonError::into_inner);
     let unused: Vec<_> = captured.extract_if(.., |value| Arc::strong_count(value) == 1).collect();
     drop(captured);
-    drop(unused);
+    unused.into_iter().for_each(|value| defer_drop(value, || true));
 }
 
 #[cfg(test)]
@@ -67,11 +138,18 @@ mod tests {
 
     use super::*;
 
+    /// Of whom somebody else knows whether it is still there.
+    struct Watched(Arc<()>);
+
+    impl Teardown for Watched {
+        fn give_up(&self) {}
+    }
+
     /// The list is the process's, and tests run in one: others' entries may be there.
     #[test]
     fn values_are_dropped_when_they_are_ready_and_not_before() {
         let (value, is_ready) = (Arc::new(()), Arc::new(AtomicBool::new(false)));
-        let (kept, asked) = (value.clone(), is_ready.clone());
+        let (kept, asked) = (Watched(value.clone()), is_ready.clone());
         defer_drop(kept, move || asked.load(Relaxed));
         while drop_deferred() == 0 {}
         assert_eq!(Arc::strong_count(&value), 2);
@@ -83,31 +161,31 @@ mod tests {
 
     #[test]
     fn what_graphs_use_is_kept_until_it_is_said_that_none_does() {
-        let value = Arc::new(());
+        let value = Arc::new(Watched(Arc::default()));
+        let watched = Arc::downgrade(&value.0);
         keep_captured(value.clone());
         // SAFETY: there is no graph.
-        let let_go = || unsafe { drop_captured() };
+        let let_go = || unsafe { let_captured_go() };
         let_go();
-        assert_eq!(Arc::strong_count(&value), 2);
-        let watched = Arc::downgrade(&value);
+        drop_deferred();
         drop(value);
         drop_deferred();
         assert_eq!(watched.strong_count(), 1);
         let_go();
-        assert_eq!(watched.strong_count(), 0);
+        while watched.strong_count() > 0 {
+            drop_deferred();
+        }
     }
 
     #[test]
-    fn only_a_last_reference_is_deferred() {
-        let (value, dropped) = {
-            let value = Arc::new(());
-            (Arc::new(value.clone()), value)
-        };
-        defer_last(value.clone());
-        assert_eq!(Arc::strong_count(&value), 1);
-        defer_last(value);
-        while Arc::strong_count(&dropped) > 1 {
-            drop_deferred();
+    fn what_an_interrupted_caller_leaves_is_dropped_later() {
+        let value = Arc::new(());
+        drop(DroppedByUser::new(Watched(value.clone())));
+        assert_eq!(Arc::strong_count(&value), 2);
+        while Arc::strong_count(&value) > 1 {
+            assert!(drop_deferred_until(&mut || false).is_ok());
         }
+        drop(DroppedByUser::new(Watched(value.clone())).take());
+        assert_eq!(Arc::strong_count(&value), 1);
     }
 }

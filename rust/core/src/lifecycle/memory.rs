@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::deferred::defer_drop;
+use crate::deferred::{Teardown, defer_drop};
 use crate::lifecycle::Lifecycle;
 use crate::memory::{GroupMemory, Memory};
 
@@ -64,10 +64,22 @@ fn free_when_unmapped<M: Memory>(block: M::Block, lifecycle: Arc<Lifecycle>) {
     let began = Instant::now();
     while !lifecycle.is_unmapped() {
         if began.elapsed() > PEERS_APART {
-            defer_drop(block, move || !lifecycle.is_elsewhere() && lifecycle.is_unmapped());
+            let ready = move || !lifecycle.is_elsewhere() && lifecycle.is_unmapped();
+            defer_drop(Freed::<M>(block), ready);
             return;
         }
         thread::sleep(BETWEEN_LOOKS);
+    }
+}
+
+/// A block that is freed behind the kernels that run then: whoever does it waits for them, but not within the driver, where
+/// no other thread could launch anything meanwhile.
+struct Freed<M: Memory>(M::Block);
+
+impl<M: Memory> Teardown for Freed<M> {
+    fn give_up(&self) {
+        // If they cannot be waited for, the driver frees nothing.
+        let _ = M::await_kernels(&self.0);
     }
 }
 

@@ -40,7 +40,7 @@ use lamport_rs_protocol::sentinel::Vector;
 use crate::error::Result;
 
 /// A kind of memory that crosses processes. Its blocks are freed, and its mappings unmapped, when they are dropped.
-pub trait Memory: Debug {
+pub trait Memory: Debug + 'static {
     /// Its name in the API.
     const NAME: &'static str;
     /// Whether ranks must see each other's processes. Otherwise those that do not go without notices.
@@ -49,9 +49,9 @@ pub trait Memory: Debug {
     /// all peers have unmapped it: nothing says what becomes of their stores.
     const OUTLIVES_ITS_BLOCK: bool;
     /// A block that this rank owns. Whichever thread frees it.
-    type Block: Debug + Send + 'static;
+    type Block: Debug + Send + Sync + 'static;
     /// A mapping of a peer's block.
-    type Mapping: Debug;
+    type Mapping: Debug + Send + Sync + 'static;
 
     /// Its name, and what else of it all ranks must have in common.
     fn name(&self) -> String {

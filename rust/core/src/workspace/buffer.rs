@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lamport_rs_protocol::geometry::{Geometry, check_world_size};
 use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
+use crate::deferred::Teardown;
 use crate::error::{Error, Result};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::memory::WorkspaceMemory;
@@ -34,6 +35,13 @@ impl<M: Memory> Buffer<M> {
     /// Where each rank's buffer is in this process.
     pub fn addresses(&self) -> Vec<u64> {
         self.addresses.clone()
+    }
+}
+
+impl<M: Memory> Teardown for Buffer<M> {
+    fn give_up(&self) {
+        // Whoever drops it asks again.
+        let _ = self.memory.await_unused();
     }
 }
 

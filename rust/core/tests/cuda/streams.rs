@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lamport_rs_core::cuda::device::Device;
-use lamport_rs_core::deferred::{drop_captured, drop_deferred};
+use lamport_rs_core::deferred::{drop_deferred, let_captured_go};
 use lamport_rs_core::error::Error;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
@@ -123,7 +123,8 @@ fn a_graph_keeps_the_workspace_whose_operations_it_has_captured() {
         assert!(weak.strong_count() > 0);
         rank.meet();
         // SAFETY: the graphs are gone, of all ranks.
-        unsafe { drop_captured() };
+        unsafe { let_captured_go() };
+        drop_deferred();
         rank.meet();
         assert_eq!(weak.strong_count(), 0);
         // No thread of the library's own frees device memory.

@@ -140,13 +140,14 @@ impl Quantised {
                     scales.tensor.shape, scales.tensor.strides
                 )));
             }
-            return Ok(());
+            // Bytes are stored four at a time.
+            return scales.check_alignment(size_of::<u32>());
         }
-        // One number may lie anywhere.
-        if scales.tensor.elements() != 1 || scales.tensor.is_negated {
-            scales.check_layout()?;
+        // One number may lie anywhere that its dtype may.
+        if scales.tensor.elements() == 1 && !scales.tensor.is_negated {
+            return scales.check_alignment(scales.tensor.dtype.size());
         }
-        Ok(())
+        scales.check_layout()
     }
 
     pub(super) fn from_question(question: &Question, places: &mut Places) -> Result<Self> {

@@ -44,7 +44,7 @@ impl CudaWorkspace {
         let begins_capture = launching.state.order.follow(stream).inspect_err(|error| launching.fail(error))?;
         if begins_capture && !launching.state.is_captured {
             launching.state.is_captured = true;
-            self.this.upgrade().into_iter().for_each(keep_captured);
+            self.this.upgrade().into_iter().for_each(|this| keep_captured(this));
         }
         Ok(launching)
     }

@@ -96,7 +96,7 @@ impl Private {
 
 impl CudaWorkspace {
     /// Creates this rank's part on `device`. Collective: all ranks call it, and all return or raise together. Once
-    /// a CUDA graph has captured its operations it is kept, until `deferred::drop_captured`.
+    /// a CUDA graph has captured its operations it is kept, until `deferred::let_captured_go`.
     pub fn create(
         settings: &Settings,
         device: Result<Arc<Device>>,

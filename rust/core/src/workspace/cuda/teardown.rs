@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::CudaWorkspace;
-use crate::deferred::{defer_last, drop_deferred};
+use crate::deferred::{DroppedByUser, Teardown, drop_deferred};
 use crate::error::{Error, Result};
 use crate::interrupts::{Interrupted, beside};
 use crate::panics::caught;
@@ -16,10 +16,7 @@ impl CudaWorkspace {
     /// Gives it up, once the kernels that run have ended: refuses all further operations, and tells the peers. The memory
     /// goes when the last reference does.
     pub fn clean_up(&self) {
-        self.clean_up_after(|| {
-            // What was sent is then there, for peers that still need it. If this fails, they must hear of the end still.
-            let _ = self.device.wait_for_kernels();
-        });
+        self.give_up();
         drop_deferred();
     }
 
@@ -32,18 +29,18 @@ impl CudaWorkspace {
             let wait = move || {
                 let _ = caught(|| device.wait_for_kernels());
                 // If the caller was interrupted, and has let go, this is the last.
-                if let Some(this) = kept {
-                    defer_last(this);
-                }
+                kept.and_then(Arc::into_inner).map(DroppedByUser::new);
             };
-            match beside(wait, &mut *interrupted) {
+            match beside(wait, interrupted) {
                 Ok(ended) => is_interrupted = ended.is_none(),
                 Err(_) => drop(self.device.wait_for_kernels()),
             }
         });
-        if is_interrupted || beside(drop_deferred, interrupted)?.is_none() {
+        if is_interrupted {
             return Err(Error::system("waiting for the device's kernels", "interrupted"));
         }
+        // The kernels have ended.
+        drop_deferred();
         Ok(())
     }
 
@@ -56,6 +53,15 @@ impl CudaWorkspace {
             wait();
         }
         self.lifecycle().clean_up();
+    }
+}
+
+impl Teardown for CudaWorkspace {
+    fn give_up(&self) {
+        self.clean_up_after(|| {
+            // What was sent is then there, for peers that still need it. If this fails, they must hear of the end still.
+            let _ = self.device.wait_for_kernels();
+        });
     }
 }
 

@@ -16,6 +16,7 @@ use lamport_rs_protocol::table::Control;
 use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 
 use self::control::ControlWords;
+use crate::deferred::Teardown;
 use crate::error::Result;
 use crate::interrupts::{Interrupted, Interrupts};
 use crate::lifecycle::Lifecycle;
@@ -262,6 +263,11 @@ pub struct Running<'a> {
     operation: Operation,
     interrupts: Interrupts<'a>,
     state: Access<'a, State>,
+}
+
+impl Teardown for HostWorkspace {
+    /// Nothing goes on behind its calls, and mappings keep its memory.
+    fn give_up(&self) {}
 }
 
 impl Running<'_> {

@@ -35,7 +35,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::cuda::own_stream;
-use lamport_rs_core::deferred::{drop_captured, drop_deferred};
+use lamport_rs_core::deferred::{drop_deferred, let_captured_go};
 use lamport_rs_core::memory::pool;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
@@ -217,7 +217,7 @@ impl Standin {
         let began = Instant::now();
         while !self.is_all_given_back() && began.elapsed() < Duration::from_secs(5) {
             // SAFETY: no test launches a graph after this.
-            unsafe { drop_captured() };
+            unsafe { let_captured_go() };
             drop_deferred();
             std::thread::sleep(Duration::from_millis(1));
         }
