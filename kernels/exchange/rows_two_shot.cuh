@@ -8,6 +8,23 @@
 
 namespace lamport {
 
+// Whose a row is, and where it lies.
+struct OwnedRow {
+    __device__ __forceinline__ OwnedRow(const Group& group, uint32 token, uint32 row_vectors)
+        : owner(token % group.world_size), place(uint64{token / group.world_size} * row_vectors * VECTOR_BYTES) {}
+
+    // The owner's block, in a rank that does not own it. A computed index, but into parameters that nothing writes to:
+    // they stay in constant memory.
+    __device__ __forceinline__ Address block(const Group& group) const {
+        const uint32 distance = owner > group.rank ? owner - group.rank : owner + group.world_size - group.rank;
+        return group.peers[distance - 1];
+    }
+
+    uint32 owner;
+    // Bytes from the start of a region's half.
+    uint64 place;
+};
+
 // Region r has two halves: rank r's contributions to the rows that the reader owns, and the rows that rank r owns.
 template <class Source, class Sink, uint32 capacity>
 __device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& parameters) {
@@ -19,9 +36,17 @@ __device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& p
     }
     const Source source(parameters);
     Sink rows(parameters, shared);
+    const uint64 region = uint64{group.rank} * parameters.region_bytes;
     const uint64 to_results = parameters.region_bytes / 2;
-    const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes, 0,
-                                        parameters.region_bytes);
+    // Of a held row a thread has one vector, whose way is known before the wait.
+    const uint32 first_column = Sink::HELD ? threadIdx.x : 0;
+    OwnedRow row(group, rows.token(), parameters.row_vectors);
+    bool is_owner = row.owner == group.rank;
+    const uint64 first_place = row.place + uint64{first_column} * VECTOR_BYTES;
+    // Of contributions to the present row, and to the first one; then that of results.
+    const auto contribution = [&] { return row.block(group) + region + first_place; };
+    const Address first_contribution = Sink::HELD && !is_owner ? keep(contribution()) : 0;
+    const VectorRoutes<capacity> routes(group, region + to_results + first_place, first_place, parameters.region_bytes);
     const ControlReader control_reader(group);
     const auto first = source.prepare(rows);
     // Nothing of the above is moved behind a branch, and so behind the wait.
@@ -34,34 +59,27 @@ __device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& p
     // Both loads before the first use of either.
     const Control control = control_reader.read();
     Vector own = source.load_prepared(rows, first);
+    // Bytes from the block's first row to the present one.
+    uint64 distance = 0;
+    const auto offset = [&](uint32 column) {
+        return control.slot_offset + distance + uint64{column - first_column} * VECTOR_BYTES;
+    };
     const auto is_active = [&](uint32 column) { return rows.has(column) && control.failed == 0; };
-    bool first_row = true;
-    while (true) {
-        const uint32 owner = rows.token() % group.world_size;
-        const bool is_owner = owner == group.rank;
-        const uint32 place = rows.token() / group.world_size * parameters.row_vectors;
-        rows.for_each_column([&](uint32 column) {
-            if (!first_row || column != threadIdx.x) {
-                own = source.load(rows, column);
-            }
-            own = scrub(own);
-            if (!is_owner && is_active(column)) {
-                routes.push_to_rank(owner, control.slot_offset + uint64{place + column} * VECTOR_BYTES, own);
-            }
-        });
-        if (first_row) {
-            ptx::launch_dependents();
-            finish_control(group, control, parameters.region_bytes);
-            first_row = false;
-        } else {
-            // The partials of the row before have been read.
-            __syncthreads();
+    rows.for_each_column([&](uint32 column) {
+        if (column != threadIdx.x) {
+            own = source.load(rows, column);
         }
+        own = scrub(own);
+        if (!is_owner && is_active(column)) {
+            ptx::store_system((Sink::HELD ? first_contribution : contribution()) + offset(column), own);
+        }
+    });
+    ptx::launch_dependents();
+    finish_control(group, control, parameters.region_bytes);
+    while (true) {
         rows.for_each_column([&](uint32 column) {
-            const uint64 contribution = control.slot_offset + uint64{place + column} * VECTOR_BYTES;
-            const uint64 result = contribution + to_results;
-            Vector row{{0, 0, 0, 0}};
-            spoil_if_failed(control, row);
+            Vector sum{{0, 0, 0, 0}};
+            spoil_if_failed(control, sum);
             if (is_owner) {
                 rows.load_residual(column);
                 if constexpr (!Sink::HELD) {
@@ -70,25 +88,37 @@ __device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& p
                 spoil_if_failed(control, own);
                 RankVectors<capacity> vectors;
                 vectors.fill(own);
-                const bool complete = routes.await_peers(contribution, is_active(column), vectors);
-                row = rows.add_up(vectors);
+                const bool complete = routes.await_peers(offset(column), is_active(column), vectors);
+                sum = rows.add_up(vectors);
                 // A sum of what did not come must not travel.
                 if (complete && is_active(column)) {
-                    routes.push_to_all(result, row);
+                    routes.push_to_all(offset(column), sum);
                 }
                 rows.load_weights(column);
             } else {
                 rows.load_weights(column);
                 if (is_active(column)) {
-                    routes.await_result(owner, result, row);
+                    routes.await_result(row.owner, offset(column) + to_results, sum);
                 }
             }
-            rows.take(column, row);
+            rows.take(column, sum);
         });
         rows.finish();
         if (!rows.advance()) {
             break;
         }
+        const uint64 place_before = row.place;
+        row = OwnedRow(group, rows.token(), parameters.row_vectors);
+        is_owner = row.owner == group.rank;
+        distance += row.place - place_before;
+        rows.for_each_column([&](uint32 column) {
+            own = scrub(source.load(rows, column));
+            if (!is_owner && is_active(column)) {
+                ptx::store_system(contribution() + offset(column), own);
+            }
+        });
+        // The partials of the row before have been read.
+        __syncthreads();
     }
 }
 

@@ -100,15 +100,6 @@ public:
         ptx::store_system(push_[i] + offset, vector);
     }
 
-    __device__ __forceinline__ void push_to_rank(uint32 rank, uint64 offset, const Vector& vector) const {
-#pragma unroll
-        for (uint32 i = 0; i < capacity - 1; ++i) {
-            if (has_rank<capacity>(group_, i + 1) && successor(group_, i) == rank) {
-                push(i, offset, vector);
-            }
-        }
-    }
-
     __device__ __forceinline__ void push_to_all(uint64 offset, const Vector& vector) const {
 #pragma unroll
         for (uint32 i = 0; i < capacity - 1; ++i) {

@@ -326,7 +326,7 @@ pub fn all() -> Vec<Defect> {
         Defect {
             name: "no barrier between the partial sums of two rows in two shots",
             file: "exchange/rows_two_shot.cuh",
-            old: "            // The partials of the row before have been read.\n            __syncthreads();\n",
+            old: "        // The partials of the row before have been read.\n        __syncthreads();\n",
             new: "",
             run: chain(norm(TwoShot), 2),
             expected: WrongResult,
