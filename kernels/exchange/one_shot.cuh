@@ -40,25 +40,23 @@ __device__ __forceinline__ void one_shot(const typename Sink::Parameters& parame
     Vector own = input.load_whole(at, input_address);
     const Control control = control_reader.read();
     input.add_tail(at, input_address, own);
+    own = scrub(own);
     uint64 offset = control.slot_offset;
-    bool first_round = true;
+    if (awaited != 0 && control.failed == 0) {
+        routes.push_to_all(offset, own);
+    }
+    control_is_used(control);
+    // Not in the service warp, which would call it before the push: the first thread of a block to call it calls it for
+    // all, and the next grid's blocks delay this one's loads and pushes.
+    ptx::launch_dependents();
+    if (control.failed != 0) {
+        // Nothing is sent, and nothing awaited.
+        for (; at < parameters.vectors; at += threads) {
+            output.store(at, output.address(at), nan_vector());
+        }
+        return;
+    }
     while (true) {
-        own = scrub(own);
-        if (awaited != 0 && control.failed == 0) {
-            routes.push_to_all(offset, own);
-        }
-        if (first_round) {
-            control_is_used(control);
-            // Not in the service warp, which would call it before the push: the first thread of a block to call it
-            // calls it for all, and the next grid's blocks delay this one's loads and pushes.
-            ptx::launch_dependents();
-            first_round = false;
-        }
-        if (control.failed != 0) {
-            // Nothing is sent, and nothing awaited.
-            awaited = 0;
-            own = nan_vector();
-        }
         RankVectors<capacity> vectors;
         vectors.fill(own);
         routes.await_all(offset, [&](uint32 rank) { return (awaited >> rank & 1) != 0; }, vectors);
@@ -72,6 +70,10 @@ __device__ __forceinline__ void one_shot(const typename Sink::Parameters& parame
         output_address = output.address(at);
         own = input.load_whole(at, input.address(at));
         input.add_tail(at, input.address(at), own);
+        own = scrub(own);
+        if (awaited != 0) {
+            routes.push_to_all_anew(offset, own);
+        }
     }
 }
 

@@ -64,6 +64,10 @@ fn a_graph_keeps_what_its_operations_need() {
         drop(rank.communicator);
         assert_eq!(handle.check().unwrap_err().kind(), ErrorKind::Unusable);
         done.wait();
+        graph.launch().unwrap();
+        let after = stream.clone_dtoh(&values).unwrap();
+        assert_eq!(after, [256.0; 100]);
+        done.wait();
         drop(graph);
     });
 }
