@@ -22,6 +22,7 @@ __device__ __forceinline__ void one_shot(const typename Sink::Parameters& parame
     uint32 at = data_block() * workers + threadIdx.x;
     const uint64 place = uint64{at} * VECTOR_BYTES;
     const Address input_address = keep(input.address(at));
+    const uint32 is_whole = keep(input.is_whole(at) ? 1u : 0u);
     const VectorRoutes<capacity> routes(group, uint64{group.rank} * parameters.region_bytes + place, place,
                                         parameters.region_bytes);
     const ControlReader control_reader(group);
@@ -37,7 +38,7 @@ __device__ __forceinline__ void one_shot(const typename Sink::Parameters& parame
     ptx::wait_for_prior_grids();
 
     // Both loads before the first use of either.
-    Vector own = input.load_whole(at, input_address);
+    Vector own = Source::load_if(is_whole != 0, input_address);
     const Control control = control_reader.read();
     input.add_tail(at, input_address, own);
     own = scrub(own);
@@ -49,21 +50,14 @@ __device__ __forceinline__ void one_shot(const typename Sink::Parameters& parame
     // Not in the service warp, which would call it before the push: the first thread of a block to call it calls it for
     // all, and the next grid's blocks delay this one's loads and pushes.
     ptx::launch_dependents();
-    if (control.failed != 0) {
-        // Nothing is sent, and nothing awaited.
-        for (; at < parameters.vectors; at += threads) {
-            output.store(at, output.address(at), nan_vector());
-        }
-        return;
-    }
-    while (true) {
+    while (control.failed == 0) {
         RankVectors<capacity> vectors;
         vectors.fill(own);
         routes.await_all(offset, [&](uint32 rank) { return (awaited >> rank & 1) != 0; }, vectors);
         output.store(at, output_address, Sink::reduce(vectors, group));
         at += threads;
         if (at - threadIdx.x >= parameters.vectors) {
-            break;
+            return;
         }
         offset += uint64{threads} * VECTOR_BYTES;
         awaited = at < parameters.vectors ? all_peers(group) : 0;
@@ -74,6 +68,10 @@ __device__ __forceinline__ void one_shot(const typename Sink::Parameters& parame
         if (awaited != 0) {
             routes.push_to_all_anew(offset, own);
         }
+    }
+    // The rank has failed: nothing was sent, and nothing is awaited.
+    for (; at < parameters.vectors; at += threads) {
+        output.store(at, output.address(at), nan_vector());
     }
 }
 

@@ -52,6 +52,9 @@ __device__ __forceinline__ void two_shot_phased(const typename Sink::Parameters&
     const Address push_address = keep(group.peers[index] + region + theirs.offset);
     const Address input_address = keep(input.address(theirs.index));
     const Address own_address = keep(input.address(ours.index));
+    const bool sums = threadIdx.x < chunk;
+    const uint32 is_theirs_whole = keep(input.is_whole(theirs.index) ? 1u : 0u);
+    const uint32 is_own_whole = keep(sums && input.is_whole(ours.index) ? 1u : 0u);
     const VectorRoutes<capacity> routes(group, region + ours.offset, ours.offset, parameters.region_bytes);
     const Address arrival = keep(group.own + uint64{peer} * parameters.region_bytes + to_sums + theirs.offset);
     const ControlReader control_reader(group);
@@ -63,9 +66,8 @@ __device__ __forceinline__ void two_shot_phased(const typename Sink::Parameters&
     ptx::wait_for_prior_grids();
 
     // All loads before the first use of any.
-    const bool sums = threadIdx.x < chunk;
-    Vector pushed = input.load_whole(theirs.index, input_address);
-    Vector own = input.load_whole(sums ? ours.index : ~0u, own_address);
+    Vector pushed = Source::load_if(is_theirs_whole != 0, input_address);
+    Vector own = Source::load_if(is_own_whole != 0, own_address);
     const Control control = control_reader.read();
     const uint64 slot = control.slot_offset;
     input.add_tail(theirs.index, input_address, pushed);

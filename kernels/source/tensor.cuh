@@ -18,11 +18,18 @@ public:
 
     __device__ __forceinline__ Address address(uint32 index) const { return begin_ + uint64{index} * VECTOR_BYTES; }
 
+    __device__ __forceinline__ bool is_whole(uint32 index) const { return index < whole_; }
+
     // Loads vector `index`, which is at `address`, if it is whole; otherwise it is 0. There is no branch: the loads of
     // a thread that makes several are in flight together.
     __device__ __forceinline__ Vector load_whole(uint32 index, Address address) const {
+        return load_if(is_whole(index), address);
+    }
+
+    // Likewise, where it is known before whether it is.
+    static __device__ __forceinline__ Vector load_if(bool is_whole, Address address) {
         Vector vector{{0, 0, 0, 0}};
-        ptx::load_input_if(index < whole_, address, vector);
+        ptx::load_input_if(is_whole, address, vector);
         return vector;
     }
 
@@ -35,7 +42,7 @@ public:
 
     // Stores vector `index`, which is at `address`. Vectors beyond the end are not written.
     __device__ __forceinline__ void store(uint32 index, Address address, const Vector& vector) const {
-        ptx::store_output_if(index < whole_, address, vector);
+        ptx::store_output_if(is_whole(index), address, vector);
         if (index == whole_ && tail_halves_ != 0) {
             store_tail(address, vector);
         }
