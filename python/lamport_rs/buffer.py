@@ -75,8 +75,8 @@ class IpcBuffer:
         """Unmap all buffers: their addresses are no longer valid. Not collective, and safe to call twice.
 
         On GPUs it waits for the kernels on this rank's device, or for Ctrl-C. Peers may use this rank's buffer until
-        they call it: its memory is freed once none has it mapped any more, or their processes have ended. A thread
-        waits for that.
+        they call it: its memory is freed once none has it mapped any more, or their processes have ended, by a later
+        call that makes, cleans up or drops a buffer or a workspace.
         """
         self._core = None
 

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
 
-use lamport_rs_core::deferred::{DroppedByUser, Teardown};
+use lamport_rs_core::deferred::{DroppedByUser, Teardown, drop_deferred};
 use lamport_rs_core::interrupts::beside;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -79,15 +79,18 @@ impl<T: Teardown> Drop for Shared<T> {
     }
 }
 
-/// If Ctrl-C comes, or there is no thread to be had for the wait, it is left for a later call.
+/// If Ctrl-C comes, it is left for a later call.
 fn drop_unless_interrupted<T: Teardown>(last: T) {
     let last = DroppedByUser::new(last);
     let wait = move || {
         last.give_up();
         last
     };
-    if let Ok(Some(last)) = beside(wait, &mut interrupt_is_pending) {
-        drop(last.take());
+    match beside(wait, &mut interrupt_is_pending) {
+        Ok(Some(last)) => drop(last.take()),
+        Ok(None) => {}
+        // There is no thread to be had for the wait. It was left for a later call: this one.
+        Err(_) => drop(drop_deferred()),
     }
 }
 

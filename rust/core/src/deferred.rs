@@ -65,7 +65,7 @@ impl<T: Teardown> Drop for DroppedByUser<T> {
     }
 }
 
-/// What was deferred and is ready.
+/// What was deferred and is ready. It is deferred again if nobody drops it by [`Self::drop_now`].
 struct Ready(Vec<Deferred>);
 
 impl Ready {
@@ -73,11 +73,23 @@ impl Ready {
     fn take() -> Self {
         Self(try_deferred().map_or_else(Vec::new, |mut all| all.extract_if(.., |each| (each.is_ready)()).collect()))
     }
-}
 
-impl Teardown for Ready {
     fn give_up(&self) {
         self.0.iter().for_each(|each| each.value.give_up());
+    }
+
+    /// Returns how many values wait after that. (To drop values may defer others.)
+    fn drop_now(mut self) -> usize {
+        self.0.clear();
+        try_deferred().map_or(0, |deferred| deferred.len())
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        if !self.0.is_empty() {
+            DEFERRED.lock().unwrap_or_else(PoisonError::into_inner).append(&mut self.0);
+        }
     }
 }
 
@@ -95,23 +107,25 @@ fn try_deferred() -> Option<MutexGuard<'static, Vec<Deferred>>> {
 pub fn drop_deferred() -> usize {
     let ready = Ready::take();
     ready.give_up();
-    // May defer others.
-    drop(ready);
-    try_deferred().map_or(0, |deferred| deferred.len())
+    ready.drop_now()
 }
 
 /// Likewise, but waits for kernels no longer than until `interrupted` says so, which is an error: a later call drops it.
 pub fn drop_deferred_until(interrupted: Interrupted<'_>) -> Result<usize> {
-    let ready = DroppedByUser::new(Ready::take());
+    let ready = Ready::take();
+    if ready.0.is_empty() {
+        return Ok(ready.drop_now());
+    }
     let wait = move || {
         ready.give_up();
         ready
     };
-    match beside(wait, interrupted)? {
-        Some(ready) => drop(ready.take()),
-        None => return Err(Error::system("waiting for the device's kernels", "interrupted")),
+    match beside(wait, interrupted) {
+        Ok(Some(ready)) => Ok(ready.drop_now()),
+        Ok(None) => Err(Error::system("waiting for the device's kernels", "interrupted")),
+        // Without another thread for the wait.
+        Err(_) => Ok(drop_deferred()),
     }
-    Ok(try_deferred().map_or(0, |deferred| deferred.len()))
 }
 
 static CAPTURED: Mutex<Vec<Arc<dyn Teardown>>> = Mutex::new(Vec::new());
@@ -135,21 +149,48 @@ pub unsafe fn let_captured_go() {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::thread;
 
     use super::*;
 
-    /// Of whom somebody else knows whether it is still there.
-    struct Watched(Arc<()>);
+    /// Of whom somebody else knows whether it is still there. It must be given up before it is dropped.
+    struct Watched(Arc<()>, AtomicBool);
+
+    impl Watched {
+        fn new(value: &Arc<()>) -> Self {
+            Self(value.clone(), AtomicBool::new(false))
+        }
+    }
 
     impl Teardown for Watched {
-        fn give_up(&self) {}
+        fn give_up(&self) {
+            self.1.store(true, Relaxed);
+        }
+    }
+
+    impl Drop for Watched {
+        fn drop(&mut self) {
+            assert!(self.1.load(Relaxed), "it was dropped before it was given up");
+        }
+    }
+
+    /// What is waited for until a flag is set.
+    struct Awaited(Watched, Arc<AtomicBool>);
+
+    impl Teardown for Awaited {
+        fn give_up(&self) {
+            while !self.1.load(Relaxed) {
+                thread::yield_now();
+            }
+            self.0.give_up();
+        }
     }
 
     /// The list is the process's, and tests run in one: others' entries may be there.
     #[test]
     fn values_are_dropped_when_they_are_ready_and_not_before() {
         let (value, is_ready) = (Arc::new(()), Arc::new(AtomicBool::new(false)));
-        let (kept, asked) = (Watched(value.clone()), is_ready.clone());
+        let (kept, asked) = (Watched::new(&value), is_ready.clone());
         defer_drop(kept, move || asked.load(Relaxed));
         while drop_deferred() == 0 {}
         assert_eq!(Arc::strong_count(&value), 2);
@@ -161,7 +202,7 @@ mod tests {
 
     #[test]
     fn what_graphs_use_is_kept_until_it_is_said_that_none_does() {
-        let value = Arc::new(Watched(Arc::default()));
+        let value = Arc::new(Watched::new(&Arc::default()));
         let watched = Arc::downgrade(&value.0);
         keep_captured(value.clone());
         // SAFETY: there is no graph.
@@ -178,14 +219,31 @@ mod tests {
     }
 
     #[test]
-    fn what_an_interrupted_caller_leaves_is_dropped_later() {
+    fn what_is_not_taken_out_is_dropped_later() {
         let value = Arc::new(());
-        drop(DroppedByUser::new(Watched(value.clone())));
+        drop(DroppedByUser::new(Watched::new(&value)));
         assert_eq!(Arc::strong_count(&value), 2);
         while Arc::strong_count(&value) > 1 {
             assert!(drop_deferred_until(&mut || false).is_ok());
         }
-        drop(DroppedByUser::new(Watched(value.clone())).take());
+        let taken = DroppedByUser::new(Watched::new(&value)).take();
+        taken.give_up();
+        drop(taken);
         assert_eq!(Arc::strong_count(&value), 1);
+    }
+
+    #[test]
+    fn what_an_interrupted_caller_waited_for_is_dropped_later() {
+        let (value, has_ended) = (Arc::new(()), Arc::new(AtomicBool::new(false)));
+        // Other tests' threads leave it alone.
+        let own = thread::current().id();
+        let is_own = move || thread::current().id() == own;
+        defer_drop(Awaited(Watched::new(&value), has_ended.clone()), is_own);
+        assert!(drop_deferred_until(&mut || true).is_err());
+        assert_eq!(Arc::strong_count(&value), 2);
+        has_ended.store(true, Relaxed);
+        while Arc::strong_count(&value) > 1 {
+            assert!(drop_deferred_until(&mut || false).is_ok());
+        }
     }
 }

@@ -84,15 +84,15 @@ impl Named<'_> {
         if self.tensor.is_negated {
             return self.layout(format_args!("is negated when it is read; pass {}.resolve_neg()", self.name));
         }
-        self.check_alignment(ALIGNMENT)
-    }
-
-    /// Checks that it begins at a multiple of `bytes`.
-    pub fn check_alignment(&self, bytes: usize) -> Result<()> {
-        if !(self.tensor.pointer as usize).is_multiple_of(bytes) && self.tensor.elements() > 0 {
-            return self.layout(format_args!("is not aligned to {bytes} bytes; pass {}.clone()", self.name));
+        if !self.is_aligned_to(ALIGNMENT) {
+            return self.layout(format_args!("is not aligned to {ALIGNMENT} bytes; pass {}.clone()", self.name));
         }
         Ok(())
+    }
+
+    /// Whether it begins at a multiple of `bytes`, if it is anywhere.
+    pub fn is_aligned_to(&self, bytes: usize) -> bool {
+        (self.tensor.pointer as usize).is_multiple_of(bytes) || self.tensor.elements() == 0
     }
 
     /// Of this dtype.

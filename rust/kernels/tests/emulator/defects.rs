@@ -476,6 +476,22 @@ pub fn all() -> Vec<Defect> {
             expected: WrongFault,
         },
         Defect {
+            name: "in two shots, a late block of a grid that has given up stores no sums as others' rows",
+            file: "exchange/rows_two_shot.cuh",
+            old: "            spoil_if_failed(control, sum);\n",
+            new: "",
+            run: Run::AbsentInTurns(FaultCase::new(3, false, norm(TwoShot)).block_by_block()),
+            expected: WrongFault,
+        },
+        Defect {
+            name: "in phases, a late block of a grid that has given up stores no sums as those of others",
+            file: "exchange/two_shot_phased.cuh",
+            old: "    spoil_if_failed(control, sum);\n",
+            new: "",
+            run: Run::AbsentInTurns(FaultCase::new(3, false, all_reduce(TwoShot, 700)).block_by_block()),
+            expected: WrongFault,
+        },
+        Defect {
             name: "a late block of a grid that has given up stores no sums as those of others",
             file: "exchange/two_shot.cuh",
             old: "control.failed != 0 ? NAN_WORD : 0",

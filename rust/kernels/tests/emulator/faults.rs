@@ -74,6 +74,12 @@ pub fn cases() -> Vec<FaultCase> {
         let two = Minimax { dtype, weight, tokens, widths: [64, 8], tokens_per_block, in_place };
         cases.extend([FaultCase::new(world_size, true, one), FaultCase::new(world_size, true, two)]);
     }
+    // Rows that no block holds.
+    for (algorithm, completes_first) in [(OneShot, true), (TwoShot, false)] {
+        let (tokens, hidden, has_residual) = (4, 8 * 1025, true);
+        let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
+        cases.push(FaultCase::new(2, completes_first, norm));
+    }
     // Without headers too.
     for algorithm in [OneShot, TwoShot] {
         let sum = AllReduce { algorithm, dtype, elements: 700, in_place };

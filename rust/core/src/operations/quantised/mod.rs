@@ -141,13 +141,16 @@ impl Quantised {
                 )));
             }
             // Bytes are stored four at a time.
-            return scales.check_alignment(size_of::<u32>());
+            if !scales.is_aligned_to(size_of::<u32>()) {
+                return Err(Error::Argument(
+                    "scale_out is not aligned to 4 bytes: leave scale_out to the operation".to_owned(),
+                ));
+            }
+            return Ok(());
         }
         // One number may lie anywhere that its dtype may.
-        if scales.tensor.elements() == 1 && !scales.tensor.is_negated {
-            return scales.check_alignment(scales.tensor.dtype.size());
-        }
-        scales.check_layout()
+        let is_one = scales.tensor.elements() == 1 && scales.is_aligned_to(scales.tensor.dtype.size());
+        if is_one && !scales.tensor.is_negated { Ok(()) } else { scales.check_layout() }
     }
 
     pub(super) fn from_question(question: &Question, places: &mut Places) -> Result<Self> {

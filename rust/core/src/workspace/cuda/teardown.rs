@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::CudaWorkspace;
-use crate::deferred::{DroppedByUser, Teardown, drop_deferred};
+use crate::deferred::{DroppedByUser, Teardown, drop_deferred, drop_deferred_until};
 use crate::error::{Error, Result};
 use crate::interrupts::{Interrupted, beside};
 use crate::panics::caught;
@@ -16,52 +16,56 @@ impl CudaWorkspace {
     /// Gives it up, once the kernels that run have ended: refuses all further operations, and tells the peers. The memory
     /// goes when the last reference does.
     pub fn clean_up(&self) {
-        self.give_up();
+        if !self.lifecycle().is_cleaned_up() {
+            self.give_up();
+        }
         drop_deferred();
     }
 
     /// Likewise, but waits no longer than until `interrupted` says so, which is an error. It is given up then all the same,
     /// and the memory stays until the kernels have ended.
     pub fn clean_up_until(&self, interrupted: Interrupted<'_>) -> Result<()> {
-        let mut is_interrupted = false;
-        self.clean_up_after(|| {
-            let (device, kept) = (self.device.clone(), self.this.upgrade());
-            let wait = move || {
-                let _ = caught(|| device.wait_for_kernels());
-                // If the caller was interrupted, and has let go, this is the last.
-                kept.and_then(Arc::into_inner).map(DroppedByUser::new);
-            };
-            match beside(wait, interrupted) {
-                Ok(ended) => is_interrupted = ended.is_none(),
-                Err(_) => drop(self.device.wait_for_kernels()),
-            }
-        });
-        if is_interrupted {
-            return Err(Error::system("waiting for the device's kernels", "interrupted"));
+        if !self.lifecycle().is_cleaned_up() {
+            let ended = self.await_kernels_until(&mut *interrupted);
+            self.lifecycle().clean_up();
+            ended?;
         }
-        // The kernels have ended.
-        drop_deferred();
-        Ok(())
+        drop_deferred_until(interrupted).map(drop)
     }
 
-    fn clean_up_after(&self, wait: impl FnOnce()) {
-        if self.lifecycle().is_cleaned_up() {
-            return;
+    fn await_kernels_until(&self, interrupted: Interrupted<'_>) -> Result<()> {
+        if self.lifecycle().is_elsewhere() {
+            return Ok(());
         }
-        if !self.lifecycle().is_elsewhere() {
-            self.faults.give_up_after(CLEAN_UP_GRACE);
-            wait();
+        self.faults.give_up_after(CLEAN_UP_GRACE);
+        let (device, kept) = (self.device.clone(), self.this.upgrade());
+        let wait = move || {
+            let _ = caught(|| device.wait_for_kernels());
+            // If the caller was interrupted, and has let go, this is the last, and a later call drops it.
+            if let Some(last) = kept.and_then(Arc::into_inner) {
+                drop(DroppedByUser::new(last));
+            }
+        };
+        match beside(wait, interrupted) {
+            Ok(Some(())) => Ok(()),
+            Ok(None) => Err(Error::system("waiting for the device's kernels", "interrupted")),
+            Err(_) => {
+                // Without another thread for the wait. If it fails, the kernels do not go on.
+                let _ = self.device.wait_for_kernels();
+                Ok(())
+            }
         }
-        self.lifecycle().clean_up();
     }
 }
 
 impl Teardown for CudaWorkspace {
     fn give_up(&self) {
-        self.clean_up_after(|| {
+        if !self.lifecycle().is_elsewhere() {
+            self.faults.give_up_after(CLEAN_UP_GRACE);
             // What was sent is then there, for peers that still need it. If this fails, they must hear of the end still.
             let _ = self.device.wait_for_kernels();
-        });
+        }
+        self.lifecycle().clean_up();
     }
 }
 
