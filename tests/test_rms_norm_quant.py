@@ -111,7 +111,7 @@ def test_operands_may_lie_otherwise(ranks_of, quant_format):
     ranks_of(2).run(quantise_what_lies_otherwise, quant_format)
 
 
-def at_an_odd_address(groups: int, dtype: torch.dtype) -> torch.Tensor:
+def misaligned(groups: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(128 * groups + 1, dtype=torch.uint8)[1:].view(128, groups).view(dtype)
 
 
@@ -141,8 +141,8 @@ def refuse(me: Rank) -> None:
         (rows, "fp8_static", scale, {"scale_out": torch.empty(1)}, "scale_out must be None"),
         (rows, "fp8_token", None, {"algorithm": "two_shot"}, "all_reduce_rms_norm_quant is one-shot only"),
         (wide, "fp8_group_column_major", None, {"scale_out": torch.empty(2, 2)}, "must have strides \\[1, 4\\]"),
-        (wide, "mxfp8_swizzled", None, {"scale_out": at_an_odd_address(8, torch.uint8)}, "aligned to 4 bytes"),
-        (wide, "nvfp4_swizzled", scale, {"scale_out": at_an_odd_address(16, torch.float8_e4m3fn)}, "aligned to 4 bytes"),
+        (wide, "mxfp8_swizzled", None, {"scale_out": misaligned(8, torch.uint8)}, "aligned to 4 bytes"),
+        (wide, "nvfp4_swizzled", scale, {"scale_out": misaligned(16, torch.float8_e4m3fn)}, "aligned to 4 bytes"),
     ]
     for given, quant_format, its_scale, places, text in refused:
         factor = torch.ones(given.shape[-1]).to(given.dtype)

@@ -131,6 +131,7 @@ pub fn drop_deferred_until(interrupted: Interrupted<'_>) -> Result<usize> {
 static CAPTURED: Mutex<Vec<Arc<dyn Teardown>>> = Mutex::new(Vec::new());
 
 /// Keeps a value that a CUDA graph uses. Nothing tells at no cost when a graph has gone (docs/decisions.md).
+#[cfg(feature = "cuda")]
 pub(crate) fn keep_captured(value: Arc<dyn Teardown>) {
     CAPTURED.lock().unwrap_or_else(PoisonError::into_inner).push(value);
 }
@@ -154,23 +155,26 @@ mod tests {
     use super::*;
 
     /// Of whom somebody else knows whether it is still there. It must be given up before it is dropped.
-    struct Watched(Arc<()>, AtomicBool);
+    struct Watched {
+        _value: Arc<()>,
+        is_given_up: AtomicBool,
+    }
 
     impl Watched {
         fn new(value: &Arc<()>) -> Self {
-            Self(value.clone(), AtomicBool::new(false))
+            Self { _value: value.clone(), is_given_up: AtomicBool::new(false) }
         }
     }
 
     impl Teardown for Watched {
         fn give_up(&self) {
-            self.1.store(true, Relaxed);
+            self.is_given_up.store(true, Relaxed);
         }
     }
 
     impl Drop for Watched {
         fn drop(&mut self) {
-            assert!(self.1.load(Relaxed), "it was dropped before it was given up");
+            assert!(self.is_given_up.load(Relaxed), "it was dropped before it was given up");
         }
     }
 
@@ -200,10 +204,13 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "cuda")]
     #[test]
     fn what_graphs_use_is_kept_until_it_is_said_that_none_does() {
-        let value = Arc::new(Watched::new(&Arc::default()));
-        let watched = Arc::downgrade(&value.0);
+        let inner = Arc::new(());
+        let value = Arc::new(Watched::new(&inner));
+        let watched = Arc::downgrade(&inner);
+        drop(inner);
         keep_captured(value.clone());
         // SAFETY: there is no graph.
         let let_go = || unsafe { let_captured_go() };
