@@ -60,7 +60,7 @@ __device__ __forceinline__ void rows_one_shot(const typename Sink::Parameters& p
             if constexpr (!Sink::HELD) {
                 own = scrub(source.load(rows, column));
             }
-            spoil_if_failed(control, own);
+            spoil_if(control.failed != 0, own);
             RankVectors<capacity> vectors;
             vectors.fill(own);
             routes.await_peers(offset(column), is_active(column), vectors);

@@ -79,13 +79,13 @@ __device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& p
     while (true) {
         rows.for_each_column([&](uint32 column) {
             Vector sum{{0, 0, 0, 0}};
-            spoil_if_failed(control, sum);
+            spoil_if(control.failed != 0, sum);
             if (is_owner) {
                 rows.load_residual(column);
                 if constexpr (!Sink::HELD) {
                     own = scrub(source.load(rows, column));
                 }
-                spoil_if_failed(control, own);
+                spoil_if(control.failed != 0, own);
                 RankVectors<capacity> vectors;
                 vectors.fill(own);
                 const bool complete = routes.await_peers(offset(column), is_active(column), vectors);

@@ -92,7 +92,7 @@ __device__ __forceinline__ void two_shot(const typename Sink::Parameters& parame
     ptx::launch_dependents();
     finish_control(group, control, parameters.region_bytes);
     while (true) {
-        spoil_if_failed(control, own);
+        spoil_if(control.failed != 0, own);
         RankVectors<capacity> vectors;
         vectors.fill(own);
         const bool complete = routes.await_peers(offset, active, vectors);

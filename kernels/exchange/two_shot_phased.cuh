@@ -82,7 +82,7 @@ __device__ __forceinline__ void two_shot_phased(const typename Sink::Parameters&
         input.add_tail(ours.index, own_address, own);
         const bool awaits = ours.is_there && control.failed == 0;
         own = scrub(own);
-        spoil_if_failed(control, own);
+        spoil_if(control.failed != 0, own);
         RankVectors<capacity> vectors;
         vectors.fill(own);
         const bool complete = routes.await_peers(slot, awaits, vectors);
@@ -94,7 +94,7 @@ __device__ __forceinline__ void two_shot_phased(const typename Sink::Parameters&
         output.store(ours.index, output.address(ours.index), sum);
     }
     Vector sum{{0, 0, 0, 0}};
-    spoil_if_failed(control, sum);
+    spoil_if(control.failed != 0, sum);
     if (active) {
         await_result(group, peer, arrival + slot, sum);
     }

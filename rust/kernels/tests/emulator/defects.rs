@@ -469,7 +469,7 @@ pub fn all() -> Vec<Defect> {
         },
         Defect {
             name: "a late block of a grid that has given up stores its own rows",
-            file: "protocol/control.cuh",
+            file: "protocol/sentinel.cuh",
             old: "        vector = nan_vector();\n",
             new: "",
             run: Run::AbsentInTurns(FaultCase::new(3, true, norm(OneShot)).block_by_block()),
@@ -478,7 +478,7 @@ pub fn all() -> Vec<Defect> {
         Defect {
             name: "in two shots, a late block of a grid that has given up stores no sums as others' rows",
             file: "exchange/rows_two_shot.cuh",
-            old: "            spoil_if_failed(control, sum);\n",
+            old: "            spoil_if(control.failed != 0, sum);\n",
             new: "",
             run: Run::AbsentInTurns(FaultCase::new(3, false, norm(TwoShot)).block_by_block()),
             expected: WrongFault,
@@ -486,7 +486,7 @@ pub fn all() -> Vec<Defect> {
         Defect {
             name: "in phases, a late block of a grid that has given up stores no sums as those of others",
             file: "exchange/two_shot_phased.cuh",
-            old: "    spoil_if_failed(control, sum);\n",
+            old: "    spoil_if(control.failed != 0, sum);\n",
             new: "",
             run: Run::AbsentInTurns(FaultCase::new(3, false, all_reduce(TwoShot, 700)).block_by_block()),
             expected: WrongFault,
