@@ -13,13 +13,6 @@ struct OwnedRow {
     __device__ __forceinline__ OwnedRow(const Group& group, uint32 token, uint32 row_vectors)
         : owner(token % group.world_size), place(uint64{token / group.world_size} * row_vectors * VECTOR_BYTES) {}
 
-    // The owner's block, in a rank that does not own it. A computed index, but into parameters that nothing writes to:
-    // they stay in constant memory.
-    __device__ __forceinline__ Address block(const Group& group) const {
-        const uint32 distance = owner > group.rank ? owner - group.rank : owner + group.world_size - group.rank;
-        return group.peers[distance - 1];
-    }
-
     uint32 owner;
     // Bytes from the start of a region's half.
     uint64 place;
@@ -44,7 +37,7 @@ __device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& p
     bool is_owner = row.owner == group.rank;
     const uint64 first_place = row.place + uint64{first_column} * VECTOR_BYTES;
     // Of contributions to the present row, and to the first one; then that of results.
-    const auto contribution = [&] { return row.block(group) + region + first_place; };
+    const auto contribution = [&] { return block_of(group, row.owner) + region + first_place; };
     const Address first_contribution = Sink::HELD && !is_owner ? keep(contribution()) : 0;
     const VectorRoutes<capacity> routes(group, region + to_results + first_place, first_place, parameters.region_bytes);
     const ControlReader control_reader(group);
