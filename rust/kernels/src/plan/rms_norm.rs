@@ -21,11 +21,11 @@ pub fn two_shot_from(world_size: usize, row_bytes: usize) -> usize {
     const MIDDLE: usize = 12 << 10;
     match (world_size, row_bytes) {
         (..=2, _) => usize::MAX,
-        (3, ..SHORT) => 92 * (4 << 10),
-        (3, SHORT..MIDDLE) => 53 * (8 << 10),
-        (3, _) => 25 * (16 << 10),
-        (4, ..SHORT) => 50 * (4 << 10),
-        (4, SHORT..MIDDLE) => 29 * (8 << 10),
+        (3, ..SHORT) => 84 * (4 << 10),
+        (3, SHORT..MIDDLE) => 42 * (8 << 10),
+        (3, _) => 21 * (16 << 10),
+        (4, ..SHORT) => 44 * (4 << 10),
+        (4, SHORT..MIDDLE) => 24 * (8 << 10),
         (4, _) => 13 * (16 << 10),
         _ => all_reduce::two_shot_from(world_size),
     }
