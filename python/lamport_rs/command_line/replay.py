@@ -44,7 +44,6 @@ class Replay:
         What `capturing` returns is entered around the capture.
         """
         self._operation, self._device, self._capturing = operation, device, capturing
-        self._plain_kernel = _like_a_server(device)
         self._wanted = operations
         self._delay = _DELAY
         self.host_keeps_ahead = True
@@ -86,6 +85,7 @@ class Replay:
 
     def _capture(self, operations: int) -> None:
         self.operations = operations
+        self._plain_kernel = _like_a_server(self._device)
         torch.cuda.synchronize(self._device)
         self._graph = torch.cuda.CUDAGraph()
         with self._capturing(), torch.cuda.graph(self._graph):
