@@ -18,7 +18,7 @@ from foreign_kernel import memory_at
 from lamport_rs import LamportTimeoutError
 from minimax_rows import Operation
 from ranks import Rank
-from reductions import NormedReduction, Reduction
+from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 from reference import SENTINEL
 
 COMM_SIZE = 1 << 16
@@ -33,6 +33,8 @@ OPERATIONS = {
     "sum in one shot": lambda me: Reduction.random(me, 250, "one_shot"),
     "sum in two shots": lambda me: Reduction.random(me, 250, "two_shot"),
     "norm in one shot": lambda me: NormedReduction.random(me, 3, 128, "one_shot"),
+    "quantised norm in one shot": lambda me: QuantisedReduction.random(me, 3, 128, "one_shot", "fp8_group"),
+    "quantised sum in one shot": lambda me: QuantisedSum.random(me, 3, 128, "one_shot"),
     "MiniMax, one matrix": lambda me: Operation.random(me, 150, (64,)),
     "MiniMax, Q and K": lambda me: Operation.random(me, 70, (64, 16)),
     "MiniMax, wide rows": lambda me: Operation.random(me, 6, (20_000,)),

@@ -4,11 +4,12 @@ import driver
 import pytest
 import test_arrival
 from ranks import Rank
-from reductions import NormedReduction
+from reductions import NormedReduction, QuantisedSum
 
 OPERATIONS = {
     **test_arrival.OPERATIONS,
     "norm in two shots": lambda me: NormedReduction.random(me, 4, 128, "two_shot"),
+    "quantised sum in two shots": lambda me: QuantisedSum.random(me, 4, 128, "two_shot"),
 }
 
 

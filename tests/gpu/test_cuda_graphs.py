@@ -10,12 +10,13 @@ import torch
 import torch.distributed as dist
 from minimax_rows import Operation, workspace_for
 from ranks import Rank
-from reductions import NormedReduction, Reduction, comm_size_for
+from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction, comm_size_for
 from worlds import GROUP_SIZES, WORLD_SIZES
 
 CAPTURED = [(tokens, widths) for tokens in (1, 7, 64, 300, 2048) for widths in ((1536,), (3072, 512))]
 REDUCED = [(8, "auto"), (3001, "one_shot"), (3001, "two_shot"), (260_000, "one_shot"), (524_288, "two_shot")]
 NORMALISED = [(1, 4096, "auto"), (5, 8200, "one_shot"), (5, 8200, "two_shot"), (64, 2048, "two_shot")]
+QUANTISED = [(1, 4096, "auto", "fp8_group"), (5, 8192, "one_shot", "fp8_token"), (64, 2048, "two_shot", "fp8_group")]
 MOST_BYTES = 1 << 20
 
 
@@ -27,6 +28,7 @@ def reductions(me: Rank) -> list[Reduction | NormedReduction]:
     return [
         *(Reduction.random(me, *shape, seed=seed) for seed, shape in enumerate(REDUCED)),
         *(NormedReduction.random(me, *shape, seed=seed) for seed, shape in enumerate(NORMALISED)),
+        *(kind.random(me, *shape) for kind in (QuantisedReduction, QuantisedSum) for shape in QUANTISED),
     ]
 
 

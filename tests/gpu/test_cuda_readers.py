@@ -10,7 +10,7 @@ import torch.distributed as dist
 from compiler import Kernel
 from minimax_rows import Operation
 from ranks import Rank
-from reductions import NormedReduction, Reduction
+from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 from soak_programs import POISON, outputs_of, with_outputs
 from worlds import WORLD_SIZES
 
@@ -34,6 +34,10 @@ OPERATIONS = {
     "sum in two shots": lambda me: Reduction.random(me, 3000, "two_shot"),
     "norm in one shot": lambda me: NormedReduction.random(me, 8, 512, "one_shot"),
     "norm in two shots": lambda me: NormedReduction.random(me, 8, 512, "two_shot"),
+    "quantised norm in one shot": lambda me: QuantisedReduction.random(me, 8, 512, "one_shot", "fp8_group"),
+    "quantised norm in two shots": lambda me: QuantisedReduction.random(me, 8, 512, "two_shot"),
+    "quantised sum in one shot": lambda me: QuantisedSum.random(me, 8, 512, "one_shot"),
+    "quantised sum in two shots": lambda me: QuantisedSum.random(me, 8, 512, "two_shot", "fp8_group"),
     "MiniMax, one matrix": lambda me: Operation.random(me, 33, (512,)),
     "MiniMax, Q and K": lambda me: Operation.random(me, 33, (512, 64)),
     "MiniMax, wide rows": lambda me: Operation.random(me, 3, (20_000,)),

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from lamport_rs import LamportError
 from minimax_rows import Operation, workspace_for
 from ranks import Rank
-from reductions import NormedReduction, Reduction, comm_size_for
+from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction, comm_size_for
 from reference import check_same_bits
 from worlds import WORLD_SIZES
 
@@ -26,11 +26,14 @@ def random_operations(me: Rank, count: int, seed: int = 0) -> list[Operation]:
 
 
 def random_reductions(me: Rank, count: int) -> list[Reduction | NormedReduction]:
-    """Sums and norms of few bytes and of many, each in one shot and in two."""
+    """Sums and norms of few bytes and of many, some quantised, each in one shot and in two."""
     operations = []
     for seed in range(count):
         algorithm, dtype = ("one_shot", "two_shot")[seed // 2 % 2], DTYPES[seed % 3]
-        if seed % 2:
+        if seed % 6 in (4, 5):
+            kind = (QuantisedReduction, QuantisedSum)[seed % 2]
+            operations.append(kind.random(me, 2 + 7 * seed, 1024, algorithm, seed=seed))
+        elif seed % 2:
             operations.append(NormedReduction.random(me, 2 + 7 * seed, 1024, algorithm, dtype, seed=seed))
         else:
             operations.append(Reduction.random(me, 8 + 9001 * seed, algorithm, dtype, seed=seed))
