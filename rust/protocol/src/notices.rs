@@ -49,6 +49,8 @@ const CLAIM: usize = MAX_WORLD_SIZE;
 const REFUSED: usize = 2 * MAX_WORLD_SIZE;
 const STAGE: usize = REFUSED + 1;
 const LEFT: usize = REFUSED + 2;
+const BUILT: usize = REFUSED + 3;
+const DIGEST: usize = REFUSED + 4;
 const NOTICE: usize = 3 * MAX_WORLD_SIZE;
 
 /// The pages of a group. Pages begin as zeros, but for the word that [`initialise`] writes.
@@ -153,6 +155,50 @@ impl<W: StatusWords> Notices<'_, W> {
     /// Whether `rank` has refused its call `number`, and begun no operation since.
     pub fn has_refused(&self, rank: usize, number: u32) -> bool {
         self.words.load(rank, REFUSED) == number
+    }
+}
+
+/// What a rank makes of a construction, told once, when it has mapped its peers' memory or cannot.
+///
+/// Ranks that all say the same, and are whole, need no other agreement. All read the same words, so all come to the same
+/// verdict: if one is doubtful, or was brought other messages, nobody finds the ranks alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Built {
+    /// It has what it needs, and was brought messages of this digest.
+    Whole(u64),
+    /// The ranks have to agree in another way.
+    Doubtful,
+}
+
+impl Built {
+    // Of the word that says which it is; 0 is neither yet.
+    const WHOLE: u32 = 1;
+    const DOUBTFUL: u32 = 2;
+
+    /// Tells it as `rank`.
+    pub fn tell<W: StatusWords>(self, words: &W, rank: usize) {
+        let state = match self {
+            Self::Whole(digest) => {
+                words.store(rank, DIGEST, digest as u32);
+                words.store(rank, DIGEST + 1, (digest >> 32) as u32);
+                Self::WHOLE
+            }
+            Self::Doubtful => Self::DOUBTFUL,
+        };
+        // With release: whoever finds it finds the digest.
+        words.store(rank, BUILT, state);
+    }
+
+    /// What `rank` has told, if it has.
+    pub fn told<W: StatusWords>(words: &W, rank: usize) -> Option<Self> {
+        match words.load(rank, BUILT) {
+            0 => None,
+            Self::WHOLE => {
+                let digest = |at| u64::from(words.load(rank, DIGEST + at));
+                Some(Self::Whole(digest(0) | digest(1) << 32))
+            }
+            _ => Some(Self::Doubtful),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use lamport_rs_protocol::geometry::LAYOUT_VERSION;
 use lamport_rs_protocol::sentinel::Vector;
 
+use super::built::are_built;
 use super::hello::{AS_MEASURED, Hello, Plan, VERSION};
 use super::identity::{host_identity, nonce};
 use super::phases::Phases;
@@ -55,8 +56,8 @@ pub struct Request {
 
 /// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
 ///
-/// That is two rounds of the rendezvous, which take a good part of the time: hence no third. What the ranks make of the
-/// first one's messages is told in the second.
+/// That is one round of the rendezvous, which takes a good part of the time: hence no second where all goes well. What the
+/// ranks make of its messages is told over shared memory, or in a second round.
 pub fn construct<M: Memory>(
     memory: &M,
     rendezvous: &mut Rendezvous<'_>,
@@ -116,16 +117,23 @@ pub fn construct<M: Memory>(
     });
     let (peers, pages, brought) = match mapped {
         Ok((peers, pages, brought)) => (peers, pages, Ok(brought)),
-        Err(error) => (vec![], vec![], Err(error)),
+        Err(error) => (vec![], (0..hellos.len().max(request.world_size)).map(|_| None).collect(), Err(error)),
     };
+    let pages = Pages::new(request.rank, page, pages);
     phases.end("map pages");
     let is_there = brought.is_ok();
-    let concluded = rendezvous.conclude(brought);
-    match concluded.and_then(|ranks| Transcript::check(&ranks).map_err(Verdict::Own)) {
+    let concluded = match are_built(&pages, request.rank, &brought, rendezvous) {
+        Ok(true) => Ok(()),
+        Ok(false) => rendezvous
+            .conclude(brought)
+            .and_then(|ranks| Transcript::check(&ranks).map_err(Verdict::Own)),
+        Err(error) => Err(Verdict::Unserved(error)),
+    };
+    match concluded {
         Ok(()) => {}
         Err(verdict) if is_there && !matches!(verdict, Verdict::Common(_)) => {
             // Peers that were brought something else have what they constructed, and hear of it there.
-            let lifecycle = Arc::new(Lifecycle::new(request.rank, Pages::new(request.rank, page, pages)));
+            let lifecycle = Arc::new(Lifecycle::new(request.rank, pages));
             let _memory = WorkspaceMemory::new(GroupMemory::<M> { peers, own }, lifecycle.clone());
             let is_verified = request.has_operations && memory.plan().is_some();
             let is_served = matches!(verdict, Verdict::Own(_));
@@ -139,7 +147,6 @@ pub fn construct<M: Memory>(
     phases.end("agree");
     memory.all_have_mapped(&mut own);
     let nonces = hellos.iter().map(|hello| hello.nonce).collect();
-    let pages = Pages::new(request.rank, page, pages);
     Ok(Constructed { memory: GroupMemory { peers, own }, nonces, pages })
 }
 

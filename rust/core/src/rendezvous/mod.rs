@@ -14,8 +14,10 @@
 //! | `matching` | the mismatches between introductions that are errors |
 //! | `identity` | what tells a host from another, and a construction from another |
 //! | [`construct`] | allocate, exchange handles, map, agree |
+//! | `built` | agreeing without a round, over shared memory |
 //! | [`phases`] | where the time of a construction goes |
 
+mod built;
 pub mod construct;
 pub mod hello;
 mod identity;
@@ -26,6 +28,8 @@ mod transcript;
 
 pub use message::{FORMAT, MESSAGE_BYTES, Payload};
 pub use transcript::Transcript;
+
+use std::time::Duration;
 
 use message::{Body, Message, Unreadable};
 
@@ -42,7 +46,15 @@ pub trait AllGather {
     fn is_interrupted(&mut self) -> bool {
         false
     }
+
+    /// How long this rank waits for the others between two rounds. `None`: for ever.
+    fn limit(&self) -> Option<Duration> {
+        Some(DEFAULT_LIMIT)
+    }
 }
+
+/// As the Python package's default.
+pub const DEFAULT_LIMIT: Duration = Duration::from_secs(300);
 
 /// Why a round did not succeed.
 #[derive(Debug)]
@@ -110,6 +122,11 @@ impl<'a> Rendezvous<'a> {
     /// Whether to give up what this rank waits for.
     pub fn is_interrupted(&mut self) -> bool {
         self.transport.is_interrupted()
+    }
+
+    /// How long this rank waits for the others between two rounds.
+    pub fn limit(&self) -> Option<Duration> {
+        self.transport.limit()
     }
 
     /// Takes part only to say why this rank cannot go on: the error that every rank gets.

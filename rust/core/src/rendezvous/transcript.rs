@@ -27,6 +27,11 @@ impl Transcript {
         }
     }
 
+    /// The digest.
+    pub fn digest(self) -> u64 {
+        self.0
+    }
+
     /// Whether all ranks, in rank order, were brought the same.
     pub fn check(ranks: &[Self]) -> Result<()> {
         if ranks.iter().all(|rank| *rank == ranks[0]) {
