@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 MESSAGE_BYTES = 512
 MAGIC = b"LAMPORT\0"
-FORMAT = 5
+FORMAT = 6
 PAYLOAD, FAILURE = 0, 1
 FIRST_STEP = 0
 _HEADER = struct.Struct("<8sIIqII")

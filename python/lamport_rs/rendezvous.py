@@ -64,7 +64,9 @@ def all_gather_over(
 
         return unavailable
     if isinstance(resolved, dist.ProcessGroup):
-        return _OverGroup(resolved, device, limit_of(timeout))
+        process_group = resolved
+        seconds = limit_of(timeout)
+        return lambda message: _all_gather_tensors(message, process_group, device, seconds)
     if callable(resolved):
         return resolved
     if isinstance(resolved, int) and resolved == dist.GroupMember.NON_GROUP_MEMBER:
@@ -77,18 +79,6 @@ def all_gather_over(
         "process_group must be a torch process group, an all_gather(bytes) -> list[bytes] callable, or None, "
         f"not {type(group).__name__}"
     )
-
-
-class _OverGroup:
-    """An all-gather over a process group."""
-
-    def __init__(self, group: dist.ProcessGroup, device: object, seconds: float) -> None:
-        """Wait for `seconds` at most, also between two rounds."""
-        self._group, self._device, self.limit = group, device, seconds
-
-    def __call__(self, message: bytes) -> list[bytes]:
-        """Return the messages of all ranks, in rank order."""
-        return _all_gather_tensors(message, self._group, self._device, self.limit)
 
 
 def _all_gather_tensors(message: bytes, group: dist.ProcessGroup, device: object, seconds: float) -> list[bytes]:

@@ -1,10 +1,7 @@
 //! A Python callable as the transport of a rendezvous.
 
-use std::time::Duration;
-
 use lamport_rs_core::Error;
-use lamport_rs_core::rendezvous::{AllGather, DEFAULT_LIMIT, MESSAGE_BYTES, Rendezvous};
-use lamport_rs_core::workspace::timeout_of;
+use lamport_rs_core::rendezvous::{AllGather, MESSAGE_BYTES, Rendezvous};
 use pyo3::exceptions::{PyException, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -59,15 +56,7 @@ impl AllGather for Callable {
             }
         }
     }
-
-    fn limit(&self) -> Option<Duration> {
-        let seconds = Python::attach(|py| self.callable.bind(py).getattr(LIMIT).and_then(|limit| limit.extract()).ok());
-        seconds.and_then(|seconds| timeout_of(seconds).ok()).unwrap_or(Some(DEFAULT_LIMIT))
-    }
 }
-
-/// How long the package's own all-gathers wait: an attribute in seconds, infinite for ever. Others have none.
-const LIMIT: &str = "limit";
 
 /// More messages than any group has ranks.
 const MOST_MESSAGES: usize = 1 << 16;

@@ -27,6 +27,11 @@
 //!    on. The next epoch begins.
 //!
 //! Stages are stored with release and loaded with acquire: what a rank did before one is done for whoever has seen it.
+//!
+//! # Having built
+//!
+//! Before all that, while the ranks construct what they share, each says once in its page what it has made of that
+//! ([`Built`]).
 
 use crate::geometry::MAX_WORLD_SIZE;
 use crate::rank_set::RankSet;
@@ -158,24 +163,24 @@ impl<W: StatusWords> Notices<'_, W> {
     }
 }
 
-/// What a rank makes of a construction, told once, when it has mapped its peers' memory or cannot.
+/// What a rank has made of a construction. It says so once, when it has mapped its peers' memory or cannot.
 ///
-/// Ranks that all say the same, and are whole, need no other agreement. All read the same words, so all come to the same
-/// verdict: if one is doubtful, or was brought other messages, nobody finds the ranks alike.
+/// If all are whole, by messages of the same digest, the ranks need no other agreement. A rank that is whole reads every
+/// page, and nobody takes back what it has told. So either all such ranks find all alike, or none does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Built {
-    /// It has what it needs, and was brought messages of this digest.
+    /// It has all that it needs, and was brought messages of this digest.
     Whole(u64),
     /// The ranks have to agree in another way.
     Doubtful,
 }
 
 impl Built {
-    // Of the word that says which it is; 0 is neither yet.
+    // What the word says; 0 is nothing yet.
     const WHOLE: u32 = 1;
     const DOUBTFUL: u32 = 2;
 
-    /// Tells it as `rank`.
+    /// Tells it as `rank`. What the rank did before is done for whoever finds it.
     pub fn tell<W: StatusWords>(self, words: &W, rank: usize) {
         let state = match self {
             Self::Whole(digest) => {
@@ -185,7 +190,7 @@ impl Built {
             }
             Self::Doubtful => Self::DOUBTFUL,
         };
-        // With release: whoever finds it finds the digest.
+        // Last, with release: whoever finds it finds the digest.
         words.store(rank, BUILT, state);
     }
 
@@ -199,6 +204,19 @@ impl Built {
             }
             _ => Some(Self::Doubtful),
         }
+    }
+
+    /// The ranks that have not told yet, if the others have told just this; `None` if one has told something else.
+    pub fn missing<W: StatusWords>(self, words: &W, world_size: usize) -> Option<RankSet> {
+        let mut missing = RankSet::default();
+        for rank in 0..world_size {
+            match Self::told(words, rank) {
+                None => missing.insert(rank),
+                Some(told) if told == self => {}
+                Some(_) => return None,
+            }
+        }
+        Some(missing)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Agreement over the ranks' pages of notices that all have what they construct: microseconds, where a round of the
-//! transport takes hundreds.
+//! Agreement over the ranks' pages of notices that all have what they construct. It takes microseconds, where a round of
+//! the transport takes hundreds.
 
 use std::hint::spin_loop;
 use std::thread;
@@ -10,63 +10,66 @@ use lamport_rs_protocol::rank_set::RankSet;
 
 use super::{Rendezvous, Transcript};
 use crate::error::{Error, Result};
+use crate::interrupts::INTERRUPT_INTERVAL;
 use crate::lifecycle::pages::Pages;
 
-/// How long to spin before sleeping between looks.
+/// Ranks map within microseconds of each other: a rank spins for so long before it sleeps between two looks.
 const SPIN: Duration = Duration::from_micros(100);
 const SLEEP: Duration = Duration::from_micros(20);
-/// Between two looks for what may end the wait.
-const CHECK: Duration = Duration::from_millis(10);
 
-/// Tells what this rank has made of the construction, and waits for what the others have. True: all have all of it, and
-/// were brought the same messages. False: the ranks need another round; all come to that, if they live. An error if some
-/// did not tell within the limit, or this rank was interrupted.
+/// Tells what `rank` has made of the construction, of which it was `brought` this, and waits for what the others have.
+///
+/// True: all have all of it, and were brought the same messages. False: some do not, and all ranks come to another round. A
+/// rank whose peers could end unnoticed does not wait here, and neither do the others then. An error if peers have ended
+/// or do not tell in time, or this rank was interrupted: no rank that hears of it comes to another round.
 pub fn are_built(
     pages: &Pages,
     rank: usize,
     brought: &Result<Transcript>,
+    timeout: Option<Duration>,
     rendezvous: &mut Rendezvous<'_>,
 ) -> Result<bool> {
     let own = match brought {
-        Ok(transcript) if pages.are_complete() => Built::Whole(transcript.digest()),
+        Ok(transcript) if pages.are_complete() && pages.unwatched().is_none() => Built::Whole(transcript.digest()),
         _ => Built::Doubtful,
     };
     own.tell(&pages.words, rank);
     if own == Built::Doubtful {
         return Ok(false);
     }
+    let missing = || own.missing(&pages.words, pages.words.world_size());
     let began = Instant::now();
-    let (mut checked, mut limit) = (began, None);
+    let mut asked = began;
     loop {
-        let mut missing = RankSet::default();
-        for peer in 0..pages.words.world_size() {
-            match Built::told(&pages.words, peer) {
-                Some(told) if told == own => {}
-                Some(_) => return Ok(false),
-                None => missing.insert(peer),
-            }
-        }
-        if missing.is_empty() {
+        let Some(waited_for) = missing() else { return Ok(false) };
+        if waited_for.is_empty() {
             return Ok(true);
         }
         let now = Instant::now();
-        if now - checked >= CHECK {
-            checked = now;
-            // Whoever has ended before it told is missed by all.
-            if !pages.ended(missing).is_empty() {
-                return Ok(false);
-            }
+        if now - asked >= INTERRUPT_INTERVAL {
+            asked = now;
+            check_ended(pages, waited_for, missing)?;
             if rendezvous.is_interrupted() {
-                return Err(Error::Agreement("interrupted while waiting for the peers to map this rank's memory".into()));
+                return Err(Error::Agreement(format!("interrupted while waiting for {waited_for} to map all memory")));
             }
-            let limit = limit.get_or_insert_with(|| rendezvous.limit());
-            if limit.is_some_and(|limit| now - began >= limit) {
+            if timeout.is_some_and(|timeout| now - began >= timeout) {
+                let waited = now - began;
                 return Err(Error::Agreement(format!(
-                    "waited {:.1} s for {missing} to map the memory of all ranks",
-                    (now - began).as_secs_f64()
+                    "waited {waited:.1?} for {waited_for} to map all memory; they are hung, or need longer"
                 )));
             }
         }
         if now - began < SPIN { spin_loop() } else { thread::sleep(SLEEP) }
     }
+}
+
+/// An error if some of the ranks that are `waited_for` will never tell. A rank may tell and end between two looks: so it
+/// counts what is missing after it was found to have ended.
+fn check_ended(pages: &Pages, waited_for: RankSet, missing: impl Fn() -> Option<RankSet>) -> Result<()> {
+    let ended = pages.ended(waited_for);
+    let silent = missing().map_or(RankSet::default(), |missing| missing.filter(|rank| ended.contains(rank)));
+    if silent.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Agreement(format!("the process of {silent} ended before it had mapped all memory")))
 }

@@ -1,11 +1,14 @@
-//! The order of construction: allocate → exchange handles → map the peers → agree.
+//! The order of construction: allocate → exchange handles → map the peers → agree. To exchange takes a round of the
+//! transport. To agree takes another only if something is wrong, or not all ranks see each other's pages and processes.
 //!
 //! The fill comes before the last agreement: a peer that starts early must never have its data overwritten by a late fill.
 //! Memory of the host is filled after the exchange of handles, in which the ranks also agree that it is there for all.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lamport_rs_protocol::geometry::LAYOUT_VERSION;
+use lamport_rs_protocol::notices::Built;
 use lamport_rs_protocol::sentinel::Vector;
 
 use super::built::are_built;
@@ -52,12 +55,14 @@ pub struct Request {
     /// Whether operations are to run on it: each rank launches grids then that must be equal, and a workspace that is on
     /// devices is verified after this.
     pub has_operations: bool,
+    /// How long to wait for the others to map what they were brought; `None` for ever.
+    pub timeout: Option<Duration>,
 }
 
 /// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
 ///
-/// That is one round of the rendezvous, which takes a good part of the time: hence no second where all goes well. What the
-/// ranks make of its messages is told over shared memory, or in a second round.
+/// Where all goes well that is one round of the rendezvous, as a round takes a good part of the time. What the ranks make
+/// of its messages they tell through their pages of notices.
 pub fn construct<M: Memory>(
     memory: &M,
     rendezvous: &mut Rendezvous<'_>,
@@ -99,7 +104,13 @@ pub fn construct<M: Memory>(
         Ok((request, block, page, hello)) => (Ok((request, block, page)), Ok(hello)),
         Err(error) => (Err(error.clone()), Err(error)),
     };
-    let hellos = rendezvous.agree(hello)?;
+    let hellos = rendezvous.conclude(hello).map_err(|verdict| {
+        if let Ok((.., page)) = &own {
+            // Ranks that were brought all of it wait for what this one makes of it.
+            page.tell(Built::Doubtful);
+        }
+        rendezvous.settle(verdict)
+    })?;
     phases.end("exchange handles");
     let (request, mut own, page) = own?;
     let mapped = caught(|| {
@@ -117,16 +128,15 @@ pub fn construct<M: Memory>(
     });
     let (peers, pages, brought) = match mapped {
         Ok((peers, pages, brought)) => (peers, pages, Ok(brought)),
-        Err(error) => (vec![], (0..hellos.len().max(request.world_size)).map(|_| None).collect(), Err(error)),
+        Err(error) => (vec![], std::iter::repeat_with(|| None).take(request.world_size).collect(), Err(error)),
     };
-    let pages = Pages::new(request.rank, page, pages);
+    // `page` stays until the peers have mapped it, too.
+    let pages = Pages::new(request.rank, &page, pages);
     phases.end("map pages");
     let is_there = brought.is_ok();
-    let concluded = match are_built(&pages, request.rank, &brought, rendezvous) {
+    let concluded = match are_built(&pages, request.rank, &brought, request.timeout, rendezvous) {
         Ok(true) => Ok(()),
-        Ok(false) => rendezvous
-            .conclude(brought)
-            .and_then(|ranks| Transcript::check(&ranks).map_err(Verdict::Own)),
+        Ok(false) => rendezvous.conclude(brought).and_then(|ranks| Transcript::check(&ranks).map_err(Verdict::Own)),
         Err(error) => Err(Verdict::Unserved(error)),
     };
     match concluded {

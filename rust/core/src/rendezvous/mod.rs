@@ -14,7 +14,7 @@
 //! | `matching` | the mismatches between introductions that are errors |
 //! | `identity` | what tells a host from another, and a construction from another |
 //! | [`construct`] | allocate, exchange handles, map, agree |
-//! | `built` | agreeing without a round, over shared memory |
+//! | `built` | agreeing over shared memory, without a round |
 //! | [`phases`] | where the time of a construction goes |
 
 mod built;
@@ -28,8 +28,6 @@ mod transcript;
 
 pub use message::{FORMAT, MESSAGE_BYTES, Payload};
 pub use transcript::Transcript;
-
-use std::time::Duration;
 
 use message::{Body, Message, Unreadable};
 
@@ -46,15 +44,7 @@ pub trait AllGather {
     fn is_interrupted(&mut self) -> bool {
         false
     }
-
-    /// How long this rank waits for the others between two rounds. `None`: for ever.
-    fn limit(&self) -> Option<Duration> {
-        Some(DEFAULT_LIMIT)
-    }
 }
-
-/// As the Python package's default.
-pub const DEFAULT_LIMIT: Duration = Duration::from_secs(300);
 
 /// Why a round did not succeed.
 #[derive(Debug)]
@@ -124,11 +114,6 @@ impl<'a> Rendezvous<'a> {
         self.transport.is_interrupted()
     }
 
-    /// How long this rank waits for the others between two rounds.
-    pub fn limit(&self) -> Option<Duration> {
-        self.transport.limit()
-    }
-
     /// Takes part only to say why this rank cannot go on: the error that every rank gets.
     pub fn refuse(&mut self, error: Error) -> Error {
         self.agree::<()>(Err(error.clone())).err().unwrap_or(error)
@@ -141,10 +126,15 @@ impl<'a> Rendezvous<'a> {
     /// be read here may have been changed on its way to this rank only: the others are told in the round that they go on
     /// to.
     pub fn agree<P: Payload>(&mut self, local: Result<P>) -> Result<Vec<P>> {
-        self.conclude(local).map_err(|verdict| match verdict {
+        self.conclude(local).map_err(|verdict| self.settle(verdict))
+    }
+
+    /// The error that `verdict` comes to where the others go on to another round if they can.
+    pub fn settle(&mut self, verdict: Verdict) -> Error {
+        match verdict {
             Verdict::Common(error) | Verdict::Unserved(error) => error,
             Verdict::Own(error) => self.refuse(error),
-        })
+        }
     }
 
     /// Likewise, in a round that is the last if all succeeded.

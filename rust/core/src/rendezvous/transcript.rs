@@ -18,7 +18,8 @@ impl Default for Transcript {
 }
 
 impl Transcript {
-    pub(super) fn add(&mut self, messages: &[Vec<u8>]) {
+    /// Adds what a round brought.
+    pub fn add(&mut self, messages: &[Vec<u8>]) {
         for message in messages {
             let length = (message.len() as u64).to_le_bytes();
             for byte in length.iter().chain(message) {

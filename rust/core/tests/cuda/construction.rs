@@ -47,7 +47,7 @@ fn workspace(transport: &mut Transport, device: Result<Arc<Device>>) -> Result<B
 
 fn buffer(transport: &mut Transport, device: Result<Arc<Device>>) -> Result<Box<dyn Any>> {
     let (rank, world_size) = (transport.rank.rank as i64, transport.rank.world_size as i64);
-    Ok(Box::new(Buffer::create(&CudaMemory::new(device?), rank, world_size, 5000, transport)?))
+    Ok(Box::new(Buffer::create(&CudaMemory::new(device?), rank, world_size, 5000, 0.0, transport)?))
 }
 
 /// Constructs in a group, and gives up what each rank got.

@@ -44,6 +44,27 @@ pub enum Lie {
     Failed,
 }
 
+/// What the peers tell in their pages of notices, once they have heard the first messages.
+#[derive(Clone, Copy, Debug)]
+pub enum Told {
+    /// That they have all, by the messages that this rank was brought.
+    Whole,
+    /// That another round is needed.
+    Doubtful,
+    /// That they have all, by other messages.
+    Other(u64),
+    Nothing,
+}
+
+pub fn told() -> impl Strategy<Value = Told> {
+    prop_oneof![
+        8 => Just(Told::Whole),
+        8 => Just(Told::Doubtful),
+        4 => any::<u64>().prop_map(Told::Other),
+        1 => Just(Told::Nothing),
+    ]
+}
+
 /// Places of numbers in the header: offset and bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Number(pub usize, pub usize);
