@@ -5,10 +5,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use lamport_rs_protocol::notices::{self, Built, PAGE_WORDS, StatusWords};
+use lamport_rs_protocol::notices::{self, Built, Notices, PAGE_WORDS, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 
+use super::ending::fault_of;
 use super::process::{Process, ended};
 use crate::error::{Error, Result};
 use crate::limits::Reason;
@@ -104,6 +105,12 @@ impl Pages {
     /// Whether all ranks' pages are there.
     pub fn are_complete(&self) -> bool {
         self.words.0.iter().all(Option::is_some)
+    }
+
+    /// Why a peer has given up, as `rank` was told before anything began anew.
+    pub fn fault(&self, rank: usize) -> Option<Error> {
+        let notices = Notices { words: &self.words, rank, world_size: self.words.world_size(), epoch: 0 };
+        fault_of(&notices, notices.told())
     }
 
     /// Why nothing will tell that a peer's process has ended, if that is so of any.

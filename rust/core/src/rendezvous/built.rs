@@ -20,8 +20,8 @@ const SLEEP: Duration = Duration::from_micros(20);
 /// Tells what `rank` has made of the construction, of which it was `brought` this, and waits for what the others have.
 ///
 /// True: all have all of it, and were brought the same messages. False: some do not, and all ranks come to another round. A
-/// rank whose peers could end unnoticed does not wait here, and neither do the others then. An error if peers have ended
-/// or do not tell in time, or this rank was interrupted: no rank that hears of it comes to another round.
+/// rank whose peers could end unnoticed does not wait here, and neither do the others then. An error if peers have ended,
+/// given up, or do not tell in time, or if this rank was interrupted: there is no other round then.
 pub fn are_built(
     pages: &Pages,
     rank: usize,
@@ -35,31 +35,42 @@ pub fn are_built(
     };
     own.tell(&pages.words, rank);
     if own == Built::Doubtful {
-        return Ok(false);
+        return not_yet(pages, rank);
     }
     let missing = || own.missing(&pages.words, pages.words.world_size());
     let began = Instant::now();
     let mut asked = began;
     loop {
-        let Some(waited_for) = missing() else { return Ok(false) };
+        let Some(waited_for) = missing() else { return not_yet(pages, rank) };
         if waited_for.is_empty() {
             return Ok(true);
         }
         let now = Instant::now();
         if now - asked >= INTERRUPT_INTERVAL {
             asked = now;
+            not_yet(pages, rank)?;
             check_ended(pages, waited_for, missing)?;
             if rendezvous.is_interrupted() {
                 return Err(Error::Agreement(format!("interrupted while waiting for {waited_for} to map all memory")));
             }
             if timeout.is_some_and(|timeout| now - began >= timeout) {
-                let waited = now - began;
+                let waited = (now - began).as_secs_f64();
                 return Err(Error::Agreement(format!(
-                    "waited {waited:.1?} for {waited_for} to map all memory; they are hung, or need longer"
+                    "waited {waited:.1} s for {waited_for} to map all memory; they are hung, or need longer"
                 )));
             }
         }
         if now - began < SPIN { spin_loop() } else { thread::sleep(SLEEP) }
+    }
+}
+
+/// False: the ranks have not agreed yet. An error if one has given up, and so comes to no other round.
+fn not_yet(pages: &Pages, rank: usize) -> Result<bool> {
+    match pages.fault(rank) {
+        None => Ok(false),
+        // There is no workspace yet to give advice on.
+        Some(Error::Aborted { rank, reason, .. }) => Err(Error::Agreement(format!("rank {rank}: {reason}"))),
+        Some(error) => Err(error),
     }
 }
 

@@ -137,7 +137,8 @@ pub fn construct<M: Memory>(
     let concluded = match are_built(&pages, request.rank, &brought, request.timeout, rendezvous) {
         Ok(true) => Ok(()),
         Ok(false) => rendezvous.conclude(brought).and_then(|ranks| Transcript::check(&ranks).map_err(Verdict::Own)),
-        Err(error) => Err(Verdict::Unserved(error)),
+        // This rank's own failure says more.
+        Err(error) => Err(Verdict::Unserved(brought.err().unwrap_or(error))),
     };
     match concluded {
         Ok(()) => {}
