@@ -16,6 +16,8 @@ use crate::lifecycle::pages::Pages;
 /// Ranks map within microseconds of each other: a rank spins for so long before it sleeps between two looks.
 const SPIN: Duration = Duration::from_micros(100);
 const SLEEP: Duration = Duration::from_micros(20);
+/// Ranks have so long to map in any case: an operation may have less.
+const LEAST: Duration = Duration::from_secs(1);
 
 /// Tells what `rank` has made of the construction, of which it was `brought` this, and waits for what the others have.
 ///
@@ -53,7 +55,7 @@ pub fn are_built(
             if rendezvous.is_interrupted() {
                 return Err(Error::Agreement(format!("interrupted while waiting for {waited_for} to map all memory")));
             }
-            if timeout.is_some_and(|timeout| now - began >= timeout) {
+            if timeout.is_some_and(|timeout| now - began >= timeout.max(LEAST)) {
                 let waited = (now - began).as_secs_f64();
                 return Err(Error::Agreement(format!(
                     "waited {waited:.1} s for {waited_for} to map all memory; they are hung, or need longer"

@@ -55,7 +55,7 @@ pub struct Request {
     /// Whether operations are to run on it: each rank launches grids then that must be equal, and a workspace that is on
     /// devices is verified after this.
     pub has_operations: bool,
-    /// How long to wait for the others to map what they were brought; `None` for ever.
+    /// How long to wait for the others to map what they were brought, but for a second at least; `None` for ever.
     pub timeout: Option<Duration>,
 }
 

@@ -36,8 +36,8 @@ use self::peers::{Peers, Strangers};
 
 const COMM_SIZE: usize = 4096;
 const CASES_PER_BATCH: u32 = 256;
-/// How long peers are waited for, in seconds: not for long, as some tell nothing.
-const TIMEOUT: f64 = 0.05;
+/// How long peers are waited for, in seconds.
+const TIMEOUT: f64 = 1.0;
 /// Longest case; most take a tenth of a millisecond.
 const LONGEST: Duration = Duration::from_secs(20);
 /// Bytes of the largest allocation, and of the longest error: more than the fill of a block takes.
@@ -109,8 +109,7 @@ impl Case {
         prop_assert!(strangers.is_untouched(), "a stranger's file was written to");
         match outcome {
             Err(error) => {
-                let is_honest = self.lies.is_empty() && !matches!(self.told, Told::Nothing);
-                prop_assert!(!is_honest, "the truth is refused: {error}");
+                prop_assert!(!self.lies.is_empty(), "the truth is refused: {error}");
                 let text = error.to_string();
                 prop_assert!(text.len() <= LONGEST_TEXT, "an error of {} bytes", text.len());
                 prop_assert!(!text.chars().any(char::is_control), "{text:?}");

@@ -142,7 +142,6 @@ impl<'a> Peers<'a> {
             }
             Told::Doubtful => Built::Doubtful,
             Told::Other(digest) => Built::Whole(digest),
-            Told::Nothing => return,
         };
         self.pages.iter().for_each(|page| page.tell(built));
     }
