@@ -248,37 +248,11 @@ def test_a_rank_that_refuses_raises_its_own_reason_whatever_the_callable_returns
             create("first", 2, 4096, process_group=lambda message: reply, device="cpu")
 
 
-def test_a_later_exchange_that_brings_fewer_messages_than_the_first_is_an_error():
-    """On the rank that it happens to: the other has what it needs."""
-
-    def create(me: Rank) -> str:
-        steps = iter(range(100))
-
-        def all_gather(message: bytes) -> list[bytes]:
-            gathered = me.group(message)
-            return gathered if me.rank == 0 or next(steps) == 0 else []
-
-        try:
-            LamportWorkspace(me.rank, me.world_size, 4096, all_gather, device="cpu")
-        except LamportError as error:
-            return str(error)
-        return "a workspace"
-
-    outcomes = ThreadRanks(2).run(create)
-    assert outcomes[0] == "a workspace"
-    assert "brought 0 messages, after 2 the first time" in outcomes[1]
-
-
-@pytest.mark.parametrize("failing_call", [0, 1])
-def test_what_a_callable_raises_is_the_cause_of_the_error(failing_call):
+def test_what_a_callable_raises_is_the_cause_of_the_error():
     def create(me: Rank) -> LamportWorkspace:
-        steps = iter(range(100))
-
         def all_gather(message: bytes) -> list[bytes]:
-            gathered = me.group(message)
-            if next(steps) == failing_call:
-                raise ConnectionError("the wire is cut")
-            return gathered
+            me.group(message)
+            raise ConnectionError("the wire is cut")
 
         with pytest.raises(LamportError) as caught:
             LamportWorkspace(me.rank, me.world_size, 4096, all_gather, device="cpu")
@@ -335,8 +309,8 @@ def test_work_that_ends_just_when_a_look_at_it_does_is_no_failure():
         _wait_for(LateWork("a peer is gone"), 5, on_cpu=True)
 
 
-ROUNDS = 2
-"""What a construction takes of the group: to exchange handles, and to agree that all are mapped."""
+ROUNDS = 1
+"""What a construction takes of the group: to exchange handles. That all are mapped the ranks tell in their pages."""
 
 
 def count_rounds(me: Rank) -> list[int]:
@@ -355,8 +329,8 @@ def count_rounds(me: Rank) -> list[int]:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_a_construction_takes_two_rounds_of_the_group(ranks_of, world_size):
-    """Each takes a good part of the time that a construction takes."""
+def test_a_construction_takes_one_round_of_the_group(ranks_of, world_size):
+    """A round takes a good part of the time that a construction takes."""
     assert ranks_of(world_size).run(count_rounds) == [[ROUNDS, ROUNDS]] * world_size
 
 
@@ -407,3 +381,56 @@ def be_interrupted_in_a_construction(me: Rank) -> float:
 
 def test_a_construction_hears_ctrl_c(new_ranks):
     assert new_ranks(2).run(be_interrupted_in_a_construction)[0] < 1.5
+
+
+AGREEING = 3.0
+"""Seconds that a rank is held up after the round: its peers have mapped its memory, and wait for it."""
+
+
+def hold_up_a_rank(me: Rank, then: str) -> tuple[str, float]:
+    """The last rank is held up after its round, and then ends or goes on. What the others raise, and how soon."""
+    over_group, is_last = all_gather_over(me.group), me.rank == me.world_size - 1
+
+    def all_gather(message: bytes) -> list[bytes]:
+        gathered = over_group(message)
+        if is_last:
+            time.sleep(AGREEING)
+            if then == "end":
+                os.kill(os.getpid(), signal.SIGKILL)
+        elif me.rank == 0 and then == "interrupt":
+            threading.Timer(AGREEING / 4, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return gathered
+
+    began = time.monotonic()
+    try:
+        me.workspace(4096, process_group=all_gather, timeout=AGREEING / 2 if then == "time out" else None, kept=True)
+        return "a workspace", time.monotonic() - began
+    except (LamportError, KeyboardInterrupt) as error:
+        return repr(error), time.monotonic() - began
+
+
+def test_a_rank_that_is_held_up_while_the_ranks_agree_is_waited_for(new_ranks):
+    assert [text for text, _ in new_ranks(3).run(hold_up_a_rank, "go on")] == ["a workspace"] * 3
+
+
+def test_a_rank_that_is_killed_while_the_ranks_agree_is_named(new_ranks):
+    for text, took in new_ranks(3).try_run(hold_up_a_rank, "end")[:2]:
+        assert "the process of rank 2 ended before it had mapped all memory" in text
+        assert took < AGREEING + PROMPTLY
+
+
+def test_a_rank_that_does_not_come_so_far_in_time_is_named(new_ranks):
+    *others, last = new_ranks(3).run(hold_up_a_rank, "time out")
+    for text, took in others:
+        assert "waited 1.5 s for rank 2 to map all memory" in text
+        assert took < AGREEING
+    assert "cannot map the memory of rank" in last[0]
+
+
+def test_ctrl_c_is_heard_while_the_ranks_agree_and_the_others_hear_of_it(new_ranks):
+    interrupted, other, last = new_ranks(3).run(hold_up_a_rank, "interrupt")
+    assert interrupted[0] == "KeyboardInterrupt()"
+    assert "rank 0: interrupted while waiting for rank 2 to map all memory" in other[0]
+    assert interrupted[1] < AGREEING
+    assert other[1] < AGREEING
+    assert "cannot map the memory of rank" in last[0]

@@ -85,7 +85,7 @@ def in_a_cycle():
 
 
 def a_buffer():
-    held = [_core.Buffer(0, 1, 1 << 16, 0, alone)]
+    held = [_core.Buffer(0, 1, 1 << 16, 0.0, 0, alone)]
     yield
     held.clear()
 
@@ -179,7 +179,7 @@ elif how == "let go":
     held = [_core.Workspace(0, 1, 1 << 16, 5.0, None, 0, lambda message: [message])]
     be_interrupted(lambda: let_go(held))
 elif how == "let a buffer go":
-    held = [_core.Buffer(0, 1, 1 << 16, 0, lambda message: [message])]
+    held = [_core.Buffer(0, 1, 1 << 16, 0.0, 0, lambda message: [message])]
     be_interrupted(lambda: let_go(held))
 elif how == "exit handler":
     atexit.register(be_interrupted, workspace.cleanup)

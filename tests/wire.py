@@ -1,6 +1,7 @@
 """What ranks send each other, byte by byte, written down a second time: a forger uses nothing of the package's own.
 
-The formats are those of rust/core/src/rendezvous/message.rs, rendezvous/hello.rs and memory/handle.rs.
+The formats are those of rust/core/src/rendezvous/message.rs, rendezvous/hello.rs and memory/handle.rs. What a page says
+of a construction is `Built` in rust/protocol/src/notices.rs.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from dataclasses import dataclass
 
 MESSAGE_BYTES = 512
 MAGIC = b"LAMPORT\0"
-FORMAT = 5
+FORMAT = 6
 PAYLOAD, FAILURE = 0, 1
 FIRST_STEP = 0
+BUILT_OFFSET = 4 * 35
+"""In a page of notices: what its rank has made of the construction."""
+WHOLE, DOUBTFUL = 1, 2
 _HEADER = struct.Struct("<8sIIqII")
 _HANDLE = struct.Struct("<IiQQQ")
 
@@ -109,3 +113,8 @@ def transcript(gathered: list[bytes]) -> bytes:
         for byte in struct.pack("<Q", len(each)) + each:
             digest = (digest ^ byte) * 0x100000001B3 % 2**64
     return struct.pack("<Q", digest)
+
+
+def built(state: int, gathered: list[bytes]) -> bytes:
+    """What a rank that was brought `gathered` writes at `BUILT_OFFSET`."""
+    return struct.pack("<I", state) + transcript(gathered)

@@ -87,7 +87,13 @@ class Buffer:
     """Plain memory that crosses processes."""
 
     def __new__(
-        cls, rank: int, world_size: int, size: int, cuda_index: int | None, all_gather: Callable[[bytes], list[bytes]]
+        cls,
+        rank: int,
+        world_size: int,
+        size: int,
+        timeout: float,
+        cuda_index: int | None,
+        all_gather: Callable[[bytes], list[bytes]],
     ) -> Buffer: ...
     def pointers(self) -> list[int]: ...
 

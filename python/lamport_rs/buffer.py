@@ -11,7 +11,7 @@ from lamport_rs._core import LamportError
 from lamport_rs.arguments import as_integer, refused_on_all_ranks
 from lamport_rs.backends import Backend, resolve_backend
 from lamport_rs.rendezvous import Group, all_gather_over, resolve_group
-from lamport_rs.timeouts import limit_of
+from lamport_rs.timeouts import default_timeout, limit_of
 from lamport_rs.tracing import never_compiled
 from lamport_rs.turns import turn_of
 
@@ -50,9 +50,10 @@ class IpcBuffer:
             with refused_on_all_ranks(rank, world_size, all_gather):
                 self._rank, ranks = as_integer("rank", rank), as_integer("world_size", world_size)
                 size = as_integer("size", size)
+                seconds = default_timeout()
                 name, resolved = resolve_backend(backend, device)
             cuda_index = resolved.index if name == "cuda" else None
-            self._core = _core.Buffer(self._rank, ranks, size, cuda_index, all_gather)
+            self._core = _core.Buffer(self._rank, ranks, size, seconds, cuda_index, all_gather)
 
     @property
     def local_ptr(self) -> int:

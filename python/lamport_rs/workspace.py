@@ -48,7 +48,8 @@ class LamportWorkspace(WorkspaceCalls):
         backend: `"host"`, `"cuda"`, or `"auto"` for the one that fits the device.
         timeout: Seconds an operation waits without hearing of a peer before it raises `LamportTimeoutError`, naming the
             missing ranks; 0 or infinite for no limit. None: the environment variable `LAMPORT_RS_TIMEOUT`, or 300. The
-            ranks wait for each other as long when they create the workspace.
+            ranks wait for each other as long when they create the workspace, and a second at least once they have sent
+            their handles.
         two_shot_from: Bytes of a tensor from which `algorithm="auto"` sums it in two shots; the same on every rank.
             None: from where that was measured to be faster (the page on scaling has the rule).
 

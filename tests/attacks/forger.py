@@ -35,6 +35,16 @@ Lie: TypeAlias = Callable[[wire.Hello], "wire.Hello | bytes"]
 
 Second: TypeAlias = Callable[[bytes], bytes]
 """Changes the forger's second message, which says that it has mapped the others' memory."""
+Tell: TypeAlias = Callable[[list[bytes]], bytes]
+"""Gives what the forger writes in its page about the construction, in which all were brought these messages."""
+
+
+def need_another_round(gathered: list[bytes]) -> bytes:
+    return wire.built(wire.DOUBTFUL, gathered)
+
+
+def have_all(gathered: list[bytes]) -> bytes:
+    return wire.built(wire.WHOLE, gathered)
 
 
 def workspace(rank: int, world_size: int, all_gather: Callable[[bytes], list[bytes]]) -> LamportWorkspace:
@@ -74,9 +84,9 @@ def size_of_block(hello: wire.Hello) -> int:
 class Forger:
     """The last rank of a group, between honest ones."""
 
-    def __init__(self, honest: int, lie: Lie, second: Second, heard: list[wire.Hello]) -> None:
-        self._rank, self._lie, self._second, self._heard = honest, lie, second, heard
-        self._step, self._files = 0, ExitStack()
+    def __init__(self, honest: int, lie: Lie, second: Second, tell: Tell, heard: list[wire.Hello]) -> None:
+        self._rank, self._lie, self._second, self._tell, self._heard = honest, lie, second, tell, heard
+        self._step, self._files, self._page = 0, ExitStack(), -1
         self._sent: list[bytes] = [b""] * honest
         self._gathered: list[bytes] = []
         self._barrier = threading.Barrier(honest, action=self._answer)
@@ -97,13 +107,16 @@ class Forger:
             return
         honest = list(self._sent)
         self._gathered = [*honest, self._message(step, honest)]
+        if step == 0 and self._page >= 0:
+            os.pwrite(self._page, self._tell(self._gathered), wire.BUILT_OFFSET)
 
     def _message(self, step: int, honest: list[bytes]) -> bytes:
         if step:
             return self._second(wire.message(step, self._rank, wire.transcript(self._gathered)))
         self._heard[:] = [wire.Hello.decode(wire.content_of(message)) for message in honest]
         model = self._heard[0]
-        handle, page = (self._file(handle) for handle in (model.handle, model.page))
+        handle, page = self._file(model.handle), self._file(model.page)
+        self._page = wire.HostHandle.decode(page).descriptor if page else -1
         mine = replace(model, device=b"cpu, forged", nonce=NONCE, handle=handle, page=page)
         answer = self._lie(mine)
         return answer if isinstance(answer, bytes) else wire.message(0, self._rank, answer.encode())
@@ -126,6 +139,7 @@ def outcomes(
     lie: Lie = truth,
     *,
     second: Second = truth,
+    tell: Tell = need_another_round,
     heard: list[wire.Hello] | None = None,
     honest: int = 2,
     create: Create = workspace,
@@ -134,7 +148,7 @@ def outcomes(
 
     `heard` is filled with the introductions of the honest ranks before the lie is told.
     """
-    forger = Forger(honest, lie, second, [] if heard is None else heard)
+    forger = Forger(honest, lie, second, tell, [] if heard is None else heard)
 
     def attempt(rank: int) -> Any:
         try:

@@ -2,9 +2,21 @@
 
 from dataclasses import replace
 
+import lamport_rs
 import pytest
 import wire
-from forger import check, handle_of, memory_file, refusal, truth
+from forger import (
+    buffer,
+    check,
+    handle_of,
+    have_all,
+    memory_file,
+    need_another_round,
+    outcomes,
+    refusal,
+    truth,
+    workspace,
+)
 
 
 @pytest.mark.parametrize("size", [0, 16, 1 << 20])
@@ -46,3 +58,33 @@ def test_another_ranks_page_is_refused():
 def test_a_page_without_the_mark_is_refused():
     with memory_file(4096, mark=b"another sixteen!") as file:
         check("verifying the shared memory", refusal(lambda hello: replace(truth(hello), page=handle_of(file))))
+
+
+@pytest.mark.parametrize("create", [workspace, buffer], ids=lambda create: create.__name__)
+@pytest.mark.parametrize("tell", [have_all, need_another_round], ids=lambda tell: tell.__name__)
+def test_a_page_that_tells_the_truth_is_believed(tell, create):
+    made = outcomes(tell=tell, create=create)
+    assert [type(each) for each in made] == [
+        {workspace: lamport_rs.LamportWorkspace, buffer: lamport_rs.IpcBuffer}[create]
+    ] * 2
+
+
+TOLD = {
+    "another digest": wire.built(wire.WHOLE, [b"other messages"]),
+    "no such state": wire.built(7, []),
+    "bits": b"\xff" * 12,
+}
+
+
+@pytest.mark.parametrize("told", TOLD.values(), ids=TOLD)
+def test_a_page_that_tells_anything_else_leads_to_another_round(told):
+    made = outcomes(tell=lambda _gathered: told)
+    assert [type(each) for each in made] == [lamport_rs.LamportWorkspace] * 2
+    text = refusal(second=lambda _message: b"", tell=lambda _gathered: told)
+    check("rank 2: its message has 0 bytes", text)
+
+
+def test_a_page_that_tells_nothing_is_waited_for_as_long_as_the_timeout_says():
+    errors = [str(error) for error in outcomes(tell=lambda _gathered: b"")]
+    # Whichever gives up first tells the other.
+    assert all("waited 2.0 s for rank 2 to map all memory" in text for text in errors), errors

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import lamport_rs
 import pytest
 import torch
-from forger import PROMPTLY, workspace
+from forger import PROMPTLY, outcomes, workspace
 from lamport_rs import LamportError
 
 
@@ -70,6 +70,23 @@ REPLIES = {
 }
 
 
+def in_second_round(change) -> list:
+    """What two ranks get beside one that asks for a second round, which brings them what `change` makes of it: of the
+    rank, its message, and what was gathered.
+    """
+
+    def create(rank: int, world_size: int, all_gather) -> lamport_rs.LamportWorkspace:
+        steps = iter(range(100))
+
+        def changed(message: bytes) -> list[bytes]:
+            gathered = all_gather(message)
+            return gathered if next(steps) == 0 else change(rank, message, gathered)
+
+        return workspace(rank, world_size, changed)
+
+    return outcomes(create=create)
+
+
 def refusal(all_gather) -> LamportError:
     started = time.monotonic()
     with pytest.raises(LamportError) as caught:
@@ -88,16 +105,7 @@ def test_a_callable_that_returns_nonsense_is_an_error(name):
 @pytest.mark.parametrize("name", REPLIES)
 def test_and_so_it_is_at_the_second_step(name):
     reply, _ = REPLIES[name]
-    steps = iter(range(100))
-
-    def create(rank: int, group: "Group") -> None:
-        def all_gather(message: bytes) -> list[bytes]:
-            gathered = group.all_gather(rank, message)
-            return gathered if next(steps) < 2 else reply(message)
-
-        workspace(rank, 2, all_gather)
-
-    errors = run(create)
+    errors = in_second_round(lambda rank, message, _: reply(message))
     assert [type(error) for error in errors] == [LamportError] * 2, errors
 
 
@@ -230,7 +238,12 @@ def test_what_one_rank_alone_is_brought_is_told_to_the_other_in_the_next_round(g
 @pytest.mark.parametrize("garbled", GARBLED)
 def test_what_one_rank_alone_is_brought_in_the_last_round_is_told_through_the_memory_of_the_other(garbled):
     change = GARBLED[garbled]
-    other, error = run(create, lambda step, messages: change(step, messages) if step == 1 else messages)
+
+    def garble(rank: int, _message: bytes, gathered: list[bytes]) -> object:
+        changed = change(1, gathered[:2]) if rank else gathered[:2]
+        return changed and [*changed, *gathered[2:]]
+
+    other, error = in_second_round(garble)
     assert isinstance(error, LamportError)
     started = time.monotonic()
     lamport_rs.bind_to_thread(other)
@@ -241,6 +254,13 @@ def test_what_one_rank_alone_is_brought_in_the_last_round_is_told_through_the_me
         lamport_rs.all_reduce(torch.ones(4), other)
     # Its operations wait for two.
     assert time.monotonic() - started < 1
+
+
+def test_a_second_round_that_brings_fewer_messages_than_the_first_is_an_error():
+    """On the rank that it happens to: the other has what it needs."""
+    other, error = in_second_round(lambda rank, _message, gathered: gathered[:2] if rank else gathered)
+    assert isinstance(other, lamport_rs.LamportWorkspace)
+    assert "brought 2 messages, after 3 the first time" in str(error)
 
 
 def test_a_message_of_an_earlier_construction_is_refused():

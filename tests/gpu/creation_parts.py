@@ -3,9 +3,9 @@
     python tests/gpu/creation_parts.py --ranks 2 4
 
 For each group size a table: the median of each part on each rank, in milliseconds, and of the whole. Parts that wait
-for peers (the two rounds over gloo, and the verification) are longest on the ranks that come first: there the least of
-the ranks is what the part itself takes. Below it a round over gloo alone. Without GPUs, or with `--backend host`, the
-ranks are on the host.
+for peers (the round over gloo, the agreement, and the verification) are longest on the ranks that come first: there
+the least of the ranks is what the part itself takes. Below it a round over gloo alone. Without GPUs, or with
+`--backend host`, the ranks are on the host.
 
 Once beside another workspace, as in a program that has several or uses NCCL, and once alone: a driver takes
 milliseconds to map the first memory of a peer's device, and does it again after the last mapping was closed.

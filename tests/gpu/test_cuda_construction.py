@@ -74,7 +74,7 @@ def test_ranks_that_each_see_only_their_own_gpu_work(new_gpu_ranks, world_size):
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_a_construction_takes_two_rounds_of_the_group(ranks_of, world_size):
+def test_a_construction_takes_one_round_of_the_group(ranks_of, world_size):
     """Each takes a good part of the time that a construction takes. The verification needs none."""
     assert ranks_of(world_size).run(count_rounds) == [[ROUNDS, ROUNDS]] * world_size
 

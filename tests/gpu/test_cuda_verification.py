@@ -1,6 +1,7 @@
 """Mappings are proved while a workspace is made, and what cannot be proved is the same error on every rank."""
 
 import dataclasses
+import os
 import signal
 import time
 from itertools import permutations
@@ -11,13 +12,13 @@ from lamport_rs.rendezvous import all_gather_over
 from ranks import Rank, errors_of
 from test_faults_order import use_in_another_order
 from test_late_fill import start_late
-from wire import FIRST_STEP, MESSAGE_BYTES, Hello, content_of
+from wire import FIRST_STEP, MESSAGE_BYTES, Hello, HostHandle, content_of
 from wire import message as encode
 from worlds import WORLD_SIZES
 
 COMM_SIZE = 1 << 16
 MAPPED = 1
-"""The step of the exchange between mapping and the verification by stores."""
+"""The step of the exchange between mapping and the verification by stores, which there is if a page is hidden."""
 TOO_LATE = 12.0
 """Seconds; the verification waits ten."""
 HELD_UP = 4.0
@@ -25,13 +26,24 @@ DEVICE_BYTES = 16
 """Of a handle: the UUID of its device, in front of the driver's 64 bytes."""
 
 
+def hide_page(message: bytes) -> None:
+    """Keep the peers from mapping the page of the rank that introduces itself so."""
+    page = HostHandle.decode(Hello.decode(content_of(message)).page)
+    other = os.open(os.devnull, os.O_RDWR)
+    os.dup2(other, page.descriptor, inheritable=False)
+    os.close(other)
+
+
 def create_without_stores(me: Rank, silent: int) -> None:
     """One rank has mapped its peers, and its stores do not come while the others look for them."""
     over_group, steps = all_gather_over(None), iter(range(100))
 
     def all_gather(message: bytes) -> list[bytes]:
+        step = next(steps)
+        if step == FIRST_STEP and me.rank == silent:
+            hide_page(message)
         gathered = over_group(message)
-        if next(steps) == MAPPED and me.rank == silent:
+        if step == MAPPED and me.rank == silent:
             time.sleep(TOO_LATE)
         return gathered
 
@@ -53,8 +65,11 @@ def interrupt_the_wait_for_stores(me: Rank) -> float:
     over_group, steps = all_gather_over(None), iter(range(100))
 
     def all_gather(message: bytes) -> list[bytes]:
+        step = next(steps)
+        if step == FIRST_STEP and me.rank == 0:
+            hide_page(message)
         gathered = over_group(message)
-        if next(steps) == MAPPED and me.rank == 1:
+        if step == MAPPED and me.rank == 1:
             time.sleep(HELD_UP)
         return gathered
 

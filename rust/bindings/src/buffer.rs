@@ -27,24 +27,28 @@ enum AnyBuffer {
 #[pymethods]
 impl Buffer {
     #[new]
-    #[pyo3(signature = (rank, world_size, size, cuda_index, all_gather))]
+    #[pyo3(signature = (rank, world_size, size, timeout, cuda_index, all_gather))]
+    #[allow(clippy::too_many_arguments, reason = "the class's arguments")]
     fn new(
         py: Python<'_>,
         rank: i64,
         world_size: i64,
         size: i64,
+        timeout: f64,
         cuda_index: Option<usize>,
         all_gather: Py<PyAny>,
     ) -> PyResult<Self> {
         let mut transport = Callable::new(all_gather);
         let created = interruptible(py, |_| match cuda_index {
-            None => CoreBuffer::create(&HostMemory, rank, world_size, size, &mut transport)
+            None => CoreBuffer::create(&HostMemory, rank, world_size, size, timeout, &mut transport)
                 .map(Shared::new)
                 .map(AnyBuffer::Host),
             Some(index) => match Device::get(index) {
-                Ok(device) => CoreBuffer::create(&CudaMemory::new(device), rank, world_size, size, &mut transport)
-                    .map(Shared::new)
-                    .map(AnyBuffer::Cuda),
+                Ok(device) => {
+                    CoreBuffer::create(&CudaMemory::new(device), rank, world_size, size, timeout, &mut transport)
+                        .map(Shared::new)
+                        .map(AnyBuffer::Cuda)
+                }
                 // The peers are already waiting in the exchange.
                 Err(error) => Err(Rendezvous::new(&mut transport, rank, world_size).refuse(error)),
             },

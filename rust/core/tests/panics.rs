@@ -113,6 +113,7 @@ fn construct_with_panic(step: &'static str) -> Vec<std::result::Result<(), Strin
                 size_name: "size",
                 two_shot_from: None,
                 has_operations: true,
+                timeout: None,
             };
             let backend = Panicking(if rank == 1 { step } else { "" });
             let constructed = construct(&backend, &mut exchange, Ok(request), &mut Phases::begin());

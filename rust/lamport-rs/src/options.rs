@@ -30,7 +30,8 @@ impl Options {
         Self { comm_size: Some(bytes), ..self }
     }
 
-    /// How long an operation waits for the other ranks; `None` for ever.
+    /// How long an operation waits for the other ranks, and so do ranks for each other's memory while they create a
+    /// communicator; `None` for ever.
     pub fn timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         Self { timeout: timeout.into(), ..self }
     }

@@ -27,6 +27,11 @@
 //!    on. The next epoch begins.
 //!
 //! Stages are stored with release and loaded with acquire: what a rank did before one is done for whoever has seen it.
+//!
+//! # Having built
+//!
+//! Before all that, while the ranks construct what they share, each says once in its page what it has made of that
+//! ([`Built`]).
 
 use crate::geometry::MAX_WORLD_SIZE;
 use crate::rank_set::RankSet;
@@ -49,6 +54,8 @@ const CLAIM: usize = MAX_WORLD_SIZE;
 const REFUSED: usize = 2 * MAX_WORLD_SIZE;
 const STAGE: usize = REFUSED + 1;
 const LEFT: usize = REFUSED + 2;
+const BUILT: usize = REFUSED + 3;
+const DIGEST: usize = REFUSED + 4;
 const NOTICE: usize = 3 * MAX_WORLD_SIZE;
 
 /// The pages of a group. Pages begin as zeros, but for the word that [`initialise`] writes.
@@ -153,6 +160,63 @@ impl<W: StatusWords> Notices<'_, W> {
     /// Whether `rank` has refused its call `number`, and begun no operation since.
     pub fn has_refused(&self, rank: usize, number: u32) -> bool {
         self.words.load(rank, REFUSED) == number
+    }
+}
+
+/// What a rank has made of a construction. It says so once, when it has mapped its peers' memory or cannot.
+///
+/// If all are whole, by messages of the same digest, the ranks need no other agreement. A rank that is whole reads every
+/// page, and nobody takes back what it has told. So either all such ranks find all alike, or none does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Built {
+    /// It has all that it needs, and was brought messages of this digest.
+    Whole(u64),
+    /// The ranks have to agree in another way.
+    Doubtful,
+}
+
+impl Built {
+    // What the word says; 0 is nothing yet.
+    const WHOLE: u32 = 1;
+    const DOUBTFUL: u32 = 2;
+
+    /// Tells it as `rank`. What the rank did before is done for whoever finds it.
+    pub fn tell<W: StatusWords>(self, words: &W, rank: usize) {
+        let state = match self {
+            Self::Whole(digest) => {
+                words.store(rank, DIGEST, digest as u32);
+                words.store(rank, DIGEST + 1, (digest >> 32) as u32);
+                Self::WHOLE
+            }
+            Self::Doubtful => Self::DOUBTFUL,
+        };
+        // Last, with release: whoever finds it finds the digest.
+        words.store(rank, BUILT, state);
+    }
+
+    /// What `rank` has told, if it has.
+    pub fn told<W: StatusWords>(words: &W, rank: usize) -> Option<Self> {
+        match words.load(rank, BUILT) {
+            0 => None,
+            Self::WHOLE => {
+                let digest = |at| u64::from(words.load(rank, DIGEST + at));
+                Some(Self::Whole(digest(0) | digest(1) << 32))
+            }
+            _ => Some(Self::Doubtful),
+        }
+    }
+
+    /// The ranks that have not told yet, if the others have told just this; `None` if one has told something else.
+    pub fn missing<W: StatusWords>(self, words: &W, world_size: usize) -> Option<RankSet> {
+        let mut missing = RankSet::default();
+        for rank in 0..world_size {
+            match Self::told(words, rank) {
+                None => missing.insert(rank),
+                Some(told) if told == self => {}
+                Some(_) => return None,
+            }
+        }
+        Some(missing)
     }
 }
 

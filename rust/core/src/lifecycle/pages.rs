@@ -5,10 +5,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use lamport_rs_protocol::notices::{self, PAGE_WORDS, StatusWords};
+use lamport_rs_protocol::notices::{self, Built, Notices, PAGE_WORDS, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 
+use super::ending::fault_of;
 use super::process::{Process, ended};
 use crate::error::{Error, Result};
 use crate::limits::Reason;
@@ -18,7 +19,7 @@ use crate::memory::host::{self, Block, Mapping};
 /// Bytes of a page.
 const PAGE_BYTES: usize = PAGE_WORDS * size_of::<u32>();
 
-/// A rank's own page, before the peers have it.
+/// A rank's own page, for as long as peers may map it.
 #[derive(Debug)]
 pub struct OwnPage(Block);
 
@@ -26,8 +27,18 @@ impl OwnPage {
     /// Allocates it.
     pub fn allocate() -> Result<Self> {
         let page = Self(Block::allocate(PAGE_BYTES, 0)?);
-        notices::initialise(&Words(vec![Some(page.0.pointer().cast())]), 0);
+        notices::initialise(&page.words(), 0);
         Ok(page)
+    }
+
+    /// As those of a group of this rank alone.
+    fn words(&self) -> Words {
+        Words(vec![Some(self.0.pointer().cast())])
+    }
+
+    /// Tells what this rank has made of a construction.
+    pub fn tell(&self, built: Built) {
+        built.tell(&self.words(), 0);
     }
 
     /// What peers need to map it. They will find `mark` in it.
@@ -68,12 +79,12 @@ pub struct Pages {
 
 impl Pages {
     /// Of `rank`, whose page is `own`, and its peers in rank order, of whom some may have none.
-    pub fn new(rank: usize, own: OwnPage, peers: Vec<Option<PeerPage>>) -> Self {
+    pub fn new(rank: usize, own: &OwnPage, peers: Vec<Option<PeerPage>>) -> Self {
         let mut pages: Vec<_> = peers
             .into_iter()
             .map(|peer| peer.map_or((None, None), |peer| (Some(Arc::new(peer.mapping)), peer.process)))
             .collect();
-        pages[rank].0 = Some(own.0.into_mapping());
+        pages[rank].0 = Some(own.0.mapping().clone());
         let (mappings, processes): (Vec<_>, _) = pages.into_iter().unzip();
         Self::over(mappings, processes)
     }
@@ -94,6 +105,12 @@ impl Pages {
     /// Whether all ranks' pages are there.
     pub fn are_complete(&self) -> bool {
         self.words.0.iter().all(Option::is_some)
+    }
+
+    /// Why a peer has given up, as `rank` was told before anything began anew.
+    pub fn fault(&self, rank: usize) -> Option<Error> {
+        let notices = Notices { words: &self.words, rank, world_size: self.words.world_size(), epoch: 0 };
+        fault_of(&notices, notices.told())
     }
 
     /// Why nothing will tell that a peer's process has ended, if that is so of any.
@@ -180,7 +197,7 @@ mod tests {
 
     #[test]
     fn words_of_a_page_that_is_not_there_are_0() {
-        let pages = Pages::new(1, OwnPage::allocate().unwrap(), vec![None, None]);
+        let pages = Pages::new(1, &OwnPage::allocate().unwrap(), vec![None, None]);
         assert!(!pages.are_complete());
         pages.words.store(0, 3, 7);
         assert!(!pages.words.replace(0, 3, 0, 7));

@@ -1,13 +1,17 @@
-//! The order of construction: allocate → exchange handles → map the peers → agree.
+//! The order of construction: allocate → exchange handles → map the peers → agree. To exchange takes a round of the
+//! transport. To agree takes another only if something is wrong, or not all ranks see each other's pages and processes.
 //!
 //! The fill comes before the last agreement: a peer that starts early must never have its data overwritten by a late fill.
 //! Memory of the host is filled after the exchange of handles, in which the ranks also agree that it is there for all.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lamport_rs_protocol::geometry::LAYOUT_VERSION;
+use lamport_rs_protocol::notices::Built;
 use lamport_rs_protocol::sentinel::Vector;
 
+use super::built::are_built;
 use super::hello::{AS_MEASURED, Hello, Plan, VERSION};
 use super::identity::{host_identity, nonce};
 use super::phases::Phases;
@@ -51,12 +55,14 @@ pub struct Request {
     /// Whether operations are to run on it: each rank launches grids then that must be equal, and a workspace that is on
     /// devices is verified after this.
     pub has_operations: bool,
+    /// How long to wait for the others to map what they were brought, but for a second at least; `None` for ever.
+    pub timeout: Option<Duration>,
 }
 
 /// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
 ///
-/// That is two rounds of the rendezvous, which take a good part of the time: hence no third. What the ranks make of the
-/// first one's messages is told in the second.
+/// Where all goes well that is one round of the rendezvous, as a round takes a good part of the time. What the ranks make
+/// of its messages they tell through their pages of notices.
 pub fn construct<M: Memory>(
     memory: &M,
     rendezvous: &mut Rendezvous<'_>,
@@ -98,7 +104,13 @@ pub fn construct<M: Memory>(
         Ok((request, block, page, hello)) => (Ok((request, block, page)), Ok(hello)),
         Err(error) => (Err(error.clone()), Err(error)),
     };
-    let hellos = rendezvous.agree(hello)?;
+    let hellos = rendezvous.conclude(hello).map_err(|verdict| {
+        if let Ok((.., page)) = &own {
+            // Ranks that were brought all of it wait for what this one makes of it.
+            page.tell(Built::Doubtful);
+        }
+        rendezvous.settle(verdict)
+    })?;
     phases.end("exchange handles");
     let (request, mut own, page) = own?;
     let mapped = caught(|| {
@@ -116,16 +128,23 @@ pub fn construct<M: Memory>(
     });
     let (peers, pages, brought) = match mapped {
         Ok((peers, pages, brought)) => (peers, pages, Ok(brought)),
-        Err(error) => (vec![], vec![], Err(error)),
+        Err(error) => (vec![], std::iter::repeat_with(|| None).take(request.world_size).collect(), Err(error)),
     };
+    // `page` stays until the peers have mapped it, too.
+    let pages = Pages::new(request.rank, &page, pages);
     phases.end("map pages");
     let is_there = brought.is_ok();
-    let concluded = rendezvous.conclude(brought);
-    match concluded.and_then(|ranks| Transcript::check(&ranks).map_err(Verdict::Own)) {
+    let concluded = match are_built(&pages, request.rank, &brought, request.timeout, rendezvous) {
+        Ok(true) => Ok(()),
+        Ok(false) => rendezvous.conclude(brought).and_then(|ranks| Transcript::check(&ranks).map_err(Verdict::Own)),
+        // This rank's own failure says more.
+        Err(error) => Err(Verdict::Unserved(brought.err().unwrap_or(error))),
+    };
+    match concluded {
         Ok(()) => {}
         Err(verdict) if is_there && !matches!(verdict, Verdict::Common(_)) => {
             // Peers that were brought something else have what they constructed, and hear of it there.
-            let lifecycle = Arc::new(Lifecycle::new(request.rank, Pages::new(request.rank, page, pages)));
+            let lifecycle = Arc::new(Lifecycle::new(request.rank, pages));
             let _memory = WorkspaceMemory::new(GroupMemory::<M> { peers, own }, lifecycle.clone());
             let is_verified = request.has_operations && memory.plan().is_some();
             let is_served = matches!(verdict, Verdict::Own(_));
@@ -139,7 +158,6 @@ pub fn construct<M: Memory>(
     phases.end("agree");
     memory.all_have_mapped(&mut own);
     let nonces = hellos.iter().map(|hello| hello.nonce).collect();
-    let pages = Pages::new(request.rank, page, pages);
     Ok(Constructed { memory: GroupMemory { peers, own }, nonces, pages })
 }
 

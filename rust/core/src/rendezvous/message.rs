@@ -20,7 +20,7 @@ pub const MESSAGE_BYTES: usize = 512;
 const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"LAMPORT\0";
 /// Raised when the header or a payload changes its meaning, or when ranks come to another round.
-pub const FORMAT: u32 = 5;
+pub const FORMAT: u32 = 6;
 
 /// Something that travels in a message.
 pub trait Payload: Sized {

@@ -14,8 +14,10 @@
 //! | `matching` | the mismatches between introductions that are errors |
 //! | `identity` | what tells a host from another, and a construction from another |
 //! | [`construct`] | allocate, exchange handles, map, agree |
+//! | `built` | agreeing over shared memory, without a round |
 //! | [`phases`] | where the time of a construction goes |
 
+mod built;
 pub mod construct;
 pub mod hello;
 mod identity;
@@ -124,10 +126,15 @@ impl<'a> Rendezvous<'a> {
     /// be read here may have been changed on its way to this rank only: the others are told in the round that they go on
     /// to.
     pub fn agree<P: Payload>(&mut self, local: Result<P>) -> Result<Vec<P>> {
-        self.conclude(local).map_err(|verdict| match verdict {
+        self.conclude(local).map_err(|verdict| self.settle(verdict))
+    }
+
+    /// The error that `verdict` comes to where the others go on to another round if they can.
+    pub fn settle(&mut self, verdict: Verdict) -> Error {
+        match verdict {
             Verdict::Common(error) | Verdict::Unserved(error) => error,
             Verdict::Own(error) => self.refuse(error),
-        })
+        }
     }
 
     /// Likewise, in a round that is the last if all succeeded.

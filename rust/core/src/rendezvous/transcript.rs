@@ -18,13 +18,19 @@ impl Default for Transcript {
 }
 
 impl Transcript {
-    pub(super) fn add(&mut self, messages: &[Vec<u8>]) {
+    /// Adds what a round brought.
+    pub fn add(&mut self, messages: &[Vec<u8>]) {
         for message in messages {
             let length = (message.len() as u64).to_le_bytes();
             for byte in length.iter().chain(message) {
                 self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
             }
         }
+    }
+
+    /// The digest.
+    pub fn digest(self) -> u64 {
+        self.0
     }
 
     /// Whether all ranks, in rank order, were brought the same.

@@ -13,6 +13,7 @@ use crate::memory::Memory;
 use crate::rendezvous::construct::{Request, construct};
 use crate::rendezvous::phases::Phases;
 use crate::rendezvous::{AllGather, Rendezvous};
+use crate::workspace::timeout_of;
 
 /// One zero-filled buffer per rank, mapped by all. Its teardown is that of a workspace: this rank's buffer is freed once no
 /// peer has it mapped any more.
@@ -23,10 +24,18 @@ pub struct Buffer<M: Memory> {
 }
 
 impl<M: Memory> Buffer<M> {
-    /// Allocates `size` bytes on this rank and maps the peers' buffers. Collective.
-    pub fn create(memory: &M, rank: i64, world_size: i64, size: i64, transport: &mut dyn AllGather) -> Result<Self> {
+    /// Allocates `size` bytes on this rank and maps the peers' buffers. Collective: the ranks wait for each other's mappings
+    /// for `timeout` seconds, 0 or infinite for ever.
+    pub fn create(
+        memory: &M,
+        rank: i64,
+        world_size: i64,
+        size: i64,
+        timeout: f64,
+        transport: &mut dyn AllGather,
+    ) -> Result<Self> {
         let mut rendezvous = Rendezvous::new(transport, rank, world_size);
-        let checked = check(rank, world_size, size);
+        let checked = check(rank, world_size, size, timeout);
         let made = construct(memory, &mut rendezvous, checked, &mut Phases::begin())?;
         let (addresses, lifecycle) = (made.memory.addresses(), Lifecycle::new(rank as usize, made.pages));
         Ok(Self { memory: WorkspaceMemory::new(made.memory, Arc::new(lifecycle)), addresses })
@@ -54,7 +63,7 @@ impl<M: Memory> Drop for Buffer<M> {
     }
 }
 
-fn check(rank: i64, world_size: i64, size: i64) -> Result<Request> {
+fn check(rank: i64, world_size: i64, size: i64, timeout: f64) -> Result<Request> {
     // Any comm_size serves to check the rank.
     let rank = Geometry::new(world_size, VECTOR_BYTES as i64)?.check_rank(rank)?;
     if size <= 0 {
@@ -70,5 +79,6 @@ fn check(rank: i64, world_size: i64, size: i64) -> Result<Request> {
         size_name: "size",
         two_shot_from: None,
         has_operations: false,
+        timeout: timeout_of(timeout)?,
     })
 }

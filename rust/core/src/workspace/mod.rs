@@ -31,7 +31,8 @@ pub struct Settings {
     pub world_size: i64,
     /// Bytes per slot.
     pub comm_size: i64,
-    /// How long an operation waits for its peers, in seconds; 0 or infinite for ever.
+    /// How long an operation waits for its peers, and so do the ranks for each other's mappings when they create the
+    /// workspace. In seconds; 0 or infinite for ever.
     pub timeout: f64,
     /// Bytes of a tensor from which it is summed in two shots, where the caller leaves the choice; `None`: as measured.
     pub two_shot_from: Option<i64>,
@@ -48,7 +49,12 @@ impl Settings {
     }
 
     /// The blocks that `member` asks for, of `bytes` bytes, full of the sentinel. Checked before.
-    pub(crate) fn request(&self, Member { rank, geometry }: Member, bytes: usize) -> Request {
+    pub(crate) fn request(
+        &self,
+        Member { rank, geometry }: Member,
+        timeout: Option<Duration>,
+        bytes: usize,
+    ) -> Request {
         Request {
             rank,
             world_size: geometry.world_size(),
@@ -58,6 +64,7 @@ impl Settings {
             size_name: "comm_size",
             two_shot_from: self.two_shot_from,
             has_operations: true,
+            timeout,
         }
     }
 

@@ -44,6 +44,26 @@ pub enum Lie {
     Failed,
 }
 
+/// What the peers tell in their pages of notices, once they have heard the first messages. Were it nothing, a case would
+/// take a second.
+#[derive(Clone, Copy, Debug)]
+pub enum Told {
+    /// That they have all, by the messages that this rank was brought.
+    Whole,
+    /// That another round is needed.
+    Doubtful,
+    /// That they have all, by other messages.
+    Other(u64),
+}
+
+pub fn told() -> impl Strategy<Value = Told> {
+    prop_oneof![
+        2 => Just(Told::Whole),
+        2 => Just(Told::Doubtful),
+        1 => any::<u64>().prop_map(Told::Other),
+    ]
+}
+
 /// Places of numbers in the header: offset and bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Number(pub usize, pub usize);

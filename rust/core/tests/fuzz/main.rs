@@ -31,11 +31,13 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
-use self::lies::{Lie, lie};
+use self::lies::{Lie, Told, lie, told};
 use self::peers::{Peers, Strangers};
 
 const COMM_SIZE: usize = 4096;
 const CASES_PER_BATCH: u32 = 256;
+/// How long peers are waited for, in seconds.
+const TIMEOUT: f64 = 1.0;
 /// Longest case; most take a tenth of a millisecond.
 const LONGEST: Duration = Duration::from_secs(20);
 /// Bytes of the largest allocation, and of the longest error: more than the fill of a block takes.
@@ -50,15 +52,18 @@ struct Case {
     ranks: usize,
     /// Step, peer and lie.
     lies: Vec<(usize, usize, Lie)>,
+    /// What the peers' pages say.
+    told: Told,
 }
 
 fn case() -> impl Strategy<Value = Case> {
     let lies = vec((prop_oneof![3 => Just(0_usize), 1 => Just(1)], 0..4_usize, lie()), 0..4);
-    (any::<bool>(), 2..=4_usize, 0..4_usize, lies).prop_map(|(workspace, ranks, rank, lies)| Case {
+    (any::<bool>(), 2..=4_usize, 0..4_usize, lies, told()).prop_map(|(workspace, ranks, rank, lies, told)| Case {
         workspace,
         rank: rank % ranks,
         ranks,
         lies,
+        told,
     })
 }
 
@@ -89,15 +94,15 @@ impl Case {
     fn construct(&self, peers: &mut Peers<'_>) -> Result<Made> {
         let (rank, world_size, comm_size) = (self.rank as i64, self.ranks as i64, COMM_SIZE as i64);
         if self.workspace {
-            let settings = Settings { rank, world_size, comm_size, timeout: 1.0, two_shot_from: None };
+            let settings = Settings { rank, world_size, comm_size, timeout: TIMEOUT, two_shot_from: None };
             return HostWorkspace::create(&settings, peers).map(Box::new).map(Made::Workspace);
         }
-        Buffer::create(&HostMemory, rank, world_size, comm_size, peers).map(Made::Buffer)
+        Buffer::create(&HostMemory, rank, world_size, comm_size, TIMEOUT, peers).map(Made::Buffer)
     }
 
     fn check(&self, strangers: &Strangers) -> std::result::Result<(), TestCaseError> {
         let started = Instant::now();
-        let mut peers = Peers::new(self.rank, self.ranks, self.bytes(), &self.lies, strangers);
+        let mut peers = Peers::new(self.rank, self.ranks, self.bytes(), (&self.lies, self.told), strangers);
         let (outcome, largest) = allocations::largest_of(|| self.construct(&mut peers));
         prop_assert!(started.elapsed() < LONGEST, "took {:?}", started.elapsed());
         prop_assert!(largest <= LARGEST_ALLOCATION, "allocated {largest} bytes at once");

@@ -12,10 +12,10 @@ use lamport_rs_core::memory::host::Block;
 use lamport_rs_core::rendezvous::hello::Hello;
 use lamport_rs_core::rendezvous::{AllGather, FORMAT, MESSAGE_BYTES, Payload, Transcript};
 use lamport_rs_core::wire::Writer;
-use lamport_rs_protocol::notices::PAGE_WORDS;
+use lamport_rs_protocol::notices::{Built, PAGE_WORDS};
 use rustix::fs::{MemfdFlags, Mode, OFlags, fcntl_add_seals, ftruncate, memfd_create, mkfifoat};
 
-use crate::lies::{Change, File, HandleNumber, Lie, Number};
+use crate::lies::{Change, File, HandleNumber, Lie, Number, Told};
 
 const HEADER_BYTES: usize = 32;
 const NONCE: [u32; 4] = [1, 2, 3, 4];
@@ -76,6 +76,7 @@ pub struct Peers<'a> {
     pub ranks: usize,
     /// Step, peer and lie.
     pub lies: &'a [(usize, usize, Lie)],
+    pub told: Told,
     pub strangers: &'a Strangers,
     /// Bytes of a block, without the mark.
     pub bytes: usize,
@@ -93,10 +94,11 @@ impl<'a> Peers<'a> {
         rank: usize,
         ranks: usize,
         bytes: usize,
-        lies: &'a [(usize, usize, Lie)],
+        (lies, told): (&'a [(usize, usize, Lie)], Told),
         strangers: &'a Strangers,
     ) -> Self {
-        Self { rank, ranks, lies, strangers, bytes, blocks: vec![], pages: vec![], files: vec![], tags: 0, step: 0 }
+        let (blocks, pages, files) = (vec![], vec![], vec![]);
+        Self { rank, ranks, lies, told, strangers, bytes, blocks, pages, files, tags: 0, step: 0 }
     }
 
     /// Whether `word` fills one of the peers' blocks.
@@ -128,6 +130,20 @@ impl<'a> Peers<'a> {
                 message_of(0, peer, 0, &Hello { nonce: NONCE, handle, page, ..hello.clone() }.encode())
             })
             .collect()
+    }
+
+    /// Tells in all pages what the peers have made of `messages`.
+    fn tell_in_pages(&self, messages: &[Vec<u8>]) {
+        let built = match self.told {
+            Told::Whole => {
+                let mut brought = Transcript::default();
+                brought.add(messages);
+                Built::Whole(brought.digest())
+            }
+            Told::Doubtful => Built::Doubtful,
+            Told::Other(digest) => Built::Whole(digest),
+        };
+        self.pages.iter().for_each(|page| page.tell(built));
     }
 
     fn tell(&mut self, peer: usize, lie: &Lie, messages: &mut [Vec<u8>]) {
@@ -240,6 +256,9 @@ impl AllGather for Peers<'_> {
         }
         for message in &messages {
             decode_alone(message);
+        }
+        if step == 0 {
+            self.tell_in_pages(&messages);
         }
         self.step += 1;
         Ok(messages)

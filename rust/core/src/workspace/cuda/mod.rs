@@ -125,7 +125,7 @@ impl CudaWorkspace {
         });
         // Where there is no device, there is no backend to construct with, but the peers must hear of it.
         let (member, timeout, device, private) = checked.map_err(|error| rendezvous.refuse(error))?;
-        let request = settings.request(member, member.geometry.block_bytes());
+        let request = settings.request(member, timeout, member.geometry.block_bytes());
         phases.end("take private memory");
         let made = construct(&CudaMemory::new(device.clone()), &mut rendezvous, Ok(request), &mut phases)?;
         let nonces = made.nonces.clone();

@@ -83,7 +83,8 @@ impl HostWorkspace {
     pub fn create(settings: &Settings, transport: &mut dyn AllGather) -> Result<Self> {
         let mut rendezvous = Rendezvous::new(transport, settings.rank, settings.world_size);
         let checked = settings.check();
-        let request = checked.clone().map(|(member, _)| settings.request(member, member.geometry.used_bytes()));
+        let request =
+            checked.clone().map(|(member, timeout)| settings.request(member, timeout, member.geometry.used_bytes()));
         let mut phases = Phases::begin();
         let Constructed { memory, pages, .. } = construct(&HostMemory, &mut rendezvous, request, &mut phases)?;
         let (member, timeout) = checked?;
