@@ -10,6 +10,7 @@ import pytest
 import torch
 from lamport_rs import LamportError, LamportMismatchError, LamportWorkspace
 from ranks import Rank
+from torch.utils._python_dispatch import TorchDispatchMode
 
 HIDDEN = 64
 
@@ -104,6 +105,38 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
 """The last differs in that rank 1's call has nothing to do, and its next is another number."""
 
 
+class Mode(TorchDispatchMode):
+    """A mode that changes nothing: operations go through torch's dispatcher under it."""
+
+    def __torch_dispatch__(self, function: Any, _types: Any, arguments: Any = (), options: Any = None) -> Any:
+        return function(*arguments, **(options or {}))
+
+
+def under_a_mode(call: Call) -> Call:
+    def run(me: Rank, workspace: LamportWorkspace) -> Any:
+        with Mode():
+            return call(me, workspace)
+
+    return run
+
+
+def norm_into_one(me: Rank, workspace: LamportWorkspace) -> Any:
+    x = torch.ones(4, HIDDEN, device=me.device)
+    out = torch.empty_like(x)
+    return lamport_rs.all_reduce_rms_norm(x, x, x[0], workspace, out=out, residual_out=out)
+
+
+def sum_with_scales_that_are_given(me: Rank, workspace: LamportWorkspace) -> Any:
+    x = torch.ones(4, 128, dtype=torch.bfloat16, device=me.device)
+    scale = torch.ones(1, device=me.device)
+    return lamport_rs.all_reduce_quant(x, workspace, "fp8_static", scale, scale_out=torch.ones(4, 1, device=me.device))
+
+
+def sum_into_what_requires_a_gradient(me: Rank, workspace: LamportWorkspace) -> Any:
+    out = torch.ones(8, device=me.device, requires_grad=True)
+    return lamport_rs.all_reduce(torch.ones(8, device=me.device), workspace, out=out * 5)
+
+
 class Interrupting:
     """A number during whose conversion the user presses Ctrl-C."""
 
@@ -121,6 +154,17 @@ REFUSED: dict[str, Callable[[Rank, LamportWorkspace], Any]] = {
     "another rank": lambda me, workspace: minimax()(Rank(me.rank + 1, me.world_size, me.device), workspace),
     "a qkv that is none": lambda me, workspace: lamport_rs.minimax_allreduce_rms_qk(
         None, torch.ones(8), torch.ones(8), workspace, 8, 8, me.rank, me.world_size, 1e-6
+    ),
+    "outputs that are one, under a mode": under_a_mode(norm_into_one),
+    "scales that are given, under a mode": under_a_mode(sum_with_scales_that_are_given),
+    "an algorithm that is no name, under a mode": under_a_mode(total(algorithm=1)),
+    "an integer tensor, under a mode": under_a_mode(total(dtype=torch.int32)),
+    "an output that requires a gradient": sum_into_what_requires_a_gradient,
+    "an operator under torch.vmap": lambda me, workspace: torch.vmap(
+        lambda row: torch.ops.lamport_rs.all_reduce.default(row, workspace.workspace)
+    )(torch.ones(2, 8, device=me.device)),
+    "an operator on a sparse tensor": lambda me, workspace: torch.ops.lamport_rs.all_reduce.default(
+        torch.ones(8, 8, device=me.device).to_sparse(), workspace.workspace
     ),
     "an operator's argument": lambda _me, workspace: torch.ops.lamport_rs.all_reduce(
         torch.ones(8, dtype=torch.int32), workspace.workspace
@@ -162,7 +206,7 @@ def go_on_after_a_refusal(me: Rank, name: str) -> str:
     workspace = me.workspace(1 << 16, timeout=20)
     total()(me, workspace)
     if me.rank == 1:
-        with pytest.raises((LamportError, TypeError, KeyboardInterrupt)):
+        with pytest.raises((LamportError, TypeError, RuntimeError, KeyboardInterrupt)):
             REFUSED[name](me, workspace)
     with pytest.raises(LamportMismatchError, match=r"went on after a call that raised|has refused its call") as caught:
         call_all([total(), synchronize], me, workspace)
@@ -182,7 +226,7 @@ def check_that_rank_0_heard_of_it(text: str) -> None:
 def refuse_on_all_ranks(me: Rank, name: str) -> list[float]:
     """What all ranks refuse parts nobody."""
     workspace = me.workspace(1 << 16, timeout=20)
-    with pytest.raises((LamportError, TypeError, KeyboardInterrupt)):
+    with pytest.raises((LamportError, TypeError, RuntimeError, KeyboardInterrupt)):
         REFUSED[name](me, workspace)
     result = total()(me, workspace)
     workspace.synchronize()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lamport_rs import _core
 from ranks import Rank, ThreadRanks
+from torch.autograd import forward_ad
 
 EPS = 1e-6
 
@@ -85,6 +86,24 @@ def test_results_require_no_gradient_from_functions_operators_and_compiled_code_
     ranks_of(2).run(reduce_what_requires_a_gradient)
 
 
+def write_over_a_history(me: Rank) -> None:
+    workspace = me.workspace(4096, timeout=10)
+    for name, call in calls_into(me, workspace).items():
+        leaf = torch.ones(2, 16, requires_grad=True)
+        for out in (leaf, leaf * 5):
+            before = out.detach().clone()
+            with pytest.raises(lamport_rs.LamportError, match=r"requires a gradient.*detach\(\)"):
+                call(out)
+            assert torch.equal(out, before), name
+            call(out.detach())
+            with torch.no_grad():
+                call(out)
+
+
+def test_an_output_that_requires_a_gradient_is_refused_where_gradients_are_enabled():
+    ThreadRanks(2).run(write_over_a_history)
+
+
 def warnings_of(call) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -121,6 +140,20 @@ def lose_gradients(me: Rank, how: str) -> None:
         assert text.startswith(f"lamport_rs.{name} has no gradient"), text
         assert warnings_of(call) == [], name
     assert warnings_of(lambda: lamport_rs.all_reduce(x, workspace)) == []
+
+
+def lose_forward_gradients(me: Rank) -> None:
+    workspace, x = me.workspace(4096, timeout=30), torch.ones(2, 16)
+    lamport_rs.autograd._warned_of.clear()
+    with forward_ad.dual_level():
+        assert warnings_of(lambda: lamport_rs.all_reduce(x, workspace)) == []
+        dual = forward_ad.make_dual(x, x)
+        (text,) = warnings_of(lambda: lamport_rs.all_reduce(dual, workspace))
+        assert text.startswith("lamport_rs.all_reduce has no gradient"), text
+
+
+def test_a_gradient_that_is_lost_forward_is_warned_of():
+    ThreadRanks(1).run(lose_forward_gradients)
 
 
 @pytest.mark.parametrize("how", ["eager", "aot_eager"])

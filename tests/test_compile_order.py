@@ -92,7 +92,14 @@ CASES = [
 ]
 
 
-def stay_in_step(me: Rank, case, backend: str) -> None:
+def without_dead_code(graph: torch.fx.GraphModule, _inputs: object):
+    """A backend of a user's own, which runs what Dynamo has traced."""
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph.forward
+
+
+def stay_in_step(me: Rank, case, backend) -> None:
     # The ranks compile different graphs, and one may be late by more than operations usually wait.
     workspace = me.workspace(1 << 16, timeout=40)
     torch._dynamo.reset()
@@ -104,6 +111,11 @@ def stay_in_step(me: Rank, case, backend: str) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_ranks_stay_in_step_whatever_a_compiler_would_like_to(ranks_of, case):
     ranks_of(2).run(stay_in_step, case, "aot_eager", timeout=180)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_ranks_stay_in_step_whatever_a_pass_finds_dead(ranks_of, case):
+    ranks_of(2).run(stay_in_step, case, without_dead_code, timeout=60)
 
 
 @pytest.mark.long

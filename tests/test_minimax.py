@@ -106,6 +106,26 @@ def test_leading_dimensions_are_rows(ranks_of):
     ranks_of(3).run(normalise_dimensions)
 
 
+def normalise_beside_other_columns(me: Rank, columns: int) -> None:
+    """Rows of qkv begin at any place: not all are at multiples of 16 bytes."""
+    workspace, settings = minimax_workspace(me, 64, fused_qk=True), (16, 8, me.rank, me.world_size, EPS)
+    weights = random_tensor((24,), torch.float32, 6, me.rank).split([16, 8])
+    for dtype in (torch.bfloat16, torch.float32):
+        qkv = random_tensor((5, columns), dtype, columns, me.rank)
+        expected = lamport_rs.minimax_allreduce_rms_qk(qkv[:, :24].contiguous(), *weights, workspace, *settings)
+        assert workspace.supports(qkv, "minimax_allreduce_rms_qk", weight_dtype=torch.float32, q_size=16, kv_size=8)
+        compiled = torch.compile(lamport_rs.minimax_allreduce_rms_qk, backend="eager", fullgraph=True)
+        for call in (lamport_rs.minimax_allreduce_rms_qk, torch.ops.lamport_rs.minimax_allreduce_rms_qk, compiled):
+            table = workspace if call is lamport_rs.minimax_allreduce_rms_qk else workspace.workspace
+            for found, wanted in zip(call(qkv, *weights, table, *settings), expected, strict=True):
+                check_same_bits(found, wanted, f"{columns} columns of {dtype}")
+
+
+@pytest.mark.parametrize("columns", [24, 25, 35, 40])
+def test_qkv_may_have_any_number_of_columns_behind_q_and_k(ranks_of, columns):
+    ranks_of(2).run(normalise_beside_other_columns, columns)
+
+
 def normalise_into_qkv(me: Rank) -> None:
     """Where nothing is that is still read: in place, for one token, and in the columns behind Q and K."""
     workspace, settings = minimax_workspace(me, 64, fused_qk=True), (16, 8, me.rank, me.world_size, EPS)

@@ -49,6 +49,20 @@ def test_torch_finds_no_fault_with_the_operators(ranks_of):
     ranks_of(2).run(check, timeout=180)
 
 
+def ask_for_shapes_on_one_rank(me: Rank) -> None:
+    workspace = me.workspace(1 << 16, timeout=20)
+    if me.rank == 1:
+        x, operators = torch.ones(4, 32, device="meta"), torch.ops.lamport_rs
+        for operator in (operators.all_reduce, operators.all_reduce.default):
+            assert operator(x, workspace.workspace).shape == (4, 32)
+        assert operators.all_reduce_rms_norm(x, x, x[0], workspace.workspace)[1].is_meta
+    assert lamport_rs.all_reduce(torch.ones(8), workspace)[0].item() == 2
+
+
+def test_to_ask_for_shapes_is_no_call(ranks_of):
+    ranks_of(2).run(ask_for_shapes_on_one_rank)
+
+
 def nanoseconds(call, repeats: int = 4000, rounds: int = 9) -> float:
     """Of the processor: what runs beside it adds none."""
     best = float("inf")

@@ -103,6 +103,9 @@ def obstacle(
 ) -> str | None: ...
 def prepare(workspace: Workspace | torch.Tensor, call: tuple[str, list[int], str, str, str, str, int, int]) -> None: ...
 def note_refusal(workspace: Workspace | torch.Tensor) -> None: ...
+def refusals_noted() -> int:
+    """Return how many refusals this thread has noted: whether one was in between."""
+
 def cpu_quota(root: Path | None = None, own: Path | None = None) -> float | None:
     """Return how many cores' time the container lets this process use; None for no limit."""
 

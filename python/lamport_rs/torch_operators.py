@@ -19,14 +19,16 @@ from typing import Any, NoReturn
 
 import torch
 
-from lamport_rs._core import LamportError
+from lamport_rs._core import LamportError, note_refusal
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.operations import COLLECTIVES
-from lamport_rs.operations.collective import Collective, refuse_shared_memory
+from lamport_rs.operations.collective import Collective, refusal_counted, refuse_shared_memory
 from lamport_rs.tracing import UNDER_TRANSFORMATION, must_dispatch, without_jit_tracer
 
 _NAMESPACE, _PREFIX = "lamport_rs", "ordered_"
 _library = torch.library.Library(_NAMESPACE, "DEF")
+_KEYS = ("CPU", "CUDA", "SparseCPU", "SparseCUDA", "SparseCsrCPU", "SparseCsrCUDA")
+"""Of tensors that the functions see. They refuse sparse ones, and count that, where torch would not."""
 
 
 def _fake_of(collective: Collective) -> Callable[..., Any]:
@@ -60,8 +62,12 @@ def _keep_in_checkpoints() -> None:
         tags["recompute"] = CheckpointPolicy.MUST_SAVE
 
 
-def _refuse_transformation(*_arguments: Any, **_options: Any) -> NoReturn:
-    raise LamportError(f"{UNDER_TRANSFORMATION}; call the operator outside it")
+def _refusal_under_transformations(collective: Collective) -> Callable[..., NoReturn]:
+    def refuse(*arguments: Any, **options: Any) -> NoReturn:
+        note_refusal(collective.workspace_of(arguments, options))
+        raise LamportError(f"{UNDER_TRANSFORMATION}; call the operator outside it")
+
+    return refuse
 
 
 class _Operator(torch._ops.OpOverloadPacket):
@@ -70,19 +76,16 @@ class _Operator(torch._ops.OpOverloadPacket):
     The dispatcher takes longer than the rest of what the host does for an operation.
     """
 
+    _collective: Collective
     _eager: Callable[..., Any]
 
     def __call__(self, /, *arguments: Any, **options: Any) -> Any:
-        if not arguments or must_dispatch(arguments[0]):
+        # Tensors without memory are asked for the shapes of results.
+        if arguments and not must_dispatch(arguments[0]) and not getattr(arguments[0], "is_meta", False):
+            return self._eager(*arguments, **options)
+        with refusal_counted(self._collective.workspace_of(arguments, options), arguments):
             # Not of this class: a tracer that calls again what it is given gets past this.
             return self.default(*arguments, **options)
-        try:
-            return self._eager(*arguments, **options)
-        except LamportError:
-            if not getattr(arguments[0], "is_meta", False):
-                raise
-        # Tensors without memory are asked for the shapes of results. That need not be quick.
-        return self.default(*arguments, **options)
 
 
 def _register_effect(operator: torch._ops.OpOverload) -> None:
@@ -105,16 +108,19 @@ def _define(collective: Collective, eager: Callable[..., Any]) -> None:
     # TorchScript leaves out and merges what it takes for pure, unless it is told to infer nothing from the schema.
     _library.define(f"{name}{collective.schema}", alias_analysis="CONSERVATIVE")
     kernel = without_jit_tracer(eager)
-    for key in ("CPU", "CUDA"):
+    for key in _KEYS:
         _library.impl(name, kernel, key)
     # No gradient, like the functions: torch's default for operators without one is a result that requires it and warns.
     _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    _library.impl(name, _refuse_transformation, "FuncTorchDynamicLayerFrontMode")
+    _library.impl(name, _refusal_under_transformations(collective), "FuncTorchDynamicLayerFrontMode")
     torch.library.register_fake(f"{_NAMESPACE}::{name}", _fake_of(collective), lib=_library)
     namespace = getattr(torch.ops, _NAMESPACE)
     operator = getattr(namespace, name)
     _register_effect(operator.default)
-    operator._eager = eager
+    # Where a function that is compiled calls it: passes may leave out what nobody uses and what has no known effect.
+    torch.fx.node.has_side_effect(operator)
+    torch.fx.node.has_side_effect(operator.default)
+    operator._collective, operator._eager = collective, eager
     operator.__class__ = _Operator
     setattr(namespace, collective.name, operator)
 

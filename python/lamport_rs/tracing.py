@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -57,6 +57,12 @@ def must_dispatch(value: object) -> bool:
         return False
     # The core says best what is wrong with a nested tensor, or with what is no tensor at all.
     return hasattr(kind, "__torch_function__") and getattr(value, "is_nested", False) is not True
+
+
+def is_faked(arguments: Sequence[Any]) -> bool:
+    """Whether an operation with these arguments computes nothing: it is only asked for the shapes of its results."""
+    tensors = [each for each in arguments if isinstance(each, torch.Tensor)]
+    return any(each.is_meta for each in tensors) or torch._guards.detect_fake_mode(tensors) is not None
 
 
 def functorch_is_active() -> bool:

@@ -14,16 +14,17 @@ handler may raise at any later line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal, TypeAlias
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError, LamportSingleRankError
 from lamport_rs.layout import empty_dense, run_on_copies, share_memory
-from lamport_rs.tracing import UNDER_TRANSFORMATION, functorch_is_active
+from lamport_rs.tracing import UNDER_TRANSFORMATION, functorch_is_active, is_faked
 from lamport_rs.workspace import LamportWorkspace
 
 Algorithm: TypeAlias = Literal["auto", "one_shot", "two_shot"]
@@ -68,6 +69,7 @@ class Collective:
         returned = ", ".join("Tensor" for _ in self.outputs)
         self.schema = f"({', '.join(arguments)}) -> {returned if len(self.outputs) == 1 else f'({returned})'}"
         """The operator's: torch gives results no names."""
+        self._workspace = next(place for place, (_, argument, _) in enumerate(described) if argument == "workspace")
         self._tensors = [
             place
             for place, (kind, argument, _) in enumerate(described)
@@ -80,6 +82,10 @@ class Collective:
     def inputs(self, arguments: Sequence[Any]) -> list[torch.Tensor | None]:
         """Return the tensors among the arguments; those at the end may be left out."""
         return [arguments[place] for place in self._tensors if place < len(arguments)]
+
+    def workspace_of(self, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """Return the workspace that an operator's call names, or None."""
+        return arguments[self._workspace] if len(arguments) > self._workspace else options.get("workspace")
 
     def run_on_copies(self, arguments: Sequence[Any], given: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
         """Run a call that the core does not take as its operands lie, or does not compute in a group of one.
@@ -138,6 +144,50 @@ def core_of(workspace: LamportWorkspace | torch.Tensor) -> _core.Workspace | tor
 def table_of(workspace: LamportWorkspace | torch.Tensor) -> torch.Tensor:
     """Return the table that an operator knows the workspace by."""
     return workspace.workspace if isinstance(workspace, LamportWorkspace) else workspace
+
+
+def call_operator(
+    name: str,
+    workspace: LamportWorkspace | torch.Tensor,
+    arguments: Sequence[Any],
+    check: Callable[[], None] = lambda: None,
+    **outputs: torch.Tensor | None,
+) -> Any:
+    """Call the operator `name` with `arguments`, for a tracer or a mode that is to see it. A refusal counts.
+
+    `outputs`, by their names, are where its results are to go. They must not share memory: a tracer does not ask the
+    core. `check` raises if anything else is wrong with them.
+    """
+    # Not the packet: passes of compilers that leave out what nobody uses know effects of overloads only.
+    operator = getattr(torch.ops.lamport_rs, name).default
+    if is_dynamo_compiling():
+        check()
+        check_apart(**outputs)
+        return operator(*arguments)
+    with refusal_counted(workspace, arguments):
+        check()
+        check_apart(**outputs)
+        return operator(*arguments)
+
+
+class refusal_counted:  # noqa: N801  (used as a function)
+    """A block in which torch, or what it asks, may refuse a call on `workspace`: it counts, as one of the core's does.
+
+    Not if the call was only to show the shapes of its results: such a call sends nothing on any rank.
+    """
+
+    def __init__(self, workspace: Any, arguments: Sequence[Any]) -> None:
+        """Remember what is called, with which arguments."""
+        self._workspace, self._arguments = workspace, arguments
+
+    def __enter__(self) -> None:
+        """Begin."""
+        self._noted = _core.refusals_noted()
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """Count the call if `error` has ended it, unless what raised that has."""
+        if error is not None and _core.refusals_noted() == self._noted and not is_faked(self._arguments):
+            _core.note_refusal(core_of(self._workspace))
 
 
 def check_tensor(name: str, value: object) -> None:

@@ -10,12 +10,12 @@ from torch.autograd.graph import increment_version
 
 from lamport_rs import _core
 from lamport_rs._core import LamportLayoutError, LamportSingleRankError
-from lamport_rs.autograd import warn_of_lost_gradient
+from lamport_rs.autograd import check_history, warn_of_lost_gradient
 from lamport_rs.layout import empty_dense
 from lamport_rs.observation import log_fault, with_range
 from lamport_rs.operations.collective import (
     Collective,
-    check_apart,
+    call_operator,
     check_tensor,
     copy_to,
     core_of,
@@ -60,9 +60,8 @@ def minimax_allreduce_rms(
         LamportError: As for `all_reduce`, and if `rank` or `nranks` are not the workspace's.
     """
     if must_dispatch(input):
-        table = table_of(workspace)
-        output: torch.Tensor = torch.ops.lamport_rs.minimax_allreduce_rms(input, norm_weight, table, rank, nranks, eps)
-        return copy_to("out", out, output)
+        arguments = (input, norm_weight, table_of(workspace), rank, nranks, eps)
+        return copy_to("out", out, call_operator("minimax_allreduce_rms", workspace, arguments))
     return run_minimax_rms(input, norm_weight, workspace, rank, nranks, eps, out)
 
 
@@ -105,10 +104,9 @@ def minimax_allreduce_rms_qk(
         LamportError: As for `minimax_allreduce_rms`.
     """
     if must_dispatch(qkv):
-        check_apart(q_out=q_out, k_out=k_out)
-        outputs = torch.ops.lamport_rs.minimax_allreduce_rms_qk(
-            qkv, norm_weight_q, norm_weight_k, table_of(workspace), q_size, kv_size, rank, nranks, eps
-        )
+        table = table_of(workspace)
+        arguments = (qkv, norm_weight_q, norm_weight_k, table, q_size, kv_size, rank, nranks, eps)
+        outputs = call_operator("minimax_allreduce_rms_qk", workspace, arguments, q_out=q_out, k_out=k_out)
         return copy_to("q_out", q_out, outputs[0]), copy_to("k_out", k_out, outputs[1])
     return run_minimax_rms_qk(
         qkv, norm_weight_q, norm_weight_k, workspace, q_size, kv_size, rank, nranks, eps, q_out, k_out
@@ -128,6 +126,8 @@ def run_minimax_rms(
     given, core = out, core_of(workspace)
     try:
         try:
+            if out is not None and is_grad_enabled():
+                check_history("out", out, input)
             if out is None:
                 out = empty_dense(input)
             _core.minimax_allreduce_rms(input, norm_weight, core, rank, nranks, eps, out)
@@ -164,6 +164,9 @@ def run_minimax_rms_qk(
     given_q, given_k, core = q_out, k_out, core_of(workspace)
     try:
         try:
+            if (q_out is not None or k_out is not None) and is_grad_enabled():
+                check_history("q_out", q_out, qkv)
+                check_history("k_out", k_out, qkv)
             check_tensor("qkv", qkv)
             if q_out is None:
                 q_out = _empty_part(qkv, "q_size", q_size)
@@ -173,6 +176,8 @@ def run_minimax_rms_qk(
                 qkv, norm_weight_q, norm_weight_k, core, q_size, kv_size, rank, nranks, eps, q_out, k_out
             )
         except (LamportLayoutError, LamportSingleRankError):
+            # Rows of other columns beside Q and K may begin at places that no copy of them all would mend.
+            qkv = qkv[..., : q_size + kv_size]
             q_out, k_out = MINIMAX_QK.run_on_copies(
                 (qkv, norm_weight_q, norm_weight_k, core, q_size, kv_size, rank, nranks, eps), (q_out, k_out)
             )

@@ -10,10 +10,18 @@ from torch.autograd.graph import increment_version
 
 from lamport_rs import _core
 from lamport_rs._core import LamportLayoutError, LamportSingleRankError
-from lamport_rs.autograd import warn_of_lost_gradient
+from lamport_rs.autograd import check_history, warn_of_lost_gradient
 from lamport_rs.layout import empty_dense
 from lamport_rs.observation import log_fault, with_range
-from lamport_rs.operations.collective import Algorithm, Collective, check_apart, copy_to, core_of, explain, table_of
+from lamport_rs.operations.collective import (
+    Algorithm,
+    Collective,
+    call_operator,
+    copy_to,
+    core_of,
+    explain,
+    table_of,
+)
 from lamport_rs.single_rank import normalise_sum
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
@@ -58,10 +66,8 @@ def all_reduce_rms_norm(
         LamportError: As for `all_reduce`, its subclasses among them.
     """
     if must_dispatch(input):
-        check_apart(out=out, residual_out=residual_out)
-        outputs = torch.ops.lamport_rs.all_reduce_rms_norm(
-            input, residual, weight, table_of(workspace), eps, weight_bias, algorithm
-        )
+        arguments = (input, residual, weight, table_of(workspace), eps, weight_bias, algorithm)
+        outputs = call_operator("all_reduce_rms_norm", workspace, arguments, out=out, residual_out=residual_out)
         return copy_to("out", out, outputs[0]), copy_to("residual_out", residual_out, outputs[1])
     return run_all_reduce_rms_norm(input, residual, weight, workspace, eps, weight_bias, algorithm, out, residual_out)
 
@@ -81,6 +87,9 @@ def run_all_reduce_rms_norm(
     given, given_residual, core = out, residual_out, core_of(workspace)
     try:
         try:
+            if (out is not None or residual_out is not None) and is_grad_enabled():
+                check_history("out", out, input, residual)
+                check_history("residual_out", residual_out, input, residual)
             if out is None:
                 out = torch.empty_like(input)
             if residual_out is None:

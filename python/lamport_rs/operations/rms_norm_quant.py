@@ -10,13 +10,13 @@ from torch.autograd.graph import increment_version
 
 from lamport_rs import _core
 from lamport_rs._core import LamportLayoutError, LamportSingleRankError
-from lamport_rs.autograd import warn_of_lost_gradient
+from lamport_rs.autograd import check_history, warn_of_lost_gradient
 from lamport_rs.layout import empty_dense
 from lamport_rs.observation import log_fault, with_range
 from lamport_rs.operations.collective import (
     Algorithm,
     Collective,
-    check_apart,
+    call_operator,
     check_tensor,
     copy_to,
     core_of,
@@ -85,10 +85,17 @@ def all_reduce_rms_norm_quant(
     if with_norm is not True and (with_norm is not False or norm_out is not None):
         with_norm = is_wanted(with_norm, norm_out, workspace)
     if must_dispatch(input):
-        check_scale_out(quant_format, scale_out)
-        check_apart(out=out, scale_out=scale_out, norm_out=norm_out, residual_out=residual_out)
-        outputs = torch.ops.lamport_rs.all_reduce_rms_norm_quant(
-            input, residual, weight, table_of(workspace), quant_format, scale, eps, weight_bias, with_norm, algorithm
+        table = table_of(workspace)
+        arguments = (input, residual, weight, table, quant_format, scale, eps, weight_bias, with_norm, algorithm)
+        outputs = call_operator(
+            "all_reduce_rms_norm_quant",
+            workspace,
+            arguments,
+            lambda: check_scale_out(quant_format, scale_out),
+            out=out,
+            scale_out=scale_out,
+            norm_out=norm_out,
+            residual_out=residual_out,
         )
         return (
             copy_to("out", out, outputs[0]),
@@ -137,6 +144,10 @@ def run_all_reduce_rms_norm_quant(
     given = (out, scale_out, residual_out, norm_out)
     try:
         try:
+            if is_grad_enabled():
+                check_history("scale_out", scale_out, input)
+                check_history("residual_out", residual_out, input, residual)
+                check_history("norm_out", norm_out, input, residual)
             check_tensor("input", input)
             out, scale_out = empty_quantised(input, quant_format, scale, out, scale_out)
             if residual_out is None:

@@ -10,13 +10,13 @@ from torch.autograd.graph import increment_version
 
 from lamport_rs import _core
 from lamport_rs._core import HELD_COLUMNS, LamportLayoutError, LamportSingleRankError
-from lamport_rs.autograd import warn_of_lost_gradient
+from lamport_rs.autograd import check_history, warn_of_lost_gradient
 from lamport_rs.layout import empty_dense
 from lamport_rs.observation import log_fault, with_range
 from lamport_rs.operations.collective import (
     Algorithm,
     Collective,
-    check_apart,
+    call_operator,
     check_tensor,
     copy_to,
     core_of,
@@ -77,10 +77,15 @@ def all_reduce_quant(
     if with_sum is not True and (with_sum is not False or sum_out is not None):
         with_sum = is_wanted(with_sum, sum_out, workspace)
     if must_dispatch(input):
-        check_scale_out(quant_format, scale_out)
-        check_apart(out=out, scale_out=scale_out, sum_out=sum_out)
-        outputs = torch.ops.lamport_rs.all_reduce_quant(
-            input, table_of(workspace), quant_format, scale, with_sum, algorithm
+        arguments = (input, table_of(workspace), quant_format, scale, with_sum, algorithm)
+        outputs = call_operator(
+            "all_reduce_quant",
+            workspace,
+            arguments,
+            lambda: check_scale_out(quant_format, scale_out),
+            out=out,
+            scale_out=scale_out,
+            sum_out=sum_out,
         )
         return (
             copy_to("out", out, outputs[0]),
@@ -109,6 +114,9 @@ def run_all_reduce_quant(
     core, given = core_of(workspace), (out, scale_out, sum_out)
     try:
         try:
+            if is_grad_enabled():
+                check_history("scale_out", scale_out, input)
+                check_history("sum_out", sum_out, input)
             check_tensor("input", input)
             out, scale_out = empty_quantised(input, quant_format, scale, out, scale_out)
             if sum_out is None:

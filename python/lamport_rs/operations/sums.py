@@ -8,11 +8,12 @@ from torch.autograd.graph import increment_version
 
 from lamport_rs import _core
 from lamport_rs._core import LamportLayoutError, LamportSingleRankError
-from lamport_rs.autograd import warn_of_lost_gradient
+from lamport_rs.autograd import check_history, warn_of_lost_gradient
 from lamport_rs.observation import log_fault, with_range
 from lamport_rs.operations.collective import (
     Algorithm,
     Collective,
+    call_operator,
     copy_to,
     core_of,
     empty_like_input,
@@ -50,7 +51,7 @@ def all_reduce(
         LamportAbortedError: If a rank has aborted, failed, ended or cleaned up.
     """
     if must_dispatch(input):
-        return copy_to("out", out, torch.ops.lamport_rs.all_reduce(input, table_of(workspace), algorithm))
+        return copy_to("out", out, call_operator("all_reduce", workspace, (input, table_of(workspace), algorithm)))
     return run_all_reduce(input, workspace, algorithm, out)
 
 
@@ -64,6 +65,8 @@ def run_all_reduce(
     given, core = out, core_of(workspace)
     try:
         try:
+            if out is not None and is_grad_enabled():
+                check_history("out", out, input)
             if out is None:
                 out = torch.empty_like(input)
             _core.all_reduce(input, core, algorithm, out)

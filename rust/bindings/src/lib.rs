@@ -41,7 +41,7 @@ mod _core {
         LamportSizeError, LamportTimeoutError,
     };
     #[pymodule_export]
-    use super::running::{bind_to_thread, note_refusal};
+    use super::running::{bind_to_thread, note_refusal, refusals_noted};
     #[pymodule_export]
     use super::sizing::{all_reduce_comm_size, comm_size_within, minimax_comm_size};
     #[pymodule_export]

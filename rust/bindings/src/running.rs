@@ -1,5 +1,7 @@
 //! How a collective runs: in its thread, on its backend, and told from a call that was refused.
 
+use std::cell::Cell;
+
 use lamport_rs_core::Error;
 use lamport_rs_core::operations::launch::Purpose;
 use lamport_rs_core::operations::operands::OnEveryBackend;
@@ -58,11 +60,22 @@ pub fn bind_to_thread(workspace: &Bound<'_, PyAny>) -> PyResult<()> {
     found.calls().bind().map_err(|error| to_python(workspace.py(), error))
 }
 
+thread_local! {
+    static NOTED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How many refusals this thread has noted: so whoever passes an error on knows whether its call was counted.
+#[pyfunction]
+pub fn refusals_noted() -> u64 {
+    NOTED.get()
+}
+
 /// Counts a call on `workspace`, or on that of the table, which was refused before it came here or by what is here: this
 /// rank's next operation differs from that of ranks whose call was served. Nothing happens if there is no such workspace.
 #[pyfunction]
 pub fn note_refusal(workspace: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = workspace.py();
+    NOTED.set(NOTED.get().wrapping_add(1));
     match find_workspace(workspace) {
         Err(_) => {}
         Ok(AnyWorkspace::Host(workspace)) => workspace.note_refusal(),

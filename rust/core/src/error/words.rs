@@ -20,7 +20,10 @@ pub(super) fn while_waiting(missing: &RankSet) -> String {
 
 /// What may have made operations differ.
 pub(super) fn explain_mismatch(own: &Operation, theirs: &Operation) -> &'static str {
-    if own.number() == theirs.number() {
+    if own.is_shown_as(theirs) {
+        "They differ in what is not shown: a scalar (epsilon, the weights' bias), whether there is a residual, or a number \
+         that is too large for it. All ranks must call the same operations with the same arguments."
+    } else if own.number() == theirs.number() {
         "All ranks must call the same operations in the same order, with the same shapes, dtypes, algorithm and \
          scalars."
     } else {

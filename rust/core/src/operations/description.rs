@@ -130,6 +130,11 @@ impl Operation {
         self.0[0]
     }
 
+    /// Whether errors show the other in the same words, but for the digest.
+    pub fn is_shown_as(&self, other: &Self) -> bool {
+        self.0[..3] == other.0[..3]
+    }
+
     /// The name of the collective, if the header is one.
     pub fn name(&self) -> Option<&'static str> {
         self.kind().map(Kind::name)

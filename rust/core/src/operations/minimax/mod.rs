@@ -188,13 +188,16 @@ impl Operands for MinimaxRms {
     }
 
     fn from_question(question: &Question, places: &mut Places) -> Result<Self> {
-        let input = places.tensor(&question.shape, question.dtype)?;
         if question.kind == Kind::MinimaxRms {
+            let input = places.tensor(&question.shape, question.dtype)?;
             let weight = places.tensor(&[question.columns()], question.weight)?;
             let output = places.tensor(&question.shape, question.dtype)?;
             return Ok(Self::one(Norm { input, weight, output }, 0.0));
         }
         let [q, k] = question.sizes.map(|columns| usize::try_from(columns).unwrap_or(0));
+        // Without the columns behind them: rows that those make begin anywhere are copied.
+        let columns = question.columns().min(q.saturating_add(k));
+        let input = places.tensor(&question.with_columns(columns), question.dtype)?;
         let weights = [places.tensor(&[q], question.weight)?, places.tensor(&[k], question.weight)?];
         let mut output = |columns| places.tensor(&question.with_columns(columns), question.dtype);
         Self::packed(input, question.sizes, weights, [output(q)?, output(k)?], 0.0)
