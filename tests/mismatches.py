@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lamport_rs
@@ -120,10 +121,23 @@ def under_a_mode(call: Call) -> Call:
     return run
 
 
+def compiled(call: Call) -> Call:
+    def run(me: Rank, workspace: LamportWorkspace) -> Any:
+        torch._dynamo.reset()
+        return torch.compile(partial(call, me, workspace), backend="aot_eager", fullgraph=True)()
+
+    return run
+
+
 def norm_into_one(me: Rank, workspace: LamportWorkspace) -> Any:
     x = torch.ones(4, HIDDEN, device=me.device)
     out = torch.empty_like(x)
     return lamport_rs.all_reduce_rms_norm(x, x, x[0], workspace, out=out, residual_out=out)
+
+
+def norm_of_no_width(me: Rank, workspace: LamportWorkspace) -> Any:
+    qkv, weight = torch.ones(4, 64, device=me.device), torch.ones(8, device=me.device)
+    return lamport_rs.minimax_allreduce_rms_qk(qkv, weight, weight, workspace, 8, -8, me.rank, me.world_size, 1e-6)
 
 
 def sum_with_scales_that_are_given(me: Rank, workspace: LamportWorkspace) -> Any:
@@ -172,6 +186,13 @@ REFUSED: dict[str, Callable[[Rank, LamportWorkspace], Any]] = {
 }
 """Calls that one rank refuses."""
 
+COMPILED_AND_REFUSED = {
+    "outputs that are one, compiled": compiled(norm_into_one),
+    "a width that is none, compiled": compiled(norm_of_no_width),
+    "an integer tensor, compiled": compiled(total(dtype=torch.int32)),
+}
+"""Likewise, while a function is compiled or when it runs. Not for ranks that are threads: the compiler takes one."""
+
 
 def synchronize(_me: Rank, workspace: LamportWorkspace) -> None:
     workspace.synchronize()
@@ -207,7 +228,7 @@ def go_on_after_a_refusal(me: Rank, name: str) -> str:
     total()(me, workspace)
     if me.rank == 1:
         with pytest.raises((LamportError, TypeError, RuntimeError, KeyboardInterrupt)):
-            REFUSED[name](me, workspace)
+            {**REFUSED, **COMPILED_AND_REFUSED}[name](me, workspace)
     with pytest.raises(LamportMismatchError, match=r"went on after a call that raised|has refused its call") as caught:
         call_all([total(), synchronize], me, workspace)
     return str(caught.value)
@@ -227,7 +248,7 @@ def refuse_on_all_ranks(me: Rank, name: str) -> list[float]:
     """What all ranks refuse parts nobody."""
     workspace = me.workspace(1 << 16, timeout=20)
     with pytest.raises((LamportError, TypeError, RuntimeError, KeyboardInterrupt)):
-        REFUSED[name](me, workspace)
+        {**REFUSED, **COMPILED_AND_REFUSED}[name](me, workspace)
     result = total()(me, workspace)
     workspace.synchronize()
     return result.tolist()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lamport_rs import LamportError, LamportMismatchError, LamportTimeoutError
 from mismatches import (
+    COMPILED_AND_REFUSED,
     DIFFERENT,
     REFUSED,
     call_all,
@@ -49,6 +50,12 @@ def test_a_rank_that_goes_on_after_a_refused_call_parts_the_ranks_with_an_error_
 def test_a_call_that_all_ranks_refuse_changes_nothing(name):
     # The rank that is wrong there is right here for its successor's.
     assert ThreadRanks(2).run(refuse_on_all_ranks, name) == [[2.0] * 8] * 2
+
+
+@pytest.mark.parametrize("name", COMPILED_AND_REFUSED)
+def test_a_call_that_is_refused_in_compiled_code_counts_as_all_do(ranks_of, name):
+    check_that_rank_0_heard_of_it(ranks_of(2).run(go_on_after_a_refusal, name, timeout=90)[0])
+    assert ranks_of(2).run(refuse_on_all_ranks, name, timeout=90) == [[2.0] * 8] * 2
 
 
 def exchange_in_another_order(me: Rank) -> None:

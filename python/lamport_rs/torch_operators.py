@@ -14,7 +14,8 @@ each is defined under a name that says what a compiled graph may rely on (`order
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -23,7 +24,7 @@ from lamport_rs._core import LamportError, note_refusal
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.operations import COLLECTIVES
 from lamport_rs.operations.collective import Collective, refusal_counted, refuse_shared_memory
-from lamport_rs.tracing import UNDER_TRANSFORMATION, must_dispatch, without_jit_tracer
+from lamport_rs.tracing import UNDER_TRANSFORMATION, find_traced, must_dispatch, without_jit_tracer
 
 _NAMESPACE, _PREFIX = "lamport_rs", "ordered_"
 _library = torch.library.Library(_NAMESPACE, "DEF")
@@ -33,11 +34,30 @@ _KEYS = ("CPU", "CUDA", "SparseCPU", "SparseCUDA", "SparseCsrCPU", "SparseCsrCUD
 
 def _fake_of(collective: Collective) -> Callable[..., Any]:
     def fake(*arguments: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        _prepare(collective.name, *collective.inputs(arguments))
-        results = collective.allocate(*arguments)
+        with _compiled_refusal_counted(collective.workspace_of(arguments, {})):
+            _prepare(collective.name, *collective.inputs(arguments))
+            results = collective.allocate(*arguments)
         return results[0] if len(results) == 1 else results
 
     return fake
+
+
+def _refuse_shared_memory_of_fakes(
+    outputs: list[torch.Tensor], names: list[str], workspace: torch.Tensor
+) -> torch.Tensor:
+    with _compiled_refusal_counted(workspace):
+        return refuse_shared_memory(outputs, names, workspace)
+
+
+@contextmanager
+def _compiled_refusal_counted(fake: object) -> Iterator[None]:
+    """A block in which a call may be refused while it is compiled: it counts, as it would if it was not compiled."""
+    try:
+        yield
+    except BaseException:
+        if (table := find_traced(fake)) is not None:
+            note_refusal(table)
+        raise
 
 
 def _prepare(operation: str, *inputs: torch.Tensor | None) -> None:
@@ -129,7 +149,7 @@ for _collective, _eager in COLLECTIVES:
     _define(_collective, _eager)
 
 # It is pure: compilers run it while they trace, and leave it out.
-_library.define("check_apart(Tensor[] outputs, str[] names) -> Tensor")
+_library.define("check_apart(Tensor[] outputs, str[] names, Tensor workspace) -> Tensor")
 _library.impl("check_apart", refuse_shared_memory, "CompositeExplicitAutograd")
 _library.impl("check_apart", torch.library.fallthrough_kernel, "Autograd")
-torch.library.register_fake(f"{_NAMESPACE}::check_apart", refuse_shared_memory, lib=_library)
+torch.library.register_fake(f"{_NAMESPACE}::check_apart", _refuse_shared_memory_of_fakes, lib=_library)

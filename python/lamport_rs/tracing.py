@@ -65,6 +65,24 @@ def is_faked(arguments: Sequence[Any]) -> bool:
     return any(each.is_meta for each in tensors) or torch._guards.detect_fake_mode(tensors) is not None
 
 
+def find_traced(fake: Any) -> torch.Tensor | None:
+    """Return the tensor that `fake` stands for in a function that is being compiled, if that can be told.
+
+    Compilers remember which they have made for which, but there is no public way of asking.
+    """
+    if torch._guards.TracingContext.try_get() is None:
+        return None
+    try:
+        remembered = fake.fake_mode.fake_tensor_converter.meta_converter
+        for tensor, number in remembered.describer.lookup_tensor.items():
+            if remembered.tensor_memo.get(number) is fake:
+                found: torch.Tensor = tensor
+                return found
+    except AttributeError:
+        pass
+    return None
+
+
 def functorch_is_active() -> bool:
     """Whether the caller runs in `torch.vmap`, `torch.func.grad` or the like."""
     return functorch_level() is not None

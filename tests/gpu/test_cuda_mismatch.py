@@ -5,6 +5,7 @@ import pytest
 import torch
 from lamport_rs import LamportMismatchError
 from mismatches import (
+    COMPILED_AND_REFUSED,
     DIFFERENT,
     REFUSED,
     check_that_rank_0_heard_of_it,
@@ -45,13 +46,13 @@ def test_results_of_operations_that_differ_are_nan(ranks_of, name):
 
 
 @pytest.mark.gpu(2)
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", {**REFUSED, **COMPILED_AND_REFUSED})
 def test_a_rank_that_goes_on_after_a_refused_call_parts_the_ranks_with_an_error_on_all(ranks_of, name):
     check_that_rank_0_heard_of_it(ranks_of(2).run(go_on_after_a_refusal, name)[0])
 
 
 @pytest.mark.gpu(2)
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", {**REFUSED, **COMPILED_AND_REFUSED})
 def test_a_call_that_all_ranks_refuse_changes_nothing(ranks_of, name):
     assert ranks_of(2).run(refuse_on_all_ranks, name) == [[2.0] * 8] * 2
 

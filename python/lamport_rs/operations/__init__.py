@@ -15,14 +15,14 @@ floating-point settings, whatever the calling thread's are.
 **Errors.** A tensor, value or workspace that cannot be taken, or another thread than the workspace's, is a
 `LamportError` before anything is sent. Such a call counts all the same: if all ranks refuse it, they go on together; if
 one does and goes on, the ranks have parted. Not counted are a call that names no workspace, one whose arguments do not
-fit the parameters, and one that is refused while a compiler traces it, or in another fake mode: after these a caller
-must not go on.
+fit the parameters, and one that only asks for shapes, on meta tensors or in a fake mode.
 
 Ranks that have parted, or that call different operations, sizes, dtypes, algorithms or scalars, raise
-`LamportMismatchError`. Two calls that are alike in all this, and swapped on a rank, look the same. Peers that do not come are named in `LamportTimeoutError`, and ranks that have ended in
-`LamportAbortedError`. After one of these, or after an exception of a signal's handler within a host operation, the
-workspace cannot be used until `reset`, and on a GPU results are NaN from that operation on. A plain argument of a wrong
-type is a `TypeError`, and an integer of more than 64 bits an `OverflowError`.
+`LamportMismatchError`. Two calls that are alike in all this, and swapped on a rank, look the same. Peers that do not
+come are named in `LamportTimeoutError`, and ranks that have ended in `LamportAbortedError`. After one of these, or
+after an exception of a signal's handler within a host operation, the workspace cannot be used until `reset`, and on a
+GPU results are NaN from that operation on. A plain argument of a wrong type is a `TypeError`, and an integer of more
+than 64 bits an `OverflowError`.
 
 **Gradients.** None of the operations has one. Where gradients are enabled and an input requires one, a warning says so,
 once per process and operation. An output that is passed in counts as changed in place, and is refused if it requires a

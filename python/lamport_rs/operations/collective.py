@@ -162,11 +162,11 @@ def call_operator(
     operator = getattr(torch.ops.lamport_rs, name).default
     if is_dynamo_compiling():
         check()
-        check_apart(**outputs)
+        check_apart(workspace, **outputs)
         return operator(*arguments)
     with refusal_counted(workspace, arguments):
         check()
-        check_apart(**outputs)
+        check_apart(workspace, **outputs)
         return operator(*arguments)
 
 
@@ -213,15 +213,17 @@ def explain(error: Exception, name: str, value: torch.Tensor) -> None:
         raise LamportError(f"{name} is {layout}, but must be a dense tensor") from error
 
 
-def check_apart(**outputs: torch.Tensor | None) -> None:
+def check_apart(workspace: LamportWorkspace | torch.Tensor, **outputs: torch.Tensor | None) -> None:
     """Raise LamportError if two outputs, by their names, share memory: for a tracer, which does not ask the core."""
     given = {name: out for name, out in outputs.items() if isinstance(out, torch.Tensor) and is_strided(out)}
     if len(given) > 1:
         # An operator: a compiler's tensors have storages there only.
-        torch.ops.lamport_rs.check_apart(list(given.values()), list(given))
+        torch.ops.lamport_rs.check_apart(list(given.values()), list(given), table_of(workspace))
 
 
-def refuse_shared_memory(outputs: Sequence[torch.Tensor], names: Sequence[str]) -> torch.Tensor:
+def refuse_shared_memory(
+    outputs: Sequence[torch.Tensor], names: Sequence[str], _workspace: torch.Tensor
+) -> torch.Tensor:
     """Raise LamportError if two outputs share memory; the operator `check_apart`, whose result says nothing."""
     for (name, out), (other_name, other) in combinations(zip(names, outputs, strict=True), 2):
         if share_memory(out, other):
