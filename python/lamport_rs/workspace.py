@@ -273,8 +273,8 @@ def bind_to_thread(workspace: LamportWorkspace | torch.Tensor) -> None:
 
     To be called on every rank between the same two operations. Threads that took turns without it would come in an
     order of their own on each rank, and sums would be of tensors that do not belong together. Torch's own threads, in
-    which it runs backward passes on GPUs, need not be bound: whoever starts a pass answers for it. Two passes at a time, of
-    two threads of a rank, must not sum over one workspace.
+    which it runs backward passes on GPUs, need not be bound: whoever starts a pass answers for it. Two passes at a
+    time, of two threads of a rank, must not sum over one workspace.
 
     Args:
         workspace: The workspace, or the table of one.
