@@ -1,6 +1,6 @@
 """Threads that create workspaces over one group: one after the other.
 
-An exchange takes several rounds of the group. Were two threads of a process in one at a time, the rounds of one would
+An exchange takes a round of the group, or more. Were two threads of a process in one at a time, the rounds of one would
 meet those of the other on another rank.
 """
 

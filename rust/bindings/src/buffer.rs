@@ -38,7 +38,7 @@ impl Buffer {
         cuda_index: Option<usize>,
         all_gather: Py<PyAny>,
     ) -> PyResult<Self> {
-        let mut transport = Callable::new(all_gather);
+        let mut transport = Callable::new(py, all_gather);
         let created = interruptible(py, |_| match cuda_index {
             None => CoreBuffer::create(&HostMemory, rank, world_size, size, timeout, &mut transport)
                 .map(Shared::new)

@@ -7,19 +7,22 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PySequence};
 
-use crate::errors::interruptible;
+use crate::errors::{hears_signals, interruptible};
 
 /// `all_gather(bytes) -> list[bytes]`.
 pub struct Callable {
     callable: Py<PyAny>,
     /// What the callable raised, so that it reaches the caller as the cause.
     pub raised: Option<PyErr>,
+    /// Whether the calling thread is one that hears signals. Others do not ask for them, as they would wait for whoever
+    /// has the interpreter's lock.
+    hears_signals: bool,
 }
 
 impl Callable {
-    /// Wraps the callable.
-    pub fn new(callable: Py<PyAny>) -> Self {
-        Self { callable, raised: None }
+    /// Wraps the callable, for the calling thread.
+    pub fn new(py: Python<'_>, callable: Py<PyAny>) -> Self {
+        Self { callable, raised: None, hears_signals: hears_signals(py) }
     }
 
     /// `error`, with what the callable raised as its cause.
@@ -48,6 +51,9 @@ impl AllGather for Callable {
     }
 
     fn is_interrupted(&mut self) -> bool {
+        if !self.hears_signals {
+            return false;
+        }
         match Python::attach(|py| py.check_signals()) {
             Ok(()) => false,
             Err(raised) => {
@@ -100,7 +106,7 @@ fn kind_of(object: &Bound<'_, PyAny>) -> String {
 /// Never returns a value.
 #[pyfunction]
 pub fn refuse(py: Python<'_>, rank: i64, world_size: i64, reason: &str, all_gather: Py<PyAny>) -> PyResult<()> {
-    let mut transport = Callable::new(all_gather);
+    let mut transport = Callable::new(py, all_gather);
     let refused = interruptible(py, |_| {
         Err(Rendezvous::new(&mut transport, rank, world_size).refuse(Error::Argument(reason.to_owned())))
     });

@@ -41,7 +41,7 @@ impl Workspace {
         all_gather: Py<PyAny>,
     ) -> PyResult<Self> {
         let settings = Settings { rank, world_size, comm_size, timeout, two_shot_from };
-        let mut transport = Callable::new(all_gather);
+        let mut transport = Callable::new(py, all_gather);
         let created = interruptible(py, |_| match cuda_index {
             None => HostWorkspace::create(&settings, &mut transport).map(Shared::new).map(AnyWorkspace::Host),
             Some(index) => CudaWorkspace::create(&settings, Device::get(index), &mut transport)

@@ -171,14 +171,17 @@ impl<W: StatusWords> Notices<'_, W> {
 pub enum Built {
     /// It has all that it needs, and was brought messages of this digest.
     Whole(u64),
-    /// The ranks have to agree in another way.
+    /// The ranks have to agree in another way, to which it comes.
     Doubtful,
+    /// It has given up, and comes to nothing more.
+    Gone,
 }
 
 impl Built {
     // What the word says; 0 is nothing yet.
     const WHOLE: u32 = 1;
     const DOUBTFUL: u32 = 2;
+    const GONE: u32 = 3;
 
     /// Tells it as `rank`. What the rank did before is done for whoever finds it.
     pub fn tell<W: StatusWords>(self, words: &W, rank: usize) {
@@ -189,6 +192,7 @@ impl Built {
                 Self::WHOLE
             }
             Self::Doubtful => Self::DOUBTFUL,
+            Self::Gone => Self::GONE,
         };
         // Last, with release: whoever finds it finds the digest.
         words.store(rank, BUILT, state);
@@ -202,8 +206,16 @@ impl Built {
                 let digest = |at| u64::from(words.load(rank, DIGEST + at));
                 Some(Self::Whole(digest(0) | digest(1) << 32))
             }
+            Self::GONE => Some(Self::Gone),
             _ => Some(Self::Doubtful),
         }
+    }
+
+    /// The ranks that have given up.
+    pub fn gone<W: StatusWords>(words: &W, world_size: usize) -> RankSet {
+        let mut gone = RankSet::default();
+        (0..world_size).filter(|rank| Self::told(words, *rank) == Some(Self::Gone)).for_each(|rank| gone.insert(rank));
+        gone
     }
 
     /// The ranks that have not told yet, if the others have told just this; `None` if one has told something else.

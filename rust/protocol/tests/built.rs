@@ -119,7 +119,7 @@ fn ranks_that_are_whole_find_each_other_whole_and_their_memory_filled() {
 
 #[test]
 fn all_ranks_find_that_one_is_not_whole_or_was_brought_something_else() {
-    for other in [Built::Doubtful, Built::Whole(DIGEST + 1), Built::Whole(DIGEST ^ 1 << 63)] {
+    for other in [Built::Doubtful, Built::Gone, Built::Whole(DIGEST + 1), Built::Whole(DIGEST ^ 1 << 63)] {
         check_verdict(Protocol::AsShipped, [Built::Whole(DIGEST), Built::Whole(DIGEST), other], false);
     }
 }
@@ -155,6 +155,9 @@ fn what_was_told_is_found_with_its_digest_and_what_was_not_is_missing() {
         Built::Doubtful.tell(&*group, 2);
         assert_eq!(Built::told(&*group, 2), Some(Built::Doubtful));
         assert_eq!(whole.missing(&*group, 3), None);
+        assert_eq!(Built::gone(&*group, 3), RankSet(0));
+        Built::Gone.tell(&*group, 1);
+        assert_eq!(Built::gone(&*group, 3), RankSet(0b010));
         // What no version tells.
         group.store(2, USED[0], 7);
         assert_eq!(Built::told(&*group, 2), Some(Built::Doubtful));

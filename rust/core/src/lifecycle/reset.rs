@@ -51,6 +51,8 @@ impl Lifecycle {
         let began = Instant::now();
         let mut asked = began;
         loop {
+            // Before it looks: a rank that is stopped between the two looks once more.
+            let now = Instant::now();
             let missing = Stages(self.notices()).missing(stage);
             if missing.is_empty() {
                 return Ok(());
@@ -62,7 +64,6 @@ impl Lifecycle {
             if let Some((_, error)) = self.death_of(missing) {
                 return Err(error);
             }
-            let now = Instant::now();
             let waited = now - began;
             if timeout.is_some_and(|timeout| waited >= timeout) {
                 return Err(Error::ResetTimeout { waited, missing });

@@ -23,11 +23,12 @@ const LEAST: Duration = Duration::from_secs(1);
 ///
 /// True: all have all of it, and were brought the same messages. False: some do not, and all ranks come to another round. A
 /// rank whose peers could end unnoticed does not wait here, and neither do the others then. An error if peers have ended,
-/// given up, or do not tell in time, or if this rank was interrupted: there is no other round then.
+/// given up, or do not tell in time, or if this rank was interrupted: there is no other round then. But if others go to one
+/// while this rank is interrupted, it comes too, and says so in what it was `brought`.
 pub fn are_built(
     pages: &Pages,
     rank: usize,
-    brought: &Result<Transcript>,
+    brought: &mut Result<Transcript>,
     timeout: Option<Duration>,
     rendezvous: &mut Rendezvous<'_>,
 ) -> Result<bool> {
@@ -43,17 +44,25 @@ pub fn are_built(
     let began = Instant::now();
     let mut asked = began;
     loop {
+        // Before it looks: a rank that is stopped between the two looks once more.
+        let now = Instant::now();
         let Some(waited_for) = missing() else { return not_yet(pages, rank) };
         if waited_for.is_empty() {
+            // Whatever else is told by now: it may be of what came after, a clean-up for example.
             return Ok(true);
         }
-        let now = Instant::now();
         if now - asked >= INTERRUPT_INTERVAL {
             asked = now;
             not_yet(pages, rank)?;
             check_ended(pages, waited_for, missing)?;
             if rendezvous.is_interrupted() {
-                return Err(Error::Agreement(format!("interrupted while waiting for {waited_for} to map all memory")));
+                let error = Error::Agreement(format!("interrupted while waiting for {waited_for} to map all memory"));
+                // A signal's handler takes its time.
+                if missing().is_some() {
+                    return Err(error);
+                }
+                *brought = Err(error);
+                return not_yet(pages, rank);
             }
             if timeout.is_some_and(|timeout| now - began >= timeout.max(LEAST)) {
                 let waited = (now - began).as_secs_f64();
@@ -69,7 +78,11 @@ pub fn are_built(
 /// False: the ranks have not agreed yet. An error if one has given up, and so comes to no other round.
 fn not_yet(pages: &Pages, rank: usize) -> Result<bool> {
     match pages.fault(rank) {
-        None => Ok(false),
+        None => {
+            let gone = Built::gone(&pages.words, pages.words.world_size());
+            let text = || format!("{gone} gave up before all memory was mapped, and raised why");
+            if gone.is_empty() { Ok(false) } else { Err(Error::Agreement(text())) }
+        }
         // There is no workspace yet to give advice on.
         Some(Error::Aborted { rank, reason, .. }) => Err(Error::Agreement(format!("rank {rank}: {reason}"))),
         Some(error) => Err(error),

@@ -107,7 +107,7 @@ pub fn construct<M: Memory>(
     let hellos = rendezvous.conclude(hello).map_err(|verdict| {
         if let Ok((.., page)) = &own {
             // Ranks that were brought all of it wait for what this one makes of it.
-            page.tell(Built::Doubtful);
+            page.tell(if matches!(verdict, Verdict::Own(_)) { Built::Doubtful } else { Built::Gone });
         }
         rendezvous.settle(verdict)
     })?;
@@ -126,7 +126,7 @@ pub fn construct<M: Memory>(
         phases.end("map");
         Ok((peers, map_pages::<M>(request.rank, &hellos)?, brought))
     });
-    let (peers, pages, brought) = match mapped {
+    let (peers, pages, mut brought) = match mapped {
         Ok((peers, pages, brought)) => (peers, pages, Ok(brought)),
         Err(error) => (vec![], std::iter::repeat_with(|| None).take(request.world_size).collect(), Err(error)),
     };
@@ -134,7 +134,7 @@ pub fn construct<M: Memory>(
     let pages = Pages::new(request.rank, &page, pages);
     phases.end("map pages");
     let is_there = brought.is_ok();
-    let concluded = match are_built(&pages, request.rank, &brought, request.timeout, rendezvous) {
+    let concluded = match are_built(&pages, request.rank, &mut brought, request.timeout, rendezvous) {
         Ok(true) => Ok(()),
         Ok(false) => rendezvous.conclude(brought).and_then(|ranks| Transcript::check(&ranks).map_err(Verdict::Own)),
         // This rank's own failure says more.
