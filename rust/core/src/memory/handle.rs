@@ -136,9 +136,9 @@ impl Handle {
     /// The error for a system call's, and what to do where it says that the ranks do not see each other.
     fn failed(&self, error: Errno) -> Error {
         match error {
-            Errno::NOENT if Path::new(&format!("/proc/{}", self.process)).exists() => {
-                self.refused(format!("{error}: the process has nothing there; {ONE_NAMESPACE}"))
-            }
+            Errno::NOENT if Path::new(&format!("/proc/{}", self.process)).exists() => self.refused(format!(
+                "{error}: the process has nothing there: its rank gave up, or is another process; {ONE_NAMESPACE}"
+            )),
             Errno::NOENT | Errno::ACCESS | Errno::PERM => {
                 self.refused(format!("{error}: {}", why_denied(self.process)))
             }
