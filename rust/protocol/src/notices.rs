@@ -213,9 +213,7 @@ impl Built {
 
     /// The ranks that have given up.
     pub fn gone<W: StatusWords>(words: &W, world_size: usize) -> RankSet {
-        let mut gone = RankSet::default();
-        (0..world_size).filter(|rank| Self::told(words, *rank) == Some(Self::Gone)).for_each(|rank| gone.insert(rank));
-        gone
+        (0..world_size).filter(|rank| Self::told(words, *rank) == Some(Self::Gone)).collect()
     }
 
     /// The ranks that have not told yet, if the others have told just this; `None` if one has told something else.
@@ -260,13 +258,7 @@ impl<W: StatusWords> Stages<'_, W> {
 
     /// The ranks that have not come to `stage`.
     pub fn missing(&self, stage: Stage) -> RankSet {
-        let mut missing = RankSet::default();
-        for rank in 0..self.0.world_size {
-            let ahead = self.0.words.load(rank, STAGE).wrapping_sub(self.count(stage));
-            if ahead > u32::MAX / 2 {
-                missing.insert(rank);
-            }
-        }
-        missing
+        let ahead = |rank| self.0.words.load(rank, STAGE).wrapping_sub(self.count(stage));
+        (0..self.0.world_size).filter(|rank| ahead(*rank) > u32::MAX / 2).collect()
     }
 }

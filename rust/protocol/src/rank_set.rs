@@ -32,14 +32,20 @@ impl RankSet {
 
     /// Those of which `holds` is true.
     pub fn filter(self, mut holds: impl FnMut(usize) -> bool) -> Self {
-        let mut kept = Self::default();
-        self.iter().filter(|rank| holds(*rank)).for_each(|rank| kept.insert(rank));
-        kept
+        self.iter().filter(|rank| holds(*rank)).collect()
     }
 
     /// The ranks, in ascending order.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         (0..MAX_WORLD_SIZE).filter(move |rank| self.0 & (1 << rank) != 0)
+    }
+}
+
+impl FromIterator<usize> for RankSet {
+    fn from_iter<T: IntoIterator<Item = usize>>(ranks: T) -> Self {
+        let mut set = Self::default();
+        ranks.into_iter().for_each(|rank| set.insert(rank));
+        set
     }
 }
 

@@ -122,9 +122,7 @@ impl Pages {
     pub fn ended(&self, ranks: RankSet) -> RankSet {
         let of_rank = |rank: usize| Some((rank, self.processes.get(rank)?.as_deref()?));
         let (ranks, processes): (Vec<_>, Vec<_>) = ranks.iter().filter_map(of_rank).unzip();
-        let mut found = RankSet::default();
-        ended(&processes).into_iter().for_each(|at| found.insert(ranks[at]));
-        found
+        ended(&processes).into_iter().map(|at| ranks[at]).collect()
     }
 
     /// The number of a peer's process.
