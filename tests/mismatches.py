@@ -194,6 +194,9 @@ COMPILED_AND_REFUSED = {
 """Likewise, while a function is compiled or when it runs. Not for ranks that are threads: the compiler takes one."""
 
 
+_ALL_REFUSED = {**REFUSED, **COMPILED_AND_REFUSED}
+
+
 def synchronize(_me: Rank, workspace: LamportWorkspace) -> None:
     workspace.synchronize()
 
@@ -228,7 +231,7 @@ def go_on_after_a_refusal(me: Rank, name: str) -> str:
     total()(me, workspace)
     if me.rank == 1:
         with pytest.raises((LamportError, TypeError, RuntimeError, KeyboardInterrupt)):
-            {**REFUSED, **COMPILED_AND_REFUSED}[name](me, workspace)
+            _ALL_REFUSED[name](me, workspace)
     with pytest.raises(LamportMismatchError, match=r"went on after a call that raised|has refused its call") as caught:
         call_all([total(), synchronize], me, workspace)
     return str(caught.value)
@@ -248,7 +251,7 @@ def refuse_on_all_ranks(me: Rank, name: str) -> list[float]:
     """What all ranks refuse parts nobody."""
     workspace = me.workspace(1 << 16, timeout=20)
     with pytest.raises((LamportError, TypeError, RuntimeError, KeyboardInterrupt)):
-        {**REFUSED, **COMPILED_AND_REFUSED}[name](me, workspace)
+        _ALL_REFUSED[name](me, workspace)
     result = total()(me, workspace)
     workspace.synchronize()
     return result.tolist()

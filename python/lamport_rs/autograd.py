@@ -16,17 +16,18 @@ _warned_of: set[str] = set()
 _LIBRARIES = frozenset({"lamport_rs", "torch", "contextlib"})  # What stands between a user's line and the warning.
 
 
-def check_history(name: str, out: object, *inputs: object) -> None:
-    """Raise LamportError if `out`, an output that was passed in, requires a gradient. For where these are enabled.
+def check_history(*inputs: object, **outputs: object) -> None:
+    """Raise LamportError if an output that was passed in requires a gradient. For where gradients are enabled.
 
     A backward pass would go past the operation, to what the output was computed from before. Operations in place, whose
     output is an input, are warned of like all others whose input requires a gradient.
     """
-    if getattr(out, "requires_grad", False) and all(out is not each for each in inputs):
-        raise LamportError(
-            f"{name} requires a gradient, but the operation that is to overwrite it has none; pass {name}.detach(), or "
-            "call it under torch.no_grad()"
-        )
+    for name, out in outputs.items():
+        if getattr(out, "requires_grad", False) and all(out is not each for each in inputs):
+            raise LamportError(
+                f"{name} requires a gradient, but the operation that is to overwrite it has none; pass "
+                f"{name}.detach(), or call it under torch.no_grad()"
+            )
 
 
 def warn_of_lost_gradient(operation: str, *inputs: torch.Tensor | None) -> None:

@@ -14,7 +14,8 @@ handler may raise at any later line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from typing import Any, Literal, TypeAlias
 
@@ -160,34 +161,32 @@ def call_operator(
     """
     # Not the packet: passes of compilers that leave out what nobody uses know effects of overloads only.
     operator = getattr(torch.ops.lamport_rs, name).default
+
+    def call() -> Any:
+        check()
+        check_apart(workspace, **outputs)
+        return operator(*arguments)
+
     if is_dynamo_compiling():
-        check()
-        check_apart(workspace, **outputs)
-        return operator(*arguments)
+        return call()
     with refusal_counted(workspace, arguments):
-        check()
-        check_apart(workspace, **outputs)
-        return operator(*arguments)
+        return call()
 
 
-class refusal_counted:  # noqa: N801  (used as a function)
+@contextmanager
+def refusal_counted(workspace: Any, arguments: Sequence[Any]) -> Iterator[None]:
     """A block in which torch, or what it asks, may refuse a call on `workspace`: it counts, as one of the core's does.
 
-    Not if the call was only to show the shapes of its results: such a call sends nothing on any rank.
+    Once, if what refuses it counts it. Not if the call was only to show the shapes of its results: such a call sends
+    nothing on any rank.
     """
-
-    def __init__(self, workspace: Any, arguments: Sequence[Any]) -> None:
-        """Remember what is called, with which arguments."""
-        self._workspace, self._arguments = workspace, arguments
-
-    def __enter__(self) -> None:
-        """Begin."""
-        self._noted = _core.refusals_noted()
-
-    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        """Count the call if `error` has ended it, unless what raised that has."""
-        if error is not None and _core.refusals_noted() == self._noted and not is_faked(self._arguments):
-            _core.note_refusal(core_of(self._workspace))
+    noted = _core.refusals_noted()
+    try:
+        yield
+    except BaseException:
+        if _core.refusals_noted() == noted and not is_faked(arguments):
+            _core.note_refusal(core_of(workspace))
+        raise
 
 
 def check_tensor(name: str, value: object) -> None:

@@ -127,7 +127,7 @@ def run_minimax_rms(
     try:
         try:
             if out is not None and is_grad_enabled():
-                check_history("out", out, input)
+                check_history(input, out=out)
             if out is None:
                 out = empty_dense(input)
             _core.minimax_allreduce_rms(input, norm_weight, core, rank, nranks, eps, out)
@@ -165,8 +165,7 @@ def run_minimax_rms_qk(
     try:
         try:
             if (q_out is not None or k_out is not None) and is_grad_enabled():
-                check_history("q_out", q_out, qkv)
-                check_history("k_out", k_out, qkv)
+                check_history(qkv, q_out=q_out, k_out=k_out)
             check_tensor("qkv", qkv)
             if q_out is None:
                 q_out = _empty_part(qkv, "q_size", q_size)

@@ -88,8 +88,7 @@ def run_all_reduce_rms_norm(
     try:
         try:
             if (out is not None or residual_out is not None) and is_grad_enabled():
-                check_history("out", out, input, residual)
-                check_history("residual_out", residual_out, input, residual)
+                check_history(input, residual, out=out, residual_out=residual_out)
             if out is None:
                 out = torch.empty_like(input)
             if residual_out is None:

@@ -145,9 +145,7 @@ def run_all_reduce_rms_norm_quant(
     try:
         try:
             if is_grad_enabled():
-                check_history("scale_out", scale_out, input)
-                check_history("residual_out", residual_out, input, residual)
-                check_history("norm_out", norm_out, input, residual)
+                check_history(input, residual, scale_out=scale_out, residual_out=residual_out, norm_out=norm_out)
             check_tensor("input", input)
             out, scale_out = empty_quantised(input, quant_format, scale, out, scale_out)
             if residual_out is None:

@@ -115,8 +115,7 @@ def run_all_reduce_quant(
     try:
         try:
             if is_grad_enabled():
-                check_history("scale_out", scale_out, input)
-                check_history("sum_out", sum_out, input)
+                check_history(input, scale_out=scale_out, sum_out=sum_out)
             check_tensor("input", input)
             out, scale_out = empty_quantised(input, quant_format, scale, out, scale_out)
             if sum_out is None:

@@ -66,7 +66,7 @@ def run_all_reduce(
     try:
         try:
             if out is not None and is_grad_enabled():
-                check_history("out", out, input)
+                check_history(input, out=out)
             if out is None:
                 out = torch.empty_like(input)
             _core.all_reduce(input, core, algorithm, out)
