@@ -106,8 +106,12 @@ class Operation:
 
     def poison(self) -> None:
         """Make it show if the operation leaves an output as it was."""
+        self.fill(math.nan)
+
+    def fill(self, value: float) -> None:
+        """Give the outputs this value."""
         for out in self.outs:
-            out.fill_(math.nan)
+            out.fill_(value)
 
     def results(self) -> list[torch.Tensor]:
         """Copies of the outputs."""

@@ -82,7 +82,11 @@ class Reduction:
 
     def poison(self) -> None:
         """Make it show if the operation leaves the output as it was."""
-        self.out.fill_(math.nan)
+        self.fill(math.nan)
+
+    def fill(self, value: float) -> None:
+        """Give the output this value."""
+        self.out.fill_(value)
 
     def results(self) -> list[torch.Tensor]:
         """A copy of the output."""
@@ -154,8 +158,12 @@ class NormedReduction:
 
     def poison(self) -> None:
         """Make it show if the operation leaves an output as it was."""
-        self.out.fill_(math.nan)
-        self.residual_out.fill_(math.nan)
+        self.fill(math.nan)
+
+    def fill(self, value: float) -> None:
+        """Give the outputs this value."""
+        self.out.fill_(value)
+        self.residual_out.fill_(value)
 
     def results(self) -> list[torch.Tensor]:
         """Copies of the outputs."""

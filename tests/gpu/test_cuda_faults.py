@@ -1,6 +1,7 @@
 """Ranks that do not come: kernels end, and what they missed is an error that names the rank."""
 
 import gc
+import os
 import signal
 import time
 
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from lamport_rs import LamportAbortedError, LamportError, LamportTimeoutError, LamportWorkspace
 from minimax_rows import Operation, workspace_for
-from ranks import Failure, Rank
+from ranks import Failure, Rank, results_of
 from reductions import NormedReduction, Reduction, comm_size_for
 from worlds import GROUP_SIZES, WORLD_SIZES
 
@@ -82,8 +83,11 @@ def wait_in_vain(me: Rank, absent: int, make, size: int, way: str) -> tuple[floa
         torch.cuda.synchronize()
         assert time.monotonic() - started < waited + 0.2, "the kernel went on after the error"
         for refused in (lambda: operation(workspace), lambda: operation(workspace.workspace)):
+            operation.fill(1)
             with pytest.raises(LamportError, match=r"failed earlier and can no longer be used \(.*waited"):
                 refused()
+            torch.cuda.synchronize()
+            assert all(result.isnan().all() for result in operation.results()), "what was refused left a number"
         for asked in (workspace.synchronize, workspace.check):
             with pytest.raises(LamportTimeoutError, match="waited"):
                 asked()
@@ -209,12 +213,27 @@ def test_a_late_rank_is_waited_for(ranks_of, world_size, make, size, timeout):
     ranks_of(world_size).run(come_late, make, size, timeout)
 
 
-def operate_until_an_error(me: Rank) -> None:
-    workspace, operation = workspace_for(me, 64, timeout=0), Operation.random(me, 64, (256, 64))
+def work_until_an_error(me: Rank, way: str, timeout: float, leaver: int | None) -> tuple[LamportError, float]:
+    """The error, and when it was raised. The leaver's process ends on the way."""
+    workspace, graph = workspace_for(me, 64, timeout=timeout), torch.cuda.CUDAGraph()
+    operation = Operation.random(me, 64, (256, 64))
+    operation(workspace)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        for _ in range(OPERATIONS):
+            operation(workspace)
     dist.barrier()
-    while True:
-        operation(workspace)
-        workspace.synchronize()
+    started = time.monotonic()
+    try:
+        while True:
+            if me.rank == leaver and time.monotonic() > started + 1:
+                os._exit(1)
+            graph.replay() if way == "replay" else operation(workspace)
+            workspace.synchronize()
+    except LamportError as error:
+        raised = time.monotonic()
+        assert all(result.isnan().all() for result in operation.results()), "a number is left"
+        return error, raised
 
 
 FREED_AFTER = 0.05
@@ -295,10 +314,40 @@ def test_kernels_that_wait_are_freed_by_a_fault_of_another_rank(ranks_of, world_
     assert max(ended) - met < FREED_AFTER, f"freed after {[at - met for at in ended]} s"
 
 
+def come_too_late(me: Rank, workspace: LamportWorkspace, graph: torch.cuda.CUDAGraph) -> None:
+    if me.rank == me.world_size - 1:
+        time.sleep(2 * TIMEOUT)
+    graph.replay()
+
+
+def call_another_operation(me: Rank, workspace: LamportWorkspace, graph: torch.cuda.CUDAGraph) -> None:
+    if me.rank == me.world_size - 1:
+        lamport_rs.all_reduce(torch.ones(8, device=me.device), workspace)
+    else:
+        graph.replay()
+
+
+def meet(name: str):
+    """The last rank meets a fault while the others replay the graph."""
+
+    def meet_fault(me: Rank, workspace: LamportWorkspace, graph: torch.cuda.CUDAGraph) -> None:
+        if me.rank == me.world_size - 1:
+            time.sleep(0.1)
+            FAULTS[name][0](workspace)
+        else:
+            graph.replay()
+
+    return meet_fault
+
+
+BEFORE_A_RESET = {**{name: meet(name) for name in ("abort", "reset", "refusal")}, "timeout": come_too_late}
+BEFORE_A_RESET["mismatch"] = call_another_operation
+
+
 def go_on_after_a_fault(me: Rank, name: str) -> float:
     """Resets, the first after a fault; graphs that were captured before are right again. The first one's time."""
-    fault, _ = FAULTS[name]
-    workspace = me.workspace(me.world_size * (8 << 20), timeout=30)
+    timeout = TIMEOUT if name == "timeout" else 30
+    workspace = me.workspace(me.world_size * (8 << 20), timeout=timeout)
     operations = [make(me, size) for make, size in ((sum_in_one_shot, 600_000), (norm_in_two_shots, 200), (minimax, 7))]
     graph = torch.cuda.CUDAGraph()
     for operation in operations:
@@ -310,14 +359,17 @@ def go_on_after_a_fault(me: Rank, name: str) -> float:
         for operation in operations:
             operation(workspace)
     dist.barrier()
-    if me.rank == me.world_size - 1:
-        time.sleep(0.1)
-        fault(workspace)
-    else:
-        graph.replay()
-        torch.cuda.synchronize()
-        with pytest.raises(LamportAbortedError):
+    BEFORE_A_RESET[name](me, workspace, graph)
+    torch.cuda.synchronize()
+    if name not in ("reset", "refusal") or me.rank < me.world_size - 1:
+        with pytest.raises(LamportError):
             workspace.check()
+        for operation in operations:
+            operation.fill(1)
+            with pytest.raises(LamportError):
+                operation(workspace)
+            torch.cuda.synchronize()
+            assert all(result.isnan().all() for result in operation.results()), "what was refused left a number"
     times = []
     for _ in range(3):
         dist.barrier()
@@ -335,7 +387,7 @@ def go_on_after_a_fault(me: Rank, name: str) -> float:
     return times[0]
 
 
-@pytest.mark.parametrize("name", ["abort", "reset"])
+@pytest.mark.parametrize("name", BEFORE_A_RESET)
 @pytest.mark.parametrize("world_size", GROUP_SIZES)
 def test_a_reset_makes_graphs_right_again_that_were_captured_before(ranks_of, world_size, name):
     for took in ranks_of(world_size).run(go_on_after_a_fault, name):
@@ -347,17 +399,42 @@ def be_there(me: Rank) -> int:
     return me.rank
 
 
+@pytest.mark.parametrize("way", ["eager", "replay"])
+@pytest.mark.parametrize("end", ["killed", "exit"])
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_a_killed_rank_is_an_error_on_the_others(new_gpu_ranks, world_size):
+def test_a_rank_that_ends_is_an_error_on_the_others(new_gpu_ranks, world_size, end, way):
     ranks, victim = new_gpu_ranks(world_size), world_size - 1
     ranks.run(be_there)
-    ranks.start(operate_until_an_error)
-    time.sleep(2.0)
-    ranks.signal(victim, signal.SIGKILL)
-    killed = time.monotonic()
+    ranks.start(work_until_an_error, way, 0, victim if end == "exit" else None)
+    if end == "killed":
+        time.sleep(2.0)
+        ranks.signal(victim, signal.SIGKILL)
+        ended = time.monotonic()
     outcomes = ranks.finish(30)
-    assert time.monotonic() - killed < STOPPED_AFTER, "the error came late"
-    for outcome in outcomes[:victim]:
-        assert isinstance(outcome, Failure)
-        assert isinstance(outcome.error, LamportAbortedError), str(outcome)
-        assert (outcome.error.rank, outcome.error.cause) == (victim, "ended")
+    assert isinstance(outcomes[victim], Failure)
+    for error, raised in results_of(outcomes[:victim]):
+        assert isinstance(error, LamportAbortedError)
+        assert (error.rank, error.cause) == (victim, "ended")
+        if end == "killed":
+            assert raised - ended < STOPPED_AFTER, "the error came late"
+
+
+@pytest.mark.parametrize("way", ["eager", "replay"])
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_rank_that_is_stopped_is_missed_and_hears_of_it_when_it_goes_on(new_gpu_ranks, world_size, way):
+    ranks, victim = new_gpu_ranks(world_size), world_size - 1
+    ranks.run(be_there)
+    ranks.start(work_until_an_error, way, TIMEOUT, None)
+    time.sleep(2.0)
+    ranks.signal(victim, signal.SIGSTOP)
+    stopped = time.monotonic()
+    time.sleep(TIMEOUT + SLACK)
+    ranks.signal(victim, signal.SIGCONT)
+    *others, (heard, _) = ranks.finish(30)
+    for error, raised in results_of(others):
+        # Whoever found it out first tells the others.
+        assert isinstance(error, LamportTimeoutError)
+        assert error.missing_ranks == (victim,)
+        assert raised - stopped < TIMEOUT + SLACK
+    assert isinstance(heard, LamportTimeoutError)
+    assert heard.missing_ranks == (victim,)

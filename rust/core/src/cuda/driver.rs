@@ -29,7 +29,7 @@ pub fn initialise() -> Result<()> {
 }
 
 /// The functions of the driver that are called, by the names that its library has for them.
-const FUNCTIONS: [&str; 38] = [
+const FUNCTIONS: [&str; 39] = [
     "cuCtxGetCurrent",
     "cuCtxGetDevice",
     "cuCtxSetCurrent",
@@ -59,6 +59,7 @@ const FUNCTIONS: [&str; 38] = [
     "cuMemHostGetDevicePointer_v2",
     "cuMemcpyDtoDAsync_v2",
     "cuMemcpyHtoD_v2",
+    "cuMemsetD2D32Async",
     "cuMemsetD32_v2",
     "cuModuleGetFunction",
     "cuModuleLoadData",

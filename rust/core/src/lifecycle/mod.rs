@@ -108,6 +108,11 @@ impl Lifecycle {
         if told.is_empty() { Ok(()) } else { Err(self.learn(&notices, told)) }
     }
 
+    /// Whether it is known to have failed.
+    pub fn has_failed(&self) -> bool {
+        self.failure.is_there()
+    }
+
     /// Whether this process may do anything with it.
     #[inline]
     fn check_here(&self) -> Result<()> {

@@ -9,7 +9,7 @@ use super::description::Description;
 use crate::cuda::launch::Function;
 use crate::cuda::plans::{Planned, Plans};
 use crate::error::{Error, Result};
-use crate::workspace::cuda::CudaWorkspace;
+use crate::workspace::cuda::{CudaWorkspace, Launching};
 
 /// What an operation's plans are made for.
 #[derive(Clone, Copy, Debug)]
@@ -57,21 +57,31 @@ pub(super) unsafe fn launch<Shape: Planned, P>(
     if chunks.clone().next().is_none() {
         return workspace.skip(stream);
     }
-    let mut launching = workspace.begin(description, stream)?;
-    for chunk in chunks {
-        let group = launching.group;
-        let launched = shape(&chunk).and_then(|shape| {
-            let (plan, function): (Shape::Plan, Function) = launching.plans().get(shape, &workspace.device)?;
-            let parameters = parameters(plan, group, &chunk)?;
-            // SAFETY: `begin` made the context current; these are the kernel's parameters, and the caller keeps the
-            // operands.
-            unsafe { function.launch(&Shape::launch(&plan), stream, &parameters) }
-        });
-        // The peers' operations go ahead: this rank would be one behind them for ever.
-        launched.inspect_err(|error| launching.fail(error))?;
-        launching.go_on();
+    let launch_chunks = |mut launching: Launching<'_>| {
+        for chunk in chunks.clone() {
+            let group = launching.group;
+            let launched = shape(&chunk).and_then(|shape| {
+                let (plan, function): (Shape::Plan, Function) = launching.plans().get(shape, &workspace.device)?;
+                let parameters = parameters(plan, group, &chunk)?;
+                // SAFETY: `begin` made the context current; these are the kernel's parameters, and the caller keeps the
+                // operands.
+                unsafe { function.launch(&Shape::launch(&plan), stream, &parameters) }
+            });
+            // The peers' operations go ahead: this rank would be one behind them for ever.
+            launched.inspect_err(|error| launching.fail(error))?;
+            launching.go_on();
+        }
+        Ok(())
+    };
+    let outcome = workspace.begin(description, stream).and_then(launch_chunks);
+    if outcome.is_err()
+        && let Some(launching) = workspace.begin_failed(description.kind.name(), stream)
+    {
+        // The outputs are NaN then, as on the host: what was there must not be taken for a result. What fails here as well
+        // has been said.
+        let _ = launch_chunks(launching);
     }
-    Ok(())
+    outcome
 }
 
 /// A size as kernels count.

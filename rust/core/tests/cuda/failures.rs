@@ -134,6 +134,46 @@ fn a_refused_launch_fails_the_workspace_and_its_peers_miss_the_rank() {
     });
 }
 
+/// Whatever the fault was: what the refused operation leaves is NaN, and it sends nothing.
+#[test]
+fn operations_that_are_refused_after_a_fault_leave_nan_and_after_a_reset_the_sum() {
+    let standin = Standin::take();
+    type Fault = fn(&mut Rank, &CudaWorkspace, &Standin);
+    let abort: Fault = |rank, workspace, _| {
+        if rank.rank == 1 {
+            workspace.lifecycle().abort("test").unwrap();
+        }
+    };
+    let mismatch: Fault = |rank, workspace, _| drop(sum(workspace, 100 + rank.rank).unwrap_err());
+    let refused_launch: Fault = |rank, workspace, standin| {
+        if rank.rank == 1 {
+            standin.fail(1, Some("cuLaunchKernelEx"), 0, OUT_OF_MEMORY);
+            let mut refused = Sum::of_ones(workspace, 100);
+            assert!(refused.launch(workspace, DEFAULT_STREAM).is_err());
+            workspace.device.synchronise_all().unwrap();
+            assert!(refused.values().iter().all(|value| value.is_nan()), "{:?}", refused.values());
+        }
+    };
+    for fault in [abort, mismatch, refused_launch] {
+        on_ranks(2, |rank| {
+            let workspace = rank.create().unwrap();
+            assert_eq!(sum(&workspace, 100).unwrap(), [2.0; 100]);
+            rank.meet();
+            fault(rank, &workspace, &standin);
+            rank.meet();
+            for elements in [100, 5000] {
+                let mut refused = Sum::of_ones(&workspace, elements);
+                assert!(refused.launch(&workspace, DEFAULT_STREAM).is_err());
+                workspace.device.synchronise_all().unwrap();
+                assert!(refused.values().iter().all(|value| value.is_nan()), "{:?}", refused.values());
+            }
+            workspace.reset(None, &mut || false).unwrap();
+            assert_eq!(sum(&workspace, 100).unwrap(), [2.0; 100]);
+            rank.meet();
+        });
+    }
+}
+
 /// Two operations on streams of their own. Returns the first error.
 fn sum_on_two_streams(workspace: &CudaWorkspace, sum: &mut Sum, streams: &[TestStream; 2]) -> Result<()> {
     streams.iter().try_for_each(|stream| sum.launch(workspace, stream.handle))?;

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use cudarc::driver::sys;
 use lamport_rs_kernels::group::ControlAddresses;
 use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES};
 use lamport_rs_protocol::geometry::{Geometry, MAX_WORLD_SIZE};
 use lamport_rs_protocol::table;
 
 use crate::cuda::device::Device;
+use crate::cuda::driver::check;
 use crate::error::Result;
 use crate::memory::pool::{CONTROL_BYTES, Kind, PooledBuffer};
 
@@ -17,6 +19,9 @@ const EXTENTS_OFFSET: usize = 16;
 const COPIES_OFFSET: usize = CONTROL_COPY_BYTES;
 /// Behind the copies lies the header of the operation in progress, in a line of its own.
 const TABLE_OFFSET: usize = COPIES_OFFSET + (CONTROL_COPIES + 1) * CONTROL_COPY_BYTES;
+/// Of a copy, in bytes: where a failed workspace has its mark (`kernels/protocol/failure.cuh`).
+const MARK_OFFSET: usize = 2 * size_of::<u32>();
+const MARK: u32 = 1;
 const _: () = assert!(TABLE_OFFSET + table::table_len(MAX_WORLD_SIZE) * size_of::<i64>() <= CONTROL_BYTES);
 
 /// The memory of both.
@@ -57,6 +62,18 @@ impl ControlMemory {
         words[EXTENTS_OFFSET / size_of::<i64>() + table::COMM_SIZE] = geometry.comm_size() as i64;
         words.extend(table::table(slots, counters, extents));
         self.0.write(&words)
+    }
+
+    /// Leaves the mark of a failed workspace, in `stream`'s order: operations that follow send nothing, and their outputs are
+    /// NaN.
+    ///
+    /// # Safety
+    /// The device's context is current, and `stream` is one of its streams.
+    pub(super) unsafe fn mark_failed(&self, stream: sys::CUstream) -> Result<()> {
+        let first = self.addresses(0).copies + MARK_OFFSET as u64;
+        // SAFETY: one word of each copy, in this memory; the caller's promise.
+        let marked = unsafe { sys::cuMemsetD2D32Async(first, CONTROL_COPY_BYTES, MARK, 1, CONTROL_COPIES, stream) };
+        check("cuMemsetD2D32Async", marked)
     }
 
     /// Nobody is to get it after this.

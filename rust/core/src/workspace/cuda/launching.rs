@@ -49,6 +49,26 @@ impl CudaWorkspace {
         Ok(launching)
     }
 
+    /// Takes the workspace, if it has failed, for an operation on `stream` that was refused: what is launched sends nothing,
+    /// has no number, and leaves NaN. `None` where that cannot be: another operation is inside, `stream` is captured, the
+    /// workspace was cleaned up or is another process's, or the driver is in error.
+    #[cold]
+    pub fn begin_failed(&self, operation: &'static str, stream: sys::CUstream) -> Option<Launching<'_>> {
+        let lifecycle = self.lifecycle();
+        if !lifecycle.has_failed() || lifecycle.is_cleaned_up() || lifecycle.is_elsewhere() {
+            return None;
+        }
+        let mut state = self.state.access_failed(operation).ok()?;
+        let entered = self.device.enter_for(stream).ok()?;
+        // A graph would leave the mark again when it is replayed, also after a reset.
+        if !state.order.follow_unless_captured(stream).ok()? {
+            return None;
+        }
+        // SAFETY: the context is current, and the stream is the caller's.
+        unsafe { self.control.mark_failed(stream) }.ok()?;
+        Some(Launching { lifecycle, state, group: self.group, _entered: entered })
+    }
+
     /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
     pub fn skip(&self, stream: sys::CUstream) -> Result<()> {
         self.check()?;

@@ -292,6 +292,21 @@ STANDIN_EXPORT Result cuMemsetD8Async(Address to, unsigned char byte, std::size_
     return SUCCESS;
 }
 
+STANDIN_EXPORT Result cuMemsetD2D32Async(Address to, std::size_t pitch, unsigned word, std::size_t width,
+                                         std::size_t height, Stream* handle) {
+    STANDIN_ENTER_CONTEXT("cuMemsetD2D32Async")
+    Stream* stream = find_stream(handle);
+    if (stream == nullptr) {
+        return INVALID_HANDLE;
+    }
+    stream->enqueue([=] {
+        for (std::size_t row = 0; row < height; ++row) {
+            std::fill_n(reinterpret_cast<unsigned*>(to + row * pitch), width, word);
+        }
+    });
+    return SUCCESS;
+}
+
 // Of memory that is not pinned: it has been read when the call returns.
 STANDIN_EXPORT Result cuMemcpyHtoDAsync_v2(Address to, const void* from, std::size_t bytes, Stream* handle) {
     STANDIN_ENTER_CONTEXT("cuMemcpyHtoDAsync")
