@@ -4,6 +4,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::Result;
+use lamport_rs_core::interrupts::Interrupted;
 use lamport_rs_core::memory::Memory;
 use lamport_rs_core::memory::host::{Block, HostMemory, Mapping};
 use lamport_rs_core::rendezvous::construct::{Request, construct};
@@ -48,9 +49,9 @@ impl Memory for Panicking {
         self.step("await_fill");
         HostMemory.await_fill(block)
     }
-    fn fill(&self, block: &Block, word: u32) -> Result<()> {
+    fn fill(&self, block: &Block, word: u32, interrupted: Interrupted<'_>) -> Result<()> {
         self.step("fill");
-        HostMemory.fill(block, word)
+        HostMemory.fill(block, word, interrupted)
     }
     fn refill(&self, block: &Block, bytes: usize) -> Result<()> {
         HostMemory.refill(block, bytes)

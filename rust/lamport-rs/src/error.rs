@@ -84,7 +84,7 @@ fn kind_of(error: &core::Error) -> ErrorKind {
         E::Timeout { .. } | E::ResetTimeout { .. } => ErrorKind::Timeout,
         E::Aborted { .. } | E::Interrupted { .. } => ErrorKind::Aborted,
         E::Mismatch { .. } | E::PeerRefused { .. } | E::ForeignControl { .. } | E::ForeignKernel => ErrorKind::Mismatch,
-        E::Failed(_)
+        E::Failed { .. }
         | E::CleanedUp
         | E::CleanedUpMeanwhile { .. }
         | E::HalfReset

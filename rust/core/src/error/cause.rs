@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::words::NO_LONGER;
+use super::words::{GONE, NO_LONGER};
 
 /// How a rank has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Cause {
     pub(super) fn advice(self) -> &'static str {
         match self {
             Self::Aborted | Self::Failed => NO_LONGER,
-            Self::CleanedUp | Self::Ended => "This workspace can no longer be used: create a new one on every rank",
+            Self::CleanedUp | Self::Ended => GONE,
         }
     }
 }

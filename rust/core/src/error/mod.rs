@@ -13,7 +13,7 @@ use lamport_rs_protocol::geometry::GeometryError;
 use lamport_rs_protocol::rank_set::RankSet;
 use thiserror::Error;
 
-use words::{NO_LONGER, after_colon, explain_mismatch, while_waiting};
+use words::{NO_LONGER, after_colon, explain_mismatch, failed_advice, while_waiting};
 
 use crate::limits::Reason;
 use crate::operations::description::Operation;
@@ -227,10 +227,13 @@ pub enum Error {
     )]
     ForeignKernel,
     /// An earlier operation ended half-way.
-    #[error(
-        "this workspace failed earlier and can no longer be used ({0}); call reset() on every rank, or create a new one"
-    )]
-    Failed(String),
+    #[error("this workspace failed earlier and can no longer be used ({first}); {}", failed_advice(*can_reset))]
+    Failed {
+        /// The first error, without what to do about it.
+        first: String,
+        /// Whether all ranks are there that a reset takes.
+        can_reset: bool,
+    },
     /// Use after `cleanup()`.
     #[error("this workspace was cleaned up; create a new one on every rank")]
     CleanedUp,
@@ -258,8 +261,14 @@ impl Error {
                 | Self::Interrupted { .. }
                 | Self::CleanedUpMeanwhile { .. }
                 | Self::ForeignControl { .. }
-                | Self::Failed(_)
+                | Self::Failed { .. }
         )
+    }
+
+    /// What later operations raise after this one.
+    pub fn failed_earlier(&self) -> Self {
+        let can_reset = !matches!(self, Self::Aborted { cause: Cause::CleanedUp | Cause::Ended, .. });
+        Self::Failed { first: self.reason(), can_reset }
     }
 
     /// A failed system call.

@@ -1,14 +1,20 @@
 //! Errors that ranks tell each other: each sees them from its own side.
 
 use super::Error;
-use super::words::NO_LONGER;
+use super::words::{GONE, NO_LONGER};
 use crate::operations::description::Operation;
 
 impl Error {
     /// What went wrong, without what to do about it.
     pub fn reason(&self) -> String {
         let text = self.to_string();
-        text.strip_suffix(NO_LONGER).unwrap_or(&text).trim_end().trim_end_matches('.').to_owned()
+        [NO_LONGER, GONE]
+            .into_iter()
+            .find_map(|advice| text.strip_suffix(advice))
+            .unwrap_or(&text)
+            .trim_end()
+            .trim_end_matches('.')
+            .to_owned()
     }
 
     /// A mismatch that another rank has found, as `rank` sees it, which runs `own`.

@@ -8,6 +8,14 @@ use crate::operations::description::Operation;
 pub(super) const NO_LONGER: &str =
     "This workspace can no longer be used: call reset() on every rank, or clean it up and create a new one";
 
+/// What to do about a workspace with a rank that is gone.
+pub(super) const GONE: &str = "This workspace can no longer be used: create a new one on every rank";
+
+/// What to do about a workspace that failed earlier.
+pub(super) fn failed_advice(can_reset: bool) -> &'static str {
+    if can_reset { "call reset() on every rank, or create a new one" } else { "create a new one on every rank" }
+}
+
 /// A reason, if there is one.
 pub(super) fn after_colon(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!(": {text}") }

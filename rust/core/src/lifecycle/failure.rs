@@ -49,8 +49,8 @@ impl FirstFailure {
     pub(super) fn raise(&self) -> Error {
         match &mut *self.locked() {
             // A reset came between.
-            None => Error::Failed(String::new()),
-            Some(failure) if failure.is_raised => Error::Failed(failure.error.to_string()),
+            None => Error::Failed { first: String::new(), can_reset: true },
+            Some(failure) if failure.is_raised => failure.error.failed_earlier(),
             Some(failure) => {
                 failure.is_raised = true;
                 failure.error.clone()

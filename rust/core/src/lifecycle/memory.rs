@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 
 use crate::deferred::{Teardown, defer_drop};
 use crate::lifecycle::Lifecycle;
+use crate::memory::fork::Home;
 use crate::memory::{GroupMemory, Memory};
 
 /// How long whoever drops a workspace waits for peers that drop theirs at the same time.
 const PEERS_APART: Duration = Duration::from_millis(10);
+/// How long peers may take to give up what this rank has given up, if they cannot tell.
+const PEERS_UNHEARD: Duration = Duration::from_secs(1);
 /// Between two looks meanwhile.
 const BETWEEN_LOOKS: Duration = Duration::from_micros(50);
 
@@ -53,8 +56,10 @@ impl<M: Memory> Drop for WorkspaceMemory<M> {
         self.lifecycle.unmap();
         if M::OUTLIVES_ITS_BLOCK {
             drop(own);
-        } else {
+        } else if self.lifecycle.hears_of_unmapping() {
             free_when_unmapped::<M>(own, self.lifecycle.clone());
+        } else {
+            free_later::<M>(own);
         }
     }
 }
@@ -70,6 +75,16 @@ fn free_when_unmapped<M: Memory>(block: M::Block, lifecycle: Arc<Lifecycle>) {
         }
         thread::sleep(BETWEEN_LOOKS);
     }
+}
+
+/// Frees `block`, which peers may have mapped that cannot tell when they have not any more: a later call does, when they have
+/// had the time.
+pub fn free_later<M: Memory>(block: M::Block) {
+    if M::OUTLIVES_ITS_BLOCK {
+        return;
+    }
+    let (began, home) = (Instant::now(), Home::here());
+    defer_drop(Freed::<M>(block), move || began.elapsed() > PEERS_UNHEARD && !home.is_elsewhere());
 }
 
 /// A block that is freed behind the kernels that run then: whoever does it waits for them, but not within the driver, where

@@ -41,6 +41,11 @@ impl OwnPage {
         built.tell(&self.words(), 0);
     }
 
+    /// Tells that this rank, which constructs nothing after all, has none of its peers' memory mapped.
+    pub fn unmap(&self) {
+        Notices { words: &self.words(), rank: 0, world_size: 1, epoch: 0 }.unmap();
+    }
+
     /// What peers need to map it. They will find `mark` in it.
     pub fn export(&mut self, mark: Vector) -> Handle {
         self.0.export(mark)

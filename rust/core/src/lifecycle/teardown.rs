@@ -29,11 +29,13 @@ impl Lifecycle {
         }
     }
 
-    /// Whether no peer has this rank's memory mapped any more, as far as that can be known. Takes a system call.
+    /// Whether it can be known that peers have this rank's memory mapped no more.
+    pub fn hears_of_unmapping(&self) -> bool {
+        self.pages.are_complete()
+    }
+
+    /// Whether no peer has this rank's memory mapped any more, if it [`Self::hears_of_unmapping`]. Takes a system call.
     pub fn is_unmapped(&self) -> bool {
-        if !self.pages.are_complete() {
-            return true;
-        }
         let others = self.everybody().without(RankSet(1 << self.rank));
         let mapping = self.notices().mapping(others);
         mapping.without(self.pages.ended(mapping)).is_empty()

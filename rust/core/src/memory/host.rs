@@ -16,6 +16,7 @@ use lamport_rs_protocol::memory::{LINE_BYTES, LINE_VECTORS};
 use lamport_rs_protocol::sentinel::{EMPTY, VECTOR_BYTES, Vector};
 
 use crate::error::{Error, Result};
+use crate::interrupts::Interrupted;
 use crate::memory::Memory;
 use crate::memory::handle::{Handle, LEAST_DESCRIPTOR, NAME, SEALS};
 use crate::memory::vector_access::{Portable, VectorAccess};
@@ -24,6 +25,8 @@ use crate::memory::vector_access::{Portable, VectorAccess};
 const MARK_BYTES: usize = size_of::<Vector>();
 /// Bytes written at once when a block is filled: small enough for the second-level cache.
 const FILL_BYTES: usize = 64 << 10;
+/// Bytes written between two questions whether to give up: some milliseconds.
+const ASK_BYTES: usize = 16 << 20;
 
 /// One mapping of one block, writable by every process that has it.
 #[derive(Debug)]
@@ -81,7 +84,7 @@ impl Block {
     /// Allocates `bytes` bytes and writes `word` over all of them.
     pub fn allocate(bytes: usize, word: u32) -> Result<Self> {
         let block = Self::reserve(bytes)?;
-        block.fill(word)?;
+        block.fill(word, &mut || false)?;
         Ok(block)
     }
 
@@ -99,9 +102,9 @@ impl Block {
     }
 
     /// Writes `word` over all but the mark. To be called before all peers have mapped the block.
-    pub fn fill(&self, word: u32) -> Result<()> {
+    pub fn fill(&self, word: u32, interrupted: Interrupted<'_>) -> Result<()> {
         let file = self.file.as_ref().expect("a block is filled before its descriptor is closed");
-        fill(file, self.mapping.bytes - MARK_BYTES, word)
+        fill(file, self.mapping.bytes - MARK_BYTES, word, interrupted)
     }
 
     /// What peers need to map this block. They will find `mark` in it.
@@ -154,13 +157,16 @@ fn create_file() -> rustix::io::Result<OwnedFd> {
 
 /// Writes `word` over the first `bytes` bytes of `file`. A write that covers whole pages spares the kernel clearing them
 /// first, which takes as long again as the filling.
-fn fill(file: &OwnedFd, bytes: usize, word: u32) -> Result<()> {
+fn fill(file: &OwnedFd, bytes: usize, word: u32, interrupted: Interrupted<'_>) -> Result<()> {
     let pattern = word.to_ne_bytes().repeat(FILL_BYTES.min(bytes) / size_of::<u32>());
     let mut done = 0;
     while done < bytes {
         let part = &pattern[..FILL_BYTES.min(bytes - done)];
         done += rustix::io::pwrite(file, part, done as u64)
             .map_err(|error| Error::system(format!("filling {bytes} bytes of shared memory"), error))?;
+        if done.is_multiple_of(ASK_BYTES) && interrupted() {
+            return Err(Error::Agreement(format!("interrupted while filling {bytes} bytes of shared memory")));
+        }
     }
     Ok(())
 }
@@ -204,8 +210,8 @@ impl Memory for HostMemory {
         Block::reserve(bytes)
     }
 
-    fn fill(&self, block: &Block, word: u32) -> Result<()> {
-        block.fill(word)
+    fn fill(&self, block: &Block, word: u32, interrupted: Interrupted<'_>) -> Result<()> {
+        block.fill(word, interrupted)
     }
 
     fn refill(&self, block: &Block, bytes: usize) -> Result<()> {

@@ -38,6 +38,7 @@ use lamport_rs_kernels::plan;
 use lamport_rs_protocol::sentinel::Vector;
 
 use crate::error::Result;
+use crate::interrupts::Interrupted;
 
 /// A kind of memory that crosses processes. Its blocks are freed, and its mappings unmapped, when they are dropped.
 pub trait Memory: Debug + 'static {
@@ -74,8 +75,8 @@ pub trait Memory: Debug + 'static {
         Ok(())
     }
     /// Writes the word over a block that `allocate` does not fill. To write memory of the host is to take it: all ranks
-    /// know by then that it is there. No peer stores before the agreement that follows.
-    fn fill(&self, _block: &Self::Block, _word: u32) -> Result<()> {
+    /// know by then that it is there. No peer stores before the agreement that follows. An error if `interrupted` says so.
+    fn fill(&self, _block: &Self::Block, _word: u32, _interrupted: Interrupted<'_>) -> Result<()> {
         Ok(())
     }
     /// Writes the sentinel over the first `bytes` bytes of a block, which peers have mapped. None of them stores there, and

@@ -75,7 +75,8 @@ pub(super) unsafe fn launch<Shape: Planned, P>(
     };
     let outcome = workspace.begin(description, stream).and_then(launch_chunks);
     if outcome.is_err()
-        && let Some(launching) = workspace.begin_failed(description.kind.name(), stream)
+        // SAFETY: the caller's promise.
+        && let Some(launching) = unsafe { workspace.begin_failed(description.kind.name(), stream) }
     {
         // The outputs are NaN then, as on the host: what was there must not be taken for a result. What fails here as well
         // has been said.

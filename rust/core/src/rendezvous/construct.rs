@@ -18,7 +18,7 @@ use super::phases::Phases;
 use super::{Rendezvous, Transcript, Verdict, matching};
 use crate::error::{Error, Result};
 use crate::lifecycle::Lifecycle;
-use crate::lifecycle::memory::WorkspaceMemory;
+use crate::lifecycle::memory::{WorkspaceMemory, free_later};
 use crate::lifecycle::pages::{OwnPage, Pages, PeerPage};
 use crate::memory::allowance::{self, Limit, Places, Wanted};
 use crate::memory::{GroupMemory, Memory};
@@ -104,13 +104,22 @@ pub fn construct<M: Memory>(
         Ok((request, block, page, hello)) => (Ok((request, block, page)), Ok(hello)),
         Err(error) => (Err(error.clone()), Err(error)),
     };
-    let hellos = rendezvous.conclude(hello).map_err(|verdict| {
-        if let Ok((.., page)) = &own {
+    let hellos = match rendezvous.conclude(hello) {
+        Ok(hellos) => hellos,
+        Err(verdict) => {
+            let is_common = matches!(verdict, Verdict::Common(_));
             // Ranks that were brought all of it wait for what this one makes of it.
-            page.tell(if matches!(verdict, Verdict::Own(_)) { Built::Doubtful } else { Built::Gone });
+            let built = if matches!(verdict, Verdict::Own(_)) { Built::Doubtful } else { Built::Gone };
+            own.iter().for_each(|(.., page)| page.tell(built));
+            let error = rendezvous.settle(verdict);
+            if let Ok((_, block, page)) = own {
+                page.unmap();
+                // Where all ranks know, none has mapped anything.
+                if is_common { drop(block) } else { free_later::<M>(block) }
+            }
+            return Err(error);
         }
-        rendezvous.settle(verdict)
-    })?;
+    };
     phases.end("exchange handles");
     let (request, mut own, page) = own?;
     let mapped = caught(|| {
@@ -120,7 +129,7 @@ pub fn construct<M: Memory>(
         let limits: Vec<_> = hellos.iter().map(|hello| hello.limits.as_slice()).collect();
         allowance::check_groups(&limits, &wanted::<M>(&request))?;
         let brought = rendezvous.transcript()?;
-        memory.fill(&own, request.word)?;
+        memory.fill(&own, request.word, &mut || rendezvous.is_interrupted())?;
         phases.end("fill");
         let peers = map_peers(memory, &request, &own, &hellos)?;
         phases.end("map");
@@ -128,7 +137,7 @@ pub fn construct<M: Memory>(
     });
     let (peers, pages, mut brought) = match mapped {
         Ok((peers, pages, brought)) => (peers, pages, Ok(brought)),
-        Err(error) => (vec![], std::iter::repeat_with(|| None).take(request.world_size).collect(), Err(error)),
+        Err(error) => (vec![], pages_there_are(request.rank, request.world_size, &hellos), Err(error)),
     };
     // `page` stays until the peers have mapped it, too.
     let pages = Pages::new(request.rank, &page, pages);
@@ -140,20 +149,19 @@ pub fn construct<M: Memory>(
         // This rank's own failure says more.
         Err(error) => Err(Verdict::Unserved(brought.err().unwrap_or(error))),
     };
-    match concluded {
-        Ok(()) => {}
-        Err(verdict) if is_there && !matches!(verdict, Verdict::Common(_)) => {
-            // Peers that were brought something else have what they constructed, and hear of it there.
-            let lifecycle = Arc::new(Lifecycle::new(request.rank, pages));
-            let _memory = WorkspaceMemory::new(GroupMemory::<M> { peers, own }, lifecycle.clone());
-            let is_verified = request.has_operations && memory.plan().is_some();
-            let is_served = matches!(verdict, Verdict::Own(_));
-            let error = Error::from(verdict);
-            lifecycle.fail(&error);
-            // What they verify fails without this rank, and they come to another round for the reason.
-            return Err(if is_verified && is_served { rendezvous.refuse(error) } else { error });
+    if let Err(verdict) = concluded {
+        // Peers may have mapped the block, or, if they were brought something else, have what they constructed.
+        let lifecycle = Arc::new(Lifecycle::new(request.rank, pages));
+        let _memory = WorkspaceMemory::new(GroupMemory::<M> { peers, own }, lifecycle.clone());
+        if matches!(verdict, Verdict::Common(_)) {
+            return Err(verdict.into());
         }
-        Err(verdict) => return Err(verdict.into()),
+        let is_verified = is_there && request.has_operations && memory.plan().is_some();
+        let is_served = matches!(verdict, Verdict::Own(_));
+        let error = Error::from(verdict);
+        lifecycle.fail(&error);
+        // What they verify fails without this rank, and they come to another round for the reason.
+        return Err(if is_verified && is_served { rendezvous.refuse(error) } else { error });
     }
     phases.end("agree");
     memory.all_have_mapped(&mut own);
@@ -224,4 +232,14 @@ fn map_pages<M: Memory>(rank: usize, hellos: &[Hello]) -> Result<Vec<Option<Peer
         }
     };
     hellos.iter().enumerate().map(open).collect()
+}
+
+/// Those of the other ranks' pages that can be mapped, where the construction has failed: peers tell there that they have
+/// this rank's memory mapped no more.
+fn pages_there_are(rank: usize, world_size: usize, hellos: &[Hello]) -> Vec<Option<PeerPage>> {
+    let open = |peer: usize| {
+        let hello = hellos.get(peer).filter(|_| peer != rank)?;
+        PeerPage::open(&hello.page, hello.nonce).ok()
+    };
+    (0..world_size).map(open).collect()
 }

@@ -66,7 +66,7 @@ fn an_absent_rank_is_named_and_the_workspace_fails() {
             let_time_pass(rank, &standin);
         } else {
             assert_missing(sum_in_vain(rank, &workspace), 2);
-            assert!(matches!(sum(&workspace, 100), Err(Error::Failed(_))));
+            assert!(matches!(sum(&workspace, 100), Err(Error::Failed { .. })));
         }
         rank.meet();
     });
@@ -125,7 +125,7 @@ fn a_refused_launch_fails_the_workspace_and_its_peers_miss_the_rank() {
                 }
                 other => panic!("{other:?}"),
             }
-            assert!(matches!(sum(&workspace, 100), Err(Error::Failed(_))));
+            assert!(matches!(sum(&workspace, 100), Err(Error::Failed { .. })));
             let_time_pass(rank, &standin);
         } else {
             assert_failed(sum_in_vain(rank, &workspace), 1);

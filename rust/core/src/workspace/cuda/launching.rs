@@ -52,8 +52,11 @@ impl CudaWorkspace {
     /// Takes the workspace, if it has failed, for an operation on `stream` that was refused: what is launched sends nothing,
     /// has no number, and leaves NaN. `None` where that cannot be: another operation is inside, `stream` is captured, the
     /// workspace was cleaned up or is another process's, or the driver is in error.
+    ///
+    /// # Safety
+    /// `stream` is one of the device's streams, or null for the default one.
     #[cold]
-    pub fn begin_failed(&self, operation: &'static str, stream: sys::CUstream) -> Option<Launching<'_>> {
+    pub unsafe fn begin_failed(&self, operation: &'static str, stream: sys::CUstream) -> Option<Launching<'_>> {
         let lifecycle = self.lifecycle();
         if !lifecycle.has_failed() || lifecycle.is_cleaned_up() || lifecycle.is_elsewhere() {
             return None;
@@ -64,7 +67,7 @@ impl CudaWorkspace {
         if !state.order.follow_unless_captured(stream).ok()? {
             return None;
         }
-        // SAFETY: the context is current, and the stream is the caller's.
+        // SAFETY: the context is current; the caller's promise.
         unsafe { self.control.mark_failed(stream) }.ok()?;
         Some(Launching { lifecycle, state, group: self.group, _entered: entered })
     }

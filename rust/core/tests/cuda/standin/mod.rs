@@ -31,6 +31,7 @@ pub mod sum;
 pub mod threads;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -131,6 +132,8 @@ pub const OUT_OF_MEMORY: i32 = 2;
 pub struct Standin {
     /// What was not given back before, by a test that let a call fail which would have done it.
     lost: Mutex<[i64; Kind::TEMPORARY.len()]>,
+    /// Frees of memory that a peer had mapped, before this test.
+    frees_before: AtomicU64,
     _taken: MutexGuard<'static, ()>,
 }
 
@@ -138,8 +141,10 @@ impl Standin {
     /// Waits until no other test of this process uses it.
     pub fn take() -> Self {
         static TAKEN: Mutex<()> = Mutex::new(());
-        let standin = Self { _taken: TAKEN.lock().unwrap_or_else(PoisonError::into_inner), lost: Mutex::default() };
-        interface();
+        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: a plain value.
+        let frees_before = unsafe { (interface().frees_while_mapped)() };
+        let standin = Self { _taken: taken, lost: Mutex::default(), frees_before: AtomicU64::new(frees_before) };
         standin.disarm();
         standin.speed_up_clock(1);
         standin.lose_stores(false);
@@ -221,6 +226,8 @@ impl Standin {
             drop_deferred();
             std::thread::sleep(Duration::from_millis(1));
         }
+        let frees = self.frees_while_mapped() - self.frees_before.load(Ordering::Relaxed);
+        assert_eq!(frees, 0, "memory was freed that a peer had mapped");
         let missing = self.write_off();
         assert!(missing.is_empty(), "not given back: {missing:?}");
         assert_eq!(self.violations(), "");
@@ -231,8 +238,10 @@ impl Standin {
         Kind::TEMPORARY.map(|kind| self.lent(kind)) == lost
     }
 
-    /// Takes for lost what was not given back since the last time, and says what that is.
+    /// Takes for lost what was not given back since the last time, and says what that is. What was freed although a peer had
+    /// it mapped is forgiven.
     pub fn write_off(&self) -> Vec<Kind> {
+        self.frees_before.store(self.frees_while_mapped(), Ordering::Relaxed);
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         let mut missing = vec![];
         for (kind, lost) in Kind::TEMPORARY.into_iter().zip(lost.iter_mut()) {
