@@ -26,6 +26,9 @@ LOCKED = 4
 """Seconds for which a thread keeps the interpreter's lock."""
 
 
+SIGNALLED_AFTER = 0.2
+
+
 def await_file(file: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not Path(file).exists():
@@ -75,6 +78,28 @@ def test_a_keyboard_interrupt_ends_a_wait_promptly(new_ranks, tmp_path):
     ranks.start(wait_for_ever, str(ready))
     outcomes = signal_a_waiting_rank(ranks, ready, signal.SIGINT)
     assert "can no longer be used" in str(outcomes[0])
+
+
+LARGE = 640 << 20
+"""Bytes of a region: filling a block of it takes a second or so."""
+
+
+def fill_a_large_block(me: Rank) -> float:
+    """Interrupted on the way, as all ranks are by a terminal's Ctrl-C. How long after the signal it is raised."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, SIGNALLED_AFTER)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        me.workspace(LARGE, kept=True)
+    return time.monotonic() - began - SIGNALLED_AFTER
+
+
+def test_a_keyboard_interrupt_is_heard_while_memory_is_filled(new_ranks):
+    assert max(new_ranks(2).run(fill_a_large_block)) < PROMPT / 5
 
 
 def best_time(call: Callable[[], object]) -> float:
