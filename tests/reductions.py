@@ -15,7 +15,7 @@ import lamport_rs
 import torch
 import torch.distributed as dist
 from minimax_rows import Operation, bits_of, random_rows
-from quantised_rows import FORMATS, check_quantised
+from quantised_rows import FORMATS, check_quantised, scale_for
 from ranks import Rank
 from reference import check_rounding, check_same_bits, rms_norm_of_rows, rounded_sum, rounded_sum_with
 
@@ -192,27 +192,36 @@ class NormedReduction:
         return f"{self.algorithm} of {tokens} tokens of {hidden} {self.rows.dtype}, weight {self.weight.dtype}"
 
 
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory."""
+    return tensor.view(torch.uint8)
+
+
 @dataclass
 class QuantisedOutputs:
     """What a quantiser that computes its scales adds to an operation on rows, whose class comes behind this one."""
 
     quant_format: str = "fp8_token"
+    given: torch.Tensor | None = None
     codes: torch.Tensor | None = None
     scales: torch.Tensor | None = None
 
     @staticmethod
-    def empty(rows: torch.Tensor, quant_format: str) -> dict[str, torch.Tensor]:
-        """Places for what becomes of `rows`, by their names."""
-        tokens, hidden = rows.shape
-        codes = torch.empty(tokens, hidden, dtype=torch.float8_e4m3fn, device=rows.device)
-        scales = torch.empty(tokens, hidden // (FORMATS[quant_format].group or hidden), device=rows.device)
-        return {"codes": codes, "scales": scales}
+    def empty(me: Rank, rows: torch.Tensor, quant_format: str) -> dict[str, torch.Tensor | None]:
+        """Places for what becomes of `rows`, and the scale that the format wants to be given, by their names."""
+        (tokens, hidden), definition = rows.shape, FORMATS[quant_format]
+        # Codes that have no dtype of their own lie in pairs.
+        columns = hidden // 2 if definition.code == torch.uint8 else hidden
+        codes = torch.empty(tokens, columns, dtype=definition.code, device=rows.device)
+        groups = hidden // (definition.group or hidden)
+        scales = torch.empty(tokens, groups, dtype=definition.scale, device=rows.device)
+        return {"given": scale_for(me, quant_format), "codes": codes, "scales": scales}
 
     def poison(self) -> None:
         """Make it show if the operation leaves an output as it was."""
         super().poison()
-        self.codes.view(torch.uint8).fill_(0x7F)
-        self.scales.fill_(math.nan)
+        bytes_of(self.codes).fill_(0x7F)
+        bytes_of(self.scales).fill_(0xFF)
 
     def results(self) -> list[torch.Tensor]:
         """Copies of the outputs."""
@@ -221,18 +230,19 @@ class QuantisedOutputs:
     def check(self, what: str) -> None:
         """The outputs are right. A collective call."""
         super().check(what)
-        check_quantised(self.codes, self.scales, self.out, self.quant_format, f"{what}, {self.describe()}")
+        what = f"{what}, {self.describe()}"
+        check_quantised(self.codes, self.scales, self.out, self.quant_format, what, self.given)
 
     def check_against(self, expected: list[torch.Tensor], what: str) -> None:
         """The outputs are the same bits."""
         super().check_against(expected[:-2], what)
-        assert torch.equal(self.codes.view(torch.uint8), expected[-2].view(torch.uint8)), f"codes, {what}"
-        check_same_bits(self.scales, expected[-1], f"scales, {what}, {self.describe()}")
+        for name, found, each in zip(("codes", "scales"), (self.codes, self.scales), expected[-2:], strict=True):
+            assert torch.equal(bytes_of(found), bytes_of(each)), f"{name}, {what}, {self.describe()}"
 
     def differences(self, expected: list[torch.Tensor]) -> torch.Tensor:
         """How many elements of the outputs are other bits, counted on the device and without waiting."""
-        codes = (self.codes.view(torch.uint8) != expected[-2].view(torch.uint8)).sum()
-        return super().differences(expected[:-2]) + codes + (bits_of(self.scales) != bits_of(expected[-1])).sum()
+        pairs = zip((self.codes, self.scales), expected[-2:], strict=True)
+        return super().differences(expected[:-2]) + sum((bytes_of(out) != bytes_of(each)).sum() for out, each in pairs)
 
     def describe(self) -> str:
         """Its shape in words."""
@@ -259,7 +269,7 @@ class QuantisedReduction(QuantisedOutputs, NormedReduction):
     ) -> QuantisedReduction:
         """As without a quantiser."""
         step = super().random(me, tokens, hidden, algorithm, dtype, weight_dtype, seed)
-        return replace(step, quant_format=quant_format, **cls.empty(step.rows, quant_format))
+        return replace(step, quant_format=quant_format, **cls.empty(me, step.rows, quant_format))
 
     def __call__(self, workspace: lamport_rs.LamportWorkspace | torch.Tensor) -> list[torch.Tensor]:
         """Do it; the outputs stay the same tensors."""
@@ -269,7 +279,7 @@ class QuantisedReduction(QuantisedOutputs, NormedReduction):
             self.weight,
             workspace,
             self.quant_format,
-            None,
+            self.given,
             self.eps,
             self.weight_bias,
             out=self.codes,
@@ -300,7 +310,7 @@ class QuantisedSum(QuantisedOutputs, Reduction):
     ) -> QuantisedSum:
         """Rows of this rank's own."""
         rows = random_rows(me, (tokens, hidden), dtype, seed, me.rank)
-        return cls(me, rows, torch.empty_like(rows), algorithm, quant_format, **cls.empty(rows, quant_format))
+        return cls(me, rows, torch.empty_like(rows), algorithm, quant_format, **cls.empty(me, rows, quant_format))
 
     def __call__(self, workspace: lamport_rs.LamportWorkspace | torch.Tensor) -> list[torch.Tensor]:
         """Do it; the outputs stay the same tensors."""

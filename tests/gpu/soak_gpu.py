@@ -29,6 +29,11 @@ QUANTISED = [
     *[(3, 1024, "one_shot", "fp8_group"), (32, 4096, "two_shot", "fp8_group"), (5, 9088, "two_shot", "fp8_group")],
 ]
 """Held rows and wide ones, of both kinds of scales."""
+BLOCKS = [
+    *[(1, 4096, "one_shot", "mxfp8"), (7, 544, "two_shot", "mxfp8"), (2, 16_384, "one_shot", "mxfp8")],
+    *[(3, 1024, "one_shot", "nvfp4"), (32, 4096, "two_shot", "nvfp4"), (5, 9088, "two_shot", "nvfp4")],
+]
+"""Likewise, with scales of bytes, which sums do not have."""
 OPERATIONS = 10_000_000
 PROGRAMS, LENGTH = 24, 200
 LOOK = 50
@@ -48,7 +53,7 @@ def makers() -> list[Maker]:
         (Operation, MINIMAX),
         (Reduction, SUMS),
         (NormedReduction, NORMS),
-        (QuantisedReduction, QUANTISED),
+        (QuantisedReduction, [*QUANTISED, *BLOCKS]),
         (QuantisedSum, QUANTISED),
     )
 
