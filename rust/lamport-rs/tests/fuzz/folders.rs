@@ -136,6 +136,10 @@ impl Case {
         for (exchange, gathered) in all.iter().enumerate() {
             prop_assert_eq!(&gathered[self.rank], &message(exchange, self.rank, self.length));
         }
+        let is_taken =
+            |(_, rank, thing): &&(usize, usize, Thing)| *rank == self.rank && !matches!(thing, Thing::Nothing);
+        let replaced = self.things.iter().filter(is_taken).any(|(exchange, ..)| *exchange < all.len());
+        prop_assert!(!replaced, "what was in the place of this rank's file was replaced");
         let names = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let left: Vec<_> = names.filter(|name| name.split('.').count() > 3).collect();
         prop_assert!(left.is_empty(), "files without their names are left: {left:?}");

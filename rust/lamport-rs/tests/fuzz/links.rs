@@ -258,13 +258,28 @@ impl Case {
         }
     }
 
+    /// Sends, in pieces if so. Whether it was all sent.
+    fn send(&self, link: &mut TcpStream, bytes: &[u8], pieces: Option<(usize, u64)>, is_over: &AtomicBool) -> bool {
+        let Some((size, pause)) = pieces else { return link.write_all(bytes).is_ok() };
+        // A long message would take minutes. If the other end is to give up, it may.
+        let most = if self.is_true() { 100 * size } else { bytes.len() };
+        let (begin, rest) = bytes.split_at(bytes.len().min(most));
+        for piece in begin.chunks(size) {
+            if is_over.load(Ordering::Relaxed) || link.write_all(piece).is_err() {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(pause));
+        }
+        link.write_all(rest).is_ok()
+    }
+
     fn act(&self, mut link: TcpStream, steps: Vec<Step>, pieces: Option<(usize, u64)>, end: End, is_over: &AtomicBool) {
         link.set_nodelay(true).unwrap();
         link.set_read_timeout(Some(self.timeout())).unwrap();
         link.set_write_timeout(Some(self.timeout())).unwrap();
         for step in steps {
             let done = match step {
-                Step::Send(bytes) => send(&mut link, &bytes, pieces, is_over),
+                Step::Send(bytes) => self.send(&mut link, &bytes, pieces, is_over),
                 Step::Await(length) => std::io::copy(&mut (&link).take(length as u64), &mut std::io::sink()).is_ok(),
             };
             if !done {
@@ -285,20 +300,6 @@ impl Case {
             }
         }
     }
-}
-
-/// Sends, in pieces if so. Whether it was all sent.
-fn send(link: &mut TcpStream, bytes: &[u8], pieces: Option<(usize, u64)>, is_over: &AtomicBool) -> bool {
-    let Some((size, pause)) = pieces else { return link.write_all(bytes).is_ok() };
-    // Of a long message only its begin, or it would take minutes.
-    let (begin, rest) = bytes.split_at(bytes.len().min(100 * size));
-    for piece in begin.chunks(size) {
-        if is_over.load(Ordering::Relaxed) || link.write_all(piece).is_err() {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(pause));
-    }
-    link.write_all(rest).is_ok()
 }
 
 fn tell(lie: &Lie, steps: &mut Vec<Step>) {
