@@ -266,8 +266,10 @@ impl<'a> Peers<'a> {
                 ftruncate(&file, bytes).unwrap();
                 // With nothing wrong it is as good as any.
                 if (more, sealed, named, place) == (0, true, true, Place::Block) {
-                    let content = self.next_tag().to_le_bytes().repeat(self.case.bytes() / 4);
-                    rustix::io::pwrite(&file, &content, 0).unwrap();
+                    let tag = self.next_tag().to_le_bytes();
+                    for at in [0, self.case.bytes() - tag.len()] {
+                        rustix::io::pwrite(&file, &tag, at as u64).unwrap();
+                    }
                 }
                 rustix::io::pwrite(&file, &mark(), bytes - 16).unwrap();
                 if sealed {
