@@ -62,21 +62,22 @@ pub struct Case {
     pub kind: Kind,
     pub rank: usize,
     pub ranks: usize,
-    /// Step, peer and lie.
+    /// Step, whose message ([`Case::rank_of`]) and lie.
     pub lies: Vec<(usize, usize, Lie)>,
     /// What each peer's page says of the construction.
     pub told: [Told; 4],
     /// What each peer stores for the verification.
     pub proofs: [Proof; 4],
-    /// Peers and what they do then.
+    /// Likewise, what the peers do then.
     pub deeds: Vec<(usize, Deed)>,
 }
 
 /// Cases of the host, or of devices.
 pub fn cases(on_devices: bool) -> impl Strategy<Value = Case> {
     let kinds = if on_devices { [Kind::DeviceWorkspace, Kind::DeviceBuffer] } else { [Kind::Workspace, Kind::Buffer] };
-    let lies = vec((prop_oneof![3 => Just(0_usize), 1 => Just(1)], 0..4_usize, lie(on_devices)), 0..4);
-    let deeds = prop_oneof![3 => Just(vec![]), 1 => vec((0..4_usize, deed()), 1..6)];
+    let who = prop_oneof![1 => Just(0_usize), 9 => 1..4_usize];
+    let lies = vec((prop_oneof![3 => Just(0_usize), 1 => Just(1)], who, lie(on_devices)), 0..4);
+    let deeds = prop_oneof![3 => Just(vec![]), 1 => vec((1..4_usize, deed()), 1..6)];
     (proptest::sample::select(kinds.to_vec()), 2..=4_usize, 0..4_usize, lies, told(), proofs(), deeds).prop_map(
         |(kind, ranks, rank, lies, told, proofs, deeds)| Case {
             kind,
@@ -139,6 +140,12 @@ impl Made {
 }
 
 impl Case {
+    /// The rank itself for 0, and else one of its peers.
+    pub fn rank_of(&self, who: usize) -> usize {
+        let distance = who.checked_sub(1).map_or(0, |peer| 1 + peer % (self.ranks - 1));
+        (self.rank + distance) % self.ranks
+    }
+
     fn geometry(&self) -> Geometry {
         Geometry::new(self.ranks as i64, COMM_SIZE as i64).unwrap()
     }
@@ -231,10 +238,8 @@ impl Case {
             return Ok(());
         }
         let own = made.addresses(self.ranks)[self.rank];
-        for (peer, deed) in self.deeds.iter().map(|(peer, deed)| (peer % self.ranks, deed)) {
-            if peer != self.rank {
-                self.act(peer, deed, own, peers);
-            }
+        for (who, deed) in &self.deeds {
+            self.act(self.rank_of(*who), deed, own, peers);
         }
         for call in [Made::check, Made::sum, Made::check, Made::reset, Made::sum, Made::check] {
             if let Err(error) = call(made) {

@@ -16,8 +16,10 @@ pub enum Lie {
     Text(usize, Vec<u8>, u8),
     /// A handle's length, as the introduction tells it.
     HandleLength(Place, u32),
-    /// What the introduction ends with: what launches depend on, and limits of control groups.
-    End(Vec<u8>),
+    /// What launches depend on, as the introduction tells it.
+    Plan([u8; 10]),
+    /// Limits of control groups: how many there are, and their numbers.
+    Limits(u8, Vec<u8>),
     /// What is wrong with a handle.
     Handle(Place, HandleLie),
     /// Any payload.
@@ -128,7 +130,7 @@ pub fn proofs() -> impl Strategy<Value = [Proof; 4]> {
         ]
     };
     prop_oneof![
-        6 => Just([Proof::Good; 4]),
+        2 => Just([Proof::Good; 4]),
         1 => [one(), one(), one(), one()],
     ]
 }
@@ -295,9 +297,11 @@ pub fn lie(on_a_device: bool) -> impl Strategy<Value = Lie> {
         3 => (hello, number()).prop_map(|(place, value)| Lie::Hello(place, value)),
         2 => (0..4_usize, text(), any::<u8>()).prop_map(|(which, text, more)| Lie::Text(which, text, more % 3)),
         1 => (place, number()).prop_map(|(place, length)| Lie::HandleLength(place, length as u32)),
-        2 => (vec(any::<u8>(), 10), 0..4_u8, vec(number(), 0..10)).prop_map(|(plan, count, limits)| {
-            let numbers = limits.into_iter().flat_map(u64::to_le_bytes);
-            Lie::End(plan.into_iter().chain([count]).chain(numbers).collect())
+        1 => proptest::array::uniform10(any::<u8>()).prop_map(Lie::Plan),
+        3 => (0..4_u8, vec(number(), 0..10)).prop_map(|(count, numbers)| {
+            let most = if count < 3 { 3 * usize::from(count) } else { numbers.len() };
+            let padded = numbers.into_iter().chain(std::iter::repeat(7)).take(most);
+            Lie::Limits(count, padded.flat_map(u64::to_le_bytes).collect())
         }),
         14 => handle_lie(on_a_device).prop_map(|lie| Lie::Handle(Place::Block, lie)),
         7 => handle_lie(false).prop_map(|lie| Lie::Handle(Place::Page, lie)),

@@ -180,7 +180,8 @@ impl<'a> Peers<'a> {
             Lie::Hello(number, value) => change_hello(message, |hello| number.set(hello, *value)),
             Lie::Text(which, text, more) => change_text(message, *which, text, *more),
             Lie::HandleLength(place, length) => change_handle_length(message, *place, *length),
-            Lie::End(end) => change_end(message, end),
+            Lie::Plan(plan) => change_end(message, Some(plan), None),
+            Lie::Limits(count, limits) => change_end(message, None, Some((*count, limits))),
             Lie::Handle(place, lie) => self.tell_of_a_handle(peer, *place, lie, messages),
             Lie::Payload(bytes) => *message = message_of(self.step, peer, 0, bytes),
             Lie::Failure(reason) => *message = message_of(self.step, peer, 1, reason),
@@ -290,8 +291,8 @@ impl AllGather for Peers<'_> {
     fn all_gather(&mut self, message: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         let mut messages = self.honest(message);
         let (step, lies) = (self.step, &self.case.lies);
-        for (_, peer, lie) in lies.iter().filter(|(at, ..)| *at == step) {
-            self.tell(peer % self.case.ranks, lie, &mut messages);
+        for (_, who, lie) in lies.iter().filter(|(at, ..)| *at == step) {
+            self.tell(self.case.rank_of(*who), lie, &mut messages);
         }
         for (_, _, lie) in lies.iter().filter(|(at, ..)| *at == step) {
             match lie {
@@ -410,10 +411,18 @@ fn change_handle_length(message: &mut Vec<u8>, place: Place, length: u32) {
     replace_content(message, &content);
 }
 
-/// Puts `end` in the place of all that is behind the layout: what launches depend on, and limits.
-fn change_end(message: &mut Vec<u8>, end: &[u8]) {
-    let content = content_of(message).to_vec();
+/// Puts these bytes in the place of some behind the layout, which has what launches depend on and then limits.
+fn change_end(message: &mut Vec<u8>, plan: Option<&[u8; 10]>, limits: Option<(u8, &[u8])>) {
+    let mut content = content_of(message).to_vec();
     let Some(hello) = Hello::decode(&content) else { return };
-    let before = content.len() - 10 - 1 - 24 * hello.limits.len();
-    replace_content(message, &[&content[..before], end].concat());
+    let count = content.len() - 1 - 24 * hello.limits.len();
+    if let Some(plan) = plan {
+        set(&mut content, count - plan.len(), plan);
+    }
+    if let Some((told, limits)) = limits {
+        content.truncate(count);
+        content.push(told);
+        content.extend(limits);
+    }
+    replace_content(message, &content);
 }

@@ -17,6 +17,8 @@ const AT_BATCH: &str = "at batch ";
 /// The batch that runs now, and when its case began, in milliseconds of the fuzzer's time.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 static BEGAN: AtomicU64 = AtomicU64::new(0);
+/// Panics in it, those among them that somebody catches and makes an error of.
+static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// What a test binary fuzzes.
 #[derive(Clone, Copy)]
@@ -54,7 +56,10 @@ impl Batch {
         let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
         let outcome = runner.run(strategy, |case| {
             BEGAN.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
-            check(&case)
+            PANICS.store(0, Ordering::Relaxed);
+            check(&case)?;
+            prop_assert_eq!(PANICS.load(Ordering::Relaxed), 0, "there was a panic");
+            Ok(())
         });
         let repeat = self.fuzzer.how_to_repeat(number);
         match outcome {
@@ -71,6 +76,11 @@ impl Fuzzer {
         let only = number("LAMPORT_RS_FUZZ_BATCH");
         let (start, time) = (Instant::now(), Duration::from_secs(number("LAMPORT_RS_FUZZ_SECONDS").unwrap_or(5)));
         self.watch(start);
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            PANICS.fetch_add(1, Ordering::Relaxed);
+            hook(panic);
+        }));
         let mut cases = 0;
         for at in only.unwrap_or(0).. {
             NUMBER.store(at, Ordering::Relaxed);
