@@ -76,6 +76,15 @@ pub struct Case {
     strangers: Vec<(Vec<u8>, End)>,
 }
 
+/// Tells the other ends that the case is over, also where it ends in a panic.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn lie() -> impl Strategy<Value = Lie> {
     let step = || 0..5_usize;
     let word = select(vec![0, 4, 8, 12, 16]);
@@ -192,9 +201,8 @@ impl Case {
                     scope.spawn(move || self.connect(address, self.steps(rank), pieces, end, is_over));
                 }
             }
-            let run = allocations::largest_of(|| self.run(rank_0, address));
-            is_over.store(true, Ordering::Relaxed);
-            run
+            let _over = Over(is_over);
+            allocations::largest_of(|| self.run(rank_0, address))
         });
         let took = began.elapsed();
         prop_assert!(self.is_true() || took < LONGEST, "took {took:?}");
