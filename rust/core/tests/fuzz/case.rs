@@ -9,7 +9,7 @@ use lamport_rs_core::error::Result;
 use lamport_rs_core::memory::cuda::CudaMemory;
 use lamport_rs_core::memory::host::HostMemory;
 use lamport_rs_core::operations::all_reduce::AllReduce;
-use lamport_rs_core::tensor::{self, Dimensions, Dtype};
+use lamport_rs_core::tensor::Dtype;
 use lamport_rs_core::workspace::Settings;
 use lamport_rs_core::workspace::buffer::Buffer;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
@@ -21,12 +21,13 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::allocations;
+use crate::calls::{Call, calls};
 use crate::devices::{Devices, is_good};
-use crate::lies::{Deed, Lie, Proof, Told, deed, lie, proofs, told};
+use crate::lies::{Deed, Lie, Proof, Told, deeds, lie, proofs, told};
 use crate::peers::{NONCE, Peers, Strangers};
 use crate::runner::{LONGEST, check_text};
+use crate::standin::either::TestTensor;
 use crate::standin::sum::sum as sum_on_device;
-use crate::sums::sum_of_ones;
 
 pub const COMM_SIZE: usize = 4096;
 /// How long operations wait for peers. For their mappings a rank waits a second at least.
@@ -68,6 +69,8 @@ pub struct Case {
     pub told: [Told; 4],
     /// What each peer stores for the verification.
     pub proofs: [Proof; 4],
+    /// What this rank runs then, on the host.
+    pub call: Call,
     /// Likewise, what the peers do then.
     pub deeds: Vec<(usize, Deed)>,
 }
@@ -77,18 +80,17 @@ pub fn cases(on_devices: bool) -> impl Strategy<Value = Case> {
     let kinds = if on_devices { [Kind::DeviceWorkspace, Kind::DeviceBuffer] } else { [Kind::Workspace, Kind::Buffer] };
     let who = prop_oneof![1 => Just(0_usize), 9 => 1..4_usize];
     let lies = vec((prop_oneof![3 => Just(0_usize), 1 => Just(1)], who, lie(on_devices)), 0..4);
-    let deeds = prop_oneof![3 => Just(vec![]), 1 => vec((1..4_usize, deed()), 1..6)];
-    (proptest::sample::select(kinds.to_vec()), 2..=4_usize, 0..4_usize, lies, told(), proofs(), deeds).prop_map(
-        |(kind, ranks, rank, lies, told, proofs, deeds)| Case {
+    (proptest::sample::select(kinds.to_vec()), 2..=4_usize, 0..4_usize, lies, told(), proofs(), calls(), deeds())
+        .prop_map(|(kind, ranks, rank, lies, told, proofs, call, deeds)| Case {
             kind,
             rank: rank % ranks,
             ranks,
             lies,
             told,
             proofs,
+            call,
             deeds,
-        },
-    )
+        })
 }
 
 /// What one rank has, in the end: kept, for its memory to stay.
@@ -122,9 +124,9 @@ impl Made {
         }
     }
 
-    fn sum(&self) -> Result<()> {
+    fn run(&self, call: Call) -> Result<()> {
         match self {
-            Self::Workspace(workspace) => sum_of_ones(workspace).0,
+            Self::Workspace(workspace) => call.run(Some(workspace)).1,
             Self::DeviceWorkspace(workspace) => sum_on_device(workspace, ELEMENTS).map(drop),
             Self::Buffer(_) | Self::DeviceBuffer(_) => Ok(()),
         }
@@ -241,7 +243,10 @@ impl Case {
         for (who, deed) in &self.deeds {
             self.act(self.rank_of(*who), deed, own, peers);
         }
-        for call in [Made::check, Made::sum, Made::check, Made::reset, Made::sum, Made::check] {
+        let run = |made: &Made| made.run(self.call);
+        let calls: [&dyn Fn(&Made) -> Result<()>; 6] =
+            [&Made::check, &run, &Made::check, &Made::reset, &run, &Made::check];
+        for call in calls {
             if let Err(error) = call(made) {
                 check_text(&error.to_string(), LONGEST_TEXT)?;
             }
@@ -274,9 +279,9 @@ impl Case {
                 store_vector(self.geometry().header_offset(0, peer), &header);
             }
             Deed::Data(words) => {
-                let region = self.geometry().region_bytes(ELEMENTS * 4).unwrap();
-                for at in (0..region).step_by(16) {
-                    store_vector(peer * region + at, words);
+                // Whatever is its region of the slot: this rank does not read its own.
+                for at in (0..COMM_SIZE).step_by(16) {
+                    store_vector(at, words);
                 }
             }
             Deed::BlockWord(at, word) => store(4 * at, *word),
@@ -285,14 +290,10 @@ impl Case {
 
     /// Of this rank's first operation.
     fn header(&self) -> [u32; 4] {
-        let tensor = tensor::Tensor {
-            pointer: std::ptr::null_mut(),
-            dtype: Dtype::Float32,
-            device: tensor::Device::Cpu,
-            shape: Dimensions::new([ELEMENTS]).unwrap(),
-            strides: Dimensions::new([1]).unwrap(),
-            is_negated: false,
-        };
+        if !self.kind.is_on_device() {
+            return self.call.run(None).0;
+        }
+        let tensor = TestTensor::on_host(Dtype::Float32, &[ELEMENTS], |_| 1.0).tensor();
         AllReduce { input: tensor, output: tensor, algorithm: None }.describe(Algorithm::OneShot).header(1)
     }
 }

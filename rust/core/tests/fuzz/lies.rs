@@ -146,14 +146,32 @@ pub enum Deed {
     Stage(u32),
     /// Sends what it runs as its first operation; `None`: the same as this rank.
     Header(Option<[u32; 4]>),
-    /// Sends these words, again and again, as its part of the first operation.
+    /// Sends these words, again and again, in the first operation: as the others, too.
     Data([u32; 4]),
     /// Stores a word anywhere into this rank's block.
     BlockWord(usize, u32),
 }
 
-pub fn deed() -> impl Strategy<Value = Deed> {
-    let word = || prop_oneof![2 => number().prop_map(|number| number as u32), 1 => 0..9_u32];
+/// What they do, each with whose it is: nothing, anything, or their parts of the first operation and anything.
+pub fn deeds() -> impl Strategy<Value = Vec<(usize, Deed)>> {
+    let words = || proptest::array::uniform4(prop_oneof![1 => word(), 1 => any::<u32>()]);
+    let parts = [words(), words(), words()].prop_map(|of_each| {
+        let part = |(words, who)| [(who, Deed::Header(None)), (who, Deed::Data(words))];
+        of_each.into_iter().zip(1..).flat_map(part).collect::<Vec<_>>()
+    });
+    let any = |most| vec((1..4_usize, deed()), 0..most);
+    prop_oneof![
+        6 => Just(vec![]),
+        2 => any(6),
+        1 => (parts, any(2)).prop_map(|(parts, others)| [parts, others].concat()),
+    ]
+}
+
+fn word() -> impl Strategy<Value = u32> {
+    prop_oneof![2 => number().prop_map(|number| number as u32), 1 => 0..9_u32]
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
     let words = |text: &[u8]| -> Vec<u32> {
         let word = |part: &[u8]| part.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
         text.chunks(4).map(word).collect()

@@ -13,10 +13,12 @@
 //! | `pages` | the pages of notices in which it is told |
 //! | `devices` | device memory of the peers |
 //! | `case` | one construction, and what must hold |
+//! | `calls` | operations beside peers that send what they like |
 //! | `runner` | batches, seeds, the process in which they run |
 //! | `allocations` | the largest allocation of a thread |
 
 mod allocations;
+mod calls;
 mod case;
 #[path = "../../../kernels/tests/emulator/compile.rs"]
 #[allow(dead_code, reason = "the emulator's")]
@@ -31,9 +33,6 @@ mod runner;
 #[path = "../cuda/standin/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "other tests'")]
 mod standin;
-#[path = "../sums/mod.rs"]
-#[allow(dead_code, reason = "other tests' too")]
-mod sums;
 
 // Where `constants.rs` looks for them.
 use lamport_rs_kernels::{parameters, sink, variants};
