@@ -243,15 +243,13 @@ impl Case {
         for (who, deed) in &self.deeds {
             self.act(self.rank_of(*who), deed, own, peers);
         }
-        let run = |made: &Made| made.run(self.call);
-        let calls: [&dyn Fn(&Made) -> Result<()>; 6] =
-            [&Made::check, &run, &Made::check, &Made::reset, &run, &Made::check];
-        for call in calls {
-            if let Err(error) = call(made) {
-                check_text(&error.to_string(), LONGEST_TEXT)?;
-            }
-        }
-        Ok(())
+        let ended = |outcome: Result<()>| outcome.map_or_else(|error| check_text(&error.to_string(), LONGEST_TEXT), Ok);
+        ended(made.check())?;
+        ended(made.run(self.call))?;
+        ended(made.check())?;
+        ended(made.reset())?;
+        ended(made.run(self.call))?;
+        ended(made.check())
     }
 
     /// What a peer does that has this rank's block at `own`.

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::{
-    EXCHANGES, LARGEST_ALLOCATION, LONG_TIMEOUT, LONGEST, LONGEST_TEXT, TIMEOUT, allocations, check_text, exchange,
-    is_truth, length, message, number, text,
+    Brought, EXCHANGES, LARGEST_ALLOCATION, LONG_TIMEOUT, LONGEST, LONGEST_TEXT, TIMEOUT, allocations, check_text,
+    exchange, is_truth, length, message, number, text,
 };
 
 const MAGIC: &[u8; 8] = b"LAMPRDV1";
@@ -213,11 +213,7 @@ impl Case {
     }
 
     /// The honest rank.
-    fn run(
-        &self,
-        listener: Option<TcpListener>,
-        address: SocketAddr,
-    ) -> std::result::Result<(Vec<Vec<Vec<u8>>>, Option<String>), TestCaseError> {
+    fn run(&self, listener: Option<TcpListener>, address: SocketAddr) -> std::result::Result<Brought, TestCaseError> {
         let met: Result<_> = match listener {
             Some(listener) => TcpRendezvous::listen(listener, RUN, self.ranks, self.timeout()),
             None => TcpRendezvous::meet(address, RUN, self.rank, self.ranks, self.timeout()),

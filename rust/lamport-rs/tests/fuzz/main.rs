@@ -71,12 +71,15 @@ fn text() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+/// What exchanges have brought, each the messages of all ranks, and why there are no more.
+type Brought = (Vec<Vec<Vec<u8>>>, Option<String>);
+
 /// What the exchanges of an honest rank bring, up to the first error. After it there is another.
 fn exchange(
     rendezvous: &mut dyn Rendezvous,
     (rank, ranks): (usize, usize),
     length: usize,
-) -> Result<(Vec<Vec<Vec<u8>>>, Option<String>), TestCaseError> {
+) -> Result<Brought, TestCaseError> {
     let mut all = vec![];
     for number in 0..EXCHANGES {
         match rendezvous.all_gather(&message(number, rank, length)) {
