@@ -53,6 +53,8 @@ pub enum HandleLie {
     Bytes(Vec<u8>),
     /// A byte of it.
     Byte(usize, u8),
+    /// As much of it.
+    Cut(usize),
     /// A number of a handle on the host: by its place, and how it changes.
     Number(HandleNumber, Change),
     /// The handle of another file, told as it is or with a block's size.
@@ -296,6 +298,7 @@ fn handle_lie(on_a_device: bool) -> impl Strategy<Value = HandleLie> {
     ];
     prop_oneof![
         1 => vec(any::<u8>(), 0..140).prop_map(HandleLie::Bytes),
+        1 => (0..33_usize).prop_map(HandleLie::Cut),
         1 => (0..80_usize, any::<u8>()).prop_map(|(at, value)| HandleLie::Byte(at, value)),
         5 => (handle, change).prop_map(|(place, change)| HandleLie::Number(place, change)),
         6 => (file(), any::<bool>()).prop_map(|(file, as_a_block)| HandleLie::File(file, as_a_block)),

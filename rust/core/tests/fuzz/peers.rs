@@ -206,6 +206,9 @@ impl<'a> Peers<'a> {
                 };
                 return change_hello(&mut messages[peer], change);
             }
+            HandleLie::Cut(length) => {
+                return change_hello(&mut messages[peer], |hello| of(place, hello).truncate(*length));
+            }
             HandleLie::Number(number, change) => {
                 let change = |hello: &mut Hello| {
                     if let Some(mut handle) = Handle::decode(of(place, hello)) {
