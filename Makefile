@@ -56,9 +56,11 @@ test-rust-long: $(VENV)/.ready
 test-races: $(VENV)/.ready ## The host backend under ThreadSanitizer (2 min).
 	tests/race_detector.sh
 
-fuzz: $(VENV)/.ready ## Messages of lying peers, for ten minutes (FUZZ_SECONDS), others every time (FUZZ_SEED).
-	LAMPORT_RS_FUZZ_SECONDS=$(FUZZ_SECONDS) LAMPORT_RS_FUZZ_SEED=$(FUZZ_SEED) \
-	  cargo test --package lamport-rs-core --test fuzz -- --nocapture
+fuzz: $(VENV)/.ready ## Lies of peers and transports, for ten minutes (FUZZ_SECONDS), others every time (FUZZ_SEED).
+	LAMPORT_RS_FUZZ_SECONDS=$$(($(FUZZ_SECONDS) * 3 / 4)) LAMPORT_RS_FUZZ_SEED=$(FUZZ_SEED) \
+	  cargo test --package lamport-rs-core --features cuda --test fuzz -- --nocapture
+	LAMPORT_RS_FUZZ_SECONDS=$$(($(FUZZ_SECONDS) / 4)) LAMPORT_RS_FUZZ_SEED=$(FUZZ_SEED) \
+	  cargo test --package lamport-rs --test fuzz -- --nocapture
 
 # Half of what tests do is wait for others, so two at a time. Those of a file share ranks.
 test-python: build ## The package, with ranks as processes (8 min).

@@ -20,7 +20,7 @@ pub mod panics;
 pub mod parking;
 pub mod rendezvous;
 pub mod tensor;
-mod text;
+pub mod text;
 pub mod wait;
 pub mod wire;
 pub mod workspace;

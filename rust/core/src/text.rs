@@ -2,7 +2,7 @@
 
 /// `text` on one line, of `most` bytes at most: what would move a terminal's cursor, begin a line, change the direction of
 /// writing or cannot be seen stands there as its escape.
-pub(crate) fn legible(text: &str, most: usize) -> String {
+pub fn legible(text: &str, most: usize) -> String {
     const CUT: &str = "…";
     let mut legible = String::with_capacity(text.len().min(most));
     for character in text.chars() {

@@ -197,10 +197,10 @@ fn wrong_bytes_of_a_rank_are_an_error_and_so_is_silence() {
     });
     assert!(error.contains("nothing came for 300ms"), "{error}");
     let error = error_of_rank_0(|mut link| {
-        link.write_all(&[[0xff; 4], 2_u32.to_le_bytes()].concat()).unwrap();
-        link.write_all(b"\x07!").unwrap();
+        link.write_all(&[[0xff; 4], 5_u32.to_le_bytes()].concat()).unwrap();
+        link.write_all("\x07\u{202e}!".as_bytes()).unwrap();
     });
-    assert!(error.ends_with("receiving from rank 1:  !"), "{error}");
+    assert!(error.ends_with(r"receiving from rank 1: \u{7}\u{202e}!"), "{error}");
 }
 
 #[test]

@@ -61,13 +61,15 @@ fn check_plans(hellos: &[Hello]) -> Result<()> {
 /// Whether every rank sent memory of its own. `identity` is what tells a handle's memory from another's. All ranks check
 /// the same list, so all raise the same error.
 pub fn check_distinct(hellos: &[Hello], identity: fn(&[u8]) -> &[u8]) -> Result<()> {
-    check_owners(hellos.iter().map(|hello| identity(&hello.handle)))?;
-    check_owners(hellos.iter().filter(|hello| !hello.page.is_empty()).map(|hello| Handle::file(&hello.page)))
+    let ranks = || hellos.iter().enumerate();
+    check_owners(ranks().map(|(rank, hello)| (rank, identity(&hello.handle))))?;
+    let with_pages = ranks().filter(|(_, hello)| !hello.page.is_empty());
+    check_owners(with_pages.map(|(rank, hello)| (rank, Handle::file(&hello.page))))
 }
 
-fn check_owners<'a>(memories: impl Iterator<Item = &'a [u8]>) -> Result<()> {
+fn check_owners<'a>(memories: impl Iterator<Item = (usize, &'a [u8])>) -> Result<()> {
     let mut owners = HashMap::new();
-    for (rank, memory) in memories.enumerate() {
+    for (rank, memory) in memories {
         if let Some(owner) = owners.insert(memory, rank) {
             return Err(Error::Agreement(format!(
                 "rank {owner} and rank {rank} sent handles of the same memory; each must send the handle of its own"
@@ -112,9 +114,11 @@ mod tests {
         assert!(check_distinct(&ranks, |handle| handle).is_ok());
         let error = check_distinct(&ranks, |handle| &handle[1..]).unwrap_err().to_string();
         assert!(error.starts_with("rank 0 and rank 2 sent handles of the same memory"), "{error}");
+        let without_page = Hello { handle: vec![0], page: vec![], ..hello() };
         let other = |handle| Hello { handle, ..hello() };
-        let error = check_distinct(&[other(vec![1]), other(vec![2])], |handle| handle).unwrap_err().to_string();
-        assert!(error.starts_with("rank 0 and rank 1 sent handles of the same memory"), "{error}");
+        let ranks = [without_page, other(vec![1]), other(vec![2])];
+        let error = check_distinct(&ranks, |handle| handle).unwrap_err().to_string();
+        assert!(error.starts_with("rank 1 and rank 2 sent handles of the same memory"), "{error}");
     }
 
     #[test]

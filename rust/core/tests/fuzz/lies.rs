@@ -14,18 +14,14 @@ pub enum Lie {
     Hello(HelloNumber, u64),
     /// A text of the introduction: which of the four, its bytes, and what its length says beyond that.
     Text(usize, Vec<u8>, u8),
-    /// The handle's length, as the introduction tells it.
-    HandleLength(u32),
-    /// Another handle altogether.
-    HandleBytes(Vec<u8>),
-    /// A number of the handle: by its place, and how it changes.
-    Handle(HandleNumber, Change),
-    /// The handle of another file, told as it is or with a block's size.
-    File(File, bool),
-    /// The handle and the random vector of another rank, or of the one that is being lied to.
-    Stolen(usize),
-    /// A lie of the handle, told of that of the page of notices.
-    OfPage(Box<Lie>),
+    /// A handle's length, as the introduction tells it.
+    HandleLength(Place, u32),
+    /// What launches depend on, as the introduction tells it.
+    Plan([u8; 10]),
+    /// Limits of control groups: how many there are, and their numbers.
+    Limits(u8, Vec<u8>),
+    /// What is wrong with a handle.
+    Handle(Place, HandleLie),
     /// Any payload.
     Payload(Vec<u8>),
     /// A failure, for any reason.
@@ -44,23 +40,158 @@ pub enum Lie {
     Failed,
 }
 
-/// What the peers tell in their pages of notices, once they have heard the first messages. Were it nothing, a case would
-/// take a second.
+/// Which handle.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Place {
+    Block,
+    Page,
+}
+
+#[derive(Clone, Debug)]
+pub enum HandleLie {
+    /// Another handle altogether.
+    Bytes(Vec<u8>),
+    /// A byte of it.
+    Byte(usize, u8),
+    /// As much of it.
+    Cut(usize),
+    /// A number of a handle on the host: by its place, and how it changes.
+    Number(HandleNumber, Change),
+    /// The handle of another file, told as it is or with a block's size.
+    File(File, bool),
+    /// The handle and the random vector of another rank, or of the one that is being lied to.
+    Stolen(usize),
+    /// Other device memory, told as that of the device of this number. Nothing on the host.
+    DeviceMemory(DeviceMemory, usize),
+}
+
+/// Device memory that a handle may name: of the device of this number.
 #[derive(Clone, Copy, Debug)]
+pub enum DeviceMemory {
+    /// Of a block's size; the first is what an honest rank has.
+    Block(usize, usize),
+    /// Of another size.
+    Larger(usize),
+    /// Which is not there any more.
+    Freed(usize),
+}
+
+/// What a peer tells in its page of notices, once it has heard the first messages. Were it nothing, a case would take a
+/// second.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Told {
-    /// That they have all, by the messages that this rank was brought.
+    /// That it has all, by the messages that this rank was brought.
     Whole,
     /// That another round is needed.
     Doubtful,
-    /// That they have all, by other messages.
+    /// That it has given up.
+    Gone,
+    /// That it has all, by other messages.
     Other(u64),
+    /// A word that is none of these.
+    Word(u32),
 }
 
-pub fn told() -> impl Strategy<Value = Told> {
+/// Of all peers alike, or of each.
+pub fn told() -> impl Strategy<Value = [Told; 4]> {
+    let one = || {
+        prop_oneof![
+            2 => Just(Told::Whole),
+            2 => Just(Told::Doubtful),
+            1 => Just(Told::Gone),
+            1 => any::<u64>().prop_map(Told::Other),
+            1 => number().prop_map(|number| Told::Word((number as u32).max(4))),
+        ]
+    };
     prop_oneof![
-        2 => Just(Told::Whole),
-        2 => Just(Told::Doubtful),
-        1 => any::<u64>().prop_map(Told::Other),
+        2 => Just([Told::Whole; 4]),
+        2 => one().prop_map(|told| [told; 4]),
+        1 => [one(), one(), one(), one()],
+    ]
+}
+
+/// What a peer stores into this rank's block on a device, to prove that its stores arrive, and what it says of others'.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Proof {
+    Good,
+    /// Another vector than it has announced.
+    Vector([u32; 4]),
+    /// Another verdict than that all is well.
+    Verdict(u32),
+    Nothing,
+}
+
+pub fn proofs() -> impl Strategy<Value = [Proof; 4]> {
+    let word = || number().prop_map(|number| number as u32);
+    let one = move || {
+        prop_oneof![
+            1 => Just(Proof::Good),
+            1 => [word(), word(), word(), word()].prop_map(Proof::Vector),
+            1 => word().prop_map(Proof::Verdict),
+            1 => Just(Proof::Nothing),
+        ]
+    };
+    prop_oneof![
+        2 => Just([Proof::Good; 4]),
+        1 => [one(), one(), one(), one()],
+    ]
+}
+
+/// What a peer does once all have a workspace, in whatever order.
+#[derive(Clone, Debug)]
+pub enum Deed {
+    /// Tells a notice of these words, from the first on.
+    Notice(Vec<u32>),
+    /// Stores a word into its own page, or into that of this rank.
+    PageWord(bool, usize, u32),
+    /// Comes to so much of a reset.
+    Stage(u32),
+    /// Sends what it runs as its first operation; `None`: the same as this rank.
+    Header(Option<[u32; 4]>),
+    /// Sends these words, again and again, in the first operation: as the others, too.
+    Data([u32; 4]),
+    /// Stores a word anywhere into this rank's block.
+    BlockWord(usize, u32),
+}
+
+/// What they do, each with whose it is: nothing, anything, or their parts of the first operation and anything.
+pub fn deeds() -> impl Strategy<Value = Vec<(usize, Deed)>> {
+    let words = || proptest::array::uniform4(prop_oneof![1 => word(), 1 => any::<u32>()]);
+    let parts = [words(), words(), words()].prop_map(|of_each| {
+        let part = |(words, who)| [(who, Deed::Header(None)), (who, Deed::Data(words))];
+        of_each.into_iter().zip(1..).flat_map(part).collect::<Vec<_>>()
+    });
+    let any = |most| vec((1..4_usize, deed()), 0..most);
+    prop_oneof![
+        6 => Just(vec![]),
+        2 => any(6),
+        1 => (parts, any(2)).prop_map(|(parts, others)| [parts, others].concat()),
+    ]
+}
+
+fn word() -> impl Strategy<Value = u32> {
+    prop_oneof![2 => number().prop_map(|number| number as u32), 1 => 0..9_u32]
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    let words = |text: &[u8]| -> Vec<u32> {
+        let word = |part: &[u8]| part.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
+        text.chunks(4).map(word).collect()
+    };
+    // As notices are: kind, ranks, time, two operations, a text's length, a text.
+    let notice = (0..9_u32, vec(word(), 11), word(), text()).prop_map(move |(kind, numbers, length, text)| {
+        let length = if length % 2 == 0 { text.len() as u32 } else { length };
+        [vec![kind], numbers, vec![length], words(&text)].concat()
+    });
+    prop_oneof![
+        2 => notice.prop_map(Deed::Notice),
+        1 => vec(word(), 0..20).prop_map(Deed::Notice),
+        4 => (any::<bool>(), prop_oneof![0..48_usize, 0..304_usize], word())
+            .prop_map(|(own, at, word)| Deed::PageWord(own, at, word)),
+        1 => (0..5_u32).prop_map(Deed::Stage),
+        4 => proptest::option::weighted(0.3, [word(), word(), word(), word()]).prop_map(Deed::Header),
+        3 => [word(), word(), word(), word()].prop_map(Deed::Data),
+        2 => (0..(16 << 10) / 4_usize, word()).prop_map(|(at, word)| Deed::BlockWord(at, word)),
     ]
 }
 
@@ -156,29 +287,45 @@ fn file() -> impl Strategy<Value = File> {
 }
 
 /// Of handles.
-fn of_a_handle() -> impl Strategy<Value = Lie> {
+fn handle_lie(on_a_device: bool) -> impl Strategy<Value = HandleLie> {
     use HandleNumber::{Bytes, Descriptor, Device, Inode, Process};
     let handle = select(vec![Process, Descriptor, Device, Inode, Bytes]);
     let change = prop_oneof![number().prop_map(Change::To), (-4097_i64..=4097).prop_map(Change::By)];
+    let memory = prop_oneof![
+        3 => (0..4_usize, 0..2_usize).prop_map(|(device, which)| DeviceMemory::Block(device, which)),
+        1 => (0..4_usize).prop_map(DeviceMemory::Larger),
+        1 => (0..4_usize).prop_map(DeviceMemory::Freed),
+    ];
     prop_oneof![
-        1 => vec(any::<u8>(), 0..140).prop_map(Lie::HandleBytes),
-        5 => (handle, change).prop_map(|(place, change)| Lie::Handle(place, change)),
-        6 => (file(), any::<bool>()).prop_map(|(file, as_a_block)| Lie::File(file, as_a_block)),
-        2 => (0..4_usize).prop_map(Lie::Stolen),
+        1 => vec(any::<u8>(), 0..140).prop_map(HandleLie::Bytes),
+        1 => (0..33_usize).prop_map(HandleLie::Cut),
+        1 => (0..80_usize, any::<u8>()).prop_map(|(at, value)| HandleLie::Byte(at, value)),
+        5 => (handle, change).prop_map(|(place, change)| HandleLie::Number(place, change)),
+        6 => (file(), any::<bool>()).prop_map(|(file, as_a_block)| HandleLie::File(file, as_a_block)),
+        2 => (0..4_usize).prop_map(HandleLie::Stolen),
+        if on_a_device { 12 } else { 1 }
+            => (memory, 0..4_usize).prop_map(|(memory, device)| HandleLie::DeviceMemory(memory, device)),
     ]
 }
 
-pub fn lie() -> impl Strategy<Value = Lie> {
+pub fn lie(on_a_device: bool) -> impl Strategy<Value = Lie> {
     use HelloNumber::{CommSize, Layout, Nonce, TwoShotFrom, WorldSize};
     let header = select(vec![Number(8, 4), Number(12, 4), Number(16, 8), Number(24, 4), Number(28, 4)]);
     let hello = select(vec![WorldSize, CommSize, TwoShotFrom, Nonce, Layout]);
+    let place = select(vec![Place::Block, Place::Page]);
     prop_oneof![
         3 => (header, number()).prop_map(|(place, value)| Lie::Header(place, value)),
         3 => (hello, number()).prop_map(|(place, value)| Lie::Hello(place, value)),
         2 => (0..4_usize, text(), any::<u8>()).prop_map(|(which, text, more)| Lie::Text(which, text, more % 3)),
-        1 => number().prop_map(|length| Lie::HandleLength(length as u32)),
-        14 => of_a_handle(),
-        7 => of_a_handle().prop_map(|lie| Lie::OfPage(Box::new(lie))),
+        1 => (place, number()).prop_map(|(place, length)| Lie::HandleLength(place, length as u32)),
+        1 => proptest::array::uniform10(any::<u8>()).prop_map(Lie::Plan),
+        3 => (0..4_u8, vec(number(), 0..10)).prop_map(|(count, numbers)| {
+            let most = if count < 3 { 3 * usize::from(count) } else { numbers.len() };
+            let padded = numbers.into_iter().chain(std::iter::repeat(7)).take(most);
+            Lie::Limits(count, padded.flat_map(u64::to_le_bytes).collect())
+        }),
+        14 => handle_lie(on_a_device).prop_map(|lie| Lie::Handle(Place::Block, lie)),
+        7 => handle_lie(false).prop_map(|lie| Lie::Handle(Place::Page, lie)),
         1 => vec(any::<u8>(), 0..480).prop_map(Lie::Payload),
         2 => text().prop_map(Lie::Failure),
         4 => (0..512_usize, any::<u8>()).prop_map(|(at, value)| Lie::Byte(at, value)),

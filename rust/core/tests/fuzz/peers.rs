@@ -12,13 +12,18 @@ use lamport_rs_core::memory::host::Block;
 use lamport_rs_core::rendezvous::hello::Hello;
 use lamport_rs_core::rendezvous::{AllGather, FORMAT, MESSAGE_BYTES, Payload, Transcript};
 use lamport_rs_core::wire::Writer;
-use lamport_rs_protocol::notices::{Built, PAGE_WORDS};
 use rustix::fs::{MemfdFlags, Mode, OFlags, fcntl_add_seals, ftruncate, memfd_create, mkfifoat};
 
-use crate::lies::{Change, File, HandleNumber, Lie, Number, Told};
+use crate::case::{COMM_SIZE, Case};
+use crate::devices::Devices;
+use crate::lies::{Change, DeviceMemory, File, HandleLie, HandleNumber, Lie, Number, Place};
+use crate::pages::{PAGE_BYTES, Pages};
 
 const HEADER_BYTES: usize = 32;
-const NONCE: [u32; 4] = [1, 2, 3, 4];
+/// Bytes of a block's handle, and of a page's, at most.
+const HANDLE_BYTES: [usize; 2] = [80, 32];
+/// The peers' random vector.
+pub const NONCE: [u32; 4] = [1, 2, 3, 4];
 /// What fills the first file that is a block; the next is filled with the next word. By it a mapping is known.
 const TAG: u32 = 0x7a60_0000;
 
@@ -72,33 +77,29 @@ impl Drop for Strangers {
 
 /// The transport.
 pub struct Peers<'a> {
-    pub rank: usize,
-    pub ranks: usize,
-    /// Step, peer and lie.
-    pub lies: &'a [(usize, usize, Lie)],
-    pub told: Told,
-    pub strangers: &'a Strangers,
-    /// Bytes of a block, without the mark.
-    pub bytes: usize,
+    case: &'a Case,
+    strangers: &'a Strangers,
+    devices: &'a Devices,
     /// What must live as long as the exchange.
     blocks: Vec<Block>,
-    pages: Vec<OwnPage>,
+    own_pages: Vec<OwnPage>,
     files: Vec<OwnedFd>,
-    /// How many files are as a block must be.
+    /// All ranks' pages.
+    pub pages: Pages,
+    /// How many files or blocks are as a block must be.
     tags: u32,
     step: usize,
 }
 
 impl<'a> Peers<'a> {
-    pub fn new(
-        rank: usize,
-        ranks: usize,
-        bytes: usize,
-        (lies, told): (&'a [(usize, usize, Lie)], Told),
-        strangers: &'a Strangers,
-    ) -> Self {
-        let (blocks, pages, files) = (vec![], vec![], vec![]);
-        Self { rank, ranks, lies, told, strangers, bytes, blocks, pages, files, tags: 0, step: 0 }
+    pub fn new(case: &'a Case, strangers: &'a Strangers, devices: &'a Devices) -> Self {
+        let mut tags = 0;
+        if case.kind.is_on_device() {
+            devices.mark(case.bytes(), TAG);
+            tags = devices.marks();
+        }
+        let (blocks, own_pages, files, pages) = (vec![], vec![], vec![], Pages::default());
+        Self { case, strangers, devices, blocks, own_pages, files, pages, tags, step: 0 }
     }
 
     /// Whether `word` fills one of the peers' blocks.
@@ -111,39 +112,64 @@ impl<'a> Peers<'a> {
         TAG + self.tags - 1
     }
 
+    /// The ranks but the honest one.
+    pub fn ranks(&self) -> impl Iterator<Item = usize> + use<> {
+        let rank = self.case.rank;
+        (0..self.case.ranks).filter(move |peer| *peer != rank)
+    }
+
+    /// They have nothing mapped any more.
+    pub fn leave(&self) {
+        self.ranks().for_each(|peer| self.pages.notices(peer, self.case.ranks).unmap());
+    }
+
     /// What honest peers would send.
     fn honest(&mut self, message: &[u8]) -> Vec<Vec<u8>> {
         let content = content_of(message);
         let hello = (self.step == 0).then(|| Hello::decode(content)).flatten();
-        (0..self.ranks)
+        if let Some(hello) = &hello {
+            self.pages.add(self.case.rank, &hello.page, hello.nonce);
+        }
+        (0..self.case.ranks)
             .map(|peer| {
-                if peer == self.rank {
+                if peer == self.case.rank {
                     return message.to_vec();
                 }
                 let Some(hello) = &hello else { return message_of(self.step, peer, 0, content) };
-                let mut block = Block::allocate(self.bytes, self.next_tag()).unwrap();
-                let handle = block.export(NONCE).encode();
-                self.blocks.push(block);
+                let handle = self.honest_handle(peer);
                 let mut own_page = OwnPage::allocate().unwrap();
                 let page = own_page.export(NONCE).encode();
-                self.pages.push(own_page);
+                self.own_pages.push(own_page);
+                self.pages.add(peer, &page, NONCE);
                 message_of(0, peer, 0, &Hello { nonce: NONCE, handle, page, ..hello.clone() }.encode())
             })
             .collect()
     }
 
-    /// Tells in all pages what the peers have made of `messages`.
-    fn tell_in_pages(&self, messages: &[Vec<u8>]) {
-        let built = match self.told {
-            Told::Whole => {
-                let mut brought = Transcript::default();
-                brought.add(messages);
-                Built::Whole(brought.digest())
+    fn honest_handle(&mut self, peer: usize) -> Vec<u8> {
+        if self.case.kind.is_on_device() {
+            return self.devices.handle(DeviceMemory::Block(peer, 0), peer);
+        }
+        let mut block = Block::allocate(self.case.bytes(), self.next_tag()).unwrap();
+        let handle = block.export(NONCE).encode();
+        self.blocks.push(block);
+        handle
+    }
+
+    /// What follows once all have heard `messages`: what the peers tell in their pages, and store into this rank's block.
+    fn go_on(&self, message: &[u8], messages: &[Vec<u8>]) {
+        let mut brought = Transcript::default();
+        brought.add(messages);
+        for peer in self.ranks() {
+            self.pages.tell(peer, self.case.told[peer], brought.digest());
+        }
+        let Some(hello) = Hello::decode(content_of(message)) else { return };
+        if self.case.kind.is_verified() {
+            for peer in self.ranks() {
+                let (ranks, who) = (self.case.ranks, (self.case.rank, peer));
+                self.devices.prove(&hello.handle, who, ranks, COMM_SIZE, NONCE, self.case.proofs[peer]);
             }
-            Told::Doubtful => Built::Doubtful,
-            Told::Other(digest) => Built::Whole(digest),
-        };
-        self.pages.iter().for_each(|page| page.tell(built));
+        }
     }
 
     fn tell(&mut self, peer: usize, lie: &Lie, messages: &mut [Vec<u8>]) {
@@ -153,55 +179,73 @@ impl<'a> Peers<'a> {
             Lie::Header(Number(at, bytes), value) => set(message, *at, &value.to_le_bytes()[..*bytes]),
             Lie::Hello(number, value) => change_hello(message, |hello| number.set(hello, *value)),
             Lie::Text(which, text, more) => change_text(message, *which, text, *more),
-            Lie::HandleLength(length) => change_handle_length(message, *length),
-            Lie::HandleBytes(bytes) => {
-                change_hello(message, |hello| hello.handle = bytes[..bytes.len().min(80)].to_vec())
-            }
-            Lie::Handle(number, change) => change_handle(message, |handle| change_number(handle, *number, *change)),
-            Lie::File(file, as_a_block) => {
-                let named = self.name(*file);
-                let size = if *as_a_block { self.blocks_bytes() } else { named.bytes };
-                change_handle(message, |handle| *handle = Handle { bytes: size, ..named });
-            }
-            Lie::Stolen(of) => {
-                let Some(stolen) = Hello::decode(content_of(&sent[of % self.ranks])) else { return };
-                change_hello(message, |hello| (hello.handle, hello.nonce) = (stolen.handle, stolen.nonce));
-            }
-            Lie::OfPage(lie) => {
-                let fits =
-                    |message: &Vec<u8>| Hello::decode(content_of(message)).is_none_or(|hello| hello.handle.len() <= 32);
-                if !messages.iter().all(fits) {
-                    return;
-                }
-                let swap = |hello: &mut Hello| std::mem::swap(&mut hello.handle, &mut hello.page);
-                messages.iter_mut().for_each(|message| change_hello(message, swap));
-                let bytes = std::mem::replace(&mut self.bytes, PAGE_WORDS * size_of::<u32>());
-                self.tell(peer, lie, messages);
-                self.bytes = bytes;
-                messages.iter_mut().for_each(|message| {
-                    change_hello(message, |hello| {
-                        hello.handle.truncate(32);
-                        swap(hello);
-                    });
-                });
-            }
+            Lie::HandleLength(place, length) => change_handle_length(message, *place, *length),
+            Lie::Plan(plan) => change_end(message, Some(plan), None),
+            Lie::Limits(count, limits) => change_end(message, None, Some((*count, limits))),
+            Lie::Handle(place, lie) => self.tell_of_a_handle(peer, *place, lie, messages),
             Lie::Payload(bytes) => *message = message_of(self.step, peer, 0, bytes),
             Lie::Failure(reason) => *message = message_of(self.step, peer, 1, reason),
             Lie::Byte(at, value) => set(message, *at, &[*value]),
             Lie::Cut(length) => message.truncate(*length),
             Lie::Extended(by) => message.resize(message.len() + by, 0x55),
-            Lie::Copy(of) => message.clone_from(&sent[of % self.ranks]),
+            Lie::Copy(of) => message.clone_from(&sent[of % self.case.ranks]),
             Lie::Count(_) | Lie::Failed => {}
         }
     }
 
-    /// Bytes of a block's file.
-    fn blocks_bytes(&self) -> u64 {
-        (self.bytes as u64 + 16).next_multiple_of(rustix::param::page_size() as u64)
+    fn tell_of_a_handle(&mut self, peer: usize, place: Place, lie: &HandleLie, messages: &mut [Vec<u8>]) {
+        let stolen = |of: usize| Hello::decode(content_of(&messages[of % messages.len()]));
+        let handle = match lie {
+            HandleLie::Bytes(bytes) => bytes[..bytes.len().min(HANDLE_BYTES[place as usize])].to_vec(),
+            HandleLie::Byte(at, value) => {
+                let change = |hello: &mut Hello| {
+                    let handle = of(place, hello);
+                    if let Some(length) = std::num::NonZero::new(handle.len()) {
+                        handle[*at % length] = *value;
+                    }
+                };
+                return change_hello(&mut messages[peer], change);
+            }
+            HandleLie::Cut(length) => {
+                return change_hello(&mut messages[peer], |hello| of(place, hello).truncate(*length));
+            }
+            HandleLie::Number(number, change) => {
+                let change = |hello: &mut Hello| {
+                    if let Some(mut handle) = Handle::decode(of(place, hello)) {
+                        change_number(&mut handle, *number, *change);
+                        *of(place, hello) = handle.encode();
+                    }
+                };
+                return change_hello(&mut messages[peer], change);
+            }
+            HandleLie::File(file, as_a_block) => {
+                let named = self.name(*file, peer, place);
+                let size = if *as_a_block { self.file_bytes(place) } else { named.bytes };
+                Handle { bytes: size, ..named }.encode()
+            }
+            HandleLie::Stolen(from) => {
+                let Some(mut stolen) = stolen(*from) else { return };
+                let handle = of(place, &mut stolen).clone();
+                return change_hello(&mut messages[peer], |hello| {
+                    (*of(place, hello), hello.nonce) = (handle, stolen.nonce);
+                });
+            }
+            HandleLie::DeviceMemory(memory, told) if place == Place::Block && self.case.kind.is_on_device() => {
+                self.devices.handle(*memory, *told)
+            }
+            HandleLie::DeviceMemory(..) => return,
+        };
+        change_hello(&mut messages[peer], |hello| *of(place, hello) = handle);
     }
 
-    /// The honest handle of a file that is no peer's block.
-    fn name(&mut self, file: File) -> Handle {
+    /// Bytes of a block's, or a page's, file.
+    fn file_bytes(&self, place: Place) -> u64 {
+        let bytes = if place == Place::Block { self.case.bytes() } else { PAGE_BYTES };
+        (bytes as u64 + 16).next_multiple_of(rustix::param::page_size() as u64)
+    }
+
+    /// The honest handle of a file that is no peer's block, or page.
+    fn name(&mut self, file: File, peer: usize, place: Place) -> Handle {
         let strangers = self.strangers;
         let of = |file: &dyn AsRawFd, status: rustix::fs::Stat| Handle {
             process: std::process::id(),
@@ -212,7 +256,7 @@ impl<'a> Peers<'a> {
         };
         match file {
             File::Regular => {
-                strangers.prepare_regular(self.blocks_bytes());
+                strangers.prepare_regular(self.file_bytes(place));
                 of(&strangers.regular, rustix::fs::fstat(&strangers.regular).unwrap())
             }
             File::Fifo => of(&strangers.fifo, rustix::fs::fstat(&strangers.fifo).unwrap()),
@@ -222,17 +266,23 @@ impl<'a> Peers<'a> {
             File::Memory { more, sealed, named } => {
                 let name = if named { NAME } else { "stranger" };
                 let file = memfd_create(name, MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
-                let bytes = self.blocks_bytes().saturating_add_signed(more).max(16);
+                let bytes = self.file_bytes(place).saturating_add_signed(more).max(16);
                 ftruncate(&file, bytes).unwrap();
-                // With nothing wrong it is a block as good as any.
-                if (more, sealed, named) == (0, true, true) {
-                    rustix::io::pwrite(&file, &self.next_tag().to_le_bytes().repeat(self.bytes / 4), 0).unwrap();
+                // With nothing wrong it is as good as any.
+                if (more, sealed, named, place) == (0, true, true, Place::Block) {
+                    let tag = self.next_tag().to_le_bytes();
+                    for at in [0, self.case.bytes() - tag.len()] {
+                        rustix::io::pwrite(&file, &tag, at as u64).unwrap();
+                    }
                 }
                 rustix::io::pwrite(&file, &mark(), bytes - 16).unwrap();
                 if sealed {
                     fcntl_add_seals(&file, SEALS).unwrap();
                 }
                 let handle = Handle::of(&file).unwrap();
+                if place == Place::Page {
+                    self.pages.add(peer, &handle.encode(), NONCE);
+                }
                 self.files.push(file);
                 handle
             }
@@ -243,11 +293,11 @@ impl<'a> Peers<'a> {
 impl AllGather for Peers<'_> {
     fn all_gather(&mut self, message: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         let mut messages = self.honest(message);
-        let (step, told) = (self.step, self.lies);
-        for (_, peer, lie) in told.iter().filter(|(at, ..)| *at == step) {
-            self.tell(peer % self.ranks, lie, &mut messages);
+        let (step, lies) = (self.step, &self.case.lies);
+        for (_, who, lie) in lies.iter().filter(|(at, ..)| *at == step) {
+            self.tell(self.case.rank_of(*who), lie, &mut messages);
         }
-        for (_, _, lie) in told.iter().filter(|(at, ..)| *at == step) {
+        for (_, _, lie) in lies.iter().filter(|(at, ..)| *at == step) {
             match lie {
                 Lie::Count(count) => messages.resize(*count, vec![0; MESSAGE_BYTES]),
                 Lie::Failed => return Err("the wire is cut".to_owned()),
@@ -258,7 +308,7 @@ impl AllGather for Peers<'_> {
             decode_alone(message);
         }
         if step == 0 {
-            self.tell_in_pages(&messages);
+            self.go_on(message, &messages);
         }
         self.step += 1;
         Ok(messages)
@@ -319,13 +369,11 @@ fn change_hello(message: &mut Vec<u8>, change: impl FnOnce(&mut Hello)) {
     }
 }
 
-fn change_handle(message: &mut Vec<u8>, change: impl FnOnce(&mut Handle)) {
-    change_hello(message, |hello| {
-        if let Some(mut handle) = Handle::decode(&hello.handle) {
-            change(&mut handle);
-            hello.handle = handle.encode();
-        }
-    });
+fn of(place: Place, hello: &mut Hello) -> &mut Vec<u8> {
+    match place {
+        Place::Block => &mut hello.handle,
+        Place::Page => &mut hello.page,
+    }
 }
 
 fn change_number(handle: &mut Handle, number: HandleNumber, change: Change) {
@@ -338,14 +386,18 @@ fn change_number(handle: &mut Handle, number: HandleNumber, change: Change) {
     }
 }
 
+/// Where the text of this number begins in an introduction; the number 4 is behind the last.
+fn place_of_text(content: &[u8], which: usize) -> usize {
+    // The numbers are between the third text and the fourth.
+    (0..which).fold(0, |at, before| {
+        at + 1 + usize::from(content.get(at).copied().unwrap_or(0)) + if before == 2 { 24 } else { 0 }
+    })
+}
+
 /// Puts `text` in the place of one of the introduction's texts, as it is: it need not be a text, nor as long as it says.
 fn change_text(message: &mut Vec<u8>, which: usize, text: &[u8], more: u8) {
     let mut content = content_of(message).to_vec();
-    let mut at = 0;
-    for before in 0..which {
-        // The numbers are between the third text and the fourth.
-        at += 1 + usize::from(content.get(at).copied().unwrap_or(0)) + if before == 2 { 24 } else { 0 };
-    }
+    let at = place_of_text(&content, which);
     let Some(length) = content.get(at).copied() else { return };
     let end = (at + 1 + usize::from(length)).min(content.len());
     let text = &text[..text.len().min(255)];
@@ -353,9 +405,27 @@ fn change_text(message: &mut Vec<u8>, which: usize, text: &[u8], more: u8) {
     replace_content(message, &content);
 }
 
-fn change_handle_length(message: &mut Vec<u8>, length: u32) {
+fn change_handle_length(message: &mut Vec<u8>, place: Place, length: u32) {
     let mut content = content_of(message).to_vec();
-    let Some(at) = Hello::decode(&content).map(|hello| content.len() - 4 - hello.handle.len() - 4) else { return };
+    let Some(hello) = Hello::decode(&content) else { return };
+    // Behind the random vector.
+    let at = place_of_text(&content, 4) + 16 + if place == Place::Page { 4 + hello.handle.len() } else { 0 };
     set(&mut content, at, &length.to_le_bytes());
+    replace_content(message, &content);
+}
+
+/// Puts these bytes in the place of some behind the layout, which has what launches depend on and then limits.
+fn change_end(message: &mut Vec<u8>, plan: Option<&[u8; 10]>, limits: Option<(u8, &[u8])>) {
+    let mut content = content_of(message).to_vec();
+    let Some(hello) = Hello::decode(&content) else { return };
+    let count = content.len() - 1 - 24 * hello.limits.len();
+    if let Some(plan) = plan {
+        set(&mut content, count - plan.len(), plan);
+    }
+    if let Some((told, limits)) = limits {
+        content.truncate(count);
+        content.push(told);
+        content.extend(limits);
+    }
     replace_content(message, &content);
 }

@@ -10,6 +10,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use lamport_rs_core::text::legible;
+
 use super::{Deadline, INTERVAL, MAX_MESSAGE, MAX_RUN_ID, Member};
 
 /// Begins a hello, and is rank 0's answer.
@@ -63,8 +65,7 @@ pub(super) fn receive(link: &mut TcpStream, deadline: Deadline) -> io::Result<Ve
         FAILURE => {
             let length = receive_length(link, deadline)?;
             let text = receive_bytes(link, length, MAX_TEXT, deadline)?;
-            let text = String::from_utf8_lossy(&text).replace(char::is_control, " ");
-            Err(io::Error::other(text))
+            Err(io::Error::other(legible(&String::from_utf8_lossy(&text), MAX_TEXT)))
         }
         length => receive_bytes(link, length, MAX_MESSAGE, deadline),
     }

@@ -30,21 +30,16 @@ fn never() -> bool {
 impl Either<'_> {
     /// A tensor whose element `at` is `value(at)`.
     pub fn tensor(&self, dtype: Dtype, shape: &[usize], value: impl Fn(usize) -> f32) -> TestTensor {
-        let elements: usize = shape.iter().product();
-        let bytes: Vec<u8> = (0..elements).flat_map(|at| encode(dtype, value(at))).collect();
-        let mut words = vec![0_u128; bytes.len().div_ceil(16).max(1)];
-        // SAFETY: the words are as long, and plain data.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), words.as_mut_ptr().cast(), bytes.len()) };
-        let (place, device) = match self {
-            Self::Host(_) => (Place::Host(words), Device::Cpu),
-            Self::Cuda(workspace) => {
+        let on_host = TestTensor::on_host(dtype, shape, value);
+        match (self, &on_host.place) {
+            (Self::Cuda(workspace), Place::Host(words)) => {
                 let memory = DeviceMemory::allocate(&workspace.device, words.len() * 16).unwrap();
                 // SAFETY: the stand-in's device memory is this process's, as large, and nobody else has it yet.
                 unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), memory.address() as *mut u128, words.len()) };
-                (Place::Device(memory), Device::Cuda(workspace.device.index))
+                TestTensor { place: Place::Device(memory), device: Device::Cuda(workspace.device.index), ..on_host }
             }
-        };
-        TestTensor { place, dtype, shape: shape.to_vec(), device, bytes: bytes.len() }
+            _ => on_host,
+        }
     }
 
     /// Runs or launches the operation.
@@ -99,6 +94,16 @@ pub struct TestTensor {
 }
 
 impl TestTensor {
+    /// On the host; its element `at` is `value(at)`.
+    pub fn on_host(dtype: Dtype, shape: &[usize], value: impl Fn(usize) -> f32) -> Self {
+        let elements: usize = shape.iter().product();
+        let bytes: Vec<u8> = (0..elements).flat_map(|at| encode(dtype, value(at))).collect();
+        let mut words = vec![0_u128; bytes.len().div_ceil(16).max(1)];
+        // SAFETY: the words are as long, and plain data.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), words.as_mut_ptr().cast(), bytes.len()) };
+        Self { place: Place::Host(words), dtype, shape: shape.to_vec(), device: Device::Cpu, bytes: bytes.len() }
+    }
+
     /// As operations take it.
     pub fn tensor(&mut self) -> Tensor {
         let strides = (0..self.shape.len()).map(|dimension| self.shape[dimension + 1..].iter().product());
