@@ -211,6 +211,9 @@ mod tests {
         let quant = Description { kind: Kind::AllReduceRmsNormQuant, format: Some(Sink::Fp8Token), ..norm() };
         let text = Operation(quant.header(0)).to_string();
         assert!(text.contains("all_reduce_rms_norm_quant of [32, 4096] bfloat16 to fp8_token, weights"), "{text}");
+        let sum = Description { kind: Kind::AllReduceQuant, weight: Dtype::BFloat16, has_residual: false, ..quant };
+        let text = Operation(sum.header(0)).to_string();
+        assert!(text.contains("all_reduce_quant of [32, 4096] bfloat16 to fp8_token, two_shot"), "{text}");
         assert!(Operation([1, 2, 3, 4]).to_string().contains("no operation"));
     }
 
@@ -235,6 +238,8 @@ mod tests {
             Description { has_residual: false, ..norm },
             Description { kind: Kind::AllReduceRmsNormQuant, format: Some(Sink::Fp8Token), ..norm },
             Description { kind: Kind::AllReduceRmsNormQuant, format: Some(Sink::Fp8Group), ..norm },
+            Description { kind: Kind::AllReduceQuant, format: Some(Sink::Fp8Token), ..norm },
+            Description { kind: Kind::AllReduceQuant, format: Some(Sink::Fp8Group), ..norm },
         ];
         let headers = all.map(|description| description.header(u32::MAX));
         for (index, header) in headers.iter().enumerate() {
