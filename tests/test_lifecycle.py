@@ -1,5 +1,6 @@
 """Faults that are told to the peers, and what makes a workspace work again, between processes."""
 
+import ctypes
 import gc
 import os
 import signal
@@ -200,6 +201,39 @@ def abort_from_another_thread(me: Rank) -> float:
     with pytest.raises(LamportAbortedError, match="rank 0 has aborted: a watchdog barks"):
         ones_sum(workspace)
     return 0.0
+
+
+def abort_from_c(me: Rank) -> None:
+    """The function is called by a thread of which the interpreter knows nothing, with a wait in the way."""
+    workspace = me.workspace(timeout=60)
+    ones_sum(workspace)
+    if me.rank == 0:
+        function, argument = (ctypes.c_void_p(address) for address in workspace.abort_hook("a handler in C"))
+
+        def after_a_while() -> None:
+            time.sleep(PAUSE)
+            thread = ctypes.c_ulong()
+            assert ctypes.CDLL(None).pthread_create(ctypes.byref(thread), None, function, argument) == 0
+
+        thread = threading.Thread(target=after_a_while)
+        thread.start()
+    else:
+        time.sleep(2 * PAUSE)
+    for _ in range(2):
+        with pytest.raises(LamportError, match="rank 0 has aborted: a handler in C"):
+            ones_sum(workspace)
+    if me.rank == 0:
+        thread.join()
+    dist.barrier()
+    workspace.reset()
+    ones_sum(workspace)
+    workspace.cleanup()
+    if me.rank == 0:
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function.value)(argument)
+
+
+def test_a_function_in_c_can_end_an_operation_that_waits(new_ranks):
+    new_ranks(2).run(abort_from_c)
 
 
 def test_another_thread_can_end_an_operation_that_waits(new_ranks):

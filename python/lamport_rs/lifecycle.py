@@ -80,6 +80,19 @@ class WorkspaceLifecycle:
         self._usable_core().abort(reason)
 
     @never_compiled
+    def abort_hook(self, reason: str) -> tuple[int, int]:
+        """Return what aborts from C: the address of a function `void (*)(void *)`, and that of its argument.
+
+        The function does what `abort` does, but needs no interpreter: it waits for nothing, allocates nothing and takes
+        no lock. A signal's handler may call it, and any thread, at any time and any number of times until the process
+        ends, also when the workspace was cleaned up. Some KiB of memory stay for it until then: make one hook, early.
+
+        Args:
+            reason: As of `abort`.
+        """
+        return self._usable_core().abort_hook(reason)
+
+    @never_compiled
     def reset(self, timeout: float | None = None) -> None:
         """Make a workspace that has failed work again, on the same memory. Collective: every rank calls it.
 

@@ -1,6 +1,6 @@
 //! A workspace of whichever backend.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use lamport_rs_core::Result;
@@ -49,7 +49,7 @@ impl AnyWorkspace {
     }
 
     /// Whether it may be used, and what peers are told.
-    pub fn lifecycle(&self) -> &Lifecycle {
+    pub fn lifecycle(&self) -> &Arc<Lifecycle> {
         match self {
             Self::Host(workspace) => workspace.lifecycle(),
             Self::Cuda(workspace) => workspace.lifecycle(),

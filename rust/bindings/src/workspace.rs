@@ -2,6 +2,7 @@
 
 use lamport_rs_core::cuda::device::{Device, device_count};
 use lamport_rs_core::deferred::{drop_deferred_until, let_captured_go};
+use lamport_rs_core::lifecycle::hook::abort_hook;
 use lamport_rs_core::panics::caught;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::host::HostWorkspace;
@@ -66,6 +67,12 @@ impl Workspace {
     /// Refuses all further operations of all ranks, and ends those that wait.
     fn abort(&self, py: Python<'_>, reason: &str) -> PyResult<()> {
         self.workspace.lifecycle().abort(reason).map_err(|error| to_python(py, error))
+    }
+
+    /// Addresses of a C function that aborts, and of its argument. They are valid until the process ends.
+    fn abort_hook(&self, reason: &str) -> (usize, usize) {
+        let (function, argument) = abort_hook(self.workspace.lifecycle().clone(), reason);
+        (function as usize, argument as usize)
     }
 
     /// Begins anew, with all ranks, for which this waits up to `timeout` seconds; 0 or infinite for ever.

@@ -18,6 +18,7 @@
 
 mod ending;
 mod failure;
+pub mod hook;
 pub mod memory;
 pub mod notice;
 pub mod pages;

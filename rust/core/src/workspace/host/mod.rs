@@ -152,7 +152,7 @@ impl HostWorkspace {
     }
 
     /// Whether it may be used, and what peers are told. The memory goes when the last reference does.
-    pub fn lifecycle(&self) -> &Lifecycle {
+    pub fn lifecycle(&self) -> &Arc<Lifecycle> {
         &self.state.lifecycle
     }
 
