@@ -75,7 +75,7 @@ extern "C" fn abort(_number: i32) {
 #[test]
 fn a_handler_may_abort_the_operation_that_it_interrupts() {
     let workspaces = HostWorkspace::in_process(3, 4096, Some(LONG)).unwrap();
-    ABORTED.store(std::ptr::from_ref(workspaces[0].lifecycle()).cast_mut(), Ordering::Release);
+    ABORTED.store(std::ptr::from_ref::<Lifecycle>(workspaces[0].lifecycle()).cast_mut(), Ordering::Release);
     // SAFETY: the handler is this file's, and does what a handler may.
     unsafe { signal(SIGUSR1, abort) };
     let waiting = AtomicUsize::new(0);

@@ -34,6 +34,11 @@ impl Modules {
         functions.insert(key, function);
         Ok(function)
     }
+
+    /// The kernel of `key`, if it is loaded. Waits for nothing: loading, of another thread too, waits for kernels that run.
+    pub fn loaded(&self, key: ModuleKey) -> Option<Function> {
+        self.0.try_lock().ok()?.get(&key).copied()
+    }
 }
 
 /// Environment variable: with `1`, the PTX is loaded, which the driver compiles, even where there is machine code.

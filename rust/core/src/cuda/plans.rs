@@ -43,6 +43,15 @@ impl Plans {
         Ok(planned)
     }
 
+    /// The plan for `shape`, if its kernel is loaded.
+    pub fn get_loaded<Shape: Planned>(&mut self, shape: Shape, device: &Device) -> Option<(Shape::Plan, Function)> {
+        if let Some(planned) = self.of::<Shape>().get(&shape) {
+            return Some(*planned);
+        }
+        let plan = shape.plan(device).ok()?;
+        Some((plan, device.modules.loaded(Shape::launch(&plan).module)?))
+    }
+
     fn of<Shape: Planned>(&mut self) -> &mut PlansOf<Shape> {
         let found = self.0.iter().position(|plans| plans.is::<PlansOf<Shape>>());
         let at = found.unwrap_or_else(|| {

@@ -267,7 +267,8 @@ impl Error {
 
     /// What later operations raise after this one.
     pub fn failed_earlier(&self) -> Self {
-        let can_reset = !matches!(self, Self::Aborted { cause: Cause::CleanedUp | Cause::Ended, .. });
+        let is_gone = matches!(self, Self::Aborted { cause: Cause::CleanedUp | Cause::Ended, .. });
+        let can_reset = !is_gone && !matches!(self, Self::HalfReset | Self::PagesMissing);
         Self::Failed { first: self.reason(), can_reset }
     }
 

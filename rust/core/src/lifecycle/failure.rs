@@ -68,6 +68,12 @@ impl FirstFailure {
         }
     }
 
+    /// Notes why none may ever run, whatever was the reason before.
+    pub(super) fn replace(&self, error: Error) {
+        *self.locked() = Some(Failure { error, is_raised: true });
+        self.is_there.store(true, Ordering::Release);
+    }
+
     /// Forgets why no operation might run. All ranks do.
     pub(super) fn begin_epoch(&self) {
         let mut failure = self.locked();

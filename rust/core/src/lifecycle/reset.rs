@@ -41,7 +41,7 @@ impl Lifecycle {
             stages.arrive(Stage::Filled);
             self.wait_for(Stage::Filled, timeout, interrupted)
         });
-        filled.inspect_err(|_| self.failure.note(&Error::HalfReset, self.epoch(), true))?;
+        filled.inspect_err(|_| self.failure.replace(Error::HalfReset))?;
         self.failure.begin_epoch();
         self.half_reset.store(false, Ordering::Relaxed);
         Ok(())

@@ -159,13 +159,16 @@ fn create_file() -> rustix::io::Result<OwnedFd> {
 /// first, which takes as long again as the filling.
 fn fill(file: &OwnedFd, bytes: usize, word: u32, interrupted: Interrupted<'_>) -> Result<()> {
     let pattern = word.to_ne_bytes().repeat(FILL_BYTES.min(bytes) / size_of::<u32>());
-    let mut done = 0;
+    let (mut done, mut ask_at) = (0, ASK_BYTES);
     while done < bytes {
         let part = &pattern[..FILL_BYTES.min(bytes - done)];
         done += rustix::io::pwrite(file, part, done as u64)
             .map_err(|error| Error::system(format!("filling {bytes} bytes of shared memory"), error))?;
-        if done.is_multiple_of(ASK_BYTES) && interrupted() {
-            return Err(Error::Agreement(format!("interrupted while filling {bytes} bytes of shared memory")));
+        if done >= ask_at && done < bytes {
+            ask_at = done + ASK_BYTES;
+            if interrupted() {
+                return Err(Error::Agreement(format!("interrupted while filling {bytes} bytes of shared memory")));
+            }
         }
     }
     Ok(())

@@ -57,30 +57,33 @@ pub(super) unsafe fn launch<Shape: Planned, P>(
     if chunks.clone().next().is_none() {
         return workspace.skip(stream);
     }
-    let launch_chunks = |mut launching: Launching<'_>| {
+    let launch_chunks = |launching: &mut Launching<'_>, may_load: bool| {
         for chunk in chunks.clone() {
-            let group = launching.group;
-            let launched = shape(&chunk).and_then(|shape| {
-                let (plan, function): (Shape::Plan, Function) = launching.plans().get(shape, &workspace.device)?;
-                let parameters = parameters(plan, group, &chunk)?;
-                // SAFETY: `begin` made the context current; these are the kernel's parameters, and the caller keeps the
-                // operands.
-                unsafe { function.launch(&Shape::launch(&plan), stream, &parameters) }
-            });
-            // The peers' operations go ahead: this rank would be one behind them for ever.
-            launched.inspect_err(|error| launching.fail(error))?;
+            let (group, shape, device) = (launching.group, shape(&chunk)?, &workspace.device);
+            let (plan, function): (Shape::Plan, Function) = if may_load {
+                launching.plans().get(shape, device)?
+            } else {
+                let Some(loaded) = launching.plans().get_loaded(shape, device) else { return Ok(()) };
+                loaded
+            };
+            let parameters = parameters(plan, group, &chunk)?;
+            // SAFETY: `begin` made the context current; these are the kernel's parameters, and the caller keeps the operands.
+            unsafe { function.launch(&Shape::launch(&plan), stream, &parameters) }?;
             launching.go_on();
         }
         Ok(())
     };
-    let outcome = workspace.begin(description, stream).and_then(launch_chunks);
+    let outcome = workspace.begin(description, stream).and_then(|mut launching| {
+        // The peers' operations go ahead: this rank would be one behind them for ever.
+        launch_chunks(&mut launching, true).inspect_err(|error| launching.fail(error))
+    });
     if outcome.is_err()
         // SAFETY: the caller's promise.
-        && let Some(launching) = unsafe { workspace.begin_failed(description.kind.name(), stream) }
+        && let Some(mut launching) = unsafe { workspace.begin_failed(description.kind.name(), stream) }
     {
         // The outputs are NaN then, as on the host: what was there must not be taken for a result. What fails here as well
-        // has been said.
-        let _ = launch_chunks(launching);
+        // has been said; and nothing is loaded, which might wait for a kernel that waits for this thread.
+        let _ = launch_chunks(&mut launching, false);
     }
     outcome
 }

@@ -51,7 +51,7 @@ pub trait OnDevice: Operands {
     ///
     /// # Safety
     /// To run it: the tensors' pointers are valid for their shapes and strides until the stream has passed the operation,
-    /// and it is a stream of the workspace's device.
+    /// also if this returns an error, and it is a stream of the workspace's device.
     unsafe fn run_on_device(&self, workspace: &CudaWorkspace, purpose: Purpose) -> Result<()>;
 
     /// Loads the operation's kernels, so that the first call does not. An error if the workspace would refuse the operands.

@@ -50,7 +50,7 @@ impl Communicator {
     /// Likewise, at addresses of the device: for memory that is not cudarc's.
     ///
     /// # Safety
-    /// Both are valid for `length` elements until the stream has passed the operation. Nothing else writes the input
+    /// Both are valid for `length` elements until the stream has passed the operation, also if it is refused. Nothing else writes the input
     /// meanwhile, or accesses the output, which may be the input.
     pub unsafe fn all_reduce_at<T: Element>(
         &mut self,

@@ -57,11 +57,12 @@ impl CudaWorkspace {
     /// `stream` is one of the device's streams, or null for the default one.
     #[cold]
     pub unsafe fn begin_failed(&self, operation: &'static str, stream: sys::CUstream) -> Option<Launching<'_>> {
+        let mut state = self.state.access_failed(operation).ok()?;
+        // Now: a reset has the same access, and what it ends must not be marked again.
         let lifecycle = self.lifecycle();
         if !lifecycle.has_failed() || lifecycle.is_cleaned_up() || lifecycle.is_elsewhere() {
             return None;
         }
-        let mut state = self.state.access_failed(operation).ok()?;
         let entered = self.device.enter_for(stream).ok()?;
         // A graph would leave the mark again when it is replayed, also after a reset.
         if !state.order.follow_unless_captured(stream).ok()? {
