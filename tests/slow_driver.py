@@ -76,6 +76,9 @@ Result cuMemGetAddressRange_v2(uint64_t* base, size_t* bytes, uint64_t address) 
 Result cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) { memcpy((void*)to, from, bytes); return 0; }
 Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) { return 0; }
 Result cuMemsetD32_v2(uint64_t to, unsigned word, size_t words) { return 0; }
+Result cuMemsetD2D32Async(uint64_t to, size_t pitch, unsigned word, size_t width, size_t height, void *stream) {
+    return 0;
+}
 Result cuMemHostAlloc(void** pointer, size_t bytes, unsigned flags) {
     *pointer = pinned = bytes <= PINNED_BYTES ? calloc(1, PINNED_BYTES) : 0;
     return pinned ? 0 : 2;
