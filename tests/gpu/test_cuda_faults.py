@@ -339,8 +339,11 @@ def meet(name: str):
     return meet_fault
 
 
-BEFORE_A_RESET = {**{name: meet(name) for name in ("abort", "reset", "refusal")}, "timeout": come_too_late}
-BEFORE_A_RESET["mismatch"] = call_another_operation
+BEFORE_A_RESET = {
+    **{name: meet(name) for name in ("abort", "reset", "refusal")},
+    "timeout": come_too_late,
+    "mismatch": call_another_operation,
+}
 
 
 def go_on_after_a_fault(me: Rank, name: str) -> float:

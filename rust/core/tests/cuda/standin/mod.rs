@@ -141,10 +141,9 @@ impl Standin {
     /// Waits until no other test of this process uses it.
     pub fn take() -> Self {
         static TAKEN: Mutex<()> = Mutex::new(());
-        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: a plain value.
-        let frees_before = unsafe { (interface().frees_while_mapped)() };
-        let standin = Self { _taken: taken, lost: Mutex::default(), frees_before: AtomicU64::new(frees_before) };
+        let _taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let standin = Self { _taken, lost: Mutex::default(), frees_before: AtomicU64::default() };
+        interface();
         standin.disarm();
         standin.speed_up_clock(1);
         standin.lose_stores(false);
