@@ -1,14 +1,16 @@
-"""torch's own tests of process groups, on the CPU, on the backend "lamport": `make test-torch-suite`.
+"""torch's own tests of process groups, on the backend "lamport": `make test-torch-suite`, on the CPU.
 
-They are in torch's wheel, and written for gloo among others. Here they are told that they run on gloo, and make groups
-of "lamport" in its place. A test that fails is run again on gloo itself, for comparison. Those that cannot pass are
-known: they ask for gloo by its name. The exit status is 1 if another test fails, or if one of these passes.
+They are in torch's wheel, and written for gloo and NCCL among others. Here they are told that they run on gloo, and make
+groups of "lamport" in its place. A test that fails is run again on gloo itself, for comparison. Those that cannot pass
+are known: they ask for gloo by its name. The exit status is 1 if another test fails, or if one of these passes.
 
-`torch_suite.py [NAME...]` runs the tests of these names only.
+`torch_suite.py [NAME...]` runs the tests of these names only. `--in-place-of nccl` takes two GPUs, and NCCL for gloo.
+`--part I/N`, with I from 1 to N, runs one of N parts, so that several run side by side.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
@@ -16,18 +18,34 @@ import unittest
 from collections import Counter
 from typing import Any
 
-NEEDS_THE_NAME_GLOO = {
-    "test_ddp_logging_data_cpu": "compares DistributedDataParallel's log, which names gloo, with dist.get_backend()",
-    "test_get_backend": "compares dist.get_backend() with gloo",
-    "test_monitored_barrier_gloo": "dist.monitored_barrier() takes groups of gloo only",
-    "test_monitored_barrier_gloo_subgroup": "likewise",
+NEEDS_THE_NAME = {
+    "gloo": {
+        "test_ddp_logging_data_cpu": "compares DistributedDataParallel's log, which names gloo, with dist.get_backend()",
+        "test_get_backend": "compares dist.get_backend() with gloo",
+        "test_monitored_barrier_gloo": "dist.monitored_barrier() takes groups of gloo only",
+        "test_monitored_barrier_gloo_subgroup": "likewise",
+    },
+    "nccl": {
+        "test_get_backend": "compares dist.get_backend() with nccl",
+    },
 }
-"""Tests that fail, and why."""
+"""Tests that fail in place of each backend, and why."""
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="tests (default: all)")
+    parser.add_argument("--in-place-of", choices=tuple(NEEDS_THE_NAME), default="gloo", help="whose tests")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="one of N parts of the tests")
+    return parser.parse_args()
+
+
+ARGUMENTS = _arguments()
 
 CHOSEN = "LAMPORT_RS_TORCH_SUITE"
 """The variable that says which backend to make groups of."""
 
-os.environ["BACKEND"] = "gloo"
+os.environ["BACKEND"] = ARGUMENTS.in_place_of
 os.environ.setdefault("WORLD_SIZE", "2")
 os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
 os.environ.setdefault("TEMP_DIR", tempfile.gettempdir())
@@ -39,7 +57,7 @@ _plain_init = dist.init_process_group
 
 
 def _init_process_group(backend: Any = None, *arguments: Any, **named: Any) -> None:
-    _plain_init(os.environ[CHOSEN] if backend == "gloo" else backend, *arguments, **named)
+    _plain_init(os.environ[CHOSEN] if backend == ARGUMENTS.in_place_of else backend, *arguments, **named)
 
 
 # Ranks are forked from this process.
@@ -92,18 +110,22 @@ def run(backend: str, names: list[str]) -> dict[str, str]:
 
 
 def main() -> int:
-    names = sys.argv[1:] or unittest.defaultTestLoader.getTestCaseNames(Suite)
+    replaced = ARGUMENTS.in_place_of
+    part, parts = map(int, ARGUMENTS.part.split("/"))
+    names = ARGUMENTS.names or unittest.defaultTestLoader.getTestCaseNames(Suite)
+    names = list(names)[part - 1 :: parts]
+    known = {name: why for name, why in NEEDS_THE_NAME[replaced].items() if name in names}
     outcomes = run("lamport", names)
     failed = [name for name, outcome in outcomes.items() if outcome == "failed"]
-    on_gloo = run("gloo", failed) if failed else {}
+    compared = run(replaced, failed) if failed else {}
     print("on lamport:", dict(Counter(outcomes.values())))
-    wrong = {name for name in NEEDS_THE_NAME_GLOO if outcomes.get(name, "failed") != "failed"}
+    wrong = {name for name in known if outcomes.get(name) != "failed"}
     for name in failed:
-        if name not in NEEDS_THE_NAME_GLOO:
+        if name not in known:
             wrong.add(name)
-        print(f"failed: {name} ({NEEDS_THE_NAME_GLOO.get(name, 'UNEXPECTED')}; on gloo: {on_gloo[name]})")
+        print(f"failed: {name} ({known.get(name, 'UNEXPECTED')}; on {replaced}: {compared[name]})")
     for name in sorted(wrong):
-        print(f"not as expected: {name} {outcomes[name]}")
+        print(f"not as expected: {name} {outcomes.get(name)}")
     return 1 if wrong else 0
 
 

@@ -38,7 +38,10 @@ def create_workspace(member: Member) -> Row:
 
 @torch.inference_mode()
 def host_time_calls(member: Member) -> list[tuple[Case, str, Callable[[], object]]]:
-    """Return the calls that are timed on the host, in inference mode: the case, the implementation, the call."""
+    """Return the calls that are timed on the host, in inference mode: the case, the implementation, the call. Collective.
+
+    The default group's is a call of NCCL's.
+    """
     workspace, rank, world_size = member.workspace, member.rank, member.world_size
     rows = torch.randn(_TOKENS, Q_SIZE // world_size // 8 * 8, device=member.device).bfloat16()
     weight, rows_out = rows[0].clone(), torch.empty_like(rows)
@@ -49,9 +52,11 @@ def host_time_calls(member: Member) -> list[tuple[Case, str, Callable[[], object
     # What a launch, and an output, cost on this machine without a collective.
     yardstick = Case("one kernel, and one allocation, host time", torch.bfloat16, bytes=_BYTES)
     total = Case("all_reduce, host time", torch.bfloat16, bytes=_BYTES)
+    group = dist.new_group(backend="lamport")
     return [
         (total, "lamport_rs", lambda: lamport_rs.all_reduce(vector, workspace)),
         (total, "lamport_rs, out=", lambda: lamport_rs.all_reduce(vector, workspace, out=vector_out)),
+        (total, "lamport_rs, torch.distributed", lambda: dist.all_reduce(vector, group=group)),
         (total, "nccl", lambda: dist.all_reduce(vector)),
         (norm, "lamport_rs", lambda: lamport_rs.minimax_allreduce_rms(*arguments)),
         (norm, "lamport_rs, out=", lambda: lamport_rs.minimax_allreduce_rms(*arguments, out=rows_out)),
