@@ -69,8 +69,10 @@ from torch.testing._internal.distributed.distributed_test import DistributedTest
 class Suite(TestDistBackend, DistributedTest._DistTestBase):
     def setUp(self) -> None:
         super().setUp()
-        # Spawned ones would import torch, which takes seconds, in each test.
-        self._start_processes(torch.multiprocessing.get_context("fork").Process)
+        # Spawned ranks import torch, which takes seconds, in each test. Forked ones cannot use CUDA, which the tests'
+        # module asks for what there is.
+        method = "fork" if ARGUMENTS.in_place_of == "gloo" else "spawn"
+        self._start_processes(torch.multiprocessing.get_context(method).Process)
 
 
 class Outcomes(unittest.TextTestResult):
