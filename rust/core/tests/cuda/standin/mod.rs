@@ -110,6 +110,8 @@ pub enum Kind {
     Stream,
     /// Modules that were loaded as machine code.
     MachineCode,
+    /// Loads of kernels, which the stand-in keeps, each with an open file.
+    Kernel,
 }
 
 impl Kind {
