@@ -21,7 +21,7 @@ use proptest::prelude::*;
 use crate::allocations;
 use crate::calls::{Call, Called, calls};
 use crate::devices::{Devices, is_good};
-use crate::lies::{Deed, Lie, Proof, Told, deeds, lie, meddling, proofs, told};
+use crate::lies::{Deed, Lie, Proof, Told, deeds, lie, meddling, parts, proofs, told};
 use crate::pages::Pages;
 use crate::peers::{NONCE, Peers, Strangers};
 use crate::results;
@@ -87,7 +87,7 @@ pub fn cases(on_devices: bool) -> impl Strategy<Value = Case> {
     let kinds = if on_devices { [Kind::DeviceWorkspace, Kind::DeviceBuffer] } else { [Kind::Workspace, Kind::Buffer] };
     let who = prop_oneof![1 => Just(0_usize), 9 => 1..4_usize];
     let lies = vec((prop_oneof![3 => Just(0_usize), 1 => Just(1)], who, lie(on_devices)), 0..4);
-    let meddling = (meddling(), 0..200_u32).prop_map(|(deeds, pace)| Meddling { deeds, pace });
+    let meddling = at_some_pace(meddling());
     (
         proptest::sample::select(kinds.to_vec()),
         2..=4_usize,
@@ -110,6 +110,31 @@ pub fn cases(on_devices: bool) -> impl Strategy<Value = Case> {
             deeds,
             meddling,
         })
+}
+
+/// Cases of workspaces of peers that say what is true until they have them, and then take part as they like.
+pub fn cases_of_calls(on_devices: bool) -> impl Strategy<Value = Case> {
+    let kind = if on_devices { Kind::DeviceWorkspace } else { Kind::Workspace };
+    let ranks = prop_oneof![2 => Just(2_usize), 1 => 3..=4_usize];
+    let deeds = prop_oneof![1 => Just(vec![]), 1 => deeds()];
+    (ranks, 0..4_usize, calls(), deeds, at_some_pace(parts())).prop_map(move |(ranks, rank, call, deeds, meddling)| {
+        Case {
+            kind,
+            rank: rank % ranks,
+            ranks,
+            lies: vec![],
+            told: [Told::Whole; 4],
+            proofs: [Proof::Good; 4],
+            call,
+            deeds,
+            meddling,
+        }
+    })
+}
+
+fn at_some_pace(deeds: impl Strategy<Value = Vec<(usize, Deed)>>) -> impl Strategy<Value = Meddling> {
+    let pace = prop_oneof![1 => Just(0), 1 => 0..200_u32];
+    (deeds, pace).prop_map(|(deeds, pace)| Meddling { deeds, pace })
 }
 
 /// What one rank has, in the end: kept, for its memory to stay.

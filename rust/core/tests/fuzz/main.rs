@@ -41,7 +41,7 @@ mod standin;
 // Where `constants.rs` looks for them.
 use lamport_rs_kernels::{parameters, sink, variants};
 
-use self::case::cases;
+use self::case::{cases, cases_of_calls};
 use self::devices::Devices;
 use self::peers::Strangers;
 use self::runner::{Fuzzer, open_files};
@@ -51,6 +51,8 @@ const FUZZER: Fuzzer = Fuzzer { cargo: "-p lamport-rs-core --features cuda --tes
 const CASES: u32 = 256;
 /// Each takes a hundred times as long.
 const CASES_ON_DEVICES: u32 = 64;
+const CALLS: u32 = 256;
+const CALLS_ON_DEVICES: u32 = 32;
 
 /// Runs the cases.
 #[test]
@@ -63,6 +65,8 @@ fn worker() {
     FUZZER.work(|batch| {
         batch.run(CASES, &cases(false), |case| case.check(&strangers, &devices));
         batch.run(CASES_ON_DEVICES, &cases(true), |case| case.check(&strangers, &devices));
+        batch.run(CALLS, &cases_of_calls(false), |case| case.check(&strangers, &devices));
+        batch.run(CALLS_ON_DEVICES, &cases_of_calls(true), |case| case.check(&strangers, &devices));
         devices.standin.check_all_is_given_back();
         assert_eq!(files(), at_first, "descriptors are left open");
     });
