@@ -1,12 +1,12 @@
-//! Fuzzes the exchange: messages of lying peers go through the construction of workspaces and buffers, on the host and on
-//! the stand-in's devices, and through the decoders; then peers store what they like into the pages of notices and the
-//! blocks, before this rank's calls and while they run. Whatever it is, it ends in an error or in the memory of honest
-//! peers: not in a panic, a wait, a large allocation, an unprintable text, a leak, or a stranger's memory, nor in a number
-//! that nobody sent.
+//! Fuzzes the exchange: messages of lying peers go through the construction of workspaces and buffers, on the host and
+//! on the stand-in's devices, and through the decoders; then peers store what they like into the pages of notices and
+//! the blocks, before this rank's calls and while they run. Whatever it is, it ends in an error or in the memory of
+//! honest peers: not in a panic, a wait, a large allocation, an unprintable text, a leak, or a stranger's memory, nor in
+//! a number that nobody sent.
 //!
 //! `make fuzz` runs it for minutes, a plain test for seconds. All is determined by `LAMPORT_RS_FUZZ_SEED` and the batch,
-//! which a failure tells; proptest then finds the shortest list of lies that does it. What peers store while a call runs is
-//! determined too, but not when: to repeat that may take several runs of the batch.
+//! which a failure tells; proptest then finds the shortest list of lies that does it. What peers store while a call runs
+//! is determined too, but not when: to repeat that may take several runs of the batch.
 //!
 //! | module | concept |
 //! | --- | --- |
