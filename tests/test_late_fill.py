@@ -61,7 +61,7 @@ def test_a_push_to_a_rank_that_is_late_after_the_exchange_is_not_lost(ranks_of):
 
 
 def push_at_once(me: Rank) -> list[str]:
-    """Rank 0 is held up after each exchange, so that it maps memory last. It hears at once that all have, and pushes."""
+    """Rank 0 is held up after each exchange, so that it maps memory last. It pushes as soon as all have."""
     over_group = all_gather_over(None)
 
     def all_gather(message: bytes) -> list[bytes]:
