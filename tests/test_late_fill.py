@@ -13,6 +13,9 @@ from ranks import Rank
 
 COMM_SIZE = 4096
 TIMEOUT, LATE = 1.5, 0.4
+LARGE_COMM_SIZE = 1 << 20
+"""Of which a fill takes a while."""
+TIMES, SHORTLY = 10, 0.02
 
 
 def fill_own_slots(me: Rank, workspace: lamport_rs.LamportWorkspace) -> None:
@@ -55,6 +58,34 @@ def start_late(me: Rank, filled_late: bool) -> str:
 
 def test_a_push_to_a_rank_that_is_late_after_the_exchange_is_not_lost(ranks_of):
     assert ranks_of(3).run(start_late, False) == ["right"] * 3
+
+
+def push_at_once(me: Rank) -> list[str]:
+    """Rank 0 is held up after each exchange, so that it maps memory last. It pushes as soon as all have."""
+    over_group = all_gather_over(None)
+
+    def all_gather(message: bytes) -> list[bytes]:
+        gathered = over_group(message)
+        if me.rank == 0:
+            time.sleep(SHORTLY)
+        return gathered
+
+    outcomes = []
+    for _ in range(TIMES):
+        tensor = torch.ones(64, device=me.device)
+        workspace = me.workspace(LARGE_COMM_SIZE, process_group=all_gather, timeout=TIMEOUT)
+        try:
+            lamport_rs.all_reduce(tensor, workspace)
+            workspace.synchronize()
+            outcomes.append("right")
+        except (LamportTimeoutError, LamportAbortedError):
+            outcomes.append("missed")
+    return outcomes
+
+
+def test_a_push_right_after_the_last_rank_has_mapped_is_not_lost(ranks_of):
+    """The others hear of it later. Were that the time to fill memory, the push would be lost."""
+    assert ranks_of(3).run(push_at_once) == [["right"] * TIMES] * 3
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -71,10 +71,10 @@ impl<'a, M: SlotMemory> Headers<'a, M> {
     fn wait_for<W: Wait>(&self, peer: usize, own: Header, wait: &mut W) -> Result<Vector, W::Error> {
         loop {
             if let Err(error) = wait.pause(Awaited::FirstHand, || self.missing()) {
-                // A peer that differs says more than one that is missing.
-                let differs = |&other: &usize| has_arrived(self.load(other)) && self.load(other) != own;
-                let other = self.member.peers().find(differs);
-                return Err(other.map_or(error, |other| wait.mismatch(other, self.load(other))));
+                // A peer that differs says more than one that is missing. What it says is loaded once: it may change.
+                let mut found = self.member.peers().map(|other| (other, self.load(other)));
+                let other = found.find(|(_, found)| has_arrived(*found) && *found != own);
+                return Err(other.map_or(error, |(other, found)| wait.mismatch(other, found)));
             }
             let found = self.load(peer);
             if has_arrived(found) {

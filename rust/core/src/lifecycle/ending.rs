@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use lamport_rs_protocol::notices::{Notices, Stage, Stages};
+use lamport_rs_protocol::notices::{Notices, Stage, Stages, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
 
 use super::pages::Words;
@@ -89,11 +89,13 @@ fn has_left_in_order(sender: usize, error: &Error) -> bool {
     matches!(error, Error::Aborted { rank, cause: Cause::CleanedUp, .. } if *rank == sender)
 }
 
-/// What one of the ranks that have told something says, and which: a fault rather than what may follow from one.
-pub(super) fn first_of(notices: &Notices<'_, Words>, told: RankSet) -> (usize, Error) {
-    let read = |sender: usize| (sender, notice::read(sender, &notices.read(sender)));
-    let fault = told.iter().map(read).find(|(sender, error)| !has_left_in_order(*sender, error));
-    fault.unwrap_or_else(|| read(told.iter().next().expect("somebody has told something")))
+/// What one of the ranks that have told something says, and which: a fault rather than what may follow from one. Each
+/// notice is read once: its sender may change it.
+pub(super) fn first_of(notices: &Notices<'_, impl StatusWords>, told: RankSet) -> (usize, Error) {
+    let mut told = told.iter().map(|sender| (sender, notice::read(sender, &notices.read(sender))));
+    let is_fault = |(sender, error): &(usize, Error)| !has_left_in_order(*sender, error);
+    let first = told.next().expect("somebody has told something");
+    if is_fault(&first) { first } else { told.find(is_fault).unwrap_or(first) }
 }
 
 /// The fault that one of the ranks that have told something says, if any does.
@@ -104,4 +106,55 @@ pub(super) fn fault_of(notices: &Notices<'_, Words>, told: RankSet) -> Option<Er
     }
     let (sender, error) = first_of(notices, told);
     (!has_left_in_order(sender, &error)).then_some(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use lamport_rs_protocol::notices::{NOTICE_WORDS, PAGE_WORDS};
+
+    use super::*;
+    use crate::lifecycle::notice::Notice;
+
+    /// Pages of which every word changes when it was loaded: all notices are of an abort then.
+    struct Changing {
+        pages: Vec<Notice>,
+        loaded: RefCell<Vec<[bool; PAGE_WORDS]>>,
+    }
+
+    impl StatusWords for Changing {
+        fn load(&self, rank: usize, word: usize) -> u32 {
+            let at = word - (PAGE_WORDS - NOTICE_WORDS);
+            let again = std::mem::replace(&mut self.loaded.borrow_mut()[rank][word], true);
+            let aborted = Notice::ended(rank, Cause::Aborted, "second thoughts");
+            if again { aborted.words()[at] } else { self.pages[rank].words()[at] }
+        }
+
+        fn store(&self, _rank: usize, _word: usize, _value: u32) {
+            unreachable!("nothing is told")
+        }
+
+        fn replace(&self, _rank: usize, _word: usize, _current: u32, _new: u32) -> bool {
+            unreachable!("nothing is told")
+        }
+    }
+
+    /// What is heard of ranks of which each has ended for one of these causes.
+    fn heard(causes: [Cause; 2]) -> (usize, Error) {
+        let pages = causes.into_iter().enumerate().map(|(rank, cause)| Notice::ended(rank, cause, "")).collect();
+        let words = Changing { pages, loaded: RefCell::new(vec![[false; PAGE_WORDS]; 2]) };
+        first_of(&Notices { words: &words, rank: 0, world_size: 2, epoch: 0 }, RankSet(0b11))
+    }
+
+    #[test]
+    fn a_notice_that_changes_meanwhile_is_what_it_was_when_it_was_read() {
+        for causes in [[Cause::CleanedUp, Cause::CleanedUp], [Cause::CleanedUp, Cause::Ended]] {
+            let rank = if causes[1] == Cause::CleanedUp { 0 } else { 1 };
+            let (sender, error) = heard(causes);
+            let is_it =
+                matches!(&error, Error::Aborted { rank: of, cause, .. } if *of == rank && *cause == causes[rank]);
+            assert!(is_it && sender == rank, "{sender}: {error:?}");
+        }
+    }
 }

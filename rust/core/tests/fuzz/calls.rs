@@ -1,14 +1,15 @@
-//! Operations of a rank on the host, whose peers send what they like.
+//! Operations of a rank, whose peers send what they like.
 
 use lamport_rs_core::error::Result;
 use lamport_rs_core::operations::all_reduce::AllReduce;
 use lamport_rs_core::operations::all_reduce_quant::AllReduceQuant;
 use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
+use lamport_rs_core::operations::operands::OnDevice;
 use lamport_rs_core::operations::quantised::Quantised;
 use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
 use lamport_rs_core::operations::rms_norm_quant::{AllReduceRmsNormQuant, Sink};
-use lamport_rs_core::tensor::Dtype;
-use lamport_rs_core::workspace::host::HostWorkspace;
+use lamport_rs_core::tensor::{Dimensions, Dtype, Tensor};
+use lamport_rs_kernels::sink::Family;
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::header::Header;
 use proptest::prelude::*;
@@ -16,79 +17,191 @@ use proptest::sample::select;
 
 use crate::standin::either::{Either, TestTensor};
 
-const ROWS: usize = 2;
-const COLUMNS: usize = 128;
+/// Rows and columns: of one scale and of several, of one part of a message and of several.
+const SHAPES: [[usize; 2]; 3] = [[2, 128], [1, 384], [3, 640]];
+/// Elements behind a result, which nobody may write.
+const GUARDED: usize = 64;
 
 /// Which operation.
 #[derive(Clone, Copy, Debug)]
-pub enum Call {
-    Sum(Algorithm),
+pub enum Which {
+    Sum,
     Norm,
     Minimax,
+    MinimaxOfTwo,
     Quant(Sink),
     NormQuant(Sink),
 }
 
+/// An operation of one size. Where the host has one algorithm, that is taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    pub which: Which,
+    pub algorithm: Algorithm,
+    pub shape: [usize; 2],
+}
+
+/// What came of a call.
+pub struct Called {
+    header: Header,
+    pub outcome: Result<()>,
+    /// Of a sum: what was put into it, and what came out.
+    pub sum: Option<[Vec<u8>; 2]>,
+}
+
+/// All operations.
+fn all() -> Vec<Which> {
+    let of_sums = Sink::ALL.into_iter().filter(|sink| sink.format().family == Family::Float32Scales);
+    [Which::Sum, Which::Norm, Which::Minimax, Which::MinimaxOfTwo]
+        .into_iter()
+        .chain(of_sums.map(Which::Quant))
+        .chain(Sink::ALL.map(Which::NormQuant))
+        .collect()
+}
+
+/// Every call.
+pub fn every() -> impl Iterator<Item = Call> {
+    let of_which = |which| SHAPES.into_iter().map(move |shape| (which, shape));
+    let of_size = |(which, shape)| Algorithm::ALL.into_iter().map(move |algorithm| Call { which, algorithm, shape });
+    all().into_iter().flat_map(of_which).flat_map(of_size)
+}
+
 pub fn calls() -> impl Strategy<Value = Call> {
-    let sinks = vec![Sink::Fp8Static, Sink::Fp8Token, Sink::Fp8Group, Sink::Mxfp8, Sink::Nvfp4];
-    prop_oneof![
-        2 => select(Algorithm::ALL.to_vec()).prop_map(Call::Sum),
-        1 => Just(Call::Norm),
-        1 => Just(Call::Minimax),
-        1 => select(sinks[..3].to_vec()).prop_map(Call::Quant),
-        2 => select(sinks).prop_map(Call::NormQuant),
-    ]
+    let which = prop_oneof![1 => Just(Which::Sum), 1 => select(all())];
+    (which, select(Algorithm::ALL.to_vec()), select(SHAPES.to_vec())).prop_map(|(which, algorithm, shape)| Call {
+        which,
+        algorithm,
+        shape,
+    })
+}
+
+/// A result in a tensor that is longer.
+struct Guarded {
+    tensor: TestTensor,
+    shape: [usize; 2],
+    strides: [usize; 2],
+    /// What lies behind it.
+    behind: Vec<u8>,
+    bytes: usize,
+}
+
+impl Guarded {
+    fn new(either: Option<Either<'_>>, dtype: Dtype, shape: [usize; 2], strides: [usize; 2]) -> Self {
+        let is_empty = shape.contains(&0);
+        let elements = if is_empty { 0 } else { (shape[0] - 1) * strides[0] + (shape[1] - 1) * strides[1] + 1 };
+        let bytes = elements * dtype.size();
+        let tensor = tensor_of(either, dtype, &[elements + GUARDED]);
+        let behind = tensor.bytes()[bytes..].to_vec();
+        Self { tensor, shape, strides, behind, bytes }
+    }
+
+    /// The scales of `sink`, where they lie.
+    fn scales(either: Option<Either<'_>>, sink: Sink, [rows, columns]: [usize; 2]) -> Self {
+        let elements = sink.scale_elements(columns);
+        let strides = sink.element_strides(rows, elements);
+        Self::new(either, sink.format().scale, [sink.scale_rows(rows), elements], strides)
+    }
+
+    fn tensor(&mut self) -> Tensor {
+        let of = |numbers| Dimensions::new(numbers).unwrap();
+        Tensor { shape: of(self.shape), strides: of(self.strides), ..self.tensor.tensor() }
+    }
+
+    fn check(&self) {
+        assert_eq!(self.tensor.bytes()[self.bytes..], self.behind, "something was written behind the result");
+    }
+}
+
+/// On the host, if there is no workspace.
+fn tensor_of(either: Option<Either<'_>>, dtype: Dtype, shape: &[usize]) -> TestTensor {
+    let value = |at| at as f32 - 9.0;
+    either.map_or_else(|| TestTensor::on_host(dtype, shape, value), |either| either.tensor(dtype, shape, value))
 }
 
 impl Call {
-    /// Runs it. If there is no workspace, only says how ranks tell each other of the first such call.
-    pub fn run(self, workspace: Option<&HostWorkspace>) -> (Header, Result<()>) {
-        let tensor = |dtype, shape: &[usize]| TestTensor::on_host(dtype, shape, |at| at as f32 - 9.0);
-        let mut rows = [(); 5].map(|()| tensor(Dtype::BFloat16, &[ROWS, COLUMNS]));
-        let [input, residual, output, residual_output, unused] = rows.each_mut().map(TestTensor::tensor);
-        let mut weight = tensor(Dtype::BFloat16, &[COLUMNS]);
-        let algorithm = if let Self::Sum(algorithm) = self { algorithm } else { Algorithm::OneShot };
+    pub fn run(self, workspace: Either<'_>) -> Called {
+        self.run_or_load(Some(workspace), matches!(workspace, Either::Cuda(_)), false)
+    }
+
+    /// How ranks tell each other of the first such call.
+    pub fn header(self, is_on_device: bool) -> Header {
+        self.run_or_load(None, is_on_device, false).header
+    }
+
+    /// Loads its kernels, of which the driver has to compile some.
+    pub fn load(self, workspace: Either<'_>) {
+        // Some sizes have no room in the slots.
+        let _ = self.run_or_load(Some(workspace), true, true).outcome;
+    }
+
+    fn run_or_load(self, workspace: Option<Either<'_>>, is_on_device: bool, only_loads: bool) -> Called {
+        let Self { which, algorithm, shape: [rows, columns] } = self;
+        let tensor = |dtype, shape: &[usize]| tensor_of(workspace, dtype, shape);
+        let mut tensors = [(); 5].map(|()| tensor(Dtype::BFloat16, &[rows, columns]));
+        let [input, residual, output, residual_output, other] = tensors.each_mut().map(TestTensor::tensor);
+        let mut weights = [(); 2].map(|()| tensor(Dtype::BFloat16, &[columns]));
+        let [weight, other_weight] = weights.each_mut().map(TestTensor::tensor);
+        let asked = is_on_device.then_some(algorithm);
         let norm = AllReduceRmsNorm {
             input,
             residual: Some(residual),
-            weight: weight.tensor(),
+            weight,
             epsilon: 1e-6,
             weight_bias: 0.0,
-            algorithm: None,
+            algorithm: asked,
             output,
             residual_output,
         };
-        let format = |sink: Sink| sink.format();
-        let sink = if let Self::Quant(sink) | Self::NormQuant(sink) = self { sink } else { Sink::Fp8Static };
-        let mut codes = tensor(format(sink).code, &[ROWS, COLUMNS / format(sink).columns_per_code]);
-        let mut scales = tensor(format(sink).scale, &[ROWS, sink.scales_of_row(COLUMNS)]);
+        let sink = if let Which::Quant(sink) | Which::NormQuant(sink) = which { sink } else { Sink::Fp8Static };
+        let columns_of_codes = columns / sink.format().columns_per_code;
+        let mut codes = Guarded::new(workspace, sink.format().code, [rows, columns_of_codes], [columns_of_codes, 1]);
+        let mut scales = Guarded::scales(workspace, sink, self.shape);
         let mut given = tensor(Dtype::Float32, &[1]);
-        let scale = format(sink).is_given.then(|| given.tensor());
+        let scale = sink.format().is_given.then(|| given.tensor());
         let quantised = Quantised { sink, rows: codes.tensor(), scale, scales: scales.tensor() };
+        let before = tensors[0].bytes();
         macro_rules! run {
             ($operands:expr, $description:expr) => {{
                 let operands = $operands;
-                let outcome = workspace.map_or(Ok(()), |workspace| Either::Host(workspace).run(&operands));
+                let outcome = match workspace {
+                    None => Ok(()),
+                    Some(Either::Cuda(workspace)) if only_loads => operands.load(workspace),
+                    Some(either) => {
+                        let launched = either.run(&operands);
+                        launched.and(either.finish())
+                    }
+                };
                 ($description(&operands).header(1), outcome)
             }};
         }
-        match self {
-            Self::Sum(_) => {
-                run!(AllReduce { input, output, algorithm: Some(algorithm) }, |all: &AllReduce| all.describe(algorithm))
+        // Of the host's operations, one has two algorithms.
+        let norms_algorithm = asked.unwrap_or(Algorithm::OneShot);
+        let (header, outcome) = match which {
+            Which::Sum => {
+                let sum = AllReduce { input, output, algorithm: Some(algorithm) };
+                run!(sum, |sum: &AllReduce| sum.describe(algorithm))
             }
-            Self::Norm => run!(norm, |norm: &AllReduceRmsNorm| norm.describe(algorithm)),
-            Self::Minimax => {
-                let norm = Norm { input, weight: weight.tensor(), output };
-                run!(MinimaxRms::one(norm, 1e-6), MinimaxRms::describe)
+            Which::Norm => run!(norm, |norm: &AllReduceRmsNorm| norm.describe(norms_algorithm)),
+            Which::Minimax => {
+                run!(MinimaxRms::one(Norm { input, weight, output }, 1e-6), MinimaxRms::describe)
             }
-            Self::Quant(_) => run!(
-                AllReduceQuant { input, quantised, sum: unused, has_sum: true, algorithm: None },
-                |quant: &AllReduceQuant| quant.describe(algorithm)
+            Which::MinimaxOfTwo => {
+                let second = Norm { input: residual, weight: other_weight, output: other };
+                let norms = [Some(Norm { input, weight, output }), Some(second)];
+                run!(MinimaxRms { norms, epsilon: 1e-6 }, MinimaxRms::describe)
+            }
+            Which::Quant(_) => run!(
+                AllReduceQuant { input, quantised, sum: other, has_sum: true, algorithm: asked },
+                |quant: &AllReduceQuant| quant.describe(norms_algorithm)
             ),
-            Self::NormQuant(_) => {
+            Which::NormQuant(_) => {
                 run!(AllReduceRmsNormQuant { norm, has_output: true, quantised }, |quant: &AllReduceRmsNormQuant| quant
-                    .describe(algorithm))
+                    .describe(norms_algorithm))
             }
-        }
+        };
+        codes.check();
+        scales.check();
+        let sum = matches!(which, Which::Sum).then(|| [before, tensors[2].bytes()]);
+        Called { header, outcome, sum }
     }
 }

@@ -2,38 +2,35 @@
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::error::Result;
 use lamport_rs_core::memory::cuda::CudaMemory;
 use lamport_rs_core::memory::host::HostMemory;
-use lamport_rs_core::operations::all_reduce::AllReduce;
-use lamport_rs_core::tensor::Dtype;
 use lamport_rs_core::workspace::Settings;
 use lamport_rs_core::workspace::buffer::Buffer;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::host::HostWorkspace;
-use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::geometry::Geometry;
+use lamport_rs_protocol::header::Header;
 use lamport_rs_protocol::notices::{Stage, StatusWords};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::allocations;
-use crate::calls::{Call, calls};
+use crate::calls::{Call, Called, calls};
 use crate::devices::{Devices, is_good};
-use crate::lies::{Deed, Lie, Proof, Told, deeds, lie, proofs, told};
+use crate::lies::{Deed, Lie, Proof, Told, deeds, lie, meddling, parts, proofs, told};
+use crate::pages::Pages;
 use crate::peers::{NONCE, Peers, Strangers};
+use crate::results;
 use crate::runner::{LONGEST, check_text};
-use crate::standin::either::TestTensor;
-use crate::standin::sum::sum as sum_on_device;
+use crate::standin::either::Either;
 
 pub const COMM_SIZE: usize = 4096;
 /// How long operations wait for peers. For their mappings a rank waits a second at least.
 const TIMEOUT: Duration = Duration::from_millis(2);
-/// Elements of a sum.
-pub const ELEMENTS: usize = 8;
 /// Bytes of the largest allocation, and of the longest error: more than the fill of a block takes.
 const LARGEST_ALLOCATION: usize = 128 << 10;
 const LONGEST_TEXT: usize = 32 << 10;
@@ -58,6 +55,14 @@ impl Kind {
     }
 }
 
+/// What peers do again and again, from a thread of their own, while this rank's calls run.
+#[derive(Clone, Debug)]
+pub struct Meddling {
+    deeds: Vec<(usize, Deed)>,
+    /// Turns of a loop between two of them.
+    pace: u32,
+}
+
 #[derive(Clone, Debug)]
 pub struct Case {
     pub kind: Kind,
@@ -69,10 +74,12 @@ pub struct Case {
     pub told: [Told; 4],
     /// What each peer stores for the verification.
     pub proofs: [Proof; 4],
-    /// What this rank runs then, on the host.
+    /// What this rank runs then.
     pub call: Call,
-    /// Likewise, what the peers do then.
+    /// What the peers do before.
     pub deeds: Vec<(usize, Deed)>,
+    /// What they do meanwhile.
+    pub meddling: Meddling,
 }
 
 /// Cases of the host, or of devices.
@@ -80,8 +87,19 @@ pub fn cases(on_devices: bool) -> impl Strategy<Value = Case> {
     let kinds = if on_devices { [Kind::DeviceWorkspace, Kind::DeviceBuffer] } else { [Kind::Workspace, Kind::Buffer] };
     let who = prop_oneof![1 => Just(0_usize), 9 => 1..4_usize];
     let lies = vec((prop_oneof![3 => Just(0_usize), 1 => Just(1)], who, lie(on_devices)), 0..4);
-    (proptest::sample::select(kinds.to_vec()), 2..=4_usize, 0..4_usize, lies, told(), proofs(), calls(), deeds())
-        .prop_map(|(kind, ranks, rank, lies, told, proofs, call, deeds)| Case {
+    let meddling = at_some_pace(meddling());
+    (
+        proptest::sample::select(kinds.to_vec()),
+        2..=4_usize,
+        0..4_usize,
+        lies,
+        told(),
+        proofs(),
+        calls(),
+        deeds(),
+        meddling,
+    )
+        .prop_map(|(kind, ranks, rank, lies, told, proofs, call, deeds, meddling)| Case {
             kind,
             rank: rank % ranks,
             ranks,
@@ -90,7 +108,33 @@ pub fn cases(on_devices: bool) -> impl Strategy<Value = Case> {
             proofs,
             call,
             deeds,
+            meddling,
         })
+}
+
+/// Cases of workspaces of peers that say what is true until they have them, and then take part as they like.
+pub fn cases_of_calls(on_devices: bool) -> impl Strategy<Value = Case> {
+    let kind = if on_devices { Kind::DeviceWorkspace } else { Kind::Workspace };
+    let ranks = prop_oneof![2 => Just(2_usize), 1 => 3..=4_usize];
+    let deeds = prop_oneof![1 => Just(vec![]), 1 => deeds()];
+    (ranks, 0..4_usize, calls(), deeds, at_some_pace(parts())).prop_map(move |(ranks, rank, call, deeds, meddling)| {
+        Case {
+            kind,
+            rank: rank % ranks,
+            ranks,
+            lies: vec![],
+            told: [Told::Whole; 4],
+            proofs: [Proof::Good; 4],
+            call,
+            deeds,
+            meddling,
+        }
+    })
+}
+
+fn at_some_pace(deeds: impl Strategy<Value = Vec<(usize, Deed)>>) -> impl Strategy<Value = Meddling> {
+    let pace = prop_oneof![1 => Just(0), 1 => 0..200_u32];
+    (deeds, pace).prop_map(|(deeds, pace)| Meddling { deeds, pace })
 }
 
 /// What one rank has, in the end: kept, for its memory to stay.
@@ -124,11 +168,12 @@ impl Made {
         }
     }
 
-    fn run(&self, call: Call) -> Result<()> {
+    /// Runs a call, if there is a workspace.
+    fn run(&self, call: Call) -> Option<Called> {
         match self {
-            Self::Workspace(workspace) => call.run(Some(workspace)).1,
-            Self::DeviceWorkspace(workspace) => sum_on_device(workspace, ELEMENTS).map(drop),
-            Self::Buffer(_) | Self::DeviceBuffer(_) => Ok(()),
+            Self::Workspace(workspace) => Some(call.run(Either::Host(workspace))),
+            Self::DeviceWorkspace(workspace) => Some(call.run(Either::Cuda(workspace))),
+            Self::Buffer(_) | Self::DeviceBuffer(_) => None,
         }
     }
 
@@ -236,24 +281,48 @@ impl Case {
 
     /// Whatever peers do beside a workspace, its calls end, with an error if need be.
     fn use_beside_peers(&self, made: &Made, peers: &Peers<'_>) -> std::result::Result<(), TestCaseError> {
-        if self.deeds.is_empty() {
+        if self.deeds.is_empty() && self.meddling.deeds.is_empty() {
             return Ok(());
         }
-        let own = made.addresses(self.ranks)[self.rank];
-        for (who, deed) in &self.deeds {
-            self.act(self.rank_of(*who), deed, own, peers);
-        }
+        let (own, header, pages) = (made.addresses(self.ranks)[self.rank], self.header(), &peers.pages);
+        let act = |deeds: &[(usize, Deed)]| {
+            deeds.iter().for_each(|(who, deed)| self.act(self.rank_of(*who), deed, own, header, pages));
+        };
+        act(&self.deeds);
+        let is_over = AtomicBool::new(self.meddling.deeds.is_empty());
+        std::thread::scope(|scope| {
+            // Also if a call panics.
+            let _over = Over(&is_over);
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    for deed in &self.meddling.deeds {
+                        act(std::slice::from_ref(deed));
+                        (0..self.meddling.pace).for_each(|_| std::hint::spin_loop());
+                    }
+                    std::thread::yield_now();
+                }
+            });
+            self.use_it(made)
+        })
+    }
+
+    fn use_it(&self, made: &Made) -> std::result::Result<(), TestCaseError> {
         let ended = |outcome: Result<()>| outcome.map_or_else(|error| check_text(&error.to_string(), LONGEST_TEXT), Ok);
+        let run = || {
+            let Some(called) = made.run(self.call) else { return Ok(()) };
+            results::check(self, &called)?;
+            ended(called.outcome)
+        };
         ended(made.check())?;
-        ended(made.run(self.call))?;
+        run()?;
         ended(made.check())?;
         ended(made.reset())?;
-        ended(made.run(self.call))?;
+        run()?;
         ended(made.check())
     }
 
     /// What a peer does that has this rank's block at `own`.
-    fn act(&self, peer: usize, deed: &Deed, own: u64, peers: &Peers<'_>) {
+    fn act(&self, peer: usize, deed: &Deed, own: u64, header: Header, pages: &Pages) {
         let store = |at: usize, word: u32| {
             let place = own as usize + at % self.bytes() / 4 * 4;
             // SAFETY: within the block, whose words others store too.
@@ -262,19 +331,18 @@ impl Case {
         let store_vector =
             |at: usize, words: &[u32; 4]| words.iter().zip(0..).for_each(|(word, by)| store(at + 4 * by, *word));
         match deed {
-            Deed::Notice(words) => drop(peers.pages.notices(peer, self.ranks).tell(words)),
+            Deed::Notice(words) => pages.notify(peer, self.ranks, words),
             Deed::PageWord(is_own, at, word) => {
-                peers.pages.store(if *is_own { self.rank } else { peer }, *at, *word);
+                pages.store(if *is_own { self.rank } else { peer }, *at, *word);
             }
             Deed::Stage(stage) => {
-                let stages = peers.pages.stages(peer, self.ranks);
+                let stages = pages.stages(peer, self.ranks);
                 stages.arrive(
                     [Stage::Stopped, Stage::Filled, Stage::None, Stage::Stopped, Stage::Filled][*stage as usize],
                 );
             }
             Deed::Header(words) => {
-                let header = words.unwrap_or_else(|| self.header());
-                store_vector(self.geometry().header_offset(0, peer), &header);
+                store_vector(self.geometry().header_offset(0, peer), &words.unwrap_or(header));
             }
             Deed::Data(words) => {
                 // Whatever is its region of the slot: this rank does not read its own.
@@ -283,15 +351,28 @@ impl Case {
                 }
             }
             Deed::BlockWord(at, word) => store(4 * at, *word),
+            // In the place of the header that this rank would send itself.
+            Deed::Parking(word) => store(self.geometry().header_offset(0, self.rank), *word),
         }
     }
 
     /// Of this rank's first operation.
-    fn header(&self) -> [u32; 4] {
-        if !self.kind.is_on_device() {
-            return self.call.run(None).0;
-        }
-        let tensor = TestTensor::on_host(Dtype::Float32, &[ELEMENTS], |_| 1.0).tensor();
-        AllReduce { input: tensor, output: tensor, algorithm: None }.describe(Algorithm::OneShot).header(1)
+    pub fn header(&self) -> Header {
+        self.call.header(self.kind.is_on_device())
+    }
+
+    /// What the peers do before and meanwhile.
+    pub fn all_deeds(&self) -> impl Iterator<Item = (usize, &Deed)> {
+        let deeds = self.deeds.iter().chain(&self.meddling.deeds);
+        deeds.map(|(who, deed)| (self.rank_of(*who), deed))
+    }
+}
+
+/// Says that it is over when it goes.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

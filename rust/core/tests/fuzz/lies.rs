@@ -1,6 +1,7 @@
 //! What may be wrong with a peer's messages: the structure of each, and strategies that choose among them.
 
 use lamport_rs_core::rendezvous::hello::Hello;
+use lamport_rs_protocol::sentinel::SENTINEL;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -152,6 +153,8 @@ pub enum Deed {
     Data([u32; 4]),
     /// Stores a word anywhere into this rank's block.
     BlockWord(usize, u32),
+    /// Stores the word by which this rank says that it sleeps.
+    Parking(u32),
 }
 
 /// What they do, each with whose it is: nothing, anything, or their parts of the first operation and anything.
@@ -166,6 +169,28 @@ pub fn deeds() -> impl Strategy<Value = Vec<(usize, Deed)>> {
         6 => Just(vec![]),
         2 => any(6),
         1 => (parts, any(2)).prop_map(|(parts, others)| [parts, others].concat()),
+    ]
+}
+
+/// What they do again and again while this rank's calls run: their parts of an operation, which change.
+pub fn parts() -> impl Strategy<Value = Vec<(usize, Deed)>> {
+    let vector = |word: BoxedStrategy<u32>| [word.clone(), word.clone(), word.clone(), word];
+    let late = prop_oneof![1 => Just(SENTINEL), 1 => word()].boxed();
+    let header = prop_oneof![3 => Just(None), 1 => vector(late.clone()).prop_map(Some)].prop_map(Deed::Header);
+    let data = [vector(word().boxed()), vector(late)].prop_map(|data| data.map(Deed::Data).to_vec());
+    let others = prop_oneof![3 => Just(vec![]), 1 => vec(deed(), 1..3)];
+    let part = (vec(header, 1..4), data, others).prop_map(|(headers, data, others)| [headers, data, others].concat());
+    vec(part.prop_shuffle(), 3).prop_map(|parts| {
+        let of_each = (1..).zip(parts).map(|(who, deeds)| deeds.into_iter().map(move |deed| (who, deed)));
+        of_each.flatten().collect()
+    })
+}
+
+/// Likewise nothing, or anything.
+pub fn meddling() -> impl Strategy<Value = Vec<(usize, Deed)>> {
+    prop_oneof![
+        3 => Just(vec![]),
+        1 => vec((1..4_usize, deed()), 1..6),
     ]
 }
 
@@ -192,6 +217,7 @@ fn deed() -> impl Strategy<Value = Deed> {
         4 => proptest::option::weighted(0.3, [word(), word(), word(), word()]).prop_map(Deed::Header),
         3 => [word(), word(), word(), word()].prop_map(Deed::Data),
         2 => (0..(16 << 10) / 4_usize, word()).prop_map(|(at, word)| Deed::BlockWord(at, word)),
+        1 => prop_oneof![1 => 0..16_u32, 1 => word()].prop_map(Deed::Parking),
     ]
 }
 

@@ -13,6 +13,8 @@ use crate::lies::Told;
 pub const PAGE_BYTES: usize = PAGE_WORDS * size_of::<u32>();
 /// The word that says what a rank has made of a construction.
 const BUILT: usize = 2 * MAX_WORLD_SIZE + 3;
+/// The word by which a rank says that it has told something, and tells nothing else.
+const CLAIM: usize = MAX_WORLD_SIZE;
 
 /// The pages, each with its rank. A rank may have several, of which others have mapped one.
 #[derive(Default)]
@@ -39,6 +41,12 @@ impl Pages {
                 assert_eq!(Built::told(self, rank), Some(Built::Doubtful), "{BUILT} is another word");
             }
         }
+    }
+
+    /// Tells a notice of `rank`, whatever it has told before.
+    pub fn notify(&self, rank: usize, world_size: usize, words: &[u32]) {
+        self.store(rank, CLAIM, 0);
+        assert!(self.notices(rank, world_size).tell(words) || self.load(rank, CLAIM) == 0, "{CLAIM} is another word");
     }
 
     /// The notices of `rank`.

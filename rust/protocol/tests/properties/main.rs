@@ -11,7 +11,9 @@
 //! | `operation` | one operation: what it stores where, what it delivers, and what it says when it waits in vain |
 //! | `two_shot` | likewise of an operation in two shots |
 //! | `header` | what ranks tell each other ahead of the data, and what they do when it differs |
+//! | `changing` | words that change between two looks at them: what was looked at is what is taken |
 
+mod changing;
 mod geometry;
 mod header;
 mod operation;

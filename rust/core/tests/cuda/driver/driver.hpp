@@ -38,8 +38,9 @@ enum Result : int {
 };
 
 // What lives until it is given back.
-// `machine_code`: modules that were loaded as that, and are not given back.
-enum class Kind : unsigned { memory, mapping, pinned, module, event, stream, machine_code, COUNT };
+// `machine_code`: modules that were loaded as that, and are not given back. Neither are `kernel`: loads of kernels, each
+// with an open file.
+enum class Kind : unsigned { memory, mapping, pinned, module, event, stream, machine_code, kernel, COUNT };
 
 using Work = std::function<void()>;
 
@@ -73,6 +74,17 @@ private:
     std::uint64_t enqueued_ = 0;
     std::uint64_t completed_ = 0;
     bool has_worker_ = false;
+};
+
+// What every kernel but `fill` is told first: the beginning of `Group` in rust/kernels/src/parameters.rs.
+struct Group {
+    Address own;
+    std::uint64_t comm_size;
+    Address control_copies;
+    unsigned rank;
+    unsigned world_size;
+    unsigned header[4];
+    Address peers[15];
 };
 
 // A kernel's launch.
@@ -122,6 +134,12 @@ void synchronise_device(int device);
 
 // Whether the calling thread may not make calls that a capture does not see, such as allocations.
 bool is_forbidden_by_capture();
+
+// ---- memory.cpp -----------------------------------------------------------------------------------------------------
+
+// Notes if a kernel of the device is told of blocks that are not there: its own, or a peer's that is not mapped, or is
+// another's too, or has another size.
+void check_group(int device, const Group& group);
 
 // ---- grid.cpp -------------------------------------------------------------------------------------------------------
 

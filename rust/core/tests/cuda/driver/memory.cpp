@@ -10,7 +10,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <iterator>
 #include <map>
+#include <set>
+#include <string>
 
 #include "driver.hpp"
 
@@ -101,6 +104,23 @@ int open_file(const Handle& handle) {
 }
 
 }  // namespace
+
+void check_group(int device, const Group& group) {
+    const std::lock_guard lock(memory().mutex);
+    const Block* own = find(group.own, Kind::memory, device, "a kernel is told of a block that is not the device's");
+    if (own == nullptr || group.world_size == 0 || group.world_size > std::size(group.peers) + 1) {
+        violate("a kernel is told of no group");
+        return;
+    }
+    std::set<std::string> names{own->name};
+    for (unsigned peer = 0; peer + 1 < group.world_size; ++peer) {
+        const Block* block =
+            find(group.peers[peer], Kind::mapping, device, "a kernel is told of a peer's block that is not mapped");
+        if (block == nullptr || block->bytes != own->bytes || !names.insert(block->name).second) {
+            violate("a kernel is told of a peer's block that is another's, or has another size");
+        }
+    }
+}
 
 }  // namespace standin
 

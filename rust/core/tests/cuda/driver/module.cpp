@@ -52,6 +52,7 @@ Grid::Kernel load(const std::string& object) {
     }
     close(from);
     // `copy` stays open, so that the next one has another path: the loader knows files by that, too.
+    count(Kind::kernel, 1);
     const auto symbol = [&](const char* name) {
         void* found = dlsym(library, name);
         if (found == nullptr) {
@@ -188,6 +189,9 @@ STANDIN_EXPORT Result cuLaunchKernelEx(const LaunchConfig* config, Module* funct
     Grid grid{function->function, take(function->object), {}, config->grid[0], config->block[0]};
     grid.parameters.resize((grid.kernel.parameter_bytes + 7) / 8 + 1);
     std::memcpy(grid.parameters.data(), parameters[0], grid.kernel.parameter_bytes);
+    if (function->function != "fill") {
+        check_group(device, *reinterpret_cast<const Group*>(grid.parameters.data()));
+    }
     give_back(function->object, grid.kernel);
     // A graph runs it more than once.
     stream->enqueue([grid, object = function->object]() mutable {

@@ -110,6 +110,9 @@ pub enum Kind {
     Stream,
     /// Modules that were loaded as machine code.
     MachineCode,
+    /// Loads of kernels, which the stand-in keeps, each with an open file.
+    #[allow(dead_code, reason = "the fuzzer's")]
+    Kernel,
 }
 
 impl Kind {
