@@ -86,11 +86,13 @@ pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
                 value.setattr("peer_operation", "a call that was refused")
             })
         }
-        Error::Aborted { rank, cause, reason } => with_attributes(py, LamportAbortedError::new_err(text), |value| {
-            value.setattr("rank", rank)?;
-            value.setattr("cause", cause.name())?;
-            value.setattr("reason", reason)
-        }),
+        Error::Aborted { rank, cause, reason } | Error::BufferLost { rank, cause, reason } => {
+            with_attributes(py, LamportAbortedError::new_err(text), |value| {
+                value.setattr("rank", rank)?;
+                value.setattr("cause", cause.name())?;
+                value.setattr("reason", reason)
+            })
+        }
         Error::Geometry(GeometryError::MessageTooLarge { .. }) | Error::TooLarge(_) => LamportSizeError::new_err(text),
         Error::Layout(_) => LamportLayoutError::new_err(text),
         Error::SingleRank => LamportSingleRankError::new_err(text),

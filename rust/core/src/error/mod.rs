@@ -142,6 +142,19 @@ pub enum Error {
         /// Why, in its own words.
         reason: String,
     },
+    /// A rank whose buffer others have has given it up at the end of its construction, or has ended since.
+    #[error(
+        "rank {rank} {cause}{}. This buffer can no longer be used: create a new one on every rank",
+        after_colon(reason)
+    )]
+    BufferLost {
+        /// Which one.
+        rank: usize,
+        /// In what way.
+        cause: Cause,
+        /// Why, in its own words.
+        reason: String,
+    },
     /// Peers did not come to a reset.
     #[error(
         "reset: waited {waited:?} for {missing}, which did not call it, or could not go on; all ranks must call it"
