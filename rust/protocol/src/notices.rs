@@ -166,7 +166,8 @@ impl<W: StatusWords> Notices<'_, W> {
 /// What a rank has made of a construction. It says so once, when it has mapped its peers' memory or cannot.
 ///
 /// If all are whole, by messages of the same digest, the ranks need no other agreement. A rank that is whole reads every
-/// page, and nobody takes back what it has told. So either all such ranks find all alike, or none does.
+/// page, and nobody takes back what it has told, but to give up. So either all such ranks find all alike, or none does, or
+/// one has gone: whoever had found all alike before hears of that by its notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Built {
     /// It has all that it needs, and was brought messages of this digest.

@@ -194,6 +194,17 @@ impl Lifecycle {
         Notices { epoch, ..self.notices() }.tell(Notice::failed(self.rank, error).words());
     }
 
+    /// This rank gives up the construction, and comes to no other round of it: others need not either. Why is told after
+    /// that.
+    pub fn give_up_construction(&self) {
+        self.pages.give_up(self.rank);
+    }
+
+    /// An error if peers have done so.
+    pub fn construction_given_up(&self) -> Option<Error> {
+        self.pages.given_up(self.rank)
+    }
+
     /// Refuses all further operations of all ranks, and ends those that wait. Any thread may call it, and a signal's
     /// handler: it waits for nothing and allocates nothing.
     pub fn abort(&self, reason: &str) -> Result<()> {

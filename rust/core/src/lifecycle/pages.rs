@@ -4,6 +4,8 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use lamport_rs_protocol::notices::{self, Built, Notices, PAGE_WORDS, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
@@ -16,6 +18,8 @@ use crate::limits::Reason;
 use crate::memory::handle::Handle;
 use crate::memory::host::{self, Block, Mapping};
 
+/// A rank that gives up says so, and then why: the others wait so long for that.
+const REASON_FOLLOWS: Duration = Duration::from_millis(1);
 /// Bytes of a page.
 const PAGE_BYTES: usize = PAGE_WORDS * size_of::<u32>();
 
@@ -116,6 +120,27 @@ impl Pages {
     pub fn fault(&self, rank: usize) -> Option<Error> {
         let notices = Notices { words: &self.words, rank, world_size: self.words.world_size(), epoch: 0 };
         fault_of(&notices, notices.told())
+    }
+
+    /// Tells that `rank`, this one, has given up the construction, and comes to no other round of it. Why, it says after that.
+    pub fn give_up(&self, rank: usize) {
+        Built::Gone.tell(&self.words, rank);
+    }
+
+    /// An error if peers have told `rank` so.
+    pub fn given_up(&self, rank: usize) -> Option<Error> {
+        let gone = Built::gone(&self.words, self.words.world_size());
+        if gone.is_empty() {
+            return None;
+        }
+        let notices = Notices { words: &self.words, rank, world_size: self.words.world_size(), epoch: 0 };
+        let reason = || fault_of(&notices, notices.told().filter(|rank| gone.contains(rank)));
+        let error = reason().or_else(|| {
+            thread::sleep(REASON_FOLLOWS);
+            reason()
+        });
+        let unknown = || Error::Agreement(format!("{gone} gave up before all ranks had agreed, and raised why"));
+        Some(error.map_or_else(unknown, Error::before_there_is_a_workspace))
     }
 
     /// Why nothing will tell that a peer's process has ended, if that is so of any.

@@ -157,11 +157,14 @@ pub fn construct<M: Memory>(
             return Err(verdict.into());
         }
         let is_verified = is_there && request.has_operations && memory.plan().is_some();
-        let is_served = matches!(verdict, Verdict::Own(_));
+        let comes_to_another = is_verified && matches!(verdict, Verdict::Own(_));
         let error = Error::from(verdict);
+        if !comes_to_another {
+            lifecycle.give_up_construction();
+        }
         lifecycle.fail(&error);
         // What they verify fails without this rank, and they come to another round for the reason.
-        return Err(if is_verified && is_served { rendezvous.refuse(error) } else { error });
+        return Err(if comes_to_another { rendezvous.refuse(error) } else { error });
     }
     phases.end("agree");
     memory.all_have_mapped(&mut own);

@@ -391,6 +391,68 @@ fn a_signal_ends_the_wait_for_a_peer_that_maps() {
     assert_eq!(error, "rank 0: its notice cannot be read", "its page had gone");
 }
 
+/// Carries a rank's messages in one round, and no other. Rank 1 is held up after it. A signal comes to rank 0 some time
+/// after it began, and if it is asked before, when that time has come.
+struct LateSignal<'a> {
+    rank: &'a mut Rank,
+    began: Instant,
+    steps: usize,
+    held_up: Duration,
+    awaits_signal: bool,
+}
+
+const SIGNAL: Duration = Duration::from_secs(1);
+
+impl AllGather for LateSignal<'_> {
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+        self.steps += 1;
+        if self.steps > 1 {
+            return Err("there is no second round".to_owned());
+        }
+        let gathered = self.rank.all_gather(message);
+        if self.rank.rank == 1 {
+            std::thread::sleep(self.held_up);
+        }
+        gathered
+    }
+
+    fn is_interrupted(&mut self) -> bool {
+        if self.rank.rank == 0 && self.awaits_signal {
+            std::thread::sleep(SIGNAL.saturating_sub(self.began.elapsed()));
+        }
+        self.rank.rank == 0 && self.began.elapsed() >= SIGNAL
+    }
+}
+
+/// Interrupts rank 0 when rank 1 verifies that stores arrive, and so has found all memory mapped.
+fn interrupt_at_the_end(held_up: Duration, awaits_signal: bool) {
+    let standin = Standin::take();
+    // Rank 1 waits for stores of rank 0's.
+    standin.lose_stores(true);
+    let errors = on_ranks(2, |rank| {
+        let (settings, device) = (rank.settings(), Device::get(rank.rank));
+        let began = Instant::now();
+        let mut transport = LateSignal { rank, began, steps: 0, held_up, awaits_signal };
+        let error = CudaWorkspace::create(&settings, device, &mut transport).unwrap_err().to_string();
+        assert!(began.elapsed() < SOON / 2, "{:?}: {error}", began.elapsed());
+        error
+    });
+    assert!(errors[0].starts_with("interrupted "), "{}", errors[0]);
+    assert_eq!(errors[1], format!("rank 0: {}", errors[0]));
+    standin.lose_stores(false);
+    standin.check_all_is_given_back();
+}
+
+#[test]
+fn nobody_comes_to_a_round_for_a_rank_that_was_interrupted_while_stores_are_verified() {
+    interrupt_at_the_end(Duration::ZERO, false);
+}
+
+#[test]
+fn nobody_comes_to_a_round_for_a_rank_that_was_interrupted_when_others_had_found_all_mapped() {
+    interrupt_at_the_end(SIGNAL / 4, true);
+}
+
 #[test]
 fn handles_that_the_driver_did_not_make_are_refused() {
     let _standin = Standin::take();
