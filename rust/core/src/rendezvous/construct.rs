@@ -107,15 +107,14 @@ pub fn construct<M: Memory>(
     let hellos = match rendezvous.conclude(hello) {
         Ok(hellos) => hellos,
         Err(verdict) => {
-            let is_common = matches!(verdict, Verdict::Common(_));
             // Ranks that were brought all of it wait for what this one makes of it.
             let built = if matches!(verdict, Verdict::Own(_)) { Built::Doubtful } else { Built::Gone };
             own.iter().for_each(|(.., page)| page.tell(built));
             let error = rendezvous.settle(verdict);
             if let Ok((_, block, page)) = own {
                 page.unmap();
-                // Where all ranks know, none has mapped anything.
-                if is_common { drop(block) } else { free_later::<M>(block) }
+                // Also where all ranks know, and so none should have mapped it: it may be that a message was forged.
+                free_later::<M>(block);
             }
             return Err(error);
         }

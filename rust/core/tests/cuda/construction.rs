@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::cuda::device::Device;
+use lamport_rs_core::deferred::drop_deferred;
 use lamport_rs_core::error::Result;
 use lamport_rs_core::memory::cuda::CudaMemory;
 use lamport_rs_core::memory::cuda::{HANDLE_BYTES, PeerMemory};
@@ -570,6 +571,65 @@ impl AllGather for LateTransport<'_> {
         }
         gathered
     }
+}
+
+/// How long memory stays of which nobody can tell when it is unmapped.
+const UNHEARD: Duration = Duration::from_secs(1);
+
+#[test]
+fn memory_stays_for_a_second_where_a_peers_page_cannot_be_read() {
+    let standin = Standin::take();
+    on_ranks(2, |rank| {
+        let (number, memory) = (rank.rank, CudaMemory::new(Device::get(rank.rank).unwrap()));
+        let mut transport = LateTransport { rank, is_late: false, steps: 0 };
+        let made = Buffer::create(&memory, number as i64, 2, 5000, 0.0, &mut transport).unwrap();
+        rank.meet();
+        let before = standin.live(Kind::Memory);
+        rank.meet();
+        // Rank 1 does not have the page of rank 0, which does not unmap rank 1's memory so far.
+        if rank.rank == 1 {
+            let began = Instant::now();
+            drop(made);
+            while began.elapsed() < UNHEARD / 3 {
+                drop_deferred();
+                let live = standin.live(Kind::Memory);
+                assert!(live == before || began.elapsed() >= UNHEARD, "freed after {:?}", began.elapsed());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            rank.meet();
+        } else {
+            rank.meet();
+            drop(made);
+        }
+    });
+    standin.check_all_is_given_back();
+}
+
+/// Brings rank 0 a message that says that rank 1 has failed, long after it has brought rank 1 the truth.
+struct ForgingTransport<'a>(&'a mut Rank);
+
+impl AllGather for ForgingTransport<'_> {
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+        let mut gathered = self.0.all_gather(message)?;
+        if self.0.rank == 0 {
+            // The kind of a message, and the length of its text.
+            gathered[1][24..32].copy_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        Ok(gathered)
+    }
+}
+
+#[test]
+fn memory_that_a_peer_has_mapped_is_not_freed_at_once_for_a_forged_failure() {
+    let standin = Standin::take();
+    let errors = on_ranks(2, |rank| {
+        let (number, memory) = (rank.rank as i64, CudaMemory::new(Device::get(rank.rank).unwrap()));
+        Buffer::create(&memory, number, 2, 5000, 0.0, &mut ForgingTransport(rank)).unwrap_err().to_string()
+    });
+    assert!(errors[0].starts_with("rank 1: "), "{}", errors[0]);
+    assert!(errors[1].contains("rank 0 gave up"), "{}", errors[1]);
+    standin.check_all_is_given_back();
 }
 
 /// Two threads a rank, each with a group of its own; which comes first is not the same on both ranks.
