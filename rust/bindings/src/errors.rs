@@ -64,7 +64,7 @@ create_exception!(
 /// The exception for `error`.
 pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
     let text = error.to_string();
-    match error {
+    match error.itself().clone() {
         Error::Timeout { missing, .. } | Error::ResetTimeout { missing, .. } => {
             with_attributes(py, LamportTimeoutError::new_err(text), |value| {
                 value.setattr("missing_ranks", PyTuple::new(py, missing.iter().collect::<Vec<_>>())?)

@@ -4,8 +4,8 @@
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use crate::error::{Error, Result};
-use crate::interrupts::{Interrupted, beside};
+use crate::error::Result;
+use crate::interrupts::{Interrupted, beside, interrupted_wait};
 
 /// What has memory that kernels may use.
 pub trait Teardown: Send + Sync + 'static {
@@ -134,7 +134,7 @@ pub fn drop_deferred_until(interrupted: Interrupted<'_>) -> Result<usize> {
     };
     match beside(wait, interrupted) {
         Ok(Some(ready)) => Ok(ready.drop_now()),
-        Ok(None) => Err(Error::system("waiting for the device's kernels", "interrupted")),
+        Ok(None) => Err(interrupted_wait()),
         // Without another thread for the wait.
         Err(_) => Ok(drop_deferred()),
     }

@@ -39,6 +39,8 @@ pub const SKIPPED_IS_THERE: u32 = 1 << 31;
 pub const CONTROL_COPIES: usize = 32;
 /// A line of the cache each.
 pub const CONTROL_COPY_BYTES: usize = 128;
+/// Where a copy has the mark of a workspace that has failed, in bytes.
+pub const MARK_OFFSET: usize = 2 * size_of::<u32>();
 
 /// How a struct is laid out in memory. The build asserts that the one of CUDA is alike.
 #[derive(Clone, Copy, Debug)]

@@ -56,6 +56,7 @@ const STAGE: usize = REFUSED + 1;
 const LEFT: usize = REFUSED + 2;
 const BUILT: usize = REFUSED + 3;
 const DIGEST: usize = REFUSED + 4;
+const PARTIAL: usize = REFUSED + 6;
 const NOTICE: usize = 3 * MAX_WORLD_SIZE;
 
 /// The pages of a group. Pages begin as zeros, but for the word that [`initialise`] writes.
@@ -130,6 +131,16 @@ impl<W: StatusWords> Notices<'_, W> {
     /// Lets peers know that this rank, which has gone, has none of their memory mapped any more.
     pub fn unmap(&self) {
         self.words.store(self.rank, LEFT, UNMAPPED);
+    }
+
+    /// Lets peers know that this rank does not have all pages: it can take part in no reset.
+    pub fn be_partial(&self) {
+        self.words.store(self.rank, PARTIAL, 1);
+    }
+
+    /// Of `ranks`, those that have said so.
+    pub fn partial(&self, ranks: RankSet) -> RankSet {
+        ranks.filter(|rank| self.words.load(rank, PARTIAL) != 0)
     }
 
     /// Of `ranks`, those that may still have peers' memory mapped, if they live.

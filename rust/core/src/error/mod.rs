@@ -13,7 +13,7 @@ use lamport_rs_protocol::geometry::GeometryError;
 use lamport_rs_protocol::rank_set::RankSet;
 use thiserror::Error;
 
-use words::{NO_LONGER, after_colon, explain_mismatch, failed_advice, while_waiting};
+use words::{GONE, NO_LONGER, after_colon, explain_mismatch, failed_advice, while_waiting};
 
 use crate::limits::Reason;
 use crate::operations::description::Operation;
@@ -165,6 +165,9 @@ pub enum Error {
         /// For whom.
         missing: RankSet,
     },
+    /// An error that advises a reset, in a group that can have none.
+    #[error("{}. {GONE}", .0.reason())]
+    WithoutReset(Box<Error>),
     /// A reset of ranks that have no memory of the host in common.
     #[error(
         "a reset takes pages of shared memory that some ranks of this group could not map, as they do not see each other's \
@@ -266,7 +269,7 @@ impl Error {
     /// outputs hold means nothing.
     pub fn spoils_outputs(&self) -> bool {
         matches!(
-            self,
+            self.itself(),
             Self::Timeout { .. }
                 | Self::Mismatch { .. }
                 | Self::PeerRefused { .. }

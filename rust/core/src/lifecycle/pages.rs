@@ -95,7 +95,11 @@ impl Pages {
             .collect();
         pages[rank].0 = Some(own.0.mapping().clone());
         let (mappings, processes): (Vec<_>, _) = pages.into_iter().unzip();
-        Self::over(mappings, processes)
+        let pages = Self::over(mappings, processes);
+        if !pages.are_complete() {
+            pages.notices(rank).be_partial();
+        }
+        pages
     }
 
     /// The pages of each rank of a group of threads.
@@ -116,9 +120,20 @@ impl Pages {
         self.words.0.iter().all(Option::is_some)
     }
 
+    /// Whether the ranks can begin anew together: each has the pages of all. Known once all have constructed.
+    pub fn serve_a_reset(&self) -> bool {
+        let all = (0..self.words.world_size()).collect();
+        self.are_complete() && self.notices(0).partial(all).is_empty()
+    }
+
+    /// What `rank` and its peers tell before anything began anew.
+    fn notices(&self, rank: usize) -> Notices<'_, Words> {
+        Notices { words: &self.words, rank, world_size: self.words.world_size(), epoch: 0 }
+    }
+
     /// Why a peer has given up, as `rank` was told before anything began anew.
     pub fn fault(&self, rank: usize) -> Option<Error> {
-        let notices = Notices { words: &self.words, rank, world_size: self.words.world_size(), epoch: 0 };
+        let notices = self.notices(rank);
         fault_of(&notices, notices.told())
     }
 
@@ -133,7 +148,7 @@ impl Pages {
         if gone.is_empty() {
             return None;
         }
-        let notices = Notices { words: &self.words, rank, world_size: self.words.world_size(), epoch: 0 };
+        let notices = self.notices(rank);
         let reason = || fault_of(&notices, notices.told().filter(|rank| gone.contains(rank)));
         let error = reason().or_else(|| {
             thread::sleep(REASON_FOLLOWS);
@@ -201,6 +216,15 @@ impl StatusWords for Words {
         let replace =
             |word: &AtomicU32| word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         self.word(rank, word).is_some_and(replace)
+    }
+}
+
+#[cfg(test)]
+impl Pages {
+    /// Those of rank 0 of two, whose peer is the process of that number.
+    pub(super) fn beside(process: u32) -> Self {
+        let page = || Some(OwnPage::allocate().unwrap().0.into_mapping());
+        Self::over(vec![page(), page()], vec![None, Some(Process::of(process))])
     }
 }
 

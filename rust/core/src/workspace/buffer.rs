@@ -50,8 +50,10 @@ impl<M: Memory> Buffer<M> {
     /// An error if a peer has no buffer: it gave up at the very end of its construction, or its process has ended. That a
     /// peer was cleaned up is no fault. Waits for nothing.
     pub fn check(&self) -> Result<()> {
-        match self.lifecycle.fault() {
-            Some((Error::Aborted { rank, cause, reason }, _)) => Err(Error::BufferLost { rank, cause, reason }),
+        match self.lifecycle.fault().as_ref().map(|(error, _)| error.itself()) {
+            Some(Error::Aborted { rank, cause, reason }) => {
+                Err(Error::BufferLost { rank: *rank, cause: *cause, reason: reason.clone() })
+            }
             _ => Ok(()),
         }
     }

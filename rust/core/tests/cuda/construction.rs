@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use lamport_rs_core::cuda::device::Device;
 use lamport_rs_core::deferred::{drop_all_deferred, drop_deferred};
-use lamport_rs_core::error::Result;
+use lamport_rs_core::error::{Error, Result};
 use lamport_rs_core::memory::cuda::CudaMemory;
 use lamport_rs_core::memory::cuda::{HANDLE_BYTES, PeerMemory};
 use lamport_rs_core::memory::handle::Handle;
@@ -395,10 +395,10 @@ fn a_signal_ends_the_wait_for_a_peer_that_maps() {
 }
 
 /// Carries a rank's messages in one round, and no other. Rank 1 is held up after it. A signal comes to rank 0 some time
-/// after it began, and if it is asked before, when that time has come.
+/// after it, and if rank 0 is asked before, when that time has come.
 struct LateSignal<'a> {
     rank: &'a mut Rank,
-    began: Instant,
+    met: Instant,
     steps: usize,
     held_up: Duration,
     awaits_signal: bool,
@@ -413,6 +413,7 @@ impl AllGather for LateSignal<'_> {
             return Err("there is no second round".to_owned());
         }
         let gathered = self.rank.all_gather(message);
+        self.met = Instant::now();
         if self.rank.rank == 1 {
             std::thread::sleep(self.held_up);
         }
@@ -421,9 +422,9 @@ impl AllGather for LateSignal<'_> {
 
     fn is_interrupted(&mut self) -> bool {
         if self.rank.rank == 0 && self.awaits_signal {
-            std::thread::sleep(SIGNAL.saturating_sub(self.began.elapsed()));
+            std::thread::sleep(SIGNAL.saturating_sub(self.met.elapsed()));
         }
-        self.rank.rank == 0 && self.began.elapsed() >= SIGNAL
+        self.rank.rank == 0 && self.met.elapsed() >= SIGNAL
     }
 }
 
@@ -434,10 +435,10 @@ fn interrupt_at_the_end(held_up: Duration, awaits_signal: bool) {
     standin.lose_stores(true);
     let errors = on_ranks(2, |rank| {
         let (settings, device) = (rank.settings(), Device::get(rank.rank));
-        let began = Instant::now();
-        let mut transport = LateSignal { rank, began, steps: 0, held_up, awaits_signal };
+        let mut transport = LateSignal { rank, met: Instant::now(), steps: 0, held_up, awaits_signal };
         let error = CudaWorkspace::create(&settings, device, &mut transport).unwrap_err().to_string();
-        assert!(began.elapsed() < SOON / 2, "{:?}: {error}", began.elapsed());
+        let took = transport.met.elapsed();
+        assert!(took < SOON / 2, "{took:?}: {error}");
         error
     });
     assert!(errors[0].starts_with("interrupted "), "{}", errors[0]);
@@ -605,6 +606,34 @@ fn memory_stays_for_a_second_where_a_peers_page_cannot_be_read() {
         }
     });
     standin.check_all_is_given_back();
+}
+
+#[test]
+fn no_error_advises_a_reset_where_a_page_cannot_be_read() {
+    let _standin = Standin::take();
+    on_ranks(2, |rank| {
+        let (settings, device) = (rank.settings(), Device::get(rank.rank));
+        let mut transport = LateTransport { rank, is_late: false, steps: 0 };
+        let workspace = CudaWorkspace::create(&settings, device, &mut transport).unwrap();
+        rank.meet();
+        // Rank 1 does not have the page of rank 0, which has all.
+        if rank.rank == 0 {
+            workspace.lifecycle().abort("enough").unwrap();
+        }
+        rank.meet();
+        let first = workspace.check().unwrap_err();
+        let Error::Aborted { rank: 0, .. } = first.itself() else { panic!("{first:?}") };
+        let later = workspace.check_open().unwrap_err();
+        assert!(matches!(later, Error::Failed { .. }), "{later:?}");
+        assert!(first.spoils_outputs() && later.spoils_outputs());
+        for error in [first, later] {
+            let text = error.to_string();
+            assert!(text.ends_with("create a new one on every rank") && !text.contains("reset"), "{text}");
+        }
+        let reset = workspace.reset(Some(Duration::ZERO), &mut || false).unwrap_err();
+        assert!(matches!(reset, Error::PagesMissing), "{reset:?}");
+        rank.meet();
+    });
 }
 
 /// Brings rank 0 a message that says that rank 1 has failed, long after it has brought rank 1 the truth.
