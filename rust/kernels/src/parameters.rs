@@ -1,7 +1,6 @@
 //! The structs that kernels take by value, laid out as in `kernels/`.
 //!
-//! The CUDA sources assert that theirs have the same sizes and offsets. Every `u64` that is not said to be something else is
-//! a device address.
+//! The CUDA sources assert the same sizes and offsets. A `u64` is a device address unless its text says something else.
 
 use std::mem::offset_of;
 
@@ -34,7 +33,6 @@ pub struct Report {
 
 /// Says that [`Report::skipped`] is a number, which has 31 bits.
 pub const SKIPPED_IS_THERE: u32 = 1 << 31;
-
 /// Copies of the words that every warp reads first thing: one for many would be a queue. A warp's lanes write them.
 pub const CONTROL_COPIES: usize = 32;
 /// A line of the cache each.

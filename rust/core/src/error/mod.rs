@@ -1,5 +1,6 @@
 //! What can go wrong. Every text says what was expected, what was found, and what to do.
 
+mod advice;
 mod cause;
 mod told;
 mod words;
@@ -143,10 +144,7 @@ pub enum Error {
         reason: String,
     },
     /// A rank whose buffer others have has given it up at the end of its construction, or has ended since.
-    #[error(
-        "rank {rank} {cause}{}. This buffer can no longer be used: create a new one on every rank",
-        after_colon(reason)
-    )]
+    #[error("rank {rank} {cause}{}. Create a new buffer on every rank", after_colon(reason))]
     BufferLost {
         /// Which one.
         rank: usize,
@@ -279,13 +277,6 @@ impl Error {
                 | Self::ForeignControl { .. }
                 | Self::Failed { .. }
         )
-    }
-
-    /// What later operations raise after this one.
-    pub fn failed_earlier(&self) -> Self {
-        let is_gone = matches!(self, Self::Aborted { cause: Cause::CleanedUp | Cause::Ended, .. });
-        let can_reset = !is_gone && !matches!(self, Self::HalfReset | Self::PagesMissing);
-        Self::Failed { first: self.reason(), can_reset }
     }
 
     /// A failed system call.

@@ -17,23 +17,6 @@ impl Error {
             .to_owned()
     }
 
-    /// The same error, with other advice where this one says to reset: there can be none.
-    pub fn without_reset(self) -> Self {
-        match self {
-            Self::Failed { first, .. } => Self::Failed { first, can_reset: false },
-            error if error.to_string().ends_with(NO_LONGER) => Self::WithoutReset(Box::new(error)),
-            error => error,
-        }
-    }
-
-    /// The error, whatever it advises.
-    pub fn itself(&self) -> &Self {
-        match self {
-            Self::WithoutReset(error) => error,
-            error => error,
-        }
-    }
-
     /// What a rank has told that has ended, where there is no workspace yet to give advice on.
     pub fn before_there_is_a_workspace(self) -> Self {
         match self {
