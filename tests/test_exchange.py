@@ -434,3 +434,36 @@ def test_ctrl_c_is_heard_while_the_ranks_agree_and_the_others_hear_of_it(new_ran
     assert interrupted[1] < AGREEING
     assert other[1] < AGREEING
     assert "cannot map the memory of rank" in last[0]
+
+
+def be_interrupted_when_the_others_have_a_buffer(me: Rank) -> tuple[int, str, str] | None:
+    """A signal's handler begins while rank 0 waits for the last rank, and raises when all others have returned."""
+    over_group = all_gather_over(me.group)
+
+    def interrupt(*_: object) -> None:
+        time.sleep(AGREEING / 2)
+        raise KeyboardInterrupt
+
+    def all_gather(message: bytes) -> list[bytes]:
+        gathered = over_group(message)
+        if me.rank == 0:
+            signal.signal(signal.SIGALRM, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, AGREEING / 10)
+        elif me.rank == me.world_size - 1:
+            time.sleep(AGREEING / 4)
+        return gathered
+
+    try:
+        buffer = lamport_rs.IpcBuffer(me.rank, me.world_size, 4096, all_gather, device=me.device)
+    except KeyboardInterrupt:
+        dist.barrier()
+        return None
+    dist.barrier()
+    with pytest.raises(lamport_rs.LamportAbortedError) as caught:
+        _ = buffer.peer_ptrs
+    return caught.value.rank, caught.value.cause, caught.value.reason
+
+
+def test_the_addresses_of_a_buffer_raise_that_a_rank_was_interrupted_at_the_end(new_ranks):
+    heard = (0, "failed", "interrupted while waiting for rank 2 to map all memory")
+    assert new_ranks(3).run(be_interrupted_when_the_others_have_a_buffer) == [None, heard, heard]

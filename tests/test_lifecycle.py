@@ -152,6 +152,7 @@ def test_a_death_is_noticed_without_waiting_for_the_timeout(new_ranks):
     for rank in (0, 2):
         took, error = outcomes[rank]
         assert (error.rank, error.cause) == (1, "ended")
+        assert str(error).endswith("This workspace can no longer be used: create a new one on every rank")
         assert took < SOON
 
 

@@ -22,8 +22,6 @@ __device__ __forceinline__ Address operation_in_progress(const Group& group) {
     return control_copy(group, CONTROL_COPIES);
 }
 
-constexpr uint32 MARK_OFFSET = 2 * sizeof(uint32);
-
 __device__ __forceinline__ bool has_failed(const Group& group) {
     return ptx::load_device(control_copy(group, 0) + MARK_OFFSET) != 0;
 }

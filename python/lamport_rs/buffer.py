@@ -62,7 +62,13 @@ class IpcBuffer:
 
     @property
     def peer_ptrs(self) -> list[int]:
-        """Addresses of all ranks' buffers, in rank order, valid in this process; this rank's own is among them."""
+        """Addresses of all ranks' buffers, in rank order, valid in this process; this rank's own is among them.
+
+        Raises:
+            LamportAbortedError: A rank has no buffer: it gave up at the very end of the construction, when others had
+                theirs, or its process has ended. It says which rank, and why. A rank that has called `cleanup()` is no
+                such case.
+        """
         if self._core is None:
             raise LamportError("this buffer was cleaned up; create a new one on every rank")
         return self._core.pointers()

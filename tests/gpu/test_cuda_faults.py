@@ -55,6 +55,15 @@ def start_anew(me: Rank) -> None:
     operation.check("after a fault")
 
 
+def refuse(operation, call, match: str | None = None) -> None:
+    """Make a call of the operation that is refused, and find NaN where it had put numbers."""
+    operation.fill(1)
+    with pytest.raises(LamportError, match=match):
+        call()
+    torch.cuda.synchronize()
+    assert all(result.isnan().all() for result in operation.results()), "what was refused left a number"
+
+
 def wait_in_vain(me: Rank, absent: int, make, size: int, way: str) -> tuple[float, tuple[int, ...]] | None:
     """Good rounds, then one to which a rank does not come."""
     workspace = me.workspace(comm_size_for(me, MOST_BYTES), timeout=TIMEOUT)
@@ -83,11 +92,7 @@ def wait_in_vain(me: Rank, absent: int, make, size: int, way: str) -> tuple[floa
         torch.cuda.synchronize()
         assert time.monotonic() - started < waited + 0.2, "the kernel went on after the error"
         for refused in (lambda: operation(workspace), lambda: operation(workspace.workspace)):
-            operation.fill(1)
-            with pytest.raises(LamportError, match=r"failed earlier and can no longer be used \(.*waited"):
-                refused()
-            torch.cuda.synchronize()
-            assert all(result.isnan().all() for result in operation.results()), "what was refused left a number"
+            refuse(operation, refused, match=r"failed earlier and can no longer be used \(.*waited")
         for asked in (workspace.synchronize, workspace.check):
             with pytest.raises(LamportTimeoutError, match="waited"):
                 asked()
@@ -367,11 +372,7 @@ def go_on_after_a_fault(me: Rank, name: str) -> float:
         with pytest.raises(LamportError):
             workspace.check()
         for operation in operations:
-            operation.fill(1)
-            with pytest.raises(LamportError):
-                operation(workspace)
-            torch.cuda.synchronize()
-            assert all(result.isnan().all() for result in operation.results()), "what was refused left a number"
+            refuse(operation, lambda operation=operation: operation(workspace))
     times = []
     for _ in range(3):
         dist.barrier()
@@ -394,6 +395,87 @@ def go_on_after_a_fault(me: Rank, name: str) -> float:
 def test_a_reset_makes_graphs_right_again_that_were_captured_before(ranks_of, world_size, name):
     for took in ranks_of(world_size).run(go_on_after_a_fault, name):
         assert took < RESET_MOST
+
+
+def be_refused_after_a_fault(me: Rank, make, size: int, where: str) -> None:
+    """An operation that is refused in a capture, or on another stream than those before."""
+    workspace, stream, graph = me.workspace(4 << 20, timeout=30), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    operation = make(me, size)
+    operation(workspace)
+    torch.cuda.synchronize()
+    expected = operation.results()
+    gc.collect()
+    dist.barrier()
+    if me.rank == 0:
+        workspace.abort("enough")
+    dist.barrier()
+    if where == "capture":
+        operation.fill(1)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            # A graph of nothing is a warning.
+            torch.zeros(1, device=me.device)
+            with pytest.raises(LamportError):
+                operation(workspace)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert not any(result.isnan().any() for result in operation.results()), "a call in a capture changed an output"
+    else:
+        with torch.cuda.stream(stream):
+            refuse(operation, lambda: operation(workspace))
+        refuse(operation, lambda: operation(workspace))
+    workspace.reset()
+    operation.poison()
+    torch.cuda.synchronize()
+    operation(workspace)
+    workspace.synchronize()
+    operation.check_against(expected, "after a reset")
+    dist.barrier()
+
+
+# With slots of 4 MiB, the larger ones take three launches and more.
+@pytest.mark.parametrize("where", ["capture", "stream"])
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [(sum_in_one_shot, 3), (sum_in_one_shot, 3_000_000), (sum_in_two_shots, 3_000_000), (norm_in_one_shot, 2500)],
+)
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_calls_that_are_refused_in_a_capture_and_on_another_stream(ranks_of, world_size, make, size, where):
+    ranks_of(world_size).run(be_refused_after_a_fault, make, size, where)
+
+
+def be_refused_a_long_sum(me: Rank) -> None:
+    """A sum of three launches and more, to which a rank does not come: those of the others wait in the first."""
+    workspace = me.workspace(4 << 20, timeout=30)
+    operation = sum_in_one_shot(me, 3_000_000)
+    operation(workspace)
+    torch.cuda.synchronize()
+    expected = operation.results()
+    dist.barrier()
+    if me.rank < me.world_size - 1:
+        operation.fill(1)
+        operation(workspace)
+        dist.barrier()
+        with pytest.raises(LamportError, match="enough"):
+            workspace.synchronize()
+        assert all(result.isnan().all() for result in operation.results()), "a sum without a rank"
+    else:
+        dist.barrier()
+        workspace.abort("enough")
+        refuse(operation, lambda: operation(workspace))
+    dist.barrier()
+    workspace.reset()
+    operation.poison()
+    torch.cuda.synchronize()
+    operation(workspace)
+    workspace.synchronize()
+    operation.check_against(expected, "after a reset")
+    dist.barrier()
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_long_operation_of_which_a_rank_is_refused_leaves_no_sum(ranks_of, world_size):
+    ranks_of(world_size).run(be_refused_a_long_sum)
 
 
 def be_there(me: Rank) -> int:

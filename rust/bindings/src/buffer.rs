@@ -8,7 +8,7 @@ use lamport_rs_core::workspace::buffer::Buffer as CoreBuffer;
 use pyo3::prelude::*;
 
 use crate::callable::Callable;
-use crate::errors::{LamportError, detached, interruptible};
+use crate::errors::{LamportError, detached, interruptible, to_python};
 use crate::shared::Shared;
 use crate::stream;
 
@@ -56,12 +56,13 @@ impl Buffer {
         Ok(Self { buffer: created.map_err(|error| transport.explain(py, error))? })
     }
 
-    /// Where each rank's buffer is in this process.
-    fn pointers(&self) -> Vec<u64> {
-        match &self.buffer {
-            AnyBuffer::Host(buffer) => buffer.addresses(),
-            AnyBuffer::Cuda(buffer) => buffer.addresses(),
-        }
+    /// Where each rank's buffer is in this process, if all have one.
+    fn pointers(&self, py: Python<'_>) -> PyResult<Vec<u64>> {
+        let addresses = match &self.buffer {
+            AnyBuffer::Host(buffer) => buffer.check().map(|()| buffer.addresses()),
+            AnyBuffer::Cuda(buffer) => buffer.check().map(|()| buffer.addresses()),
+        };
+        addresses.map_err(|error| to_python(py, error))
     }
 }
 

@@ -64,7 +64,7 @@ create_exception!(
 /// The exception for `error`.
 pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
     let text = error.to_string();
-    match error {
+    match error.itself().clone() {
         Error::Timeout { missing, .. } | Error::ResetTimeout { missing, .. } => {
             with_attributes(py, LamportTimeoutError::new_err(text), |value| {
                 value.setattr("missing_ranks", PyTuple::new(py, missing.iter().collect::<Vec<_>>())?)
@@ -86,11 +86,13 @@ pub fn to_python(py: Python<'_>, error: Error) -> PyErr {
                 value.setattr("peer_operation", "a call that was refused")
             })
         }
-        Error::Aborted { rank, cause, reason } => with_attributes(py, LamportAbortedError::new_err(text), |value| {
-            value.setattr("rank", rank)?;
-            value.setattr("cause", cause.name())?;
-            value.setattr("reason", reason)
-        }),
+        Error::Aborted { rank, cause, reason } | Error::BufferLost { rank, cause, reason } => {
+            with_attributes(py, LamportAbortedError::new_err(text), |value| {
+                value.setattr("rank", rank)?;
+                value.setattr("cause", cause.name())?;
+                value.setattr("reason", reason)
+            })
+        }
         Error::Geometry(GeometryError::MessageTooLarge { .. }) | Error::TooLarge(_) => LamportSizeError::new_err(text),
         Error::Layout(_) => LamportLayoutError::new_err(text),
         Error::SingleRank => LamportSingleRankError::new_err(text),

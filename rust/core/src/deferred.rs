@@ -4,8 +4,8 @@
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use crate::error::{Error, Result};
-use crate::interrupts::{Interrupted, beside};
+use crate::error::Result;
+use crate::interrupts::{Interrupted, beside, interrupted_wait};
 
 /// What has memory that kernels may use.
 pub trait Teardown: Send + Sync + 'static {
@@ -110,7 +110,19 @@ pub fn drop_deferred() -> usize {
     ready.drop_now()
 }
 
-/// Likewise, but waits for kernels no longer than until `interrupted` says so, which is an error: a later call drops it.
+/// Drops all that was deferred, ready or not: for tests that would wait a second for it each time.
+///
+/// # Safety
+/// No peer has any of its memory mapped.
+#[doc(hidden)]
+pub unsafe fn drop_all_deferred() {
+    let all = Ready(try_deferred().map_or_else(Vec::new, |mut all| std::mem::take(&mut *all)));
+    all.give_up();
+    all.drop_now();
+}
+
+/// Like [`drop_deferred`], but waits for kernels no longer than until `interrupted` says so, which is an error: a later
+/// call drops it.
 pub fn drop_deferred_until(interrupted: Interrupted<'_>) -> Result<usize> {
     let ready = Ready::take();
     if ready.0.is_empty() {
@@ -122,7 +134,7 @@ pub fn drop_deferred_until(interrupted: Interrupted<'_>) -> Result<usize> {
     };
     match beside(wait, interrupted) {
         Ok(Some(ready)) => Ok(ready.drop_now()),
-        Ok(None) => Err(Error::system("waiting for the device's kernels", "interrupted")),
+        Ok(None) => Err(interrupted_wait()),
         // Without another thread for the wait.
         Err(_) => Ok(drop_deferred()),
     }

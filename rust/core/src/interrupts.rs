@@ -57,6 +57,11 @@ impl<'a> Interrupts<'a> {
     }
 }
 
+/// The error of a wait for a device's kernels that ended before they did.
+pub fn interrupted_wait() -> Error {
+    Error::system("waiting for the device's kernels", "interrupted")
+}
+
 /// Runs `wait`, which hears nothing, on a thread of its own, and returns what that returns. `None` if `interrupted` said so
 /// before: the thread goes on without the caller, and with all that it was given. An error if there is no thread to be had.
 pub fn beside<T: Send + 'static>(

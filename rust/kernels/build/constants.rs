@@ -8,7 +8,7 @@ use lamport_rs_protocol::sentinel::{SENTINEL, VECTOR_BYTES, VECTOR_WORDS};
 use lamport_rs_protocol::table::{ARRIVAL_COUNTER, CLEAR_EXTENT, SLOT_INDEX};
 
 use crate::parameters::{
-    CONTROL_COPIES, CONTROL_COPY_BYTES, LAYOUTS, Layout, Report, SKIPPED_IS_THERE, TIME_UNIT_BITS,
+    CONTROL_COPIES, CONTROL_COPY_BYTES, LAYOUTS, Layout, MARK_OFFSET, Report, SKIPPED_IS_THERE, TIME_UNIT_BITS,
 };
 use crate::sink::{Family, Sink};
 use crate::variants::{FILL_THREADS, SPEAKING_BLOCKS, WARP_THREADS};
@@ -35,6 +35,7 @@ fn constants() -> String {
     constant("CONTROL_COPIES", &CONTROL_COPIES);
     constant("TIME_UNIT_BITS", &TIME_UNIT_BITS);
     constant("CONTROL_COPY_BYTES", &CONTROL_COPY_BYTES);
+    constant("MARK_OFFSET", &MARK_OFFSET);
     constant("REPORT_ENDED", &offset_of!(Report, ended));
     constant("REPORT_SKIPPED", &offset_of!(Report, skipped));
     constant("SKIPPED_IS_THERE", &SKIPPED_IS_THERE);

@@ -1,7 +1,6 @@
 //! The structs that kernels take by value, laid out as in `kernels/`.
 //!
-//! The CUDA sources assert that theirs have the same sizes and offsets. Every `u64` that is not said to be something else is
-//! a device address.
+//! The CUDA sources assert the same sizes and offsets. A `u64` is a device address unless its text says something else.
 
 use std::mem::offset_of;
 
@@ -34,11 +33,12 @@ pub struct Report {
 
 /// Says that [`Report::skipped`] is a number, which has 31 bits.
 pub const SKIPPED_IS_THERE: u32 = 1 << 31;
-
 /// Copies of the words that every warp reads first thing: one for many would be a queue. A warp's lanes write them.
 pub const CONTROL_COPIES: usize = 32;
 /// A line of the cache each.
 pub const CONTROL_COPY_BYTES: usize = 128;
+/// Where a copy has the mark of a workspace that has failed, in bytes.
+pub const MARK_OFFSET: usize = 2 * size_of::<u32>();
 
 /// How a struct is laid out in memory. The build asserts that the one of CUDA is alike.
 #[derive(Clone, Copy, Debug)]

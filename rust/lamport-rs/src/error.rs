@@ -72,7 +72,7 @@ impl std::error::Error for Error {}
 
 impl From<core::Error> for Error {
     fn from(error: core::Error) -> Self {
-        Self { kind: kind_of(&error), ranks: ranks_of(&error), text: error.to_string() }
+        Self { kind: kind_of(error.itself()), ranks: ranks_of(error.itself()), text: error.to_string() }
     }
 }
 
@@ -82,14 +82,15 @@ fn kind_of(error: &core::Error) -> ErrorKind {
         E::Geometry(_) | E::Argument(_) | E::Layout(_) | E::TooLarge(_) => ErrorKind::Argument,
         E::Agreement(_) | E::Transport(_) => ErrorKind::Rendezvous,
         E::Timeout { .. } | E::ResetTimeout { .. } => ErrorKind::Timeout,
-        E::Aborted { .. } | E::Interrupted { .. } => ErrorKind::Aborted,
+        E::Aborted { .. } | E::BufferLost { .. } | E::Interrupted { .. } => ErrorKind::Aborted,
         E::Mismatch { .. } | E::PeerRefused { .. } | E::ForeignControl { .. } | E::ForeignKernel => ErrorKind::Mismatch,
         E::Failed { .. }
         | E::CleanedUp
         | E::CleanedUpMeanwhile { .. }
         | E::HalfReset
         | E::Forked { .. }
-        | E::StreamIsCaptured => ErrorKind::Unusable,
+        | E::StreamIsCaptured
+        | E::WithoutReset(_) => ErrorKind::Unusable,
         E::Driver { .. } | E::NoCuda(_) => ErrorKind::Cuda,
         E::System { .. } => ErrorKind::System,
         E::SingleRank | E::PagesMissing => ErrorKind::Unsupported,
@@ -100,7 +101,7 @@ fn kind_of(error: &core::Error) -> ErrorKind {
 fn ranks_of(error: &core::Error) -> Vec<usize> {
     match error {
         core::Error::Timeout { missing, .. } | core::Error::ResetTimeout { missing, .. } => missing.iter().collect(),
-        core::Error::Aborted { rank, .. } => vec![*rank],
+        core::Error::Aborted { rank, .. } | core::Error::BufferLost { rank, .. } => vec![*rank],
         core::Error::Mismatch { peer, .. } | core::Error::PeerRefused { peer, .. } => vec![*peer],
         _ => vec![],
     }

@@ -56,6 +56,7 @@ const STAGE: usize = REFUSED + 1;
 const LEFT: usize = REFUSED + 2;
 const BUILT: usize = REFUSED + 3;
 const DIGEST: usize = REFUSED + 4;
+const PARTIAL: usize = REFUSED + 6;
 const NOTICE: usize = 3 * MAX_WORLD_SIZE;
 
 /// The pages of a group. Pages begin as zeros, but for the word that [`initialise`] writes.
@@ -132,6 +133,16 @@ impl<W: StatusWords> Notices<'_, W> {
         self.words.store(self.rank, LEFT, UNMAPPED);
     }
 
+    /// Lets peers know that this rank does not have all pages: it can take part in no reset.
+    pub fn be_partial(&self) {
+        self.words.store(self.rank, PARTIAL, 1);
+    }
+
+    /// Of `ranks`, those that have said so.
+    pub fn partial(&self, ranks: RankSet) -> RankSet {
+        ranks.filter(|rank| self.words.load(rank, PARTIAL) != 0)
+    }
+
     /// Of `ranks`, those that may still have peers' memory mapped, if they live.
     pub fn mapping(&self, ranks: RankSet) -> RankSet {
         ranks.filter(|rank| self.words.load(rank, LEFT) != UNMAPPED)
@@ -166,7 +177,8 @@ impl<W: StatusWords> Notices<'_, W> {
 /// What a rank has made of a construction. It says so once, when it has mapped its peers' memory or cannot.
 ///
 /// If all are whole, by messages of the same digest, the ranks need no other agreement. A rank that is whole reads every
-/// page, and nobody takes back what it has told. So either all such ranks find all alike, or none does.
+/// page, and nobody takes back what it has told, but to give up. So either all such ranks find all alike, or none does, or
+/// one has gone: whoever had found all alike before hears of that by its notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Built {
     /// It has all that it needs, and was brought messages of this digest.

@@ -10,7 +10,7 @@ use super::driver::{check, error_of, initialise};
 use super::launch::{Modules, RelaxedCapture};
 use super::null_stream::{self, NullStreams, set_current};
 use crate::error::{Error, Result};
-use crate::interrupts::{Interrupted, beside};
+use crate::interrupts::{Interrupted, beside, interrupted_wait};
 use crate::panics::caught;
 
 /// A device of this process. There is one object per device, and it is never destroyed: the primary context outlives
@@ -231,7 +231,7 @@ impl Device {
     pub fn synchronise_all_until(self: &Arc<Self>, interrupted: Interrupted<'_>) -> Result<()> {
         let device = self.clone();
         let ended = beside(move || caught(|| device.synchronise_all()), interrupted)?;
-        ended.unwrap_or_else(|| Err(Error::system("waiting for the device", "interrupted")))
+        ended.unwrap_or_else(|| Err(interrupted_wait()))
     }
 
     /// Waits for all work of this process on the device.

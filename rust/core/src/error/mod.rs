@@ -1,5 +1,6 @@
 //! What can go wrong. Every text says what was expected, what was found, and what to do.
 
+mod advice;
 mod cause;
 mod told;
 mod words;
@@ -13,7 +14,7 @@ use lamport_rs_protocol::geometry::GeometryError;
 use lamport_rs_protocol::rank_set::RankSet;
 use thiserror::Error;
 
-use words::{NO_LONGER, after_colon, explain_mismatch, failed_advice, while_waiting};
+use words::{GONE, NO_LONGER, after_colon, explain_mismatch, failed_advice, while_waiting};
 
 use crate::limits::Reason;
 use crate::operations::description::Operation;
@@ -142,6 +143,16 @@ pub enum Error {
         /// Why, in its own words.
         reason: String,
     },
+    /// A rank whose buffer others have has given it up at the end of its construction, or has ended since.
+    #[error("rank {rank} {cause}{}. Create a new buffer on every rank", after_colon(reason))]
+    BufferLost {
+        /// Which one.
+        rank: usize,
+        /// In what way.
+        cause: Cause,
+        /// Why, in its own words.
+        reason: String,
+    },
     /// Peers did not come to a reset.
     #[error(
         "reset: waited {waited:?} for {missing}, which did not call it, or could not go on; all ranks must call it"
@@ -152,6 +163,9 @@ pub enum Error {
         /// For whom.
         missing: RankSet,
     },
+    /// An error that advises a reset, in a group that can have none.
+    #[error("{}. {GONE}", .0.reason())]
+    WithoutReset(Box<Error>),
     /// A reset of ranks that have no memory of the host in common.
     #[error(
         "a reset takes pages of shared memory that some ranks of this group could not map, as they do not see each other's \
@@ -253,7 +267,7 @@ impl Error {
     /// outputs hold means nothing.
     pub fn spoils_outputs(&self) -> bool {
         matches!(
-            self,
+            self.itself(),
             Self::Timeout { .. }
                 | Self::Mismatch { .. }
                 | Self::PeerRefused { .. }
@@ -263,13 +277,6 @@ impl Error {
                 | Self::ForeignControl { .. }
                 | Self::Failed { .. }
         )
-    }
-
-    /// What later operations raise after this one.
-    pub fn failed_earlier(&self) -> Self {
-        let is_gone = matches!(self, Self::Aborted { cause: Cause::CleanedUp | Cause::Ended, .. });
-        let can_reset = !is_gone && !matches!(self, Self::HalfReset | Self::PagesMissing);
-        Self::Failed { first: self.reason(), can_reset }
     }
 
     /// A failed system call.

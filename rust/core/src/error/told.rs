@@ -17,6 +17,14 @@ impl Error {
             .to_owned()
     }
 
+    /// What a rank has told that has ended, where there is no workspace yet to give advice on.
+    pub fn before_there_is_a_workspace(self) -> Self {
+        match self {
+            Self::Aborted { rank, reason, .. } => Self::Agreement(format!("rank {rank}: {reason}")),
+            error => error,
+        }
+    }
+
     /// A mismatch that another rank has found, as `rank` sees it, which runs `own`.
     pub fn seen_by(self, rank: usize, own: Operation) -> Self {
         match self {

@@ -116,6 +116,7 @@ mod tests {
 
     use super::*;
     use crate::lifecycle::notice::Notice;
+    use crate::lifecycle::pages::Pages;
 
     /// Pages of which every word changes when it was loaded: all notices are of an abort then.
     struct Changing {
@@ -155,6 +156,23 @@ mod tests {
             let is_it =
                 matches!(&error, Error::Aborted { rank: of, cause, .. } if *of == rank && *cause == causes[rank]);
             assert!(is_it && sender == rank, "{sender}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn no_error_advises_a_reset_once_a_peer_has_ended() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let lifecycle = Lifecycle::new(0, Pages::beside(child.id()));
+        assert!(lifecycle.end_of(Operation([0; 4]), RankSet(0b10), true).is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let first = lifecycle.end_of(Operation([0; 4]), RankSet(0b10), true).unwrap().error;
+        assert!(matches!(first, Error::Aborted { rank: 1, cause: Cause::Ended, .. }), "{first:?}");
+        lifecycle.fail(&first);
+        let later = lifecycle.check_usable().unwrap_err();
+        for text in [first, later].map(|error| error.to_string()) {
+            assert!(text.contains(&format!("rank 1 has ended: process {} is gone", child.id())), "{text}");
+            assert!(text.ends_with("create a new one on every rank") && !text.contains("reset"), "{text}");
         }
     }
 }

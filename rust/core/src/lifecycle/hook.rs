@@ -34,18 +34,10 @@ unsafe extern "C" fn abort(hook: *mut c_void) {
 mod tests {
     use super::*;
     use crate::error::{Cause, Error};
-    use crate::lifecycle::pages::Pages;
 
     #[test]
     fn a_hook_aborts_on_all_ranks_and_may_be_called_when_the_workspace_has_gone() {
-        let [first, second] = Pages::in_process(2)
-            .unwrap()
-            .into_iter()
-            .enumerate()
-            .map(|(rank, pages)| Arc::new(Lifecycle::new(rank, pages)))
-            .collect::<Vec<_>>()
-            .try_into()
-            .unwrap();
+        let [first, second] = Lifecycle::pair();
         let (function, hook) = abort_hook(first.clone(), "why");
         assert!(second.check().is_ok());
         // SAFETY: they belong together.

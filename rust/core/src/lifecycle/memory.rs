@@ -107,7 +107,6 @@ mod tests {
     use super::*;
     use crate::deferred::drop_deferred;
     use crate::error::Result;
-    use crate::lifecycle::pages::Pages;
 
     type Events = Arc<Mutex<Vec<&'static str>>>;
 
@@ -158,15 +157,7 @@ mod tests {
     fn two_ranks<M: Memory<Block = Noted, Mapping = Noted>>() -> ([WorkspaceMemory<M>; 2], Events) {
         let events = Events::default();
         let noted = |name| Noted(name, events.clone());
-        let lifecycle = |(rank, pages)| Arc::new(Lifecycle::new(rank, pages));
-        let [first, second] = Pages::in_process(2)
-            .unwrap()
-            .into_iter()
-            .enumerate()
-            .map(lifecycle)
-            .collect::<Vec<_>>()
-            .try_into()
-            .unwrap();
+        let [first, second] = Lifecycle::pair();
         let of_first = GroupMemory { peers: vec![None, Some(noted("0 unmaps"))], own: noted("0 frees") };
         let of_second = GroupMemory { peers: vec![Some(noted("1 unmaps")), None], own: noted("1 frees") };
         ([WorkspaceMemory::new(of_first, first), WorkspaceMemory::new(of_second, second)], events)

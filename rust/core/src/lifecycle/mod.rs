@@ -102,11 +102,17 @@ impl Lifecycle {
     pub fn check_usable(&self) -> Result<()> {
         self.check_here()?;
         if self.failure.is_there() {
-            return Err(self.failure.raise());
+            return Err(self.advised(self.failure.raise()));
         }
         let notices = self.notices();
         let told = notices.told();
-        if told.is_empty() { Ok(()) } else { Err(self.learn(&notices, told)) }
+        if told.is_empty() { Ok(()) } else { Err(self.advised(self.learn(&notices, told))) }
+    }
+
+    /// `error` as a caller is to hear it: it advises no reset where there can be none.
+    #[cold]
+    fn advised(&self, error: Error) -> Error {
+        if self.pages.serve_a_reset() { error } else { error.without_reset() }
     }
 
     /// Whether it is known to have failed.
@@ -141,6 +147,10 @@ impl Lifecycle {
 
     /// What `check` would raise, without taking note of it.
     pub fn fault(&self) -> Option<(Error, u32)> {
+        self.first_fault().map(|(error, epoch)| (self.advised(error), epoch))
+    }
+
+    fn first_fault(&self) -> Option<(Error, u32)> {
         // Its epoch first: a reset may come at any time.
         let notices = self.notices();
         if let Err(error) = self.check_here() {
@@ -181,7 +191,7 @@ impl Lifecycle {
         }
         let error = error();
         self.fail_in(epoch, &error, is_raised);
-        Err(error)
+        Err(self.advised(error))
     }
 
     /// Refuses all further operations, because one failed, and tells the peers.
@@ -192,6 +202,17 @@ impl Lifecycle {
     fn fail_in(&self, epoch: u32, error: &Error, is_raised: bool) {
         self.failure.note(error, epoch, is_raised);
         Notices { epoch, ..self.notices() }.tell(Notice::failed(self.rank, error).words());
+    }
+
+    /// This rank gives up the construction, and comes to no other round of it: others need not either. Why is told after
+    /// that.
+    pub fn give_up_construction(&self) {
+        self.pages.give_up(self.rank);
+    }
+
+    /// An error if peers have done so.
+    pub fn construction_given_up(&self) -> Option<Error> {
+        self.pages.given_up(self.rank)
     }
 
     /// Refuses all further operations of all ranks, and ends those that wait. Any thread may call it, and a signal's
@@ -240,5 +261,15 @@ impl Lifecycle {
     /// All ranks of the group.
     pub fn everybody(&self) -> RankSet {
         RankSet(u16::MAX >> (u16::BITS as usize - self.pages.words.world_size()))
+    }
+}
+
+#[cfg(test)]
+impl Lifecycle {
+    /// Those of a group of two threads.
+    fn pair() -> [std::sync::Arc<Self>; 2] {
+        let pages: [Pages; 2] = Pages::in_process(2).unwrap().try_into().unwrap();
+        let mut ranks = 0..;
+        pages.map(|pages| Self::new(ranks.next().unwrap(), pages).into())
     }
 }

@@ -4,6 +4,8 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use lamport_rs_protocol::notices::{self, Built, Notices, PAGE_WORDS, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
@@ -16,6 +18,8 @@ use crate::limits::Reason;
 use crate::memory::handle::Handle;
 use crate::memory::host::{self, Block, Mapping};
 
+/// A rank that gives up says so, and then why: the others wait so long for that.
+const REASON_FOLLOWS: Duration = Duration::from_millis(1);
 /// Bytes of a page.
 const PAGE_BYTES: usize = PAGE_WORDS * size_of::<u32>();
 
@@ -91,7 +95,11 @@ impl Pages {
             .collect();
         pages[rank].0 = Some(own.0.mapping().clone());
         let (mappings, processes): (Vec<_>, _) = pages.into_iter().unzip();
-        Self::over(mappings, processes)
+        let pages = Self::over(mappings, processes);
+        if !pages.are_complete() {
+            pages.notices(rank).be_partial();
+        }
+        pages
     }
 
     /// The pages of each rank of a group of threads.
@@ -112,10 +120,42 @@ impl Pages {
         self.words.0.iter().all(Option::is_some)
     }
 
+    /// Whether the ranks can begin anew together: each has the pages of all. Known once all have constructed.
+    pub fn serve_a_reset(&self) -> bool {
+        let all = (0..self.words.world_size()).collect();
+        self.are_complete() && self.notices(0).partial(all).is_empty()
+    }
+
+    /// What `rank` and its peers tell before anything began anew.
+    fn notices(&self, rank: usize) -> Notices<'_, Words> {
+        Notices { words: &self.words, rank, world_size: self.words.world_size(), epoch: 0 }
+    }
+
     /// Why a peer has given up, as `rank` was told before anything began anew.
     pub fn fault(&self, rank: usize) -> Option<Error> {
-        let notices = Notices { words: &self.words, rank, world_size: self.words.world_size(), epoch: 0 };
+        let notices = self.notices(rank);
         fault_of(&notices, notices.told())
+    }
+
+    /// Tells that `rank`, this one, has given up the construction, and comes to no other round of it. Why, it says after that.
+    pub fn give_up(&self, rank: usize) {
+        Built::Gone.tell(&self.words, rank);
+    }
+
+    /// An error if peers have told `rank` so.
+    pub fn given_up(&self, rank: usize) -> Option<Error> {
+        let gone = Built::gone(&self.words, self.words.world_size());
+        if gone.is_empty() {
+            return None;
+        }
+        let notices = self.notices(rank);
+        let reason = || fault_of(&notices, notices.told().filter(|rank| gone.contains(rank)));
+        let error = reason().or_else(|| {
+            thread::sleep(REASON_FOLLOWS);
+            reason()
+        });
+        let unknown = || Error::Agreement(format!("{gone} gave up before all ranks had agreed, and raised why"));
+        Some(error.map_or_else(unknown, Error::before_there_is_a_workspace))
     }
 
     /// Why nothing will tell that a peer's process has ended, if that is so of any.
@@ -176,6 +216,15 @@ impl StatusWords for Words {
         let replace =
             |word: &AtomicU32| word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         self.word(rank, word).is_some_and(replace)
+    }
+}
+
+#[cfg(test)]
+impl Pages {
+    /// Those of rank 0 of two, whose peer is the process of that number.
+    pub(super) fn beside(process: u32) -> Self {
+        let page = || Some(OwnPage::allocate().unwrap().0.into_mapping());
+        Self::over(vec![page(), page()], vec![None, Some(Process::of(process))])
     }
 }
 

@@ -26,7 +26,7 @@ impl Lifecycle {
         if self.half_reset.load(Ordering::Relaxed) {
             return Err(Error::HalfReset);
         }
-        if !self.pages.are_complete() {
+        if !self.pages.serve_a_reset() {
             return Err(Error::PagesMissing);
         }
         stop(&mut *interrupted)?;

@@ -77,16 +77,7 @@ pub fn are_built(
 
 /// False: the ranks have not agreed yet. An error if one has given up, and so comes to no other round.
 fn not_yet(pages: &Pages, rank: usize) -> Result<bool> {
-    match pages.fault(rank) {
-        None => {
-            let gone = Built::gone(&pages.words, pages.words.world_size());
-            let text = || format!("{gone} gave up before all memory was mapped, and raised why");
-            if gone.is_empty() { Ok(false) } else { Err(Error::Agreement(text())) }
-        }
-        // There is no workspace yet to give advice on.
-        Some(Error::Aborted { rank, reason, .. }) => Err(Error::Agreement(format!("rank {rank}: {reason}"))),
-        Some(error) => Err(error),
-    }
+    pages.given_up(rank).or_else(|| pages.fault(rank).map(Error::before_there_is_a_workspace)).map_or(Ok(false), Err)
 }
 
 /// An error if some of the ranks that are `waited_for` will never tell. A rank may tell and end between two looks: so it

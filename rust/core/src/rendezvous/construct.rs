@@ -107,15 +107,14 @@ pub fn construct<M: Memory>(
     let hellos = match rendezvous.conclude(hello) {
         Ok(hellos) => hellos,
         Err(verdict) => {
-            let is_common = matches!(verdict, Verdict::Common(_));
             // Ranks that were brought all of it wait for what this one makes of it.
             let built = if matches!(verdict, Verdict::Own(_)) { Built::Doubtful } else { Built::Gone };
             own.iter().for_each(|(.., page)| page.tell(built));
             let error = rendezvous.settle(verdict);
             if let Ok((_, block, page)) = own {
                 page.unmap();
-                // Where all ranks know, none has mapped anything.
-                if is_common { drop(block) } else { free_later::<M>(block) }
+                // Also where all ranks know, and so none should have mapped it: it may be that a message was forged.
+                free_later::<M>(block);
             }
             return Err(error);
         }
@@ -157,11 +156,14 @@ pub fn construct<M: Memory>(
             return Err(verdict.into());
         }
         let is_verified = is_there && request.has_operations && memory.plan().is_some();
-        let is_served = matches!(verdict, Verdict::Own(_));
+        let comes_to_another = is_verified && matches!(verdict, Verdict::Own(_));
         let error = Error::from(verdict);
+        if !comes_to_another {
+            lifecycle.give_up_construction();
+        }
         lifecycle.fail(&error);
         // What they verify fails without this rank, and they come to another round for the reason.
-        return Err(if is_verified && is_served { rendezvous.refuse(error) } else { error });
+        return Err(if comes_to_another { rendezvous.refuse(error) } else { error });
     }
     phases.end("agree");
     memory.all_have_mapped(&mut own);

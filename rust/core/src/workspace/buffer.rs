@@ -20,6 +20,7 @@ use crate::workspace::timeout_of;
 #[derive(Debug)]
 pub struct Buffer<M: Memory> {
     memory: WorkspaceMemory<M>,
+    lifecycle: Arc<Lifecycle>,
     addresses: Vec<u64>,
 }
 
@@ -37,13 +38,24 @@ impl<M: Memory> Buffer<M> {
         let mut rendezvous = Rendezvous::new(transport, rank, world_size);
         let checked = check(rank, world_size, size, timeout);
         let made = construct(memory, &mut rendezvous, checked, &mut Phases::begin())?;
-        let (addresses, lifecycle) = (made.memory.addresses(), Lifecycle::new(rank as usize, made.pages));
-        Ok(Self { memory: WorkspaceMemory::new(made.memory, Arc::new(lifecycle)), addresses })
+        let (addresses, lifecycle) = (made.memory.addresses(), Arc::new(Lifecycle::new(rank as usize, made.pages)));
+        Ok(Self { memory: WorkspaceMemory::new(made.memory, lifecycle.clone()), lifecycle, addresses })
     }
 
     /// Where each rank's buffer is in this process.
     pub fn addresses(&self) -> Vec<u64> {
         self.addresses.clone()
+    }
+
+    /// An error if a peer has no buffer: it gave up at the very end of its construction, or its process has ended. That a
+    /// peer was cleaned up is no fault. Waits for nothing.
+    pub fn check(&self) -> Result<()> {
+        match self.lifecycle.fault().as_ref().map(|(error, _)| error.itself()) {
+            Some(Error::Aborted { rank, cause, reason }) => {
+                Err(Error::BufferLost { rank: *rank, cause: *cause, reason: reason.clone() })
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::cuda::device::Device;
-use lamport_rs_core::error::Result;
+use lamport_rs_core::deferred::{drop_all_deferred, drop_deferred};
+use lamport_rs_core::error::{Error, Result};
 use lamport_rs_core::memory::cuda::CudaMemory;
 use lamport_rs_core::memory::cuda::{HANDLE_BYTES, PeerMemory};
 use lamport_rs_core::memory::handle::Handle;
@@ -93,6 +94,8 @@ fn construct_with_fault(
     let (mut hits, results): (Vec<_>, Vec<_>) = results.into_iter().unzip();
     let hit = hits.swap_remove(rank);
     let which = format!("call {skipped} of rank {rank}, {}", hit.as_deref().unwrap_or("none"));
+    // SAFETY: all ranks have returned, so none has anything mapped; the check below would tell.
+    unsafe { drop_all_deferred() };
     assert!(took < SOON, "{which}: {took:?}");
     standin.check_all_is_given_back();
     let texts: BTreeSet<_> = results.iter().map(|result| result.as_ref().err().map(ToString::to_string)).collect();
@@ -391,6 +394,69 @@ fn a_signal_ends_the_wait_for_a_peer_that_maps() {
     assert_eq!(error, "rank 0: its notice cannot be read", "its page had gone");
 }
 
+/// Carries a rank's messages in one round, and no other. Rank 1 is held up after it. A signal comes to rank 0 some time
+/// after it, and if rank 0 is asked before, when that time has come.
+struct LateSignal<'a> {
+    rank: &'a mut Rank,
+    met: Instant,
+    steps: usize,
+    held_up: Duration,
+    awaits_signal: bool,
+}
+
+const SIGNAL: Duration = Duration::from_secs(1);
+
+impl AllGather for LateSignal<'_> {
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+        self.steps += 1;
+        if self.steps > 1 {
+            return Err("there is no second round".to_owned());
+        }
+        let gathered = self.rank.all_gather(message);
+        self.met = Instant::now();
+        if self.rank.rank == 1 {
+            std::thread::sleep(self.held_up);
+        }
+        gathered
+    }
+
+    fn is_interrupted(&mut self) -> bool {
+        if self.rank.rank == 0 && self.awaits_signal {
+            std::thread::sleep(SIGNAL.saturating_sub(self.met.elapsed()));
+        }
+        self.rank.rank == 0 && self.met.elapsed() >= SIGNAL
+    }
+}
+
+/// Interrupts rank 0 when rank 1 verifies that stores arrive, and so has found all memory mapped.
+fn interrupt_at_the_end(held_up: Duration, awaits_signal: bool) {
+    let standin = Standin::take();
+    // Rank 1 waits for stores of rank 0's.
+    standin.lose_stores(true);
+    let errors = on_ranks(2, |rank| {
+        let (settings, device) = (rank.settings(), Device::get(rank.rank));
+        let mut transport = LateSignal { rank, met: Instant::now(), steps: 0, held_up, awaits_signal };
+        let error = CudaWorkspace::create(&settings, device, &mut transport).unwrap_err().to_string();
+        let took = transport.met.elapsed();
+        assert!(took < SOON / 2, "{took:?}: {error}");
+        error
+    });
+    assert!(errors[0].starts_with("interrupted "), "{}", errors[0]);
+    assert_eq!(errors[1], format!("rank 0: {}", errors[0]));
+    standin.lose_stores(false);
+    standin.check_all_is_given_back();
+}
+
+#[test]
+fn nobody_comes_to_a_round_for_a_rank_that_was_interrupted_while_stores_are_verified() {
+    interrupt_at_the_end(Duration::ZERO, false);
+}
+
+#[test]
+fn nobody_comes_to_a_round_for_a_rank_that_was_interrupted_when_others_had_found_all_mapped() {
+    interrupt_at_the_end(SIGNAL / 4, true);
+}
+
 #[test]
 fn handles_that_the_driver_did_not_make_are_refused() {
     let _standin = Standin::take();
@@ -508,6 +574,93 @@ impl AllGather for LateTransport<'_> {
         }
         gathered
     }
+}
+
+/// How long memory stays of which nobody can tell when it is unmapped.
+const UNHEARD: Duration = Duration::from_secs(1);
+
+#[test]
+fn memory_stays_for_a_second_where_a_peers_page_cannot_be_read() {
+    let standin = Standin::take();
+    on_ranks(2, |rank| {
+        let (number, memory) = (rank.rank, CudaMemory::new(Device::get(rank.rank).unwrap()));
+        let mut transport = LateTransport { rank, is_late: false, steps: 0 };
+        let made = Buffer::create(&memory, number as i64, 2, 5000, 0.0, &mut transport).unwrap();
+        rank.meet();
+        let before = standin.live(Kind::Memory);
+        rank.meet();
+        // Rank 1 does not have the page of rank 0, which does not unmap rank 1's memory so far.
+        if rank.rank == 1 {
+            let began = Instant::now();
+            drop(made);
+            while began.elapsed() < UNHEARD / 3 {
+                drop_deferred();
+                let live = standin.live(Kind::Memory);
+                assert!(live == before || began.elapsed() >= UNHEARD, "freed after {:?}", began.elapsed());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            rank.meet();
+        } else {
+            rank.meet();
+            drop(made);
+        }
+    });
+    standin.check_all_is_given_back();
+}
+
+#[test]
+fn no_error_advises_a_reset_where_a_page_cannot_be_read() {
+    let _standin = Standin::take();
+    on_ranks(2, |rank| {
+        let (settings, device) = (rank.settings(), Device::get(rank.rank));
+        let mut transport = LateTransport { rank, is_late: false, steps: 0 };
+        let workspace = CudaWorkspace::create(&settings, device, &mut transport).unwrap();
+        rank.meet();
+        // Rank 1 does not have the page of rank 0, which has all.
+        if rank.rank == 0 {
+            workspace.lifecycle().abort("enough").unwrap();
+        }
+        rank.meet();
+        let first = workspace.check().unwrap_err();
+        let Error::Aborted { rank: 0, .. } = first.itself() else { panic!("{first:?}") };
+        let later = workspace.check_open().unwrap_err();
+        assert!(matches!(later, Error::Failed { .. }), "{later:?}");
+        assert!(first.spoils_outputs() && later.spoils_outputs());
+        for error in [first, later] {
+            let text = error.to_string();
+            assert!(text.ends_with("create a new one on every rank") && !text.contains("reset"), "{text}");
+        }
+        let reset = workspace.reset(Some(Duration::ZERO), &mut || false).unwrap_err();
+        assert!(matches!(reset, Error::PagesMissing), "{reset:?}");
+        rank.meet();
+    });
+}
+
+/// Brings rank 0 a message that says that rank 1 has failed, long after it has brought rank 1 the truth.
+struct ForgingTransport<'a>(&'a mut Rank);
+
+impl AllGather for ForgingTransport<'_> {
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+        let mut gathered = self.0.all_gather(message)?;
+        if self.0.rank == 0 {
+            // The kind of a message, and the length of its text.
+            gathered[1][24..32].copy_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        Ok(gathered)
+    }
+}
+
+#[test]
+fn memory_that_a_peer_has_mapped_is_not_freed_at_once_for_a_forged_failure() {
+    let standin = Standin::take();
+    let errors = on_ranks(2, |rank| {
+        let (number, memory) = (rank.rank as i64, CudaMemory::new(Device::get(rank.rank).unwrap()));
+        Buffer::create(&memory, number, 2, 5000, 0.0, &mut ForgingTransport(rank)).unwrap_err().to_string()
+    });
+    assert!(errors[0].starts_with("rank 1: "), "{}", errors[0]);
+    assert!(errors[1].contains("rank 0 gave up"), "{}", errors[1]);
+    standin.check_all_is_given_back();
 }
 
 /// Two threads a rank, each with a group of its own; which comes first is not the same on both ranks.

@@ -1,5 +1,6 @@
 //! What goes wrong in operations: late ranks, absent ones, ranks that differ, a driver that refuses.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use lamport_rs_core::error::{Cause, Error, Result};
@@ -172,6 +173,96 @@ fn operations_that_are_refused_after_a_fault_leave_nan_and_after_a_reset_the_sum
             rank.meet();
         });
     }
+}
+
+/// Ends with a reset and a sum that is right.
+fn with_failed_workspaces(run: impl Fn(&CudaWorkspace, &[TestStream; 2]) + Sync) {
+    let _standin = Standin::take();
+    on_ranks(2, |rank| {
+        let workspace = rank.create().unwrap();
+        let streams = [(); 2].map(|()| TestStream::new(&workspace.device));
+        sum_on_two_streams(&workspace, &mut Sum::of_ones(&workspace, LONG), &streams).unwrap();
+        rank.meet();
+        if rank.rank == 1 {
+            workspace.lifecycle().abort("test").unwrap();
+        }
+        rank.meet();
+        run(&workspace, &streams);
+        rank.meet();
+        workspace.reset(None, &mut || false).unwrap();
+        assert_eq!(sum(&workspace, LONG).unwrap(), [2.0; LONG]);
+        rank.meet();
+    });
+}
+
+/// Elements of a sum in three chunks.
+const LONG: usize = 5000;
+
+#[test]
+fn an_operation_that_is_refused_after_a_fault_leaves_nan_on_whatever_stream() {
+    with_failed_workspaces(|workspace, streams| {
+        for stream in streams.iter().chain(streams) {
+            let mut refused = Sum::of_ones(workspace, LONG);
+            assert!(refused.launch(workspace, stream.handle).is_err());
+            workspace.device.synchronise_all().unwrap();
+            assert!(refused.values().iter().all(|value| value.is_nan()), "{:?}", refused.values());
+        }
+    });
+}
+
+#[test]
+fn an_operation_that_is_refused_after_a_fault_is_not_captured() {
+    // All ranks are of one process here, in which a capture forbids the others to allocate.
+    let capturing = Mutex::new(());
+    with_failed_workspaces(|workspace, [stream, other]| {
+        let _capturing = capturing.lock().unwrap();
+        let mut refused = Sum::of_ones(workspace, LONG);
+        stream.begin_capture();
+        assert!(refused.launch(workspace, stream.handle).is_err());
+        let graph = stream.end_capture();
+        for replayed in [stream, other] {
+            replayed.launch(&graph);
+        }
+        workspace.device.synchronise_all().unwrap();
+        assert_eq!(refused.values(), [1.0; LONG], "nothing of it is in the graph");
+    });
+}
+
+#[test]
+fn a_long_operation_that_is_refused_within_leaves_no_number_that_is_not_the_sum() {
+    let standin = Standin::take();
+    on_ranks(2, |rank| {
+        let workspace = rank.create().unwrap();
+        let launches = || standin.calls("cuLaunchKernelEx");
+        rank.meet();
+        let before = launches();
+        rank.meet();
+        sum(&workspace, LONG).unwrap();
+        rank.meet();
+        assert_eq!(launches() - before, 2 * 3, "three chunks on each rank");
+        let mut long = Sum::of_ones(&workspace, LONG);
+        rank.meet();
+        if rank.rank == 1 {
+            standin.fail(1, Some("cuLaunchKernelEx"), 1, OUT_OF_MEMORY);
+            assert!(matches!(long.launch(&workspace, DEFAULT_STREAM), Err(Error::Driver { .. })));
+        } else {
+            // Rank 1 may have failed, and told so, before.
+            let launched = long.launch(&workspace, DEFAULT_STREAM);
+            assert_failed(launched.and(workspace.synchronise()), 1);
+        }
+        workspace.device.synchronise_all().unwrap();
+        let values = long.values();
+        if rank.rank == 1 {
+            assert!(values.iter().all(|value| value.is_nan()), "the call was refused: {values:?}");
+        } else {
+            assert!(values.iter().all(|value| value.is_nan() || *value == 2.0), "{values:?}");
+            assert!(values[LONG / 2..].iter().all(|value| value.is_nan()), "rank 1 has sent one chunk: {values:?}");
+        }
+        rank.meet();
+        workspace.reset(None, &mut || false).unwrap();
+        assert_eq!(sum(&workspace, LONG).unwrap(), [2.0; LONG]);
+        rank.meet();
+    });
 }
 
 /// Two operations on streams of their own. Returns the first error.

@@ -164,7 +164,8 @@ impl Made {
         match self {
             Self::Workspace(workspace) => workspace.lifecycle().check(),
             Self::DeviceWorkspace(workspace) => workspace.check(),
-            Self::Buffer(_) | Self::DeviceBuffer(_) => Ok(()),
+            Self::Buffer(buffer) => buffer.check(),
+            Self::DeviceBuffer(buffer) => buffer.check(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys;
 use lamport_rs_kernels::group::ControlAddresses;
-use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES};
+use lamport_rs_kernels::parameters::{CONTROL_COPIES, CONTROL_COPY_BYTES, MARK_OFFSET};
 use lamport_rs_protocol::geometry::{Geometry, MAX_WORLD_SIZE};
 use lamport_rs_protocol::table;
 
@@ -19,8 +19,6 @@ const EXTENTS_OFFSET: usize = 16;
 const COPIES_OFFSET: usize = CONTROL_COPY_BYTES;
 /// Behind the copies lies the header of the operation in progress, in a line of its own.
 const TABLE_OFFSET: usize = COPIES_OFFSET + (CONTROL_COPIES + 1) * CONTROL_COPY_BYTES;
-/// Of a copy, in bytes: where a failed workspace has its mark (`kernels/protocol/failure.cuh`).
-const MARK_OFFSET: usize = 2 * size_of::<u32>();
 const MARK: u32 = 1;
 const _: () = assert!(TABLE_OFFSET + table::table_len(MAX_WORLD_SIZE) * size_of::<i64>() <= CONTROL_BYTES);
 

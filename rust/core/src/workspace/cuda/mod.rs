@@ -141,6 +141,7 @@ impl CudaWorkspace {
             let interrupted = &mut || {
                 if !is_interrupted && rendezvous.is_interrupted() {
                     is_interrupted = true;
+                    workspace.lifecycle().give_up_construction();
                     // What the kernel hears, too.
                     let _ = workspace.lifecycle().abort(INTERRUPTED);
                 }
@@ -154,7 +155,7 @@ impl CudaWorkspace {
             // Not for as long as the peers may take.
             return Err(Error::Agreement(INTERRUPTED.to_owned()));
         }
-        verification::settle(&mut rendezvous, verified)?;
+        verification::settle(&mut rendezvous, verified, || workspace.lifecycle().construction_given_up())?;
         phases.end("verify");
         workspace.phases = phases;
         Ok(workspace)

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::CudaWorkspace;
 use crate::deferred::{DroppedByUser, Teardown, drop_deferred, drop_deferred_until};
-use crate::error::{Error, Result};
-use crate::interrupts::{Interrupted, beside};
+use crate::error::Result;
+use crate::interrupts::{Interrupted, beside, interrupted_wait};
 use crate::panics::caught;
 
 /// How long kernels that wait when their workspace is cleaned up may still wait.
@@ -48,7 +48,7 @@ impl CudaWorkspace {
         };
         match beside(wait, interrupted) {
             Ok(Some(())) => Ok(()),
-            Ok(None) => Err(Error::system("waiting for the device's kernels", "interrupted")),
+            Ok(None) => Err(interrupted_wait()),
             Err(_) => {
                 // Without another thread for the wait. If it fails, the kernels do not go on.
                 let _ = self.device.wait_for_kernels();

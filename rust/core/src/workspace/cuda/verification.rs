@@ -95,13 +95,21 @@ fn poll(pinned: &PinnedWords, longest: Duration, interrupted: Interrupted<'_>) -
 }
 
 /// All ranks return, or all raise the same error: `verified` is what [`verify`] returned here. In its kernel the ranks
-/// have told each other whether all is well, so they need the rendezvous only where it is not.
-pub fn settle(rendezvous: &mut Rendezvous<'_>, verified: Result<RankSet>) -> Result<()> {
+/// have told each other whether all is well, so they need the rendezvous only where it is not. And not where one has
+/// `given_up`, as all are told in their pages: it does not come.
+pub fn settle(
+    rendezvous: &mut Rendezvous<'_>,
+    verified: Result<RankSet>,
+    given_up: impl FnOnce() -> Option<Error>,
+) -> Result<()> {
     let refusing = match &verified {
         Ok(refusing) if refusing.is_empty() => return Ok(()),
         Ok(refusing) => *refusing,
         Err(_) => RankSet::default(),
     };
+    if let Some(error) = given_up() {
+        return Err(error);
+    }
     rendezvous.conclude(verified.map(drop))?;
     Err(Error::Agreement(format!("the verification failed on {refusing}, which did not say why")))
 }
@@ -126,7 +134,8 @@ mod tests {
 
     fn settle_with(verified: Result<RankSet>) -> (std::result::Result<(), String>, usize) {
         let mut transport = Echo::default();
-        let settled = settle(&mut Rendezvous::new(&mut transport, 0, 2), verified).map_err(|error| error.to_string());
+        let settled =
+            settle(&mut Rendezvous::new(&mut transport, 0, 2), verified, || None).map_err(|error| error.to_string());
         (settled, transport.0)
     }
 
