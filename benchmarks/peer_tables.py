@@ -1,7 +1,8 @@
 """The tables of docs/performance.md, docs/appendix/back_to_back.md and README.md about the peers, out of their records.
 
 `python benchmarks/peer_tables.py [RECORD ...]` prints them, `--write` rewrites them in the pages. Without records it
-takes the newest of each number of GPUs in benchmarks/results/peers. `record.py` makes records.
+takes the newest of each number of H200 in benchmarks/results/peers: the pages show one kind of GPU. `record.py` makes
+records.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pages import markdown, rewrite
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "results" / "peers"
+SHOWN_GPU = "NVIDIA H200"
 SUM, NORM, MINIMAX = "all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk"
 FASTER = "best other / lamport-rs"
 
@@ -134,8 +136,8 @@ def digits(value: float) -> str:
 
 
 def recorded(folder: Path = PEERS) -> dict[int, Record]:
-    """Return the newest record of each number of GPUs; not the first ones, which are back to back only."""
-    records = [read(path) for path in folder.glob("*.json")]
+    """Return the newest record of each number of GPUs of one kind; not the first ones, which are back to back only."""
+    records = (each for each in map(read, folder.glob("*.json")) if each.gpu == SHOWN_GPU)
     return by_world_size(each for each in records if KERNEL_BETWEEN in {row.timing for row in each.rows})
 
 
@@ -150,7 +152,7 @@ def by_world_size(records: Iterable[Record]) -> dict[int, Record]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description="Make the tables about the peers out of their records.")
-    parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: the newest in results/peers")
+    parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: the newest of H200 in results/peers")
     parser.add_argument("--write", action="store_true", help="rewrite the tables in docs and README.md")
     options = parser.parse_args(arguments)
     try:

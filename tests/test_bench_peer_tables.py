@@ -67,6 +67,7 @@ def test_the_newest_record_of_each_group_is_taken_and_those_without_a_kernel_bet
     write_record(tmp_path / "new.json", record(row("a", 2.0), row("a", 3.0, world_size=4), date="2026-01-03"))
     write_record(tmp_path / "four.json", record(row("a", 4.0, world_size=4), date="2026-01-02"))
     write_record(tmp_path / "first.json", record(row("a", 5.0, timing=BACK_TO_BACK), date="2026-01-04"))
+    write_record(tmp_path / "others.json", replace(record(row("a", 6.0), date="2026-01-05"), gpu="NVIDIA H100"))
     found = peer_tables.recorded(tmp_path)
     assert {world_size: each.date for world_size, each in found.items()} == {2: "2026-01-03", 4: "2026-01-03"}
 
