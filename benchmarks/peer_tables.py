@@ -152,7 +152,7 @@ def by_world_size(records: Iterable[Record]) -> dict[int, Record]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description="Make the tables about the peers out of their records.")
-    parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: the newest of H200 in results/peers")
+    parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: the newest of H200 there")
     parser.add_argument("--write", action="store_true", help="rewrite the tables in docs and README.md")
     options = parser.parse_args(arguments)
     try:

@@ -38,7 +38,7 @@ def create_workspace(member: Member) -> Row:
 
 @torch.inference_mode()
 def host_time_calls(member: Member) -> list[tuple[Case, str, Callable[[], object]]]:
-    """Return the calls that are timed on the host, in inference mode: the case, the implementation, the call. Collective.
+    """Return the calls whose time on the host is taken: the case, the implementation, the call. Collective.
 
     The default group's is a call of NCCL's.
     """
