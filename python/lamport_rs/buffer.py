@@ -57,7 +57,7 @@ class IpcBuffer:
 
     @property
     def local_ptr(self) -> int:
-        """Address of this rank's buffer."""
+        """Address of this rank's buffer. Raises what `peer_ptrs` does."""
         return self.peer_ptrs[self._rank]
 
     @property
@@ -74,7 +74,7 @@ class IpcBuffer:
         return self._core.pointers()
 
     def serialize(self) -> list[int]:
-        """Return the addresses of all ranks' buffers as int64 values, one per rank."""
+        """Return the addresses of all ranks' buffers as int64 values, one per rank. Raises what `peer_ptrs` does."""
         return self.peer_ptrs
 
     @never_compiled

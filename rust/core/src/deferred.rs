@@ -3,9 +3,11 @@
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
-use crate::interrupts::{Interrupted, beside, interrupted_wait};
+use crate::interrupts::{INTERRUPT_INTERVAL, Interrupted, beside, interrupted_wait};
 
 /// What has memory that kernels may use.
 pub trait Teardown: Send + Sync + 'static {
@@ -110,10 +112,23 @@ pub fn drop_deferred() -> usize {
     ready.drop_now()
 }
 
+/// Drops what was deferred as soon as it is ready, until nothing is left, for up to `limit`, or until `interrupted` says
+/// so. Returns whether anything was there.
+pub fn await_deferred(limit: Duration, interrupted: Interrupted<'_>) -> bool {
+    let began = Instant::now();
+    if drop_deferred() == 0 {
+        return false;
+    }
+    while drop_deferred() > 0 && began.elapsed() < limit && !interrupted() {
+        thread::sleep(INTERRUPT_INTERVAL);
+    }
+    true
+}
+
 /// Drops all that was deferred, ready or not: for tests that would wait a second for it each time.
 ///
 /// # Safety
-/// No peer has any of its memory mapped.
+/// No peer has any of its memory mapped, and this process made all of it, not one that it was forked from.
 #[doc(hidden)]
 pub unsafe fn drop_all_deferred() {
     let all = Ready(try_deferred().map_or_else(Vec::new, |mut all| std::mem::take(&mut *all)));
@@ -162,7 +177,6 @@ pub unsafe fn let_captured_go() {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-    use std::thread;
 
     use super::*;
 

@@ -13,7 +13,7 @@ use crate::memory::{GroupMemory, Memory};
 /// How long whoever drops a workspace waits for peers that drop theirs at the same time.
 const PEERS_APART: Duration = Duration::from_millis(10);
 /// How long peers may take to give up what this rank has given up, if they cannot tell.
-const PEERS_UNHEARD: Duration = Duration::from_secs(1);
+pub const PEERS_UNHEARD: Duration = Duration::from_secs(1);
 /// Between two looks meanwhile.
 const BETWEEN_LOOKS: Duration = Duration::from_micros(50);
 

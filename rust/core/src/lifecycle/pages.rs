@@ -1,11 +1,12 @@
 //! The pages of a group's [notices](lamport_rs_protocol::notices): a page of shared memory of each rank, whatever memory
 //! its slots are in, and its process.
 
+use std::iter;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lamport_rs_protocol::notices::{self, Built, Notices, PAGE_WORDS, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
@@ -18,8 +19,9 @@ use crate::limits::Reason;
 use crate::memory::handle::Handle;
 use crate::memory::host::{self, Block, Mapping};
 
-/// A rank that gives up says so, and then why: the others wait so long for that.
-const REASON_FOLLOWS: Duration = Duration::from_millis(1);
+/// A rank that gives up says so, and then why: the others wait so long for that at most, and look so often.
+const REASON_FOLLOWS: Duration = Duration::from_millis(50);
+const LOOK_FOR_REASON: Duration = Duration::from_millis(1);
 /// Bytes of a page.
 const PAGE_BYTES: usize = PAGE_WORDS * size_of::<u32>();
 
@@ -150,12 +152,20 @@ impl Pages {
         }
         let notices = self.notices(rank);
         let reason = || fault_of(&notices, notices.told().filter(|rank| gone.contains(rank)));
-        let error = reason().or_else(|| {
-            thread::sleep(REASON_FOLLOWS);
-            reason()
+        let began = Instant::now();
+        let error = iter::repeat_with(reason).find(|reason| {
+            let is_over = reason.is_some() || began.elapsed() > REASON_FOLLOWS;
+            if !is_over {
+                thread::sleep(LOOK_FOR_REASON);
+            }
+            is_over
         });
-        let unknown = || Error::Agreement(format!("{gone} gave up before all ranks had agreed, and raised why"));
-        Some(error.map_or_else(unknown, Error::before_there_is_a_workspace))
+        let unknown = || {
+            Error::Agreement(format!(
+                "{gone} gave up before all ranks had agreed, and raised why; construct again on every rank"
+            ))
+        };
+        Some(error.flatten().map_or_else(unknown, Error::before_there_is_a_workspace))
     }
 
     /// Why nothing will tell that a peer's process has ended, if that is so of any.

@@ -16,9 +16,11 @@ use super::hello::{AS_MEASURED, Hello, Plan, VERSION};
 use super::identity::{host_identity, nonce};
 use super::phases::Phases;
 use super::{Rendezvous, Transcript, Verdict, matching};
+use crate::deferred::await_deferred;
 use crate::error::{Error, Result};
+use crate::interrupts::{INTERRUPT_INTERVAL, Interrupted};
 use crate::lifecycle::Lifecycle;
-use crate::lifecycle::memory::{WorkspaceMemory, free_later};
+use crate::lifecycle::memory::{PEERS_UNHEARD, WorkspaceMemory, free_later};
 use crate::lifecycle::pages::{OwnPage, Pages, PeerPage};
 use crate::memory::allowance::{self, Limit, Places, Wanted};
 use crate::memory::{GroupMemory, Memory};
@@ -74,7 +76,7 @@ pub fn construct<M: Memory>(
     let allocated = caught(|| {
         let request = request?;
         let limits = check_memory::<M>(&request)?;
-        let mut block = memory.allocate(request.bytes, request.word)?;
+        let mut block = allocate(memory, &request, &mut || rendezvous.is_interrupted())?;
         phases.end("allocate");
         let mut page = OwnPage::allocate()?;
         phases.end("allocate page");
@@ -152,9 +154,6 @@ pub fn construct<M: Memory>(
         // Peers may have mapped the block, or, if they were brought something else, have what they constructed.
         let lifecycle = Arc::new(Lifecycle::new(request.rank, pages));
         let _memory = WorkspaceMemory::new(GroupMemory::<M> { peers, own }, lifecycle.clone());
-        if matches!(verdict, Verdict::Common(_)) {
-            return Err(verdict.into());
-        }
         let is_verified = is_there && request.has_operations && memory.plan().is_some();
         let comes_to_another = is_verified && matches!(verdict, Verdict::Own(_));
         let error = Error::from(verdict);
@@ -169,6 +168,14 @@ pub fn construct<M: Memory>(
     memory.all_have_mapped(&mut own);
     let nonces = hellos.iter().map(|hello| hello.nonce).collect();
     Ok(Constructed { memory: GroupMemory { peers, own }, nonces, pages })
+}
+
+/// Allocates this rank's block. Where that fails, once more when the memory that earlier failures left has been freed.
+fn allocate<M: Memory>(memory: &M, request: &Request, interrupted: Interrupted<'_>) -> Result<M::Block> {
+    memory.allocate(request.bytes, request.word).or_else(|error| {
+        let is_more_free = await_deferred(PEERS_UNHEARD + INTERRUPT_INTERVAL, interrupted);
+        if is_more_free { memory.allocate(request.bytes, request.word) } else { Err(error) }
+    })
 }
 
 /// What all ranks take of the host's memory.

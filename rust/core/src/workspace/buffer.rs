@@ -50,8 +50,9 @@ impl<M: Memory> Buffer<M> {
     /// An error if a peer has no buffer: it gave up at the very end of its construction, or its process has ended. That a
     /// peer was cleaned up is no fault. Waits for nothing.
     pub fn check(&self) -> Result<()> {
-        match self.lifecycle.fault().as_ref().map(|(error, _)| error.itself()) {
-            Some(Error::Aborted { rank, cause, reason }) => {
+        // It takes note of a fault, so that the next call raises it, too.
+        match self.lifecycle.check().as_ref().map_err(Error::itself) {
+            Err(Error::Aborted { rank, cause, reason }) => {
                 Err(Error::BufferLost { rank: *rank, cause: *cause, reason: reason.clone() })
             }
             _ => Ok(()),

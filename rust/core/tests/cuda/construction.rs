@@ -663,6 +663,24 @@ fn memory_that_a_peer_has_mapped_is_not_freed_at_once_for_a_forged_failure() {
     standin.check_all_is_given_back();
 }
 
+#[test]
+fn a_construction_waits_for_memory_that_a_failed_one_has_left() {
+    let standin = Standin::take();
+    let create = |rank: &mut Rank, bytes: i64| {
+        let (number, memory) = (rank.rank as i64, CudaMemory::new(Device::get(rank.rank).unwrap()));
+        Buffer::create(&memory, number, 2, bytes, 0.0, rank)
+    };
+    on_ranks(2, |rank| {
+        let bytes = if rank.rank == 1 { -1 } else { 5000 };
+        create(rank, bytes).unwrap_err()
+    });
+    assert_eq!(standin.lent(Kind::Memory), 1, "what rank 0 had offered is left");
+    standin.fail(0, Some("cuMemAlloc"), 0, OUT_OF_MEMORY);
+    on_ranks(2, |rank| create(rank, 5000).map(drop)).into_iter().for_each(|made| made.unwrap());
+    assert!(standin.disarm().is_some(), "no allocation failed");
+    standin.check_all_is_given_back();
+}
+
 /// Two threads a rank, each with a group of its own; which comes first is not the same on both ranks.
 #[test]
 fn threads_that_construct_over_groups_of_their_own_do_not_wait_for_each_other() {

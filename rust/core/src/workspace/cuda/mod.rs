@@ -155,7 +155,9 @@ impl CudaWorkspace {
             // Not for as long as the peers may take.
             return Err(Error::Agreement(INTERRUPTED.to_owned()));
         }
-        verification::settle(&mut rendezvous, verified, || workspace.lifecycle().construction_given_up())?;
+        // Ranks that could not map the page of the one that gave up may have this one's.
+        verification::settle(&mut rendezvous, verified, || workspace.lifecycle().construction_given_up())
+            .inspect_err(|_| workspace.lifecycle().give_up_construction())?;
         phases.end("verify");
         workspace.phases = phases;
         Ok(workspace)
