@@ -467,3 +467,25 @@ def be_interrupted_when_the_others_have_a_buffer(me: Rank) -> tuple[int, str, st
 def test_the_addresses_of_a_buffer_raise_that_a_rank_was_interrupted_at_the_end(new_ranks):
     heard = (0, "failed", "interrupted while waiting for rank 2 to map all memory")
     assert new_ranks(3).run(be_interrupted_when_the_others_have_a_buffer) == [None, heard, heard]
+
+
+def ask_for_the_addresses_of_a_rank_that_is_killed(me: Rank) -> str:
+    buffer = lamport_rs.IpcBuffer(me.rank, me.world_size, 4096, me.group, device=me.device)
+    dist.barrier()
+    if me.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    until = time.monotonic() + PROMPTLY
+    with pytest.raises(lamport_rs.LamportAbortedError) as caught:
+        while time.monotonic() < until:
+            _ = buffer.peer_ptrs
+    # Also at once: processes are not asked after each time.
+    for _ in range(3):
+        with pytest.raises(lamport_rs.LamportAbortedError, match="rank 1 has ended"):
+            _ = buffer.local_ptr
+    return str(caught.value)
+
+
+def test_the_addresses_of_a_buffer_raise_that_a_rank_has_ended_and_go_on_to_do_so(new_ranks):
+    text, _ = new_ranks(2).try_run(ask_for_the_addresses_of_a_rank_that_is_killed)
+    assert "rank 1 has ended" in text
+    assert text.endswith("Create a new buffer on every rank")
