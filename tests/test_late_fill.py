@@ -8,7 +8,7 @@ import pytest
 import torch
 from foreign_kernel import SENTINEL, SLOTS, Table
 from lamport_rs import LamportAbortedError, LamportTimeoutError
-from lamport_rs.rendezvous import all_gather_over
+from lamport_rs.rendezvous import AllGather, all_gather_over
 from ranks import Rank
 
 COMM_SIZE = 4096
@@ -29,17 +29,22 @@ def fill_own_slots(me: Rank, workspace: lamport_rs.LamportWorkspace) -> None:
         table.slot(me.rank, index)[:] = np.uint32(SENTINEL)
 
 
-def start_late(me: Rank, filled_late: bool) -> str:
-    """Rank 0 is held up after each exchange, and when it has a workspace: the others have pushed before it goes on."""
+def held_up(me: Rank, seconds: float) -> AllGather:
+    """Return an all-gather after which rank 0 is held up for so long."""
     over_group = all_gather_over(None)
 
     def all_gather(message: bytes) -> list[bytes]:
         gathered = over_group(message)
         if me.rank == 0:
-            time.sleep(LATE)
+            time.sleep(seconds)
         return gathered
 
-    workspace = me.workspace(COMM_SIZE, process_group=all_gather, timeout=TIMEOUT)
+    return all_gather
+
+
+def start_late(me: Rank, filled_late: bool) -> str:
+    """Rank 0 is held up after each exchange, and when it has a workspace: the others have pushed before it goes on."""
+    workspace = me.workspace(COMM_SIZE, process_group=held_up(me, LATE), timeout=TIMEOUT)
     if me.rank == 0:
         time.sleep(LATE)
     if filled_late and me.rank == 0:
@@ -62,18 +67,10 @@ def test_a_push_to_a_rank_that_is_late_after_the_exchange_is_not_lost(ranks_of):
 
 def push_at_once(me: Rank) -> list[str]:
     """Rank 0 is held up after each exchange, so that it maps memory last. It pushes as soon as all have."""
-    over_group = all_gather_over(None)
-
-    def all_gather(message: bytes) -> list[bytes]:
-        gathered = over_group(message)
-        if me.rank == 0:
-            time.sleep(SHORTLY)
-        return gathered
-
     outcomes = []
     for _ in range(TIMES):
         tensor = torch.ones(64, device=me.device)
-        workspace = me.workspace(LARGE_COMM_SIZE, process_group=all_gather, timeout=TIMEOUT)
+        workspace = me.workspace(LARGE_COMM_SIZE, process_group=held_up(me, SHORTLY), timeout=TIMEOUT)
         try:
             lamport_rs.all_reduce(tensor, workspace)
             workspace.synchronize()

@@ -397,6 +397,17 @@ def test_a_reset_makes_graphs_right_again_that_were_captured_before(ranks_of, wo
         assert took < RESET_MOST
 
 
+def begin_anew(workspace, operation, expected: list[torch.Tensor]) -> None:
+    """Reset the workspace, and find what the operation gave before the fault."""
+    workspace.reset()
+    operation.poison()
+    torch.cuda.synchronize()
+    operation(workspace)
+    workspace.synchronize()
+    operation.check_against(expected, "after a reset")
+    dist.barrier()
+
+
 def be_refused_after_a_fault(me: Rank, make, size: int, where: str) -> None:
     """An operation that is refused in a capture, or on another stream than those before."""
     workspace, stream, graph = me.workspace(4 << 20, timeout=30), torch.cuda.Stream(), torch.cuda.CUDAGraph()
@@ -424,13 +435,7 @@ def be_refused_after_a_fault(me: Rank, make, size: int, where: str) -> None:
         with torch.cuda.stream(stream):
             refuse(operation, lambda: operation(workspace))
         refuse(operation, lambda: operation(workspace))
-    workspace.reset()
-    operation.poison()
-    torch.cuda.synchronize()
-    operation(workspace)
-    workspace.synchronize()
-    operation.check_against(expected, "after a reset")
-    dist.barrier()
+    begin_anew(workspace, operation, expected)
 
 
 # With slots of 4 MiB, the larger ones take three launches and more.
@@ -464,13 +469,7 @@ def be_refused_a_long_sum(me: Rank) -> None:
         workspace.abort("enough")
         refuse(operation, lambda: operation(workspace))
     dist.barrier()
-    workspace.reset()
-    operation.poison()
-    torch.cuda.synchronize()
-    operation(workspace)
-    workspace.synchronize()
-    operation.check_against(expected, "after a reset")
-    dist.barrier()
+    begin_anew(workspace, operation, expected)
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
