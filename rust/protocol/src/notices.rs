@@ -31,7 +31,7 @@
 //! # Having built
 //!
 //! Before all that, while the ranks construct what they share, each says once in its page what it has made of that
-//! ([`Built`]).
+//! ([`Built`]). If they verify it after that, they decide together how that ends ([`Outcome`]).
 
 use crate::geometry::MAX_WORLD_SIZE;
 use crate::rank_set::RankSet;
@@ -51,12 +51,13 @@ const UNMAPPED: u32 = 2;
 // Words of a page. Each line of 64 bytes has the writers of one kind.
 const TOLD: usize = 0;
 const CLAIM: usize = MAX_WORLD_SIZE;
+const DECIDED: usize = CLAIM + 1;
 const REFUSED: usize = 2 * MAX_WORLD_SIZE;
 const STAGE: usize = REFUSED + 1;
 const LEFT: usize = REFUSED + 2;
 const BUILT: usize = REFUSED + 3;
 const DIGEST: usize = REFUSED + 4;
-const PARTIAL: usize = REFUSED + 6;
+const NO_RESET: usize = REFUSED + 6;
 const NOTICE: usize = 3 * MAX_WORLD_SIZE;
 
 /// The pages of a group. Pages begin as zeros, but for the word that [`initialise`] writes.
@@ -133,14 +134,18 @@ impl<W: StatusWords> Notices<'_, W> {
         self.words.store(self.rank, LEFT, UNMAPPED);
     }
 
-    /// Lets peers know that this rank does not have all pages: it can take part in no reset.
-    pub fn be_partial(&self) {
-        self.words.store(self.rank, PARTIAL, 1);
+    /// Lets peers know that this rank can take part in no reset, in any epoch.
+    pub fn rule_out_reset(&self, why: NoReset) {
+        self.words.store(self.rank, NO_RESET, why as u32);
     }
 
-    /// Of `ranks`, those that have said so.
-    pub fn partial(&self, ranks: RankSet) -> RankSet {
-        ranks.filter(|rank| self.words.load(rank, PARTIAL) != 0)
+    /// Why one of the ranks can take part in no reset, if one cannot.
+    pub fn reset_ruled_out(&self) -> Option<NoReset> {
+        (0..self.world_size).find_map(|rank| match self.words.load(rank, NO_RESET) {
+            0 => None,
+            word if word == NoReset::HalfReset as u32 => Some(NoReset::HalfReset),
+            _ => Some(NoReset::PagesMissing),
+        })
     }
 
     /// Of `ranks`, those that may still have peers' memory mapped, if they live.
@@ -172,6 +177,15 @@ impl<W: StatusWords> Notices<'_, W> {
     pub fn has_refused(&self, rank: usize, number: u32) -> bool {
         self.words.load(rank, REFUSED) == number
     }
+}
+
+/// Why a rank can take part in no reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoReset {
+    /// It does not have all pages.
+    PagesMissing = 1,
+    /// One has failed half-way.
+    HalfReset = 2,
 }
 
 /// What a rank has made of a construction. It says so once, when it has mapped its peers' memory or cannot.
@@ -239,6 +253,44 @@ impl Built {
             }
         }
         Some(missing)
+    }
+}
+
+/// How the ranks end a construction that they verify last. Whoever comes to an end first decides for all of them, in a word
+/// of rank 0's page; so each needs the pages of all.
+///
+/// Without that, a rank that gives up could not know whether others count on it in another round, nor they whether it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All have what they constructed. Whoever fails after that has to tell the others in another way.
+    Accepted,
+    /// All come to another round, in which they tell each other why.
+    Refused,
+    /// This rank has given up. Nobody has anything, and there is no other round.
+    Abandoned(usize),
+}
+
+impl Outcome {
+    // What the word says; 0 is nothing yet, and what no version tells is of a rank that is not there.
+    const ACCEPTED: u32 = 1;
+    const REFUSED: u32 = 2;
+    const ABANDONED: u32 = 3;
+
+    /// Decides so, unless another rank has decided before. What holds for all.
+    pub fn decide<W: StatusWords>(self, words: &W) -> Self {
+        let word = match self {
+            Self::Accepted => Self::ACCEPTED,
+            Self::Refused => Self::REFUSED,
+            Self::Abandoned(rank) => Self::ABANDONED + rank as u32,
+        };
+        if words.replace(0, DECIDED, 0, word) {
+            return self;
+        }
+        match words.load(0, DECIDED) {
+            Self::ACCEPTED => Self::Accepted,
+            Self::REFUSED => Self::Refused,
+            word => Self::Abandoned(word.wrapping_sub(Self::ABANDONED) as usize),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What ranks tell of a construction, under C11's memory model, as loom explores it.
 
-use lamport_rs_protocol::notices::{Built, PAGE_WORDS, StatusWords};
+use lamport_rs_protocol::notices::{Built, Outcome, PAGE_WORDS, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
@@ -14,11 +14,13 @@ enum Protocol {
     NoAcquire,
     /// A rank tells before it has filled its memory.
     ToldTooEarly,
+    /// A rank looks whether an outcome is decided, and then decides.
+    DecidesInTwoSteps,
 }
 
 const DIGEST: u64 = 0x0123_4567_89ab_cdef;
 /// Of a page, the words that the protocol uses.
-const USED: [usize; 3] = [35, 36, 37];
+const USED: [usize; 4] = [17, 35, 36, 37];
 
 struct Group {
     protocol: Protocol,
@@ -86,8 +88,16 @@ impl StatusWords for Group {
         self.word(rank, word).store(value, order);
     }
 
-    fn replace(&self, _rank: usize, _word: usize, _current: u32, _new: u32) -> bool {
-        unreachable!("nobody takes back what it has told")
+    fn replace(&self, rank: usize, word: usize, current: u32, new: u32) -> bool {
+        let word = self.word(rank, word);
+        if self.protocol == Protocol::DecidesInTwoSteps {
+            let is_current = word.load(Ordering::Acquire) == current;
+            if is_current {
+                word.store(new, Ordering::Release);
+            }
+            return is_current;
+        }
+        word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -122,6 +132,68 @@ fn all_ranks_find_that_one_is_not_whole_or_was_brought_something_else() {
     for other in [Built::Doubtful, Built::Gone, Built::Whole(DIGEST + 1), Built::Whole(DIGEST ^ 1 << 63)] {
         check_verdict(Protocol::AsShipped, [Built::Whole(DIGEST), Built::Whole(DIGEST), other], false);
     }
+}
+
+/// Rank 0 gives up when it has told that it is whole. The others may find all alike before they hear of that, but then all
+/// memory is filled; whoever does not find it finds that one has gone; and nobody waits for ever.
+#[test]
+fn a_rank_that_gives_up_after_it_was_whole_is_found_to_have_gone_or_found_alike() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let group = Group::new(Protocol::AsShipped, 3);
+        let whole = Built::Whole(DIGEST);
+        let others = [1, 2].map(|rank| {
+            let group = group.clone();
+            loom::thread::spawn(move || {
+                group.build(rank, whole);
+                if group.are_alike(whole) == Some(false) {
+                    assert_eq!(Built::gone(&*group, 3), RankSet(0b001));
+                }
+            })
+        });
+        group.build(0, whole);
+        Built::Gone.tell(&*group, 0);
+        others.into_iter().for_each(|other| other.join().unwrap());
+        assert_eq!(group.are_alike(whole), Some(false));
+    });
+}
+
+/// Each of three ranks comes to another end.
+fn decide(protocol: Protocol) {
+    loom::model(move || {
+        let group = Group::new(protocol, 3);
+        let others = [(1, Outcome::Accepted), (2, Outcome::Abandoned(2))].map(|(rank, own)| {
+            let group = group.clone();
+            loom::thread::spawn(move || {
+                // What it did before, the reason of a rank that has given up say.
+                group.fill(rank);
+                own.decide(&*group)
+            })
+        });
+        let decided = Outcome::Refused.decide(&*group);
+        if let Outcome::Abandoned(rank) = decided {
+            // SAFETY: if it may happen beside another access, loom says so.
+            group.memory[rank].with(|memory| assert_eq!(unsafe { *memory }, 1));
+        }
+        for other in others {
+            assert_eq!(other.join().unwrap(), decided, "the ranks end differently");
+        }
+        for later in [Outcome::Accepted, Outcome::Refused, Outcome::Abandoned(0)] {
+            assert_eq!(later.decide(&*group), decided);
+        }
+    });
+}
+
+#[test]
+fn all_ranks_end_a_construction_alike_whoever_is_first() {
+    decide(Protocol::AsShipped);
+}
+
+#[test]
+#[should_panic(expected = "the ranks end differently")]
+fn ranks_that_look_before_they_decide_need_not_end_alike() {
+    decide(Protocol::DecidesInTwoSteps);
 }
 
 #[test]
@@ -159,7 +231,7 @@ fn what_was_told_is_found_with_its_digest_and_what_was_not_is_missing() {
         Built::Gone.tell(&*group, 1);
         assert_eq!(Built::gone(&*group, 3), RankSet(0b010));
         // What no version tells.
-        group.store(2, USED[0], 7);
+        group.store(2, USED[1], 7);
         assert_eq!(Built::told(&*group, 2), Some(Built::Doubtful));
     });
 }

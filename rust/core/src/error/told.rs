@@ -28,6 +28,7 @@ impl Error {
     /// A mismatch that another rank has found, as `rank` sees it, which runs `own`.
     pub fn seen_by(self, rank: usize, own: Operation) -> Self {
         match self {
+            Self::WithoutReset(error) => error.seen_by(rank, own).without_reset(),
             Self::Mismatch { rank: sender, own: theirs, .. } if sender != rank && theirs != own => {
                 Self::Mismatch { rank, own, peer: sender, theirs }
             }
@@ -47,6 +48,7 @@ impl Error {
     /// Likewise, where `rank` is in no operation.
     pub fn seen_between_operations_by(self, rank: usize) -> Self {
         match self {
+            Self::WithoutReset(error) => error.seen_between_operations_by(rank).without_reset(),
             Self::Mismatch { rank: sender, own, peer, theirs } if peer == rank => {
                 Self::Mismatch { rank, own: theirs, peer: sender, theirs: own }
             }
@@ -67,6 +69,10 @@ mod tests {
         for (rank, own, peer, theirs) in cases {
             let expected = Error::Mismatch { rank, own, peer, theirs };
             assert_eq!(format!("{:?}", found.clone().seen_by(rank, own)), format!("{expected:?}"));
+            let without_reset = found.clone().without_reset();
+            assert!(matches!(without_reset, Error::WithoutReset(_)));
+            let expected = expected.without_reset();
+            assert_eq!(format!("{:?}", without_reset.seen_by(rank, own)), format!("{expected:?}"));
         }
         let seen = |rank| format!("{:?}", found.clone().seen_between_operations_by(rank));
         assert_eq!(seen(0), format!("{found:?}"));

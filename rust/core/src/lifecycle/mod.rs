@@ -31,7 +31,7 @@ pub mod watcher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use lamport_rs_protocol::notices::Notices;
+use lamport_rs_protocol::notices::{Notices, Outcome};
 use lamport_rs_protocol::rank_set::RankSet;
 
 pub use self::ending::End;
@@ -109,10 +109,14 @@ impl Lifecycle {
         if told.is_empty() { Ok(()) } else { Err(self.advised(self.learn(&notices, told))) }
     }
 
-    /// `error` as a caller is to hear it: it advises no reset where there can be none.
+    /// `error` as a caller is to hear it: it advises no reset where there can be none. Takes a system call.
     #[cold]
     fn advised(&self, error: Error) -> Error {
-        if self.pages.serve_a_reset() { error } else { error.without_reset() }
+        let everybody = self.everybody();
+        let is_possible = self.pages.reset_ruled_out().is_none()
+            && self.notices().left(everybody).is_empty()
+            && self.dead().is_empty();
+        if is_possible { error } else { error.without_reset() }
     }
 
     /// Whether it is known to have failed.
@@ -204,15 +208,28 @@ impl Lifecycle {
         Notices { epoch, ..self.notices() }.tell(Notice::failed(self.rank, error).words());
     }
 
-    /// This rank gives up the construction, and comes to no other round of it: others need not either. Why is told after
-    /// that.
+    /// This rank gives up the construction, and comes to no other round of it: others need not either. Why is told about
+    /// then.
     pub fn give_up_construction(&self) {
         self.pages.give_up(self.rank);
+        self.decide(Outcome::Abandoned(self.rank));
     }
 
-    /// An error if peers have done so.
-    pub fn construction_given_up(&self) -> Option<Error> {
-        self.pages.given_up(self.rank)
+    /// Decides how the construction ends, unless a peer has. What holds for all ranks; `None` if they cannot tell each other.
+    pub fn decide(&self, own: Outcome) -> Option<Outcome> {
+        self.pages.decide(own)
+    }
+
+    /// Why `peer` has given up the construction. Of a rank that is not there nobody knows.
+    pub fn reason_of(&self, peer: usize) -> Error {
+        let everybody = self.everybody();
+        let gone = if everybody.iter().any(|rank| rank == peer) { RankSet(1 << peer) } else { everybody };
+        self.pages.reason_of(self.rank, gone)
+    }
+
+    /// The peers whose processes have ended. Takes a system call.
+    pub fn dead(&self) -> RankSet {
+        self.pages.ended(self.everybody())
     }
 
     /// Refuses all further operations of all ranks, and ends those that wait. Any thread may call it, and a signal's
@@ -267,7 +284,7 @@ impl Lifecycle {
 #[cfg(test)]
 impl Lifecycle {
     /// Those of a group of two threads.
-    fn pair() -> [std::sync::Arc<Self>; 2] {
+    pub fn pair() -> [std::sync::Arc<Self>; 2] {
         let pages: [Pages; 2] = Pages::in_process(2).unwrap().try_into().unwrap();
         let mut ranks = 0..;
         pages.map(|pages| Self::new(ranks.next().unwrap(), pages).into())

@@ -59,7 +59,7 @@ impl Notice {
     pub fn failed(rank: usize, error: &Error) -> Self {
         let mut words = [0; NOTICE_WORDS];
         let mut put = |at: usize, header: Header| words[at..at + header.len()].copy_from_slice(&header);
-        match error {
+        match error.itself() {
             Error::Timeout { operation, waited, missing } => {
                 put(OWN, operation.0);
                 words[KIND] = TIMEOUT;
@@ -137,6 +137,8 @@ mod tests {
         ];
         for error in all {
             assert_eq!(format!("{:?}", returned(&error)), format!("{error:?}"));
+            // What this rank may advise is not what its peers may.
+            assert_eq!(format!("{:?}", returned(&error.clone().without_reset())), format!("{error:?}"));
         }
     }
 

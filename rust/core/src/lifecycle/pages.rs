@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lamport_rs_protocol::notices::{self, Built, Notices, PAGE_WORDS, StatusWords};
+use lamport_rs_protocol::notices::{self, Built, NoReset, Notices, Outcome, PAGE_WORDS, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 
@@ -99,7 +99,7 @@ impl Pages {
         let (mappings, processes): (Vec<_>, _) = pages.into_iter().unzip();
         let pages = Self::over(mappings, processes);
         if !pages.are_complete() {
-            pages.notices(rank).be_partial();
+            pages.notices(rank).rule_out_reset(NoReset::PagesMissing);
         }
         pages
     }
@@ -122,10 +122,15 @@ impl Pages {
         self.words.0.iter().all(Option::is_some)
     }
 
-    /// Whether the ranks can begin anew together: each has the pages of all. Known once all have constructed.
-    pub fn serve_a_reset(&self) -> bool {
-        let all = (0..self.words.world_size()).collect();
-        self.are_complete() && self.notices(0).partial(all).is_empty()
+    /// Why the ranks cannot begin anew together, if they cannot: each needs the pages of all. Known once all have
+    /// constructed, and the same on all ranks that have all pages.
+    pub fn reset_ruled_out(&self) -> Option<NoReset> {
+        if self.are_complete() { self.notices(0).reset_ruled_out() } else { Some(NoReset::PagesMissing) }
+    }
+
+    /// Decides how the construction ends, unless a peer has. What holds for all ranks; `None` if they cannot tell each other.
+    pub fn decide(&self, own: Outcome) -> Option<Outcome> {
+        self.reset_ruled_out().is_none().then(|| own.decide(&self.words))
     }
 
     /// What `rank` and its peers tell before anything began anew.
@@ -147,9 +152,11 @@ impl Pages {
     /// An error if peers have told `rank` so.
     pub fn given_up(&self, rank: usize) -> Option<Error> {
         let gone = Built::gone(&self.words, self.words.world_size());
-        if gone.is_empty() {
-            return None;
-        }
+        (!gone.is_empty()).then(|| self.reason_of(rank, gone))
+    }
+
+    /// Why peers that are `gone` gave up, as they tell `rank` about then.
+    pub fn reason_of(&self, rank: usize, gone: RankSet) -> Error {
         let notices = self.notices(rank);
         let reason = || fault_of(&notices, notices.told().filter(|rank| gone.contains(rank)));
         let began = Instant::now();
@@ -165,7 +172,7 @@ impl Pages {
                 "{gone} gave up before all ranks had agreed, and raised why; construct again on every rank"
             ))
         };
-        Some(error.flatten().map_or_else(unknown, Error::before_there_is_a_workspace))
+        error.flatten().map_or_else(unknown, Error::before_there_is_a_workspace)
     }
 
     /// Why nothing will tell that a peer's process has ended, if that is so of any.
@@ -232,7 +239,7 @@ impl StatusWords for Words {
 #[cfg(test)]
 impl Pages {
     /// Those of rank 0 of two, whose peer is the process of that number.
-    pub(super) fn beside(process: u32) -> Self {
+    pub fn beside(process: u32) -> Self {
         let page = || Some(OwnPage::allocate().unwrap().0.into_mapping());
         Self::over(vec![page(), page()], vec![None, Some(Process::of(process))])
     }

@@ -64,7 +64,9 @@ pub fn are_built(
                 *brought = Err(error);
                 return not_yet(pages, rank);
             }
-            if timeout.is_some_and(|timeout| now - began >= timeout.max(LEAST)) {
+            // The others may have told meanwhile.
+            let waited_for = missing().unwrap_or_default();
+            if timeout.is_some_and(|timeout| now - began >= timeout.max(LEAST)) && !waited_for.is_empty() {
                 let waited = (now - began).as_secs_f64();
                 return Err(Error::Agreement(format!(
                     "waited {waited:.1} s for {waited_for} to map all memory; they are hung, or need longer"

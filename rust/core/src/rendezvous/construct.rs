@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lamport_rs_protocol::geometry::LAYOUT_VERSION;
-use lamport_rs_protocol::notices::Built;
+use lamport_rs_protocol::notices::{Built, Outcome};
 use lamport_rs_protocol::sentinel::Vector;
 
 use super::built::are_built;
@@ -155,13 +155,16 @@ pub fn construct<M: Memory>(
         let lifecycle = Arc::new(Lifecycle::new(request.rank, pages));
         let _memory = WorkspaceMemory::new(GroupMemory::<M> { peers, own }, lifecycle.clone());
         let is_verified = is_there && request.has_operations && memory.plan().is_some();
-        let comes_to_another = is_verified && matches!(verdict, Verdict::Own(_));
+        // The others verify: what they do fails without this rank, and they come to another round for the reason. But not
+        // if one of them has given up.
+        let comes_to_another = is_verified
+            && matches!(verdict, Verdict::Own(_))
+            && matches!(lifecycle.decide(Outcome::Refused), None | Some(Outcome::Refused));
         let error = Error::from(verdict);
         if !comes_to_another {
             lifecycle.give_up_construction();
         }
         lifecycle.fail(&error);
-        // What they verify fails without this rank, and they come to another round for the reason.
         return Err(if comes_to_another { rendezvous.refuse(error) } else { error });
     }
     phases.end("agree");

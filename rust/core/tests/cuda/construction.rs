@@ -2,10 +2,12 @@
 //! nothing is left behind.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lamport_rs_core::cuda::device::Device;
@@ -335,111 +337,167 @@ fn hide_page(message: &[u8]) {
     let _ = page.into_raw_fd();
 }
 
-/// Carries a rank's messages; after so many of them rank 1 is held up, and a signal comes to rank 0.
-struct SignalledTransport<'a> {
+/// Carries a rank's messages, and does what a test asks for besides.
+struct Staged<'a> {
     rank: &'a mut Rank,
-    steps: usize,
-    last: usize,
+    /// Rounds so far, and at most.
+    rounds: usize,
+    most: usize,
+    /// Whether its peers cannot map its page.
+    hides_page: bool,
+    /// Called after so many rounds.
+    after: &'a dyn Fn(usize),
+    /// Whether a signal has come.
+    signal: &'a dyn Fn() -> bool,
 }
 
-const HELD_UP: Duration = Duration::from_secs(4);
+impl<'a> Staged<'a> {
+    fn new(rank: &'a mut Rank) -> Self {
+        Self { rank, rounds: 0, most: usize::MAX, hides_page: false, after: &|_| {}, signal: &|| false }
+    }
 
-impl AllGather for SignalledTransport<'_> {
+    fn create(&mut self) -> Result<Arc<CudaWorkspace>> {
+        CudaWorkspace::create(&self.rank.settings(), Device::get(self.rank.rank), self)
+    }
+}
+
+impl AllGather for Staged<'_> {
     fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
-        if self.rank.rank == 0 && self.steps == 0 && self.last == 2 {
+        self.rounds += 1;
+        if self.rounds > self.most {
+            return Err("there is no such round".to_owned());
+        }
+        if self.hides_page && self.rounds == 1 {
             hide_page(message);
         }
         let gathered = self.rank.all_gather(message);
-        self.steps += 1;
-        if self.rank.rank == 1 && self.steps == self.last {
-            std::thread::sleep(HELD_UP);
-        }
+        (self.after)(self.rounds);
         gathered
     }
 
     fn is_interrupted(&mut self) -> bool {
-        self.rank.rank == 0
+        (self.signal)()
     }
 }
 
-/// Returns what rank 1 raises.
-fn interrupt_rank_0(last: usize) -> String {
-    let standin = Standin::take();
-    let mut errors = on_ranks(2, |rank| {
-        let (settings, device) = (rank.settings(), Device::get(rank.rank));
-        let mut transport = SignalledTransport { rank, steps: 0, last };
-        let began = Instant::now();
-        let error = CudaWorkspace::create(&settings, device, &mut transport).unwrap_err().to_string();
-        let took = began.elapsed();
-        if rank.rank == 0 {
-            assert!(took < HELD_UP / 2, "{took:?}: {error}");
-            assert!(error.contains("interrupted"), "{error}");
-            if last == 2 {
-                // For the other rank's agreement, which says what is wrong.
-                rank.meet();
-            }
-        }
-        error
-    });
-    standin.check_all_is_given_back();
-    errors.swap_remove(1)
-}
-
-#[test]
-fn a_signal_ends_the_wait_for_a_peers_stores() {
-    interrupt_rank_0(2);
-}
+const HELD_UP: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_signal_ends_the_wait_for_a_peer_that_maps() {
-    let error = interrupt_rank_0(1);
-    assert_eq!(error, "rank 0: its notice cannot be read", "its page had gone");
+    let standin = Standin::take();
+    let mut errors = on_ranks(2, |rank| {
+        let number = rank.rank;
+        let after = |_| {
+            if number == 1 {
+                std::thread::sleep(HELD_UP)
+            }
+        };
+        let began = Instant::now();
+        let error = Staged { after: &after, signal: &|| number == 0, ..Staged::new(rank) }.create().unwrap_err();
+        assert!(number == 1 || began.elapsed() < HELD_UP / 2, "{:?}: {error}", began.elapsed());
+        error.to_string()
+    });
+    standin.check_all_is_given_back();
+    assert!(errors[0].contains("interrupted"), "{}", errors[0]);
+    assert_eq!(errors.remove(1), "rank 0: its notice cannot be read", "its page had gone");
 }
 
-/// Carries a rank's messages in one round, and no other. Rank 1 is held up after it. A signal comes to rank 0 some time
-/// after it, and if rank 0 is asked before, when that time has come.
-struct LateSignal<'a> {
-    rank: &'a mut Rank,
-    met: Instant,
-    steps: usize,
-    held_up: Duration,
-    awaits_signal: bool,
+/// Ranks that do not all read each other's pages cannot know what others make of an interruption: so the kernels decide.
+#[test]
+fn a_rank_whose_page_cannot_be_read_is_interrupted_when_its_peers_have_verified() {
+    let standin = Standin::take();
+    on_ranks(2, |rank| {
+        let number = rank.rank;
+        let after = |rounds| {
+            if number == 1 && rounds == 2 {
+                std::thread::sleep(HELD_UP / 2)
+            }
+        };
+        let mut transport =
+            Staged { most: 2, hides_page: number == 0, after: &after, signal: &|| number == 0, ..Staged::new(rank) };
+        let made = transport.create();
+        // Rank 0 has raised.
+        transport.rank.meet();
+        let heard = match made {
+            Err(error) => error,
+            Ok(workspace) => workspace.check().unwrap_err(),
+        };
+        let begins = ["interrupted ", "rank 0 has failed: its notice cannot be read"][number];
+        assert!(heard.to_string().starts_with(begins), "rank {number}: {heard}");
+    });
+    standin.check_all_is_given_back();
+}
+
+/// Rank 0 is interrupted when rank 1, whose kernel has given up, is in the round for the reason.
+#[test]
+fn a_rank_that_is_interrupted_comes_to_the_round_that_a_peer_is_in() {
+    let standin = Standin::take();
+    standin.lose_stores(true);
+    standin.speed_up_clock(10);
+    let is_in_round = AtomicBool::new(false);
+    let errors = on_ranks(2, |rank| {
+        let number = rank.rank;
+        // Its kernel has ended by then, but it does not know yet.
+        let signal = || {
+            while number == 0 && !is_in_round.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            number == 0
+        };
+        let mut transport = Observed(Staged { signal: &signal, ..Staged::new(rank) }, &is_in_round);
+        let (settings, device) = (transport.0.rank.settings(), Device::get(number));
+        CudaWorkspace::create(&settings, device, &mut transport).unwrap_err().to_string()
+    });
+    assert_eq!(errors[0], errors[1]);
+    for part in ["rank 0: interrupted ", "rank 1: stores of rank 0 do not arrive"] {
+        assert!(errors[0].contains(part), "{}", errors[0]);
+    }
+    standin.lose_stores(false);
+    standin.check_all_is_given_back();
+}
+
+/// Notes that rank 1 is in the second round.
+struct Observed<'a>(Staged<'a>, &'a AtomicBool);
+
+impl AllGather for Observed<'_> {
+    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+        if self.0.rank.rank == 1 && self.0.rounds == 1 {
+            self.1.store(true, Ordering::Relaxed);
+        }
+        self.0.all_gather(message)
+    }
+
+    fn is_interrupted(&mut self) -> bool {
+        self.0.is_interrupted()
+    }
 }
 
 const SIGNAL: Duration = Duration::from_secs(1);
 
-impl AllGather for LateSignal<'_> {
-    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
-        self.steps += 1;
-        if self.steps > 1 {
-            return Err("there is no second round".to_owned());
-        }
-        let gathered = self.rank.all_gather(message);
-        self.met = Instant::now();
-        if self.rank.rank == 1 {
-            std::thread::sleep(self.held_up);
-        }
-        gathered
-    }
-
-    fn is_interrupted(&mut self) -> bool {
-        if self.rank.rank == 0 && self.awaits_signal {
-            std::thread::sleep(SIGNAL.saturating_sub(self.met.elapsed()));
-        }
-        self.rank.rank == 0 && self.met.elapsed() >= SIGNAL
-    }
-}
-
-/// Interrupts rank 0 when rank 1 verifies that stores arrive, and so has found all memory mapped.
+/// Interrupts rank 0 when rank 1, which was held up after the first round, verifies that stores arrive, and so has found all
+/// memory mapped. `awaits_signal`: if it is asked before, it answers when the signal has come.
 fn interrupt_at_the_end(held_up: Duration, awaits_signal: bool) {
     let standin = Standin::take();
     // Rank 1 waits for stores of rank 0's.
     standin.lose_stores(true);
     let errors = on_ranks(2, |rank| {
-        let (settings, device) = (rank.settings(), Device::get(rank.rank));
-        let mut transport = LateSignal { rank, met: Instant::now(), steps: 0, held_up, awaits_signal };
-        let error = CudaWorkspace::create(&settings, device, &mut transport).unwrap_err().to_string();
-        let took = transport.met.elapsed();
+        let number = rank.rank;
+        let met = Cell::new(Instant::now());
+        let after = |_| {
+            met.set(Instant::now());
+            if number == 1 {
+                std::thread::sleep(held_up);
+            }
+        };
+        let signal = || {
+            if number == 0 && awaits_signal {
+                std::thread::sleep(SIGNAL.saturating_sub(met.get().elapsed()));
+            }
+            number == 0 && met.get().elapsed() >= SIGNAL
+        };
+        let mut transport = Staged { most: 1, after: &after, signal: &signal, ..Staged::new(rank) };
+        let error = transport.create().unwrap_err().to_string();
+        let took = met.get().elapsed();
         assert!(took < SOON / 2, "{took:?}: {error}");
         error
     });
@@ -557,27 +615,6 @@ fn a_message_that_is_garbled_for_one_rank_is_the_same_error_on_all() {
     }
 }
 
-/// Holds its rank up once all have agreed, before it verifies what it has mapped.
-struct LateTransport<'a> {
-    rank: &'a mut Rank,
-    is_late: bool,
-    steps: usize,
-}
-
-impl AllGather for LateTransport<'_> {
-    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
-        if self.rank.rank == 0 && self.steps == 0 {
-            hide_page(message);
-        }
-        let gathered = self.rank.all_gather(message);
-        self.steps += 1;
-        if self.is_late && self.steps == 2 {
-            std::thread::sleep(Duration::from_millis(500));
-        }
-        gathered
-    }
-}
-
 /// How long memory stays of which nobody can tell when it is unmapped.
 const UNHEARD: Duration = Duration::from_secs(1);
 
@@ -586,7 +623,7 @@ fn memory_stays_for_a_second_where_a_peers_page_cannot_be_read() {
     let standin = Standin::take();
     on_ranks(2, |rank| {
         let (number, memory) = (rank.rank, CudaMemory::new(Device::get(rank.rank).unwrap()));
-        let mut transport = LateTransport { rank, is_late: false, steps: 0 };
+        let mut transport = Staged { hides_page: number == 0, ..Staged::new(rank) };
         let made = Buffer::create(&memory, number as i64, 2, 5000, 0.0, &mut transport).unwrap();
         rank.meet();
         let before = standin.live(Kind::Memory);
@@ -614,9 +651,7 @@ fn memory_stays_for_a_second_where_a_peers_page_cannot_be_read() {
 fn no_error_advises_a_reset_where_a_page_cannot_be_read() {
     let _standin = Standin::take();
     on_ranks(2, |rank| {
-        let (settings, device) = (rank.settings(), Device::get(rank.rank));
-        let mut transport = LateTransport { rank, is_late: false, steps: 0 };
-        let workspace = CudaWorkspace::create(&settings, device, &mut transport).unwrap();
+        let workspace = Staged { hides_page: rank.rank == 0, ..Staged::new(rank) }.create().unwrap();
         rank.meet();
         // Rank 1 does not have the page of rank 0, which has all.
         if rank.rank == 0 {
@@ -694,8 +729,13 @@ fn threads_that_construct_over_groups_of_their_own_do_not_wait_for_each_other() 
     let began = Instant::now();
     on_ranks(2, |rank| {
         let construct = |rank: &mut Rank, is_late| {
-            let (settings, device) = (rank.settings(), Device::get(rank.rank));
-            let workspace = CudaWorkspace::create(&settings, device, &mut LateTransport { rank, is_late, steps: 0 });
+            // Once all have agreed, before it verifies what it has mapped.
+            let after = |rounds| {
+                if is_late && rounds == 2 {
+                    std::thread::sleep(Duration::from_millis(500))
+                }
+            };
+            let workspace = Staged { hides_page: rank.rank == 0, after: &after, ..Staged::new(rank) }.create();
             rank.meet();
             workspace.map(drop).unwrap();
         };

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use lamport_rs_core::memory::handle::Handle;
 use lamport_rs_core::memory::host::{self, Mapping};
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
-use lamport_rs_protocol::notices::{Built, Notices, PAGE_WORDS, Stages, StatusWords};
+use lamport_rs_protocol::notices::{Built, Notices, Outcome, PAGE_WORDS, Stages, StatusWords};
 use lamport_rs_protocol::sentinel::Vector;
 
 use crate::lies::Told;
@@ -15,6 +15,8 @@ pub const PAGE_BYTES: usize = PAGE_WORDS * size_of::<u32>();
 const BUILT: usize = 2 * MAX_WORLD_SIZE + 3;
 /// The word by which a rank says that it has told something, and tells nothing else.
 const CLAIM: usize = MAX_WORLD_SIZE;
+/// The word of rank 0's page that says how all ranks end a construction.
+const DECIDED: usize = MAX_WORLD_SIZE + 1;
 
 /// The pages, each with its rank. A rank may have several, of which others have mapped one.
 #[derive(Default)]
@@ -39,6 +41,9 @@ impl Pages {
                 assert_eq!(Built::told(self, rank), Some(Built::Gone));
                 self.store(rank, BUILT, word);
                 assert_eq!(Built::told(self, rank), Some(Built::Doubtful), "{BUILT} is another word");
+                Outcome::Accepted.decide(self);
+                assert_ne!(self.load(0, DECIDED), 0, "{DECIDED} is another word");
+                self.store(0, DECIDED, word);
             }
         }
     }

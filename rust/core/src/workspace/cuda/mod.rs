@@ -21,6 +21,7 @@ use cudarc::driver::sys;
 use lamport_rs_kernels::ModuleKey;
 use lamport_rs_kernels::parameters::Group as KernelGroup;
 use lamport_rs_protocol::exchange::Member;
+use lamport_rs_protocol::notices::Outcome;
 use lamport_rs_protocol::table;
 
 use self::control::ControlMemory;
@@ -131,6 +132,7 @@ impl CudaWorkspace {
         let nonces = made.nonces.clone();
         let mut workspace = Self::over(member, timeout, device, private, made);
         workspace.two_shot_from = settings.two_shot_from();
+        let rank = workspace.member.rank;
         let mut is_interrupted = false;
         let verified = caught(|| {
             workspace.control.write(&workspace.member.geometry, &workspace.slots)?;
@@ -141,23 +143,17 @@ impl CudaWorkspace {
             let interrupted = &mut || {
                 if !is_interrupted && rendezvous.is_interrupted() {
                     is_interrupted = true;
-                    workspace.lifecycle().give_up_construction();
-                    // What the kernel hears, too.
-                    let _ = workspace.lifecycle().abort(INTERRUPTED);
+                    // Ranks that cannot tell each other go by what all kernels find: this one has to end by itself.
+                    if workspace.lifecycle().decide(Outcome::Abandoned(rank)).is_some() {
+                        let _ = workspace.lifecycle().abort(INTERRUPTED);
+                    }
                 }
                 is_interrupted
             };
             verification::verify(&workspace.device, workspace.group, &workspace.faults.words, &nonces, interrupted)
         });
-        // Should peers have a workspace nevertheless, they hear of it there.
-        let verified = verified.inspect_err(|error| workspace.lifecycle().fail(error));
-        if is_interrupted {
-            // Not for as long as the peers may take.
-            return Err(Error::Agreement(INTERRUPTED.to_owned()));
-        }
-        // Ranks that could not map the page of the one that gave up may have this one's.
-        verification::settle(&mut rendezvous, verified, || workspace.lifecycle().construction_given_up())
-            .inspect_err(|_| workspace.lifecycle().give_up_construction())?;
+        let interrupted = is_interrupted.then(|| Error::Agreement(INTERRUPTED.to_owned()));
+        verification::settle(&mut rendezvous, workspace.lifecycle(), verified, interrupted)?;
         phases.end("verify");
         workspace.phases = phases;
         Ok(workspace)

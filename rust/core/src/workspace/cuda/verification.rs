@@ -6,6 +6,7 @@ use lamport_rs_kernels::ModuleKey;
 use lamport_rs_kernels::parameters::{Group, VerifyParameters};
 use lamport_rs_kernels::plan;
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
+use lamport_rs_protocol::notices::Outcome;
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 
@@ -13,6 +14,7 @@ use crate::cuda::device::Device;
 use crate::cuda::own_stream::OwnStream;
 use crate::error::{Error, Result};
 use crate::interrupts::{INTERRUPT_INTERVAL, Interrupted};
+use crate::lifecycle::Lifecycle;
 use crate::memory::pinned::PinnedWords;
 use crate::rendezvous::Rendezvous;
 
@@ -94,29 +96,54 @@ fn poll(pinned: &PinnedWords, longest: Duration, interrupted: Interrupted<'_>) -
     }
 }
 
-/// All ranks return, or all raise the same error: `verified` is what [`verify`] returned here. In its kernel the ranks
-/// have told each other whether all is well, so they need the rendezvous only where it is not. And not where one has
-/// `given_up`, as all are told in their pages: it does not come.
+/// All ranks return, or all raise: `verified` is what [`verify`] returned here. In its kernel the ranks have told each other
+/// whether all is well, so they need the rendezvous only where it is not. And not where one of them gives up, as this rank
+/// does if it was `interrupted` or a peer has died: whoever comes here first decides.
+///
+/// Ranks that cannot read each other's pages go by what their kernels found, which is the same on all.
 pub fn settle(
     rendezvous: &mut Rendezvous<'_>,
+    lifecycle: &Lifecycle,
     verified: Result<RankSet>,
-    given_up: impl FnOnce() -> Option<Error>,
+    interrupted: Option<Error>,
 ) -> Result<()> {
-    let refusing = match &verified {
-        Ok(refusing) if refusing.is_empty() => return Ok(()),
-        Ok(refusing) => *refusing,
-        Err(_) => RankSet::default(),
+    let found = match &verified {
+        Ok(refusing) if refusing.is_empty() => Outcome::Accepted,
+        _ => Outcome::Refused,
     };
-    if let Some(error) = given_up() {
-        return Err(error);
-    }
-    rendezvous.conclude(verified.map(drop))?;
-    Err(Error::Agreement(format!("the verification failed on {refusing}, which did not say why")))
+    let dead = if found == Outcome::Accepted { RankSet::default() } else { lifecycle.dead() };
+    let death = || Error::Agreement(format!("the process of {dead} ended before all ranks had verified the memory"));
+    let obstacle = interrupted.or_else(|| (!dead.is_empty()).then(death));
+    let (own, verified) = match obstacle {
+        Some(error) => (Outcome::Abandoned(lifecycle.rank()), Err(error)),
+        None => (found, verified),
+    };
+    let outcome = lifecycle.decide(own).unwrap_or(found);
+    // The others need not wait until their kernels give up. Should they have a workspace, they hear of it there.
+    let verified = verified.inspect_err(|error| lifecycle.fail(error));
+    let settled = match (outcome, verified) {
+        (Outcome::Accepted, Ok(late)) if late.is_empty() => return Ok(()),
+        (Outcome::Accepted, Ok(late)) => {
+            Err(Error::Agreement(format!("{late} did not verify the memory in time; the others have accepted it")))
+        }
+        (Outcome::Refused, verified) => {
+            let refusing = verified.as_ref().copied().unwrap_or_default();
+            rendezvous.conclude(verified.map(drop)).map_err(Error::from).and_then(|_| {
+                Err(Error::Agreement(format!("the verification failed on {refusing}, which did not say why")))
+            })
+        }
+        (Outcome::Accepted, Err(error)) => Err(error),
+        (Outcome::Abandoned(rank), Err(error)) if rank == lifecycle.rank() => Err(error),
+        // What this rank found may follow from what that one did.
+        (Outcome::Abandoned(rank), _) => Err(lifecycle.reason_of(rank)),
+    };
+    settled.inspect_err(|error| lifecycle.fail(error))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lifecycle::pages::Pages;
     use crate::rendezvous::AllGather;
 
     /// A group of two that brings this rank's message, and the same of another rank; counts how often.
@@ -132,24 +159,91 @@ mod tests {
         }
     }
 
-    fn settle_with(verified: Result<RankSet>) -> (std::result::Result<(), String>, usize) {
+    /// What rank 0 of two comes to, and how many rounds that takes.
+    fn settle_with(
+        decided: Option<Outcome>,
+        verified: Result<RankSet>,
+        interrupted: Option<Error>,
+    ) -> (std::result::Result<(), String>, usize) {
+        let [lifecycle, peer] = Lifecycle::pair();
+        if let Some(outcome) = decided {
+            assert_eq!(peer.decide(outcome), Some(outcome));
+            peer.fail(&Error::Argument("enough".into()));
+        }
         let mut transport = Echo::default();
-        let settled =
-            settle(&mut Rendezvous::new(&mut transport, 0, 2), verified, || None).map_err(|error| error.to_string());
+        let mut rendezvous = Rendezvous::new(&mut transport, 0, 2);
+        let settled = settle(&mut rendezvous, &lifecycle, verified, interrupted).map_err(|error| error.to_string());
+        assert_eq!(lifecycle.has_failed(), settled.is_err());
         (settled, transport.0)
+    }
+
+    fn interruption() -> Option<Error> {
+        Some(Error::Agreement("interrupted".into()))
     }
 
     #[test]
     fn ranks_that_all_accept_need_no_round() {
-        assert_eq!(settle_with(Ok(RankSet::default())), (Ok(()), 0));
+        for decided in [None, Some(Outcome::Accepted)] {
+            assert_eq!(settle_with(decided, Ok(RankSet::default()), None), (Ok(()), 0));
+        }
     }
 
     #[test]
     fn a_rank_that_failed_and_one_that_heard_of_it_go_to_the_rendezvous_for_the_reason() {
-        let (settled, rounds) = settle_with(Err(Error::Argument("stores do not arrive".into())));
-        assert_eq!((settled, rounds), (Err("stores do not arrive".to_owned()), 1));
-        let (settled, rounds) = settle_with(Ok(RankSet(1 << 1)));
-        let text = "the verification failed on rank 1, which did not say why";
-        assert_eq!((settled, rounds), (Err(text.to_owned()), 1), "nobody gave a reason, and nobody has a workspace");
+        for decided in [None, Some(Outcome::Refused)] {
+            let (settled, rounds) = settle_with(decided, Err(Error::Argument("stores do not arrive".into())), None);
+            assert_eq!((settled, rounds), (Err("stores do not arrive".to_owned()), 1));
+            let (settled, rounds) = settle_with(decided, Ok(RankSet(1 << 1)), None);
+            let text = "the verification failed on rank 1, which did not say why";
+            assert_eq!(
+                (settled, rounds),
+                (Err(text.to_owned()), 1),
+                "nobody gave a reason, and nobody has a workspace"
+            );
+        }
+    }
+
+    #[test]
+    fn a_rank_that_is_interrupted_comes_to_the_round_only_if_another_counts_on_it() {
+        for verified in [RankSet::default(), RankSet(1 << 1)] {
+            for (decided, rounds) in [(None, 0), (Some(Outcome::Accepted), 0), (Some(Outcome::Refused), 1)] {
+                let found = settle_with(decided, Ok(verified), interruption());
+                assert_eq!(found, (Err("interrupted".to_owned()), rounds), "{decided:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_comes_to_a_round_once_a_rank_has_given_up_or_all_have_accepted() {
+        let abandoned = Some(Outcome::Abandoned(1));
+        for verified in [RankSet::default(), RankSet(1 << 1)] {
+            assert_eq!(settle_with(abandoned, Ok(verified), None), (Err("rank 1: enough".to_owned()), 0));
+        }
+        let text = "rank 1 did not verify the memory in time; the others have accepted it";
+        assert_eq!(settle_with(Some(Outcome::Accepted), Ok(RankSet(1 << 1)), None), (Err(text.to_owned()), 0));
+        let own = Err(Error::Argument("stores do not arrive".into()));
+        assert_eq!(settle_with(abandoned, own, None), (Err("rank 1: enough".to_owned()), 0));
+    }
+
+    #[test]
+    fn nobody_waits_in_a_round_for_a_peer_whose_process_has_ended() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let lifecycle = Lifecycle::new(0, Pages::beside(child.id()));
+        child.wait().unwrap();
+        let mut transport = Echo::default();
+        let mut rendezvous = Rendezvous::new(&mut transport, 0, 2);
+        let error = settle(&mut rendezvous, &lifecycle, Ok(RankSet(1 << 1)), None).unwrap_err().to_string();
+        assert_eq!(error, "the process of rank 1 ended before all ranks had verified the memory");
+        assert_eq!(transport.0, 0);
+        // It had accepted, and may have ended since.
+        let lifecycle = Lifecycle::new(0, Pages::beside(child.id()));
+        settle(&mut Rendezvous::new(&mut transport, 0, 2), &lifecycle, Ok(RankSet::default()), None).unwrap();
+    }
+
+    /// Whatever a hostile peer has stored.
+    #[test]
+    fn if_a_rank_has_given_up_that_is_not_there_any_reason_counts() {
+        let settled = settle_with(Some(Outcome::Abandoned(16)), Ok(RankSet::default()), None);
+        assert_eq!(settled, (Err("rank 1: enough".to_owned()), 0));
     }
 }
