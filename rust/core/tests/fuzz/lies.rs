@@ -89,6 +89,8 @@ pub enum Told {
     Gone,
     /// That it has all, by other messages.
     Other(u64),
+    /// That it has all, and in this word how all ranks end the construction.
+    Decided(u32),
     /// A word that is none of these.
     Word(u32),
 }
@@ -101,6 +103,7 @@ pub fn told() -> impl Strategy<Value = [Told; 4]> {
             2 => Just(Told::Doubtful),
             1 => Just(Told::Gone),
             1 => any::<u64>().prop_map(Told::Other),
+            1 => number().prop_map(|number| Told::Decided(number as u32)),
             1 => number().prop_map(|number| Told::Word((number as u32).max(4))),
         ]
     };

@@ -34,6 +34,12 @@ impl Pages {
         match told {
             Told::Whole => Built::Whole(digest).tell(self, rank),
             Told::Other(digest) => Built::Whole(digest).tell(self, rank),
+            Told::Decided(word) => {
+                Outcome::Accepted.decide(self);
+                assert!(self.0.is_empty() || self.load(0, DECIDED) != 0, "{DECIDED} is another word");
+                self.store(0, DECIDED, word);
+                Built::Whole(digest).tell(self, rank);
+            }
             Told::Doubtful => Built::Doubtful.tell(self, rank),
             Told::Gone => Built::Gone.tell(self, rank),
             Told::Word(word) => {
@@ -41,9 +47,6 @@ impl Pages {
                 assert_eq!(Built::told(self, rank), Some(Built::Gone));
                 self.store(rank, BUILT, word);
                 assert_eq!(Built::told(self, rank), Some(Built::Doubtful), "{BUILT} is another word");
-                Outcome::Accepted.decide(self);
-                assert_ne!(self.load(0, DECIDED), 0, "{DECIDED} is another word");
-                self.store(0, DECIDED, word);
             }
         }
     }
