@@ -1,7 +1,7 @@
 """Fits the all-reduce's cost model to recorded runs, and says what it predicts for larger groups.
 
 `python benchmarks/cost_model.py [RECORD ...]` prints the tables of docs/scaling.md, `--write` rewrites them there and
-draws the figure. Without records it takes the newest of GPUs in benchmarks/results and its folder `peers`.
+draws the figure. Without records it takes those of benchmarks/results and its folder `peers` that `records.py` chooses.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from lamport_rs.command_line.bench.arguments import format_bytes
 from lamport_rs.command_line.bench.cases import SIZES
 from lamport_rs.command_line.bench.record import Record, read
 from pages import markdown, rewrite
+from records import RESULTS, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PREDICTED = (8, 16)
 """Groups that are not measured."""
 MEMORY_SIZES = (256 << 10, 1 << 20, 8 << 20)
@@ -221,9 +221,7 @@ def draw_algorithm(axes: Axes, fitted: Fit, algorithm: Algorithm) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description="Fit the all-reduce's cost model to recorded runs.")
-    parser.add_argument(
-        "records", nargs="*", type=Path, metavar="RECORD", help="default: the newest of GPUs in results"
-    )
+    parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: as records.py chooses")
     parser.add_argument("--write", action="store_true", help="rewrite the page's tables, and its figure beside it")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "scaling.md", help="default: docs/scaling.md")
     options = parser.parse_args(arguments)
@@ -246,13 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def recorded(folder: Path = RESULTS) -> dict[Path, Record]:
-    """Return the newest record with all-reduces on GPUs for each number of them, those with peers among them."""
-    paths = [path for each in (folder, folder / "peers") for path in each.glob("*.json") if "-soak-" not in path.name]
-    records = {path: read(path) for path in paths}
-    newest: dict[int, Path] = {}
-    for path in sorted(records, key=lambda path: records[path].date):
-        newest |= dict.fromkeys(model.world_sizes(model.points_of([records[path]])), path)
-    return {path: records[path] for path in sorted(set(newest.values()))}
+    """Return the records with all-reduces that the pages show, those with peers among them."""
+    found = shown([folder, folder / "peers"], lambda record: model.world_sizes(model.points_of([record])))
+    return dict(found.values())
 
 
 if __name__ == "__main__":

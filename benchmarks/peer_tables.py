@@ -1,15 +1,14 @@
 """The tables of docs/performance.md, docs/appendix/back_to_back.md and README.md about the peers, out of their records.
 
 `python benchmarks/peer_tables.py [RECORD ...]` prints them, `--write` rewrites them in the pages. Without records it
-takes the newest of each number of H200 in benchmarks/results/peers: the pages show one kind of GPU. `record.py` makes
-records.
+takes those of benchmarks/results/peers that `records.py` chooses. `peers/record.py` makes records.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,9 @@ from lamport_rs.command_line.bench.arguments import BACK_TO_BACK, KERNEL_BETWEEN
 from lamport_rs.command_line.bench.record import Record, Row, read
 from lamport_rs.command_line.bench.report import OWN, by_case, ratio
 from pages import markdown, rewrite
+from records import RESULTS, newest, shown
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS = ROOT / "benchmarks" / "results" / "peers"
-SHOWN_GPU = "NVIDIA H200"
 SUM, NORM, MINIMAX = "all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk"
 FASTER = "best other / lamport-rs"
 
@@ -135,28 +133,30 @@ def digits(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
-def recorded(folder: Path = PEERS) -> dict[int, Record]:
-    """Return the newest record of each number of GPUs of one kind; not the first ones, which are back to back only."""
-    records = (each for each in map(read, folder.glob("*.json")) if each.gpu == SHOWN_GPU)
-    return by_world_size(each for each in records if KERNEL_BETWEEN in {row.timing for row in each.rows})
+def recorded(folder: Path = RESULTS / "peers") -> dict[int, Record]:
+    """Return the records that the pages show; not the first ones, which are back to back only."""
+
+    def sizes_of(record: Record) -> set[int]:
+        return {row.world_size for row in record.rows if row.timing == KERNEL_BETWEEN}
+
+    return {size: record for size, (_, record) in shown([folder], sizes_of).items()}
 
 
-def by_world_size(records: Iterable[Record]) -> dict[int, Record]:
-    """Return the newest record of each number of GPUs."""
-    found: dict[int, Record] = {}
-    for record in sorted(records, key=lambda record: record.date):
-        found |= dict.fromkeys((row.world_size for row in record.rows), record)
-    return dict(sorted(found.items()))
+def given(paths: Sequence[Path]) -> dict[int, Record]:
+    """Return the newest of these records for each number of GPUs."""
+    records = ((path, read(path)) for path in paths)
+    found = newest(records, lambda record: {row.world_size for row in record.rows})
+    return {size: record for size, (_, record) in found.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description="Make the tables about the peers out of their records.")
-    parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: the newest of H200 there")
+    parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: as records.py chooses")
     parser.add_argument("--write", action="store_true", help="rewrite the tables in docs and README.md")
     options = parser.parse_args(arguments)
     try:
-        records = by_world_size(map(read, options.records)) or recorded()
+        records = given(options.records) or recorded()
         for page, found in pages(records).items():
             print("\n\n".join(found.values()), end="\n\n")
             if options.write:

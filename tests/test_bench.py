@@ -16,8 +16,8 @@ import pytest
 import torch
 from lamport_rs import LamportError, __main__
 from lamport_rs.command_line.bench import run as command
-from lamport_rs.command_line.bench.arguments import IMPLEMENTATION_NAMES, parse_bytes
-from lamport_rs.command_line.bench.cases import Case, all_reduce_case, rms_norm_case
+from lamport_rs.command_line.bench.arguments import COLLECTIVES, IMPLEMENTATION_NAMES, parse_bytes
+from lamport_rs.command_line.bench.cases import Case, all_reduce_case, quant_case, rms_norm_case
 from lamport_rs.command_line.bench.findings import Findings, Missing
 from lamport_rs.command_line.bench.implementations import IMPLEMENTATIONS, Call, implementations_of
 from lamport_rs.command_line.bench.implementations.by_torch import Gloo
@@ -26,11 +26,12 @@ from lamport_rs.command_line.bench.link import floor_us, sum_of_links
 from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
 from lamport_rs.command_line.bench.options import Options
 from lamport_rs.command_line.bench.plot import draw, spread
-from lamport_rs.command_line.bench.problems import AllReduce, Expected
+from lamport_rs.command_line.bench.problems import QUANT_FORMAT, AllReduce, AllReduceQuant, Expected
 from lamport_rs.command_line.bench.progress import Progress
 from lamport_rs.command_line.bench.record import Record, Row, read, write
 from lamport_rs.command_line.bench.report import missing_text, ratio, tables
 from lamport_rs.command_line.launch import launch
+from lamport_rs.operations.quant_formats import empty_quantised, put_quantised
 from ranks import Rank, errors_of
 
 KEYS = ["schema", "date", "commit", "gpu", "gpus", "driver", "torch", "nccl", "cpu", "python", "method"]
@@ -59,11 +60,12 @@ def test_the_record_has_every_measurement_in_the_documented_form(host_run):
     found = {(row["op"], row["impl"], row["dtype"], row.get("bytes"), row.get("tokens")) for row in run["rows"]}
     sums = {("all_reduce", impl, dtype, size, None) for impl in ("lamport_rs", "gloo")
             for dtype in ("float32", "bfloat16") for size in (512, 8192)}  # fmt: skip
-    norms = {(op, impl, "bfloat16", None, tokens) for op in ("all_reduce_rms_norm", "minimax_allreduce_rms_qk")
-             for impl in ("lamport_rs", "torch_eager_gloo") for tokens in (1, 8)}  # fmt: skip
+    rows = {(op, impl, "bfloat16", None, tokens)
+            for op in ("all_reduce_rms_norm", "all_reduce_quant", "minimax_allreduce_rms_qk")
+            for impl in ("lamport_rs", "torch_eager_gloo") for tokens in (1, 8)}  # fmt: skip
     steps = {("decode_step", impl, "float32", None, tokens) for tokens in (1, 8)
              for impl in ("lamport_rs", "lamport_rs_unfused", "gloo", "no_communication")}  # fmt: skip
-    assert found == sums | norms | steps | {("create_workspace", "lamport_rs", "uint8", 2 << 20, None)}
+    assert found == sums | rows | steps | {("create_workspace", "lamport_rs", "uint8", 2 << 20, None)}
     for row in run["rows"]:
         assert (row["world_size"], row["timing"]) == (2, "back_to_back")
         assert row.get("layers") == (2 if row["op"] == "decode_step" else None)
@@ -72,16 +74,21 @@ def test_the_record_has_every_measurement_in_the_documented_form(host_run):
 
 def test_a_table_per_operation_and_dtype_is_printed_with_ratios(host_run):
     output = host_run[1].stdout
-    for title in ("all_reduce, float32", "all_reduce, bfloat16", "all_reduce_rms_norm, bfloat16"):
+    for title in (
+        "all_reduce, float32",
+        "all_reduce, bfloat16",
+        "all_reduce_rms_norm, bfloat16",
+        "all_reduce_quant, bfloat16",
+    ):
         assert f"{title}, 2 processes, back to back: median latency in microseconds" in output
     assert "create_workspace, uint8, 2 processes: median latency in microseconds" in output
     assert "decode_step, float32, 2 processes, 2 layers of 256: median ms per step" in output
-    assert output.count("best other / lamport_rs") == 5
+    assert output.count("best other / lamport_rs") == 6
 
 
 def test_progress_is_a_line_per_case_by_one_rank(host_run):
     lines = [line for line in host_run[1].stderr.splitlines() if line.startswith("[2 processes, ")]
-    assert [line.split("]")[0] for line in lines] == [f"[2 processes, {step}/11" for step in range(1, 12)]
+    assert [line.split("]")[0] for line in lines] == [f"[2 processes, {step}/13" for step in range(1, 14)]
 
 
 def test_figures_are_drawn_where_matplotlib_is(host_run):
@@ -90,7 +97,7 @@ def test_figures_are_drawn_where_matplotlib_is(host_run):
         assert not drawn
         assert "no figures: matplotlib is not installed" in host_run[1].stdout
     else:
-        operations = ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk", "decode_step")
+        operations = (*COLLECTIVES, "decode_step")
         assert drawn == {f"{op}.{suffix}" for op in operations for suffix in ("png", "svg")}
 
 
@@ -113,7 +120,7 @@ def test_on_gpus_every_implementation_is_measured_or_named_with_a_reason(tmp_pat
     run = json.loads(path.read_text())
     assert run["gpus"] == 2
     assert "NCCL_NVLS_ENABLE=0" in run["method"]
-    for op in ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk", "decode_step"):
+    for op in (*COLLECTIVES, "decode_step"):
         measured = {row["impl"] for row in run["rows"] if row["op"] == op}
         for implementation in implementations_of(op, "cuda"):
             named = f"{op} by {implementation.name}, " in finished.stderr
@@ -222,6 +229,39 @@ def test_a_sum_that_is_rounded_once_must_be_the_very_values():
 def test_no_tolerance_passes_a_wrong_sum(dtype, wrong):
     with pytest.raises(AssertionError):
         problem_of([1.0, 3.0], dtype).check((torch.tensor([1.0, wrong], dtype=dtype),), rounds_once=False)
+
+
+def quant_problem(total: torch.Tensor) -> tuple[AllReduceQuant, list[torch.Tensor]]:
+    outputs = list(empty_quantised(total, QUANT_FORMAT, None))
+    put_quantised(total, QUANT_FORMAT, outputs[0], None, outputs[1])
+    expected = tuple(Expected(each.clone(), exact=True) for each in outputs)
+    return AllReduceQuant(quant_case(len(total)), 2, expected, total), outputs
+
+
+def neighbours(rows: torch.Tensor) -> torch.Tensor:
+    """Each value of FP8, but the next one of larger magnitude; the largest of all stays."""
+    codes = rows.view(torch.uint8)
+    return torch.where((codes & 0x7F) < 0x7E, codes + 1, codes).view(rows.dtype)
+
+
+def test_a_sum_that_is_quantised_must_be_the_very_values_if_it_is_rounded_once():
+    problem, (rows, scales) = quant_problem(torch.randn(3, 64).bfloat16())
+    problem.check((rows, scales), rounds_once=True)
+    problem.check((rows, scales * 1.001), rounds_once=False)
+    problem.check((neighbours(rows), scales), rounds_once=False)
+    for wrong in ((neighbours(rows), scales), (rows, scales * 1.001)):
+        with pytest.raises(AssertionError):
+            problem.check(wrong, rounds_once=True)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 100.0, float("nan")])
+@pytest.mark.parametrize("rounds_once", [True, False])
+def test_no_tolerance_passes_a_wrong_sum_that_is_quantised(wrong, rounds_once):
+    for at in (0, 1):
+        problem, outputs = quant_problem(torch.randn(2, 64).bfloat16().abs() + 1)
+        outputs[at].view(-1)[1] = wrong
+        with pytest.raises(AssertionError):
+            problem.check(outputs, rounds_once)
 
 
 def test_names_of_implementations_are_distinct_and_each_serves_something():

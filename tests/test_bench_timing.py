@@ -91,6 +91,14 @@ def latencies(timed: list[Timed]) -> dict[tuple[str, str], Latency]:
     return {(each.implementation.name, each.timing): each.latency for each in timed}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_the_kernel_between_reads_all_of_a_result(dtype):
+    result = torch.ones(4, 64).to(dtype)
+    between = Between(result)
+    out = between.after(result)
+    assert (out.nbytes, between.alone().shape) == (result.nbytes, out.shape)
+
+
 def test_the_kernel_between_is_measured_by_itself_and_taken_off(monkeypatch):
     found, _ = time_calls(monkeypatch, TIMINGS)
     own, two_shot = Latency(2.0, 1.75, 2.25), Latency(3.0, 2.75, 3.25)

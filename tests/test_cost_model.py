@@ -12,7 +12,9 @@ from pathlib import Path
 import all_reduce_model as model
 import cost_model
 import pages
+import peer_tables
 import pytest
+import records
 from all_reduce_model import ALGORITHMS, Model, Point
 from lamport_rs import LamportError, LamportWorkspace
 from lamport_rs.command_line.bench.record import Record, Row
@@ -214,8 +216,9 @@ def test_a_page_without_its_markers_is_refused(tmp_path):
         pages.rewrite(page, {"fit": "table"})
 
 
-def test_the_newest_record_of_each_number_of_gpus_is_taken(tmp_path):
-    for name, day, gpu in [("z, old", 1, "an H200"), ("a, new", 3, "an H100"), ("host", 4, None)]:
+def test_the_newest_record_of_each_number_of_gpus_of_one_kind_is_taken(tmp_path):
+    h200 = "NVIDIA H200"
+    for name, day, gpu in [("z, old", 1, h200), ("a, new", 3, h200), ("host", 4, None), ("others", 5, "NVIDIA H100")]:
         write_record(tmp_path, replace(record(gpu=gpu), date=f"2026-01-0{day}"), name)
     assert [path.stem for path in cost_model.recorded(tmp_path)] == ["a, new"]
     write_record(tmp_path, replace(record((4,)), date="2026-01-02"), "four")
@@ -224,6 +227,11 @@ def test_the_newest_record_of_each_number_of_gpus_is_taken(tmp_path):
     write_record(tmp_path / "peers", replace(record((4,)), date="2026-01-05"), "beside peers")
     assert [path.stem for path in cost_model.recorded(tmp_path)] == ["a, new", "beside peers"]
     assert cost_model.recorded(tmp_path / "nowhere") == {}
+
+
+def test_tables_and_model_are_of_the_same_kind_of_gpu():
+    used = [*cost_model.recorded().values(), *peer_tables.recorded().values()]
+    assert {each.gpu for each in used} == {records.SHOWN_GPU}
 
 
 def test_the_page_shows_the_committed_records():

@@ -10,6 +10,8 @@ import threading
 import time
 import unittest.mock
 import weakref
+from collections.abc import Callable
+from functools import partial
 
 import lamport_rs
 import pytest
@@ -387,21 +389,34 @@ AGREEING = 3.0
 """Seconds that a rank is held up after the round: its peers have mapped its memory, and wait for it."""
 
 
-def hold_up_a_rank(me: Rank, then: str) -> tuple[str, float]:
-    """The last rank is held up after its round, and then ends or goes on. What the others raise, and how soon."""
-    over_group, is_last = all_gather_over(me.group), me.rank == me.world_size - 1
+def go_on() -> None:
+    """Do nothing else."""
+
+
+def holding_up(
+    me: Rank, seconds: float, then: Callable[[], object] = go_on, meanwhile: Callable[[], object] = go_on
+) -> Callable[[bytes], list[bytes]]:
+    """An all-gather after which the last rank is held up, and does something `then`. Rank 0 does so `meanwhile`."""
+    over_group = all_gather_over(me.group)
 
     def all_gather(message: bytes) -> list[bytes]:
         gathered = over_group(message)
-        if is_last:
-            time.sleep(AGREEING)
-            if then == "end":
-                os.kill(os.getpid(), signal.SIGKILL)
-        elif me.rank == 0 and then == "interrupt":
-            threading.Timer(AGREEING / 4, os.kill, (os.getpid(), signal.SIGINT)).start()
+        if me.rank == me.world_size - 1:
+            time.sleep(seconds)
+            then()
+        elif me.rank == 0:
+            meanwhile()
         return gathered
 
-    began = time.monotonic()
+    return all_gather
+
+
+def hold_up_a_rank(me: Rank, then: str) -> tuple[str, float]:
+    """The last rank is held up after its round, and then ends or goes on. What the others raise, and how soon."""
+    end = partial(os.kill, os.getpid(), signal.SIGKILL)
+    interrupt = threading.Timer(AGREEING / 4, os.kill, (os.getpid(), signal.SIGINT)).start
+    events = {"end": {"then": end}, "interrupt": {"meanwhile": interrupt}}
+    all_gather, began = holding_up(me, AGREEING, **events.get(then, {})), time.monotonic()
     try:
         me.workspace(4096, process_group=all_gather, timeout=AGREEING / 2 if then == "time out" else None, kept=True)
         return "a workspace", time.monotonic() - began
@@ -438,21 +453,16 @@ def test_ctrl_c_is_heard_while_the_ranks_agree_and_the_others_hear_of_it(new_ran
 
 def be_interrupted_when_the_others_have_a_buffer(me: Rank) -> tuple[int, str, str] | None:
     """A signal's handler begins while rank 0 waits for the last rank, and raises when all others have returned."""
-    over_group = all_gather_over(me.group)
 
     def interrupt(*_: object) -> None:
         time.sleep(AGREEING / 2)
         raise KeyboardInterrupt
 
-    def all_gather(message: bytes) -> list[bytes]:
-        gathered = over_group(message)
-        if me.rank == 0:
-            signal.signal(signal.SIGALRM, interrupt)
-            signal.setitimer(signal.ITIMER_REAL, AGREEING / 10)
-        elif me.rank == me.world_size - 1:
-            time.sleep(AGREEING / 4)
-        return gathered
+    def arrange_interrupt() -> None:
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, AGREEING / 10)
 
+    all_gather = holding_up(me, AGREEING / 4, meanwhile=arrange_interrupt)
     try:
         buffer = lamport_rs.IpcBuffer(me.rank, me.world_size, 4096, all_gather, device=me.device)
     except KeyboardInterrupt:

@@ -1,7 +1,8 @@
 //! What operations work on.
 
 use half::{bf16, f16};
-use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
+use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
+use lamport_rs_core::tensor::{ALIGNMENT, Device, Dimensions, Dtype, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -51,23 +52,50 @@ impl RmsNorm {
         Self { weight_bias: bias, ..self }
     }
 
-    pub(crate) fn epsilon(&self) -> f32 {
-        self.epsilon
-    }
-
-    pub(crate) fn weight_bias(&self) -> f32 {
-        self.weight_bias
+    /// Of a sum over ranks. `outputs` are the normalised rows, and the sum.
+    pub(crate) fn of_sum(
+        self,
+        input: Tensor,
+        residual: Option<Tensor>,
+        weight: Tensor,
+        outputs: (Tensor, Tensor),
+    ) -> AllReduceRmsNorm {
+        let Self { epsilon, weight_bias } = self;
+        let (output, residual_output) = outputs;
+        AllReduceRmsNorm { input, residual, weight, epsilon, weight_bias, algorithm: None, output, residual_output }
     }
 }
 
-/// The number of rows of `columns` elements in a buffer of `length`.
-pub(crate) fn rows_of(name: &str, length: usize, columns: usize) -> Result<usize> {
+/// The shape of a buffer of `length` elements, whose rows have as many as there are weights: rows and columns.
+pub(crate) fn rows_of(name: &str, length: usize, weights: usize) -> Result<[usize; 2]> {
+    whole_rows(name, length, weights, "as many as there are weights")
+}
+
+/// The shapes of `qkv` and of the outputs of Q and K, whose rows are parts of its rows, as long as their weights.
+pub(crate) fn packed_rows<T: Element>(
+    qkv: usize,
+    columns: usize,
+    weights: [usize; 2],
+    outputs: [usize; 2],
+) -> Result<[[usize; 2]; 3]> {
+    let whole = whole_rows("qkv", qkv, columns, "which is `columns`")?;
+    let aligned = ALIGNMENT / size_of::<T>();
+    if !columns.is_multiple_of(aligned) {
+        return Err(Error::argument(format!("columns is {columns}, but must be a multiple of {aligned}")));
+    }
+    let ([rows, _], [q, k]) = (whole, weights);
+    check_length("the output of Q", outputs[0], rows.saturating_mul(q))?;
+    check_length("the output of K", outputs[1], rows.saturating_mul(k))?;
+    Ok([whole, [rows, q], [rows, k]])
+}
+
+fn whole_rows(name: &str, length: usize, columns: usize, why: &str) -> Result<[usize; 2]> {
     if columns == 0 || !length.is_multiple_of(columns) {
         return Err(Error::argument(format!(
-            "{name} has {length} elements, but must have whole rows of {columns}, as many as there are weights"
+            "{name} has {length} elements, but must have whole rows of {columns}, {why}"
         )));
     }
-    Ok(length / columns)
+    Ok([length / columns, columns])
 }
 
 /// Buffers that belong together are of one length.

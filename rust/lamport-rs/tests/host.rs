@@ -97,6 +97,76 @@ fn rows_that_are_spread_over_the_ranks_are_normalised_as_wholes() {
     });
 }
 
+/// `values`, from a place on that is not aligned if so asked.
+fn shifted<T: Element>(values: &[T], skipped: usize) -> Vec<T> {
+    [&values[..skipped], values].concat()
+}
+
+#[test]
+fn results_go_to_other_places_with_the_bits_that_they_have_in_place() {
+    let (rows, columns) = (3, 16);
+    communicate(3, options(), |mut communicator| {
+        let rank = communicator.rank();
+        let input: Vec<bf16> = (0..rows * columns).map(|at| bf16::from_f32(((at * 5 + rank) % 7) as f32)).collect();
+        let residual: Vec<bf16> = (0..rows * columns).map(|at| bf16::from_f32(at as f32 / 8.0)).collect();
+        let weight: Vec<f32> = (0..columns).map(|at| at as f32 / 4.0).collect();
+        let norm = RmsNorm::new(1e-5).with_weight_bias(1.0);
+        for skipped in [0, 1] {
+            let (input, residual) = (shifted(&input, skipped), shifted(&residual, skipped));
+            let weight = shifted(&weight, skipped);
+            let (input, residual, weight) = (&input[skipped..], &residual[skipped..], &weight[skipped..]);
+            let empty = shifted(&vec![bf16::NAN; rows * columns], skipped);
+            let (mut output, mut sum) = (empty.clone(), empty);
+            let (output, sum) = (&mut output[skipped..], &mut sum[skipped..]);
+
+            communicator.all_reduce_into(input, sum).unwrap();
+            let mut in_place = input.to_vec();
+            communicator.all_reduce(&mut in_place).unwrap();
+            assert_eq!(sum, in_place);
+
+            for residual in [None, Some(residual)] {
+                communicator.all_reduce_rms_norm_into(input, residual, weight, (output, sum), norm).unwrap();
+                let zeros = vec![bf16::ZERO; rows * columns];
+                let (mut hidden, mut added) = (input.to_vec(), residual.unwrap_or(&zeros).to_vec());
+                communicator.all_reduce_rms_norm(&mut hidden, &mut added, weight, norm).unwrap();
+                assert_eq!((&*output, &*sum), (&hidden[..], &added[..]), "{residual:?}");
+            }
+        }
+    });
+}
+
+/// The columns behind Q and K are NaN, which any result that they touch would be.
+#[test]
+fn q_and_k_out_of_packed_rows_have_the_bits_that_each_has_alone() {
+    let (rows, sizes, columns) = (5, [16, 8], 40);
+    communicate(2, options(), |mut communicator| {
+        let rank = communicator.rank();
+        let part = |size: usize| (0..rows * size).map(|at| f16::from_f32((at % 13 + rank) as f32)).collect::<Vec<_>>();
+        let [q, k] = sizes.map(part);
+        let behind = vec![f16::NAN; columns - 24];
+        let qkv: Vec<f16> =
+            (0..rows).flat_map(|row| [&q[row * 16..][..16], &k[row * 8..][..8], &behind].concat()).collect();
+        let weights = sizes.map(|size| (0..size).map(|at| f16::from_f32(at as f32 / 4.0)).collect::<Vec<_>>());
+        let alone = [(&q, &weights[0]), (&k, &weights[1])].map(|(input, weight)| {
+            let mut output = vec![f16::NAN; input.len()];
+            communicator.minimax_rms(input, weight, &mut output, 1e-5).unwrap();
+            output
+        });
+        for skipped in [0, 1] {
+            let qkv = shifted(&qkv, skipped);
+            let [weight_q, weight_k] = weights.each_ref().map(|weight| shifted(weight, skipped));
+            let [mut q, mut k] = alone.each_ref().map(|alone| shifted(&vec![f16::NAN; alone.len()], skipped));
+            let weights = (&weight_q[skipped..], &weight_k[skipped..]);
+            let outputs = (&mut q[skipped..], &mut k[skipped..]);
+            communicator.minimax_rms_qk(&qkv[skipped..], columns, weights, outputs, 1e-5).unwrap();
+            assert_eq!([&q[skipped..], &k[skipped..]], [&alone[0][..], &alone[1][..]]);
+        }
+        communicator
+            .minimax_rms_qk(&[], columns, (&weights[0], &weights[1]), (&mut [], &mut []), 1e-5)
+            .expect("there may be no rows");
+    });
+}
+
 #[test]
 fn an_abort_of_another_thread_ends_the_operation_that_waits_on_all_ranks() {
     let errors = communicate(3, options().timeout(None), |mut communicator| {
@@ -181,6 +251,44 @@ fn what_cannot_be_an_operand_is_refused_and_changes_nothing() {
         refuse(16, 16, 8, RmsNorm::new(f32::NAN), "eps is NaN");
         let error = communicator.minimax_rms(&[1.0_f32; 16], &[1.0_f32; 8], &mut [0.0; 8], 0.0).unwrap_err();
         assert!(error.to_string().contains("output has 8 elements, but must have 16"), "{error}");
+    });
+}
+
+#[test]
+fn lengths_of_separate_outputs_are_checked_and_nothing_is_changed() {
+    communicate(1, options(), |mut communicator| {
+        let refused = |outcome: lamport_rs::Result<()>, expected: &str| {
+            let error = outcome.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Argument, "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+        };
+        let (input, weight, norm) = ([1.0_f32; 16], [1.0_f32; 8], RmsNorm::new(1e-6));
+        let (mut output, mut long, mut short) = ([7.0; 16], [7.0; 24], [7.0; 8]);
+        refused(communicator.all_reduce_into(&input, &mut short), "output has 8 elements, but must have 16");
+        let mut norm_into = |residual: Option<&[f32]>, output: &mut [f32], sum: &mut [f32], expected: &str| {
+            let outcome = communicator.all_reduce_rms_norm_into(&input, residual, &weight, (output, sum), norm);
+            refused(outcome, expected);
+        };
+        norm_into(None, &mut long, &mut output, "output has 24 elements, but must have 16");
+        norm_into(None, &mut output, &mut short, "the output of the sum has 8 elements, but must have 16");
+        norm_into(Some(&weight), &mut output, &mut long, "residual has 8 elements, but must have 16");
+
+        let mut qk = |columns: usize, weights: [usize; 2], q: &mut [f32], k: &mut [f32], expected: &str| {
+            let [weight_q, weight_k] = weights.map(|weights| vec![1.0_f32; weights]);
+            let weights = (&weight_q[..], &weight_k[..]);
+            refused(communicator.minimax_rms_qk(&[1.0; 48], columns, weights, (q, k), 0.0), expected);
+        };
+        qk(0, [8, 8], &mut output, &mut long, "qkv has 48 elements, but must have whole rows of 0, which is `columns`");
+        qk(20, [8, 8], &mut output, &mut long, "whole rows of 20");
+        qk(6, [8, 8], &mut output, &mut long, "columns is 6, but must be a multiple of 4");
+        qk(24, [8, 8], &mut short, &mut long, "the output of Q has 8 elements, but must have 16");
+        qk(24, [8, 8], &mut output, &mut long, "the output of K has 24 elements, but must have 16");
+        qk(24, [8, 12], &mut output, &mut long, "kv_size is 12 elements, but must be a positive multiple of 8");
+        qk(12, [4, 8], &mut output, &mut [7.0; 32], "q_size is 4 elements, but must be a positive multiple of 8");
+        qk(24, [0, 8], &mut [], &mut output, "q_size is 0");
+        // More columns than a row has.
+        qk(8, [8, 8], &mut [7.0; 48], &mut [7.0; 48], "must hold q_size + kv_size = 8 + 8");
+        assert!(output.iter().chain(&long).chain(&short).all(|value| *value == 7.0));
     });
 }
 

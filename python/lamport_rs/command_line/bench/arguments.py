@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-COLLECTIVES = ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk")
+COLLECTIVES = ("all_reduce", "all_reduce_rms_norm", "all_reduce_quant", "minimax_allreduce_rms_qk")
 """Operations that several implementations serve."""
 STEPS = ("decode_step",)
 """What a model does per token, with the collectives of several implementations in it."""
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         nargs="+",
         metavar="T",
-        help="of the norms, and the batches of decode_step (default: 1 to 128 or 2048)",
+        help="of norms and quantised sums, and the batches of decode_step (default: 1 to 128 or 2048)",
     )
     choice.add_argument(
         "--layers",

@@ -16,6 +16,7 @@ HIDDEN = 4096
 Q_SIZE, KV_SIZE = 6144, 1024
 _TOKENS = {
     "all_reduce_rms_norm": (1, 8, 32, 128),
+    "all_reduce_quant": (1, 8, 32, 128),
     "minimax_allreduce_rms_qk": (1, 8, 32, 128, 512, 2048),
     "decode_step": (1, 8, 32, 128),
 }
@@ -67,7 +68,11 @@ def cases_of(
         return [all_reduce_case(size, dtype) for dtype in dtypes for size in sizes]
     if op == "decode_step":
         return [decode_case(count, backend, layers or _LAYERS[backend]) for count in tokens or _TOKENS[op]]
-    create = {"all_reduce_rms_norm": rms_norm_case, "minimax_allreduce_rms_qk": minimax_case}[op]
+    create = {
+        "all_reduce_rms_norm": rms_norm_case,
+        "all_reduce_quant": quant_case,
+        "minimax_allreduce_rms_qk": minimax_case,
+    }[op]
     return [create(count) for count in tokens or _TOKENS[op]]
 
 
@@ -79,6 +84,11 @@ def all_reduce_case(size: int, dtype: torch.dtype) -> Case:
 def rms_norm_case(tokens: int) -> Case:
     """Return the sum, the residual and the norm of rows of 4096 elements."""
     return Case("all_reduce_rms_norm", torch.bfloat16, tokens=tokens, hidden=HIDDEN)
+
+
+def quant_case(tokens: int) -> Case:
+    """Return the sum of rows of 4096 elements, quantised to FP8 with a scale for each row."""
+    return Case("all_reduce_quant", torch.bfloat16, tokens=tokens, hidden=HIDDEN)
 
 
 def minimax_case(tokens: int) -> Case:
@@ -100,7 +110,8 @@ def largest_message(cases: Sequence[Case]) -> int:
 
 def message_bytes(case: Case) -> int | None:
     """Return the bytes of the vectors that are summed; None where something smaller is."""
-    if case.op in ("all_reduce_rms_norm", "decode_step") and case.tokens is not None and isinstance(case.hidden, int):
+    of_rows = case.op in ("all_reduce_rms_norm", "all_reduce_quant", "decode_step")
+    if of_rows and case.tokens is not None and isinstance(case.hidden, int):
         return case.tokens * case.hidden * case.dtype.itemsize
     return case.bytes if case.op == "all_reduce" else None
 

@@ -10,8 +10,13 @@ import torch.distributed as dist
 
 from lamport_rs.command_line.bench.cases import KV_SIZE, Q_SIZE, Case
 from lamport_rs.command_line.bench.member import Member
+from lamport_rs.operations.quant_formats import QuantFormat, empty_quantised, put_quantised
 
 EPSILON = 1e-6
+QUANT_FORMAT: QuantFormat = "fp8_token"
+"""Of sums that are quantised: what needs no scale that is known beforehand."""
+_ROUNDING = {torch.float32: 1.3e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2}
+"""By how much a sum may differ, as a part of it, if partial sums are rounded to the dtype."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,16 @@ class Problem:
         """
         for found, expected in zip(outputs, self.expected, strict=True):
             if not rounds_once:
-                relative = {torch.float32: 1.3e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2}[found.dtype]
-                absolute = 4 * self.world_size * torch.finfo(found.dtype).eps
-                torch.testing.assert_close(found, expected.values, rtol=relative, atol=absolute)
+                absolute = self.absolute_tolerance(found.dtype)
+                torch.testing.assert_close(found, expected.values, rtol=_ROUNDING[found.dtype], atol=absolute)
             elif expected.exact:
                 torch.testing.assert_close(found, expected.values, rtol=0, atol=0)
             else:
                 torch.testing.assert_close(found, expected.values)
+
+    def absolute_tolerance(self, dtype: torch.dtype) -> float:
+        """Return by how much a sum may differ that was close to 0 in the end, but not on the way."""
+        return 4 * self.world_size * torch.finfo(dtype).eps
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,29 @@ class AllReduceRmsNorm(Problem):
     input: torch.Tensor
     residual: torch.Tensor
     weight: torch.Tensor
+
+
+@dataclass(frozen=True)
+class AllReduceQuant(Problem):
+    """Sum `input` over the ranks, and quantise the rows by `QUANT_FORMAT`. Outputs: these rows, and their scales."""
+
+    input: torch.Tensor
+
+    def check(self, outputs: Sequence[torch.Tensor], rounds_once: bool) -> None:
+        """Raise AssertionError unless the outputs are right.
+
+        Of an implementation that rounds once they must be the very values. Of others the rows that they stand for are
+        compared: a sum that differs may be rounded to the other of two neighbours, which are an eighth apart.
+        """
+        rows, scales = (each.values.float() for each in self.expected)
+        found, found_scales = (each.float() for each in outputs)
+        if rounds_once:
+            torch.testing.assert_close(found, rows, rtol=0, atol=0)
+            torch.testing.assert_close(found_scales, scales, rtol=0, atol=0)
+        else:
+            dtype = self.input.dtype
+            relative, absolute = 1 / 8 + _ROUNDING[dtype], self.absolute_tolerance(dtype)
+            torch.testing.assert_close(found * found_scales, rows * scales, rtol=relative, atol=absolute)
 
 
 @dataclass(frozen=True)
@@ -89,6 +120,7 @@ def pose(case: Case, member: Member) -> Problem:
     create = {
         "all_reduce": _all_reduce,
         "all_reduce_rms_norm": _rms_norm,
+        "all_reduce_quant": _quant,
         "minimax_allreduce_rms_qk": _minimax,
     }
     return create[case.op](case, member.device, member.world_size)
@@ -116,6 +148,15 @@ def _rms_norm(case: Case, device: torch.device, world_size: int) -> Problem:
     normalised = normalise(total, total.square().mean(-1, keepdim=True), weight)
     expected = Expected(normalised.to(case.dtype), exact=False), Expected(total.to(case.dtype), exact=True)
     return AllReduceRmsNorm(case, world_size, expected, tensor, residual, weight)
+
+
+def _quant(case: Case, device: torch.device, world_size: int) -> Problem:
+    assert case.tokens is not None
+    assert isinstance(case.hidden, int)
+    tensor = torch.randn(case.tokens, case.hidden, device=device).to(case.dtype)
+    rows, scales = empty_quantised(tensor, QUANT_FORMAT, None)
+    put_quantised(rank_sum(tensor).to(case.dtype), QUANT_FORMAT, rows, None, scales)
+    return AllReduceQuant(case, world_size, (Expected(rows, exact=True), Expected(scales, exact=True)), tensor)
 
 
 def _minimax(case: Case, device: torch.device, world_size: int) -> Problem:

@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, sys};
+use cudarc::driver::{CudaStream, CudaView, DevicePtr as _, DeviceSlice as _, sys};
 use lamport_rs_core::operations::all_reduce::AllReduce;
 use lamport_rs_core::operations::launch::Purpose;
 use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
 use lamport_rs_core::operations::operands::OnDevice;
-use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
 use lamport_rs_core::tensor;
 
 use super::{Buffer, BufferMut, Communicator};
-use crate::element::{Element, RmsNorm, WeightFor, check_length, rows_of, tensor};
+use crate::element::{Element, RmsNorm, WeightFor, check_length, packed_rows, rows_of, tensor};
 use crate::error::{Error, Result};
 
 impl Communicator {
@@ -69,7 +68,7 @@ impl Communicator {
         let operand = |address| self.operand::<T, 1>(address, [length]);
         let operands = AllReduce { input: operand(input), output: operand(output), algorithm: None };
         // SAFETY: the caller's promise.
-        Ok(unsafe { operands.run_on_device(&self.workspace, Purpose::Run(stream.cu_stream())) }?)
+        unsafe { self.run(&operands, stream) }
     }
 
     /// `residual += sum over ranks of hidden; hidden = rms_norm(residual) × weight`, row by row.
@@ -88,28 +87,61 @@ impl Communicator {
             this.check_context("hidden", hidden.stream())?;
             this.check_context("residual", residual.stream())?;
             this.check_context("weight", weight.stream())?;
-            let columns = weight.len();
-            let rows = rows_of("hidden", hidden.len(), columns)?;
+            let (shape, weights) = (rows_of("hidden", hidden.len(), weight.len())?, [weight.len()]);
             check_length("residual", residual.len(), hidden.len())?;
             let (hidden, _hidden) = hidden.device_ptr_mut(stream);
             let (residual, _residual) = residual.device_ptr_mut(stream);
             let (weight, _weight) = weight.device_ptr(stream);
             this.context.check_err().map_err(ordering_failed)?;
-            let input = this.operand::<T, 2>(hidden, [rows, columns]);
-            let added = this.operand::<T, 2>(residual, [rows, columns]);
-            let operands = AllReduceRmsNorm {
-                input,
-                residual: Some(added),
-                weight: this.operand::<W, 1>(weight, [columns]),
-                epsilon: norm.epsilon(),
-                weight_bias: norm.weight_bias(),
-                algorithm: None,
-                output: input,
-                residual_output: added,
-            };
+            let (input, added) = (this.operand::<T, 2>(hidden, shape), this.operand::<T, 2>(residual, shape));
+            let operands = norm.of_sum(input, Some(added), this.operand::<W, 1>(weight, weights), (input, added));
             // SAFETY: the buffers are of this device, as long, and borrowed, what is written alone; cudarc orders what
             // comes after.
-            Ok(unsafe { operands.run_on_device(&this.workspace, Purpose::Run(stream.cu_stream())) }?)
+            unsafe { this.run(&operands, stream) }
+        })
+    }
+
+    /// `sum = sum over ranks of input + residual`, and `output = rms_norm(sum) × weight`, row by row. `outputs` are
+    /// `output` and `sum`. Without a residual nothing is added; [`CudaSlice::as_view`](cudarc::driver::CudaSlice::as_view)
+    /// makes a view of one.
+    ///
+    /// All but the weight are of one length, and the rest is as for [`Self::all_reduce_rms_norm`].
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Argument`] for what cannot be operands, and [`Unsupported`](crate::ErrorKind::Unsupported) in a
+    /// group of one rank. What goes wrong later, a later call says: see [`crate::cuda`].
+    pub fn all_reduce_rms_norm_into<T: Element, W: WeightFor<T>>(
+        &mut self,
+        input: &impl Buffer<T>,
+        residual: Option<CudaView<'_, T>>,
+        weight: &impl Buffer<W>,
+        (output, sum): (&mut impl BufferMut<T>, &mut impl BufferMut<T>),
+        norm: RmsNorm,
+        stream: &Arc<CudaStream>,
+    ) -> Result<()> {
+        self.enqueue(stream, |this| {
+            this.check_context("input", input.stream())?;
+            this.check_context("weight", weight.stream())?;
+            this.check_context("output", output.stream())?;
+            this.check_context("the output of the sum", sum.stream())?;
+            let (shape, weights) = (rows_of("input", input.len(), weight.len())?, [weight.len()]);
+            if let Some(residual) = &residual {
+                this.check_context("residual", residual.stream())?;
+                check_length("residual", residual.len(), input.len())?;
+            }
+            check_length("output", output.len(), input.len())?;
+            check_length("the output of the sum", sum.len(), input.len())?;
+            let (input, _input) = input.device_ptr(stream);
+            let (residual, _residual) = residual.as_ref().map(|residual| residual.device_ptr(stream)).unzip();
+            let (weight, _weight) = weight.device_ptr(stream);
+            let (output, _output) = output.device_ptr_mut(stream);
+            let (sum, _sum) = sum.device_ptr_mut(stream);
+            this.context.check_err().map_err(ordering_failed)?;
+            let rows = |address| this.operand::<T, 2>(address, shape);
+            let weight = this.operand::<W, 1>(weight, weights);
+            let operands = norm.of_sum(rows(input), residual.map(rows), weight, (rows(output), rows(sum)));
+            // SAFETY: as in `all_reduce_rms_norm`.
+            unsafe { this.run(&operands, stream) }
         })
     }
 
@@ -130,22 +162,72 @@ impl Communicator {
             this.check_context("input", input.stream())?;
             this.check_context("weight", weight.stream())?;
             this.check_context("output", output.stream())?;
-            let columns = weight.len();
-            let rows = rows_of("input", input.len(), columns)?;
+            let (shape, weights) = (rows_of("input", input.len(), weight.len())?, [weight.len()]);
             check_length("output", output.len(), input.len())?;
             let (input, _input) = input.device_ptr(stream);
             let (weight, _weight) = weight.device_ptr(stream);
             let (output, _output) = output.device_ptr_mut(stream);
             this.context.check_err().map_err(ordering_failed)?;
             let norm = Norm {
-                input: this.operand::<T, 2>(input, [rows, columns]),
-                weight: this.operand::<W, 1>(weight, [columns]),
-                output: this.operand::<T, 2>(output, [rows, columns]),
+                input: this.operand::<T, 2>(input, shape),
+                weight: this.operand::<W, 1>(weight, weights),
+                output: this.operand::<T, 2>(output, shape),
             };
-            let operands = MinimaxRms::one(norm, epsilon);
             // SAFETY: as in `all_reduce_rms_norm`.
-            Ok(unsafe { operands.run_on_device(&this.workspace, Purpose::Run(stream.cu_stream())) }?)
+            unsafe { this.run(&MinimaxRms::one(norm, epsilon), stream) }
         })
+    }
+
+    /// [`Self::minimax_rms`] for Q and K at once, out of the rows `[q | k | …]` of a packed `qkv`.
+    ///
+    /// `weights` and `outputs` are of Q and of K. `columns` is the number of elements of a row of `qkv`, a multiple of 16
+    /// bytes. This rank's part of Q has as many columns as Q's weight, and that of K as many as K's, each a multiple of 8;
+    /// what stands behind them is not read. An output has as many rows as `qkv`, side by side.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Argument`] for what cannot be operands, and [`Unsupported`](crate::ErrorKind::Unsupported) in a
+    /// group of one rank. What goes wrong later, a later call says: see [`crate::cuda`].
+    pub fn minimax_rms_qk<T: Element, W: WeightFor<T>>(
+        &mut self,
+        qkv: &impl Buffer<T>,
+        columns: usize,
+        (weight_q, weight_k): (&impl Buffer<W>, &impl Buffer<W>),
+        (q, k): (&mut impl BufferMut<T>, &mut impl BufferMut<T>),
+        epsilon: f32,
+        stream: &Arc<CudaStream>,
+    ) -> Result<()> {
+        self.enqueue(stream, |this| {
+            this.check_context("qkv", qkv.stream())?;
+            this.check_context("the weight of Q", weight_q.stream())?;
+            this.check_context("the weight of K", weight_k.stream())?;
+            this.check_context("the output of Q", q.stream())?;
+            this.check_context("the output of K", k.stream())?;
+            let widths = [weight_q.len(), weight_k.len()];
+            let [packed, q_shape, k_shape] = packed_rows::<T>(qkv.len(), columns, widths, [q.len(), k.len()])?;
+            let (qkv, _qkv) = qkv.device_ptr(stream);
+            let (weight_q, _weight_q) = weight_q.device_ptr(stream);
+            let (weight_k, _weight_k) = weight_k.device_ptr(stream);
+            let (q, _q) = q.device_ptr_mut(stream);
+            let (k, _k) = k.device_ptr_mut(stream);
+            this.context.check_err().map_err(ordering_failed)?;
+            let operands = MinimaxRms::packed(
+                this.operand::<T, 2>(qkv, packed),
+                widths.map(|width| width as i64),
+                [this.operand::<W, 1>(weight_q, [widths[0]]), this.operand::<W, 1>(weight_k, [widths[1]])],
+                [this.operand::<T, 2>(q, q_shape), this.operand::<T, 2>(k, k_shape)],
+                epsilon,
+            )?;
+            // SAFETY: as in `all_reduce_rms_norm`. Q and K are parts of `qkv`: `packed` has checked that a row holds them.
+            unsafe { this.run(&operands, stream) }
+        })
+    }
+
+    /// # Safety
+    /// The operands' places are valid until the stream, which is of this context, has passed the operation, also if this
+    /// returns an error. Nobody else accesses an output meanwhile, or writes an input.
+    unsafe fn run(&self, operands: &impl OnDevice, stream: &CudaStream) -> Result<()> {
+        // SAFETY: the caller's promise.
+        Ok(unsafe { operands.run_on_device(&self.workspace, Purpose::Run(stream.cu_stream())) }?)
     }
 
     fn operand<T: Element, const N: usize>(&self, address: u64, shape: [usize; N]) -> tensor::Tensor {

@@ -1,5 +1,6 @@
 //! Results: the bits of the host's communicator.
 
+use cudarc::driver::CudaSlice;
 use half::{bf16, f16};
 use lamport_rs::{Element, RmsNorm, WeightFor, host};
 
@@ -59,49 +60,78 @@ impl<T: Element, W: WeightFor<T>> Problem<T, W> {
 }
 
 const NORM: f32 = 1e-5;
+/// Elements of K in a row of Q, K and something else, and of such a row. Q has 64.
+const K: usize = 16;
+const COLUMNS: usize = 96;
+
+/// Rows of 96 elements: 64 of `values`, the first 16 of these once more, and what is not read.
+fn packed<T: Element>(values: &[T]) -> Vec<T> {
+    values.chunks(64).flat_map(|row| [row, &row[..K], &row[..K]].concat()).collect()
+}
 
 fn on_host<T: Element, W: WeightFor<T>>(
     world_size: usize,
     problem: impl Fn(usize) -> Problem<T, W> + Sync,
-) -> Vec<[Vec<T>; 4]> {
+) -> Vec<Vec<Vec<T>>> {
     on_ranks(world_size, |rank, rendezvous| {
         let mut communicator = host::Communicator::new(rank, world_size, rendezvous, options()).unwrap();
         let Problem { mut hidden, mut residual, weight } = problem(rank);
         let (mut sum, mut rows) = (hidden.clone(), residual.clone());
+        let [mut normed, mut added, mut plain, mut q] = [(); 4].map(|()| hidden.clone());
+        let mut k = hidden[..5 * K].to_vec();
         communicator.all_reduce(&mut sum).unwrap();
         communicator.minimax_rms(&hidden, &weight, &mut rows, NORM).unwrap();
-        communicator.all_reduce_rms_norm(&mut hidden, &mut residual, &weight, RmsNorm::new(NORM)).unwrap();
-        [sum, rows, hidden, residual]
+        let (norm, outputs) = (RmsNorm::new(NORM), (&mut normed[..], &mut added[..]));
+        communicator.all_reduce_rms_norm_into(&hidden, Some(&residual), &weight, outputs, norm).unwrap();
+        let outputs = (&mut plain[..], &mut sum[..]);
+        communicator.all_reduce_rms_norm_into(&hidden, None, &weight, outputs, norm).unwrap();
+        communicator
+            .minimax_rms_qk(&packed(&hidden), COLUMNS, (&weight, &weight[..K]), (&mut q, &mut k), NORM)
+            .unwrap();
+        communicator.all_reduce_rms_norm(&mut hidden, &mut residual, &weight, norm).unwrap();
+        vec![sum, rows, hidden, residual, normed, added, plain, q, k]
     })
 }
 
-fn on_device<T: Element, W: WeightFor<T>>(mut rank: Rank, problem: Problem<T, W>) -> [Vec<T>; 4] {
+fn on_device<T: Element, W: WeightFor<T>>(mut rank: Rank, problem: Problem<T, W>) -> Vec<Vec<T>> {
     let stream = rank.stream.clone();
     // SAFETY: the elements are plain data of any bits.
     let upload = |values: &[T]| stream.clone_htod(unsafe { values.align_to::<u8>() }.1).unwrap();
-    let [mut hidden, sum, mut residual, rows] =
-        [&problem.hidden, &problem.hidden, &problem.residual, &problem.residual].map(|values| upload(values));
-    let (mut sum, mut rows) = (sum, rows);
+    let Problem { hidden, residual, weight } = &problem;
+    let (length, packed) = (hidden.len(), packed(hidden));
+    // In the order of the results, and what is only read.
+    let begin: [&[T]; 10] =
+        [hidden, residual, hidden, residual, hidden, hidden, hidden, hidden, &hidden[..5 * K], &packed];
+    let mut buffers = begin.map(upload);
     // SAFETY: as above.
-    let weight = stream.clone_htod(unsafe { problem.weight.align_to::<u8>() }.1).unwrap();
-    let length = problem.hidden.len();
+    let weights = stream.clone_htod(unsafe { weight.align_to::<u8>() }.1).unwrap();
     {
         // SAFETY: the buffers hold so many elements.
-        let weight = unsafe { weight.transmute::<W>(problem.weight.len()) }.unwrap();
+        let weight = unsafe { weights.transmute::<W>(weight.len()) }.unwrap();
+        let mut lengths = begin.iter().map(|values| values.len());
         // SAFETY: as above.
-        let [mut hidden, mut sum, mut residual, mut rows] = [&mut hidden, &mut sum, &mut residual, &mut rows]
-            .map(|buffer| unsafe { buffer.transmute_mut::<T>(length) }.unwrap());
-        let communicator = &mut rank.communicator;
-        communicator.all_reduce(&mut sum, &stream).unwrap();
+        let views = buffers.each_mut().map(|buffer| unsafe { buffer.transmute_mut::<T>(lengths.next().unwrap()) });
+        let [mut sum, mut rows, mut hidden, mut residual, mut normed, mut added, mut plain, mut q, mut k, packed] =
+            views.map(Option::unwrap);
+        assert_eq!(hidden.len(), length);
+        let (communicator, norm) = (&mut rank.communicator, RmsNorm::new(NORM));
         communicator.minimax_rms(&hidden.as_view(), &weight, &mut rows, NORM, &stream).unwrap();
-        communicator.all_reduce_rms_norm(&mut hidden, &mut residual, &weight, RmsNorm::new(NORM), &stream).unwrap();
+        let (added_to, outputs) = (Some(residual.as_view()), (&mut normed, &mut added));
+        communicator.all_reduce_rms_norm_into(&hidden, added_to, &weight, outputs, norm, &stream).unwrap();
+        let outputs = (&mut plain, &mut sum);
+        communicator.all_reduce_rms_norm_into(&hidden, None, &weight, outputs, norm, &stream).unwrap();
+        let (weights, outputs) = ((&weight, &weight.slice(..K)), (&mut q, &mut k));
+        communicator.minimax_rms_qk(&packed, COLUMNS, weights, outputs, NORM, &stream).unwrap();
+        communicator.all_reduce_rms_norm(&mut hidden, &mut residual, &weight, norm, &stream).unwrap();
         communicator.synchronize().unwrap();
     }
-    [sum, rows, hidden, residual].map(|buffer| {
+    let [results @ .., _packed] = buffers;
+    let download = |buffer: CudaSlice<u8>| {
         let bytes = stream.clone_dtoh(&buffer).unwrap();
         // SAFETY: elements that were written there.
         bytes.chunks_exact(size_of::<T>()).map(|bytes| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }).collect()
-    })
+    };
+    results.map(download).into()
 }
 
 fn compare<T: Element + PartialEq + std::fmt::Debug, W: WeightFor<T>>(problem: impl Fn(usize) -> Problem<T, W> + Sync) {

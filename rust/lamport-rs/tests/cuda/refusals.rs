@@ -39,6 +39,37 @@ fn what_is_of_another_device_is_refused() {
             communicator.all_reduce_rms_norm(&mut values, &mut foreign, &more, norm, &stream),
             "residual is of a context of cuda:3",
         );
+        let (mut output, mut sum) = (more.try_clone().unwrap(), more.try_clone().unwrap());
+        let added = Some(foreign.as_view());
+        refused(
+            communicator.all_reduce_rms_norm_into(&values, added, &more, (&mut output, &mut sum), norm, &stream),
+            "residual is of a context of cuda:3",
+        );
+        refused(
+            communicator.all_reduce_rms_norm_into(&foreign, None, &more, (&mut output, &mut sum), norm, &stream),
+            "input is of a context of cuda:3",
+        );
+        refused(
+            communicator.all_reduce_rms_norm_into(&values, None, &foreign, (&mut output, &mut sum), norm, &stream),
+            "weight is of a context of cuda:3",
+        );
+        let mut theirs_too = foreign.try_clone().unwrap();
+        for (at, name) in ["output is of", "the output of the sum is of"].into_iter().enumerate() {
+            let outputs = if at == 0 { (&mut foreign, &mut sum) } else { (&mut output, &mut foreign) };
+            refused(communicator.all_reduce_rms_norm_into(&values, None, &more, outputs, norm, &stream), name);
+        }
+        let names = ["qkv", "the weight of Q", "the weight of K", "the output of Q", "the output of K"];
+        for (at, name) in names.into_iter().enumerate() {
+            let own = &more;
+            let [packed, q, k] = [0, 1, 2].map(|place| if place == at { &foreign } else { own });
+            let outputs = match at {
+                3 => (&mut theirs_too, &mut sum),
+                4 => (&mut output, &mut theirs_too),
+                _ => (&mut output, &mut sum),
+            };
+            let outcome = communicator.minimax_rms_qk(packed, 16, (q, k), outputs, 0.0, &stream);
+            refused(outcome, &format!("{name} is of a context of cuda:3"));
+        }
         let per_thread = communicator.context().per_thread_stream();
         refused(communicator.all_reduce(&mut values, &per_thread), "the thread's own default one");
     });
@@ -63,6 +94,50 @@ fn lengths_and_places_are_checked() {
         refused(
             communicator.minimax_rms(&short, &long, &mut weight.try_clone().unwrap(), 0.0, &stream),
             "whole rows of 16",
+        );
+        let mut output = long.try_clone().unwrap();
+        refused(
+            communicator.all_reduce_rms_norm_into(
+                &long,
+                Some(short.as_view()),
+                &weight,
+                (&mut output, &mut long.try_clone().unwrap()),
+                norm,
+                &stream,
+            ),
+            "residual has 8 elements, but must have 16",
+        );
+        for (at, name) in ["output", "the output of the sum"].into_iter().enumerate() {
+            let outputs = if at == 0 { (&mut short, &mut output) } else { (&mut output, &mut short) };
+            let outcome = communicator.all_reduce_rms_norm_into(&long, None, &weight, outputs, norm, &stream);
+            refused(outcome, &format!("{name} has 8 elements, but must have 16"));
+        }
+        let packed = rank.stream.clone_htod(&vec![1.0_f32; 2 * 24]).unwrap();
+        for (at, name) in ["the output of Q", "the output of K"].into_iter().enumerate() {
+            let outputs = if at == 0 { (&mut short, &mut output) } else { (&mut output, &mut short) };
+            let outcome = communicator.minimax_rms_qk(&packed, 24, (&weight, &weight), outputs, 0.0, &stream);
+            refused(outcome, &format!("{name} has 8 elements, but must have 16"));
+        }
+        let mut outputs = [long.try_clone().unwrap(), long.try_clone().unwrap()];
+        let [q, k] = &mut outputs;
+        refused(
+            communicator.minimax_rms_qk(&packed.slice(..47), 24, (&weight, &weight), (q, k), 0.0, &stream),
+            "qkv has 47 elements, but must have whole rows of 24",
+        );
+        refused(
+            communicator.minimax_rms_qk(
+                &packed.slice(1..25),
+                24,
+                (&weight, &weight),
+                (&mut short, &mut weight.try_clone().unwrap()),
+                0.0,
+                &stream,
+            ),
+            "is not aligned to 16 bytes",
+        );
+        refused(
+            communicator.minimax_rms_qk(&packed.slice(..16), 8, (&weight, &weight), (q, k), 0.0, &stream),
+            "must hold q_size + kv_size = 8 + 8",
         );
         // There is no kernel without a peer.
         let mut residual = long.try_clone().unwrap();

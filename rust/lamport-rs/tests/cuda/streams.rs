@@ -4,7 +4,7 @@ use std::sync::Barrier;
 use std::time::Duration;
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use lamport_rs::ErrorKind;
+use lamport_rs::{ErrorKind, RmsNorm};
 
 use crate::standin::{Kind, Standin};
 use crate::{communicate, options};
@@ -41,6 +41,37 @@ fn operations_wait_for_what_other_streams_do_with_a_buffer() {
     // For what reads the buffer, what writes it, and the operation before, if there is one.
     let waits = standin.calls("cuStreamWaitEvent") - waits;
     assert!(waits >= 2 * (6 * 2 + 5), "{waits}");
+}
+
+#[test]
+fn norms_with_separate_outputs_wait_for_what_other_streams_do_with_each_buffer() {
+    let standin = Standin::take();
+    let waits = standin.calls("cuStreamWaitEvent");
+    communicate(2, options(), |mut rank| {
+        let streams = [rank.context().new_stream().unwrap(), rank.context().new_stream().unwrap()];
+        let mut rows = [rank.upload(5 * 64, |_| 1.0), rank.upload(5 * 64, |_| f32::NAN)];
+        let mut sums = [rank.upload(5 * 64, |_| 0.0), rank.upload(5 * 64, |_| f32::NAN)];
+        let weight = rank.upload(64, |_| 1.0);
+        for round in 0..6 {
+            // Each reads what the round before has written, and writes what that has read.
+            let ([one, other], [added, sum]) = (&mut rows, &mut sums);
+            let (norm, residual) = (RmsNorm::new(0.0), Some(added.as_view()));
+            rank.communicator
+                .all_reduce_rms_norm_into(one, residual, &weight, (other, sum), norm, &streams[round % 2])
+                .unwrap();
+            rows.swap(0, 1);
+            sums.swap(0, 1);
+        }
+        assert_eq!(rank.download(&sums[0]), [12.0; 5 * 64]);
+        let [packed, q] = &mut rows;
+        let (weights, mut k) = ((&weight.slice(..32), &weight.slice(..32)), rank.upload(5 * 32, |_| f32::NAN));
+        let outputs = (&mut q.slice_mut(..5 * 32), &mut k);
+        rank.communicator.minimax_rms_qk(packed, 64, weights, outputs, 0.0, &streams[1]).unwrap();
+        assert_eq!(rank.download(&k), [1.0; 5 * 32]);
+    });
+    // For what writes each of three buffers that are read, what reads and what writes two others, and the operation before.
+    let waits = standin.calls("cuStreamWaitEvent") - waits;
+    assert!(waits >= 2 * (7 * 7 + 6), "{waits}");
 }
 
 #[test]

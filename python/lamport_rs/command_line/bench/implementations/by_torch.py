@@ -17,12 +17,15 @@ from lamport_rs.command_line.bench.implementations.base import Call, Implementat
 from lamport_rs.command_line.bench.member import Member
 from lamport_rs.command_line.bench.problems import (
     EPSILON,
+    QUANT_FORMAT,
     AllReduce,
+    AllReduceQuant,
     AllReduceRmsNorm,
     MinimaxRmsQk,
     Problem,
     normalise,
 )
+from lamport_rs.operations.quant_formats import put_quantised
 
 
 class Nccl(Implementation):
@@ -48,16 +51,18 @@ class Gloo(Nccl):
 
 
 class EagerNccl(Implementation):
-    """The norms as torch's operators around the process group's all-reduce."""
+    """The norms, and quantised sums, as torch's operators around the process group's all-reduce."""
 
     name = "torch_eager_nccl"
     backend = "cuda"
-    operations = frozenset({"all_reduce_rms_norm", "minimax_allreduce_rms_qk"})
+    operations = frozenset({"all_reduce_rms_norm", "all_reduce_quant", "minimax_allreduce_rms_qk"})
 
     def prepare(self, problem: Problem) -> Call:
-        """Return the call, which allocates its outputs."""
+        """Return the call, which allocates what it computes on the way."""
         if isinstance(problem, AllReduceRmsNorm):
             return self._rms_norm(problem)
+        if isinstance(problem, AllReduceQuant):
+            return self._quant(problem)
         assert isinstance(problem, MinimaxRmsQk)
         return Call(lambda: self._minimax(problem))
 
@@ -68,6 +73,16 @@ class EagerNccl(Implementation):
             dist.all_reduce(buffer)
             total = buffer + residual
             return torch.nn.functional.rms_norm(total, weight.shape, weight, EPSILON), total
+
+        return Call(run, in_place=buffer)
+
+    def _quant(self, problem: AllReduceQuant) -> Call:
+        buffer, (rows, scales) = problem.input.clone(), (torch.empty_like(each.values) for each in problem.expected)
+
+        def run() -> Outputs:
+            dist.all_reduce(buffer)
+            put_quantised(buffer, QUANT_FORMAT, rows, None, scales)
+            return rows, scales
 
         return Call(run, in_place=buffer)
 

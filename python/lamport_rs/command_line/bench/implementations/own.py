@@ -13,7 +13,15 @@ from lamport_rs.command_line.bench.decode_step import DecodeStep
 from lamport_rs.command_line.bench.decoder import EPSILON as DECODER_EPSILON
 from lamport_rs.command_line.bench.decoder import Communication, add_rms_norm
 from lamport_rs.command_line.bench.implementations.base import Call, Implementation
-from lamport_rs.command_line.bench.problems import EPSILON, AllReduce, AllReduceRmsNorm, MinimaxRmsQk, Problem
+from lamport_rs.command_line.bench.problems import (
+    EPSILON,
+    QUANT_FORMAT,
+    AllReduce,
+    AllReduceQuant,
+    AllReduceRmsNorm,
+    MinimaxRmsQk,
+    Problem,
+)
 
 
 class Lamport(Implementation):
@@ -31,6 +39,8 @@ class Lamport(Implementation):
             return self._all_reduce(problem)
         if isinstance(problem, AllReduceRmsNorm):
             return self._rms_norm(problem)
+        if isinstance(problem, AllReduceQuant):
+            return self._quant(problem)
         if isinstance(problem, DecodeStep):
             return Call(partial(problem.run, Communication(self._reduce_norm)))
         assert isinstance(problem, MinimaxRmsQk)
@@ -50,6 +60,15 @@ class Lamport(Implementation):
 
         def run() -> tuple[torch.Tensor, torch.Tensor]:
             return lamport_rs.all_reduce_rms_norm(*operands, out=out, residual_out=residual_out, **options)
+
+        return Call(run)
+
+    def _quant(self, problem: AllReduceQuant) -> Call:
+        operands = problem.input, self.member.workspace, QUANT_FORMAT
+        (out, scale_out), options = (_like(expected.values) for expected in problem.expected), self.options
+
+        def run() -> tuple[torch.Tensor, torch.Tensor]:
+            return lamport_rs.all_reduce_quant(*operands, out=out, scale_out=scale_out, **options)[:2]
 
         return Call(run)
 
@@ -89,7 +108,7 @@ class LamportOneShot(Lamport):
 
     name = "lamport_rs_one_shot"
     backend = "cuda"
-    operations = frozenset({"all_reduce", "all_reduce_rms_norm"})
+    operations = frozenset({"all_reduce", "all_reduce_rms_norm", "all_reduce_quant"})
     options: ClassVar[dict[str, Any]] = {"algorithm": "one_shot"}
 
 
@@ -98,7 +117,7 @@ class LamportTwoShot(Lamport):
 
     name = "lamport_rs_two_shot"
     backend = "cuda"
-    operations = frozenset({"all_reduce", "all_reduce_rms_norm"})
+    operations = frozenset({"all_reduce", "all_reduce_rms_norm", "all_reduce_quant"})
     options: ClassVar[dict[str, Any]] = {"algorithm": "two_shot"}
 
 
