@@ -48,7 +48,7 @@ const NONE_REFUSED: u32 = u32::MAX;
 const GONE: u32 = 1;
 const UNMAPPED: u32 = 2;
 
-// Words of a page. Each line of 64 bytes has the writers of one kind.
+// Words of a page. Each line of 64 bytes has the writers of one kind, but for DECIDED, which is written once.
 const TOLD: usize = 0;
 const CLAIM: usize = MAX_WORLD_SIZE;
 const DECIDED: usize = CLAIM + 1;
@@ -137,6 +137,12 @@ impl<W: StatusWords> Notices<'_, W> {
     /// Lets peers know that this rank can take part in no reset, in any epoch.
     pub fn rule_out_reset(&self, why: NoReset) {
         self.words.store(self.rank, NO_RESET, why as u32);
+    }
+
+    /// Whether no rank has said that it lacks pages. Known once all have constructed.
+    pub fn all_have_all_pages(&self) -> bool {
+        let has_all = |rank| matches!(self.words.load(rank, NO_RESET), 0 | 2);
+        (0..self.world_size).all(has_all)
     }
 
     /// Why one of the ranks can take part in no reset, if one cannot.
@@ -262,7 +268,8 @@ impl Built {
 /// Without that, a rank that gives up could not know whether others count on it in another round, nor they whether it comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All have what they constructed. Whoever fails after that has to tell the others in another way.
+    /// All have what they constructed. A rank that fails after that, or hears of it too late, has to tell the others in
+    /// another way.
     Accepted,
     /// All come to another round, in which they tell each other why.
     Refused,

@@ -166,7 +166,7 @@ fn decide(protocol: Protocol) {
         let others = [(1, Outcome::Accepted), (2, Outcome::Abandoned(2))].map(|(rank, own)| {
             let group = group.clone();
             loom::thread::spawn(move || {
-                // What it did before, the reason of a rank that has given up say.
+                // What it did before.
                 group.fill(rank);
                 own.decide(&*group)
             })

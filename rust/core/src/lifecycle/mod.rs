@@ -111,7 +111,7 @@ impl Lifecycle {
 
     /// `error` as a caller is to hear it: it advises no reset where there can be none. Takes a system call.
     #[cold]
-    fn advised(&self, error: Error) -> Error {
+    pub fn advised(&self, error: Error) -> Error {
         let everybody = self.everybody();
         let is_possible = self.pages.reset_ruled_out().is_none()
             && self.notices().left(everybody).is_empty()
@@ -208,11 +208,16 @@ impl Lifecycle {
         Notices { epoch, ..self.notices() }.tell(Notice::failed(self.rank, error).words());
     }
 
-    /// This rank gives up the construction, and comes to no other round of it: others need not either. Why is told about
-    /// then.
+    /// This rank gives up the construction, and comes to no other round of it: others need not either. The reason follows at
+    /// once.
     pub fn give_up_construction(&self) {
         self.pages.give_up(self.rank);
         self.decide(Outcome::Abandoned(self.rank));
+    }
+
+    /// An error if peers have done so.
+    pub fn construction_given_up(&self) -> Option<Error> {
+        self.pages.given_up(self.rank)
     }
 
     /// Decides how the construction ends, unless a peer has. What holds for all ranks; `None` if they cannot tell each other.

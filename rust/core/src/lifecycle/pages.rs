@@ -130,7 +130,8 @@ impl Pages {
 
     /// Decides how the construction ends, unless a peer has. What holds for all ranks; `None` if they cannot tell each other.
     pub fn decide(&self, own: Outcome) -> Option<Outcome> {
-        self.reset_ruled_out().is_none().then(|| own.decide(&self.words))
+        let all_have_all = self.are_complete() && self.notices(0).all_have_all_pages();
+        all_have_all.then(|| own.decide(&self.words))
     }
 
     /// What `rank` and its peers tell before anything began anew.

@@ -43,10 +43,12 @@ impl Lifecycle {
             stages.arrive(Stage::Filled);
             self.wait_for(Stage::Filled, timeout, interrupted)
         });
-        filled.inspect_err(|_| {
+        filled.map_err(|error| {
             self.failure.replace(Error::HalfReset);
             // The others may have begun anew.
             self.notices().rule_out_reset(NoReset::HalfReset);
+            // Nobody can repeat what has timed out.
+            if matches!(error, Error::ResetTimeout { .. }) { Error::HalfReset } else { error }
         })?;
         self.failure.begin_epoch();
         self.half_reset.store(false, Ordering::Relaxed);

@@ -24,7 +24,8 @@ const LEAST: Duration = Duration::from_secs(1);
 /// True: all have all of it, and were brought the same messages. False: some do not, and all ranks come to another round. A
 /// rank whose peers could end unnoticed does not wait here, and neither do the others then. An error if peers have ended,
 /// given up, or do not tell in time, or if this rank was interrupted: there is no other round then. But if others go to one
-/// while this rank is interrupted, it comes too, and says so in what it was `brought`.
+/// while this rank is interrupted, it comes too, and says so in what it was `brought`. (One that goes there in the very
+/// microseconds in which this rank gives up hears of that in the transport only.)
 pub fn are_built(
     pages: &Pages,
     rank: usize,

@@ -155,11 +155,11 @@ pub fn construct<M: Memory>(
         let lifecycle = Arc::new(Lifecycle::new(request.rank, pages));
         let _memory = WorkspaceMemory::new(GroupMemory::<M> { peers, own }, lifecycle.clone());
         let is_verified = is_there && request.has_operations && memory.plan().is_some();
-        // The others verify: what they do fails without this rank, and they come to another round for the reason. But not
-        // if one of them has given up.
-        let comes_to_another = is_verified
-            && matches!(verdict, Verdict::Own(_))
-            && matches!(lifecycle.decide(Outcome::Refused), None | Some(Outcome::Refused));
+        // Others may verify. That fails without this rank, and they come to another round for the reason, unless one gives up.
+        let is_own = matches!(verdict, Verdict::Own(_));
+        let own = if is_own { Outcome::Refused } else { Outcome::Abandoned(request.rank) };
+        let comes_to_another =
+            is_verified && lifecycle.decide(own).map_or(is_own, |outcome| outcome == Outcome::Refused);
         let error = Error::from(verdict);
         if !comes_to_another {
             lifecycle.give_up_construction();

@@ -428,9 +428,8 @@ fn a_rank_whose_page_cannot_be_read_is_interrupted_when_its_peers_have_verified(
     standin.check_all_is_given_back();
 }
 
-/// Rank 0 is interrupted when rank 1, whose kernel has given up, is in the round for the reason.
-#[test]
-fn a_rank_that_is_interrupted_comes_to_the_round_that_a_peer_is_in() {
+/// Rank 0 is interrupted when rank 1, whose kernel has given up, is in the round for the reason. Rank 1 was held up before.
+fn interrupt_when_a_peer_is_in_the_round(held_up: Duration) {
     let standin = Standin::take();
     standin.lose_stores(true);
     standin.speed_up_clock(10);
@@ -444,7 +443,12 @@ fn a_rank_that_is_interrupted_comes_to_the_round_that_a_peer_is_in() {
             }
             number == 0
         };
-        let mut transport = Observed(Staged { signal: &signal, ..Staged::new(rank) }, &is_in_round);
+        let after = |rounds| {
+            if number == 1 && rounds == 1 {
+                std::thread::sleep(held_up)
+            }
+        };
+        let mut transport = Observed(Staged { after: &after, signal: &signal, ..Staged::new(rank) }, &is_in_round);
         let (settings, device) = (transport.0.rank.settings(), Device::get(number));
         CudaWorkspace::create(&settings, device, &mut transport).unwrap_err().to_string()
     });
@@ -454,6 +458,16 @@ fn a_rank_that_is_interrupted_comes_to_the_round_that_a_peer_is_in() {
     }
     standin.lose_stores(false);
     standin.check_all_is_given_back();
+}
+
+#[test]
+fn a_rank_that_is_interrupted_while_it_verifies_comes_to_the_round_that_a_peer_is_in() {
+    interrupt_when_a_peer_is_in_the_round(Duration::ZERO);
+}
+
+#[test]
+fn a_rank_that_is_interrupted_before_it_verifies_comes_to_the_round_that_a_peer_is_in() {
+    interrupt_when_a_peer_is_in_the_round(Duration::from_millis(200));
 }
 
 /// Notes that rank 1 is in the second round.

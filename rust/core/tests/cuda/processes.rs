@@ -98,7 +98,8 @@ fn rank_that_is_killed_while_stores_are_verified() {
     let mut rank = ProcessGroup::this_rank();
     let (settings, device) = (rank.settings(), Device::get(rank.rank));
     let error = CudaWorkspace::create(&settings, device, &mut KillingTransport(&mut rank, 0)).unwrap_err().to_string();
-    assert!(error.contains("process of rank 1 ended before all ranks had verified the memory"), "{error}");
+    // Before they had mapped all memory, if it had to wait for them.
+    assert!(error.contains("process of rank 1 ended before "), "{error}");
 }
 
 #[test]

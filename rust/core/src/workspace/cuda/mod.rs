@@ -144,7 +144,8 @@ impl CudaWorkspace {
                 if !is_interrupted && rendezvous.is_interrupted() {
                     is_interrupted = true;
                     // Ranks that cannot tell each other go by what all kernels find: this one has to end by itself.
-                    if workspace.lifecycle().decide(Outcome::Abandoned(rank)).is_some() {
+                    let outcome = workspace.lifecycle().decide(Outcome::Abandoned(rank));
+                    if outcome.is_some_and(|outcome| outcome != Outcome::Accepted) {
                         let _ = workspace.lifecycle().abort(INTERRUPTED);
                     }
                 }
@@ -153,7 +154,13 @@ impl CudaWorkspace {
             verification::verify(&workspace.device, workspace.group, &workspace.faults.words, &nonces, interrupted)
         });
         let interrupted = is_interrupted.then(|| Error::Agreement(INTERRUPTED.to_owned()));
-        verification::settle(&mut rendezvous, workspace.lifecycle(), verified, interrupted)?;
+        verification::settle(
+            &mut rendezvous,
+            workspace.lifecycle(),
+            &workspace.device.describe(),
+            verified,
+            interrupted,
+        )?;
         phases.end("verify");
         workspace.phases = phases;
         Ok(workspace)

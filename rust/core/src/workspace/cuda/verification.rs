@@ -26,16 +26,31 @@ const LONGEST_POLL: Duration = Duration::from_secs(60);
 const SPIN: Duration = Duration::from_micros(500);
 const SLEEP: Duration = Duration::from_micros(50);
 
-/// Proves that every peer's stores arrive, with the instructions of the operations. Returns the ranks that could not
-/// prove it: if there are none, all ranks return that. `group`'s memory is valid until this returns. `interrupted` is asked
-/// from time to time; if a signal has come, it tells the kernel to end.
+/// What a rank's kernel found.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Found {
+    /// The ranks whose stores, or whose verdict, did not arrive.
+    pub wrong: RankSet,
+    /// The ranks that say that of a rank.
+    pub refusing: RankSet,
+}
+
+impl Found {
+    fn doubtful(self) -> RankSet {
+        RankSet(self.wrong.0 | self.refusing.0)
+    }
+}
+
+/// Proves that every peer's stores arrive, with the instructions of the operations. If no rank is doubtful, none is on any
+/// rank, unless a rank's kernel was told to end, or is stopped for as long as the others wait. `group`'s memory is valid
+/// until this returns. `interrupted` is asked from time to time; if a signal has come, it tells the kernel to end.
 pub fn verify(
     device: &Device,
     group: Group,
     pinned: &PinnedWords,
     nonces: &[Vector],
     interrupted: Interrupted<'_>,
-) -> Result<RankSet> {
+) -> Result<Found> {
     let mut all = [[0; 4]; MAX_WORLD_SIZE];
     all[..nonces.len()].copy_from_slice(nonces);
     let parameters = VerifyParameters {
@@ -63,14 +78,7 @@ pub fn verify(
             pinned.result().ok_or_else(no_result)?
         }
     };
-    if wrong.is_empty() {
-        return Ok(refusing);
-    }
-    Err(Error::Argument(format!(
-        "stores of {wrong} do not arrive at {}, although the driver mapped the memory; use NVLink or a PCIe topology \
-         with working peer access, or fall back to the framework's own all-reduce",
-        device.describe()
-    )))
+    Ok(Found { wrong, refusing })
 }
 
 /// Waits for the result, which is the last that the kernel stores, for as long as `longest`.
@@ -96,46 +104,65 @@ fn poll(pinned: &PinnedWords, longest: Duration, interrupted: Interrupted<'_>) -
     }
 }
 
-/// All ranks return, or all raise: `verified` is what [`verify`] returned here. In its kernel the ranks have told each other
-/// whether all is well, so they need the rendezvous only where it is not. And not where one of them gives up, as this rank
-/// does if it was `interrupted` or a peer has died: whoever comes here first decides.
+/// All ranks return, or all raise: `verified` is what [`verify`] returned here, on `device`. In its kernel the ranks have
+/// told each other whether all is well, so they need the rendezvous only where it is not. And not where one of them gives
+/// up, as this rank does if it was `interrupted` or a peer has died: whoever comes here first decides ([`Outcome`]). A rank
+/// that is interrupted, or late, when another has accepted raises alone; the others hear of it in their workspaces.
 ///
-/// Ranks that cannot read each other's pages go by what their kernels found, which is the same on all.
+/// Ranks that cannot read each other's pages go by what their kernels found.
 pub fn settle(
     rendezvous: &mut Rendezvous<'_>,
     lifecycle: &Lifecycle,
-    verified: Result<RankSet>,
+    device: &str,
+    verified: Result<Found>,
     interrupted: Option<Error>,
 ) -> Result<()> {
-    let found = match &verified {
-        Ok(refusing) if refusing.is_empty() => Outcome::Accepted,
-        _ => Outcome::Refused,
-    };
-    let dead = if found == Outcome::Accepted { RankSet::default() } else { lifecycle.dead() };
+    let is_accepted = matches!(&verified, Ok(found) if found.doubtful().is_empty());
+    let found = if is_accepted { Outcome::Accepted } else { Outcome::Refused };
+    let dead = if is_accepted { RankSet::default() } else { lifecycle.dead() };
     let death = || Error::Agreement(format!("the process of {dead} ended before all ranks had verified the memory"));
     let obstacle = interrupted.or_else(|| (!dead.is_empty()).then(death));
-    let (own, verified) = match obstacle {
-        Some(error) => (Outcome::Abandoned(lifecycle.rank()), Err(error)),
-        None => (found, verified),
+    let own = if obstacle.is_some() { Outcome::Abandoned(lifecycle.rank()) } else { found };
+    let outcome = lifecycle.decide(own);
+    if outcome.is_none()
+        && !is_accepted
+        && let Some(error) = lifecycle.construction_given_up()
+    {
+        // For those who cannot read that rank's page.
+        lifecycle.give_up_construction();
+        lifecycle.fail(&error);
+        return Err(error);
+    }
+    let outcome = outcome.unwrap_or(found);
+    let local = match (obstacle, &verified) {
+        (Some(error), _) => Err(error),
+        (None, Err(error)) => Err(error.clone()),
+        (None, Ok(found)) if outcome == Outcome::Accepted && !is_accepted => Err(Error::Agreement(format!(
+            "{} did not verify the memory in time; the others have accepted it",
+            found.doubtful()
+        ))),
+        (None, Ok(found)) if !found.wrong.is_empty() => Err(Error::Argument(format!(
+            "stores of {} do not arrive at {device}, although the driver mapped the memory; use NVLink or a PCIe topology \
+             with working peer access, or fall back to the framework's own all-reduce",
+            found.wrong
+        ))),
+        (None, Ok(_)) => Ok(()),
     };
-    let outcome = lifecycle.decide(own).unwrap_or(found);
     // The others need not wait until their kernels give up. Should they have a workspace, they hear of it there.
-    let verified = verified.inspect_err(|error| lifecycle.fail(error));
-    let settled = match (outcome, verified) {
-        (Outcome::Accepted, Ok(late)) if late.is_empty() => return Ok(()),
-        (Outcome::Accepted, Ok(late)) => {
-            Err(Error::Agreement(format!("{late} did not verify the memory in time; the others have accepted it")))
-        }
-        (Outcome::Refused, verified) => {
-            let refusing = verified.as_ref().copied().unwrap_or_default();
-            rendezvous.conclude(verified.map(drop)).map_err(Error::from).and_then(|_| {
+    let local = local.inspect_err(|error| lifecycle.fail(error));
+    let settled = match outcome {
+        Outcome::Accepted => return local,
+        // Also if a rank is dead that may have sent what the others are brought: they wait for this one then.
+        Outcome::Refused => match rendezvous.conclude(local) {
+            Err(verdict) => Err(verdict.into()),
+            Ok(_) => {
+                let refusing = verified.map(|found| found.refusing).unwrap_or_default();
                 Err(Error::Agreement(format!("the verification failed on {refusing}, which did not say why")))
-            })
-        }
-        (Outcome::Accepted, Err(error)) => Err(error),
-        (Outcome::Abandoned(rank), Err(error)) if rank == lifecycle.rank() => Err(error),
+            }
+        },
+        Outcome::Abandoned(rank) if rank == lifecycle.rank() && local.is_err() => local,
         // What this rank found may follow from what that one did.
-        (Outcome::Abandoned(rank), _) => Err(lifecycle.reason_of(rank)),
+        Outcome::Abandoned(rank) => Err(lifecycle.reason_of(rank)),
     };
     settled.inspect_err(|error| lifecycle.fail(error))
 }
@@ -159,10 +186,16 @@ mod tests {
         }
     }
 
+    const ACCEPTED: Found = Found { wrong: RankSet(0), refusing: RankSet(0) };
+    /// Rank 1 refuses.
+    const REFUSED: Found = Found { wrong: RankSet(0), refusing: RankSet(1 << 1) };
+    /// Its stores do not arrive, or its verdict does not.
+    const LOST: Found = Found { wrong: RankSet(1 << 1), refusing: RankSet(0) };
+
     /// What rank 0 of two comes to, and how many rounds that takes.
     fn settle_with(
         decided: Option<Outcome>,
-        verified: Result<RankSet>,
+        verified: Result<Found>,
         interrupted: Option<Error>,
     ) -> (std::result::Result<(), String>, usize) {
         let [lifecycle, peer] = Lifecycle::pair();
@@ -172,7 +205,8 @@ mod tests {
         }
         let mut transport = Echo::default();
         let mut rendezvous = Rendezvous::new(&mut transport, 0, 2);
-        let settled = settle(&mut rendezvous, &lifecycle, verified, interrupted).map_err(|error| error.to_string());
+        let settled =
+            settle(&mut rendezvous, &lifecycle, "cuda:0", verified, interrupted).map_err(|error| error.to_string());
         assert_eq!(lifecycle.has_failed(), settled.is_err());
         (settled, transport.0)
     }
@@ -184,16 +218,20 @@ mod tests {
     #[test]
     fn ranks_that_all_accept_need_no_round() {
         for decided in [None, Some(Outcome::Accepted)] {
-            assert_eq!(settle_with(decided, Ok(RankSet::default()), None), (Ok(()), 0));
+            assert_eq!(settle_with(decided, Ok(ACCEPTED), None), (Ok(()), 0));
         }
     }
 
     #[test]
     fn a_rank_that_failed_and_one_that_heard_of_it_go_to_the_rendezvous_for_the_reason() {
         for decided in [None, Some(Outcome::Refused)] {
-            let (settled, rounds) = settle_with(decided, Err(Error::Argument("stores do not arrive".into())), None);
-            assert_eq!((settled, rounds), (Err("stores do not arrive".to_owned()), 1));
-            let (settled, rounds) = settle_with(decided, Ok(RankSet(1 << 1)), None);
+            let (settled, rounds) = settle_with(decided, Ok(LOST), None);
+            let text = settled.unwrap_err();
+            assert!(text.starts_with("stores of rank 1 do not arrive at cuda:0, although"), "{text}");
+            assert_eq!(rounds, 1);
+            let (settled, rounds) = settle_with(decided, Err(Error::Argument("no kernel".into())), None);
+            assert_eq!((settled, rounds), (Err("no kernel".to_owned()), 1));
+            let (settled, rounds) = settle_with(decided, Ok(REFUSED), None);
             let text = "the verification failed on rank 1, which did not say why";
             assert_eq!(
                 (settled, rounds),
@@ -205,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_rank_that_is_interrupted_comes_to_the_round_only_if_another_counts_on_it() {
-        for verified in [RankSet::default(), RankSet(1 << 1)] {
+        for verified in [ACCEPTED, REFUSED] {
             for (decided, rounds) in [(None, 0), (Some(Outcome::Accepted), 0), (Some(Outcome::Refused), 1)] {
                 let found = settle_with(decided, Ok(verified), interruption());
                 assert_eq!(found, (Err("interrupted".to_owned()), rounds), "{decided:?}");
@@ -216,13 +254,13 @@ mod tests {
     #[test]
     fn nobody_comes_to_a_round_once_a_rank_has_given_up_or_all_have_accepted() {
         let abandoned = Some(Outcome::Abandoned(1));
-        for verified in [RankSet::default(), RankSet(1 << 1)] {
+        for verified in [ACCEPTED, REFUSED] {
             assert_eq!(settle_with(abandoned, Ok(verified), None), (Err("rank 1: enough".to_owned()), 0));
         }
         let text = "rank 1 did not verify the memory in time; the others have accepted it";
-        assert_eq!(settle_with(Some(Outcome::Accepted), Ok(RankSet(1 << 1)), None), (Err(text.to_owned()), 0));
-        let own = Err(Error::Argument("stores do not arrive".into()));
-        assert_eq!(settle_with(abandoned, own, None), (Err("rank 1: enough".to_owned()), 0));
+        assert_eq!(settle_with(Some(Outcome::Accepted), Ok(REFUSED), None), (Err(text.to_owned()), 0));
+        assert_eq!(settle_with(abandoned, Ok(LOST), None), (Err("rank 1: enough".to_owned()), 0));
+        assert_eq!(settle_with(Some(Outcome::Accepted), Ok(LOST), None), (Err(text.to_owned()), 0));
     }
 
     #[test]
@@ -232,18 +270,18 @@ mod tests {
         child.wait().unwrap();
         let mut transport = Echo::default();
         let mut rendezvous = Rendezvous::new(&mut transport, 0, 2);
-        let error = settle(&mut rendezvous, &lifecycle, Ok(RankSet(1 << 1)), None).unwrap_err().to_string();
+        let error = settle(&mut rendezvous, &lifecycle, "cuda:0", Ok(REFUSED), None).unwrap_err().to_string();
         assert_eq!(error, "the process of rank 1 ended before all ranks had verified the memory");
         assert_eq!(transport.0, 0);
         // It had accepted, and may have ended since.
         let lifecycle = Lifecycle::new(0, Pages::beside(child.id()));
-        settle(&mut Rendezvous::new(&mut transport, 0, 2), &lifecycle, Ok(RankSet::default()), None).unwrap();
+        settle(&mut Rendezvous::new(&mut transport, 0, 2), &lifecycle, "cuda:0", Ok(ACCEPTED), None).unwrap();
     }
 
     /// Whatever a hostile peer has stored.
     #[test]
     fn if_a_rank_has_given_up_that_is_not_there_any_reason_counts() {
-        let settled = settle_with(Some(Outcome::Abandoned(16)), Ok(RankSet::default()), None);
+        let settled = settle_with(Some(Outcome::Abandoned(16)), Ok(ACCEPTED), None);
         assert_eq!(settled, (Err("rank 1: enough".to_owned()), 0));
     }
 }

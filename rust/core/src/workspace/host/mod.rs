@@ -17,7 +17,7 @@ use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 
 use self::control::ControlWords;
 use crate::deferred::Teardown;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::interrupts::{Interrupted, Interrupts};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::memory::WorkspaceMemory;
@@ -218,18 +218,23 @@ impl HostWorkspace {
     /// often and never for long.
     fn begin_segment(&self, running: &mut Running<'_>, extent: Extent) -> Result<Control> {
         if extent.header.is_none() {
-            running.interrupts.check().inspect_err(|error| self.lifecycle().fail(error))?;
+            running.interrupts.check().map_err(|error| self.failed(error))?;
         }
         self.read_control(running)
     }
 
     /// Keeps what an operation leaves for the next, or why there can be none.
     fn finish(&self, running: &mut Running<'_>, control: Control, outcome: Result<()>) -> Result<()> {
-        match &outcome {
-            Ok(()) => self.write_control(running, control),
-            Err(error) => self.lifecycle().fail(error),
-        }
-        outcome
+        outcome.map_err(|error| self.failed(error))?;
+        self.write_control(running, control);
+        Ok(())
+    }
+
+    /// Notes the error, which ends the operation, and advises what there can be.
+    #[cold]
+    fn failed(&self, error: Error) -> Error {
+        self.lifecycle().fail(&error);
+        self.lifecycle().advised(error)
     }
 
     /// Takes the workspace for one operation, and gives it its number. An error if another is running.
