@@ -9,7 +9,8 @@ use lamport_rs_protocol::algorithm::Algorithm;
 
 use crate::dtype::Dtype::{self, BFloat16, Float16, Float32};
 use crate::variants::{
-    CAPACITIES, LaunchBounds, MINIMAX_VARIANTS, MinimaxVariant, PHASED_CAPACITIES, all_reduce_bounds, rms_norm_bounds,
+    CAPACITIES, LaunchBounds, MINIMAX_VARIANTS, MinimaxVariant, PHASED_CAPACITIES, all_reduce_bounds,
+    moe_finalize_bounds, rms_norm_bounds,
 };
 
 /// Names a module.
@@ -31,6 +32,10 @@ pub enum ModuleKey {
     AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel),
     /// The sum over ranks of rows, and a quantiser.
     AllReduceQuant(AllReduceRmsNormKernel),
+    /// The sum over ranks of rows that experts made.
+    MoeFinalizeAllReduce(AllReduceRmsNormKernel),
+    /// The same, a residual, and RMSNorm.
+    MoeFinalizeAllReduceRmsNorm(AllReduceRmsNormKernel),
     /// MiniMax normalisation of one matrix.
     MinimaxRms(MinimaxKernel),
     /// MiniMax normalisation of two: queries and keys.
@@ -139,6 +144,8 @@ impl ModuleKey {
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuant))
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuantBlocks))
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceQuant))
+            .chain(AllReduceRmsNormKernel::all().map(Self::MoeFinalizeAllReduce))
+            .chain(AllReduceRmsNormKernel::all().map(Self::MoeFinalizeAllReduceRmsNorm))
             .chain(MinimaxKernel::all().map(Self::MinimaxRms))
             .chain(MinimaxKernel::all().map(Self::MinimaxRmsQk))
     }
@@ -169,6 +176,8 @@ impl ModuleKey {
                 Algorithm::TwoShot => c"all_reduce_rms_norm_quant_blocks_two_shot",
             },
             Self::AllReduceQuant(_) => c"all_reduce_quant",
+            Self::MoeFinalizeAllReduce(_) => c"moe_finalize_all_reduce",
+            Self::MoeFinalizeAllReduceRmsNorm(_) => c"moe_finalize_all_reduce_rms_norm",
             Self::MinimaxRms(_) => c"minimax_rms",
             Self::MinimaxRmsQk(_) => c"minimax_rms_qk",
         }
@@ -183,6 +192,9 @@ impl ModuleKey {
             | Self::AllReduceRmsNormQuant(kernel)
             | Self::AllReduceRmsNormQuantBlocks(kernel)
             | Self::AllReduceQuant(kernel) => Some(rms_norm_bounds(kernel.capacity)),
+            Self::MoeFinalizeAllReduce(kernel) | Self::MoeFinalizeAllReduceRmsNorm(kernel) => {
+                Some(moe_finalize_bounds(kernel.capacity))
+            }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => Some(kernel.variant.bounds),
         }
     }
@@ -198,7 +210,9 @@ impl ModuleKey {
             Self::AllReduceRmsNorm(kernel)
             | Self::AllReduceRmsNormQuant(kernel)
             | Self::AllReduceRmsNormQuantBlocks(kernel)
-            | Self::AllReduceQuant(kernel) => vec![
+            | Self::AllReduceQuant(kernel)
+            | Self::MoeFinalizeAllReduce(kernel)
+            | Self::MoeFinalizeAllReduceRmsNorm(kernel) => vec![
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
                 ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
                 ("LAMPORT_HELD", kernel.held.to_string()),
@@ -210,7 +224,10 @@ impl ModuleKey {
                 ("LAMPORT_VECTORS", kernel.variant.vectors.to_string()),
             ],
         };
-        if let Self::AllReduceQuant(kernel) = self {
+        if let Self::AllReduceQuant(kernel)
+        | Self::MoeFinalizeAllReduce(kernel)
+        | Self::MoeFinalizeAllReduceRmsNorm(kernel) = self
+        {
             definitions.push(("LAMPORT_EXCHANGE", format!("rows_{}", kernel.algorithm.name())));
         }
         if let Some(LaunchBounds { max_threads, min_blocks }) = self.bounds() {
@@ -233,7 +250,10 @@ impl ModuleKey {
             | Self::AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
                 format!("{function}.{}.n{capacity}.{}", dtype.name(), if held { "held" } else { "wide" })
             }
-            Self::AllReduceQuant(AllReduceRmsNormKernel { algorithm, dtype, capacity, held }) => {
+            Self::AllReduceQuant(kernel)
+            | Self::MoeFinalizeAllReduce(kernel)
+            | Self::MoeFinalizeAllReduceRmsNorm(kernel) => {
+                let AllReduceRmsNormKernel { algorithm, dtype, capacity, held } = kernel;
                 let (dtype, rows) = (dtype.name(), if held { "held" } else { "wide" });
                 format!("{function}.{}.{dtype}.n{capacity}.{rows}", algorithm.name())
             }

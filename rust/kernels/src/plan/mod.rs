@@ -2,6 +2,7 @@
 
 pub mod all_reduce;
 pub mod minimax;
+pub mod moe_finalize;
 pub mod rms_norm;
 
 use lamport_rs_protocol::sentinel::VECTOR_BYTES;

@@ -4,11 +4,12 @@ use lamport_rs_kernels::Dtype::{self, BFloat16, Float16, Float32};
 use lamport_rs_kernels::Sink;
 use lamport_rs_kernels::plan::Device;
 use lamport_rs_kernels::sink::Family;
-use lamport_rs_kernels::variants::{capacity, rms_norm_bounds};
+use lamport_rs_kernels::variants::{capacity, moe_finalize_bounds, rms_norm_bounds};
 use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
 
 use crate::operations::{
-    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Fill, Minimax, Operation, Skip, Verify,
+    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Fill, Minimax, MoeFinalize, Operation, Skip,
+    Verify,
 };
 use crate::run::Case;
 use crate::values::Random;
@@ -200,6 +201,42 @@ pub fn minimax() -> Vec<Case> {
             let name = format!("minimax, {dtype:?} and {weight:?}, {tokens_per_block:?} per block, {world_size} ranks");
             let operations = vec![one(1, false), two(most - 1, true), one(most, true), two(2, false)];
             cases.push(case(name, world_size, device(2, 4), operations));
+        }
+    }
+    cases
+}
+
+/// Rows that experts made: for each token one, as many as are loaded at once, and more.
+pub fn moe_finalize() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (algorithm, is_normalised) in Algorithm::ALL.into_iter().flat_map(|each| [(each, true), (each, false)]) {
+        for (index, (dtype, expert_weight)) in DTYPES_WITH_WEIGHTS.into_iter().enumerate() {
+            for world_size in WORLD_SIZES {
+                let per_vector = 16 / dtype.size();
+                let finalize = |tokens, vectors: usize, per_token, has_shared| -> Box<dyn Operation> {
+                    let (hidden, has_residual) = (vectors * per_vector, is_normalised);
+                    let (weight, in_place) = (dtype, false);
+                    let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
+                    Box::new(MoeFinalize { norm, is_normalised, per_token, expert_weight, has_shared })
+                };
+                let what = if is_normalised { "norm" } else { "sum" };
+                let name =
+                    format!("experts, {what}, {algorithm:?}, {dtype:?} and {expert_weight:?}, {world_size} ranks");
+                let held = vec![
+                    finalize(world_size, 1, 1, true),
+                    finalize(13, 33, 8, false),
+                    finalize(13, 33, 11, true),
+                    finalize(world_size + 4, 40, 2, true),
+                ];
+                cases.push(case(format!("{name}, held"), world_size, device(1, 2), held));
+                // They take long: where there are several sizes for a kernel, every second.
+                if expert_weight == dtype && (matches!(world_size, 2 | 9) || (index + world_size) % 2 == 0) {
+                    let vectors = moe_finalize_bounds(capacity(world_size as u32)).max_threads as usize + 1;
+                    let rows = if algorithm == OneShot { 2 } else { world_size };
+                    let wide = vec![finalize(rows, vectors, 3, true), finalize(world_size, 1, 8, false)];
+                    cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
+                }
+            }
         }
     }
     cases
