@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import torch
 from minimax_rows import WEIGHTS, Operation
+from moe_reductions import FinalisedNorm, FinalisedReduction
 from ranks import Rank
 from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 from reference import digest
@@ -49,6 +50,9 @@ def kind_of(step: Step) -> str:
         return "minimax_allreduce_rms" if len(step.widths) == 1 else "minimax_allreduce_rms_qk"
     if isinstance(step, QuantisedReduction):
         return f"all_reduce_rms_norm_quant to {step.quant_format}, {step.algorithm}"
+    if isinstance(step, FinalisedReduction | FinalisedNorm):
+        norm = "_rms_norm" if isinstance(step, FinalisedNorm) else ""
+        return f"moe_finalize_all_reduce{norm}, {step.algorithm}"
     if isinstance(step, QuantisedSum):
         return f"all_reduce_quant to {step.quant_format}, {step.algorithm}"
     return f"{'all_reduce' if isinstance(step, Reduction) else 'all_reduce_rms_norm'}, {step.algorithm}"

@@ -36,7 +36,9 @@ def test_the_reference_is_near_the_definition_in_float64(dtypes):
         if experts.shared_rows is not None:
             terms += experts.shared_rows.double().abs()
         error = (experts.finalised().double() - experts.exact()).abs()
-        bound = torch.finfo(dtypes[0]).eps * experts.exact().abs() + 2 * (k + 1) * torch.finfo(torch.float32).eps * terms
+        bound = (
+            torch.finfo(dtypes[0]).eps * experts.exact().abs() + 2 * (k + 1) * torch.finfo(torch.float32).eps * terms
+        )
         assert bool((error <= bound + torch.finfo(dtypes[0]).tiny).all())
 
 
@@ -71,6 +73,19 @@ def test_rows_may_be_more_than_the_slots_hold(ranks_of):
     ranks_of(2).run(agree_with_finalised_rows)
 
 
+def differ_in_what_is_their_own(me: Rank) -> None:
+    """In the experts of a token, their number of rows, their weights' dtype, and whether there is a shared one."""
+    workspace = me.workspace(room(me))
+    dtypes = torch.bfloat16, (torch.float32, torch.bfloat16)[me.rank]
+    own = Experts.of_rank(me.rank, (4, 64), 2 + 3 * me.rank, dtypes, 6)
+    total = lamport_rs.moe_finalize_all_reduce(*own.first(), workspace, own.shared_rows)
+    check_same_bits(total, lamport_rs.all_reduce(own.finalised(), workspace))
+
+
+def test_ranks_may_differ_in_what_is_their_own(ranks_of):
+    ranks_of(2).run(differ_in_what_is_their_own)
+
+
 def compile_it(me: Rank) -> None:
     workspace = me.workspace(room(me))
     weight = torch.ones(64, dtype=torch.float16)
@@ -78,9 +93,7 @@ def compile_it(me: Rank) -> None:
     def step(experts: Experts) -> tuple[torch.Tensor, ...]:
         table, shared = workspace.workspace, experts.shared_rows
         total = lamport_rs.moe_finalize_all_reduce(*experts.first(), table, shared)
-        return total, *lamport_rs.moe_finalize_all_reduce_rms_norm(
-            *experts.first(), total, weight, table, shared, 1e-5
-        )
+        return total, *lamport_rs.moe_finalize_all_reduce_rms_norm(*experts.first(), total, weight, table, shared, 1e-5)
 
     compiled = torch.compile(step, backend="aot_eager")
     for tokens in (3, 7):

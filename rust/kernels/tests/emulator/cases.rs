@@ -294,7 +294,7 @@ fn any_operation(random: &mut Random, world_size: usize) -> Box<dyn Operation> {
     let vectors = [1, 5, 32, 70][random.below(4)];
     let of_rows = if tokens < world_size { OneShot } else { algorithm };
     let has_residual = random.below(2) == 0;
-    match random.below(6) {
+    match random.below(7) {
         0 => {
             let elements = [1, 9, 64, 700, 5000][random.below(5)] + random.below(8);
             Box::new(AllReduce { algorithm, dtype, elements, in_place })
@@ -319,6 +319,14 @@ fn any_operation(random: &mut Random, world_size: usize) -> Box<dyn Operation> {
             let in_place = in_place && has_output;
             let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
             Box::new(AllReduceRmsNormQuant { norm, sink, has_output })
+        }
+        5 => {
+            let is_normalised = random.below(2) == 0;
+            let (algorithm, hidden) = (of_rows, vectors * per_vector);
+            let (expert_weight, has_residual) = (weight, has_residual && is_normalised);
+            let (per_token, has_shared, in_place) = (1 + random.below(10), in_place, false);
+            let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
+            Box::new(MoeFinalize { norm, is_normalised, per_token, expert_weight, has_shared })
         }
         _ => {
             let sinks: Vec<_> = sinks_of_sums().collect();

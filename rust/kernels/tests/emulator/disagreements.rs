@@ -12,7 +12,9 @@ use lamport_rs_protocol::table::{CLEAR_EXTENT, SLOT_INDEX};
 use crate::cases::device;
 use crate::faults::Group;
 use crate::machine::Kernels;
-use crate::operations::{AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation};
+use crate::operations::{
+    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, MoeFinalize, Operation,
+};
 use crate::run::Case;
 use crate::workspace::HEADER;
 
@@ -58,6 +60,9 @@ pub fn disagreements() -> Vec<Disagreement> {
         };
         differ(&mut cases, &mut sizes, |tokens| sum(algorithm, 70 * tokens), norm(None, 9));
         differ(&mut cases, &mut sizes, |tokens| norm(None, tokens), sum(algorithm, 300));
+        let finalize = |is_normalised| move |tokens| MoeFinalize::of(algorithm, is_normalised, tokens, 64);
+        differ(&mut cases, &mut sizes, finalize(true), finalize(false)(9));
+        differ(&mut cases, &mut sizes, finalize(false), norm(None, 9));
         for sink in Sink::ALL {
             let quant = |tokens| AllReduceRmsNormQuant { norm: norm(Some(sink), tokens), sink, has_output: true };
             differ(&mut cases, &mut sizes, quant, norm(None, 9));

@@ -6,6 +6,7 @@ use lamport_rs_kernels::parameters::Experts;
 use lamport_rs_kernels::plan::moe_finalize::{MoeFinalizePlan, MoeFinalizeShape};
 use lamport_rs_kernels::plan::rms_norm::AllReduceRmsNormTensors;
 use lamport_rs_kernels::{Dtype, ModuleKey};
+use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::rms_norm::{self, AllReduceRmsNorm, EPSILON, WEIGHT_BIAS};
 use crate::machine::{Kernels, Kind, Machine};
@@ -46,6 +47,13 @@ struct Tensors {
 }
 
 impl MoeFinalize {
+    /// Of bfloat16, with two experts for each token.
+    pub fn of(algorithm: Algorithm, is_normalised: bool, tokens: usize, hidden: usize) -> Self {
+        let (dtype, weight, has_residual, in_place) = (Dtype::BFloat16, Dtype::BFloat16, is_normalised, false);
+        let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
+        Self { norm, is_normalised, per_token: 2, expert_weight: Dtype::Float32, has_shared: true }
+    }
+
     fn plan(&self, setting: &Setting) -> MoeFinalizePlan {
         let shape = MoeFinalizeShape { norm: self.norm.shape(setting), is_normalised: self.is_normalised };
         shape.plan(setting.device).expect("the case has a plan")
