@@ -1,10 +1,9 @@
-// The sum over ranks of rows that experts made, in one shot or two, with a residual, and RMSNorm.
+// The sum over ranks of rows that experts made, in one shot, with a residual, and RMSNorm.
 #include "device/kernel.cuh"
 #include "exchange/rows_one_shot.cuh"
-#include "exchange/rows_two_shot.cuh"
 #include "sink/moe_finalize.cuh"
 #include "sink/residual_rms_norm.cuh"
 #include "source/experts.cuh"
 
 LAMPORT_KERNEL(moe_finalize_all_reduce_rms_norm, MoeFinalizeParameters,
-               LAMPORT_EXCHANGE<ExpertRows, ResidualRmsNorm<LAMPORT_VALUE, LAMPORT_HELD>, LAMPORT_CAPACITY>)
+               rows_one_shot<ExpertRows, ResidualRmsNorm<LAMPORT_VALUE, LAMPORT_HELD>, LAMPORT_CAPACITY>)

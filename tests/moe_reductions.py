@@ -25,7 +25,6 @@ class FinalisedReduction(Reduction):
         me: Rank,
         tokens: int,
         hidden: int,
-        algorithm: str,
         dtype: torch.dtype = torch.bfloat16,
         weight_dtype: torch.dtype = torch.float32,
         seed: int = 0,
@@ -33,14 +32,12 @@ class FinalisedReduction(Reduction):
         """Experts of this rank's own."""
         experts = Experts.of_rank(me.rank, (tokens, hidden), K, (dtype, weight_dtype), seed)
         rows = experts.finalised().to(me.device)
-        return cls(me, rows, torch.empty_like(rows), algorithm, experts.to(me.device))
+        return cls(me, rows, torch.empty_like(rows), "one_shot", experts.to(me.device))
 
     def __call__(self, workspace: lamport_rs.LamportWorkspace | torch.Tensor) -> list[torch.Tensor]:
         """Do it; the output stays the same tensor."""
         experts = self.experts
-        lamport_rs.moe_finalize_all_reduce(
-            *experts.first(), workspace, experts.shared_rows, out=self.out, algorithm=self.algorithm
-        )
+        lamport_rs.moe_finalize_all_reduce(*experts.first(), workspace, experts.shared_rows, out=self.out)
         return [self.out]
 
 
@@ -56,7 +53,6 @@ class FinalisedNorm(NormedReduction):
         me: Rank,
         tokens: int,
         hidden: int,
-        algorithm: str,
         dtype: torch.dtype = torch.bfloat16,
         weight_dtype: torch.dtype = torch.float32,
         seed: int = 0,
@@ -66,7 +62,7 @@ class FinalisedNorm(NormedReduction):
         residual = random_rows(me, (tokens, hidden), dtype, seed, 1000)
         weight = random_rows(me, (hidden,), weight_dtype, seed, 1001)
         rows, outputs = experts.finalised().to(me.device), (torch.empty_like(residual) for _ in range(2))
-        return cls(me, rows, residual, weight, *outputs, algorithm, experts=experts.to(me.device))
+        return cls(me, rows, residual, weight, *outputs, "one_shot", experts=experts.to(me.device))
 
     def __call__(self, workspace: lamport_rs.LamportWorkspace | torch.Tensor) -> list[torch.Tensor]:
         """Do it; the outputs stay the same tensors."""
@@ -81,6 +77,5 @@ class FinalisedNorm(NormedReduction):
             self.weight_bias,
             out=self.out,
             residual_out=self.residual_out,
-            algorithm=self.algorithm,
         )
         return [self.out, self.residual_out]

@@ -20,7 +20,6 @@ from reference import (
 
 EPS = 1e-5
 DTYPES = [
-    (torch.float32, torch.float32),
     (torch.float16, torch.float16),
     (torch.float16, torch.float32),
     (torch.bfloat16, torch.bfloat16),
@@ -100,12 +99,7 @@ def room(me: Rank, most_bytes: int = 1 << 18) -> int:
     return lamport_rs.LamportWorkspace.compute_comm_size_for_all_reduce(most_bytes, me.world_size)
 
 
-def finalise_shapes(
-    me: Rank,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    shapes: list[tuple[int, ...]],
-    algorithms: tuple[str, ...] = ("auto",),
-) -> list[str]:
+def finalise_shapes(me: Rank, dtypes: tuple[torch.dtype, torch.dtype], shapes: list[tuple[int, ...]]) -> list[str]:
     """Both operations, called in every way; what all ranks must have in common."""
     workspace = me.workspace(room(me))
     table, digests = workspace.workspace, []
@@ -113,44 +107,38 @@ def finalise_shapes(
         of_ranks = [Experts.of_rank(rank, shape, 1 + 3 * (seed % 4), dtypes, seed) for rank in range(me.world_size)]
         rows, own = [each.finalised().to(me.device) for each in of_ranks], of_ranks[me.rank].to(me.device)
         residual = random_tensor(shape, dtypes[0], seed, 100).to(me.device)
-        weight = random_tensor(shape[-1:], dtypes[0], seed, 101).to(me.device)
-        expected, expected_residual = rounded_sum(rows), rounded_sum_with(residual, rows)
-        norm = rms_norm_of_rows(expected_residual, weight, EPS, 0.5)
-        for algorithm in algorithms:
-            what = f"{shape} {dtypes}, {algorithm}"
-            found = lamport_rs.moe_finalize_all_reduce(*own.first(), workspace, own.shared_rows, algorithm=algorithm)
-            check_same_bits(found, expected, what)
-            operator = torch.ops.lamport_rs.moe_finalize_all_reduce(*own.first(), table, own.shared_rows, algorithm)
-            check_same_bits(operator, expected, f"operator, {what}")
-            out = torch.full_like(expected, torch.nan)
-            assert lamport_rs.moe_finalize_all_reduce(*own.first(), table, own.shared_rows, out=out) is out, what
-            check_same_bits(out, expected, f"out, {what}")
-        for algorithm in ("auto",) if me.device.type == "cpu" else algorithms:
-            what = f"norm of {shape} {dtypes}, {algorithm}"
-            arguments = (*own.first(), residual, weight, workspace, own.shared_rows, EPS, 0.5)
-            found = lamport_rs.moe_finalize_all_reduce_rms_norm(*arguments, algorithm=algorithm)
-            check_same_bits(found[1], expected_residual, f"residual_out, {what}")
-            check_rounding(found[0], norm, f"out, {what}")
-            operator = torch.ops.lamport_rs.moe_finalize_all_reduce_rms_norm(
-                *own.first(), residual, weight, table, own.shared_rows, EPS, 0.5, algorithm
-            )
-            places = {"out": torch.full_like(expected, torch.nan), "residual_out": residual.clone()}
-            in_place = lamport_rs.moe_finalize_all_reduce_rms_norm(
-                *own.first(), places["residual_out"], *arguments[4:], **places, algorithm=algorithm
-            )
-            for (name, place), other, result in zip(places.items(), operator, in_place, strict=True):
-                assert result is place, f"{name} is not what was returned, {what}"
-                check_same_bits(other, found[name == "residual_out"], f"{name} of the operator, {what}")
-                check_same_bits(place, found[name == "residual_out"], f"{name} in place, {what}")
-        alone = lamport_rs.moe_finalize_all_reduce_rms_norm(*own.first(), None, weight, workspace, own.shared_rows)
-        check_same_bits(alone[1], expected, f"residual_out without a residual, {shape} {dtypes}")
-        digests.append(digest(expected, *found))
+        weight = random_tensor(shape[-1:], dtypes[seed % 2], seed, 101).to(me.device)
+        what, shared, operators = f"{shape} {dtypes}", own.shared_rows, torch.ops.lamport_rs
+
+        total = rounded_sum(rows)
+        out = torch.full_like(total, torch.nan)
+        found = lamport_rs.moe_finalize_all_reduce(*own.first(), workspace, shared, out=out)
+        assert found is out, "out is not what was returned"
+        allocated = lamport_rs.moe_finalize_all_reduce(*own.first(), table, shared)
+        for each in (found, allocated, operators.moe_finalize_all_reduce(*own.first(), table, shared)):
+            check_same_bits(each, total, f"the sum of {what}")
+
+        summed = rounded_sum_with(residual, rows)
+        arguments = (weight, workspace, shared, EPS, 0.5)
+        norm = lamport_rs.moe_finalize_all_reduce_rms_norm(*own.first(), residual, *arguments)
+        check_same_bits(norm[1], summed, f"residual_out of {what}")
+        check_rounding(norm[0], rms_norm_of_rows(summed, weight, EPS, 0.5), f"out of {what}")
+        operator = operators.moe_finalize_all_reduce_rms_norm(*own.first(), residual, weight, table, shared, EPS, 0.5)
+        places = {"out": torch.full_like(total, torch.nan), "residual_out": residual.clone()}
+        in_place = lamport_rs.moe_finalize_all_reduce_rms_norm(
+            *own.first(), places["residual_out"], *arguments, **places
+        )
+        for index, (name, place) in enumerate(places.items()):
+            assert in_place[index] is place, f"{name} is not what was returned"
+            check_same_bits(operator[index], norm[index], f"{name} of the operator, {what}")
+            check_same_bits(place, norm[index], f"{name} in place, {what}")
+        alone = lamport_rs.moe_finalize_all_reduce_rms_norm(*own.first(), None, weight, workspace, shared)
+        check_same_bits(alone[1], total, f"residual_out without a residual, {what}")
+        digests.append(digest(total, *norm))
     return digests
 
 
-def finalise_alone_and_in_a_batch(
-    me: Rank, tokens: int, hidden: int, k: int, algorithms: tuple[str, ...] = ("auto",)
-) -> None:
+def finalise_alone_and_in_a_batch(me: Rank, tokens: int, hidden: int, k: int) -> None:
     """A row's bits do not depend on the other rows."""
     workspace = me.workspace(room(me))
     dtypes = torch.bfloat16, torch.float32
@@ -160,20 +148,17 @@ def finalise_alone_and_in_a_batch(
     out, residual_out = lamport_rs.moe_finalize_all_reduce_rms_norm(
         *own.first(), residual, weight, workspace, own.shared_rows
     )
-    for algorithm in algorithms:
-        for count in (1, 2, 5, 33):
-            for first in range(0, min(tokens, 4 * count), count):
-                few = slice(first, first + count)
-                some, what = own.part(few), f"rows {few} of {tokens}, {algorithm}"
-                part = lamport_rs.moe_finalize_all_reduce(
-                    *some.first(), workspace, some.shared_rows, algorithm=algorithm
-                )
-                check_same_bits(part, total[few], f"the sum, {what}")
-                norm = lamport_rs.moe_finalize_all_reduce_rms_norm(
-                    *some.first(), residual[few], weight, workspace, some.shared_rows, algorithm=algorithm
-                )
-                check_same_bits(norm[0], out[few], f"out, {what}")
-                check_same_bits(norm[1], residual_out[few], f"residual_out, {what}")
+    for count in (1, 2, 5, 33):
+        for first in range(0, min(tokens, 4 * count), count):
+            few = slice(first, first + count)
+            some, what = own.part(few), f"rows {few} of {tokens}"
+            part = lamport_rs.moe_finalize_all_reduce(*some.first(), workspace, some.shared_rows)
+            check_same_bits(part, total[few], f"the sum, {what}")
+            norm = lamport_rs.moe_finalize_all_reduce_rms_norm(
+                *some.first(), residual[few], weight, workspace, some.shared_rows
+            )
+            check_same_bits(norm[0], out[few], f"out, {what}")
+            check_same_bits(norm[1], residual_out[few], f"residual_out, {what}")
 
 
 def finalise_numbers_that_are_none(me: Rank) -> None:
@@ -181,11 +166,11 @@ def finalise_numbers_that_are_none(me: Rank) -> None:
     workspace = me.workspace(room(me))
     for hidden in (64, 16448):
         for number in (4, 5, -2, 2**31 - 1, -(2**31)):
-            rows = torch.ones(4, hidden, device=me.device)
+            rows = torch.ones(4, hidden, dtype=torch.float16, device=me.device)
             index = torch.tensor([[0, 1], [2, number if me.rank == 0 else -1], [-1, 3]], dtype=torch.int32)
             weights = torch.ones(3, 2, device=me.device)
             found = lamport_rs.moe_finalize_all_reduce(rows, index.to(me.device), weights, workspace)
-            one = torch.ones(hidden, device=me.device)
+            one = torch.ones(hidden, dtype=torch.float16, device=me.device)
             expected = torch.stack([2 * one, torch.nan * one, one]) * me.world_size
             check_same_bits(found, expected, f"{number} of {hidden} columns")
             norm = lamport_rs.moe_finalize_all_reduce_rms_norm(rows, index.to(me.device), weights, None, one, workspace)

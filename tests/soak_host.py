@@ -57,8 +57,8 @@ def makers() -> list[Maker]:
         (NormedReduction, [(*shape, "auto") for shape in NORMS]),
         (QuantisedReduction, [*QUANTISED, *BLOCKS]),
         (QuantisedSum, QUANTISED),
-        (FinalisedReduction, [(*shape, "auto") for shape in NORMS]),
-        (FinalisedNorm, [(*shape, "auto") for shape in NORMS]),
+        (FinalisedReduction, NORMS),
+        (FinalisedNorm, NORMS),
         (Operation, MINIMAX),
     )
 

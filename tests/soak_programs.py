@@ -52,7 +52,7 @@ def kind_of(step: Step) -> str:
         return f"all_reduce_rms_norm_quant to {step.quant_format}, {step.algorithm}"
     if isinstance(step, FinalisedReduction | FinalisedNorm):
         norm = "_rms_norm" if isinstance(step, FinalisedNorm) else ""
-        return f"moe_finalize_all_reduce{norm}, {step.algorithm}"
+        return f"moe_finalize_all_reduce{norm}"
     if isinstance(step, QuantisedSum):
         return f"all_reduce_quant to {step.quant_format}, {step.algorithm}"
     return f"{'all_reduce' if isinstance(step, Reduction) else 'all_reduce_rms_norm'}, {step.algorithm}"
@@ -64,7 +64,8 @@ def dtypes_of(kind: type[Step]) -> list[tuple[torch.dtype, ...]]:
         return [pair[:1] for pair in WEIGHTS[:3]]
     if kind is QuantisedSum:
         return [(torch.float16,), (torch.bfloat16,)]
-    return [pair for pair in WEIGHTS if kind is not QuantisedReduction or pair[0] != torch.float32]
+    of_16_bits = (QuantisedReduction, FinalisedReduction, FinalisedNorm)
+    return [pair for pair in WEIGHTS if kind not in of_16_bits or pair[0] != torch.float32]
 
 
 def make_makers(*kinds: tuple[type[Step], Sequence[tuple]]) -> list[Maker]:

@@ -123,9 +123,11 @@ def lose_gradients(me: Rank, how: str) -> None:
         "minimax_allreduce_rms_qk": lambda: lamport_rs.minimax_allreduce_rms_qk(
             x, weight[:8], weight[8:], workspace, 8, 8, *settings
         ),
-        "moe_finalize_all_reduce": lambda: lamport_rs.moe_finalize_all_reduce(needs_gradient, *of_experts, workspace),
+        "moe_finalize_all_reduce": lambda: lamport_rs.moe_finalize_all_reduce(
+            needs_gradient.half(), *of_experts, workspace
+        ),
         "moe_finalize_all_reduce_rms_norm": lambda: lamport_rs.moe_finalize_all_reduce_rms_norm(
-            x, *of_experts, None, weight, workspace
+            x.half(), *of_experts, None, weight, workspace
         ),
         # Of a scale that is given, too.
         "all_reduce_rms_norm_quant": lambda: lamport_rs.all_reduce_rms_norm_quant(

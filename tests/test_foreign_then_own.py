@@ -19,8 +19,8 @@ OWN = {
     "all_reduce_rms_norm": lambda me: NormedReduction.random(me, 5, 512, "one_shot"),
     "all_reduce_quant": lambda me: QuantisedSum.random(me, 5, 512, "one_shot"),
     "all_reduce_rms_norm_quant": lambda me: QuantisedReduction.random(me, 5, 512, "one_shot"),
-    "moe_finalize_all_reduce": lambda me: FinalisedReduction.random(me, 5, 512, "one_shot"),
-    "moe_finalize_all_reduce_rms_norm": lambda me: FinalisedNorm.random(me, 5, 512, "one_shot"),
+    "moe_finalize_all_reduce": lambda me: FinalisedReduction.random(me, 5, 512),
+    "moe_finalize_all_reduce_rms_norm": lambda me: FinalisedNorm.random(me, 5, 512),
     "minimax_allreduce_rms": lambda me: Operation.random(me, 33, (96,)),
     "minimax_allreduce_rms_qk": lambda me: Operation.random(me, 33, (96, 32)),
 }

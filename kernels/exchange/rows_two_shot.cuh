@@ -19,8 +19,8 @@ struct OwnedRow {
 };
 
 // Region r has two halves: rank r's contributions to the rows that the reader owns, and the rows that rank r owns.
-template <class Source, class Sink, uint32 capacity, class Parameters>
-__device__ __forceinline__ void rows_two_shot(const Parameters& parameters) {
+template <class Source, class Sink, uint32 capacity>
+__device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& parameters) {
     __shared__ typename Sink::Shared shared;
     const Group& group = parameters.group;
     if (is_speaking_block()) {

@@ -175,7 +175,6 @@ def moe_finalize_all_reduce(
     expert_weights: torch.Tensor,
     workspace: Workspace | torch.Tensor,
     shared_rows: torch.Tensor | None,
-    algorithm: str,
     out: torch.Tensor,
 ) -> None: ...
 def moe_finalize_all_reduce_rms_norm(
@@ -188,7 +187,6 @@ def moe_finalize_all_reduce_rms_norm(
     shared_rows: torch.Tensor | None,
     eps: float,
     weight_bias: float,
-    algorithm: str,
     out: torch.Tensor,
     residual_out: torch.Tensor,
 ) -> None: ...

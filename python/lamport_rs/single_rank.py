@@ -1,4 +1,4 @@
-"""The norms, and the rows of experts, of a group of one rank on a GPU, by torch: the kernels of the package wait for peers.
+"""The norms and the experts' rows of a group of one rank on a GPU, by torch: the kernels of the package wait for peers.
 
 Operands are as the kernels take them, and checked.
 """

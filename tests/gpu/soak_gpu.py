@@ -56,8 +56,8 @@ def makers() -> list[Maker]:
         (NormedReduction, NORMS),
         (QuantisedReduction, [*QUANTISED, *BLOCKS]),
         (QuantisedSum, QUANTISED),
-        (FinalisedReduction, NORMS),
-        (FinalisedNorm, NORMS),
+        (FinalisedReduction, [shape[:2] for shape in NORMS]),
+        (FinalisedNorm, [shape[:2] for shape in NORMS]),
     )
 
 

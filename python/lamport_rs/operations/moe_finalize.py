@@ -13,7 +13,6 @@ from lamport_rs._core import LamportLayoutError, LamportSingleRankError
 from lamport_rs.autograd import check_history, warn_of_lost_gradient
 from lamport_rs.observation import log_fault, with_range
 from lamport_rs.operations.collective import (
-    Algorithm,
     Collective,
     call_operator,
     check_tensor,
@@ -35,17 +34,16 @@ def moe_finalize_all_reduce(
     shared_rows: torch.Tensor | None = None,
     *,
     out: torch.Tensor | None = None,
-    algorithm: Algorithm = "auto",
 ) -> torch.Tensor:
     """Make each token's row of the rows that this rank's experts made, and sum these rows over the ranks.
 
     `row = sum over j of expert_weights[token, j] * expert_rows[row_index[token, j]] + shared_rows[token]`, in float32
     with `j` ascending, each product and each sum rounded, and the row rounded once to the dtype of `expert_rows`; then
-    `out` is what `all_reduce` makes of these rows, which are not written to memory in between.
+    `out` is what `all_reduce` makes of these rows in one shot, and on a GPU they are not written to memory in between.
 
     Args:
         expert_rows: What the experts of this rank made, `[rows, hidden]`, in any order; `hidden` a multiple of 8:
-            float32, float16 or bfloat16. There may be no row, and each rank may have another number of them.
+            float16 or bfloat16. There may be no row, and each rank may have another number of them.
         row_index: `[..., k]`, int32: for each token, the rows that are its own. An index of -1 adds nothing, whatever
             its weight: an expert of another rank. Any other that is not in `0 ... rows - 1` is not read, and makes the
             token's row NaN, on every rank. `k` is at least 1, and may differ between ranks.
@@ -53,8 +51,6 @@ def moe_finalize_all_reduce(
         workspace: The group's workspace, or its table.
         shared_rows: A shared expert's rows, `[..., hidden]`, dtype of `expert_rows`. None, on any rank, to add nothing.
         out: Where the sum goes, like `shared_rows`; may be none of the operands. None to allocate it.
-        algorithm: As for `all_reduce`; on a GPU with `"two_shot"` each rank sums whole rows, every `world_size`-th.
-            Fewer rows than ranks are summed there in one shot, whatever is asked for.
 
     Returns:
         The sum, `[..., hidden]`; the same bits on every rank.
@@ -64,9 +60,9 @@ def moe_finalize_all_reduce(
         LamportError: As for `all_reduce`, its subclasses among them.
     """
     if must_dispatch(expert_rows):
-        arguments = (expert_rows, row_index, expert_weights, table_of(workspace), shared_rows, algorithm)
+        arguments = (expert_rows, row_index, expert_weights, table_of(workspace), shared_rows)
         return copy_to("out", out, call_operator("moe_finalize_all_reduce", workspace, arguments))
-    return run_moe_finalize(expert_rows, row_index, expert_weights, workspace, shared_rows, algorithm, out)
+    return run_moe_finalize(expert_rows, row_index, expert_weights, workspace, shared_rows, out)
 
 
 def moe_finalize_all_reduce_rms_norm(
@@ -82,7 +78,6 @@ def moe_finalize_all_reduce_rms_norm(
     *,
     out: torch.Tensor | None = None,
     residual_out: torch.Tensor | None = None,
-    algorithm: Algorithm = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Make each token's row as `moe_finalize_all_reduce` does, and of these rows what `all_reduce_rms_norm` does.
 
@@ -98,7 +93,6 @@ def moe_finalize_all_reduce_rms_norm(
         weight_bias: Added to each weight: 1.0 for models that keep weights as their distance from 1 (Gemma).
         out: Where the normalised rows go, `[..., hidden]`; may be none of the operands. None to allocate it.
         residual_out: Where the sum goes, likewise, but may be `residual`. None to allocate it.
-        algorithm: As for `all_reduce_rms_norm`.
 
     Returns:
         `(out, residual_out)`; the same bits on every rank.
@@ -109,7 +103,7 @@ def moe_finalize_all_reduce_rms_norm(
     """
     if must_dispatch(expert_rows):
         experts = expert_rows, row_index, expert_weights
-        arguments = (*experts, residual, weight, table_of(workspace), shared_rows, eps, weight_bias, algorithm)
+        arguments = (*experts, residual, weight, table_of(workspace), shared_rows, eps, weight_bias)
         outputs = call_operator(
             "moe_finalize_all_reduce_rms_norm", workspace, arguments, out=out, residual_out=residual_out
         )
@@ -124,7 +118,6 @@ def moe_finalize_all_reduce_rms_norm(
         shared_rows,
         eps,
         weight_bias,
-        algorithm,
         out,
         residual_out,
     )
@@ -136,12 +129,11 @@ def run_moe_finalize(
     expert_weights: torch.Tensor,
     workspace: LamportWorkspace | torch.Tensor,
     shared_rows: torch.Tensor | None = None,
-    algorithm: Algorithm = "auto",
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`moe_finalize_all_reduce`, without a tracer."""
     core = core_of(workspace)
-    arguments = (expert_rows, row_index, expert_weights, core, shared_rows, algorithm)
+    arguments = (expert_rows, row_index, expert_weights, core, shared_rows)
     (out,) = _run(FINALIZE, core, arguments, (out,))
     return out
 
@@ -156,13 +148,12 @@ def run_moe_finalize_rms_norm(
     shared_rows: torch.Tensor | None = None,
     eps: float = 1e-6,
     weight_bias: float = 0.0,
-    algorithm: Algorithm = "auto",
     out: torch.Tensor | None = None,
     residual_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`moe_finalize_all_reduce_rms_norm`, without a tracer."""
     core, experts = core_of(workspace), (expert_rows, row_index, expert_weights)
-    arguments = (*experts, residual, weight, core, shared_rows, eps, weight_bias, algorithm)
+    arguments = (*experts, residual, weight, core, shared_rows, eps, weight_bias)
     out, residual_out = _run(FINALIZE_RMS_NORM, core, arguments, (out, residual_out))
     return out, residual_out
 
@@ -220,7 +211,6 @@ def _sum_without_peers(
     expert_weights: torch.Tensor,
     _core: object,
     shared_rows: torch.Tensor | None,
-    _algorithm: str,
     out: torch.Tensor,
 ) -> None:
     finalise(expert_rows, row_index, expert_weights, shared_rows, out)
@@ -236,7 +226,6 @@ def _norm_without_peers(
     shared_rows: torch.Tensor | None,
     eps: float,
     weight_bias: float,
-    _algorithm: str,
     out: torch.Tensor,
     residual_out: torch.Tensor,
 ) -> None:

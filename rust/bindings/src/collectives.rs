@@ -134,11 +134,10 @@ collectives! {
         row_index: Tensor,
         expert_weights: Tensor,
         workspace: AnyWorkspace,
-        shared_rows: Option<Tensor> = "None",
-        algorithm: Option<Algorithm> = "\"auto\""
+        shared_rows: Option<Tensor> = "None"
     ) -> (out) {
         let experts = Experts { rows: expert_rows, index: row_index, weights: expert_weights, shared: shared_rows };
-        (workspace, MoeFinalizeAllReduce::new(experts, AllReduce { input: out, output: out, algorithm }))
+        (workspace, MoeFinalizeAllReduce::new(experts, out))
     }
 
     /// Likewise, `residual_out = that sum + residual`, and `out = rms_norm(residual_out) * (weight + weight_bias)`.
@@ -151,11 +150,10 @@ collectives! {
         workspace: AnyWorkspace,
         shared_rows: Option<Tensor> = "None",
         eps: f32 = "1e-06",
-        weight_bias: f32 = "0.0",
-        algorithm: Option<Algorithm> = "\"auto\""
+        weight_bias: f32 = "0.0"
     ) -> (out, residual_out) {
         let experts = Experts { rows: expert_rows, index: row_index, weights: expert_weights, shared: shared_rows };
-        let (input, output, residual_output) = (out, out, residual_out);
+        let (input, output, residual_output, algorithm) = (out, out, residual_out, None);
         let norm =
             AllReduceRmsNorm { input, residual, weight, epsilon: eps, weight_bias, algorithm, output, residual_output };
         (workspace, MoeFinalizeAllReduceRmsNorm::new(experts, norm))

@@ -109,6 +109,11 @@ impl AllReduceRmsNormKernel {
         })
     }
 
+    /// Those that finalise experts: of 16-bit rows, in one shot.
+    fn finalising() -> impl Iterator<Item = Self> {
+        Self::quantising().filter(|kernel| kernel.algorithm == Algorithm::OneShot)
+    }
+
     /// Those with a quantiser: of 16-bit rows.
     fn quantising() -> impl Iterator<Item = Self> {
         Self::all().filter(|kernel| kernel.dtype != Float32)
@@ -144,8 +149,8 @@ impl ModuleKey {
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuant))
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuantBlocks))
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceQuant))
-            .chain(AllReduceRmsNormKernel::all().map(Self::MoeFinalizeAllReduce))
-            .chain(AllReduceRmsNormKernel::all().map(Self::MoeFinalizeAllReduceRmsNorm))
+            .chain(AllReduceRmsNormKernel::finalising().map(Self::MoeFinalizeAllReduce))
+            .chain(AllReduceRmsNormKernel::finalising().map(Self::MoeFinalizeAllReduceRmsNorm))
             .chain(MinimaxKernel::all().map(Self::MinimaxRms))
             .chain(MinimaxKernel::all().map(Self::MinimaxRmsQk))
     }
@@ -224,10 +229,7 @@ impl ModuleKey {
                 ("LAMPORT_VECTORS", kernel.variant.vectors.to_string()),
             ],
         };
-        if let Self::AllReduceQuant(kernel)
-        | Self::MoeFinalizeAllReduce(kernel)
-        | Self::MoeFinalizeAllReduceRmsNorm(kernel) = self
-        {
+        if let Self::AllReduceQuant(kernel) = self {
             definitions.push(("LAMPORT_EXCHANGE", format!("rows_{}", kernel.algorithm.name())));
         }
         if let Some(LaunchBounds { max_threads, min_blocks }) = self.bounds() {
@@ -247,13 +249,12 @@ impl ModuleKey {
             }
             Self::AllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, held, .. })
             | Self::AllReduceRmsNormQuant(AllReduceRmsNormKernel { dtype, capacity, held, .. })
-            | Self::AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
+            | Self::AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel { dtype, capacity, held, .. })
+            | Self::MoeFinalizeAllReduce(AllReduceRmsNormKernel { dtype, capacity, held, .. })
+            | Self::MoeFinalizeAllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
                 format!("{function}.{}.n{capacity}.{}", dtype.name(), if held { "held" } else { "wide" })
             }
-            Self::AllReduceQuant(kernel)
-            | Self::MoeFinalizeAllReduce(kernel)
-            | Self::MoeFinalizeAllReduceRmsNorm(kernel) => {
-                let AllReduceRmsNormKernel { algorithm, dtype, capacity, held } = kernel;
+            Self::AllReduceQuant(AllReduceRmsNormKernel { algorithm, dtype, capacity, held }) => {
                 let (dtype, rows) = (dtype.name(), if held { "held" } else { "wide" });
                 format!("{function}.{}.{dtype}.n{capacity}.{rows}", algorithm.name())
             }

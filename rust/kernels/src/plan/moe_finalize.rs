@@ -1,5 +1,6 @@
 //! Plans for the all-reduces of rows that experts made.
 
+use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::geometry::{Geometry, GeometryError};
 
 use crate::catalogue::ModuleKey;
@@ -10,7 +11,7 @@ use crate::plan::{Device, LaunchPlan, PlanError};
 /// An all-reduce of rows that experts made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MoeFinalizeShape {
-    /// The finalised rows.
+    /// The finalised rows: of 16 bits, to be summed in one shot.
     pub norm: AllReduceRmsNormShape,
     /// Whether a residual and RMSNorm follow. If not, the weights' dtype is the rows'.
     pub is_normalised: bool,
@@ -27,11 +28,16 @@ pub struct MoeFinalizePlan {
 impl MoeFinalizeShape {
     /// Whether there is a plan.
     pub fn check(&self) -> Result<(), PlanError> {
+        let AllReduceRmsNormShape { dtype, algorithm, .. } = self.norm;
+        if dtype.size() != 2 || algorithm != Algorithm::OneShot {
+            return Err(PlanError::Finalised { dtype: dtype.name(), algorithm: algorithm.name() });
+        }
         self.norm.check()
     }
 
     /// Plans the launch.
     pub fn plan(&self, device: Device) -> Result<MoeFinalizePlan, PlanError> {
+        self.check()?;
         let module =
             if self.is_normalised { ModuleKey::MoeFinalizeAllReduceRmsNorm } else { ModuleKey::MoeFinalizeAllReduce };
         let norm = self.norm.plan_of(module, device)?;

@@ -209,33 +209,29 @@ pub fn minimax() -> Vec<Case> {
 /// Rows that experts made: for each token one, as many as are loaded at once, and more.
 pub fn moe_finalize() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (algorithm, is_normalised) in Algorithm::ALL.into_iter().flat_map(|each| [(each, true), (each, false)]) {
-        for (index, (dtype, expert_weight)) in DTYPES_WITH_WEIGHTS.into_iter().enumerate() {
-            for world_size in WORLD_SIZES {
-                let per_vector = 16 / dtype.size();
-                let finalize = |tokens, vectors: usize, per_token, has_shared| -> Box<dyn Operation> {
-                    let (hidden, has_residual) = (vectors * per_vector, is_normalised);
-                    let (weight, in_place) = (dtype, false);
-                    let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
-                    Box::new(MoeFinalize { norm, is_normalised, per_token, expert_weight, has_shared })
-                };
-                let what = if is_normalised { "norm" } else { "sum" };
-                let name =
-                    format!("experts, {what}, {algorithm:?}, {dtype:?} and {expert_weight:?}, {world_size} ranks");
-                let held = vec![
-                    finalize(world_size, 1, 1, true),
-                    finalize(13, 33, 8, false),
-                    finalize(13, 33, 11, true),
-                    finalize(world_size + 4, 40, 2, true),
-                ];
-                cases.push(case(format!("{name}, held"), world_size, device(1, 2), held));
-                // They take long: where there are several sizes for a kernel, every second.
-                if expert_weight == dtype && (matches!(world_size, 2 | 9) || (index + world_size) % 2 == 0) {
-                    let vectors = moe_finalize_bounds(capacity(world_size as u32)).max_threads as usize + 1;
-                    let rows = if algorithm == OneShot { 2 } else { world_size };
-                    let wide = vec![finalize(rows, vectors, 3, true), finalize(world_size, 1, 8, false)];
-                    cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
-                }
+    for (is_normalised, (dtype, expert_weight)) in
+        [true, false].into_iter().flat_map(|each| DTYPES_WITH_WEIGHTS[1..].iter().map(move |&dtypes| (each, dtypes)))
+    {
+        for world_size in WORLD_SIZES {
+            let finalize = |tokens, vectors: usize, per_token, has_shared| -> Box<dyn Operation> {
+                let (algorithm, hidden, has_residual) = (OneShot, vectors * 8, is_normalised);
+                let (weight, in_place) = (dtype, false);
+                let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
+                Box::new(MoeFinalize { norm, is_normalised, per_token, expert_weight, has_shared })
+            };
+            let what = if is_normalised { "norm" } else { "sum" };
+            let name = format!("experts, {what}, {dtype:?} and {expert_weight:?}, {world_size} ranks");
+            let held = vec![
+                finalize(1, 1, 1, true),
+                finalize(13, 33, 8, false),
+                finalize(13, 33, 11, true),
+                finalize(world_size + 4, 40, 2, true),
+            ];
+            cases.push(case(format!("{name}, held"), world_size, device(1, 2), held));
+            if expert_weight == dtype {
+                let vectors = moe_finalize_bounds(capacity(world_size as u32)).max_threads as usize + 1;
+                let wide = vec![finalize(2, vectors, 3, true), finalize(world_size, 1, 8, false)];
+                cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
             }
         }
     }
@@ -322,7 +318,8 @@ fn any_operation(random: &mut Random, world_size: usize) -> Box<dyn Operation> {
         }
         5 => {
             let is_normalised = random.below(2) == 0;
-            let (algorithm, hidden) = (of_rows, vectors * per_vector);
+            let (dtype, weight) = DTYPES_WITH_WEIGHTS[1 + random.below(4)];
+            let (algorithm, hidden) = (OneShot, vectors * 8);
             let (expert_weight, has_residual) = (weight, has_residual && is_normalised);
             let (per_token, has_shared, in_place) = (1 + random.below(10), in_place, false);
             let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };

@@ -312,7 +312,7 @@ pub fn all() -> Vec<Defect> {
             file: "source/experts.cuh",
             old: "        return keep(first_entry(rows));\n",
             new: "        return keep(first_entry(rows)) + 0 * ptx::load_weight_word(experts_.index);\n",
-            run: chain(MoeFinalize::of(OneShot, true, 9, 72 * 8), 2),
+            run: chain(MoeFinalize::of(true, 9, 72 * 8), 2),
             expected: Misuse,
         },
         Defect {
@@ -320,7 +320,7 @@ pub fn all() -> Vec<Defect> {
             file: "source/experts.cuh",
             old: "!is_none && index[i] < experts_.row_count",
             new: "!is_none && static_cast<int32>(index[i]) < static_cast<int32>(experts_.row_count)",
-            run: chain(MoeFinalize::of(OneShot, false, 9, 72 * 8), 8),
+            run: chain(MoeFinalize::of(false, 9, 72 * 8), 8),
             expected: Misuse,
         },
         Defect {
@@ -328,7 +328,7 @@ pub fn all() -> Vec<Defect> {
             file: "source/experts.cuh",
             old: "weights[i] = is_none ? 0.0f : load_weight<Value>(entry(i));",
             new: "weights[i] = load_weight<Value>(entry(i));",
-            run: chain(MoeFinalize::of(OneShot, false, 9, 72 * 8), 1),
+            run: chain(MoeFinalize::of(false, 9, 72 * 8), 1),
             expected: WrongResult,
         },
         Defect {

@@ -60,9 +60,6 @@ pub fn disagreements() -> Vec<Disagreement> {
         };
         differ(&mut cases, &mut sizes, |tokens| sum(algorithm, 70 * tokens), norm(None, 9));
         differ(&mut cases, &mut sizes, |tokens| norm(None, tokens), sum(algorithm, 300));
-        let finalize = |is_normalised| move |tokens| MoeFinalize::of(algorithm, is_normalised, tokens, 64);
-        differ(&mut cases, &mut sizes, finalize(true), finalize(false)(9));
-        differ(&mut cases, &mut sizes, finalize(false), norm(None, 9));
         for sink in Sink::ALL {
             let quant = |tokens| AllReduceRmsNormQuant { norm: norm(Some(sink), tokens), sink, has_output: true };
             differ(&mut cases, &mut sizes, quant, norm(None, 9));
@@ -73,6 +70,9 @@ pub fn disagreements() -> Vec<Disagreement> {
             }
         }
     }
+    let finalize = |is_normalised| move |tokens| MoeFinalize::of(is_normalised, tokens, 64);
+    differ(&mut cases, &mut sizes, finalize(true), finalize(false)(9));
+    differ(&mut cases, &mut sizes, finalize(false), sum(OneShot, 300));
     let (dtype, weight, tokens_per_block) = (BFloat16, BFloat16, Some(1));
     let one = |tokens| Minimax { dtype, weight, tokens: tokens as u32, widths: [64], tokens_per_block, in_place };
     let two = |tokens| Minimax { dtype, weight, tokens: tokens as u32, widths: [64, 8], tokens_per_block, in_place };

@@ -3,7 +3,6 @@
 use lamport_rs_kernels::parameters;
 use lamport_rs_kernels::plan::moe_finalize::{MoeFinalizePlan, MoeFinalizeShape};
 use lamport_rs_kernels::plan::rms_norm::AllReduceRmsNormTensors;
-use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::{Experts, MoeFinalizeAllReduce, MoeFinalizeAllReduceRmsNorm};
 use crate::cuda::plans::{Planned, planned};
@@ -24,14 +23,14 @@ impl OnDevice for MoeFinalizeAllReduceRmsNorm {
     }
 
     unsafe fn run_on_device(&self, workspace: &CudaWorkspace, purpose: Purpose) -> Result<()> {
-        let (norm, (algorithm, chunks)) = (&self.norm, self.plan(workspace)?);
+        let (norm, chunks) = (&self.norm, self.plan(workspace)?);
         let launched = Launched {
             experts: &self.experts,
             output: &norm.output,
             weight: norm.weight.dtype,
             is_normalised: true,
             scalars: [norm.epsilon, norm.weight_bias],
-            description: self.describe(algorithm),
+            description: self.describe(),
         };
         let tensors = |row| tensors_from(norm, Some(&norm.output), row);
         // SAFETY: the caller's promises.
@@ -40,11 +39,11 @@ impl OnDevice for MoeFinalizeAllReduceRmsNorm {
 }
 
 impl MoeFinalizeAllReduceRmsNorm {
-    /// Checks the operands, and says how the operation runs: the algorithm, and the rows of each launch.
-    fn plan(&self, workspace: &CudaWorkspace) -> Result<(Algorithm, impl Iterator<Item = Chunk> + Clone + use<>)> {
+    /// Checks the operands, and says which are the rows of each launch.
+    fn plan(&self, workspace: &CudaWorkspace) -> Result<impl Iterator<Item = Chunk> + Clone + use<>> {
         self.check(Device::Cuda(workspace.device.index))?;
         narrow(self.experts.index.columns())?;
-        plan_norm(workspace, &self.norm.input, self.norm.weight.dtype, self.norm.algorithm)
+        Ok(plan_norm(workspace, &self.norm.input, self.norm.weight.dtype, self.norm.algorithm)?.1)
     }
 }
 
@@ -54,14 +53,14 @@ impl OnDevice for MoeFinalizeAllReduce {
     }
 
     unsafe fn run_on_device(&self, workspace: &CudaWorkspace, purpose: Purpose) -> Result<()> {
-        let (output, (algorithm, chunks)) = (&self.sum.output, self.plan(workspace)?);
+        let (output, chunks) = (&self.sum.output, self.plan(workspace)?);
         let launched = Launched {
             experts: &self.experts,
             output,
             weight: output.dtype,
             is_normalised: false,
             scalars: [0.0; 2],
-            description: self.describe(algorithm),
+            description: self.describe(),
         };
         let tensors = |row| {
             let output = address_of(output, row);
@@ -74,10 +73,10 @@ impl OnDevice for MoeFinalizeAllReduce {
 
 impl MoeFinalizeAllReduce {
     /// As above.
-    fn plan(&self, workspace: &CudaWorkspace) -> Result<(Algorithm, impl Iterator<Item = Chunk> + Clone + use<>)> {
+    fn plan(&self, workspace: &CudaWorkspace) -> Result<impl Iterator<Item = Chunk> + Clone + use<>> {
         self.check(Device::Cuda(workspace.device.index))?;
         narrow(self.experts.index.columns())?;
-        plan_norm(workspace, &self.sum.input, self.sum.input.dtype, self.sum.algorithm)
+        Ok(plan_norm(workspace, &self.sum.input, self.sum.input.dtype, self.sum.algorithm)?.1)
     }
 }
 

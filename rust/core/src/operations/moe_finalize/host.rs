@@ -3,7 +3,6 @@
 use std::marker::PhantomData;
 
 use half::{bf16, f16};
-use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::sentinel::VECTOR_BYTES;
 
 use super::{Experts, MoeFinalizeAllReduce, MoeFinalizeAllReduceRmsNorm};
@@ -29,7 +28,7 @@ impl OnHost for MoeFinalizeAllReduceRmsNorm {
         let mut run = || {
             self.check_on_host(workspace)?;
             let (experts, output) = (Some(&self.experts), Some(&self.norm.output));
-            let description = self.describe(Algorithm::OneShot);
+            let description = self.describe();
             // SAFETY: the caller's promise; the operands were checked.
             unsafe { run_norm(workspace, &self.norm, experts, output, None, &description, interrupted) }
         };
@@ -47,8 +46,8 @@ impl OnHost for MoeFinalizeAllReduce {
     unsafe fn run_on_host(&self, workspace: &HostWorkspace, interrupted: Interrupted<'_>) -> Result<()> {
         let mut run = || {
             self.check(Device::Cpu)?;
-            let (algorithm, region_bytes) = plan(workspace, &self.sum)?;
-            let description = self.describe(algorithm);
+            let (_, region_bytes) = plan(workspace, &self.sum)?;
+            let description = self.describe();
             // SAFETY: the caller's promise; the operands were checked.
             unsafe { run_sum(workspace, &self.sum, Some(&self.experts), region_bytes, &description, interrupted) }
         };

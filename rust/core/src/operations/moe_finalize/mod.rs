@@ -54,7 +54,7 @@ impl Experts {
     /// Checks what no copy of an operand would mend, and that `output` is like the finalised rows.
     fn check(&self, output: Named<'_>, device: Device) -> Result<()> {
         let rows = named("expert_rows", &self.rows);
-        rows.check_dtype(&Dtype::ALL)?;
+        rows.check_dtype(&[Dtype::Float16, Dtype::BFloat16])?;
         rows.check_columns(COLUMN_MULTIPLE)?;
         named("row_index", &self.index).check_dtype(&[Dtype::Int32])?;
         named("row_index", &self.index).check_columns(1)?;
@@ -101,16 +101,16 @@ pub struct MoeFinalizeAllReduceRmsNorm {
 }
 
 impl MoeFinalizeAllReduceRmsNorm {
-    /// The operation on what `experts` made. `norm.input` is not looked at. Its outputs may not be among the operands, but
+    /// The operation on what `experts` made. `norm.input` and `norm.algorithm` are not looked at. Its outputs may not be among the operands, but
     /// for `residual_output`, which may be `residual`.
     pub fn new(experts: Experts, norm: AllReduceRmsNorm) -> Self {
-        Self { experts, norm: AllReduceRmsNorm { input: norm.output, ..norm } }
+        Self { experts, norm: AllReduceRmsNorm { input: norm.output, algorithm: Some(Algorithm::OneShot), ..norm } }
     }
 
-    /// What all ranks must have in common. How many experts' rows a rank has, how many a token has, their weights' dtype,
+    /// What all ranks must have in common. There is one algorithm. How many experts' rows a rank has, how many a token has, their weights' dtype,
     /// and whether there is a shared expert, is each rank's own affair.
-    pub fn describe(&self, algorithm: Algorithm) -> Description {
-        Description { kind: Kind::MoeFinalizeAllReduceRmsNorm, ..self.norm.describe(algorithm) }
+    pub fn describe(&self) -> Description {
+        Description { kind: Kind::MoeFinalizeAllReduceRmsNorm, ..self.norm.describe(Algorithm::OneShot) }
     }
 
     /// Checks the operands for a workspace on `device`.
@@ -134,19 +134,19 @@ pub struct MoeFinalizeAllReduce {
 }
 
 impl MoeFinalizeAllReduce {
-    /// The operation on what `experts` made. `sum.input` is not looked at. The output may not be among the operands.
-    pub fn new(experts: Experts, sum: AllReduce) -> Self {
-        Self { experts, sum: AllReduce { input: sum.output, ..sum } }
+    /// The operation on what `experts` made, with its sum in `output`, which may not be among the operands.
+    pub fn new(experts: Experts, output: Tensor) -> Self {
+        Self { experts, sum: AllReduce { input: output, output, algorithm: Some(Algorithm::OneShot) } }
     }
 
     /// What all ranks must have in common, and no more.
-    pub fn describe(&self, algorithm: Algorithm) -> Description {
+    pub fn describe(&self) -> Description {
         let output = &self.sum.output;
         Description {
             kind: Kind::MoeFinalizeAllReduce,
             rows: output.rows(),
             columns: [output.columns(), 0],
-            ..self.sum.describe(algorithm)
+            ..self.sum.describe(Algorithm::OneShot)
         }
     }
 
@@ -176,7 +176,7 @@ impl Operands for MoeFinalizeAllReduce {
     }
 
     fn from_question(question: &Question, places: &mut Places) -> Result<Self> {
-        let sum = AllReduce::from_question(question, places)?;
-        Ok(Self::new(Experts::from_question(question, places)?, sum))
+        let output = places.tensor(&question.shape, question.dtype)?;
+        Ok(Self::new(Experts::from_question(question, places)?, output))
     }
 }

@@ -48,7 +48,8 @@ struct Tensors {
 
 impl MoeFinalize {
     /// Of bfloat16, with two experts for each token.
-    pub fn of(algorithm: Algorithm, is_normalised: bool, tokens: usize, hidden: usize) -> Self {
+    pub fn of(is_normalised: bool, tokens: usize, hidden: usize) -> Self {
+        let algorithm = Algorithm::OneShot;
         let (dtype, weight, has_residual, in_place) = (Dtype::BFloat16, Dtype::BFloat16, is_normalised, false);
         let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
         Self { norm, is_normalised, per_token: 2, expert_weight: Dtype::Float32, has_shared: true }
