@@ -1,6 +1,5 @@
-//! The structs that kernels take by value, laid out as in `kernels/`.
-//!
-//! The CUDA sources assert the same sizes and offsets. A `u64` is a device address unless its text says something else.
+//! The structs that kernels take by value, laid out as in `kernels/`, which asserts the same sizes and offsets. A `u64` is
+//! a device address unless its text says something else.
 
 use std::mem::offset_of;
 
@@ -9,7 +8,7 @@ use lamport_rs_protocol::sentinel::Vector;
 
 pub use crate::report::{CONTROL_COPIES, CONTROL_COPY_BYTES, MARK_OFFSET, Report, SKIPPED_IS_THERE, TIME_UNIT_BITS};
 
-/// How a struct is laid out in memory. The build asserts that the one of CUDA is alike.
+/// How a struct is laid out in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     /// Its name in the assertion.
