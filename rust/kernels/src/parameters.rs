@@ -3,10 +3,9 @@
 
 use std::mem::offset_of;
 
+pub use crate::report::{CONTROL_COPIES, CONTROL_COPY_BYTES, MARK_OFFSET, Report, SKIPPED_IS_THERE, TIME_UNIT_BITS};
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::sentinel::Vector;
-
-pub use crate::report::{CONTROL_COPIES, CONTROL_COPY_BYTES, MARK_OFFSET, Report, SKIPPED_IS_THERE, TIME_UNIT_BITS};
 
 /// How a struct is laid out in memory.
 #[derive(Clone, Copy, Debug)]
