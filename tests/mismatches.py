@@ -50,6 +50,27 @@ def quantised_sum(quant_format: str, rows: int = 4, columns: int = 128) -> Call:
     return call
 
 
+def finalised(tokens: int = 4, columns: int = HIDDEN, **options: Any) -> Call:
+    def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
+        return lamport_rs.moe_finalize_all_reduce(*experts(me, tokens, columns), workspace, **options)
+
+    return call
+
+
+def finalised_norm(tokens: int = 4, columns: int = HIDDEN, **options: Any) -> Call:
+    def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
+        operands = experts(me, tokens, columns)
+        return lamport_rs.moe_finalize_all_reduce_rms_norm(*operands, None, operands[0][0], workspace, **options)[0]
+
+    return call
+
+
+def experts(me: Rank, tokens: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows, their numbers, and their weights; of so many experts for each token as the rank says."""
+    index = torch.zeros(tokens, 1 + me.rank, dtype=torch.int32, device=me.device)
+    return torch.ones(2 + me.rank, columns, dtype=torch.bfloat16, device=me.device), index, index.float()
+
+
 def minimax(rows: int = 4, columns: int = HIDDEN, eps: float = 1e-6) -> Call:
     def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
         x, weight = torch.ones(rows, columns, device=me.device), torch.ones(columns, device=me.device)
@@ -94,6 +115,10 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
         r"all_reduce_quant of \[4, 128\] bfloat16 to fp8_token",
     ),
     "another format of a sum": (quantised_sum("fp8_token"), quantised_sum("fp8_group"), "bfloat16 to fp8_group"),
+    "rows of experts": (norm(), finalised_norm(), r"moe_finalize_all_reduce_rms_norm of \[4, 64\] bfloat16"),
+    "rows of experts without a norm": (finalised_norm(), finalised(), r"moe_finalize_all_reduce of \[4, 64\] bfloat16"),
+    "fewer tokens of experts": (finalised(4), finalised(3), r"moe_finalize_all_reduce of \[3, 64\] bfloat16"),
+    "another epsilon behind experts": (finalised_norm(), finalised_norm(eps=1e-5), "moe_finalize_all_reduce_rms_norm"),
     "another weight bias": (norm(), norm(weight_bias=1.0), r"all_reduce_rms_norm of \[4, 64\] bfloat16"),
     "another dtype of weights": (norm(), norm(weight=torch.float32), "weights float32"),
     "one matrix and not two": (minimax_qk(), minimax(), r"minimax_allreduce_rms of \[4, 64\] float32"),

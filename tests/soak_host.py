@@ -15,6 +15,7 @@ import time
 
 import torch
 from minimax_rows import Operation
+from moe_reductions import FinalisedNorm, FinalisedReduction
 from ranks import ProcessRanks, Rank
 from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction, comm_size_for
 from soak_programs import POISON, Case, Maker, impartial_digest, make_cases, make_makers, make_programs
@@ -56,6 +57,8 @@ def makers() -> list[Maker]:
         (NormedReduction, [(*shape, "auto") for shape in NORMS]),
         (QuantisedReduction, [*QUANTISED, *BLOCKS]),
         (QuantisedSum, QUANTISED),
+        (FinalisedReduction, NORMS),
+        (FinalisedNorm, NORMS),
         (Operation, MINIMAX),
     )
 

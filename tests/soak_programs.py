@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import torch
 from minimax_rows import WEIGHTS, Operation
+from moe_reductions import FinalisedNorm, FinalisedReduction
 from ranks import Rank
 from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 from reference import digest
@@ -49,6 +50,9 @@ def kind_of(step: Step) -> str:
         return "minimax_allreduce_rms" if len(step.widths) == 1 else "minimax_allreduce_rms_qk"
     if isinstance(step, QuantisedReduction):
         return f"all_reduce_rms_norm_quant to {step.quant_format}, {step.algorithm}"
+    if isinstance(step, FinalisedReduction | FinalisedNorm):
+        norm = "_rms_norm" if isinstance(step, FinalisedNorm) else ""
+        return f"moe_finalize_all_reduce{norm}"
     if isinstance(step, QuantisedSum):
         return f"all_reduce_quant to {step.quant_format}, {step.algorithm}"
     return f"{'all_reduce' if isinstance(step, Reduction) else 'all_reduce_rms_norm'}, {step.algorithm}"
@@ -60,7 +64,8 @@ def dtypes_of(kind: type[Step]) -> list[tuple[torch.dtype, ...]]:
         return [pair[:1] for pair in WEIGHTS[:3]]
     if kind is QuantisedSum:
         return [(torch.float16,), (torch.bfloat16,)]
-    return [pair for pair in WEIGHTS if kind is not QuantisedReduction or pair[0] != torch.float32]
+    of_16_bits = (QuantisedReduction, FinalisedReduction, FinalisedNorm)
+    return [pair for pair in WEIGHTS if kind not in of_16_bits or pair[0] != torch.float32]
 
 
 def make_makers(*kinds: tuple[type[Step], Sequence[tuple]]) -> list[Maker]:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from foreign_kernel import memory_at
 from lamport_rs import LamportTimeoutError
 from minimax_rows import Operation
+from moe_reductions import FinalisedNorm
 from ranks import Rank
 from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 from reference import SENTINEL
@@ -34,6 +35,7 @@ OPERATIONS = {
     "sum in two shots": lambda me: Reduction.random(me, 250, "two_shot"),
     "norm in one shot": lambda me: NormedReduction.random(me, 3, 128, "one_shot"),
     "quantised norm in one shot": lambda me: QuantisedReduction.random(me, 3, 128, "one_shot", "fp8_group"),
+    "norm of experts' rows in one shot": lambda me: FinalisedNorm.random(me, 3, 128),
     "quantised sum in one shot": lambda me: QuantisedSum.random(me, 3, 128, "one_shot"),
     "MiniMax, one matrix": lambda me: Operation.random(me, 150, (64,)),
     "MiniMax, Q and K": lambda me: Operation.random(me, 70, (64, 16)),

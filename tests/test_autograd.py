@@ -115,12 +115,19 @@ def lose_gradients(me: Rank, how: str) -> None:
     workspace, settings = me.workspace(4096, timeout=30), (me.rank, me.world_size, EPS)
     x, weight, table = torch.ones(2, 16), torch.ones(16, requires_grad=True), workspace.workspace
     needs_gradient = x.clone().requires_grad_()
+    of_experts = torch.zeros(3, 1, dtype=torch.int32), torch.ones(3, 1)
     calls = {
         "all_reduce": lambda: lamport_rs.all_reduce(needs_gradient, workspace),
         "all_reduce_rms_norm": lambda: torch.ops.lamport_rs.all_reduce_rms_norm(x, x, weight, table),
         "minimax_allreduce_rms": lambda: lamport_rs.minimax_allreduce_rms(x, weight, workspace, *settings),
         "minimax_allreduce_rms_qk": lambda: lamport_rs.minimax_allreduce_rms_qk(
             x, weight[:8], weight[8:], workspace, 8, 8, *settings
+        ),
+        "moe_finalize_all_reduce": lambda: lamport_rs.moe_finalize_all_reduce(
+            needs_gradient.half(), *of_experts, workspace
+        ),
+        "moe_finalize_all_reduce_rms_norm": lambda: lamport_rs.moe_finalize_all_reduce_rms_norm(
+            x.half(), *of_experts, None, weight, workspace
         ),
         # Of a scale that is given, too.
         "all_reduce_rms_norm_quant": lambda: lamport_rs.all_reduce_rms_norm_quant(

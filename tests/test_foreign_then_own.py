@@ -6,6 +6,7 @@ import torch
 from foreign_kernel import Table, lamport_all_reduce
 from lamport_rs import LamportError, _core
 from minimax_rows import Operation
+from moe_reductions import FinalisedNorm, FinalisedReduction
 from ranks import Rank, errors_of
 from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 
@@ -18,6 +19,8 @@ OWN = {
     "all_reduce_rms_norm": lambda me: NormedReduction.random(me, 5, 512, "one_shot"),
     "all_reduce_quant": lambda me: QuantisedSum.random(me, 5, 512, "one_shot"),
     "all_reduce_rms_norm_quant": lambda me: QuantisedReduction.random(me, 5, 512, "one_shot"),
+    "moe_finalize_all_reduce": lambda me: FinalisedReduction.random(me, 5, 512),
+    "moe_finalize_all_reduce_rms_norm": lambda me: FinalisedNorm.random(me, 5, 512),
     "minimax_allreduce_rms": lambda me: Operation.random(me, 33, (96,)),
     "minimax_allreduce_rms_qk": lambda me: Operation.random(me, 33, (96, 32)),
 }

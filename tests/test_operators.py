@@ -19,6 +19,7 @@ def check(me: Rank) -> None:
     workspace = me.workspace(1 << 18, timeout=60)
     operators, table, weight = torch.ops.lamport_rs, workspace.workspace, torch.rand(32)
     rows = torch.randn(4, 32)
+    experts = rows.half(), torch.arange(6, dtype=torch.int32).view(3, 2) % 4, torch.rand(3, 2)
     quantised = torch.randn(5, 256).half(), None, torch.rand(256).half(), table
     cases = [
         (operators.all_reduce, (rows, table)),
@@ -34,6 +35,10 @@ def check(me: Rank) -> None:
         (operators.all_reduce_quant, (quantised[0], table, "fp8_static", torch.ones(1))),
         (operators.all_reduce_quant, (quantised[0], table, "fp8_token", None, True)),
         (operators.all_reduce_quant, (quantised[0], table, "fp8_group_column_major")),
+        (operators.moe_finalize_all_reduce, (*experts, table)),
+        (operators.moe_finalize_all_reduce, (*experts, table, rows[:3].half())),
+        (operators.moe_finalize_all_reduce_rms_norm, (*experts, rows[:3].half(), weight, table)),
+        (operators.moe_finalize_all_reduce_rms_norm, (*experts, None, weight, table, rows[:3].half(), 1e-5, 1.0)),
         (operators.minimax_allreduce_rms, (torch.randn(4, 64)[:, :32], weight, table, me.rank, 2, 1e-5)),
         (operators.minimax_allreduce_rms_qk, (rows, weight[:16], weight[:8], table, 16, 8, me.rank, 2, 1e-5)),
     ]

@@ -17,12 +17,17 @@ from ranks import Rank, ThreadRanks
 
 def call_of(operation: str, x: torch.Tensor, workspace, me: Rank):
     weight, own = torch.ones(16), (me.rank, me.world_size, 1e-6)
+    of_experts = torch.zeros(2, 1, dtype=torch.int32), torch.ones(2, 1)
     return {
         "all_reduce": partial(lamport_rs.all_reduce, x, workspace),
         "all_reduce_quant": partial(lamport_rs.all_reduce_quant, x, workspace, "fp8_token"),
         "all_reduce_rms_norm": partial(lamport_rs.all_reduce_rms_norm, x, None, weight, workspace),
         "all_reduce_rms_norm_quant": partial(
             lamport_rs.all_reduce_rms_norm_quant, x, None, weight, workspace, "fp8_token"
+        ),
+        "moe_finalize_all_reduce": partial(lamport_rs.moe_finalize_all_reduce, x, *of_experts, workspace),
+        "moe_finalize_all_reduce_rms_norm": partial(
+            lamport_rs.moe_finalize_all_reduce_rms_norm, x, *of_experts, None, weight, workspace
         ),
         "minimax_allreduce_rms": partial(lamport_rs.minimax_allreduce_rms, x, weight, workspace, *own),
         "minimax_allreduce_rms_qk": partial(

@@ -24,6 +24,7 @@ def test_a_short_run_finds_every_result_right(ranks_of):
         for quant_format in ("fp8_token", "fp8_group")
     }
     others = {"all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms", "minimax_allreduce_rms_qk"}
+    others |= {"moe_finalize_all_reduce", "moe_finalize_all_reduce_rms_norm"}
     # Sums have no scales of bytes.
     blocks = {f"all_reduce_rms_norm_quant to {quant_format}" for quant_format in ("mxfp8", "nvfp4")}
     assert kinds == others | quantised | blocks

@@ -7,8 +7,8 @@
 
 namespace lamport {
 
-template <class Source, class Sink, uint32 capacity>
-__device__ __forceinline__ void rows_one_shot(const typename Sink::Parameters& parameters) {
+template <class Source, class Sink, uint32 capacity, class Parameters>
+__device__ __forceinline__ void rows_one_shot(const Parameters& parameters) {
     __shared__ typename Sink::Shared shared;
     const Group& group = parameters.group;
     if (is_speaking_block()) {

@@ -169,6 +169,27 @@ def all_reduce_quant(
     scale_out: torch.Tensor,
     sum_out: torch.Tensor,
 ) -> None: ...
+def moe_finalize_all_reduce(
+    expert_rows: torch.Tensor,
+    row_index: torch.Tensor,
+    expert_weights: torch.Tensor,
+    workspace: Workspace | torch.Tensor,
+    shared_rows: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None: ...
+def moe_finalize_all_reduce_rms_norm(
+    expert_rows: torch.Tensor,
+    row_index: torch.Tensor,
+    expert_weights: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    workspace: Workspace | torch.Tensor,
+    shared_rows: torch.Tensor | None,
+    eps: float,
+    weight_bias: float,
+    out: torch.Tensor,
+    residual_out: torch.Tensor,
+) -> None: ...
 def minimax_allreduce_rms(
     input: torch.Tensor,
     norm_weight: torch.Tensor,

@@ -1,4 +1,4 @@
-"""The norms of a group of one rank on a GPU, by torch: the kernels of the package wait for peers.
+"""The norms and the experts' rows of a group of one rank on a GPU, by torch: the kernels of the package wait for peers.
 
 Operands are as the kernels take them, and checked.
 """
@@ -22,6 +22,24 @@ def normalise_sum(
     with torch.inference_mode():
         residual_out.copy_(input if residual is None else input.float() + residual.float())
         normalise(residual_out, weight.float() + weight_bias, eps, out)
+
+
+def finalise(
+    expert_rows: torch.Tensor,
+    row_index: torch.Tensor,
+    expert_weights: torch.Tensor,
+    shared_rows: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    """`moe_finalize_all_reduce` of one rank, bit for bit as the kernels do it."""
+    with torch.inference_mode():
+        total = torch.zeros(out.shape, dtype=torch.float32, device=out.device)
+        for index, weight in zip(row_index.unbind(-1), expert_weights.float().unbind(-1), strict=True):
+            is_row = (index >= 0) & (index < expert_rows.shape[0])
+            product = torch.full_like(total, torch.nan)
+            product[is_row] = expert_rows[index[is_row]].float() * weight[is_row, None]
+            total += product.masked_fill_((index == -1)[..., None], 0.0)
+        out.copy_(total if shared_rows is None else total + shared_rows.float())
 
 
 def normalise(

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from minimax_rows import Operation
+from moe_reductions import FinalisedNorm, FinalisedReduction
 from ranks import ProcessRanks, Rank, one_gpu_per_rank
 from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction, comm_size_for
 from soak_programs import POISON, Case, Maker, Program, impartial_digest, make_cases, make_makers, make_programs
@@ -55,6 +56,8 @@ def makers() -> list[Maker]:
         (NormedReduction, NORMS),
         (QuantisedReduction, [*QUANTISED, *BLOCKS]),
         (QuantisedSum, QUANTISED),
+        (FinalisedReduction, [shape[:2] for shape in NORMS]),
+        (FinalisedNorm, [shape[:2] for shape in NORMS]),
     )
 
 

@@ -9,6 +9,7 @@ from foreign_cuda_kernel import ForeignSum
 from foreign_norm_kernel import WIDTHS, ForeignNorm
 from lamport_rs import LamportError
 from minimax_rows import Operation, workspace_for
+from moe_reductions import FinalisedNorm, FinalisedReduction
 from ranks import Rank
 from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 from worlds import WORLD_SIZES
@@ -24,6 +25,8 @@ OWN = {
     "all_reduce_rms_norm, two_shot": lambda me: NormedReduction.random(me, 5, 512, "two_shot"),
     "all_reduce_quant": lambda me: QuantisedSum.random(me, 5, 512, "one_shot"),
     "all_reduce_rms_norm_quant": lambda me: QuantisedReduction.random(me, 5, 512, "one_shot"),
+    "moe_finalize_all_reduce": lambda me: FinalisedReduction.random(me, 5, 512),
+    "moe_finalize_all_reduce_rms_norm": lambda me: FinalisedNorm.random(me, 5, 512),
     "minimax_allreduce_rms": lambda me: Operation.random(me, 33, (1536,)),
     "minimax_allreduce_rms, wide": lambda me: Operation.random(me, 3, (20_000,)),
     "minimax_allreduce_rms_qk": lambda me: Operation.random(me, 33, (3072, 512)),

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from compiler import Kernel
 from minimax_rows import Operation
+from moe_reductions import FinalisedNorm, FinalisedReduction
 from ranks import Rank
 from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 from soak_programs import POISON, outputs_of, with_outputs
@@ -36,6 +37,8 @@ OPERATIONS = {
     "norm in two shots": lambda me: NormedReduction.random(me, 8, 512, "two_shot"),
     "quantised norm in one shot": lambda me: QuantisedReduction.random(me, 8, 512, "one_shot", "fp8_group"),
     "quantised norm in two shots": lambda me: QuantisedReduction.random(me, 8, 512, "two_shot"),
+    "sum of experts' rows in one shot": lambda me: FinalisedReduction.random(me, 8, 512),
+    "norm of experts' rows in one shot": lambda me: FinalisedNorm.random(me, 8, 512),
     "quantised sum in one shot": lambda me: QuantisedSum.random(me, 8, 512, "one_shot"),
     "quantised sum in two shots": lambda me: QuantisedSum.random(me, 8, 512, "two_shot", "fp8_group"),
     "MiniMax, one matrix": lambda me: Operation.random(me, 33, (512,)),

@@ -54,6 +54,14 @@ from lamport_rs.operations.minimax import (
     run_minimax_rms,
     run_minimax_rms_qk,
 )
+from lamport_rs.operations.moe_finalize import (
+    FINALIZE,
+    FINALIZE_RMS_NORM,
+    moe_finalize_all_reduce,
+    moe_finalize_all_reduce_rms_norm,
+    run_moe_finalize,
+    run_moe_finalize_rms_norm,
+)
 from lamport_rs.operations.quant_formats import QuantFormat as QuantFormat
 from lamport_rs.operations.rms_norm import RMS_NORM, all_reduce_rms_norm, run_all_reduce_rms_norm
 from lamport_rs.operations.rms_norm_quant import (
@@ -71,6 +79,8 @@ COLLECTIVES: tuple[tuple[Collective, Callable[..., Any]], ...] = (
     (SUM_QUANT, run_all_reduce_quant),
     (MINIMAX, run_minimax_rms),
     (MINIMAX_QK, run_minimax_rms_qk),
+    (FINALIZE, run_moe_finalize),
+    (FINALIZE_RMS_NORM, run_moe_finalize_rms_norm),
 )
 """What becomes operators, and how each runs without a tracer."""
 
@@ -81,4 +91,6 @@ __all__: list[str] = [
     "all_reduce_rms_norm_quant",
     "minimax_allreduce_rms",
     "minimax_allreduce_rms_qk",
+    "moe_finalize_all_reduce",
+    "moe_finalize_all_reduce_rms_norm",
 ]

@@ -6,6 +6,7 @@
 use lamport_rs_core::operations::all_reduce::AllReduce;
 use lamport_rs_core::operations::all_reduce_quant::AllReduceQuant;
 use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
+use lamport_rs_core::operations::moe_finalize::{Experts, MoeFinalizeAllReduce, MoeFinalizeAllReduceRmsNorm};
 use lamport_rs_core::operations::quantised::Quantised;
 use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
 use lamport_rs_core::operations::rms_norm_quant::{AllReduceRmsNormQuant, Sink};
@@ -124,6 +125,38 @@ collectives! {
     ) -> (out, scale_out, sum_out) {
         let quantised = Quantised { sink: quant_format, rows: out, scale, scales: scale_out };
         (workspace, AllReduceQuant { input, quantised, sum: sum_out, has_sum: with_sum, algorithm })
+    }
+
+    /// `out = sum over ranks of rows`, each of which is the sum of `expert_rows` at `row_index`, times `expert_weights`, and
+    /// of `shared_rows`.
+    fn moe_finalize_all_reduce(
+        expert_rows: Tensor,
+        row_index: Tensor,
+        expert_weights: Tensor,
+        workspace: AnyWorkspace,
+        shared_rows: Option<Tensor> = "None"
+    ) -> (out) {
+        let experts = Experts { rows: expert_rows, index: row_index, weights: expert_weights, shared: shared_rows };
+        (workspace, MoeFinalizeAllReduce::new(experts, out))
+    }
+
+    /// Likewise, `residual_out = that sum + residual`, and `out = rms_norm(residual_out) * (weight + weight_bias)`.
+    fn moe_finalize_all_reduce_rms_norm(
+        expert_rows: Tensor,
+        row_index: Tensor,
+        expert_weights: Tensor,
+        residual: Option<Tensor>,
+        weight: Tensor,
+        workspace: AnyWorkspace,
+        shared_rows: Option<Tensor> = "None",
+        eps: f32 = "1e-06",
+        weight_bias: f32 = "0.0"
+    ) -> (out, residual_out) {
+        let experts = Experts { rows: expert_rows, index: row_index, weights: expert_weights, shared: shared_rows };
+        let (input, output, residual_output, algorithm) = (out, out, residual_out, None);
+        let norm =
+            AllReduceRmsNorm { input, residual, weight, epsilon: eps, weight_bias, algorithm, output, residual_output };
+        (workspace, MoeFinalizeAllReduceRmsNorm::new(experts, norm))
     }
 
     /// The norm of rows that are spread over the ranks. `rank` and `nranks` are checked against the workspace.

@@ -13,7 +13,8 @@ pub const CPU: i32 = 1;
 pub const CUDA: i32 = 2;
 /// `kDLCUDAHost`: pinned host memory.
 pub const CUDA_HOST: i32 = 3;
-const INT: u8 = 0;
+/// `kDLInt` of DLPack's element types.
+pub const INT: u8 = 0;
 /// `kDLFloat` of DLPack's element types.
 pub const FLOAT: u8 = 2;
 /// `kDLBfloat` of DLPack's element types.

@@ -26,6 +26,7 @@ fn convert(tensor: &DlTensor) -> Option<Tensor> {
         (dlpack::FLOAT, 32, 1) => Dtype::Float32,
         (dlpack::FLOAT, 16, 1) => Dtype::Float16,
         (dlpack::BFLOAT, 16, 1) => Dtype::BFloat16,
+        (dlpack::INT, 32, 1) => Dtype::Int32,
         _ => return None,
     };
     let device = match tensor.device_type {

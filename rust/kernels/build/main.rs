@@ -22,6 +22,9 @@ mod image;
 #[path = "../src/parameters.rs"]
 #[allow(dead_code)]
 mod parameters;
+#[path = "../src/report.rs"]
+#[allow(dead_code)]
+mod report;
 #[path = "../src/scale_places.rs"]
 #[allow(dead_code)]
 mod scale_places;
@@ -48,8 +51,8 @@ const PART_VARIABLE: &str = "LAMPORT_RS_COMPILE_PART";
 /// Set where documentation is built, by docs.rs, which has no NVRTC: all modules are empty there.
 const DOCUMENTATION_VARIABLE: &str = "DOCS_RS";
 /// Of `src`: what is compiled into this, too.
-const SHARED: [&str; 7] =
-    ["catalogue.rs", "dtype.rs", "image.rs", "parameters.rs", "scale_places.rs", "sink.rs", "variants.rs"];
+const SHARED: [&str; 8] =
+    ["catalogue.rs", "dtype.rs", "image.rs", "parameters.rs", "report.rs", "scale_places.rs", "sink.rs", "variants.rs"];
 
 fn main() {
     let done = match env::var(PART_VARIABLE) {

@@ -9,7 +9,8 @@ use lamport_rs_protocol::algorithm::Algorithm;
 
 use crate::dtype::Dtype::{self, BFloat16, Float16, Float32};
 use crate::variants::{
-    CAPACITIES, LaunchBounds, MINIMAX_VARIANTS, MinimaxVariant, PHASED_CAPACITIES, all_reduce_bounds, rms_norm_bounds,
+    CAPACITIES, LaunchBounds, MINIMAX_VARIANTS, MinimaxVariant, PHASED_CAPACITIES, all_reduce_bounds,
+    moe_finalize_bounds, rms_norm_bounds,
 };
 
 /// Names a module.
@@ -31,6 +32,10 @@ pub enum ModuleKey {
     AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel),
     /// The sum over ranks of rows, and a quantiser.
     AllReduceQuant(AllReduceRmsNormKernel),
+    /// The sum over ranks of rows that experts made.
+    MoeFinalizeAllReduce(AllReduceRmsNormKernel),
+    /// The same, a residual, and RMSNorm.
+    MoeFinalizeAllReduceRmsNorm(AllReduceRmsNormKernel),
     /// MiniMax normalisation of one matrix.
     MinimaxRms(MinimaxKernel),
     /// MiniMax normalisation of two: queries and keys.
@@ -104,6 +109,11 @@ impl AllReduceRmsNormKernel {
         })
     }
 
+    /// Those that finalise experts: of 16-bit rows, in one shot.
+    fn finalising() -> impl Iterator<Item = Self> {
+        Self::quantising().filter(|kernel| kernel.algorithm == Algorithm::OneShot)
+    }
+
     /// Those with a quantiser: of 16-bit rows.
     fn quantising() -> impl Iterator<Item = Self> {
         Self::all().filter(|kernel| kernel.dtype != Float32)
@@ -139,6 +149,8 @@ impl ModuleKey {
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuant))
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuantBlocks))
             .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceQuant))
+            .chain(AllReduceRmsNormKernel::finalising().map(Self::MoeFinalizeAllReduce))
+            .chain(AllReduceRmsNormKernel::finalising().map(Self::MoeFinalizeAllReduceRmsNorm))
             .chain(MinimaxKernel::all().map(Self::MinimaxRms))
             .chain(MinimaxKernel::all().map(Self::MinimaxRmsQk))
     }
@@ -169,6 +181,8 @@ impl ModuleKey {
                 Algorithm::TwoShot => c"all_reduce_rms_norm_quant_blocks_two_shot",
             },
             Self::AllReduceQuant(_) => c"all_reduce_quant",
+            Self::MoeFinalizeAllReduce(_) => c"moe_finalize_all_reduce",
+            Self::MoeFinalizeAllReduceRmsNorm(_) => c"moe_finalize_all_reduce_rms_norm",
             Self::MinimaxRms(_) => c"minimax_rms",
             Self::MinimaxRmsQk(_) => c"minimax_rms_qk",
         }
@@ -183,6 +197,9 @@ impl ModuleKey {
             | Self::AllReduceRmsNormQuant(kernel)
             | Self::AllReduceRmsNormQuantBlocks(kernel)
             | Self::AllReduceQuant(kernel) => Some(rms_norm_bounds(kernel.capacity)),
+            Self::MoeFinalizeAllReduce(kernel) | Self::MoeFinalizeAllReduceRmsNorm(kernel) => {
+                Some(moe_finalize_bounds(kernel.capacity))
+            }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => Some(kernel.variant.bounds),
         }
     }
@@ -198,7 +215,9 @@ impl ModuleKey {
             Self::AllReduceRmsNorm(kernel)
             | Self::AllReduceRmsNormQuant(kernel)
             | Self::AllReduceRmsNormQuantBlocks(kernel)
-            | Self::AllReduceQuant(kernel) => vec![
+            | Self::AllReduceQuant(kernel)
+            | Self::MoeFinalizeAllReduce(kernel)
+            | Self::MoeFinalizeAllReduceRmsNorm(kernel) => vec![
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
                 ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
                 ("LAMPORT_HELD", kernel.held.to_string()),
@@ -230,7 +249,9 @@ impl ModuleKey {
             }
             Self::AllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, held, .. })
             | Self::AllReduceRmsNormQuant(AllReduceRmsNormKernel { dtype, capacity, held, .. })
-            | Self::AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
+            | Self::AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel { dtype, capacity, held, .. })
+            | Self::MoeFinalizeAllReduce(AllReduceRmsNormKernel { dtype, capacity, held, .. })
+            | Self::MoeFinalizeAllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
                 format!("{function}.{}.n{capacity}.{}", dtype.name(), if held { "held" } else { "wide" })
             }
             Self::AllReduceQuant(AllReduceRmsNormKernel { algorithm, dtype, capacity, held }) => {

@@ -11,6 +11,7 @@
 //! | `modules` | that, with the feature `embed` |
 //! | [`group`] | what every kernel is told about its group |
 //! | [`parameters`] | the structs that kernels take, laid out as in CUDA |
+//! | [`report`] | what kernels tell the host of faults, and where both find the control words |
 //! | [`sink`] | what becomes of normalised rows |
 //! | [`plan`] | grid, block and module of a launch, from the operation's shape and the device |
 //! | [`variants`] | what the plans choose from |
@@ -27,6 +28,7 @@ pub mod image;
 pub mod modules;
 pub mod parameters;
 pub mod plan;
+pub mod report;
 pub mod scale_places;
 pub mod sink;
 pub mod variants;

@@ -1,46 +1,13 @@
-//! The structs that kernels take by value, laid out as in `kernels/`.
-//!
-//! The CUDA sources assert the same sizes and offsets. A `u64` is a device address unless its text says something else.
+//! The structs that kernels take by value, laid out as in `kernels/`, which asserts the same sizes and offsets. A `u64` is
+//! a device address unless its text says something else.
 
 use std::mem::offset_of;
 
+pub use crate::report::{CONTROL_COPIES, CONTROL_COPY_BYTES, MARK_OFFSET, Report, SKIPPED_IS_THERE, TIME_UNIT_BITS};
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::sentinel::Vector;
 
-/// Kernels that wait count time in units of about a millisecond: a register holds weeks.
-pub const TIME_UNIT_BITS: u32 = 20;
-
-/// What kernels tell the host of faults, and what the host tells kernels that wait, in pinned memory.
-#[repr(C, align(16))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Bit r: rank r's data had not arrived when the time was up. Bit 16 + r: rank r runs another operation; of the own
-    /// rank: a foreign kernel has used the table.
-    pub ranks: u32,
-    /// What `verify` found: see [`VerifyParameters::result`].
-    pub verification: u32,
-    /// The host's. Bit r: rank r sends nothing more, and what it has sent is here. Kernels that wait for it give up.
-    pub ended: u32,
-    /// Number of the first call in a row of which this rank sends nothing, with [`SKIPPED_IS_THERE`]; 0 once the host knows.
-    pub skipped: u32,
-    /// Header of the operation that failed.
-    pub operation: Vector,
-    /// Header of the operation that has waited for long for a peer's header; its second word is 0 once the host knows.
-    pub waiting: Vector,
-    /// Headers of the ranks that run another operation, by rank.
-    pub peers: [Vector; MAX_WORLD_SIZE],
-}
-
-/// Says that [`Report::skipped`] is a number, which has 31 bits.
-pub const SKIPPED_IS_THERE: u32 = 1 << 31;
-/// Copies of the words that every warp reads first thing: one for many would be a queue. A warp's lanes write them.
-pub const CONTROL_COPIES: usize = 32;
-/// A line of the cache each.
-pub const CONTROL_COPY_BYTES: usize = 128;
-/// Where a copy has the mark of a workspace that has failed, in bytes.
-pub const MARK_OFFSET: usize = 2 * size_of::<u32>();
-
-/// How a struct is laid out in memory. The build asserts that the one of CUDA is alike.
+/// How a struct is laid out in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     /// Its name in the assertion.
@@ -87,8 +54,7 @@ laid_out! {
         pub own: u64,
         /// Bytes per slot.
         pub comm_size: u64,
-        /// [`CONTROL_COPIES`] copies of what an operation reads first, and of the mark of one that gave up waiting,
-        /// [`CONTROL_COPY_BYTES`] apart, and the header of the operation in progress behind them; all 0 at first.
+        /// The [copies](crate::report) of the control words, and the operation in progress behind them; all 0 at first.
         pub control_copies: u64,
         /// The rank.
         pub rank: u32,
@@ -182,7 +148,7 @@ laid_out! {
     }
     = AllReduceRmsNormQuant: AllReduceRmsNormQuantParameters;
 
-    /// Likewise with scales that are bytes. `base` has strides in bytes: to the next of 32 rows, and to the fourth scale.
+    /// Likewise with scales that are bytes; strides are of bytes, in `base` to the next of 32 rows and to the fourth scale.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct AllReduceRmsNormQuantBlocksParameters {
@@ -200,6 +166,40 @@ laid_out! {
         pub padding_rows: u32,
     }
     = AllReduceRmsNormQuantBlocks: AllReduceRmsNormQuantBlocksParameters;
+
+    /// The experts of a layer on this rank, whose rows are finalised.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Experts {
+        /// The rows that they made.
+        pub rows: u64,
+        /// `int32[tokens, per_token]`: numbers of rows, or -1.
+        pub index: u64,
+        /// As many weights.
+        pub weights: u64,
+        /// A row for each token, or 0.
+        pub shared_rows: u64,
+        /// How many rows they made.
+        pub row_count: u32,
+        /// Experts of a token.
+        pub per_token: u32,
+        /// 1 if the weights are float32, 0 if they have the dtype of the rows.
+        pub has_float32_weights: u32,
+        /// 0.
+        pub reserved: u32,
+    }
+    = Experts: Experts;
+
+    /// Parameters of an all-reduce of rows that experts made.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct MoeFinalizeParameters {
+        /// As of rows that are there; `input` is 0.
+        pub base: AllReduceRmsNormParameters,
+        /// The experts.
+        pub experts: Experts,
+    }
+    = MoeFinalize: MoeFinalizeParameters;
 
     /// RMSNorm of a row.
     #[repr(C)]
@@ -235,8 +235,8 @@ laid_out! {
     pub struct VerifyParameters {
         /// The group. Its control words and report are not used.
         pub group: Group,
-        /// A 32-bit word that the host can read. Bit r: rank r's vector was wrong, or it or its verdict did not arrive.
-        /// Bit 16 + r: rank r says that of a rank. If it is 0 on one rank, it is on all.
+        /// A word that the host can read. Bit r: rank r's vector was wrong, or it or its verdict did not arrive. Bit
+        /// 16 + r: rank r says that of a rank. If it is 0 on one rank, it is on all.
         pub result: u64,
         /// 0.
         pub reserved: u64,

@@ -75,6 +75,14 @@ pub const fn rms_norm_bounds(capacity: u32) -> LaunchBounds {
     }
 }
 
+/// Bounds of the kernels that finalise experts: what a thread has in flight takes half of the registers of a thread of 512.
+pub const fn moe_finalize_bounds(capacity: u32) -> LaunchBounds {
+    match capacity {
+        2 | 4 | 8 => LaunchBounds::new(512, 1),
+        _ => LaunchBounds::new(256, 1),
+    }
+}
+
 /// Columns of 16 bits that a row may have and be held in groups of every size.
 pub const HELD_COLUMNS: usize = 8 * rms_norm_bounds(CAPACITIES[CAPACITIES.len() - 1]).max_threads as usize;
 

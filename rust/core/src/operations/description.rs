@@ -5,11 +5,11 @@
 //! | word | bits | what |
 //! | --- | --- | --- |
 //! | 0 | 0 … 30 | number: the calls on this workspace so far, those that were refused or had nothing to do among them |
-//! | 1 | 28 … 30 | kind |
-//! | 1 | 26, 27 | dtype |
-//! | 1 | 25 | 1: two-shot |
-//! | 1 | 24 | 1: weights are float32 and the values are not |
-//! | 1 | 0 … 23 | columns; of Q and K, eighths of each in 12 bits; with a quantiser, which one in the upper 4 bits |
+//! | 1 | 27 … 30 | kind |
+//! | 1 | 25, 26 | dtype |
+//! | 1 | 24 | 1: two-shot |
+//! | 1 | 23 | 1: weights are float32 and the values are not |
+//! | 1 | 0 … 22 | columns; of Q and K, eighths of each in 11 bits; with a quantiser, which one in the upper 4 bits |
 //! | 2 | 0 … 30 | rows; elements where there are no rows |
 //! | 3 | 0 … 30 | digest of all that is above, in full, of the scalars, and of whether there is a residual |
 //!
@@ -29,11 +29,11 @@ use crate::tensor::Dtype;
 const WORD_MASK: u32 = 0x7fff_ffff;
 /// Bits of an operation's number.
 pub const NUMBER_MASK: u32 = WORD_MASK;
-const KIND_SHIFT: u32 = 28;
-const DTYPE_SHIFT: u32 = 26;
-const TWO_SHOT: u32 = 1 << 25;
-const FLOAT32_WEIGHT: u32 = 1 << 24;
-const COLUMN_BITS: u32 = 24;
+const KIND_SHIFT: u32 = 27;
+const DTYPE_SHIFT: u32 = 25;
+const TWO_SHOT: u32 = 1 << 24;
+const FLOAT32_WEIGHT: u32 = 1 << 23;
+const COLUMN_BITS: u32 = 23;
 const PAIR_BITS: u32 = COLUMN_BITS / 2;
 /// Bits of the columns of rows that are quantised.
 const QUANT_COLUMN_BITS: u32 = COLUMN_BITS - 4;
@@ -240,6 +240,8 @@ mod tests {
             Description { kind: Kind::AllReduceRmsNormQuant, format: Some(Sink::Fp8Group), ..norm },
             Description { kind: Kind::AllReduceQuant, format: Some(Sink::Fp8Token), ..norm },
             Description { kind: Kind::AllReduceQuant, format: Some(Sink::Fp8Group), ..norm },
+            Description { kind: Kind::MoeFinalizeAllReduceRmsNorm, ..norm },
+            Description { kind: Kind::MoeFinalizeAllReduce, ..norm },
         ];
         let headers = all.map(|description| description.header(u32::MAX));
         for (index, header) in headers.iter().enumerate() {

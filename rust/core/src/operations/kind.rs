@@ -75,9 +75,9 @@ mod tests {
     use super::Kind;
 
     #[test]
-    fn kinds_are_in_order_of_their_numbers_and_three_bits_hold_them() {
+    fn kinds_are_in_order_of_their_numbers_and_four_bits_hold_them() {
         assert!(Kind::ALL.iter().enumerate().all(|(index, kind)| kind.index() == index));
-        assert!(Kind::ALL.len() < 1 << 3);
+        assert!(Kind::ALL.len() < 1 << 4);
         assert!(Kind::ALL.iter().all(|kind| Kind::named(kind.name()) == Some(*kind)));
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! | module | concept |
 //! | --- | --- |
-//! | [`all_reduce`], [`all_reduce_quant`], [`rms_norm`], [`rms_norm_quant`], [`minimax`] | one each: operands, backends |
+//! | [`all_reduce`], [`all_reduce_quant`], [`rms_norm`], [`rms_norm_quant`] | one each: operands, backends |
+//! | [`minimax`], [`moe_finalize`] | likewise, two each |
 //! | [`kind`] | what there is of each besides |
 //! | [`operands`] | what all of them do: be checked, and run, on each backend |
 //! | [`question`] | calls that are asked about before there are tensors |
@@ -28,6 +29,7 @@ pub mod kind;
 #[cfg(feature = "cuda")]
 pub mod launch;
 pub mod minimax;
+pub mod moe_finalize;
 mod operand_checks;
 pub mod operands;
 pub mod quantised;
@@ -40,6 +42,7 @@ use all_reduce::AllReduce;
 use all_reduce_quant::AllReduceQuant;
 use kind::kinds;
 use minimax::MinimaxRms;
+use moe_finalize::{MoeFinalizeAllReduce, MoeFinalizeAllReduceRmsNorm};
 use rms_norm::AllReduceRmsNorm;
 use rms_norm_quant::AllReduceRmsNormQuant;
 
@@ -56,4 +59,8 @@ kinds! {
     AllReduceRmsNormQuant(AllReduceRmsNormQuant) = 5, "all_reduce_rms_norm_quant", QuantisedRows;
     /// The sum of rows and a quantiser.
     AllReduceQuant(AllReduceQuant) = 6, "all_reduce_quant", QuantisedRows;
+    /// The sum of rows that experts made with a residual and the norm of its rows.
+    MoeFinalizeAllReduceRmsNorm(MoeFinalizeAllReduceRmsNorm) = 7, "moe_finalize_all_reduce_rms_norm", Rows;
+    /// The sum of such rows alone.
+    MoeFinalizeAllReduce(MoeFinalizeAllReduce) = 8, "moe_finalize_all_reduce", Rows;
 }

@@ -152,10 +152,15 @@ pub(super) fn named<'a>(name: &'a str, tensor: &'a Tensor) -> Named<'a> {
 /// One weight for each of `columns` columns, of the input's dtype or float32.
 pub(super) fn check_weight(weight: Named<'_>, input: &Tensor, columns: usize) -> Result<()> {
     weight.check_shape(&[columns])?;
-    if input.dtype == Dtype::Float32 {
+    check_weight_dtype(weight, input.dtype)
+}
+
+/// Weights of values of `dtype`: that, or float32.
+pub(super) fn check_weight_dtype(weight: Named<'_>, dtype: Dtype) -> Result<()> {
+    if dtype == Dtype::Float32 {
         weight.check_dtype(&[Dtype::Float32])
     } else {
-        weight.check_dtype(&[input.dtype, Dtype::Float32])
+        weight.check_dtype(&[dtype, Dtype::Float32])
     }
 }
 

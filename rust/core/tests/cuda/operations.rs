@@ -5,6 +5,7 @@ use lamport_rs_core::operations::Kind;
 use lamport_rs_core::operations::all_reduce::AllReduce;
 use lamport_rs_core::operations::all_reduce_quant::AllReduceQuant;
 use lamport_rs_core::operations::minimax::MinimaxRms;
+use lamport_rs_core::operations::moe_finalize::{Experts, MoeFinalizeAllReduce, MoeFinalizeAllReduceRmsNorm};
 use lamport_rs_core::operations::quantised::Quantised;
 use lamport_rs_core::operations::question::Question;
 use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
@@ -81,6 +82,65 @@ fn norms(dtype: Dtype, weight_dtype: Dtype) -> impl Fn(usize, Either<'_>) -> Res
         }
         results
     }
+}
+
+/// Rows of experts: some of no number, none at all on one rank. Sums of squares are exact here, too.
+fn finalised(dtype: Dtype, expert_weight: Dtype, columns: usize) -> impl Fn(usize, Either<'_>) -> Results + Sync {
+    move |rank, either| {
+        let mut results = vec![];
+        for (tokens, per_token) in [(1, 1), (2, 8), (29, 11)] {
+            let count = if rank == 1 { 0 } else { 5 + rank };
+            let shape = [tokens, columns];
+            let number = |at: usize| if count == 0 { -1.0 } else { (at * 5 % (count + 1)) as f32 - 1.0 };
+            let mut rows = either.tensor(dtype, &[count, columns], |at| integer(rank, at));
+            let mut index = either.tensor(Dtype::Int32, &[tokens, per_token], |at| match at {
+                13 => count as f32,
+                _ => number(at),
+            });
+            let mut weights = either.tensor(expert_weight, &[tokens, per_token], |at| (at % 3) as f32 - 1.0);
+            let mut shared = either.tensor(dtype, &shape, |at| integer(rank + 5, at));
+            let mut residual = either.tensor(dtype, &shape, |at| integer(9, at));
+            let mut weight = either.tensor(dtype, &[columns], |at| (at % 5) as f32 * 0.3);
+            let [mut total, mut output, mut residual_output] = [(); 3].map(|()| either.tensor(dtype, &shape, |_| 7.0));
+            let experts = Experts {
+                rows: rows.tensor(),
+                index: index.tensor(),
+                weights: weights.tensor(),
+                shared: (rank != 2).then(|| shared.tensor()),
+            };
+            either.run(&MoeFinalizeAllReduce::new(experts, total.tensor())).unwrap();
+            let norm = AllReduceRmsNorm {
+                input: output.tensor(),
+                residual: Some(residual.tensor()),
+                weight: weight.tensor(),
+                epsilon: 1e-5,
+                weight_bias: 1.0,
+                algorithm: None,
+                output: output.tensor(),
+                residual_output: residual_output.tensor(),
+            };
+            either.run(&MoeFinalizeAllReduceRmsNorm::new(experts, norm)).unwrap();
+            either.finish().unwrap();
+            let of_one_nan = |bytes: Vec<u8>| with_one_nan(dtype, bytes);
+            results.extend([total, output, residual_output].map(|tensor| of_one_nan(tensor.bytes())));
+        }
+        results
+    }
+}
+
+/// Elements whose NaNs, of which any is as good as another, are all of the same bits.
+fn with_one_nan(dtype: Dtype, mut bytes: Vec<u8>) -> Vec<u8> {
+    for element in bytes.chunks_exact_mut(dtype.size()) {
+        let is_nan = match dtype {
+            Dtype::Float16 => half::f16::from_le_bytes([element[0], element[1]]).is_nan(),
+            Dtype::BFloat16 => half::bf16::from_le_bytes([element[0], element[1]]).is_nan(),
+            _ => f32::from_le_bytes([element[0], element[1], element[2], element[3]]).is_nan(),
+        };
+        if is_nan {
+            element.fill(0xff);
+        }
+    }
+    bytes
 }
 
 /// Rows of `columns`, some of them several times the slot, with the sum and without.
@@ -215,6 +275,21 @@ fn quantised_sums_of_wide_rows_have_the_bits_of_the_host_backend() {
         let launches = compare_in(1 << 17, 2, &format!("rows of {columns}"), program);
         assert!(launches >= 2 * (OF_CONSTRUCTION + 8), "{launches}");
     }
+}
+
+#[test]
+fn rows_of_experts_have_the_bits_of_the_host_backend() {
+    for (world_size, dtype, weight) in [
+        (2, Dtype::BFloat16, Dtype::Float32),
+        (3, Dtype::BFloat16, Dtype::BFloat16),
+        (4, Dtype::Float16, Dtype::Float16),
+    ] {
+        let launches = compare(world_size, &format!("experts' rows of {dtype:?}"), finalised(dtype, weight, 128));
+        // Twice 3 operations, of which the largest take several launches.
+        assert!(launches > world_size as u64 * (OF_CONSTRUCTION + 6), "{launches}");
+    }
+    // Rows that a block does not hold.
+    compare_in(1 << 17, 2, "wide rows of experts", finalised(Dtype::BFloat16, Dtype::Float32, 8192));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub mod all_reduce;
 pub mod minimax;
+pub mod moe_finalize;
 pub mod rms_norm;
 
 use lamport_rs_protocol::sentinel::VECTOR_BYTES;
@@ -110,6 +111,14 @@ pub enum PlanError {
     QuantisedSum {
         /// The quantiser.
         format: &'static str,
+    },
+    /// Rows of experts that no kernel finalises, or not in that way.
+    #[error("experts' rows of float16 or bfloat16 are finalised and summed in one shot, not {dtype} in {algorithm}")]
+    Finalised {
+        /// Their type.
+        dtype: &'static str,
+        /// How they were to be summed.
+        algorithm: &'static str,
     },
     /// A weight dtype that the dtype does not come with.
     #[error("a {dtype} operation takes weights of {dtype} or float32, not {weight}")]

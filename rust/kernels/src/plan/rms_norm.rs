@@ -11,7 +11,7 @@ use crate::parameters::{
 };
 use crate::plan::{Device, LaunchPlan, PlanError, all_reduce, check_bytes, check_weight, reduction_grid, row_vectors};
 use crate::sink::{Family, ScalePlaces, Sink};
-use crate::variants::{WARP_THREADS, capacity, rms_norm_bounds};
+use crate::variants::{WARP_THREADS, capacity};
 
 /// Bytes of rows of `row_bytes` bytes from which two-shot is faster than one-shot: as measured for groups of up to four
 /// ranks with rows of 4, 8 and 16 KiB, and as for the all-reduce for larger ones. Never with two ranks, which would wait
@@ -218,7 +218,7 @@ impl AllReduceRmsNormShape {
         self.plan_of(ModuleKey::AllReduceRmsNorm, device)
     }
 
-    fn plan_of(
+    pub(super) fn plan_of(
         &self,
         module: impl Fn(AllReduceRmsNormKernel) -> ModuleKey,
         device: Device,
@@ -226,11 +226,12 @@ impl AllReduceRmsNormShape {
         self.check()?;
         let Self { tokens, hidden, dtype, algorithm, .. } = *self;
         let capacity = capacity(self.world_size as u32);
-        let bounds = rms_norm_bounds(capacity);
+        let module = |held| module(AllReduceRmsNormKernel { algorithm, dtype, capacity, held });
+        let bounds = module(true).bounds().expect("the host chooses the size of these launches");
         let needed = row_vectors(hidden, dtype)?.next_multiple_of(WARP_THREADS);
         let block = needed.min(bounds.max_threads);
         let held = needed <= bounds.max_threads;
-        let module = module(AllReduceRmsNormKernel { algorithm, dtype, capacity, held });
+        let module = module(held);
         let resident = device.resident_blocks(bounds, block);
         let grid = reduction_grid(tokens as u32, resident);
         let launch = LaunchPlan { module, grid, block, dependent_launch: device.has_dependent_launch() };

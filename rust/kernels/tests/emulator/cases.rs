@@ -4,11 +4,12 @@ use lamport_rs_kernels::Dtype::{self, BFloat16, Float16, Float32};
 use lamport_rs_kernels::Sink;
 use lamport_rs_kernels::plan::Device;
 use lamport_rs_kernels::sink::Family;
-use lamport_rs_kernels::variants::{capacity, rms_norm_bounds};
+use lamport_rs_kernels::variants::{capacity, moe_finalize_bounds, rms_norm_bounds};
 use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
 
 use crate::operations::{
-    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Fill, Minimax, Operation, Skip, Verify,
+    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Fill, Minimax, MoeFinalize, Operation, Skip,
+    Verify,
 };
 use crate::run::Case;
 use crate::values::Random;
@@ -205,6 +206,38 @@ pub fn minimax() -> Vec<Case> {
     cases
 }
 
+/// Rows that experts made: for each token one, as many as are loaded at once, and more.
+pub fn moe_finalize() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (is_normalised, (dtype, expert_weight)) in
+        [true, false].into_iter().flat_map(|each| DTYPES_WITH_WEIGHTS[1..].iter().map(move |&dtypes| (each, dtypes)))
+    {
+        for world_size in WORLD_SIZES {
+            let finalize = |tokens, vectors: usize, per_token, has_shared| -> Box<dyn Operation> {
+                let (algorithm, hidden, has_residual) = (OneShot, vectors * 8, is_normalised);
+                let (weight, in_place) = (dtype, false);
+                let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
+                Box::new(MoeFinalize { norm, is_normalised, per_token, expert_weight, has_shared })
+            };
+            let what = if is_normalised { "norm" } else { "sum" };
+            let name = format!("experts, {what}, {dtype:?} and {expert_weight:?}, {world_size} ranks");
+            let held = vec![
+                finalize(1, 1, 1, true),
+                finalize(13, 33, 8, false),
+                finalize(13, 33, 11, true),
+                finalize(world_size + 4, 40, 2, true),
+            ];
+            cases.push(case(format!("{name}, held"), world_size, device(1, 2), held));
+            if expert_weight == dtype {
+                let vectors = moe_finalize_bounds(capacity(world_size as u32)).max_threads as usize + 1;
+                let wide = vec![finalize(2, vectors, 3, true), finalize(world_size, 1, 8, false)];
+                cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
+            }
+        }
+    }
+    cases
+}
+
 /// What comes before all operations.
 pub fn setup() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -257,7 +290,7 @@ fn any_operation(random: &mut Random, world_size: usize) -> Box<dyn Operation> {
     let vectors = [1, 5, 32, 70][random.below(4)];
     let of_rows = if tokens < world_size { OneShot } else { algorithm };
     let has_residual = random.below(2) == 0;
-    match random.below(6) {
+    match random.below(7) {
         0 => {
             let elements = [1, 9, 64, 700, 5000][random.below(5)] + random.below(8);
             Box::new(AllReduce { algorithm, dtype, elements, in_place })
@@ -282,6 +315,15 @@ fn any_operation(random: &mut Random, world_size: usize) -> Box<dyn Operation> {
             let in_place = in_place && has_output;
             let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
             Box::new(AllReduceRmsNormQuant { norm, sink, has_output })
+        }
+        5 => {
+            let is_normalised = random.below(2) == 0;
+            let (dtype, weight) = DTYPES_WITH_WEIGHTS[1 + random.below(4)];
+            let (algorithm, hidden) = (OneShot, vectors * 8);
+            let (expert_weight, has_residual) = (weight, has_residual && is_normalised);
+            let (per_token, has_shared, in_place) = (1 + random.below(10), in_place, false);
+            let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
+            Box::new(MoeFinalize { norm, is_normalised, per_token, expert_weight, has_shared })
         }
         _ => {
             let sinks: Vec<_> = sinks_of_sums().collect();

@@ -12,7 +12,7 @@ use crate::faults::{
 };
 use crate::machine::Kernels;
 use crate::operations::{
-    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Skip, Verify,
+    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, MoeFinalize, Operation, Skip, Verify,
 };
 use crate::run::{Case, Failure};
 
@@ -305,6 +305,30 @@ pub fn all() -> Vec<Defect> {
             old: "        __syncthreads();\n        Output<Value, held>::put",
             new: "        Output<Value, held>::put",
             run: chain(quantised_sum(), 1),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "indices of experts' rows are read before the wait",
+            file: "source/experts.cuh",
+            old: "        return keep(first_entry(rows));\n",
+            new: "        return keep(first_entry(rows)) + 0 * ptx::load_weight_word(experts_.index);\n",
+            run: chain(MoeFinalize::of(true, 9, 72 * 8), 2),
+            expected: Misuse,
+        },
+        Defect {
+            name: "a negative number of an expert's row is taken for one",
+            file: "source/experts.cuh",
+            old: "!is_none && index[i] < experts_.row_count",
+            new: "!is_none && static_cast<int32>(index[i]) < static_cast<int32>(experts_.row_count)",
+            run: chain(MoeFinalize::of(false, 9, 72 * 8), 8),
+            expected: Misuse,
+        },
+        Defect {
+            name: "the weight of nothing counts",
+            file: "source/experts.cuh",
+            old: "weights[i] = is_none ? 0.0f : load_weight<Value>(entry(i));",
+            new: "weights[i] = load_weight<Value>(entry(i));",
+            run: chain(MoeFinalize::of(false, 9, 72 * 8), 1),
             expected: WrongResult,
         },
         Defect {

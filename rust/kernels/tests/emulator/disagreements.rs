@@ -12,7 +12,9 @@ use lamport_rs_protocol::table::{CLEAR_EXTENT, SLOT_INDEX};
 use crate::cases::device;
 use crate::faults::Group;
 use crate::machine::Kernels;
-use crate::operations::{AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation};
+use crate::operations::{
+    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, MoeFinalize, Operation,
+};
 use crate::run::Case;
 use crate::workspace::HEADER;
 
@@ -68,6 +70,9 @@ pub fn disagreements() -> Vec<Disagreement> {
             }
         }
     }
+    let finalize = |is_normalised| move |tokens| MoeFinalize::of(is_normalised, tokens, 64);
+    differ(&mut cases, &mut sizes, finalize(true), finalize(false)(9));
+    differ(&mut cases, &mut sizes, finalize(false), sum(OneShot, 300));
     let (dtype, weight, tokens_per_block) = (BFloat16, BFloat16, Some(1));
     let one = |tokens| Minimax { dtype, weight, tokens: tokens as u32, widths: [64], tokens_per_block, in_place };
     let two = |tokens| Minimax { dtype, weight, tokens: tokens as u32, widths: [64, 8], tokens_per_block, in_place };

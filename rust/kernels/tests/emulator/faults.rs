@@ -12,7 +12,8 @@ use crate::cases::device;
 use crate::compile::FEWER_POLLS_BITS;
 use crate::machine::{Kernels, Machine};
 use crate::operations::{
-    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, Operation, Prepared, Skip, Verify,
+    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, MoeFinalize, Operation, Prepared,
+    Skip, Verify,
 };
 use crate::run::Case;
 use crate::values::{Random, with_some_missing};
@@ -68,6 +69,9 @@ pub fn cases() -> Vec<FaultCase> {
                 let sum = AllReduceQuant { algorithm, dtype, tokens, hidden, sink, has_sum: true, in_place };
                 cases.push(FaultCase::new(world_size, true, sum));
             }
+        }
+        for is_normalised in [true, false] {
+            cases.push(FaultCase::new(world_size, true, MoeFinalize::of(is_normalised, world_size + 2, 64)));
         }
         let (tokens, tokens_per_block) = (4, Some(1));
         let one = Minimax { dtype, weight, tokens, widths: [64], tokens_per_block, in_place };

@@ -56,6 +56,11 @@ fn quant() {
 }
 
 #[test]
+fn moe_finalize() {
+    check(cases::moe_finalize(), 1);
+}
+
+#[test]
 fn minimax() {
     check(cases::minimax(), 2);
 }
@@ -157,6 +162,7 @@ fn tables() -> impl Iterator<Item = Case> {
         cases::rms_norm(),
         cases::rms_norm_quant(),
         cases::quant(),
+        cases::moe_finalize(),
         cases::minimax(),
         cases::setup(),
     ];

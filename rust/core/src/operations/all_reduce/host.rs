@@ -13,11 +13,14 @@ use super::AllReduce;
 use crate::error::Result;
 use crate::interrupts::Interrupted;
 use crate::operations::choice::choose;
+use crate::operations::description::Description;
 use crate::operations::host::element::{Element, Lanes, with_element};
 use crate::operations::host::operand::Operand;
 use crate::operations::host::processor::{Job, Processor, dispatch};
 use crate::operations::host::segments::{check_room, exchange_segments, exchange_segments_two_shot};
 use crate::operations::host::{CHUNK_VECTORS, with_nan_on_failure};
+use crate::operations::moe_finalize::Experts;
+use crate::operations::moe_finalize::host::Finalisation;
 use crate::operations::operands::OnHost;
 use crate::tensor::Device;
 use crate::workspace::host::{HostWorkspace, Running};
@@ -40,25 +43,52 @@ impl OnHost for AllReduce {
 
 unsafe fn run(workspace: &HostWorkspace, operands: &AllReduce, interrupted: Interrupted<'_>) -> Result<()> {
     let (algorithm, region_bytes) = check(workspace, operands)?;
+    let description = operands.describe(algorithm);
+    // SAFETY: the caller's promise; the operands were checked.
+    unsafe { run_sum(workspace, operands, None, region_bytes, &description, interrupted) }
+}
+
+/// Runs the operation with checked operands. The input is what `experts` made, if there are any, for which it is the
+/// place.
+///
+/// # Safety
+/// As for [`OnHost::run_on_host`].
+pub(in crate::operations) unsafe fn run_sum(
+    workspace: &HostWorkspace,
+    operands: &AllReduce,
+    experts: Option<&Experts>,
+    region_bytes: usize,
+    description: &Description,
+    interrupted: Interrupted<'_>,
+) -> Result<()> {
     if operands.input.elements() == 0 {
         return workspace.skip();
     }
-    let mut running = workspace.begin(&operands.describe(algorithm), interrupted)?;
+    let mut running = workspace.begin(description, interrupted)?;
     // SAFETY: the caller's promise.
     let (input, output) = unsafe { (Operand::contiguous(&operands.input), Operand::streamed(&operands.output)) };
     let running = &mut running;
     with_element!(operands.input.dtype, E => {
+        if let Some(experts) = experts {
+            // SAFETY: as above.
+            dispatch(unsafe { Finalisation::<E>::new(experts, &operands.input) });
+        }
         let sum = Sum { workspace, running, region_bytes, input, output, element: PhantomData::<E> };
-        match algorithm {
+        match description.algorithm {
             Algorithm::OneShot => dispatch(sum),
             Algorithm::TwoShot => dispatch(TwoShotSum(sum)),
         }
     })
 }
 
-/// Checks the operands, and says how the operation runs: the algorithm, and the bytes of a rank's message.
+/// Checks the operands, and says how the operation runs.
 fn check(workspace: &HostWorkspace, operands: &AllReduce) -> Result<(Algorithm, usize)> {
     operands.check(Device::Cpu)?;
+    plan(workspace, operands)
+}
+
+/// How the operation runs with checked operands: the algorithm, and the bytes of a rank's message.
+pub(in crate::operations) fn plan(workspace: &HostWorkspace, operands: &AllReduce) -> Result<(Algorithm, usize)> {
     let (geometry, bytes) = (workspace.member().geometry, operands.input.bytes());
     let is_large = bytes >= workspace.two_shot_from.unwrap_or_else(|| two_shot_from(geometry.world_size()));
     let algorithm = choose(operands.algorithm, is_large, &geometry, bytes.div_ceil(VECTOR_BYTES), VECTOR_BYTES);

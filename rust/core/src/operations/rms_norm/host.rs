@@ -23,6 +23,8 @@ use crate::operations::host::operand::{Operand, Weight};
 use crate::operations::host::processor::{Job, Processor, dispatch};
 use crate::operations::host::segments::{check_room, exchange_segments};
 use crate::operations::host::{CHUNK_VECTORS, with_nan_on_failure};
+use crate::operations::moe_finalize::Experts;
+use crate::operations::moe_finalize::host::Finalisation;
 use crate::operations::operands::{OnHost, Operands};
 use crate::operations::quantised::rows::RowQuantiser;
 use crate::tensor::{Device, Tensor};
@@ -43,16 +45,18 @@ unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNorm, interrupte
     check(workspace, operands)?;
     let description = operands.describe(Algorithm::OneShot);
     // SAFETY: the caller's promise; the operands were checked.
-    unsafe { run_norm(workspace, operands, Some(&operands.output), None, &description, interrupted) }
+    unsafe { run_norm(workspace, operands, None, Some(&operands.output), None, &description, interrupted) }
 }
 
-/// Runs the operation with checked operands. The normalised rows go to `output`, if there is one, and to `quantiser`.
+/// Runs the operation with checked operands. The input is what `experts` made, if there are any, for which it is the
+/// place. The normalised rows go to `output`, if there is one, and to `quantiser`.
 ///
 /// # Safety
 /// As for [`OnHost::run_on_host`].
 pub(in crate::operations) unsafe fn run_norm(
     workspace: &HostWorkspace,
     operands: &AllReduceRmsNorm,
+    experts: Option<&Experts>,
     output: Option<&Tensor>,
     quantiser: Option<RowQuantiser>,
     description: &Description,
@@ -69,6 +73,10 @@ pub(in crate::operations) unsafe fn run_norm(
     let outcome = with_element!(operands.input.dtype, E => {
         let sums = <E as Element>::Lanes::cast(&mut scratch);
         let sums = &mut sums[..row_vectors];
+        if let Some(experts) = experts {
+            // SAFETY: the caller's promise; the operands were checked.
+            dispatch(unsafe { Finalisation::<E>::new(experts, &operands.input) });
+        }
         dispatch(Run::<E> { workspace, running: &mut running, operands, output, quantiser, region_bytes, sums })
     });
     running.return_scratch(scratch);

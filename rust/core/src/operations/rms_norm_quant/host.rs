@@ -34,7 +34,7 @@ unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNormQuant, inter
     // SAFETY: the caller's promise; the operands were checked.
     unsafe {
         let quantiser = RowQuantiser::new(&operands.quantised, &operands.norm.input);
-        run_norm(workspace, &operands.norm, operands.output(), Some(quantiser), &description, interrupted)
+        run_norm(workspace, &operands.norm, None, operands.output(), Some(quantiser), &description, interrupted)
     }
 }
 

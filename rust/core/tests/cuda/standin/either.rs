@@ -74,6 +74,7 @@ fn encode(dtype: Dtype, value: f32) -> Vec<u8> {
         Dtype::Float32 => value.to_le_bytes().to_vec(),
         Dtype::Float16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
         Dtype::BFloat16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
+        Dtype::Int32 => (value as i32).to_le_bytes().to_vec(),
         // Results only: anything that is not what will be there.
         _ => vec![0xa5; dtype.size()],
     }

@@ -43,6 +43,8 @@ inline unsigned long long max(unsigned long long a, unsigned long long b) { retu
 inline unsigned __float_as_uint(float value) { return __builtin_bit_cast(unsigned, value); }
 inline float __uint_as_float(unsigned word) { return __builtin_bit_cast(float, word); }
 inline float fmaf(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+// The compiler is told to fuse nothing.
+inline float __fmul_rn(float a, float b) { return a * b; }
 inline float fabsf(float value) { return __builtin_fabsf(value); }
 // The hardware's is off by up to two units in the last place.
 inline float rsqrtf(float value) { return 1.0f / __builtin_sqrtf(value); }

@@ -13,6 +13,7 @@ use crate::workspace::Member;
 
 mod all_reduce;
 mod minimax;
+mod moe_finalize;
 mod quant;
 mod rms_norm;
 mod rms_norm_quant;
@@ -20,6 +21,7 @@ mod setup;
 
 pub use all_reduce::AllReduce;
 pub use minimax::Minimax;
+pub use moe_finalize::MoeFinalize;
 pub use quant::AllReduceQuant;
 pub use rms_norm::AllReduceRmsNorm;
 pub use rms_norm_quant::AllReduceRmsNormQuant;

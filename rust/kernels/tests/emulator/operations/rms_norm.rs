@@ -33,7 +33,7 @@ pub(super) struct Tensors {
     operation: AllReduceRmsNorm,
     pub(super) setting: Setting,
     plan: AllReduceRmsNormPlan,
-    inputs: Inputs,
+    pub(super) inputs: Inputs,
     residuals: Inputs,
     weights: Vec<Memory>,
     pub(super) outputs: Vec<Rc<Memory>>,
