@@ -173,7 +173,7 @@ fn ranks_do_not_wait_for_one_whose_transport_failed_when_it_had_served_them() {
 
 /// What the error says of who gave up, and why.
 fn assert_names_rank_0(error: &Error) {
-    let Error::Aborted { rank: 0, cause: Cause::Failed, reason } = error else { panic!("{error:?}") };
+    let Error::Aborted { rank: 0, cause: Cause::Failed, reason } = error.itself() else { panic!("{error:?}") };
     assert_eq!(reason, "interrupted while waiting for rank 1 to map all memory");
 }
 
