@@ -90,7 +90,7 @@ fn ranks_that_differ_hear_of_it() {
 #[test]
 fn foreign_operations_that_leave_slot_and_extent_are_noticed() {
     let _standin = Standin::take();
-    on_ranks(2, |rank| {
+    let noticed = on_ranks(2, |rank| {
         let workspace = rank.create().unwrap();
         assert_eq!(sum(&workspace, 100).unwrap(), [2.0; 100]);
         let (table, entries) = workspace.table();
@@ -105,10 +105,14 @@ fn foreign_operations_that_leave_slot_and_extent_are_noticed() {
             *slot_index = 1;
         }
         rank.meet();
-        assert!(matches!(sum(&workspace, 100), Err(Error::ForeignKernel)));
+        let error = sum(&workspace, 100).unwrap_err();
         assert!(sum(&workspace, 50).is_err());
         rank.meet();
+        // A rank that comes late hears of it from the other.
+        assert!(error.to_string().contains("a foreign kernel has used the table"), "{error}");
+        matches!(error, Error::ForeignKernel)
     });
+    assert!(noticed.contains(&true));
 }
 
 #[test]
