@@ -4,6 +4,7 @@ import lamport_rs
 import pytest
 import torch
 from lamport_rs import LamportError
+from lamport_rs.single_rank import finalise
 from moe_rows import (
     DTYPES,
     Experts,
@@ -25,6 +26,29 @@ by_name = {"ids": lambda value: str(value).replace("torch.", "")}
 def test_the_sum_is_that_of_rows_that_were_finalised_before(ranks_of, world_size, dtypes):
     digests = ranks_of(world_size).run(finalise_shapes, dtypes, SHAPES)
     assert all(each == digests[0] for each in digests)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, **by_name)
+def test_a_group_of_one_on_a_gpu_has_the_rows_of_the_reference(dtypes):
+    """What runs there runs here, too."""
+    for seed, k in enumerate((1, 4, 10)):
+        experts = Experts.of_rank(0, (9, 64), k, dtypes, seed)
+        out = torch.empty(9, 64, dtype=dtypes[0])
+        finalise(*experts.first(), experts.shared_rows, out)
+        check_same_bits(out, experts.finalised())
+
+
+@pytest.mark.parametrize("shape", [(2, 8), (1, 2, 8), (0, 8), (8,)])
+def test_a_group_of_one_on_a_gpu_takes_no_number_for_a_row_that_is_none(shape):
+    rows = torch.ones(shape, dtype=torch.bfloat16)
+    count = rows.numel() // 8
+    index = torch.tensor([[-1], [0], [count - 1], [count], [-2], [1 << 30]], dtype=torch.int32)
+    out = torch.empty(6, 8, dtype=torch.bfloat16)
+    finalise(rows, index, torch.full((6, 1), 2.0), None, out)
+    there = 2.0 if count else torch.nan
+    # Of no rows, the last has the number of none.
+    expected = torch.tensor([0.0, there, there if count else 0.0, torch.nan, torch.nan, torch.nan])
+    assert out.float().allclose(expected[:, None].expand(6, 8), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES, **by_name)
@@ -135,7 +159,11 @@ def refuse(me: Rank) -> None:
     refused = [
         ((rows.int(), index, weights), {}, "expert_rows is int32"),
         ((rows[:, :60], index, weights), {}, "expert_rows has shape .* multiple of 8"),
-        ((rows, index.long(), weights), {}, "row_index is torch.int64"),
+        (
+            (rows, index.long(), weights),
+            {},
+            "row_index is torch.int64, which no operand may be: .* and indices torch.int32",
+        ),
         ((rows, weights, weights), {}, "row_index is float32, but must be int32"),
         ((rows, index[:, :0], weights[:, :0]), {}, "row_index has shape .* multiple of 1"),
         ((rows, index[0, 0], weights[0, 0]), {}, "row_index has shape"),

@@ -31,13 +31,20 @@ def finalise(
     shared_rows: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    """`moe_finalize_all_reduce` of one rank, bit for bit as the kernels do it."""
+    """`moe_finalize_all_reduce` of one rank, bit for bit as the kernels do it, but for the sign of zeros.
+
+    The host waits for nothing, so it can be captured.
+    """
     with torch.inference_mode():
+        rows = expert_rows.reshape(-1, out.shape[-1])
         total = torch.zeros(out.shape, dtype=torch.float32, device=out.device)
         for index, weight in zip(row_index.unbind(-1), expert_weights.float().unbind(-1), strict=True):
-            is_row = (index >= 0) & (index < expert_rows.shape[0])
-            product = torch.full_like(total, torch.nan)
-            product[is_row] = expert_rows[index[is_row]].float() * weight[is_row, None]
+            is_row = (index >= 0) & (index < rows.shape[0])
+            if rows.shape[0] > 0:
+                product = rows[index.where(is_row, 0)].float() * weight[..., None]
+            else:
+                product = torch.empty_like(total)
+            product.masked_fill_(~is_row[..., None], torch.nan)
             total += product.masked_fill_((index == -1)[..., None], 0.0)
         out.copy_(total if shared_rows is None else total + shared_rows.float())
 

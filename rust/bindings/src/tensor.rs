@@ -122,7 +122,10 @@ fn extract_dtype(dtype: &Bound<'_, PyAny>, name: &str) -> PyResult<Dtype> {
     })?;
     let known = dtypes.iter().find(|(known, _)| known.is(dtype)).map(|(_, dtype)| *dtype);
     known.ok_or_else(|| {
-        LamportError::new_err(format!("{name} is {dtype}, but must be torch.float32, torch.float16 or torch.bfloat16"))
+        LamportError::new_err(format!(
+            "{name} is {dtype}, which no operand may be: they are torch.float32, torch.float16 or torch.bfloat16, and indices \
+             torch.int32"
+        ))
     })
 }
 

@@ -155,8 +155,10 @@ fn a_fault_is_named_rather_than_what_followed_from_it() {
     let workspaces = group(3);
     workspaces[2].lifecycle().abort("the cause").unwrap();
     workspaces[0].lifecycle().clean_up();
-    let (outcome, _) = sum_of_ones(&workspaces[1]);
-    assert!(matches!(outcome, Err(Error::Aborted { rank: 2, .. })), "{outcome:?}");
+    let error = sum_of_ones(&workspaces[1]).0.unwrap_err();
+    assert!(matches!(error.itself(), Error::Aborted { rank: 2, .. }), "{error:?}");
+    // The first rank takes part in no reset.
+    assert!(error.to_string().ends_with("create a new one on every rank"), "{error}");
 }
 
 #[test]

@@ -67,7 +67,7 @@ impl Experts {
         }
         output.check_dtype(&[self.rows.dtype])?;
         output.check_shape(self.shape().as_slice())?;
-        self.named().try_for_each(|operand| operand.check_place(device))
+        self.named().chain([output]).try_for_each(|operand| operand.check_place(device))
     }
 
     /// Checks how they lie, and that `outputs`, which were checked before, share nothing with them: a row of these may be
