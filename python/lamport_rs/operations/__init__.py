@@ -4,8 +4,9 @@ Each is a collective call: all ranks of the workspace's group make it, with tens
 the same order.
 
 **Operands** are on the workspace's device, float32, float16 or bfloat16, in any layout and of any size. What is not
-contiguous, or not aligned to 16 bytes, is copied. An output may be the very tensor it is computed from (not where rows of
-experts are finalised, which are float16 or bfloat16 only); its elements must not share memory. A tensor of which a slot has no room for every rank's message runs as several operations.
+contiguous, or not aligned to 16 bytes, is copied. An output may be the very tensor it is computed from; its elements
+must not share memory. A tensor of which a slot has no room for every rank's message runs as several operations. Where
+rows of experts are finalised, they are float16 or bfloat16, and an output may be the residual only.
 
 **Results** are the same bits on every rank and on every run: sums are taken in float32 and in rank order. A row's bits
 do not depend on how many rows share the call, nor on where it is among them. A contribution of -0.0 counts as +0.0,
