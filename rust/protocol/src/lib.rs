@@ -19,6 +19,7 @@
 //! | `section` | how one operation pushes and polls, and whom it names when it gives up |
 //! | [`two_shot`] | one operation in which every rank sums a shard: why the same argument covers it |
 //! | [`parking`] | how a rank that waits announces that it sleeps, and why no push leaves it asleep |
+//! | [`construction`] | what ranks tell each other while they construct |
 //! | [`notices`] | how a rank tells its peers that it has ended, and how all begin anew |
 //! | [`endings`] | when kernels that wait are told of that |
 //!
@@ -28,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 pub mod algorithm;
+pub mod construction;
 pub mod endings;
 pub mod exchange;
 pub mod geometry;

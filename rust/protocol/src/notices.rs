@@ -36,6 +36,8 @@
 use crate::geometry::MAX_WORLD_SIZE;
 use crate::rank_set::RankSet;
 
+pub use crate::construction::{Built, Outcome};
+
 /// Words of a notice.
 pub const NOTICE_WORDS: usize = 256;
 /// Words of a page.
@@ -51,12 +53,12 @@ const UNMAPPED: u32 = 2;
 // Words of a page. Each line of 64 bytes has the writers of one kind, but for DECIDED, which is written once.
 const TOLD: usize = 0;
 const CLAIM: usize = MAX_WORLD_SIZE;
-const DECIDED: usize = CLAIM + 1;
+pub(crate) const DECIDED: usize = CLAIM + 1;
 const REFUSED: usize = 2 * MAX_WORLD_SIZE;
 const STAGE: usize = REFUSED + 1;
 const LEFT: usize = REFUSED + 2;
-const BUILT: usize = REFUSED + 3;
-const DIGEST: usize = REFUSED + 4;
+pub(crate) const BUILT: usize = REFUSED + 3;
+pub(crate) const DIGEST: usize = REFUSED + 4;
 const NO_RESET: usize = REFUSED + 6;
 const NOTICE: usize = 3 * MAX_WORLD_SIZE;
 
@@ -192,113 +194,6 @@ pub enum NoReset {
     PagesMissing = 1,
     /// One has failed half-way.
     HalfReset = 2,
-}
-
-/// What a rank has made of a construction. It says so once, when it has mapped its peers' memory or cannot.
-///
-/// If all are whole, by messages of the same digest, the ranks need no other agreement. A rank that is whole reads every
-/// page, and nobody takes back what it has told, but to give up. So either all such ranks find all alike, or none does, or
-/// one has gone: whoever had found all alike before hears of that by its notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Built {
-    /// It has all that it needs, and was brought messages of this digest.
-    Whole(u64),
-    /// The ranks have to agree in another way, to which it comes.
-    Doubtful,
-    /// It has given up, and comes to nothing more.
-    Gone,
-}
-
-impl Built {
-    // What the word says; 0 is nothing yet.
-    const WHOLE: u32 = 1;
-    const DOUBTFUL: u32 = 2;
-    const GONE: u32 = 3;
-
-    /// Tells it as `rank`. What the rank did before is done for whoever finds it.
-    pub fn tell<W: StatusWords>(self, words: &W, rank: usize) {
-        let state = match self {
-            Self::Whole(digest) => {
-                words.store(rank, DIGEST, digest as u32);
-                words.store(rank, DIGEST + 1, (digest >> 32) as u32);
-                Self::WHOLE
-            }
-            Self::Doubtful => Self::DOUBTFUL,
-            Self::Gone => Self::GONE,
-        };
-        // Last, with release: whoever finds it finds the digest.
-        words.store(rank, BUILT, state);
-    }
-
-    /// What `rank` has told, if it has.
-    pub fn told<W: StatusWords>(words: &W, rank: usize) -> Option<Self> {
-        match words.load(rank, BUILT) {
-            0 => None,
-            Self::WHOLE => {
-                let digest = |at| u64::from(words.load(rank, DIGEST + at));
-                Some(Self::Whole(digest(0) | digest(1) << 32))
-            }
-            Self::GONE => Some(Self::Gone),
-            _ => Some(Self::Doubtful),
-        }
-    }
-
-    /// The ranks that have given up.
-    pub fn gone<W: StatusWords>(words: &W, world_size: usize) -> RankSet {
-        (0..world_size).filter(|rank| Self::told(words, *rank) == Some(Self::Gone)).collect()
-    }
-
-    /// The ranks that have not told yet, if the others have told just this; `None` if one has told something else.
-    pub fn missing<W: StatusWords>(self, words: &W, world_size: usize) -> Option<RankSet> {
-        let mut missing = RankSet::default();
-        for rank in 0..world_size {
-            match Self::told(words, rank) {
-                None => missing.insert(rank),
-                Some(told) if told == self => {}
-                Some(_) => return None,
-            }
-        }
-        Some(missing)
-    }
-}
-
-/// How the ranks end a construction that they verify last. Whoever comes to an end first decides for all of them, in a word
-/// of rank 0's page; so each needs the pages of all.
-///
-/// Without that, a rank that gives up could not know whether others count on it in another round, nor they whether it comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// All have what they constructed. A rank that fails after that, or hears of it too late, has to tell the others in
-    /// another way.
-    Accepted,
-    /// All come to another round, in which they tell each other why.
-    Refused,
-    /// This rank has given up. Nobody has anything, and there is no other round.
-    Abandoned(usize),
-}
-
-impl Outcome {
-    // What the word says; 0 is nothing yet, and what no version tells is of a rank that is not there.
-    const ACCEPTED: u32 = 1;
-    const REFUSED: u32 = 2;
-    const ABANDONED: u32 = 3;
-
-    /// Decides so, unless another rank has decided before. What holds for all.
-    pub fn decide<W: StatusWords>(self, words: &W) -> Self {
-        let word = match self {
-            Self::Accepted => Self::ACCEPTED,
-            Self::Refused => Self::REFUSED,
-            Self::Abandoned(rank) => Self::ABANDONED + rank as u32,
-        };
-        if words.replace(0, DECIDED, 0, word) {
-            return self;
-        }
-        match words.load(0, DECIDED) {
-            Self::ACCEPTED => Self::Accepted,
-            Self::REFUSED => Self::Refused,
-            word => Self::Abandoned(word.wrapping_sub(Self::ABANDONED) as usize),
-        }
-    }
 }
 
 /// Where a rank is on its way to the next epoch.
