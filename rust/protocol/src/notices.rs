@@ -143,17 +143,21 @@ impl<W: StatusWords> Notices<'_, W> {
 
     /// Whether no rank has said that it lacks pages. Known once all have constructed.
     pub fn all_have_all_pages(&self) -> bool {
-        let has_all = |rank| matches!(self.words.load(rank, NO_RESET), 0 | 2);
-        (0..self.world_size).all(has_all)
+        (0..self.world_size).all(|rank| self.no_reset(rank) != Some(NoReset::PagesMissing))
     }
 
     /// Why one of the ranks can take part in no reset, if one cannot.
     pub fn reset_ruled_out(&self) -> Option<NoReset> {
-        (0..self.world_size).find_map(|rank| match self.words.load(rank, NO_RESET) {
+        (0..self.world_size).find_map(|rank| self.no_reset(rank))
+    }
+
+    /// Why `rank` can take part in no reset, if it has said so.
+    fn no_reset(&self, rank: usize) -> Option<NoReset> {
+        match self.words.load(rank, NO_RESET) {
             0 => None,
             word if word == NoReset::HalfReset as u32 => Some(NoReset::HalfReset),
             _ => Some(NoReset::PagesMissing),
-        })
+        }
     }
 
     /// Of `ranks`, those that may still have peers' memory mapped, if they live.

@@ -101,14 +101,14 @@ pub struct MoeFinalizeAllReduceRmsNorm {
 }
 
 impl MoeFinalizeAllReduceRmsNorm {
-    /// The operation on what `experts` made. `norm.input` and `norm.algorithm` are not looked at. Its outputs may not be among the operands, but
-    /// for `residual_output`, which may be `residual`.
+    /// The operation on what `experts` made. `norm.input` and `norm.algorithm` are not looked at. Its outputs may not be
+    /// among the operands, but for `residual_output`, which may be `residual`.
     pub fn new(experts: Experts, norm: AllReduceRmsNorm) -> Self {
         Self { experts, norm: AllReduceRmsNorm { input: norm.output, algorithm: Some(Algorithm::OneShot), ..norm } }
     }
 
-    /// What all ranks must have in common. There is one algorithm. How many experts' rows a rank has, how many a token has, their weights' dtype,
-    /// and whether there is a shared expert, is each rank's own affair.
+    /// What all ranks must have in common. There is one algorithm. How many experts' rows a rank has, how many a token has,
+    /// their weights' dtype, and whether there is a shared expert, is each rank's own affair.
     pub fn describe(&self) -> Description {
         Description { kind: Kind::MoeFinalizeAllReduceRmsNorm, ..self.norm.describe(Algorithm::OneShot) }
     }
