@@ -345,7 +345,8 @@ struct Staged<'a> {
     most: usize,
     /// Whether its peers cannot map its page.
     hides_page: bool,
-    /// Called after so many rounds.
+    /// Called before and after a round, of that number.
+    before: &'a dyn Fn(usize),
     after: &'a dyn Fn(usize),
     /// Whether a signal has come.
     signal: &'a dyn Fn() -> bool,
@@ -353,7 +354,15 @@ struct Staged<'a> {
 
 impl<'a> Staged<'a> {
     fn new(rank: &'a mut Rank) -> Self {
-        Self { rank, rounds: 0, most: usize::MAX, hides_page: false, after: &|_| {}, signal: &|| false }
+        Self {
+            rank,
+            rounds: 0,
+            most: usize::MAX,
+            hides_page: false,
+            before: &|_| {},
+            after: &|_| {},
+            signal: &|| false,
+        }
     }
 
     fn create(&mut self) -> Result<Arc<CudaWorkspace>> {
@@ -370,6 +379,7 @@ impl AllGather for Staged<'_> {
         if self.hides_page && self.rounds == 1 {
             hide_page(message);
         }
+        (self.before)(self.rounds);
         let gathered = self.rank.all_gather(message);
         (self.after)(self.rounds);
         gathered
@@ -448,9 +458,13 @@ fn interrupt_when_a_peer_is_in_the_round(held_up: Duration) {
                 std::thread::sleep(held_up)
             }
         };
-        let mut transport = Observed(Staged { after: &after, signal: &signal, ..Staged::new(rank) }, &is_in_round);
-        let (settings, device) = (transport.0.rank.settings(), Device::get(number));
-        CudaWorkspace::create(&settings, device, &mut transport).unwrap_err().to_string()
+        let before = |round| {
+            if number == 1 && round == 2 {
+                is_in_round.store(true, Ordering::Relaxed);
+            }
+        };
+        let mut transport = Staged { before: &before, after: &after, signal: &signal, ..Staged::new(rank) };
+        transport.create().unwrap_err().to_string()
     });
     assert_eq!(errors[0], errors[1]);
     for part in ["rank 0: interrupted ", "rank 1: stores of rank 0 do not arrive"] {
@@ -468,22 +482,6 @@ fn a_rank_that_is_interrupted_while_it_verifies_comes_to_the_round_that_a_peer_i
 #[test]
 fn a_rank_that_is_interrupted_before_it_verifies_comes_to_the_round_that_a_peer_is_in() {
     interrupt_when_a_peer_is_in_the_round(Duration::from_millis(200));
-}
-
-/// Notes that rank 1 is in the second round.
-struct Observed<'a>(Staged<'a>, &'a AtomicBool);
-
-impl AllGather for Observed<'_> {
-    fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
-        if self.0.rank.rank == 1 && self.0.rounds == 1 {
-            self.1.store(true, Ordering::Relaxed);
-        }
-        self.0.all_gather(message)
-    }
-
-    fn is_interrupted(&mut self) -> bool {
-        self.0.is_interrupted()
-    }
 }
 
 const SIGNAL: Duration = Duration::from_secs(1);

@@ -157,7 +157,7 @@ impl CudaWorkspace {
         verification::settle(
             &mut rendezvous,
             workspace.lifecycle(),
-            &workspace.device.describe(),
+            || workspace.device.describe(),
             verified,
             interrupted,
         )?;

@@ -104,7 +104,7 @@ fn poll(pinned: &PinnedWords, longest: Duration, interrupted: Interrupted<'_>) -
     }
 }
 
-/// All ranks return, or all raise: `verified` is what [`verify`] returned here, on `device`. In its kernel the ranks have
+/// All ranks return, or all raise: `verified` is what [`verify`] returned here, on the `device` described. In its kernel the ranks have
 /// told each other whether all is well, so they need the rendezvous only where it is not. And not where one of them gives
 /// up, as this rank does if it was `interrupted` or a peer has died: whoever comes here first decides ([`Outcome`]). A rank
 /// that is interrupted, or late, when another has accepted raises alone; the others hear of it in their workspaces.
@@ -113,7 +113,7 @@ fn poll(pinned: &PinnedWords, longest: Duration, interrupted: Interrupted<'_>) -
 pub fn settle(
     rendezvous: &mut Rendezvous<'_>,
     lifecycle: &Lifecycle,
-    device: &str,
+    device: impl FnOnce() -> String,
     verified: Result<Found>,
     interrupted: Option<Error>,
 ) -> Result<()> {
@@ -142,9 +142,10 @@ pub fn settle(
             found.doubtful()
         ))),
         (None, Ok(found)) if !found.wrong.is_empty() => Err(Error::Argument(format!(
-            "stores of {} do not arrive at {device}, although the driver mapped the memory; use NVLink or a PCIe topology \
-             with working peer access, or fall back to the framework's own all-reduce",
-            found.wrong
+            "stores of {} do not arrive at {}, although the driver mapped the memory; use NVLink or a PCIe topology with \
+             working peer access, or fall back to the framework's own all-reduce",
+            found.wrong,
+            device()
         ))),
         (None, Ok(_)) => Ok(()),
     };
@@ -206,9 +207,13 @@ mod tests {
         let mut transport = Echo::default();
         let mut rendezvous = Rendezvous::new(&mut transport, 0, 2);
         let settled =
-            settle(&mut rendezvous, &lifecycle, "cuda:0", verified, interrupted).map_err(|error| error.to_string());
+            settle(&mut rendezvous, &lifecycle, cuda_0, verified, interrupted).map_err(|error| error.to_string());
         assert_eq!(lifecycle.has_failed(), settled.is_err());
         (settled, transport.0)
+    }
+
+    fn cuda_0() -> String {
+        "cuda:0".to_owned()
     }
 
     fn interruption() -> Option<Error> {
@@ -270,12 +275,12 @@ mod tests {
         child.wait().unwrap();
         let mut transport = Echo::default();
         let mut rendezvous = Rendezvous::new(&mut transport, 0, 2);
-        let error = settle(&mut rendezvous, &lifecycle, "cuda:0", Ok(REFUSED), None).unwrap_err().to_string();
+        let error = settle(&mut rendezvous, &lifecycle, cuda_0, Ok(REFUSED), None).unwrap_err().to_string();
         assert_eq!(error, "the process of rank 1 ended before all ranks had verified the memory");
         assert_eq!(transport.0, 0);
         // It had accepted, and may have ended since.
         let lifecycle = Lifecycle::new(0, Pages::beside(child.id()));
-        settle(&mut Rendezvous::new(&mut transport, 0, 2), &lifecycle, "cuda:0", Ok(ACCEPTED), None).unwrap();
+        settle(&mut Rendezvous::new(&mut transport, 0, 2), &lifecycle, cuda_0, Ok(ACCEPTED), None).unwrap();
     }
 
     /// Whatever a hostile peer has stored.
