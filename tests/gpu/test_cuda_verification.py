@@ -1,5 +1,6 @@
 """Mappings are proved while a workspace is made, and what cannot be proved is the same error on every rank."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -7,12 +8,13 @@ import time
 from itertools import permutations
 
 import pytest
-from lamport_rs import LamportError
+import torch.distributed as dist
+from lamport_rs import LamportAbortedError, LamportError
 from lamport_rs.rendezvous import all_gather_over
 from ranks import Rank, errors_of
 from test_faults_order import use_in_another_order
 from test_late_fill import start_late
-from wire import FIRST_STEP, MESSAGE_BYTES, Hello, HostHandle, content_of
+from wire import FIRST_STEP, Hello, HostHandle, content_of
 from wire import message as encode
 from worlds import WORLD_SIZES
 
@@ -60,38 +62,54 @@ def test_stores_that_do_not_arrive_are_an_error_on_every_rank(ranks_of, world_si
     assert f"stores of rank {rank} do not arrive at" in str(errors[0])
 
 
-def interrupt_the_wait_for_stores(me: Rank) -> float:
-    """Rank 1 has mapped its peer, and is held up; a signal comes to rank 0. Returns the seconds that rank 0 took."""
+def interrupt_the_wait(me: Rank, hides: bool) -> float:
+    """Rank 1 is held up, before it maps or, if rank 0 `hides` its page, before it verifies; a signal comes to rank 0.
+
+    Returns the seconds that rank 0 took.
+    """
     over_group, steps = all_gather_over(None), iter(range(100))
 
     def all_gather(message: bytes) -> list[bytes]:
         step = next(steps)
-        if step == FIRST_STEP and me.rank == 0:
+        if step == FIRST_STEP and me.rank == 0 and hides:
             hide_page(message)
         gathered = over_group(message)
-        if step == MAPPED and me.rank == 1:
+        if step == (MAPPED if hides else FIRST_STEP) and me.rank == 1:
             time.sleep(HELD_UP)
         return gathered
 
-    if me.rank == 1:
-        with pytest.raises(LamportError):
+    took = 0.0
+    if me.rank == 0:
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, HELD_UP / 4)
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
             me.workspace(COMM_SIZE, process_group=all_gather)
-        return 0.0
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, HELD_UP / 4)
-    began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        me.workspace(COMM_SIZE, process_group=all_gather)
-    took = time.monotonic() - began
-    signal.signal(signal.SIGALRM, before)
-    over_group(bytes(MESSAGE_BYTES))  # For the other rank's agreement.
+        took = time.monotonic() - began
+        signal.signal(signal.SIGALRM, before)
+        dist.barrier()
+    else:
+        workspace = None
+        with contextlib.suppress(LamportError):
+            workspace = me.workspace(COMM_SIZE, process_group=all_gather)
+        dist.barrier()  # Rank 0 has raised.
+        if workspace is not None:
+            assert hides, "a workspace without a rank whose page could be read"
+            with pytest.raises(LamportAbortedError, match="rank 0"):
+                workspace.check()
     return took
 
 
 @pytest.mark.gpu(2)
-def test_a_signal_ends_the_wait_for_a_peers_stores(ranks_of):
-    took, _ = ranks_of(2).run(interrupt_the_wait_for_stores)
+def test_a_signal_ends_the_wait_for_a_peer(ranks_of):
+    took, _ = ranks_of(2).run(interrupt_the_wait, False)
     assert HELD_UP / 4 <= took < HELD_UP / 4 + 0.5
+
+
+@pytest.mark.gpu(2)
+def test_a_signal_is_heard_when_peers_have_verified_where_they_cannot_read_the_page(ranks_of):
+    took, _ = ranks_of(2).run(interrupt_the_wait, True)
+    assert HELD_UP / 4 <= took < HELD_UP + 0.5
 
 
 def spoil_handle(message: bytes, sender: int) -> bytes:
