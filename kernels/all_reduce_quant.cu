@@ -7,4 +7,4 @@
 #include "source/rows.cuh"
 
 LAMPORT_KERNEL(all_reduce_quant, AllReduceRmsNormQuantParameters,
-               LAMPORT_EXCHANGE<TensorRows, SumRows<LAMPORT_VALUE, LAMPORT_HELD, Quantise>, LAMPORT_CAPACITY>)
+               LAMPORT_EXCHANGE<TensorRows, SumRows<LAMPORT_VALUE, LAMPORT_VECTORS, Quantise>, LAMPORT_CAPACITY>)

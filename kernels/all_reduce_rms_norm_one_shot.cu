@@ -5,4 +5,4 @@
 #include "source/rows.cuh"
 
 LAMPORT_KERNEL(all_reduce_rms_norm_one_shot, AllReduceRmsNormParameters,
-               rows_one_shot<TensorRows, ResidualRmsNorm<LAMPORT_VALUE, LAMPORT_HELD>, LAMPORT_CAPACITY>)
+               rows_one_shot<TensorRows, ResidualRmsNorm<LAMPORT_VALUE, LAMPORT_VECTORS>, LAMPORT_CAPACITY>)

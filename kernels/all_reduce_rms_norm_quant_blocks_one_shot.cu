@@ -6,5 +6,5 @@
 #include "source/rows.cuh"
 
 LAMPORT_KERNEL(all_reduce_rms_norm_quant_blocks_one_shot, AllReduceRmsNormQuantBlocksParameters,
-               rows_one_shot<TensorRows, ResidualRmsNorm<LAMPORT_VALUE, LAMPORT_HELD, QuantiseBlocks>,
+               rows_one_shot<TensorRows, ResidualRmsNorm<LAMPORT_VALUE, LAMPORT_VECTORS, QuantiseBlocks>,
                              LAMPORT_CAPACITY>)

@@ -6,5 +6,5 @@
 #include "source/rows.cuh"
 
 LAMPORT_KERNEL(all_reduce_rms_norm_quant_blocks_two_shot, AllReduceRmsNormQuantBlocksParameters,
-               rows_two_shot<TensorRows, ResidualRmsNorm<LAMPORT_VALUE, LAMPORT_HELD, QuantiseBlocks>,
+               rows_two_shot<TensorRows, ResidualRmsNorm<LAMPORT_VALUE, LAMPORT_VECTORS, QuantiseBlocks>,
                              LAMPORT_CAPACITY>)

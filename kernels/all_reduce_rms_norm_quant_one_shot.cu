@@ -6,4 +6,4 @@
 #include "source/rows.cuh"
 
 LAMPORT_KERNEL(all_reduce_rms_norm_quant_one_shot, AllReduceRmsNormQuantParameters,
-               rows_one_shot<TensorRows, ResidualRmsNorm<LAMPORT_VALUE, LAMPORT_HELD, Quantise>, LAMPORT_CAPACITY>)
+               rows_one_shot<TensorRows, ResidualRmsNorm<LAMPORT_VALUE, LAMPORT_VECTORS, Quantise>, LAMPORT_CAPACITY>)

@@ -6,4 +6,4 @@
 #include "source/experts.cuh"
 
 LAMPORT_KERNEL(moe_finalize_all_reduce, MoeFinalizeParameters,
-               rows_one_shot<ExpertRows, StoreSums<LAMPORT_VALUE, LAMPORT_HELD>, LAMPORT_CAPACITY>)
+               rows_one_shot<ExpertRows, StoreSums<LAMPORT_VALUE, LAMPORT_VECTORS>, LAMPORT_CAPACITY>)

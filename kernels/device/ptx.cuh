@@ -155,6 +155,18 @@ __device__ __forceinline__ uint32 load_input_half(Address address) {
     return half;
 }
 
+// Likewise, if `condition`. Otherwise `half` stays as it is.
+__device__ __forceinline__ void load_input_half_if(bool condition, Address address, uint32& half) {
+    asm volatile("{.reg .pred p;\n"
+                 ".reg .u16 h;\n"
+                 " setp.ne.u32 p, %2, 0;\n"
+                 " @p ld.global.u16 h, [%1];\n"
+                 " @p cvt.u32.u16 %0, h;}"
+                 : "+r"(half)
+                 : "l"(address), "r"(static_cast<uint32>(condition))
+                 : "memory");
+}
+
 // A vector that other blocks on the same multiprocessor read too.
 __device__ __forceinline__ Vector load_weight(Address address) {
     Vector vector;
@@ -207,6 +219,16 @@ __device__ __forceinline__ uint32 load_weight_word(Address address) {
     uint32 word;
     asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
     return word;
+}
+
+// Likewise, if `condition`. Otherwise `word` stays as it is.
+__device__ __forceinline__ void load_weight_word_if(bool condition, Address address, uint32& word) {
+    asm volatile("{.reg .pred p;\n"
+                 " setp.ne.u32 p, %2, 0;\n"
+                 " @p ld.global.u32 %0, [%1];}"
+                 : "+r"(word)
+                 : "l"(address), "r"(static_cast<uint32>(condition))
+                 : "memory");
 }
 
 // ---- Barriers of a block --------------------------------------------------------------------------------------------

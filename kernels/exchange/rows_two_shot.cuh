@@ -3,6 +3,7 @@
 #pragma once
 
 #include "device/reduce.cuh"
+#include "exchange/own_vectors.cuh"
 #include "protocol/control.cuh"
 #include "protocol/vector_routes.cuh"
 
@@ -31,14 +32,18 @@ __device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& p
     Sink rows(parameters, shared);
     const uint64 region = uint64{group.rank} * parameters.region_bytes;
     const uint64 to_results = parameters.region_bytes / 2;
-    // Of a held row a thread has one vector, whose way is known before the wait.
-    const uint32 first_column = Sink::HELD ? threadIdx.x : 0;
+    // What is loaded before the first vector is awaited, and computed before the wait: with more than two vectors, registers
+    // have no room for it.
+    constexpr bool LOADS_EARLY = Sink::VECTORS == 2;
+    constexpr bool KEEPS_WAY = Sink::VECTORS == 1 || Sink::VECTORS == 2;
+    // Where a thread keeps its vectors, the way of the first is known before the wait.
+    const uint32 first_column = Sink::VECTORS > 0 ? threadIdx.x : 0;
     OwnedRow row(group, rows.token(), parameters.row_vectors);
     bool is_owner = row.owner == group.rank;
     const uint64 first_place = row.place + uint64{first_column} * VECTOR_BYTES;
     // Of contributions to the present row, and to the first one; then that of results.
     const auto contribution = [&] { return block_of(group, row.owner) + region + first_place; };
-    const Address first_contribution = Sink::HELD && !is_owner ? keep(contribution()) : 0;
+    const Address first_contribution = KEEPS_WAY && !is_owner ? keep(contribution()) : 0;
     const VectorRoutes<capacity> routes(group, region + to_results + first_place, first_place, parameters.region_bytes);
     const ControlReader control_reader(group);
     const auto first = source.prepare(rows);
@@ -49,47 +54,56 @@ __device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& p
     }
     ptx::wait_for_prior_grids();
 
-    // Both loads before the first use of either.
+    // All loads before the first use of any.
     const Control control = control_reader.read();
-    Vector own = source.load_prepared(rows, first);
+    OwnVectors<Source, Sink> own(source, rows, first);
     // Bytes from the block's first row to the present one.
     uint64 distance = 0;
     const auto offset = [&](uint32 column) {
         return control.slot_offset + distance + uint64{column - first_column} * VECTOR_BYTES;
     };
     const auto is_active = [&](uint32 column) { return rows.has(column) && control.failed == 0; };
-    rows.for_each_column([&](uint32 column) {
-        if (column != threadIdx.x) {
-            own = source.load(rows, column);
-        }
-        own = scrub(own);
+    rows.for_each_column([&](Column column) {
+        const Vector& vector = own.of_first_row(column);
         if (!is_owner && is_active(column)) {
-            ptx::store_system((Sink::HELD ? first_contribution : contribution()) + offset(column), own);
+            ptx::store_system((KEEPS_WAY ? first_contribution : contribution()) + offset(column), vector);
         }
     });
     ptx::launch_dependents();
     finish_control(group, control, parameters.region_bytes);
     while (true) {
-        rows.for_each_column([&](uint32 column) {
+        if constexpr (LOADS_EARLY) {
+            rows.for_each_column([&](Column column) {
+                if (is_owner) {
+                    rows.load_residual(column);
+                }
+                rows.load_weights(column);
+            });
+        }
+        rows.for_each_column([&](Column column) {
             Vector sum{{0, 0, 0, 0}};
             spoil_if(control.failed != 0, sum);
             if (is_owner) {
-                rows.load_residual(column);
-                if constexpr (!Sink::HELD) {
-                    own = scrub(source.load(rows, column));
+                if constexpr (!LOADS_EARLY) {
+                    rows.load_residual(column);
                 }
-                spoil_if(control.failed != 0, own);
+                Vector& vector = own.pushed(column);
+                spoil_if(control.failed != 0, vector);
                 RankVectors<capacity> vectors;
-                vectors.fill(own);
+                vectors.fill(vector);
                 const bool complete = routes.await_peers(offset(column), is_active(column), vectors);
-                sum = rows.add_up(vectors);
+                sum = rows.add_up(vectors, column);
                 // A sum of what did not come must not travel.
                 if (complete && is_active(column)) {
                     routes.push_to_all(offset(column), sum);
                 }
-                rows.load_weights(column);
+                if constexpr (!LOADS_EARLY) {
+                    rows.load_weights(column);
+                }
             } else {
-                rows.load_weights(column);
+                if constexpr (!LOADS_EARLY) {
+                    rows.load_weights(column);
+                }
                 if (is_active(column)) {
                     routes.await_result(row.owner, offset(column) + to_results, sum);
                 }
@@ -104,10 +118,11 @@ __device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& p
         row = OwnedRow(group, rows.token(), parameters.row_vectors);
         is_owner = row.owner == group.rank;
         distance += row.place - place_before;
-        rows.for_each_column([&](uint32 column) {
-            own = scrub(source.load(rows, column));
+        own.load_next_row();
+        rows.for_each_column([&](Column column) {
+            const Vector& vector = own.of_next_row(column);
             if (!is_owner && is_active(column)) {
-                ptx::store_system(contribution() + offset(column), own);
+                ptx::store_system(contribution() + offset(column), vector);
             }
         });
         // The partials of the row before have been read.

@@ -63,9 +63,9 @@ __device__ __forceinline__ void clear_padding(const Rows& rows,
 template <uint32 vectors, class Rows, class Quantise>
 __device__ __forceinline__ void for_each_block(Rows& rows, const AllReduceRmsNormQuantBlocksParameters& parameters,
                                                float row_scale, Quantise quantise) {
-    rows.for_each_column_together([&](uint32 column) {
+    rows.for_each_column_together([&](Column column) {
         const bool has = rows.has(column);
-        const Vector vector = rows.normalised(has ? column : 0, row_scale);
+        const Vector vector = rows.normalised(Column{has ? column.number : 0, column.place}, row_scale);
         store_normalised(rows, parameters, column, vector);
         const uint32 largest = maximum_of_lanes<vectors>(has ? largest_magnitude(vector) : 0);
         quantise(column, vector, magnitude<typename Rows::Element>(largest));

@@ -1,7 +1,7 @@
 // A block's way through rows.
 //
-// A block has a row at a time. Where a row has no more vectors than the block threads, it is `held`: each thread keeps
-// its vector in registers. Otherwise a thread has several, and reads back what it stored.
+// A block has a row at a time. A thread of it keeps `vectors` vectors of the row in registers: every `blockDim.x`-th. Where
+// `vectors` is 0, rows may be of any width: a thread has however many there are, and reads back what it stored.
 #pragma once
 
 #include "device/keep.cuh"
@@ -11,11 +11,25 @@
 
 namespace lamport {
 
+// A vector of a row, by its number in the row.
+struct Column {
+    __device__ __forceinline__ operator uint32() const { return number; }
+
+    uint32 number;
+    // Its place among the vectors that the thread keeps in registers. 0 if it keeps none.
+    uint32 place;
+};
+
+// How many vectors of a row are at hand at a time, of those that a thread keeps or, if it keeps none, of all.
+template <uint32 vectors>
+constexpr uint32 KEPT = vectors == 0 ? 1 : vectors;
+
 // What the sinks of rows are built on. `Parameters` say how many rows there are, and how many vectors each has.
-template <class Value, bool held, class Parameters>
+template <class Value, uint32 vectors, class Parameters>
 class BlockRows {
 public:
     using Element = Value;
+    static constexpr uint32 VECTORS = vectors;
 
     __device__ __forceinline__ explicit BlockRows(const Parameters& parameters)
         : parameters_(parameters),
@@ -32,15 +46,18 @@ public:
         return token_ < parameters_.tokens;
     }
 
-    // Calls `work` with the numbers, within a row, of this thread's vectors. A thread of a held row is called with one,
-    // be it beyond the end: loads and stores mind that.
+    // Calls `work` with this thread's vectors of a row. A thread that keeps them is called as often as it keeps some, be
+    // it beyond the end: loads and stores mind that.
     template <class Work>
     __device__ __forceinline__ void for_each_column(Work work) const {
-        if constexpr (held) {
-            work(threadIdx.x);
-        } else {
+        if constexpr (vectors == 0) {
             for (uint32 column = threadIdx.x; column < row_vectors_; column += blockDim.x) {
-                work(column);
+                work(Column{column, 0});
+            }
+        } else {
+#pragma unroll
+            for (uint32 place = 0; place < vectors; ++place) {
+                work(Column{place == 0 ? threadIdx.x : threadIdx.x + place * blockDim.x, place});
             }
         }
     }
@@ -48,12 +65,12 @@ public:
     // Likewise, but a warp's threads call `work` as often as each other, be it with a number beyond the end.
     template <class Work>
     __device__ __forceinline__ void for_each_column_together(Work work) const {
-        if constexpr (held) {
-            work(threadIdx.x);
-        } else {
+        if constexpr (vectors == 0) {
             for (uint32 first = 0; first < row_vectors_; first += blockDim.x) {
-                work(first + threadIdx.x);
+                work(Column{first + threadIdx.x, 0});
             }
+        } else {
+            for_each_column(work);
         }
     }
 
@@ -73,7 +90,13 @@ public:
 
     // Where that vector is, if there is one.
     __device__ __forceinline__ Address address(Address tensor, uint32 column) const {
-        return tensor + (held ? offset_ : offset(token_, column));
+        if constexpr (vectors == 0) {
+            return tensor + offset(token_, column);
+        } else if constexpr (vectors == 1) {
+            return tensor + offset_;
+        } else {
+            return tensor + offset_ + uint64{column - threadIdx.x} * VECTOR_BYTES;
+        }
     }
 
     __device__ __forceinline__ void store(Address tensor, uint32 column, const Vector& vector) const {

@@ -12,7 +12,7 @@ public:
     template <class Rows>
     static __device__ __forceinline__ void put(Rows& rows, const AllReduceRmsNormQuantParameters& parameters,
                                                float row_scale) {
-        rows.for_each_column_together([&](uint32 column) {
+        rows.for_each_column_together([&](Column column) {
             const bool has = rows.has(column);
             const Vector vector = rows.normalised(has ? column : 0, row_scale);
             store_normalised(rows, parameters, column, vector);

@@ -17,7 +17,7 @@ public:
     template <class Rows>
     __device__ __forceinline__ void put(Rows& rows, const AllReduceRmsNormQuantParameters& parameters,
                                         float row_scale) const {
-        rows.for_each_column([&](uint32 column) {
+        rows.for_each_column([&](Column column) {
             const Vector vector = rows.normalised(column, row_scale);
             store_normalised(rows, parameters, column, vector);
             store_fp8(rows, parameters, column, vector, [&](float value) { return value * inverse_scale_; });

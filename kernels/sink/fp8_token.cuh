@@ -13,23 +13,25 @@
 
 namespace lamport {
 
-template <class Value, bool held>
+template <class Value, uint32 vectors>
 class Fp8Token {
+    static_assert(vectors <= 1, "a thread keeps one vector at most");
+
 public:
     struct Shared {
         uint32 products[MAX_WARPS];
         uint32 largest[MAX_WARPS];
     };
 
-    // Takes the vector of a held row.
+    // Takes the vector that the thread keeps.
     template <class RowVector>
     __device__ __forceinline__ void take(bool has, const RowVector& vector) {
         product_ = has ? __float_as_uint(vector.largest_product()) : 0;
     }
 
-    // Before the norm's barrier. Rows that are not held have nothing to tell yet.
+    // Before the norm's barrier. Where the thread keeps none, there is nothing to tell yet.
     __device__ __forceinline__ void share(Shared& shared) const {
-        if constexpr (held) {
+        if constexpr (vectors > 0) {
             leave(shared.products, product_);
         }
     }
@@ -38,8 +40,8 @@ public:
     __device__ __forceinline__ void put(Rows& rows, const AllReduceRmsNormQuantParameters& parameters,
                                         Shared& shared, float row_scale) const {
         uint32 largest = 0;
-        if (!held || !round_largest<Rows>(__uint_as_float(of_block(shared.products)), row_scale, largest)) {
-            rows.for_each_column([&](uint32 column) {
+        if (vectors == 0 || !round_largest<Rows>(__uint_as_float(of_block(shared.products)), row_scale, largest)) {
+            rows.for_each_column([&](Column column) {
                 const Vector vector = rows.normalised(column, row_scale);
                 largest = max(largest, rows.has(column) ? largest_magnitude(vector) : 0);
             });
@@ -53,7 +55,7 @@ public:
         ptx::store_output_word_if(threadIdx.x == 0 && rows.has(0), scale_place(parameters, rows.token(), 0),
                                   __float_as_uint(scale));
         const Divisor divisor(scale);
-        rows.for_each_column([&](uint32 column) {
+        rows.for_each_column([&](Column column) {
             const Vector vector = rows.normalised(column, row_scale);
             store_normalised(rows, parameters, column, vector);
             store_fp8(rows, parameters, column, vector, [&](float value) { return divisor.divide(value); });

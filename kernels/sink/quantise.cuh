@@ -10,11 +10,11 @@
 
 namespace lamport {
 
-template <class Value, bool held>
+template <class Value, uint32 vectors>
 class Quantise {
 public:
     using Parameters = AllReduceRmsNormQuantParameters;
-    using Shared = typename Fp8Token<Value, held>::Shared;
+    using Shared = typename Fp8Token<Value, vectors>::Shared;
 
     __device__ __forceinline__ explicit Quantise(const Parameters& parameters) : fp8_static_(parameters) {}
 
@@ -61,7 +61,7 @@ public:
 
 private:
     Fp8Static fp8_static_;
-    Fp8Token<Value, held> fp8_token_;
+    Fp8Token<Value, vectors> fp8_token_;
 };
 
 }  // namespace lamport

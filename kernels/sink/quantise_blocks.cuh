@@ -10,7 +10,7 @@
 
 namespace lamport {
 
-template <class Value, bool held>
+template <class Value, uint32 vectors>
 class QuantiseBlocks {
 public:
     using Parameters = AllReduceRmsNormQuantBlocksParameters;

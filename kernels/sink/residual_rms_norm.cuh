@@ -36,7 +36,7 @@ struct AllReduceRmsNormParameters {
 ASSERT_LAYOUT_OF_AllReduceRmsNorm(AllReduceRmsNormParameters);
 
 // The normalised rows are the result.
-template <class Value, bool held>
+template <class Value, uint32 vectors>
 class StoreRows {
 public:
     using Parameters = AllReduceRmsNormParameters;
@@ -47,7 +47,7 @@ public:
     // Before the wait for prior grids.
     __device__ __forceinline__ explicit StoreRows(const Parameters&) {}
 
-    // Takes the thread's vector of a held row, with its weights, if it `has` one.
+    // Takes a vector that the thread keeps, with its weights, if it `has` one.
     __device__ __forceinline__ void take(const Parameters&, bool, const NormVector<Value>&) {}
 
     // Before the norm's barrier, when all of the row was taken. All threads of the block call it.
@@ -56,7 +56,7 @@ public:
     // Behind it: stores the present row of `rows`, whose factor is `scale`. All threads of the block call it.
     template <class Rows>
     __device__ __forceinline__ void put(Rows& rows, const Parameters& parameters, Shared&, float scale) const {
-        rows.for_each_column([&](uint32 column) {
+        rows.for_each_column([&](Column column) {
             const Vector vector = rows.normalised(column, scale);
             rows.store(parameters.output, column, vector);
         });
@@ -69,21 +69,21 @@ public:
 };
 
 // A thread's way through the rows of its block. An empty `Output` takes no room, as a base class.
-template <class Value, bool held, template <class, bool> class Output = StoreRows>
-class ResidualRmsNorm : Output<Value, held>, public BlockRows<Value, held, typename Output<Value, held>::Parameters> {
-    using Rows = BlockRows<Value, held, typename Output<Value, held>::Parameters>;
+template <class Value, uint32 vectors, template <class, uint32> class Output = StoreRows>
+class ResidualRmsNorm : Output<Value, vectors>, public BlockRows<Value, vectors, typename Output<Value, vectors>::Parameters> {
+    using Rows = BlockRows<Value, vectors, typename Output<Value, vectors>::Parameters>;
     using Rows::parameters_;
 
 public:
-    using Parameters = typename Output<Value, held>::Parameters;
+    using Parameters = typename Output<Value, vectors>::Parameters;
     using Rows::address;
     using Rows::has;
     using Rows::load;
     using Rows::store;
-    static constexpr bool HELD = held;
+    using Rows::VECTORS;
 
     // Of a block.
-    struct Shared : Output<Value, held>::Shared {
+    struct Shared : Output<Value, vectors>::Shared {
         WarpPartials partials;
     };
 
@@ -91,14 +91,14 @@ public:
     static __device__ __forceinline__ void speak(const Parameters& parameters) {
         const uint64 bytes = uint64{parameters.tokens} * parameters.row_vectors * VECTOR_BYTES;
         lamport::speak(parameters.group, parameters.region_bytes, 2 * bytes, [&] {
-            Output<Value, held>::poison(parameters, bytes);
+            Output<Value, vectors>::poison(parameters, bytes);
             fill_with_nan(parameters.residual_output, bytes);
         });
     }
 
     // All threads of the block call it. `shared` is theirs.
     __device__ __forceinline__ ResidualRmsNorm(const Parameters& parameters, Shared& shared)
-        : Output<Value, held>(parameters), Rows(parameters), shared_(shared) {
+        : Output<Value, vectors>(parameters), Rows(parameters), shared_(shared) {
         pad(parameters.norm, shared.partials);
     }
 
@@ -106,28 +106,28 @@ public:
     static __device__ __forceinline__ constexpr bool takes_results() { return false; }
 
     // Loads what `add_up` adds: early, because it takes a while.
-    __device__ __forceinline__ void load_residual(uint32 column) {
+    __device__ __forceinline__ void load_residual(Column column) {
         // -0.0 in every element: to add it changes nothing, the sign of a zero included.
         constexpr uint32 NOTHING = PER_VECTOR<Value> == 4 ? 0x80000000u : 0x80008000u;
-        residual_ = Vector{{NOTHING, NOTHING, NOTHING, NOTHING}};
+        residual_[column.place] = Vector{{NOTHING, NOTHING, NOTHING, NOTHING}};
         const bool is_there = has(column) && parameters_.residual != 0;
-        ptx::load_input_if(is_there, address(parameters_.residual, column), residual_);
+        ptx::load_input_if(is_there, address(parameters_.residual, column), residual_[column.place]);
     }
 
-    // Loads the weights of a held row: early too.
-    __device__ __forceinline__ void load_weights(uint32 column) {
-        if constexpr (held) {
-            vector_.load_weights(parameters_.norm, has(column) ? column : 0);
+    // Loads the weights of a vector that the thread keeps: early too, unless there are many.
+    __device__ __forceinline__ void load_weights(Column column) {
+        if constexpr (vectors > 0 && vectors <= MOST_WITH_EARLY_WEIGHTS) {
+            load_kept_weights(column);
         }
     }
 
     // The sum of all ranks and the residual, rounded and scrubbed.
     template <uint32 capacity>
-    __device__ __forceinline__ Vector add_up(const RankVectors<capacity>& vectors) const {
+    __device__ __forceinline__ Vector add_up(const RankVectors<capacity>& of_ranks, Column column) const {
         float sum[PER_VECTOR<Value>];
-        sum_in_rank_order<Value>(vectors, parameters_.group, sum);
+        sum_in_rank_order<Value>(of_ranks, parameters_.group, sum);
         float residual[PER_VECTOR<Value>];
-        unpack<Value>(residual_, residual);
+        unpack<Value>(residual_[column.place], residual);
 #pragma unroll
         for (uint32 i = 0; i < PER_VECTOR<Value>; ++i) {
             sum[i] += residual[i];
@@ -136,12 +136,14 @@ public:
     }
 
     // Stores what `add_up` returned, here or on the row's owner, and takes it into the row's sum of squares.
-    __device__ __forceinline__ void take(uint32 column, const Vector& vector) {
+    __device__ __forceinline__ void take(Column column, const Vector& vector) {
         store(parameters_.residual_output, column, vector);
         squares_ += has(column) ? sum_of_squares<Value>(vector) : 0.0f;
-        if constexpr (held) {
-            vector_.take(vector);
-            Output<Value, held>::take(parameters_, has(column), vector_);
+        if constexpr (vectors > MOST_WITH_EARLY_WEIGHTS) {
+            packed_[column.place] = vector;
+        } else if constexpr (vectors > 0) {
+            vectors_[column.place].take(vector);
+            Output<Value, vectors>::take(parameters_, has(column), vectors_[column.place]);
         }
     }
 
@@ -149,28 +151,42 @@ public:
     __device__ __forceinline__ void finish() {
         // Lanes leave the polling at different times.
         __syncwarp();
-        Output<Value, held>::share(parameters_, shared_);
+        if constexpr (vectors > MOST_WITH_EARLY_WEIGHTS) {
+            Rows::for_each_column([&](Column column) {
+                load_kept_weights(column);
+                vectors_[column.place].take(packed_[column.place]);
+            });
+        }
+        Output<Value, vectors>::share(parameters_, shared_);
         const float scale = row_scale(squares_, shared_.partials);
         squares_ = 0.0f;
-        Output<Value, held>::put(*this, parameters_, shared_, scale);
+        Output<Value, vectors>::put(*this, parameters_, shared_, scale);
     }
 
     // Vector `column` of the normalised row, whose factor is `scale`.
-    __device__ __forceinline__ Vector normalised(uint32 column, float scale) {
-        if constexpr (!held) {
-            vector_.load_weights(parameters_.norm, column);
-            vector_.take(load(parameters_.residual_output, column));
+    __device__ __forceinline__ Vector normalised(Column column, float scale) {
+        if constexpr (vectors == 0) {
+            vectors_[0].load_weights(parameters_.norm, column);
+            vectors_[0].take(load(parameters_.residual_output, column));
         }
-        return vector_.scaled(scale);
+        return vectors_[column.place].scaled(scale);
     }
 
 private:
+    // The weights and the values of more vectors than this, beside what is in flight, would leave a thread too few
+    // registers. They are loaded, and unpacked, once all of the row has come.
+    static constexpr uint32 MOST_WITH_EARLY_WEIGHTS = 2;
+
+    __device__ __forceinline__ void load_kept_weights(Column column) {
+        vectors_[column.place].load_weights(parameters_.norm, has(column) ? column.number : 0);
+    }
+
     Shared& shared_;
     // Of what was taken of the present row.
     float squares_ = 0.0f;
-    // Of the vector in hand.
-    Vector residual_;
-    NormVector<Value> vector_;
+    Vector residual_[KEPT<vectors>];
+    NormVector<Value> vectors_[KEPT<vectors>];
+    Vector packed_[KEPT<vectors>];
 };
 
 }  // namespace lamport

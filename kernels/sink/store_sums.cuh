@@ -9,14 +9,14 @@
 
 namespace lamport {
 
-template <class Value, bool held>
-class StoreSums : public BlockRows<Value, held, AllReduceRmsNormParameters> {
-    using Rows = BlockRows<Value, held, AllReduceRmsNormParameters>;
+template <class Value, uint32 vectors>
+class StoreSums : public BlockRows<Value, vectors, AllReduceRmsNormParameters> {
+    using Rows = BlockRows<Value, vectors, AllReduceRmsNormParameters>;
     using Rows::parameters_;
 
 public:
     using Parameters = AllReduceRmsNormParameters;
-    static constexpr bool HELD = held;
+    using Rows::VECTORS;
 
     // Of a block.
     struct Shared {};
@@ -30,19 +30,19 @@ public:
 
     __device__ __forceinline__ StoreSums(const Parameters& parameters, Shared&) : Rows(parameters) {}
 
-    __device__ __forceinline__ void load_residual(uint32) {}
-    __device__ __forceinline__ void load_weights(uint32) {}
+    __device__ __forceinline__ void load_residual(Column) {}
+    __device__ __forceinline__ void load_weights(Column) {}
 
     // The sum of all ranks, rounded and scrubbed.
     template <uint32 capacity>
-    __device__ __forceinline__ Vector add_up(const RankVectors<capacity>& vectors) const {
+    __device__ __forceinline__ Vector add_up(const RankVectors<capacity>& of_ranks, Column) const {
         float sum[PER_VECTOR<Value>];
-        sum_in_rank_order<Value>(vectors, parameters_.group, sum);
+        sum_in_rank_order<Value>(of_ranks, parameters_.group, sum);
         return round_and_scrub<Value>(sum);
     }
 
     // Stores what `add_up` returned, here or on the row's owner.
-    __device__ __forceinline__ void take(uint32 column, const Vector& vector) const {
+    __device__ __forceinline__ void take(Column column, const Vector& vector) const {
         Rows::store(parameters_.output, column, vector);
     }
 

@@ -42,27 +42,35 @@ public:
     __device__ __forceinline__ explicit ExpertRows(const Parameters& parameters)
         : experts_(parameters.experts), row_vectors_(parameters.row_vectors) {}
 
-    // Where the indices of the block's first row begin, before the wait for prior grids.
+    // Where the entries of the block's first row begin, before the wait for prior grids.
     template <class Rows>
     __device__ __forceinline__ uint64 prepare(const Rows& rows) const {
         return keep(first_entry(rows));
     }
 
-    // The thread's first vector, behind the wait.
-    template <class Rows>
-    __device__ __forceinline__ Vector load_prepared(const Rows& rows, uint64 prepared) const {
-        return finalised(rows, threadIdx.x, prepared);
+    // All of the thread's vectors that it keeps, or the first, behind the wait.
+    template <class Rows, uint32 count>
+    __device__ __forceinline__ void load_prepared(const Rows& rows, uint64 prepared, Vector (&vectors)[count]) const {
+        finalise(rows, threadIdx.x, prepared, vectors);
+    }
+
+    // All of the thread's vectors of the present row, where it keeps them.
+    template <class Rows, uint32 count>
+    __device__ __forceinline__ void load_all(const Rows& rows, Vector (&vectors)[count]) const {
+        finalise(rows, threadIdx.x, first_entry(rows), vectors);
     }
 
     // Vector `column` of the present row.
     template <class Rows>
     __device__ __forceinline__ Vector load(const Rows& rows, uint32 column) const {
-        return finalised(rows, column, first_entry(rows));
+        Vector vector[1];
+        finalise(rows, column, first_entry(rows), vector);
+        return vector[0];
     }
 
 private:
-    // Experts whose vectors are in flight together.
-    enum : uint32 { AT_ONCE = 8 };
+    // Vectors that a thread has in flight together.
+    enum : uint32 { IN_FLIGHT = 8 };
     enum : uint32 { NONE = ~0u };
 
     // Of the present row, among all indices and weights.
@@ -71,70 +79,94 @@ private:
         return uint64{rows.token()} * experts_.per_token;
     }
 
-    template <class Rows>
-    __device__ __forceinline__ Vector finalised(const Rows& rows, uint32 column, uint64 first) const {
+    // Makes vectors `column`, `column + blockDim.x` and so on of the row whose entries begin at `first`.
+    template <class Rows, uint32 count>
+    __device__ __forceinline__ void finalise(const Rows& rows, uint32 column, uint64 first,
+                                             Vector (&result)[count]) const {
         using Value = typename Rows::Element;
-        float sum[PER_VECTOR<Value>] = {};
+        constexpr uint32 AT_ONCE = IN_FLIGHT / count;
+        float sums[count][PER_VECTOR<Value>] = {};
         // A block that has no row has no indices.
-        const uint32 count = rows.has(column) ? experts_.per_token : 0;
+        const uint32 per_token = rows.has(column) ? experts_.per_token : 0;
 #pragma unroll 1
-        for (uint32 done = 0; done < count; done += AT_ONCE) {
-            add_some<Value>(first + done, min(count - done, uint32{AT_ONCE}), column, sum);
+        for (uint32 done = 0; done < per_token; done += AT_ONCE) {
+            add_some<AT_ONCE>(rows, column, first + done, per_token - done, sums);
         }
-        if (experts_.shared_rows != 0) {
-            float shared[PER_VECTOR<Value>];
-            unpack<Value>(rows.load(experts_.shared_rows, column), shared);
 #pragma unroll
-            for (uint32 i = 0; i < PER_VECTOR<Value>; ++i) {
-                sum[i] += shared[i];
+        for (uint32 place = 0; place < count; ++place) {
+            if (experts_.shared_rows != 0) {
+                float shared[PER_VECTOR<Value>];
+                unpack<Value>(rows.load(experts_.shared_rows, column + place * blockDim.x), shared);
+#pragma unroll
+                for (uint32 i = 0; i < PER_VECTOR<Value>; ++i) {
+                    sums[place][i] += shared[i];
+                }
             }
-        }
-        return round_and_scrub<Value>(sum);
-    }
-
-    // Adds the vectors of the `count` experts from entry `first` on, AT_ONCE at most.
-    template <class Value>
-    __device__ __forceinline__ void add_some(uint64 first, uint32 count, uint32 column,
-                                             float (&sum)[PER_VECTOR<Value>]) const {
-        // One more load of the last costs less than a branch.
-        const auto entry = [&](uint32 i) { return first + min(i, count - 1); };
-        uint32 index[AT_ONCE];
-#pragma unroll
-        for (uint32 i = 0; i < AT_ONCE; ++i) {
-            index[i] = ptx::load_weight_word(experts_.index + entry(i) * sizeof(uint32));
-        }
-        Vector vectors[AT_ONCE];
-        float weights[AT_ONCE];
-#pragma unroll
-        for (uint32 i = 0; i < AT_ONCE; ++i) {
-            const bool is_none = i >= count || index[i] == NONE;
-            vectors[i] = is_none ? Vector{{0, 0, 0, 0}} : nan_vector();
-            const uint64 place = uint64{index[i]} * row_vectors_ + column;
-            // As unsigned numbers, the other negative ones are too large, too.
-            ptx::load_input_if(!is_none && index[i] < experts_.row_count, experts_.rows + place * VECTOR_BYTES,
-                               vectors[i]);
-            // Nothing of the weight of nothing, be it NaN.
-            weights[i] = is_none ? 0.0f : load_weight<Value>(entry(i));
-        }
-#pragma unroll
-        for (uint32 i = 0; i < AT_ONCE; ++i) {
-            float values[PER_VECTOR<Value>];
-            unpack<Value>(vectors[i], values);
-#pragma unroll
-            for (uint32 at = 0; at < PER_VECTOR<Value>; ++at) {
-                sum[at] += __fmul_rn(values[at], weights[i]);
-            }
+            result[place] = round_and_scrub<Value>(sums[place]);
         }
     }
 
-    template <class Value>
-    __device__ __forceinline__ float load_weight(uint64 entry) const {
+    // Adds the vectors of the experts from entry `first` on: of `left`, `at_once` at most.
+    template <uint32 at_once, class Rows, class Value = typename Rows::Element, uint32 count>
+    __device__ __forceinline__ void add_some(const Rows& rows, uint32 column, uint64 first, uint32 left,
+                                             float (&sums)[count][PER_VECTOR<Value>]) const {
+        uint32 index[at_once];
+#pragma unroll
+        for (uint32 i = 0; i < at_once; ++i) {
+            index[i] = NONE;
+            ptx::load_weight_word_if(i < left, experts_.index + (first + i) * sizeof(uint32), index[i]);
+        }
+        Vector vectors[at_once][count];
+#pragma unroll
+        for (uint32 i = 0; i < at_once; ++i) {
+            const Address row = experts_.rows + uint64{index[i]} * row_vectors_ * VECTOR_BYTES;
+#pragma unroll
+            for (uint32 place = 0; place < count; ++place) {
+                const uint32 number = column + place * blockDim.x;
+                vectors[i][place] = Vector{{0, 0, 0, 0}};
+                // As unsigned numbers, the negative ones are too large, too.
+                ptx::load_input_if(index[i] < experts_.row_count && (place == 0 || rows.has(number)),
+                                   row + uint64{number} * VECTOR_BYTES, vectors[i][place]);
+            }
+        }
+        float weights[at_once];
+        load_weights<Value>(first, left, weights);
+#pragma unroll
+        for (uint32 i = 0; i < at_once; ++i) {
+            // Nothing of the weight of nothing, be it NaN; and NaN of a row that there is not.
+            const float weight = index[i] < experts_.row_count ? weights[i] : index[i] == NONE ? 0.0f : __uint_as_float(NAN_WORD);
+#pragma unroll
+            for (uint32 place = 0; place < count; ++place) {
+                float values[PER_VECTOR<Value>];
+                unpack<Value>(vectors[i][place], values);
+#pragma unroll
+                for (uint32 at = 0; at < PER_VECTOR<Value>; ++at) {
+                    sums[place][at] += __fmul_rn(values[at], weight);
+                }
+            }
+        }
+    }
+
+    // Those of entries `first` and so on: of `left`.
+    template <class Value, uint32 count>
+    __device__ __forceinline__ void load_weights(uint64 first, uint32 left, float (&weights)[count]) const {
+        uint32 words[count] = {};
         if (Value::PER_WORD == 1 || experts_.has_float32_weights != 0) {
-            return __uint_as_float(ptx::load_weight_word(experts_.weights + entry * sizeof(float)));
+#pragma unroll
+            for (uint32 i = 0; i < count; ++i) {
+                ptx::load_weight_word_if(i < left, experts_.weights + (first + i) * sizeof(float), words[i]);
+                weights[i] = __uint_as_float(words[i]);
+            }
+        } else {
+#pragma unroll
+            for (uint32 i = 0; i < count; ++i) {
+                ptx::load_input_half_if(i < left, experts_.weights + (first + i) * (sizeof(uint32) / Value::PER_WORD),
+                                        words[i]);
+                float values[Value::PER_WORD];
+                Value::unpack(words[i], values);
+                weights[i] = values[0];
+            }
         }
-        float values[Value::PER_WORD];
-        Value::unpack(ptx::load_input_half(experts_.weights + entry * (sizeof(uint32) / Value::PER_WORD)), values);
-        return values[0];
     }
 
     // Read from the parameters where it is needed.

@@ -4,6 +4,7 @@
 #include "device/keep.cuh"
 #include "device/types.cuh"
 #include "device/vector.cuh"
+#include "sink/block_rows.cuh"
 
 namespace lamport {
 
@@ -19,10 +20,23 @@ public:
         return keep(rows.address(input_, threadIdx.x));
     }
 
-    // That vector, behind the wait.
-    template <class Rows>
-    __device__ __forceinline__ Vector load_prepared(const Rows& rows, Address prepared) const {
-        return rows.load_at(prepared, threadIdx.x);
+    // All of the thread's vectors that it keeps, or the first, behind the wait.
+    template <class Rows, uint32 count>
+    __device__ __forceinline__ void load_prepared(const Rows& rows, Address prepared, Vector (&vectors)[count]) const {
+        vectors[0] = rows.load_at(prepared, threadIdx.x);
+        if constexpr (count > 1) {
+            rows.for_each_column([&](Column column) {
+                if (column.place > 0) {
+                    vectors[column.place] = load(rows, column);
+                }
+            });
+        }
+    }
+
+    // All of the thread's vectors of the present row, where it keeps them.
+    template <class Rows, uint32 count>
+    __device__ __forceinline__ void load_all(const Rows& rows, Vector (&vectors)[count]) const {
+        rows.for_each_column([&](Column column) { vectors[column.place] = load(rows, column); });
     }
 
     // Vector `column` of the present row.

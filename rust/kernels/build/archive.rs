@@ -10,9 +10,14 @@ use crate::dtype::Dtype;
 use crate::image::Image;
 use crate::in_parallel;
 
-/// Of an archive, before it is compressed: to get an image, all that is before it is decompressed, too, which may take
-/// some 2 ms.
-const MOST_BYTES: usize = 1 << 19;
+/// Of an archive, before it is compressed: to get an image, all that is before it is decompressed, too. That may take some
+/// 2 ms for machine code, and 6 for PTX, which the driver compiles for ten times as long.
+const fn most_bytes(image: Image) -> usize {
+    match image {
+        Image::Ptx(_) => 1 << 21,
+        Image::MachineCode(_) => 1 << 19,
+    }
+}
 /// The highest level, 22, leaves 3 % less and takes four times as long.
 #[cfg(feature = "embed")]
 const COMPRESSION_LEVEL: i32 = 17;
@@ -36,7 +41,7 @@ impl Archives {
             archives.last_function = None;
             for (row, key) in &modules {
                 for &image in group {
-                    let place = archives.add(*key, &read(*key, image)?);
+                    let place = archives.add(*key, &read(*key, image)?, most_bytes(image));
                     archives.places[*row].push(place);
                 }
             }
@@ -44,8 +49,8 @@ impl Archives {
         Ok(archives)
     }
 
-    fn add(&mut self, key: ModuleKey, image: &[u8]) -> [usize; 3] {
-        let has_room = self.contents.last().is_some_and(|archive| archive.len() + image.len() <= MOST_BYTES);
+    fn add(&mut self, key: ModuleKey, image: &[u8], most_bytes: usize) -> [usize; 3] {
+        let has_room = self.contents.last().is_some_and(|archive| archive.len() + image.len() <= most_bytes);
         if self.last_function != Some(key.function()) || !has_room {
             self.contents.push(vec![]);
             self.last_function = Some(key.function());

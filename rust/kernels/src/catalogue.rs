@@ -96,28 +96,38 @@ pub struct AllReduceRmsNormKernel {
     pub dtype: Dtype,
     /// Largest group: one of [`CAPACITIES`].
     pub capacity: u32,
-    /// Whether a thread has one vector of a row and keeps it in registers. If not, rows may be of any width.
-    pub held: bool,
+    /// Vectors of a row that a thread keeps in registers. If 0, it keeps none, and rows may be of any width.
+    pub vectors: u32,
 }
 
 impl AllReduceRmsNormKernel {
+    /// All kernels of rows of any width.
     fn all() -> impl Iterator<Item = Self> {
         Algorithm::ALL.into_iter().flat_map(|algorithm| {
-            [true, false].into_iter().flat_map(move |held| {
-                per_dtype_and_capacity(move |dtype, capacity| Self { algorithm, dtype, capacity, held })
-            })
+            per_dtype_and_capacity(move |dtype, capacity| Self { algorithm, dtype, capacity, vectors: 0 })
         })
     }
 
-    /// Those that finalise experts: of 16-bit rows, in one shot.
+    /// Those of them that finalise experts: of 16-bit rows, in one shot.
     fn finalising() -> impl Iterator<Item = Self> {
         Self::quantising().filter(|kernel| kernel.algorithm == Algorithm::OneShot)
     }
 
-    /// Those with a quantiser: of 16-bit rows.
+    /// Those of them with a quantiser: of 16-bit rows.
     fn quantising() -> impl Iterator<Item = Self> {
         Self::all().filter(|kernel| kernel.dtype != Float32)
     }
+}
+
+/// The modules of such kernels, for rows of any width and for those whose vectors are kept.
+fn of_rows(
+    kernels: impl Iterator<Item = AllReduceRmsNormKernel>,
+    module: impl Fn(AllReduceRmsNormKernel) -> ModuleKey + Copy,
+) -> impl Iterator<Item = ModuleKey> {
+    kernels.flat_map(move |kernel| {
+        let kept = module(kernel).kept_vectors().iter().copied();
+        kept.chain([0]).map(move |vectors| module(AllReduceRmsNormKernel { vectors, ..kernel }))
+    })
 }
 
 /// A MiniMax kernel among those for as many matrices.
@@ -145,12 +155,12 @@ impl ModuleKey {
         [Self::Fill, Self::Verify, Self::Skip]
             .into_iter()
             .chain(AllReduceKernel::all().map(Self::AllReduce))
-            .chain(AllReduceRmsNormKernel::all().map(Self::AllReduceRmsNorm))
-            .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuant))
-            .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceRmsNormQuantBlocks))
-            .chain(AllReduceRmsNormKernel::quantising().map(Self::AllReduceQuant))
-            .chain(AllReduceRmsNormKernel::finalising().map(Self::MoeFinalizeAllReduce))
-            .chain(AllReduceRmsNormKernel::finalising().map(Self::MoeFinalizeAllReduceRmsNorm))
+            .chain(of_rows(AllReduceRmsNormKernel::all(), Self::AllReduceRmsNorm))
+            .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceRmsNormQuant))
+            .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceRmsNormQuantBlocks))
+            .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceQuant))
+            .chain(of_rows(AllReduceRmsNormKernel::finalising(), Self::MoeFinalizeAllReduce))
+            .chain(of_rows(AllReduceRmsNormKernel::finalising(), Self::MoeFinalizeAllReduceRmsNorm))
             .chain(MinimaxKernel::all().map(Self::MinimaxRms))
             .chain(MinimaxKernel::all().map(Self::MinimaxRmsQk))
     }
@@ -188,6 +198,19 @@ impl ModuleKey {
         }
     }
 
+    /// How many vectors a thread of such a kernel may keep, ascending; empty if it is not of rows.
+    pub const fn kept_vectors(self) -> &'static [u32] {
+        match self {
+            Self::AllReduceRmsNorm(kernel) => match kernel {
+                AllReduceRmsNormKernel { dtype: Float32, .. } => &[1],
+                _ => &[1, 2, 4],
+            },
+            Self::MoeFinalizeAllReduce(_) | Self::MoeFinalizeAllReduceRmsNorm(_) => &[1, 2],
+            Self::AllReduceRmsNormQuant(_) | Self::AllReduceRmsNormQuantBlocks(_) | Self::AllReduceQuant(_) => &[1],
+            _ => &[],
+        }
+    }
+
     /// The bounds of its launches, where the host may choose their size.
     pub const fn bounds(self) -> Option<LaunchBounds> {
         match self {
@@ -196,7 +219,7 @@ impl ModuleKey {
             Self::AllReduceRmsNorm(kernel)
             | Self::AllReduceRmsNormQuant(kernel)
             | Self::AllReduceRmsNormQuantBlocks(kernel)
-            | Self::AllReduceQuant(kernel) => Some(rms_norm_bounds(kernel.capacity)),
+            | Self::AllReduceQuant(kernel) => Some(rms_norm_bounds(kernel.capacity, kernel.vectors)),
             Self::MoeFinalizeAllReduce(kernel) | Self::MoeFinalizeAllReduceRmsNorm(kernel) => {
                 Some(moe_finalize_bounds(kernel.capacity))
             }
@@ -220,7 +243,7 @@ impl ModuleKey {
             | Self::MoeFinalizeAllReduceRmsNorm(kernel) => vec![
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
                 ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
-                ("LAMPORT_HELD", kernel.held.to_string()),
+                ("LAMPORT_VECTORS", kernel.vectors.to_string()),
             ],
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => vec![
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
@@ -247,16 +270,15 @@ impl ModuleKey {
             Self::AllReduce(AllReduceKernel { dtype, capacity, .. }) => {
                 format!("{function}.{}.n{capacity}", dtype.name())
             }
-            Self::AllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, held, .. })
-            | Self::AllReduceRmsNormQuant(AllReduceRmsNormKernel { dtype, capacity, held, .. })
-            | Self::AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel { dtype, capacity, held, .. })
-            | Self::MoeFinalizeAllReduce(AllReduceRmsNormKernel { dtype, capacity, held, .. })
-            | Self::MoeFinalizeAllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, held, .. }) => {
-                format!("{function}.{}.n{capacity}.{}", dtype.name(), if held { "held" } else { "wide" })
+            Self::AllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, vectors, .. })
+            | Self::AllReduceRmsNormQuant(AllReduceRmsNormKernel { dtype, capacity, vectors, .. })
+            | Self::AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel { dtype, capacity, vectors, .. })
+            | Self::MoeFinalizeAllReduce(AllReduceRmsNormKernel { dtype, capacity, vectors, .. })
+            | Self::MoeFinalizeAllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, vectors, .. }) => {
+                format!("{function}.{}.n{capacity}.v{vectors}", dtype.name())
             }
-            Self::AllReduceQuant(AllReduceRmsNormKernel { algorithm, dtype, capacity, held }) => {
-                let (dtype, rows) = (dtype.name(), if held { "held" } else { "wide" });
-                format!("{function}.{}.{dtype}.n{capacity}.{rows}", algorithm.name())
+            Self::AllReduceQuant(AllReduceRmsNormKernel { algorithm, dtype, capacity, vectors }) => {
+                format!("{function}.{}.{}.n{capacity}.v{vectors}", algorithm.name(), dtype.name())
             }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => {
                 let MinimaxKernel { dtype, weight, variant } = kernel;

@@ -65,12 +65,12 @@ pub const fn all_reduce_bounds(method: AllReduceMethod, capacity: u32) -> Launch
     }
 }
 
-/// Bounds of the all-reduce kernels with RMSNorm. A row whose vectors are more than `max_threads` is not held in
-/// registers.
-pub const fn rms_norm_bounds(capacity: u32) -> LaunchBounds {
-    match capacity {
-        2 | 4 => LaunchBounds::new(1024, 1),
-        8 => LaunchBounds::new(512, 1),
+/// Bounds of the all-reduce kernels with RMSNorm, of whose rows a thread keeps so many `vectors`. A wider row takes more of
+/// them, or is not kept in registers.
+pub const fn rms_norm_bounds(capacity: u32, vectors: u32) -> LaunchBounds {
+    match (capacity, vectors) {
+        (2 | 4, 0 | 1) => LaunchBounds::new(1024, 1),
+        (2 | 4 | 8, _) => LaunchBounds::new(512, 1),
         _ => LaunchBounds::new(256, 1),
     }
 }
@@ -83,8 +83,8 @@ pub const fn moe_finalize_bounds(capacity: u32) -> LaunchBounds {
     }
 }
 
-/// Columns of 16 bits that a row may have and be held in groups of every size.
-pub const HELD_COLUMNS: usize = 8 * rms_norm_bounds(CAPACITIES[CAPACITIES.len() - 1]).max_threads as usize;
+/// Columns of 16 bits that a row may have and be kept in registers, by a vector a thread, in groups of every size.
+pub const HELD_COLUMNS: usize = 8 * rms_norm_bounds(CAPACITIES[CAPACITIES.len() - 1], 1).max_threads as usize;
 
 /// How a MiniMax kernel deals its rows out to threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

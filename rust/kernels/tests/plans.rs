@@ -9,7 +9,7 @@ use lamport_rs_kernels::plan::all_reduce::{self, AllReduceShape};
 use lamport_rs_kernels::plan::minimax::{MinimaxShape, MinimaxTensors};
 use lamport_rs_kernels::plan::rms_norm::{self, AllReduceRmsNormShape, AllReduceRmsNormTensors};
 use lamport_rs_kernels::plan::{self, Device, LaunchPlan, MIN_BLOCKS, PlanError};
-use lamport_rs_kernels::variants::{FILL_THREADS, MinimaxVariant, WARP_THREADS};
+use lamport_rs_kernels::variants::{FILL_THREADS, MinimaxVariant, WARP_THREADS, rms_norm_bounds};
 use lamport_rs_kernels::{Dtype, ModuleKey};
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::geometry::{Geometry, GeometryError, all_reduce_comm_size, minimax_comm_size};
@@ -328,6 +328,23 @@ fn two_ranks_sum_some_sizes_in_larger_blocks() {
 }
 
 #[test]
+fn wide_rows_of_16_bits_are_kept_in_registers() {
+    let vectors = |world_size, hidden, algorithm| {
+        let (dtype, weight) = (Dtype::BFloat16, Dtype::BFloat16);
+        let plan = AllReduceRmsNormShape { tokens: 32, hidden, dtype, weight, world_size, algorithm }.plan(H200).unwrap();
+        let ModuleKey::AllReduceRmsNorm(kernel) = plan.launch.module else { panic!("{plan:?}") };
+        (kernel.vectors, plan.launch.block)
+    };
+    for world_size in [2, 4, 8] {
+        let of = |hidden| vectors(world_size, hidden, Algorithm::OneShot);
+        let found = [4096, 7168, 8192, 16_384, 16_392].map(of);
+        assert_eq!(found, [(1, 512), (2, 448), (2, 512), (4, 512), (0, if world_size == 8 { 512 } else { 1024 })]);
+    }
+    assert_eq!([2048, 4096, 8192, 8200].map(|hidden| vectors(16, hidden, Algorithm::OneShot).0), [1, 2, 4, 0]);
+    assert_eq!([8192, 16_384, 16_392].map(|hidden| vectors(8, hidden, Algorithm::TwoShot).0), [2, 4, 0]);
+}
+
+#[test]
 fn every_norm_has_a_launch_whose_blocks_run_at_once() {
     for world_size in 2..=16 {
         for (tokens, hidden) in [1, 2, 7, 132, 133, 1057, 5000]
@@ -358,9 +375,13 @@ fn check_norm(shape: AllReduceRmsNormShape, device: Device) {
     let ModuleKey::AllReduceRmsNorm(kernel) = plan.launch.module else { panic!("{what}") };
     assert_eq!((kernel.algorithm, kernel.dtype), (algorithm, dtype), "{what}");
     assert!((world_size..2 * world_size).contains(&(kernel.capacity as usize)), "{what}");
-    // A thread of a held row has one vector; a row of more vectors than threads is not held.
+    // All of a row is kept, or nothing.
     let row_bytes = hidden * dtype.size();
-    assert_eq!(kernel.held, row_bytes / 16 <= plan.launch.block as usize, "{what}");
+    let most = |vectors: u32| (vectors * rms_norm_bounds(kernel.capacity, vectors).max_threads) as usize;
+    let widest = plan.launch.module.kept_vectors().iter().map(|&vectors| most(vectors)).max().unwrap();
+    assert_eq!(kernel.vectors > 0, row_bytes / 16 <= widest, "{what}");
+    let kept = (kernel.vectors * plan.launch.block) as usize;
+    assert!(kernel.vectors == 0 || kept >= row_bytes / 16, "{what}");
 
     let message = algorithm.message_bytes(tokens, row_bytes, world_size);
     let slots = |comm_size: usize| Geometry::new(world_size as i64, comm_size as i64).unwrap();

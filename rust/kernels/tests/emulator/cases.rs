@@ -4,7 +4,7 @@ use lamport_rs_kernels::Dtype::{self, BFloat16, Float16, Float32};
 use lamport_rs_kernels::Sink;
 use lamport_rs_kernels::plan::Device;
 use lamport_rs_kernels::sink::Family;
-use lamport_rs_kernels::variants::{capacity, moe_finalize_bounds, rms_norm_bounds};
+use lamport_rs_kernels::variants::{capacity, rms_norm_bounds};
 use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
 
 use crate::operations::{
@@ -68,6 +68,11 @@ fn vectors(algorithm: Algorithm, share: usize, world_size: usize) -> usize {
     if algorithm == OneShot { share } else { share * world_size }
 }
 
+/// The most vectors of a row of which each thread keeps so many.
+fn most_vectors(world_size: usize, vectors: u32) -> usize {
+    (vectors * rms_norm_bounds(capacity(world_size as u32), vectors).max_threads) as usize
+}
+
 /// Norms of sums: rows that are held and rows that are not, more rows than blocks and fewer, in place, and in a row.
 pub fn rms_norm() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -83,11 +88,17 @@ pub fn rms_norm() -> Vec<Case> {
                 let few = world_size;
                 let held = vec![norm(few, 1, false), norm(13, 33, false), norm(13, 33, false), norm(few + 4, 40, true)];
                 cases.push(case(format!("{name}, held"), world_size, device(1, 2), held));
+                let rows = if algorithm == OneShot { 2 } else { world_size };
+                // One more than threads of which each keeps half as many.
+                for kept in [2, 4].into_iter().filter(|_| [(BFloat16, BFloat16), (Float16, Float32)].contains(&(dtype, weight))) {
+                    let vectors = most_vectors(world_size, 2) / 2 * (kept as usize / 2) + 1;
+                    let kept_rows = vec![norm(rows + 1, vectors, false), norm(rows, vectors + 40, true)];
+                    cases.push(case(format!("{name}, {kept} vectors a thread"), world_size, device(1, 1), kept_rows));
+                }
                 if weight == dtype {
-                    // More than a block has threads.
-                    let vectors = rms_norm_bounds(capacity(world_size as u32)).max_threads as usize + 1;
-                    let rows = if algorithm == OneShot { 2 } else { world_size };
-                    let wide = vec![norm(rows, vectors, false), norm(few, 1, true)];
+                    // More than threads keep.
+                    let most = if dtype == Float32 { 1 } else { 4 };
+                    let wide = vec![norm(rows, most_vectors(world_size, most) + 1, false), norm(few, 1, true)];
                     cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
                 }
             }
@@ -131,7 +142,7 @@ pub fn rms_norm_quant() -> Vec<Case> {
             if !runs_wide(algorithm, world_size) {
                 continue;
             }
-            let vectors = rms_norm_bounds(capacity(world_size as u32)).max_threads as usize + 1;
+            let vectors = most_vectors(world_size, 1) + 1;
             let rows = if algorithm == OneShot { 2 } else { world_size };
             let wide = vec![quant(rows, vectors, true), quant(world_size, 1, false)];
             cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
@@ -165,7 +176,7 @@ pub fn quant() -> Vec<Case> {
             if !runs_wide(algorithm, world_size) {
                 continue;
             }
-            let vectors = rms_norm_bounds(capacity(world_size as u32)).max_threads as usize + 1;
+            let vectors = most_vectors(world_size, 1) + 1;
             let rows = if algorithm == OneShot { 2 } else { world_size };
             // Rows that are not held are read back from the sum's place.
             let in_place = dtype == BFloat16;
@@ -229,8 +240,10 @@ pub fn moe_finalize() -> Vec<Case> {
             ];
             cases.push(case(format!("{name}, held"), world_size, device(1, 2), held));
             if expert_weight == dtype {
-                let vectors = moe_finalize_bounds(capacity(world_size as u32)).max_threads as usize + 1;
-                let wide = vec![finalize(2, vectors, 3, true), finalize(world_size, 1, 8, false)];
+                let vectors = most_vectors(world_size, 2);
+                let two = vec![finalize(2, vectors / 2 + 1, 6, true), finalize(3, vectors / 2 + 40, 4, false)];
+                cases.push(case(format!("{name}, two vectors a thread"), world_size, device(1, 1), two));
+                let wide = vec![finalize(2, vectors + 1, 3, true), finalize(world_size, 1, 8, false)];
                 cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
             }
         }

@@ -109,6 +109,12 @@ inline uint32 load_input_half(Address address) {
     return half;
 }
 
+inline void load_input_half_if(bool condition, Address address, uint32& half) {
+    if (condition) {
+        half = load_input_half(address);
+    }
+}
+
 inline Vector load_weight(Address address) { return load_input(address); }
 
 inline void store_output(Address address, const Vector& vector) { emulator_write(address, &vector, sizeof(vector)); }
@@ -148,6 +154,12 @@ inline uint32 load_weight_word(Address address) {
     uint32 word;
     emulator_read(address, &word, sizeof(word));
     return word;
+}
+
+inline void load_weight_word_if(bool condition, Address address, uint32& word) {
+    if (condition) {
+        word = load_weight_word(address);
+    }
 }
 
 // ---- Barriers, launches, time ---------------------------------------------------------------------------------------
