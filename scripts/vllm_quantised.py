@@ -83,7 +83,8 @@ def check_quantised(fusion: Any, rank: int, is_fp8: bool, has_residual: bool) ->
                     "output_scale": torch.zeros(128, HIDDEN // 64, dtype=torch.int32),
                 },
             )
-        return list(auto_functionalized(operator, **operands)[1:])
+        results: tuple[Any, ...] = auto_functionalized(operator, **operands)
+        return list(results[1:])
 
     def model(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         rows, total = norm(*inputs[:3])
