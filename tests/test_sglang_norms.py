@@ -230,10 +230,11 @@ def check_experts(me: Rank) -> list[str]:
             for rows in (1, 7):
                 shape, dtypes = (rows, WIDTH), (torch.bfloat16, weight_dtype)
                 of_ranks = [Experts.of_rank(rank, shape, 3, dtypes, seed) for rank in range(me.world_size)]
-                finalised = [each.finalised() for each in of_ranks]
-                residual, gamma = random_tensor(shape, torch.bfloat16, 99), random_tensor((WIDTH,), weight_dtype, 98)
+                finalised = [each.finalised().to(me.device) for each in of_ranks]
+                residual = random_tensor(shape, torch.bfloat16, 99).to(me.device)
+                gamma = random_tensor((WIDTH,), weight_dtype, 98).to(me.device)
                 given, total = residual.clone(), rounded_sum_with(residual, finalised)
-                found, summed = service.finalize(handoff_of(of_ranks[me.rank]), residual, gamma)
+                found, summed = service.finalize(handoff_of(of_ranks[me.rank].to(me.device)), residual, gamma)
                 check_same_bits(summed, total)
                 check_rounding(found, rms_norm_of_rows(total, gamma, EPS))
                 others = service.all_reduce_residual_rms_norm(finalised[me.rank], residual, gamma)

@@ -12,7 +12,7 @@ from fake_vllm import PACKAGE, RELEASES, cuda_communicator, fake_flashinfer, fak
 from lamport_rs import LamportError
 from lamport_rs.vllm_plugin import fused, install
 from lamport_rs.vllm_plugin.fused_operation import NAMES, stand_in
-from quantised_rows import check_quantised, empty_scales
+from quantised_rows import check_quantised
 from ranks import Rank
 from reference import (
     DTYPES,
@@ -165,23 +165,24 @@ def test_the_fusion_is_switched_on_by_vllms_rule_but_for_flashinfer(monkeypatch,
 
 def operands(me: Rank, dtype: torch.dtype, *shape: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     """The inputs of all ranks, residual and weight."""
-    inputs = [random_tensor(shape, dtype, 1, rank) for rank in range(me.world_size)]
-    return inputs, random_tensor(shape, dtype, 2), random_tensor(shape[-1:], dtype, 3)
+    inputs = [random_tensor(shape, dtype, 1, rank).to(me.device) for rank in range(me.world_size)]
+    residual, weight = (random_tensor(each, dtype, 2).to(me.device) for each in (shape, shape[-1:]))
+    return inputs, residual, weight
 
 
-def places_for(pattern: int, dtype: torch.dtype, *shape: int) -> tuple[str, dict[str, torch.Tensor]]:
+def places_for(me: Rank, pattern: int, *shape: int) -> tuple[str, dict[str, torch.Tensor]]:
     """The format of a pattern, and what vLLM passes for it."""
     if pattern == 2:
-        quant_out = torch.empty(shape, dtype=torch.float8_e4m3fn)
-        return "fp8_static", {"quant_out": quant_out, "scale_factor": torch.tensor([[0.01]])}
+        out, scale = torch.empty(shape, dtype=torch.float8_e4m3fn), torch.tensor([[0.01]])
+        return "fp8_static", {"quant_out": out.to(me.device), "scale_factor": scale.to(me.device)}
+    rows = torch.Size(shape[:-1]).numel()
     # vLLM keeps four scales in an int32, and has them seen as they are for FlashInfer.
-    scales = torch.zeros_like(empty_scales("nvfp4_swizzled", shape, torch.device("cpu")).view(torch.int32))
-    places = {
-        "quant_out": torch.empty(torch.Size(shape[:-1]).numel(), shape[-1] // 2, dtype=torch.uint8),
+    scales = torch.zeros((rows + 127) // 128 * 128, shape[-1] // 64, dtype=torch.int32, device=me.device)
+    return "nvfp4_swizzled", {
+        "quant_out": torch.empty(rows, shape[-1] // 2, dtype=torch.uint8, device=me.device),
         "scale_out": scales.view(torch.float8_e4m3fn),
-        "scale_factor": torch.tensor([[150.0]]),
+        "scale_factor": torch.tensor([[150.0]], device=me.device),
     }
-    return "nvfp4_swizzled", places
 
 
 def check_quantised_patterns(me: Rank, release: str) -> None:
@@ -194,12 +195,12 @@ def check_quantised_patterns(me: Rank, release: str) -> None:
                 inputs, residual, weight = operands(me, dtype, *shape)
                 normed, total = run_operator(me, inputs, residual, weight)
                 for pattern in (2, 3):
-                    quant_format, places = places_for(pattern, dtype, *shape)
+                    quant_format, places = places_for(me, pattern, *shape)
                     _unused, held = run_operator(me, inputs, residual, weight, pattern_code=pattern, **places)
                     check_same_bits(held, total)
                     check_places(places, normed, quant_format)
                     # Without a residual vLLM passes one of zeros, and takes the sum from the input.
-                    places = places_for(pattern, dtype, *shape)[1]
+                    places = places_for(me, pattern, *shape)[1]
                     norm_out = torch.empty_like(residual)
                     options = {"pattern_code": pattern, "norm_out": norm_out, **places}
                     summed, _zeros = run_operator(me, inputs, torch.zeros_like(residual), weight, **options)
@@ -229,7 +230,7 @@ def check_with_flashinfer(me: Rank, release: str) -> None:
         inputs, residual, weight = operands(me, torch.bfloat16, 3, HIDDEN)
         normed, total = run_operator(me, inputs, residual, weight)
         check_same_bits(total, rounded_sum_with(residual, inputs))
-        quant_format, places = places_for(2, torch.bfloat16, 3, HIDDEN)
+        quant_format, places = places_for(me, 2, 3, HIDDEN)
         run_operator(me, inputs, residual, weight, pattern_code=2, **places)
         check_places(places, normed, quant_format)
         assert comm.calls == []
@@ -421,7 +422,7 @@ def check_unserved(me: Rank, release: str) -> None:
         options = {"input": ones, "residual_in": ones, "rms_gamma": ones[0], "pattern": 1}
         group = sys.modules[fused.PARALLEL_STATE].get_tp_group().cpu_group
         workspace = fused.fused_workspace(HIDDEN * TOKENS * 2, group)
-        _format, places = places_for(3, ones.dtype, 1, HIDDEN)
+        _format, places = places_for(me, 3, 1, HIDDEN)
         layouts = comm.QuantizationSFLayout
         for change, asked in [
             ({"pattern": 6, **places}, "asked for 6 with the layout of scales None, with weights and with a place"),
