@@ -30,6 +30,7 @@ COMMUNICATORS = "sglang.srt.distributed.device_communicators"
 COMM_FUSION = "sglang.srt.layers.flashinfer_comm_fusion"
 ADD_NORM = "sglang.srt.layers.layer_boundary.residual.add_norm"
 LAYERNORM = "sglang.srt.layers.layernorm"
+CUTEDSL = "sglang.srt.layers.layer_boundary.fusions.cutedsl"
 MINIMAX = "sglang.srt.models.minimax_m2"
 V2 = "CustomAllReduceV2"
 SIGNATURES = {
@@ -50,6 +51,15 @@ SIGNATURES = {
     COMM_FUSION: ["flashinfer_allreduce_residual_rmsnorm", "pre_initialize_workspaces", "resolve_fusion_group"],
     ADD_NORM: ["flashinfer_ar_fusion_applies"],
     LAYERNORM: ["_forward_with_allreduce_fusion"],
+    # Experts' rows that are finalised in an all-reduce.
+    CUTEDSL: [
+        f"CuteDSLWorkspace.{name}"
+        for name in ("__init__", "prepare", "supports", "finalize", "all_reduce_residual_rms_norm")
+    ],
+    "sglang.srt.layers.flashinfer_mnnvl_cutedsl": [
+        f"FlashInferMNNVLCuteDSLARFusion.{name}"
+        for name in ("supports", "moe_finalize_all_reduce_rms_norm", "all_reduce_residual_rms_norm")
+    ],
     "sglang.srt.layers.dp_attention": ["is_dp_attention_enabled"],
     "sglang.srt.runtime_context": ["get_parallel"],
     "sglang.srt.model_loader.utils": ["get_model_architecture"],
@@ -86,6 +96,7 @@ def facts_of(sources: Path) -> tuple[str, Facts]:
         "dispatch": calls_in(definition(state, "GroupCoordinator.all_reduce"), is_of_a_communicator)
         + calls_in(definition(state, "GroupCoordinator._resolve_outplace_all_reduce_method"), is_of_a_communicator),
         "asked_of_the_communicator": sorted(asked_of_the_communicator(sources / "sglang" / "srt")),
+        "asked_of_experts_workspace": asked_of_the_workspace(tree_of(sources, CUTEDSL)),
         "memory_of_the_communicator": users_of_its_memory(sources),
         "fusion_applies": returned_by(definition(norms, "flashinfer_ar_fusion_applies")),
         "most_fused_rows": assigned(norms, "FUSE_ALLREDUCE_MAX_BATCH_SIZE"),
@@ -128,6 +139,13 @@ def users_of_its_memory(sources: Path) -> list[str]:
         if f", {V2})" in text and "isinstance(" in text:
             users.append(str(file.relative_to(srt).with_suffix("")).replace("/", "."))
     return users
+
+
+def asked_of_the_workspace(tree: ast.AST) -> list[str]:
+    """Return the attributes that SGLang reads from its workspace for fused sums of experts' rows."""
+    held = ("self._workspace", "workspace")
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    return sorted({node.attr for node in nodes if ast.unparse(node.value) in held})
 
 
 def returned_by(function: ast.AST | None) -> list[str]:

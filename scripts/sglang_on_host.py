@@ -1,4 +1,4 @@
-"""Runs the groups, fused norms and MiniMax's norms of unpacked releases of SGLang with the plugin, on the CPU.
+"""Runs groups, fused norms, experts' sums and MiniMax's norms of unpacked SGLang releases with the plugin, on the CPU.
 
     python scripts/sglang_on_host.py SOURCES...
 
@@ -23,10 +23,11 @@ REGISTRY = "sglang.srt.plugins.hook_registry"
 PARALLEL_STATE = "sglang.srt.distributed.parallel_state"
 COMM_FUSION = "sglang.srt.layers.flashinfer_comm_fusion"
 ADD_NORM = "sglang.srt.layers.layer_boundary.residual.add_norm"
+CUTEDSL = "sglang.srt.layers.layer_boundary.fusions.cutedsl"
 MODEL_LOADER = "sglang.srt.model_loader.utils"
 MINIMAX = "sglang.srt.models.minimax_m2"
 COMMUNICATORS = "sglang.srt.distributed.device_communicators"
-MODULES = {REGISTRY, "sglang.srt.plugins", PARALLEL_STATE, COMM_FUSION, ADD_NORM, MODEL_LOADER, MINIMAX}
+MODULES = {REGISTRY, "sglang.srt.plugins", PARALLEL_STATE, COMM_FUSION, ADD_NORM, CUTEDSL, MODEL_LOADER, MINIMAX}
 parallel = SimpleNamespace()
 """What SGLang's `get_parallel()` returns."""
 
@@ -72,6 +73,11 @@ SETTINGS: Settings = {
     "sglang.srt.layers.dp_attention": {"is_dp_attention_enabled": lambda: False},
     "sglang.srt": {"platforms.current_platform.is_out_of_tree": lambda: False},
     f"{COMMUNICATORS}.custom_all_reduce": {"dispatch_custom_allreduce": lambda **_: OwnAllreduce},
+    "sglang.srt.layers.flashinfer_mnnvl_cutedsl": {
+        "get_flashinfer_mnnvl_cutedsl_ar_fusion": lambda **options: SimpleNamespace(
+            max_m=options["max_m"], supports=lambda rows: rows <= options["max_m"]
+        )
+    },
     f"{COMMUNICATORS}.pcie_ipc_ar": {"eligible_group": lambda **_: False},
     "sglang.srt.layers.moe.utils": {
         "post_experts_reduction_group": lambda: parallel.tp_group,
@@ -100,6 +106,7 @@ def run_rank(sources: Path, rank: int) -> None:
         check_groups(rank)
         check_fused_norms(rank)
         check_minimax(rank)
+        check_experts(rank)
         # Without a workspace on one rank, SGLang's own object stays on both.
         if rank == 1:
             os.environ["LAMPORT_RS_MAX_MEMORY"] = "0"
@@ -166,6 +173,8 @@ def check_minimax(rank: int) -> None:
     registry.ModelRegistry.resolve_model_cls = lambda *_: (importlib.import_module(MINIMAX).MiniMaxM2QKRMSNorm, "M2")
     model_config = MagicMock(is_embedding_gemma=False, quantization=None)
     model_config.hf_config.architectures = ["MiniMaxM2ForCausalLM"]
+    # It has imported its other models, too.
+    importlib.import_module(CUTEDSL)
     made: Callable[..., Any] = sys.modules[MODEL_LOADER].get_model_architecture(model_config)[0]
     norms = [SimpleNamespace(weight=torch.ones(width), variance_epsilon=0.0, attn_tp_size=2) for width in (32, 16)]
     found = made(*norms).forward(torch.full((2, 32), rank + 1.0), torch.full((2, 16), 2.0))
@@ -174,9 +183,30 @@ def check_minimax(rank: int) -> None:
     expect(found[1].unique().tolist(), [1.0])
 
 
+def check_experts(rank: int) -> None:
+    """Sums of experts' rows and of others, by what SGLang prepares of FlashInfer's."""
+    import torch
+
+    service = sys.modules[CUTEDSL].CuteDSLWorkspace(hidden_size=64, top_k=2, rms_epsilon=0.0)
+    service.prepare(max_m=2048)
+    expect((service.supports(2048), service.supports(2049)), (True, False))
+    ones = torch.ones(2, 64, dtype=torch.bfloat16)
+    handoff = SimpleNamespace(
+        routed_output=ones * (rank + 1),
+        permuted_indices=torch.tensor([[0, 1], [-1, 0]], dtype=torch.int32),
+        expert_weights=torch.full((2, 2), 0.5),
+        gated_shared_output=ones,
+    )
+    # Each token has the sum of its experts' rows, the shared expert's on each rank, and the residual.
+    norm, total = service.finalize(handoff, residual=ones, gamma=ones[0] / 2)
+    expect((total[:, 0].tolist(), norm.unique().tolist()), ([6.0, 4.5], [0.5]))
+    norm, total = service.all_reduce_residual_rms_norm(ones * (rank + 1), residual=ones, gamma=ones[0] / 2)
+    expect((total.unique().tolist(), norm.unique().tolist()), ([4.0], [0.5]))
+
+
 def main() -> int:
     """Run all releases; return the exit status."""
-    return run_releases(run_rank, "groups, fused norms and MiniMax's norms work with the plugin")
+    return run_releases(run_rank, "groups, fused norms, experts' sums and MiniMax's norms work with the plugin")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 from engine_on_host import WORLD_SIZE, expect, run_releases
 from vllm_mocks import load
+from vllm_quantised import EPS, HIDDEN, TOKENS, check_quantised, define_quantisers, values
 
 FUSION = "vllm.compilation.passes.fusion.allreduce_rms_fusion"
 WORKSPACES = "vllm.distributed.device_communicators.flashinfer_all_reduce"
@@ -29,8 +30,9 @@ MODULES = {
     *(f"vllm.ir{name}" for name in ("", ".op", ".util", ".tolerances", ".ops", ".ops.layernorm", ".ops.activation")),
     *(MINIMAX, f"{MINIMAX}.rms_norm_tp", f"{MINIMAX}.lamport_workspace"),
     "vllm.distributed.communication_op",
+    "vllm.compilation.passes.fusion.matcher_utils",
 }
-HIDDEN, TOKENS, EPS = 64, 5, 1e-5
+FP8_KEY = "kFp8StaticTensorSym"
 
 
 def main() -> int:
@@ -68,6 +70,14 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
         "get_tensor_model_parallel_world_size": lambda: WORLD_SIZE,
     }
     operators = torch.library.Library("_C", "FRAGMENT")
+    define_quantisers(operators)
+    # What vLLM's module of patterns looks for, and is not asked here.
+    for owner, name in [
+        *((library, name) for name in ("flashinfer_rotary_embedding", "mrope")),
+        *((operators, name) for name in ("rotary_embedding", "silu_and_mul", "dynamic_scaled_fp8_quant")),
+        (operators, "dynamic_per_token_scaled_fp8_quant"),
+    ]:
+        owner.define(f"{name}() -> ()")
     operators.define(
         "minimax_allreduce_rms_qk(Tensor qkv, Tensor q, Tensor k, Tensor workspace, int q_size, int kv_size, int rank, "
         "int nranks, float eps) -> (Tensor, Tensor)"
@@ -77,7 +87,8 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
         # The package's workspaces are of the CPU.
         "is_cuda": lambda: False,
         "fp8_dtype": lambda: torch.float8_e4m3fn,
-        "has_device_capability": lambda _capability: False,
+        # For NVFP4.
+        "has_device_capability": lambda _capability: True,
         "get_device_capability": lambda: None,
     }
     return {
@@ -90,7 +101,18 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
         "vllm.platforms": {f"current_platform.{name}": answer for name, answer in platform.items()},
         "vllm.utils.flashinfer": {"has_flashinfer": lambda: False},
         "vllm.utils.torch_utils": {"direct_register_custom_op": register},
-        "vllm.model_executor.layers.quantization.utils.quant_utils": {"kFp8StaticTensorSym": None},
+        "vllm.config": {"get_current_vllm_config": configuration},
+        "vllm.model_executor.layers.quantization.utils.quant_utils": {
+            f"{FP8_KEY}.{name}": value
+            for name, value in {
+                "dtype": torch.float8_e4m3fn,
+                "scale2": None,
+                "scale.static": True,
+                "scale.group_shape.row": -1,
+                "scale.group_shape.col": -1,
+                "scale.group_shape.is_per_group": lambda: False,
+            }.items()
+        },
         "vllm.compilation.passes.fusion.rms_quant_fusion": {"_rms_input_weight_dtype_match": lambda _match: True},
         "vllm.config.compilation": {"PassConfig.default_fi_allreduce_fusion_max_size_mb": lambda: {WORLD_SIZE: 64}},
         "vllm.model_executor.custom_op": {"CustomOp": CustomOp},
@@ -118,8 +140,11 @@ def run_rank(sources: Path, rank: int) -> None:
     module: Any = importlib.import_module(FUSION)
     expect(module.flashinfer_comm.__doc__.partition(",")[0], "lamport_rs's stand-in for FlashInfer")
     fusion = module.AllReduceFusionPass(configuration())
-    expect((fusion.disabled, fusion.supports_quant_fusion), (False, False))
+    expect((fusion.disabled, fusion.supports_quant_fusion), (False, True))
     check_pass(fusion, rank)
+    for is_fp8 in (True, False):
+        for has_residual in (True, False):
+            check_quantised(fusion, rank, is_fp8, has_residual)
     check_gemma(rank)
     with torch.no_grad():
         check_minimax(rank)
@@ -153,10 +178,6 @@ def check_pass(fusion: Any, rank: int) -> None:
         normed, residual = ops.fused_add_rms_norm(torch.ops.vllm.sum_of_ranks(x), residual, weight, EPS)
         total = torch.ops.vllm.sum_of_ranks(normed * 2)
         return ops.rms_norm(total, weight, EPS), total, residual
-
-    def values(seed: int, *shape: int) -> torch.Tensor:
-        # Of few bits, so that sums are exact, and differ in the norms alone.
-        return torch.randint(-8, 8, shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
     inputs = values(rank, TOKENS, HIDDEN), values(7, TOKENS, HIDDEN), values(8, HIDDEN)
     graph = make_fx(model, tracing_mode="fake")(*inputs)

@@ -36,6 +36,7 @@ ADD_NORM = "sglang.srt.layers.layer_boundary.residual.add_norm"
 EXIT = "sglang.srt.layers.layer_boundary.exit"
 DP_ATTENTION = "sglang.srt.layers.dp_attention"
 MODEL_LOADER = "sglang.srt.model_loader.utils"
+CUTEDSL = "sglang.srt.layers.layer_boundary.fusions.cutedsl"
 MINIMAX = "sglang.srt.models.minimax_m2"
 MIB = 1 << 20
 OWN_MAX_SIZE = 16 * MIB
@@ -84,10 +85,10 @@ def registry() -> ModuleType:
 
         @classmethod
         def apply_hooks(cls) -> None:
-            for target, hook, kind, _source in waiting:
-                if target not in applied:
-                    applied.add(target)
-                    place(target, hook, kind)
+            fresh = [each for each in waiting if each[0] not in applied]
+            for target, hook, kind, _source in fresh:
+                applied.add(target)
+                place(target, hook, kind)
 
     module = ModuleType("sglang.srt.plugins.hook_registry")
     module.HookRegistry, module.HookType, module.HookSource = HookRegistry, HookKind, HookSource
@@ -244,6 +245,56 @@ class Norm:
         return (total * scale * self.weight.float()).to(x.dtype), total.to(x.dtype)
 
 
+class OwnExperts:
+    """What SGLang's object for FlashInfer's CuTe DSL kernels does."""
+
+    def __init__(self, max_m: int) -> None:
+        self.max_m = max_m
+        calls.note("flashinfer", "prepare experts")
+
+    def supports(self, m: int) -> bool:
+        return 0 < m <= self.max_m
+
+    def moe_finalize_all_reduce_rms_norm(
+        self, *, routed_output: Any, expert_weights: Any, permuted_indices: Any, gated_shared_output: Any,
+        residual: Any, gamma: Any,
+    ) -> tuple[Any, Any]:  # fmt: skip
+        calls.note("flashinfer", "experts")
+        return routed_output, residual
+
+    def all_reduce_residual_rms_norm(self, *, local_contribution: Any, residual: Any, gamma: Any) -> tuple[Any, Any]:
+        calls.note("flashinfer", "norm")
+        return local_contribution, residual
+
+
+class ExpertsService:
+    """What `CuteDSLWorkspace` does: it prepares that object, once, and asks it."""
+
+    def __init__(self: Any, hidden_size: int, top_k: int, rms_epsilon: float, **_options: Any) -> None:
+        self.hidden_size, self.rms_epsilon, self._workspace = hidden_size, rms_epsilon, None
+
+    def prepare(self: Any, max_m: int) -> None:
+        if self._workspace is None:
+            self._workspace = OwnExperts(max_m)
+            self.max_m = self._workspace.max_m
+
+    def supports(self: Any, m: int) -> bool:
+        return self._workspace is not None and self._workspace.supports(m)
+
+    def finalize(self: Any, handoff: Any, residual: torch.Tensor, gamma: torch.Tensor) -> Any:
+        experts = {name: getattr(handoff, name) for name in ("routed_output", "expert_weights", "permuted_indices")}
+        return self._workspace.moe_finalize_all_reduce_rms_norm(
+            **experts, gated_shared_output=handoff.gated_shared_output, residual=residual, gamma=gamma
+        )
+
+    def all_reduce_residual_rms_norm(
+        self: Any, local_contribution: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor
+    ) -> Any:
+        return self._workspace.all_reduce_residual_rms_norm(
+            local_contribution=local_contribution, residual=residual, gamma=gamma
+        )
+
+
 class QKNorm:
     """What `MiniMaxM2QKRMSNorm` does."""
 
@@ -297,6 +348,9 @@ def choose_model() -> tuple[type, str]:
     module = sys.modules.setdefault(MINIMAX, ModuleType(MINIMAX))
     if not hasattr(module, "MiniMaxM2QKRMSNorm"):
         module.MiniMaxM2QKRMSNorm = class_of(MINIMAX, "MiniMaxM2QKRMSNorm", QKNorm)
+    experts = sys.modules.setdefault(CUTEDSL, ModuleType(CUTEDSL))
+    if not hasattr(experts, "CuteDSLWorkspace"):
+        experts.CuteDSLWorkspace = class_of(CUTEDSL, "CuteDSLWorkspace", ExpertsService)
     return module.MiniMaxM2QKRMSNorm, "MiniMaxM2ForCausalLM"
 
 

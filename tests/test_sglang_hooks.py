@@ -11,7 +11,7 @@ import hook_record
 import pytest
 import sglang_hooks
 from fake_sglang import COMM_FUSION, PARALLEL_STATE, TABLE, V2
-from lamport_rs.sglang_plugin import communicator, fused, groups, hooks, minimax
+from lamport_rs.sglang_plugin import communicator, experts, fused, groups, hooks, minimax
 
 each_release = pytest.mark.parametrize("release", sorted(TABLE))
 POINTS = [value for value in vars(hooks).values() if isinstance(value, hooks.Point)]
@@ -25,7 +25,7 @@ def parameters_of(function: object) -> str:
 
 @each_release
 def test_every_function_that_the_plugin_hooks_or_calls_is_recorded_and_takes_what_it_is_given(release):
-    assert len(POINTS) == 11
+    assert len(POINTS) == 12
     for point in POINTS:
         recorded = TABLE[release]["signatures"][point.module][point.name]
         arguments = ast.parse(f"def _({recorded}): pass").body[0].args
@@ -69,10 +69,24 @@ def test_all_that_sglang_asks_of_the_communicator_is_answered_by_it_or_by_sglang
 
 
 @each_release
+def test_all_that_sglang_asks_of_its_workspace_for_experts_is_answered_by_ours_or_by_its_own(release):
+    recorded = TABLE[release]["signatures"]["sglang.srt.layers.flashinfer_mnnvl_cutedsl"]
+    asked = {name.partition(".")[2] for name in recorded} | set(TABLE[release]["asked_of_experts_workspace"])
+    ours = {name for name in vars(experts.FusedExperts) if not name.startswith("_")}
+    assert ours <= asked
+    made = experts.FusedExperts("", SimpleNamespace(**{name: f"own {name}" for name in asked}), 0.0, 1)
+    for name in asked - ours:
+        assert getattr(made, name) == f"own {name}"
+    for name in ours:
+        signature = recorded[f"FlashInferMNNVLCuteDSLARFusion.{name}"]
+        assert parameters_of(getattr(experts.FusedExperts, name)) == signature
+
+
+@each_release
 def test_a_group_has_what_the_plugin_asks_of_it(release):
     used = set(groups.ATTRIBUTES)
     assert used <= set(TABLE[release]["attributes"])
-    sources = [Path(inspect.getfile(module)).read_text() for module in (communicator, fused, groups, minimax)]
+    sources = [Path(inspect.getfile(module)).read_text() for module in (communicator, experts, fused, groups, minimax)]
     found = {
         node.attr
         for source in sources

@@ -2,16 +2,19 @@
 
 import sys
 from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from fake_sglang import (
     COMM_FUSION,
+    CUTEDSL,
     DP_ATTENTION,
     EPS,
     EXIT,
     MODEL_LOADER,
+    ExpertsService,
     Norm,
     calls,
     in_sglang,
@@ -20,6 +23,7 @@ from fake_sglang import (
     make_groups,
     parallel,
 )
+from moe_rows import Experts
 from ranks import Rank
 from reference import (
     DTYPES,
@@ -195,6 +199,151 @@ def check_compiled(me: Rank) -> None:
 
 def test_a_compiled_model_fuses_in_one_graph(ranks_of):
     ranks_of(2).run(check_compiled)
+
+
+def prepared_experts(width: int = WIDTH) -> Any:
+    """What SGLang prepares for sums of experts' rows, once it has chosen a model."""
+    sys.modules[MODEL_LOADER].get_model_architecture(model_config=None)
+    service = sys.modules[CUTEDSL].CuteDSLWorkspace(hidden_size=width, top_k=2, rms_epsilon=EPS)
+    service.prepare(max_m=1 << 20)
+    assert calls.take() == [("flashinfer", "prepare experts")]
+    service.prepare(max_m=1)
+    return service
+
+
+def handoff_of(experts: Experts) -> SimpleNamespace:
+    """What a layer of experts leaves to the next norm."""
+    return SimpleNamespace(
+        routed_output=experts.expert_rows,
+        permuted_indices=experts.row_index,
+        expert_weights=experts.expert_weights,
+        gated_shared_output=experts.shared_rows,
+    )
+
+
+def check_experts(me: Rank) -> list[str]:
+    def check(me: Rank, _modules: Any) -> None:
+        make_groups(me)
+        service = prepared_experts()
+        assert calls.take() == []
+        for seed, weight_dtype in enumerate((torch.bfloat16, torch.float32)):
+            for rows in (1, 7):
+                shape, dtypes = (rows, WIDTH), (torch.bfloat16, weight_dtype)
+                of_ranks = [Experts.of_rank(rank, shape, 3, dtypes, seed) for rank in range(me.world_size)]
+                finalised = [each.finalised().to(me.device) for each in of_ranks]
+                residual = random_tensor(shape, torch.bfloat16, 99).to(me.device)
+                gamma = random_tensor((WIDTH,), weight_dtype, 98).to(me.device)
+                given, total = residual.clone(), rounded_sum_with(residual, finalised)
+                found, summed = service.finalize(handoff_of(of_ranks[me.rank].to(me.device)), residual, gamma)
+                check_same_bits(summed, total)
+                check_rounding(found, rms_norm_of_rows(total, gamma, EPS))
+                others = service.all_reduce_residual_rms_norm(finalised[me.rank], residual, gamma)
+                check_same_bits(others[0], found)
+                check_same_bits(others[1], total)
+                check_same_bits(residual, given)
+        assert [service.supports(rows) for rows in (0, 1, 1 << 20, (1 << 20) + 1)] == [False, True, True, False]
+        assert calls.take() == []
+
+    with logged() as lines:
+        in_sglang(me, check, LAMPORT_RS_SGLANG="fused")
+    return lines
+
+
+def test_experts_rows_are_put_together_in_the_norms_all_reduce(ranks_of):
+    (line,), *others = ranks_of(2).run(check_experts)
+    assert "finalises experts' rows with all-reduce, residual and RMSNorm in the place of FlashInfer: group tp:" in line
+    assert f"up to {(8 << 20) // (2 * WIDTH)} rows of {WIDTH}" in line
+    assert others == [[]]
+
+
+def check_experts_not_taken(me: Rank) -> None:
+    def check(me: Rank, _modules: Any) -> None:
+        make_groups(me)
+        service = prepared_experts()
+        for rows, dtype, gamma_dtype in [
+            ((8 << 20) // (2 * WIDTH) + 1, torch.bfloat16, torch.bfloat16),
+            (2, torch.float16, torch.float16),
+            (2, torch.bfloat16, torch.float16),
+        ]:
+            row, gamma = torch.ones(rows, WIDTH, dtype=dtype), torch.ones(WIDTH, dtype=gamma_dtype)
+            experts = Experts(row, torch.zeros(rows, 1, dtype=torch.int32), torch.ones(rows, 1), None)
+            service.finalize(handoff_of(experts), row, gamma)
+            service.all_reduce_residual_rms_norm(row, row, gamma)
+            assert calls.take() == [("flashinfer", "experts"), ("flashinfer", "norm")]
+
+    in_sglang(me, check)
+
+
+def test_experts_rows_that_the_workspace_does_not_take_are_flashinfers(ranks_of):
+    ranks_of(2).run(check_experts_not_taken)
+
+
+def check_experts_left(me: Rank, case: str) -> list[str]:
+    def check(me: Rank, _modules: Any) -> None:
+        if case == "no hook":
+            module = sys.modules[CUTEDSL] = ModuleType(CUTEDSL)
+            own = ("__init__", "supports", "finalize", "all_reduce_residual_rms_norm")
+            methods = {name: vars(ExpertsService)[name] for name in own}
+            module.CuteDSLWorkspace = type("", (), {**methods, "prepare": lambda self: ExpertsService.prepare(self, 9)})
+        make_groups(me)
+        if case == "no hook":
+            sys.modules[MODEL_LOADER].get_model_architecture(model_config=None)
+            service = sys.modules[CUTEDSL].CuteDSLWorkspace(hidden_size=WIDTH, top_k=2, rms_epsilon=EPS)
+            service.prepare()
+            calls.take()
+        else:
+            service = prepared_experts(width=12 if case == "rows that are no vectors" else WIDTH)
+        rows = torch.ones(2, service.hidden_size).bfloat16()
+        service.all_reduce_residual_rms_norm(rows, rows, rows[0])
+        assert calls.take() == [("flashinfer", "norm")]
+
+    limit = {"LAMPORT_RS_MAX_MEMORY": "much"} if case == "no workspace" and me.rank == 1 else {}
+    parts = "minimax" if case == "not chosen" and me.rank == 1 else "fused,minimax"
+    with logged() as lines:
+        in_sglang(me, check, LAMPORT_RS_SGLANG=parts, **limit)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("no hook", "no hook for lamport_rs to replace fused sums of experts' rows: "),
+        ("no workspace", "SGLang's own path goes on for fused, because lamport_rs has no workspace: "),
+        ("not chosen", "the ranks have different values of LAMPORT_RS_SGLANG: ranks 0 choose more"),
+        ("rows that are no vectors", None),
+    ],
+)
+def test_experts_rows_are_flashinfers_where_the_package_cannot_take_them(ranks_of, case, expected):
+    first, second = ranks_of(2).run(check_experts_left, case)
+    assert second == []
+    if expected is None:
+        assert first == []
+    else:
+        assert any(expected in line for line in first)
+
+
+def check_experts_compiled(me: Rank) -> None:
+    def check(me: Rank, _modules: Any) -> None:
+        make_groups(me)
+        service = prepared_experts()
+        index, weights = torch.tensor([[0, -1], [1, 0]], dtype=torch.int32), torch.ones(2, 2)
+
+        def layer(rows: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor) -> Any:
+            experts = {"routed_output": rows * 2, "expert_weights": weights, "permuted_indices": index}
+            return service._workspace.moe_finalize_all_reduce_rms_norm(
+                **experts, gated_shared_output=None, residual=residual, gamma=gamma
+            )
+
+        residual, gamma = torch.ones(2, WIDTH).bfloat16(), torch.ones(WIDTH).bfloat16()
+        _found, summed = torch.compile(layer, backend="aot_eager", fullgraph=True)(residual, residual, gamma)
+        assert summed[:, 0].tolist() == [1 + 2 * me.world_size, 1 + 4 * me.world_size]
+
+    with torch.inference_mode():
+        in_sglang(me, check)
+
+
+def test_experts_rows_are_one_operator_for_compilers(ranks_of):
+    ranks_of(2).run(check_experts_compiled)
 
 
 def minimax_norm(q_width: int, k_width: int, dtype: torch.dtype) -> tuple[Any, Norm, Norm]:

@@ -86,6 +86,23 @@ class MiniMaxM2QKRMSNorm:
     def forward(self, q, k):
         return q, k
 """
+CUTEDSL = """
+from sglang.srt.layers.flashinfer_mnnvl_cutedsl import get_flashinfer_mnnvl_cutedsl_ar_fusion
+class CuteDSLWorkspace:
+    def __init__(self, *, hidden_size, top_k, rms_epsilon):
+        self.hidden_size, self.rms_epsilon = hidden_size, rms_epsilon
+    def prepare(self, *, max_m):
+        self._workspace = get_flashinfer_mnnvl_cutedsl_ar_fusion(max_m=max_m)
+    def supports(self, m):
+        return self._workspace.supports(m)
+    def finalize(self, handoff, residual, gamma):
+        names = "routed_output", "expert_weights", "permuted_indices", "gated_shared_output"
+        experts = {name: getattr(handoff, name) for name in names}
+        return self._workspace.moe_finalize_all_reduce_rms_norm(**experts, residual=residual, gamma=gamma)
+    def all_reduce_residual_rms_norm(self, local_contribution, residual, gamma):
+        return self._workspace.all_reduce_residual_rms_norm(
+            local_contribution=local_contribution, residual=residual, gamma=gamma)
+"""
 MODEL_LOADER = """
 def get_model_architecture(model_config):
     from sglang.srt.models.registry import ModelRegistry
@@ -97,6 +114,7 @@ RELEASE = {
     "distributed/parallel_state": PARALLEL_STATE,
     "layers/flashinfer_comm_fusion": COMM_FUSION,
     "layers/layer_boundary/residual/add_norm": "def flashinfer_ar_fusion_applies(batch_size): return False",
+    "layers/layer_boundary/fusions/cutedsl": CUTEDSL,
     "model_loader/utils": MODEL_LOADER,
     "models/minimax_m2": MINIMAX,
 }
@@ -110,6 +128,7 @@ RELEASE = {
         ("distributed/parallel_state", "recovered_rank=False", "is_recovered=False", 1),
         ("layers/flashinfer_comm_fusion", "residual, weight, eps", "residual, gamma, eps", 1),
         ("models/minimax_m2", "q_norm, k_norm", "norms, other", 1),
+        ("layers/layer_boundary/fusions/cutedsl", "max_m", "most_rows", 1),
     ],
 )
 def test_what_the_plugin_does_not_serve_is_seen(monkeypatch, tmp_path, capsys, module, before, after, status):

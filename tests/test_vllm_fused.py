@@ -12,6 +12,7 @@ from fake_vllm import PACKAGE, RELEASES, cuda_communicator, fake_flashinfer, fak
 from lamport_rs import LamportError
 from lamport_rs.vllm_plugin import fused, install
 from lamport_rs.vllm_plugin.fused_operation import NAMES, stand_in
+from quantised_rows import check_quantised
 from ranks import Rank
 from reference import (
     DTYPES,
@@ -162,20 +163,77 @@ def test_the_fusion_is_switched_on_by_vllms_rule_but_for_flashinfer(monkeypatch,
         assert sys.modules[fused.HAS_FLASHINFER[0]].has_flashinfer() is installed
 
 
-def check_with_flashinfer(me: Rank, release: str) -> None:
+def operands(me: Rank, dtype: torch.dtype, *shape: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """The inputs of all ranks, residual and weight."""
+    inputs = [random_tensor(shape, dtype, 1, rank).to(me.device) for rank in range(me.world_size)]
+    residual, weight = (random_tensor(each, dtype, 2).to(me.device) for each in (shape, shape[-1:]))
+    return inputs, residual, weight
+
+
+def places_for(me: Rank, pattern: int, *shape: int) -> tuple[str, dict[str, torch.Tensor]]:
+    """The format of a pattern, and what vLLM passes for it."""
+    if pattern == 2:
+        out, scale = torch.empty(shape, dtype=torch.float8_e4m3fn), torch.tensor([[0.01]])
+        return "fp8_static", {"quant_out": out.to(me.device), "scale_factor": scale.to(me.device)}
+    rows = torch.Size(shape[:-1]).numel()
+    # vLLM keeps four scales in an int32, and has them seen as they are for FlashInfer.
+    scales = torch.zeros((rows + 127) // 128 * 128, shape[-1] // 64, dtype=torch.int32, device=me.device)
+    return "nvfp4_swizzled", {
+        "quant_out": torch.empty(rows, shape[-1] // 2, dtype=torch.uint8, device=me.device),
+        "scale_out": scales.view(torch.float8_e4m3fn),
+        "scale_factor": torch.tensor([[150.0]], device=me.device),
+    }
+
+
+def check_quantised_patterns(me: Rank, release: str) -> None:
     def check(me: Rank, _module: Any) -> None:
         cuda_communicator(me)
         made = the_pass()
         assert (made.disabled, made.supports_quant_fusion) == (False, True)
-        assert comm.calls == ["create_allreduce_fusion_workspace"]
-        inputs = [random_tensor((3, HIDDEN), torch.bfloat16, rank) for rank in range(me.world_size)]
-        residual, weight = torch.zeros(3, HIDDEN, dtype=torch.bfloat16), torch.ones(HIDDEN, dtype=torch.bfloat16)
-        _normed, total = run_operator(me, inputs, residual, weight)
-        check_same_bits(total, rounded_sum(inputs))
-        comm.calls.clear()
-        run_operator(me, inputs, residual, weight, pattern_code=2, quant_out=torch.empty(3, HIDDEN))
-        assert comm.calls == ["create_allreduce_fusion_workspace", (2, "trtllm", True)]
-        comm.calls.clear()
+        for dtype in (torch.float16, torch.bfloat16):
+            for shape in [(1, HIDDEN), (37, 4 * HIDDEN), (1, 5, HIDDEN)]:
+                inputs, residual, weight = operands(me, dtype, *shape)
+                normed, total = run_operator(me, inputs, residual, weight)
+                for pattern in (2, 3):
+                    quant_format, places = places_for(me, pattern, *shape)
+                    _unused, held = run_operator(me, inputs, residual, weight, pattern_code=pattern, **places)
+                    check_same_bits(held, total)
+                    check_places(places, normed, quant_format)
+                    # Without a residual vLLM passes one of zeros, and takes the sum from the input.
+                    places = places_for(me, pattern, *shape)[1]
+                    norm_out = torch.empty_like(residual)
+                    options = {"pattern_code": pattern, "norm_out": norm_out, **places}
+                    summed, _zeros = run_operator(me, inputs, torch.zeros_like(residual), weight, **options)
+                    check_same_bits(summed, rounded_sum(inputs))
+                    alone, _zeros = run_operator(me, inputs, torch.zeros_like(residual), weight)
+                    check_places(places, alone, quant_format)
+
+    in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
+
+
+def check_places(places: dict[str, torch.Tensor], rows: torch.Tensor, quant_format: str) -> None:
+    rows, scale = rows.view(-1, rows.shape[-1]), places["scale_factor"]
+    out = places["quant_out"].view(rows.shape[0], -1)
+    check_quantised(out, places.get("scale_out", scale), rows, quant_format, quant_format, scale)
+
+
+@each_release
+def test_without_flashinfer_quantised_patterns_are_what_vllms_quantisers_make_of_the_norm(ranks_of, release):
+    ranks_of(2).run(check_quantised_patterns, release)
+
+
+def check_with_flashinfer(me: Rank, release: str) -> None:
+    def check(me: Rank, _module: Any) -> None:
+        cuda_communicator(me)
+        made = the_pass()
+        assert (made.disabled, made.supports_quant_fusion, comm.calls) == (False, True, [])
+        inputs, residual, weight = operands(me, torch.bfloat16, 3, HIDDEN)
+        normed, total = run_operator(me, inputs, residual, weight)
+        check_same_bits(total, rounded_sum_with(residual, inputs))
+        quant_format, places = places_for(me, 2, 3, HIDDEN)
+        run_operator(me, inputs, residual, weight, pattern_code=2, **places)
+        check_places(places, normed, quant_format)
+        assert comm.calls == []
         # Others' workspaces are FlashInfer's.
         options = {"workspace": SimpleNamespace(backend="mnnvl", group=None), "pattern": 0}
         comm.allreduce_fusion(input=torch.ones(2), **options)
@@ -186,8 +244,56 @@ def check_with_flashinfer(me: Rank, release: str) -> None:
 
 
 @each_release
-def test_with_flashinfer_quantised_patterns_are_flashinfers(ranks_of, release):
+def test_with_flashinfer_too_the_package_quantises(ranks_of, release):
     ranks_of(2).run(check_with_flashinfer, release)
+
+
+def check_unquantised(me: Rank, release: str, installed: bool, hidden: int, dtype: torch.dtype) -> None:
+    def check(me: Rank, _module: Any) -> None:
+        cuda_communicator(me)
+        made = the_pass(hidden_size=hidden, dtype=dtype)
+        assert (made.disabled, made.supports_quant_fusion) == (False, installed)
+        inputs, residual, weight = operands(me, dtype, 3, hidden)
+        check_same_bits(run_operator(me, inputs, residual, weight)[1], rounded_sum_with(residual, inputs))
+        if installed:
+            comm.calls.clear()
+            run_operator(me, inputs, residual, weight, pattern_code=2, quant_out=torch.empty(3, hidden))
+            assert comm.calls == ["create_allreduce_fusion_workspace", (2, "trtllm", True)]
+
+    with fake_flashinfer() if installed else contextlib.nullcontext() as comm:
+        in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
+
+
+@each_release
+@pytest.mark.parametrize("installed", [False, True])
+@pytest.mark.parametrize(("hidden", "dtype"), [(40, torch.bfloat16), (HIDDEN, torch.float32)])
+def test_rows_that_the_package_does_not_quantise_are_flashinfers_or_by_parts(
+    ranks_of, release, installed, hidden, dtype
+):
+    ranks_of(2).run(check_unquantised, release, installed, hidden, dtype)
+
+
+def check_unknown_pattern(me: Rank, release: str, installed: bool) -> Any:
+    def check(me: Rank, _module: Any) -> Any:
+        cuda_communicator(me)
+        module = importlib.import_module(fused.FUSION_PASS)
+        module.AllReduceFusedRMSNormGroupQuantFP8Pattern = type("", (), {})
+        with logged() as lines:
+            install()
+        made = the_pass()
+        return made.disabled, made.supports_quant_fusion, lines
+
+    with fake_flashinfer() if installed else contextlib.nullcontext():
+        return in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
+
+
+@each_release
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_release_with_another_quantised_pattern_keeps_its_own(ranks_of, release, installed):
+    for disabled, quantises, (line,) in ranks_of(2).run(check_unknown_pattern, release, installed):
+        assert (disabled, quantises) == (False, installed)
+        assert line.startswith("WARNING this release of vLLM fuses all-reduces with quantisation in ways that ")
+        assert "(AllReduceFusedRMSNormGroupQuantFP8Pattern)" in line
 
 
 def check_without_compiler(me: Rank, release: str, served: bool) -> Any:
@@ -204,7 +310,7 @@ def check_without_compiler(me: Rank, release: str, served: bool) -> Any:
 @each_release
 @pytest.mark.parametrize("served", [True, False])
 def test_flashinfer_that_vllm_takes_for_unusable_is_not_used(ranks_of, release, served):
-    assert ranks_of(2).run(check_without_compiler, release, served) == [(not served, False, [])] * 2
+    assert ranks_of(2).run(check_without_compiler, release, served) == [(not served, served, [])] * 2
 
 
 def check_disagreement(me: Rank, release: str) -> Any:
@@ -292,7 +398,7 @@ def check_teardown(me: Rank, release: str) -> None:
         the_pass()
         with pytest.raises(LamportError, match="cannot be checkpointed"):
             communicator.checkpoint_prepare()
-        workspace = fused.fused_workspace(HIDDEN * TOKENS * 2, HIDDEN, torch.bfloat16, communicator.cpu_group)
+        workspace = fused.fused_workspace(HIDDEN * TOKENS * 2, communicator.cpu_group)
         assert workspace.is_buffer_size_sufficient(tp_size=2, num_tokens=1 << 20, hidden_dim=HIDDEN, dtype=torch.half)
         held = workspace._held.here()
         communicator.destroy()
@@ -311,21 +417,70 @@ def check_unserved(me: Rank, release: str) -> None:
     def check(me: Rank, _module: Any) -> None:
         cuda_communicator(me)
         the_pass()
-        module = importlib.import_module(fused.FUSION_PASS)
-        ones = torch.ones(1, HIDDEN)
-        options = {"input": ones, "pattern": 2, "residual_in": ones, "rms_gamma": ones[0]}
+        comm = importlib.import_module(fused.FUSION_PASS).flashinfer_comm
+        ones = torch.ones(1, HIDDEN, dtype=torch.bfloat16)
+        options = {"input": ones, "residual_in": ones, "rms_gamma": ones[0], "pattern": 1}
         group = sys.modules[fused.PARALLEL_STATE].get_tp_group().cpu_group
-        workspace = fused.fused_workspace(HIDDEN * TOKENS * 2, HIDDEN, torch.bfloat16, group)
-        with pytest.raises(LamportError, match="was asked for 2"):
-            module.flashinfer_comm.allreduce_fusion(workspace=workspace, **options)
+        workspace = fused.fused_workspace(HIDDEN * TOKENS * 2, group)
+        _format, places = places_for(me, 3, 1, HIDDEN)
+        layouts = comm.QuantizationSFLayout
+        for change, asked in [
+            ({"pattern": 6, **places}, "asked for 6 with the layout of scales None, with weights and with a place"),
+            ({"rms_gamma": None}, "asked for 1 with the layout of scales None, without weights"),
+            ({"pattern": 3}, "asked for 3 .* without a place for quantised rows"),
+            ({"pattern": 3, "layout_code": layouts.SWIZZLED_8x4, **places}, "asked for 3 with the layout of scales 1"),
+        ]:
+            with pytest.raises(LamportError, match=asked):
+                comm.allreduce_fusion(workspace=workspace, **{**options, **change})
         with pytest.raises(LamportError, match="FlashInfer is not installed"):
-            module.flashinfer_comm.allreduce_fusion(workspace=None, **options)
+            comm.allreduce_fusion(workspace=None, **options)
 
     in_vllm(me, release, check)
 
 
 def test_what_is_not_served_is_an_error(ranks_of):
     ranks_of(2).run(check_unserved, RELEASES[-1])
+
+
+def check_other_patterns(me: Rank, release: str) -> None:
+    """Those of FlashInfer that vLLM has names for, and does not use: with the rows as they are, and row by row."""
+
+    def check(me: Rank, _module: Any) -> None:
+        cuda_communicator(me)
+        the_pass()
+        comm = importlib.import_module(fused.FUSION_PASS).flashinfer_comm
+        workspace = fused.fused_workspace(
+            HIDDEN * TOKENS * 2, sys.modules[fused.PARALLEL_STATE].get_tp_group().cpu_group
+        )
+        inputs, residual, weight = operands(me, torch.bfloat16, 5, HIDDEN)
+        normed, _total = run_operator(me, inputs, residual, weight)
+        given, linear = torch.tensor([150.0]), comm.QuantizationSFLayout.LINEAR
+        scales = torch.empty(5, HIDDEN // 16, dtype=torch.float8_e4m3fn)
+        for pattern, options in [
+            (comm.AllReduceFusionPattern.kARResidualRMSNormOutFP8Quant, {"scale_factor": given / 1e4}),
+            (
+                comm.AllReduceFusionPattern.kARResidualRMSNormOutFP4Quant,
+                {"scale_factor": given, "scale_out": scales, "layout_code": linear},
+            ),
+        ]:
+            is_fp8 = "scale_out" not in options
+            out = torch.empty(
+                5, HIDDEN if is_fp8 else HIDDEN // 2, dtype=torch.float8_e4m3fn if is_fp8 else torch.uint8
+            )
+            norm_out = torch.empty_like(normed)
+            operand = {"input": inputs[me.rank], "residual_in": residual, "rms_gamma": weight, "rms_eps": EPS}
+            operand |= {"quant_out": out, "norm_out": norm_out, **options}
+            comm.allreduce_fusion(workspace=workspace, pattern=pattern, **operand)
+            check_same_bits(norm_out, normed)
+            scale = options["scale_factor"]
+            name = "fp8_static" if is_fp8 else "nvfp4"
+            check_quantised(out, options.get("scale_out", scale), normed, name, name, scale)
+
+    in_vllm(me, release, check)
+
+
+def test_flashinfers_other_patterns_are_served(ranks_of):
+    ranks_of(2).run(check_other_patterns, RELEASES[-1])
 
 
 def of_other_arguments(module: Any) -> None:

@@ -20,6 +20,7 @@ from reference import (
     rounded_sum,
     rounded_sum_with,
 )
+from test_sglang_norms import check_experts
 
 WIDTH = 4096
 
@@ -176,3 +177,10 @@ def normalise_minimax(me: Rank) -> None:
 @pytest.mark.gpu(2)
 def test_minimax_norms_eagerly_in_graphs_and_compiled(ranks_of):
     ranks_of(2).run(normalise_minimax)
+
+
+@pytest.mark.gpu(2)
+def test_experts_rows_are_put_together_in_the_norms_all_reduce(ranks_of):
+    first, second = ranks_of(2).run(check_experts)
+    assert ["finalises experts' rows" in line for line in first] == [True]
+    assert second == []

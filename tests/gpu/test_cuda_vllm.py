@@ -21,7 +21,7 @@ from reference import (
     rounded_sum,
     rounded_sum_with,
 )
-from test_vllm_fused import TOKENS, the_pass
+from test_vllm_fused import TOKENS, check_quantised_patterns, the_pass
 from test_vllm_minimax import norms_of, notes
 
 SHAPES = [(1, 4096), (7, 4096), (128, 4096), (1000,)]
@@ -178,6 +178,12 @@ def test_fused_norms_run_eagerly_and_in_graphs(ranks_of, release, hidden):
     first, second = ranks_of(2).run(fuse_eagerly_and_in_graphs, release, hidden)
     assert [line.startswith("INFO lamport_rs serves fused: 2 ranks, ") for line in first] == [True]
     assert second == []
+
+
+@pytest.mark.gpu(2)
+@pytest.mark.parametrize("release", RELEASES)
+def test_norms_are_quantised(ranks_of, release):
+    ranks_of(2).run(check_quantised_patterns, release)
 
 
 def normalise_eagerly_and_in_graphs(me: Rank, release: str) -> None:

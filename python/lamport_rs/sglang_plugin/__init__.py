@@ -15,7 +15,7 @@ from lamport_rs._core import LamportError
 from lamport_rs.plugin_switch import PluginSwitch
 
 PARTS = ("all_reduce", "fused", "minimax")
-"""What can be chosen: all-reduces; all-reduces fused with residual and RMSNorm; MiniMax's norms."""
+"""What can be chosen: all-reduces; those fused with residual and RMSNorm, of experts' rows too; MiniMax's norms."""
 SWITCH = PluginSwitch("LAMPORT_RS_SGLANG", PARTS)
 RELEASES = ("0.5.23",)
 """The releases of SGLang that it was written for and checked with."""

@@ -94,11 +94,15 @@ def is_elastic(given: dict[str, Any]) -> bool:
 
 def put_parts_in_place() -> None:
     """Register the hooks of the chosen parts; what this release has no hooks for is chosen no longer."""
-    from lamport_rs.sglang_plugin import communicator, fused, minimax
+    from lamport_rs.sglang_plugin import communicator, experts, fused, minimax
+
+    def register_fused() -> None:
+        fused.register_hooks()
+        experts.register_hooks()
 
     parts: dict[str, tuple[tuple[hooks.Point, ...], Callable[[], None]]] = {
         "all_reduce": (communicator.POINTS, communicator.register_hooks),
-        "fused": (fused.POINTS, fused.register_hooks),
+        "fused": (fused.POINTS, register_fused),
         "minimax": (minimax.POINTS, minimax.register_hooks),
     }
     for part in sorted(groups.chosen):

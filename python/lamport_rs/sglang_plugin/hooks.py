@@ -15,6 +15,7 @@ ADD_NORM = "sglang.srt.layers.layer_boundary.residual.add_norm"
 DP_ATTENTION = "sglang.srt.layers.dp_attention"
 RUNTIME_CONTEXT = "sglang.srt.runtime_context"
 MODEL_LOADER = "sglang.srt.model_loader.utils"
+CUTEDSL = "sglang.srt.layers.layer_boundary.fusions.cutedsl"
 MINIMAX = "sglang.srt.models.minimax_m2"
 PLUGIN_SOURCE = ("lamport_rs", "lamport-rs")
 """The plugin's names, of its entry point and of its distribution, for SGLang's log."""
@@ -70,6 +71,7 @@ FUSION_GROUP = Point(COMM_FUSION, "resolve_fusion_group", ("use_attn_tp_group",)
 FUSION_CHOICE = Point(ADD_NORM, "flashinfer_ar_fusion_applies", ("batch_size",))
 DP_ATTENTION_ENABLED = Point(DP_ATTENTION, "is_dp_attention_enabled")
 PARALLEL = Point(RUNTIME_CONTEXT, "get_parallel")
+EXPERTS_PREPARATION = Point(CUTEDSL, "CuteDSLWorkspace.prepare", ("self", "max_m"))
 MODEL_CHOICE = Point(MODEL_LOADER, "get_model_architecture", ("model_config",))
 MINIMAX_NORM = Point(MINIMAX, "MiniMaxM2QKRMSNorm.__init__", ("self", "q_norm", "k_norm"))
 MINIMAX_FORWARD = Point(MINIMAX, "MiniMaxM2QKRMSNorm.forward", ("self", "q", "k"))
@@ -90,3 +92,16 @@ def register(point: Point, hook: Callable[..., Any], kind: str) -> None:
 def apply() -> None:
     """Have SGLang's registry put in place what has been registered after it has put in place the rest."""
     sys.modules[REGISTRY].HookRegistry.apply_hooks()
+
+
+def when_model_is_chosen(module: str, adjust: Callable[[], None]) -> None:
+    """Call `adjust` once, when SGLang has chosen a model and so imported all that it has, if `module` is there then."""
+    is_waiting = True
+
+    def after_choice(_result: Any, *_arguments: Any, **_options: Any) -> None:
+        nonlocal is_waiting
+        if is_waiting and module in sys.modules:
+            is_waiting = False
+            adjust()
+
+    register(MODEL_CHOICE, after_choice, "AFTER")

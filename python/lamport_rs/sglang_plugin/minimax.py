@@ -5,7 +5,6 @@ SGLang imports its models when it has chosen one. So the norms are hooked once i
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -25,16 +24,8 @@ TOKENS = 16384
 
 
 def register_hooks() -> None:
-    """Have SGLang tell when it has chosen a model, and so imported all that it has."""
-    is_waiting = True
-
-    def after_choice(_result: Any, *_arguments: Any, **_options: Any) -> None:
-        nonlocal is_waiting
-        if is_waiting and hooks.MINIMAX in sys.modules:
-            is_waiting = False
-            hook_norms()
-
-    hooks.register(hooks.MODEL_CHOICE, after_choice, "AFTER")
+    """Have the norms hooked when SGLang has imported its models."""
+    hooks.when_model_is_chosen(hooks.MINIMAX, hook_norms)
 
 
 def hook_norms() -> None:

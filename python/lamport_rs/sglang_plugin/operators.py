@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from lamport_rs.operations.minimax import run_minimax_rms_qk
+from lamport_rs.operations.moe_finalize import run_moe_finalize_rms_norm
 from lamport_rs.operations.rms_norm import run_all_reduce_rms_norm
 from lamport_rs.plugin_groups import GroupWorkspace
 
@@ -18,6 +19,10 @@ _library.define(
 )
 _library.define(
     "minimax_rms_qk(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, float eps, str group) -> (Tensor, Tensor)"
+)
+_library.define(
+    "moe_finalize_rms_norm(Tensor expert_rows, Tensor row_index, Tensor expert_weights, Tensor? shared_rows, "
+    "Tensor residual, Tensor weight, float eps, str group) -> (Tensor, Tensor)"
 )
 norm_workspaces: dict[str, GroupWorkspace] = {}
 """The workspaces of fused norms, by their groups' names."""
@@ -41,6 +46,24 @@ def all_reduce_rms_norm(
     return _all_reduce_rms_norm(input, residual, weight, eps, group)
 
 
+def moe_finalize_rms_norm(
+    expert_rows: torch.Tensor,
+    row_index: torch.Tensor,
+    expert_weights: torch.Tensor,
+    shared_rows: torch.Tensor | None,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    group: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the normalised rows, and the sum of the finalised rows with the residual added."""
+    arguments = (expert_rows, row_index, expert_weights, shared_rows, residual, weight, eps, group)
+    if torch.compiler.is_compiling():
+        traced: tuple[torch.Tensor, torch.Tensor] = torch.ops.lamport_rs_sglang.moe_finalize_rms_norm(*arguments)
+        return traced
+    return _moe_finalize_rms_norm(*arguments)
+
+
 def minimax_rms_qk(
     q: torch.Tensor, k: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor, eps: float, group: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,6 +84,22 @@ def _all_reduce_rms_norm(
     group: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return run_all_reduce_rms_norm(input, residual, weight, norm_workspaces[group].here(), eps)
+
+
+def _moe_finalize_rms_norm(
+    expert_rows: torch.Tensor,
+    row_index: torch.Tensor,
+    expert_weights: torch.Tensor,
+    shared_rows: torch.Tensor | None,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    group: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    workspace = norm_workspaces[group].here()
+    return run_moe_finalize_rms_norm(
+        expert_rows, row_index, expert_weights, residual, weight, workspace, shared_rows, eps
+    )
 
 
 def _minimax_rms_qk(
@@ -97,6 +136,19 @@ def _all_reduce_rms_norm_fake(
     return input.new_empty(input.shape), input.new_empty(input.shape)
 
 
+def _moe_finalize_rms_norm_fake(
+    expert_rows: torch.Tensor,
+    row_index: torch.Tensor,
+    expert_weights: torch.Tensor,
+    shared_rows: torch.Tensor | None,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    group: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return residual.new_empty(residual.shape), residual.new_empty(residual.shape)
+
+
 def _minimax_rms_qk_fake(
     q: torch.Tensor, k: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor, eps: float, group: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,6 +157,8 @@ def _minimax_rms_qk_fake(
 
 for _key in ("CPU", "CUDA"):
     _library.impl("all_reduce_rms_norm", _all_reduce_rms_norm, _key)
+    _library.impl("moe_finalize_rms_norm", _moe_finalize_rms_norm, _key)
     _library.impl("minimax_rms_qk", _minimax_rms_qk, _key)
 torch.library.register_fake("lamport_rs_sglang::all_reduce_rms_norm", _all_reduce_rms_norm_fake, lib=_library)
+torch.library.register_fake("lamport_rs_sglang::moe_finalize_rms_norm", _moe_finalize_rms_norm_fake, lib=_library)
 torch.library.register_fake("lamport_rs_sglang::minimax_rms_qk", _minimax_rms_qk_fake, lib=_library)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from lamport_rs.plugin_switch import PluginSwitch
 
 SWITCH = PluginSwitch("LAMPORT_RS_VLLM", ("all_reduce", "fused", "minimax"))
-"""What can be chosen: all-reduces; all-reduces fused with residual and RMSNorm; MiniMax's norms."""
+"""What can be chosen: all-reduces; all-reduces fused with residual and RMSNorm, quantised or not; MiniMax's norms."""
 RELEASES = ("0.26.0", "0.33.0")
 """The releases of vLLM that it was written for and checked with."""
 

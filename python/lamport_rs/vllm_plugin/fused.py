@@ -1,8 +1,8 @@
-"""Has vLLM's fused all-reduce, residual and RMSNorm run by the package, with FlashInfer installed or not.
+"""Has vLLM's fused all-reduce, residual, RMSNorm and quantisation run by the package, with FlashInfer or without.
 
 vLLM gets its workspaces from `get_fi_ar_workspace`, and passes them to `flashinfer.comm.allreduce_fusion`. The first
-returns the package's where the group can have one, the second goes by the workspace's type. Quantised patterns have a
-workspace of their own: FlashInfer's, or none.
+returns the package's where the group can have one, the second goes by the workspace's type. vLLM asks for another
+workspace for quantised patterns: it is the same one, where the package quantises such rows, else FlashInfer's or none.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from lamport_rs.vllm_plugin.environment import flashinfer_comes_first
 from lamport_rs.vllm_plugin.fused_operation import FusedWorkspace, dispatching, run_again_with_the_stand_in, stand_in
 from lamport_rs.vllm_plugin.group_workspace import workspace_of
 from lamport_rs.vllm_plugin.imports import has_module, when_imported
-from lamport_rs.vllm_plugin.log import leave_to_vllm
+from lamport_rs.vllm_plugin.log import leave_to_vllm, logger
 from lamport_rs.vllm_plugin.wrapping import is_wrapped, obstacle_of, wrap
 from lamport_rs.workspace import LamportWorkspace
 
@@ -38,7 +39,26 @@ PARAMETERS = ("world_size", "rank", "max_token_num", "hidden_dim", "dtype", "gro
 GET, GET_FOR_QUANTISED = "get_fi_ar_workspace", "get_fi_ar_quant_workspace"
 OPERATOR = "flashinfer_trtllm_fused_allreduce_norm"
 """vLLM's operator, which its pass and its eager models call."""
-_ROW_MULTIPLE = 8
+QUANTISED_PATTERNS = frozenset(
+    f"AllReduceFused{norm}StaticQuant{quant}Pattern" for norm in ("RMSNorm", "AddRMSNorm") for quant in ("FP8", "NVFP4")
+)
+"""The classes of vLLM's pass that quantise, on NVIDIA GPUs."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that are taken."""
+
+    dtypes: frozenset[torch.dtype]
+    multiple: int
+    """Of which their length must be one."""
+
+
+_ROWS = {
+    GET: Rows(DTYPES, 8),
+    # FP4: four scales of 16 columns each lie together.
+    GET_FOR_QUANTISED: Rows(DTYPES - {torch.float32}, 64),
+}
 
 
 def replace_fused() -> None:
@@ -73,23 +93,31 @@ def _obstacle(module: Any) -> str | None:
     return obstacle_of(module, GET, *PARAMETERS) or obstacle_of(module, GET_FOR_QUANTISED, *PARAMETERS)
 
 
-def _serve(module: Any, is_usable: bool) -> None:
-    """Have a module take the package's workspaces, and else vLLM's own: where FlashInfer is, and is usable."""
+def _serve(module: Any, is_usable: bool, left: frozenset[str] = frozenset()) -> None:
+    """Have a module take the package's workspaces, and else vLLM's own: where FlashInfer is, and is usable.
+
+    Args:
+        module: A module that has the functions.
+        is_usable: Whether vLLM takes FlashInfer for usable.
+        left: The functions whose workspaces are not the package's.
+    """
     is_there = sys.modules[WORKSPACES].fi_ar_available
-    for name, takes_ours in ((GET, True), (GET_FOR_QUANTISED, False)):
+    for name, rows in _ROWS.items():
         if hasattr(module, name):
-            wrap(module, name, functools.partial(_getter, is_there, is_usable, takes_ours))
+            wrap(module, name, functools.partial(_getter, is_there, is_usable, None if name in left else rows))
 
 
-def _getter(is_there: bool, is_usable: bool, takes_ours: bool, own: Callable[..., Any]) -> Callable[..., Any]:
+def _getter(is_there: bool, is_usable: bool, rows: Rows | None, own: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function that returns workspaces. vLLM's own would look for what only FlashInfer has."""
 
     def adjusted(
         world_size: int, rank: int, max_token_num: int, hidden_dim: int, dtype: torch.dtype, group: Any
     ) -> Any:
         max_bytes = max_token_num * hidden_dim * dtype.itemsize
-        if takes_ours and (ours := fused_workspace(max_bytes, hidden_dim, dtype, group)) is not None:
-            return ours
+        if rows is not None and dtype in rows.dtypes and hidden_dim % rows.multiple == 0:
+            ours = fused_workspace(max_bytes, group)
+            if ours is not None:
+                return ours
         # Ranks that do not agree on the part do as those without it: they ask vLLM's own in any case.
         if not is_there or (not is_usable and "fused" in parts_of(_cpu_group_of(group))):
             return None
@@ -98,10 +126,10 @@ def _getter(is_there: bool, is_usable: bool, takes_ours: bool, own: Callable[...
     return adjusted
 
 
-def fused_workspace(max_bytes: int, hidden_dim: int, dtype: torch.dtype, group: Any) -> FusedWorkspace | None:
+def fused_workspace(max_bytes: int, group: Any) -> FusedWorkspace | None:
     """Return the group's workspace, or None on all ranks. Collective for the first time."""
     group = _cpu_group_of(group)
-    if "fused" not in parts_of(group) or dtype not in DTYPES or hidden_dim % _ROW_MULTIPLE:
+    if "fused" not in parts_of(group):
         return None
     held = workspace_of(
         "fused", group, lambda world_size: LamportWorkspace.compute_comm_size_for_all_reduce(max_bytes, world_size)
@@ -127,7 +155,15 @@ def _adjust_fusion_pass(module: Any) -> None:
         return
     # FlashInfer may be there and lack a compiler. vLLM's own rule has the pass off then, and its workspaces unused.
     name, function = HAS_FLASHINFER
-    _serve(module, is_usable=getattr(importlib.import_module(name), function)())
+    is_usable = getattr(importlib.import_module(name), function)()
+    unknown = {each for each in vars(module) if each.startswith("AllReduce") and "Quant" in each} - QUANTISED_PATTERNS
+    if unknown:
+        logger.warning(
+            "this release of vLLM fuses all-reduces with quantisation in ways that lamport_rs does not know (%s): "
+            "quantised patterns are left to FlashInfer, or not formed where it is missing",
+            ", ".join(sorted(unknown)),
+        )
+    _serve(module, is_usable, frozenset({GET_FOR_QUANTISED}) if unknown else frozenset())
 
 
 def _adjust_helper(module: Any) -> None:

@@ -1,4 +1,4 @@
-"""What vLLM asks of `flashinfer.comm`: all-reduces, alone and fused with residual and RMSNorm, by a workspace."""
+"""What vLLM asks of `flashinfer.comm`: all-reduces, alone, and fused with residual, RMSNorm and quantisation."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from typing import Any
 import torch
 
 from lamport_rs._core import LamportError
-from lamport_rs.operations import all_reduce, all_reduce_rms_norm
+from lamport_rs.operations import QuantFormat, all_reduce, all_reduce_rms_norm, all_reduce_rms_norm_quant
 from lamport_rs.plugin_groups import GroupWorkspace
 
-SUM, SUM_AND_NORM = 0, 1
-"""The patterns that are served."""
+SUM, NORM, NORM_TO_FP8, NORM_TO_FP4, NORM_AND_FP8, NORM_AND_FP4 = range(6)
+"""The patterns that are served: with residual, and the last two with the rows as they are and quantised."""
 NAMES = {
     "AllReduceFusionPattern": {
         "kAllReduce": SUM,
-        "kARResidualRMSNorm": SUM_AND_NORM,
-        "kARResidualRMSNormFP8Quant": 2,
-        "kARResidualRMSNormFP4Quant": 3,
-        "kARResidualRMSNormOutFP8Quant": 4,
-        "kARResidualRMSNormOutFP4Quant": 5,
+        "kARResidualRMSNorm": NORM,
+        "kARResidualRMSNormFP8Quant": NORM_TO_FP8,
+        "kARResidualRMSNormFP4Quant": NORM_TO_FP4,
+        "kARResidualRMSNormOutFP8Quant": NORM_AND_FP8,
+        "kARResidualRMSNormOutFP4Quant": NORM_AND_FP4,
     },
     "QuantizationSFLayout": {"SWIZZLED_128x4": 0, "SWIZZLED_8x4": 1, "LINEAR": 2},
 }
 """FlashInfer's names and numbers. Plain integers: Inductor writes them into the code that it generates, and vLLM keeps
 that code."""
+_FP4_FORMATS: dict[int | None, QuantFormat] = {None: "nvfp4_swizzled", 0: "nvfp4_swizzled", 2: "nvfp4"}
+"""By the layout of scales; without one it is the tiles that vLLM's products read."""
 
 
 class FusedWorkspace:
@@ -56,21 +58,50 @@ class FusedWorkspace:
         rms_gamma: torch.Tensor | None = None,
         rms_eps: float = 1e-6,
         weight_bias: float = 0.0,
+        quant_out: torch.Tensor | None = None,
+        scale_out: torch.Tensor | None = None,
+        scale_factor: torch.Tensor | None = None,
+        layout_code: int | None = None,
         **_steering: Any,
     ) -> torch.Tensor:
         """Run an operation. What else is passed steers FlashInfer's kernels, not the result."""
         workspace = self._held.here()
         if pattern == SUM:
             return all_reduce(input, workspace, output)
-        if pattern != SUM_AND_NORM or rms_gamma is None:
+        quant_format = _format_of(pattern, layout_code)
+        if rms_gamma is None or (pattern != NORM and (quant_format is None or quant_out is None)):
             raise LamportError(
-                f"lamport_rs serves the patterns {SUM} (all-reduce) and {SUM_AND_NORM} (with residual and RMSNorm, and "
-                f"weights), but was asked for {pattern} with{'out' if rms_gamma is None else ''} weights"
+                f"lamport_rs serves FlashInfer's patterns {SUM} to {NORM_AND_FP4}, but was asked for {pattern} with "
+                f"the layout of scales {layout_code}, with{'out' if rms_gamma is None else ''} weights and "
+                f"with{'out' if quant_out is None else ''} a place for quantised rows"
             )
-        out, _residual = all_reduce_rms_norm(
-            input, residual_in, rms_gamma, workspace, rms_eps, weight_bias, out=norm_out, residual_out=residual_out
+        if quant_format is None or quant_out is None:
+            out, _residual = all_reduce_rms_norm(
+                input, residual_in, rms_gamma, workspace, rms_eps, weight_bias, out=norm_out, residual_out=residual_out
+            )
+            return out
+        out, *_others = all_reduce_rms_norm_quant(
+            input,
+            residual_in,
+            rms_gamma,
+            workspace,
+            quant_format,
+            scale_factor,
+            rms_eps,
+            weight_bias,
+            # vLLM makes a matrix of the operands, and leaves this as it was.
+            out=quant_out.view(*input.shape[:-1], quant_out.shape[-1]),
+            scale_out=scale_out,
+            residual_out=residual_out,
+            norm_out=norm_out if pattern in (NORM_AND_FP8, NORM_AND_FP4) else None,
         )
         return out
+
+
+def _format_of(pattern: int, layout_code: int | None) -> QuantFormat | None:
+    if pattern in (NORM_TO_FP8, NORM_AND_FP8):
+        return "fp8_static"
+    return _FP4_FORMATS.get(layout_code) if pattern in (NORM_TO_FP4, NORM_AND_FP4) else None
 
 
 def dispatching(allreduce_fusion: Callable[..., Any]) -> Callable[..., Any]:

@@ -32,6 +32,10 @@ if flashinfer_comm is not None:
         scale_factor=None,
         weight_bias=0.0,
     ):
+        if allreduce_in.dim() != 2:
+            rows = (-1, allreduce_in.shape[-1])
+            allreduce_in, residual = allreduce_in.view(rows), residual.view(rows)
+            norm_out = None if norm_out is None else norm_out.view(rows)
         patterns = flashinfer_comm.AllReduceFusionPattern
         quantised = pattern_code in (patterns.kARResidualRMSNormFP8Quant, patterns.kARResidualRMSNormFP4Quant)
         workspace = (get_fi_ar_quant_workspace if quantised else get_fi_ar_workspace)(
