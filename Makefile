@@ -10,6 +10,8 @@ SOURCES := $(shell find rust kernels python -type f -not -name '*.pyc') Cargo.to
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= $(shell date +%s)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+# Kernels are compiled once for all profiles and targets.
+export LAMPORT_RS_KERNEL_CACHE ?= $(CURDIR)/target/kernels
 
 .PHONY: help build doctor demo test test-all test-long test-rust test-rust-short test-rust-long test-python \
   test-gpu test-races fuzz bench soak soak-gpu lint format \

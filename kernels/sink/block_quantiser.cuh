@@ -65,7 +65,7 @@ __device__ __forceinline__ void for_each_block(Rows& rows, const AllReduceRmsNor
                                                float row_scale, Quantise quantise) {
     rows.for_each_column_together([&](Column column) {
         const bool has = rows.has(column);
-        const Vector vector = rows.normalised(Column{has ? column.number : 0, column.place}, row_scale);
+        const Vector vector = rows.normalised(rows.within(column), row_scale);
         store_normalised(rows, parameters, column, vector);
         const uint32 largest = maximum_of_lanes<vectors>(has ? largest_magnitude(vector) : 0);
         quantise(column, vector, magnitude<typename Rows::Element>(largest));

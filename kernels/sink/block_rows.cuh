@@ -76,6 +76,11 @@ public:
 
     __device__ __forceinline__ bool has(uint32 column) const { return column < row_vectors_; }
 
+    // `column`, or the row's first if that is beyond the end.
+    __device__ __forceinline__ Column within(Column column) const {
+        return Column{has(column) ? column.number : 0, column.place};
+    }
+
     // Vector `column` of the present row of a tensor.
     __device__ __forceinline__ Vector load(Address tensor, uint32 column) const {
         return load_at(address(tensor, column), column);

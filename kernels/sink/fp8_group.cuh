@@ -14,7 +14,7 @@ public:
                                                float row_scale) {
         rows.for_each_column_together([&](Column column) {
             const bool has = rows.has(column);
-            const Vector vector = rows.normalised(has ? column : 0, row_scale);
+            const Vector vector = rows.normalised(rows.within(column), row_scale);
             store_normalised(rows, parameters, column, vector);
             const uint32 largest = half_warp_maximum(has ? largest_magnitude(vector) : 0);
             const float scale = scale_of(magnitude<typename Rows::Element>(largest));

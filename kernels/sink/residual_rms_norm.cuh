@@ -178,7 +178,7 @@ private:
     static constexpr uint32 MOST_WITH_EARLY_WEIGHTS = 2;
 
     __device__ __forceinline__ void load_kept_weights(Column column) {
-        vectors_[column.place].load_weights(parameters_.norm, has(column) ? column.number : 0);
+        vectors_[column.place].load_weights(parameters_.norm, Rows::within(column));
     }
 
     Shared& shared_;

@@ -116,6 +116,8 @@ private:
             index[i] = NONE;
             ptx::load_weight_word_if(i < left, experts_.index + (first + i) * sizeof(uint32), index[i]);
         }
+        float weights[at_once];
+        load_weights<Value>(first, left, weights);
         Vector vectors[at_once][count];
 #pragma unroll
         for (uint32 i = 0; i < at_once; ++i) {
@@ -129,12 +131,11 @@ private:
                                    row + uint64{number} * VECTOR_BYTES, vectors[i][place]);
             }
         }
-        float weights[at_once];
-        load_weights<Value>(first, left, weights);
 #pragma unroll
         for (uint32 i = 0; i < at_once; ++i) {
             // Nothing of the weight of nothing, be it NaN; and NaN of a row that there is not.
-            const float weight = index[i] < experts_.row_count ? weights[i] : index[i] == NONE ? 0.0f : __uint_as_float(NAN_WORD);
+            const float without = index[i] == NONE ? 0.0f : __uint_as_float(NAN_WORD);
+            const float weight = index[i] < experts_.row_count ? weights[i] : without;
 #pragma unroll
             for (uint32 place = 0; place < count; ++place) {
                 float values[PER_VECTOR<Value>];

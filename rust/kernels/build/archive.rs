@@ -22,6 +22,9 @@ const fn most_bytes(image: Image) -> usize {
 #[cfg(feature = "embed")]
 const COMPRESSION_LEVEL: i32 = 17;
 
+/// As the library includes it.
+const INDEX: &str = "modules.rs";
+
 /// Files packed one after the other.
 #[derive(Default)]
 pub struct Archives {
@@ -61,10 +64,11 @@ impl Archives {
         place
     }
 
-    /// Compresses them, and writes them and the index into `out`, where the library includes it.
-    pub fn write(&self, out: &Path) -> Result<(), String> {
+    /// Compresses them, and writes them and the index into `out`, where the library includes it. Returns the files' names.
+    pub fn write(&self, out: &Path) -> Result<Vec<String>, String> {
         in_parallel(self.contents.len(), |number| self.write_one(out, number))?;
-        write(&out.join("modules.rs"), self.index().as_bytes())
+        write(&out.join(INDEX), self.index().as_bytes())?;
+        Ok((0..self.contents.len()).map(file_name).chain([INDEX.to_owned()]).collect())
     }
 
     fn write_one(&self, out: &Path, number: usize) -> Result<(), String> {

@@ -4,6 +4,7 @@
 //! No GPU and no CUDA toolkit are needed: NVRTC is one library and ptxas one program, from the package registry.
 
 mod archive;
+mod cache;
 mod constants;
 mod nvrtc;
 mod ptxas;
@@ -41,6 +42,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, thread};
 
 use archive::Archives;
+use cache::Cache;
 use catalogue::ModuleKey;
 use image::Image;
 use nvrtc::Nvrtc;
@@ -81,11 +83,16 @@ fn build() -> Result<(), String> {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     if env::var_os(DOCUMENTATION_VARIABLE).is_some() {
-        return Archives::pack(|_, _| Ok(vec![]))?.write(&out_folder()?);
+        return Archives::pack(|_, _| Ok(vec![]))?.write(&out_folder()?).map(drop);
     }
     // Once here, so that what is missing is said once.
-    Nvrtc::find()?;
-    let assembler = Assembler::find()?;
+    let (nvrtc, assembler, out) = (Nvrtc::find()?, Assembler::find()?, out_folder()?);
+    let cache = Cache::of(inputs(&nvrtc, &assembler)?);
+    if let Some(cache) = &cache
+        && cache.restore(&out).map_err(|error| format!("the compiled kernels cannot be copied: {error}"))?
+    {
+        return Ok(());
+    }
     let parts = processors();
     let this = env::current_exe().map_err(|error| format!("the build script cannot find itself: {error}"))?;
     let spawn = |part| Command::new(&this).env(PART_VARIABLE, format!("{part}/{parts}")).spawn();
@@ -98,14 +105,36 @@ fn build() -> Result<(), String> {
     if failed {
         return Err("the CUDA kernels do not compile".to_owned());
     }
-    let out = out_folder()?;
     assemble(&assembler, &out)?;
     let take = |key, image| {
         let file = out.join(file_name(key, image));
         let content = fs::read(&file).and_then(|content| fs::remove_file(&file).map(|()| content));
         content.map_err(|error| format!("{}: {error}", file.display()))
     };
-    Archives::pack(take)?.write(&out)
+    let files = Archives::pack(take)?.write(&out)?;
+    match cache.map(|cache| cache.store(&out, &files)) {
+        Some(Err(error)) => Err(format!("the compiled kernels cannot be left for other builds: {error}")),
+        _ => Ok(()),
+    }
+}
+
+/// All that decides what the archives are: the compilers, this program, and what it compiles.
+fn inputs(nvrtc: &Nvrtc, assembler: &Assembler) -> Result<String, String> {
+    let mut text =
+        [nvrtc.identity()?, assembler.identity().to_owned(), env!("CARGO_PKG_VERSION").to_owned()].join("\n");
+    for own in [include_str!("main.rs"), include_str!("archive.rs"), include_str!("nvrtc.rs"), include_str!("ptxas.rs")]
+    {
+        text += own;
+    }
+    let named = |source: nvrtc::Source| format!("{}\n{}", source.name, source.text);
+    let mut headers: Vec<_> = sources::headers()?.into_iter().map(named).collect();
+    headers.sort();
+    text.extend(headers);
+    for key in ModuleKey::all() {
+        text += &format!("{} {:?}\n{}", key.name(), key.definitions(), sources::of(key)?.text);
+    }
+    text.extend(Image::all().map(|image| format!("{image:?}\n")));
+    Ok(text)
 }
 
 /// Makes machine code of the PTX.

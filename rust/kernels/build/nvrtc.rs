@@ -71,6 +71,12 @@ impl Nvrtc {
         ptx
     }
 
+    /// What tells this library from others.
+    pub fn identity(&self) -> Result<String, String> {
+        let file = std::fs::metadata(&self.path).map_err(|error| format!("{}: {error}", self.path.display()))?;
+        Ok(format!("NVRTC of {} bytes", file.len()))
+    }
+
     /// Newer compilers write PTX that older drivers refuse, and they would only do so on a user's machine.
     pub fn check_version(&self, ptx: &str) -> Result<(), String> {
         let version = ptx.lines().find_map(|line| line.strip_prefix(".version ")).unwrap_or_default().trim();

@@ -16,6 +16,7 @@ const INSTALL: &str = "pip install nvidia-cuda-nvcc-cu12==12.9.86";
 /// The program.
 pub struct Assembler {
     path: PathBuf,
+    version: String,
 }
 
 impl Assembler {
@@ -30,7 +31,12 @@ impl Assembler {
         if !version.contains(RELEASE) {
             return Err(format!("{} is not of CUDA 12.9: use `{INSTALL}`\n{version}", path.display()));
         }
-        Ok(Self { path })
+        Ok(Self { path, version })
+    }
+
+    /// What tells this program from others.
+    pub fn identity(&self) -> &str {
+        &self.version
     }
 
     /// Makes a file of machine code for an architecture, `sm_90` say. Returns the report on its resources.

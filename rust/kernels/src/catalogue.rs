@@ -202,7 +202,7 @@ impl ModuleKey {
     pub const fn kept_vectors(self) -> &'static [u32] {
         match self {
             Self::AllReduceRmsNorm(kernel) => match kernel {
-                AllReduceRmsNormKernel { dtype: Float32, .. } => &[1],
+                AllReduceRmsNormKernel { dtype: Float32, .. } | AllReduceRmsNormKernel { capacity: 2 | 4, .. } => &[1],
                 _ => &[1, 2, 4],
             },
             Self::MoeFinalizeAllReduce(_) | Self::MoeFinalizeAllReduceRmsNorm(_) => &[1, 2],

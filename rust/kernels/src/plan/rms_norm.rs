@@ -13,9 +13,6 @@ use crate::plan::{Device, LaunchPlan, PlanError, all_reduce, check_bytes, check_
 use crate::sink::{Family, ScalePlaces, Sink};
 use crate::variants::{WARP_THREADS, capacity};
 
-/// Threads of a block that is small: a wide row is rather kept by few threads than by many.
-const FEW_THREADS: u32 = 512;
-
 /// Bytes of rows of `row_bytes` bytes from which two-shot is faster than one-shot: as measured for groups of up to four
 /// ranks with rows of 4, 8 and 16 KiB, and as for the all-reduce for larger ones. Never with two ranks, which would wait
 /// for each other row by row and gain nothing.
@@ -237,9 +234,7 @@ impl AllReduceRmsNormShape {
         // Threads for a row of which each keeps so many vectors.
         let threads = |vectors| row_vectors.div_ceil(vectors).next_multiple_of(WARP_THREADS);
         let kept = with(0).0.kept_vectors().iter().map(|&vectors| (threads(vectors), with(vectors)));
-        // In blocks of few threads, if there is a way: their barriers take less time.
-        let fits = |most| kept.clone().find(|(block, (_, bounds))| *block <= bounds.max_threads.min(most));
-        let fitting = fits(FEW_THREADS).or_else(|| fits(u32::MAX));
+        let fitting = kept.into_iter().find(|(block, (_, bounds))| *block <= bounds.max_threads);
         let (block, (module, bounds)) = fitting.unwrap_or_else(|| (with(0).1.max_threads, with(0)));
         let resident = device.resident_blocks(bounds, block);
         let grid = reduction_grid(tokens as u32, resident);

@@ -90,14 +90,15 @@ pub fn rms_norm() -> Vec<Case> {
                 cases.push(case(format!("{name}, held"), world_size, device(1, 2), held));
                 let rows = if algorithm == OneShot { 2 } else { world_size };
                 // One more than threads of which each keeps half as many.
-                for kept in [2, 4].into_iter().filter(|_| [(BFloat16, BFloat16), (Float16, Float32)].contains(&(dtype, weight))) {
+                let keeps = [(BFloat16, BFloat16), (Float16, Float32)].contains(&(dtype, weight)) && world_size > 4;
+                for kept in [2, 4].into_iter().filter(|_| keeps) {
                     let vectors = most_vectors(world_size, 2) / 2 * (kept as usize / 2) + 1;
                     let kept_rows = vec![norm(rows + 1, vectors, false), norm(rows, vectors + 40, true)];
                     cases.push(case(format!("{name}, {kept} vectors a thread"), world_size, device(1, 1), kept_rows));
                 }
                 if weight == dtype {
                     // More than threads keep.
-                    let most = if dtype == Float32 { 1 } else { 4 };
+                    let most = if dtype == Float32 || world_size <= 4 { 1 } else { 4 };
                     let wide = vec![norm(rows, most_vectors(world_size, most) + 1, false), norm(few, 1, true)];
                     cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
                 }
