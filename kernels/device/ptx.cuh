@@ -42,8 +42,7 @@ __device__ __forceinline__ Vector load_system_vector(Address address) {
 
 // Loads if `condition`; otherwise `vector` stays as it is. A predicate and no branch.
 __device__ __forceinline__ void load_system_if(bool condition, Address address, Vector& vector) {
-    asm volatile("{.reg .pred p;\n"
-                 " setp.ne.u32 p, %5, 0;\n"
+    asm volatile("{.reg .pred p;\n setp.ne.u32 p, %5, 0;\n"
                  " @p ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];}"
                  : "+r"(vector.words[0]), "+r"(vector.words[1]), "+r"(vector.words[2]), "+r"(vector.words[3])
                  : "l"(address), "r"(static_cast<uint32>(condition))
@@ -53,9 +52,7 @@ __device__ __forceinline__ void load_system_if(bool condition, Address address, 
 // Loads if `condition`; otherwise 0. A predicate and no branch.
 __device__ __forceinline__ uint32 load_system_if(bool condition, Address address) {
     uint32 word = 0;
-    asm volatile("{.reg .pred p;\n"
-                 " setp.ne.u32 p, %2, 0;\n"
-                 " @p ld.relaxed.sys.global.u32 %0, [%1];}"
+    asm volatile("{.reg .pred p;\n setp.ne.u32 p, %2, 0;\n @p ld.relaxed.sys.global.u32 %0, [%1];}"
                  : "+r"(word)
                  : "l"(address), "r"(static_cast<uint32>(condition))
                  : "memory");
@@ -140,31 +137,20 @@ __device__ __forceinline__ Vector load_input(Address address) {
 
 // Likewise if `condition`; otherwise `vector` stays as it is. A predicate and no branch.
 __device__ __forceinline__ void load_input_if(bool condition, Address address, Vector& vector) {
-    asm volatile("{.reg .pred p;\n"
-                 " setp.ne.u32 p, %5, 0;\n"
+    asm volatile("{.reg .pred p;\n setp.ne.u32 p, %5, 0;\n"
                  " @p ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
                  : "+r"(vector.words[0]), "+r"(vector.words[1]), "+r"(vector.words[2]), "+r"(vector.words[3])
                  : "l"(address), "r"(static_cast<uint32>(condition))
                  : "memory");
 }
 
-// 16 bits of an input, in the low half.
-__device__ __forceinline__ uint32 load_input_half(Address address) {
-    unsigned short half;
-    asm volatile("ld.global.u16 %0, [%1];" : "=h"(half) : "l"(address) : "memory");
-    return half;
-}
-
-// Likewise, if `condition`. Otherwise `half` stays as it is.
-__device__ __forceinline__ void load_input_half_if(bool condition, Address address, uint32& half) {
-    asm volatile("{.reg .pred p;\n"
-                 ".reg .u16 h;\n"
-                 " setp.ne.u32 p, %2, 0;\n"
-                 " @p ld.global.u16 h, [%1];\n"
-                 " @p cvt.u32.u16 %0, h;}"
-                 : "+r"(half)
+// 16 bits of an input, in the low half, if `condition`; else `otherwise`.
+__device__ __forceinline__ uint32 load_input_half(Address address, bool condition = true, uint32 otherwise = 0) {
+    asm volatile("{.reg .pred p;\n setp.ne.u32 p, %2, 0;\n @p ld.global.u16 %0, [%1];}"
+                 : "+r"(otherwise)
                  : "l"(address), "r"(static_cast<uint32>(condition))
                  : "memory");
+    return otherwise;
 }
 
 // A vector that other blocks on the same multiprocessor read too.
@@ -185,8 +171,7 @@ __device__ __forceinline__ void store_output(Address address, const Vector& vect
 
 // Stores if `condition`. A predicate and no branch.
 __device__ __forceinline__ void store_output_if(bool condition, Address address, const Vector& vector) {
-    asm volatile("{.reg .pred p;\n"
-                 " setp.ne.u32 p, %5, 0;\n"
+    asm volatile("{.reg .pred p;\n setp.ne.u32 p, %5, 0;\n"
                  " @p st.global.v4.u32 [%0], {%1, %2, %3, %4};}" ::"l"(address),
                  "r"(vector.words[0]), "r"(vector.words[1]), "r"(vector.words[2]), "r"(vector.words[3]),
                  "r"(static_cast<uint32>(condition))
@@ -215,20 +200,13 @@ __device__ __forceinline__ void store_output_word_if(bool condition, Address add
                  "r"(word), "r"(static_cast<uint32>(condition)) : "memory");
 }
 
-__device__ __forceinline__ uint32 load_weight_word(Address address) {
-    uint32 word;
-    asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
-    return word;
-}
-
-// Likewise, if `condition`. Otherwise `word` stays as it is.
-__device__ __forceinline__ void load_weight_word_if(bool condition, Address address, uint32& word) {
-    asm volatile("{.reg .pred p;\n"
-                 " setp.ne.u32 p, %2, 0;\n"
-                 " @p ld.global.u32 %0, [%1];}"
-                 : "+r"(word)
+// Loads if `condition`; else `otherwise`.
+__device__ __forceinline__ uint32 load_weight_word(Address address, bool condition = true, uint32 otherwise = 0) {
+    asm volatile("{.reg .pred p;\n setp.ne.u32 p, %2, 0;\n @p ld.global.u32 %0, [%1];}"
+                 : "+r"(otherwise)
                  : "l"(address), "r"(static_cast<uint32>(condition))
                  : "memory");
+    return otherwise;
 }
 
 // ---- Barriers of a block --------------------------------------------------------------------------------------------

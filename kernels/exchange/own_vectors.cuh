@@ -1,13 +1,14 @@
 // What this rank contributes to the present row of a block, as a thread has it.
 #pragma once
 
+#include "device/column.cuh"
+#include "device/vector.cuh"
 #include "protocol/sentinel.cuh"
-#include "sink/block_rows.cuh"
 
 namespace lamport {
 
-// A thread keeps its vectors of the row, if the sink's rows are of those that are kept, and loads them together. Otherwise
-// it has one at a time, and loads each anew whenever it needs it.
+// A thread keeps its vectors of the row and loads them together, if the sink's rows are of those that are kept.
+// Otherwise it has one at a time, and loads it anew whenever it needs it.
 template <class Source, class Rows>
 class OwnVectors {
 public:

@@ -32,8 +32,8 @@ __device__ __forceinline__ void rows_two_shot(const typename Sink::Parameters& p
     Sink rows(parameters, shared);
     const uint64 region = uint64{group.rank} * parameters.region_bytes;
     const uint64 to_results = parameters.region_bytes / 2;
-    // What is loaded before the first vector is awaited, and computed before the wait: with more than two vectors, registers
-    // have no room for it.
+    // What is loaded before the first vector is awaited, and computed before the wait: there are no registers for it
+    // where a thread has more than two vectors.
     constexpr bool LOADS_EARLY = Sink::VECTORS == 2;
     constexpr bool KEEPS_WAY = Sink::VECTORS == 1 || Sink::VECTORS == 2;
     // Where a thread keeps its vectors, the way of the first is known before the wait.

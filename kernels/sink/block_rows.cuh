@@ -1,28 +1,16 @@
 // A block's way through rows.
 //
-// A block has a row at a time. A thread of it keeps `vectors` vectors of the row in registers: every `blockDim.x`-th. Where
-// `vectors` is 0, rows may be of any width: a thread has however many there are, and reads back what it stored.
+// A block has a row at a time. A thread of it keeps `vectors` vectors of the row in registers: every `blockDim.x`-th.
+// Where `vectors` is 0, rows may be of any width: a thread has however many there are, and reads back what it stored.
 #pragma once
 
+#include "device/column.cuh"
 #include "device/keep.cuh"
 #include "device/numeric.cuh"
 #include "device/ptx.cuh"
 #include "protocol/control.cuh"
 
 namespace lamport {
-
-// A vector of a row, by its number in the row.
-struct Column {
-    __device__ __forceinline__ operator uint32() const { return number; }
-
-    uint32 number;
-    // Its place among the vectors that the thread keeps in registers. 0 if it keeps none.
-    uint32 place;
-};
-
-// How many vectors of a row are at hand at a time, of those that a thread keeps or, if it keeps none, of all.
-template <uint32 vectors>
-constexpr uint32 KEPT = vectors == 0 ? 1 : vectors;
 
 // What the sinks of rows are built on. `Parameters` say how many rows there are, and how many vectors each has.
 template <class Value, uint32 vectors, class Parameters>
@@ -46,8 +34,8 @@ public:
         return token_ < parameters_.tokens;
     }
 
-    // Calls `work` with this thread's vectors of a row. A thread that keeps them is called as often as it keeps some, be
-    // it beyond the end: loads and stores mind that.
+    // Calls `work` with each of this thread's vectors of a row. A thread that keeps them has as many as any other, be
+    // they beyond the end: loads and stores mind that.
     template <class Work>
     __device__ __forceinline__ void for_each_column(Work work) const {
         if constexpr (vectors == 0) {

@@ -70,7 +70,8 @@ public:
 
 // A thread's way through the rows of its block. An empty `Output` takes no room, as a base class.
 template <class Value, uint32 vectors, template <class, uint32> class Output = StoreRows>
-class ResidualRmsNorm : Output<Value, vectors>, public BlockRows<Value, vectors, typename Output<Value, vectors>::Parameters> {
+class ResidualRmsNorm : Output<Value, vectors>,
+                        public BlockRows<Value, vectors, typename Output<Value, vectors>::Parameters> {
     using Rows = BlockRows<Value, vectors, typename Output<Value, vectors>::Parameters>;
     using Rows::parameters_;
 

@@ -24,9 +24,9 @@ struct RmsNorm {
 
 ASSERT_LAYOUT_OF_RmsNorm(RmsNorm);
 
-// One vector of a row and its weights. Where it is kept in registers, both are taken in before the row's factor is known, and
-// made ready while others still wait: after it, all warps of a block are at work at once. (The products are not made
-// before: weighted first, large values would overflow, and small ones vanish, that the factor brings back.)
+// One vector of a row and its weights. Where it is kept in registers, both are taken in before the row's factor is
+// known, and made ready while others still wait: after it, all warps of a block are at work at once. (The products are
+// not made before: weighted first, large values would overflow, and small ones vanish, that the factor brings back.)
 template <class Value>
 class NormVector {
 public:

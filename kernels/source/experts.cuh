@@ -69,8 +69,8 @@ public:
     }
 
 private:
-    // Vectors that a thread has in flight together.
-    enum : uint32 { IN_FLIGHT = 8 };
+    // Experts whose vectors are in flight together.
+    enum : uint32 { AT_ONCE = 8 };
     enum : uint32 { NONE = ~0u };
 
     // Of the present row, among all indices and weights.
@@ -84,13 +84,12 @@ private:
     __device__ __forceinline__ void finalise(const Rows& rows, uint32 column, uint64 first,
                                              Vector (&result)[count]) const {
         using Value = typename Rows::Element;
-        constexpr uint32 AT_ONCE = IN_FLIGHT / count;
         float sums[count][PER_VECTOR<Value>] = {};
         // A block that has no row has no indices.
         const uint32 per_token = rows.has(column) ? experts_.per_token : 0;
 #pragma unroll 1
         for (uint32 done = 0; done < per_token; done += AT_ONCE) {
-            add_some<AT_ONCE>(rows, column, first + done, per_token - done, sums);
+            add_some(rows, column, first + done, per_token - done, sums);
         }
 #pragma unroll
         for (uint32 place = 0; place < count; ++place) {
@@ -106,21 +105,20 @@ private:
         }
     }
 
-    // Adds the vectors of the experts from entry `first` on: of `left`, `at_once` at most.
-    template <uint32 at_once, class Rows, class Value = typename Rows::Element, uint32 count>
+    // Adds the vectors of the experts from entry `first` on: of `left`, AT_ONCE at most.
+    template <class Rows, class Value = typename Rows::Element, uint32 count>
     __device__ __forceinline__ void add_some(const Rows& rows, uint32 column, uint64 first, uint32 left,
                                              float (&sums)[count][PER_VECTOR<Value>]) const {
-        uint32 index[at_once];
+        uint32 index[AT_ONCE];
 #pragma unroll
-        for (uint32 i = 0; i < at_once; ++i) {
-            index[i] = NONE;
-            ptx::load_weight_word_if(i < left, experts_.index + (first + i) * sizeof(uint32), index[i]);
+        for (uint32 i = 0; i < AT_ONCE; ++i) {
+            index[i] = ptx::load_weight_word(experts_.index + (first + i) * sizeof(uint32), i < left, NONE);
         }
-        float weights[at_once];
+        float weights[AT_ONCE];
         load_weights<Value>(first, left, weights);
-        Vector vectors[at_once][count];
+        Vector vectors[AT_ONCE][count];
 #pragma unroll
-        for (uint32 i = 0; i < at_once; ++i) {
+        for (uint32 i = 0; i < AT_ONCE; ++i) {
             const Address row = experts_.rows + uint64{index[i]} * row_vectors_ * VECTOR_BYTES;
 #pragma unroll
             for (uint32 place = 0; place < count; ++place) {
@@ -132,8 +130,8 @@ private:
             }
         }
 #pragma unroll
-        for (uint32 i = 0; i < at_once; ++i) {
-            // Nothing of the weight of nothing, be it NaN; and NaN of a row that there is not.
+        for (uint32 i = 0; i < AT_ONCE; ++i) {
+            // A weight of no row counts for nothing, be it NaN. A number of no row counts for NaN.
             const float without = index[i] == NONE ? 0.0f : __uint_as_float(NAN_WORD);
             const float weight = index[i] < experts_.row_count ? weights[i] : without;
 #pragma unroll
@@ -151,20 +149,18 @@ private:
     // Those of entries `first` and so on: of `left`.
     template <class Value, uint32 count>
     __device__ __forceinline__ void load_weights(uint64 first, uint32 left, float (&weights)[count]) const {
-        uint32 words[count] = {};
         if (Value::PER_WORD == 1 || experts_.has_float32_weights != 0) {
 #pragma unroll
             for (uint32 i = 0; i < count; ++i) {
-                ptx::load_weight_word_if(i < left, experts_.weights + (first + i) * sizeof(float), words[i]);
-                weights[i] = __uint_as_float(words[i]);
+                const Address weight = experts_.weights + (first + i) * sizeof(float);
+                weights[i] = __uint_as_float(ptx::load_weight_word(weight, i < left));
             }
         } else {
 #pragma unroll
             for (uint32 i = 0; i < count; ++i) {
-                ptx::load_input_half_if(i < left, experts_.weights + (first + i) * (sizeof(uint32) / Value::PER_WORD),
-                                        words[i]);
+                const Address weight = experts_.weights + (first + i) * (sizeof(uint32) / Value::PER_WORD);
                 float values[Value::PER_WORD];
-                Value::unpack(words[i], values);
+                Value::unpack(ptx::load_input_half(weight, i < left), values);
                 weights[i] = values[0];
             }
         }

@@ -1,10 +1,10 @@
 // The source of a norm: the rows of a tensor.
 #pragma once
 
+#include "device/column.cuh"
 #include "device/keep.cuh"
 #include "device/types.cuh"
 #include "device/vector.cuh"
-#include "sink/block_rows.cuh"
 
 namespace lamport {
 

@@ -12,9 +12,14 @@ use crate::python;
 const LIBRARY_VARIABLE: &str = "LAMPORT_RS_NVRTC";
 /// What decides which library is found.
 pub const VARIABLES: [&str; 3] = [LIBRARY_VARIABLE, python::INTERPRETER_VARIABLE, python::ENVIRONMENT_VARIABLE];
-const INSTALL: &str = "pip install nvidia-cuda-nvrtc-cu12==12.2.140";
-/// The newest PTX that a driver of the 535 series, the oldest one supported, can load.
-const NEWEST_PTX: (u32, u32) = (8, 2);
+/// The release, its package, and the newest PTX that it may write. A driver of the 535 series, the oldest one supported,
+/// can load 8.2.
+const RELEASE: (&str, &str, (u32, u32)) = if cfg!(target_arch = "aarch64") {
+    // The first that there is for such a processor. A wheel that is published is built on another one, by the release below.
+    ("12.9", "nvidia-cuda-nvrtc-cu12==12.9.86", (8, 8))
+} else {
+    ("12.2", "nvidia-cuda-nvrtc-cu12==12.2.140", (8, 2))
+};
 
 /// A file, in memory.
 pub struct Source {
@@ -82,13 +87,14 @@ impl Nvrtc {
         let version = ptx.lines().find_map(|line| line.strip_prefix(".version ")).unwrap_or_default().trim();
         let parsed =
             version.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-        if parsed.is_some_and(|version: (u32, u32)| version <= NEWEST_PTX) {
+        let (release, package, newest) = RELEASE;
+        if parsed.is_some_and(|version: (u32, u32)| version <= newest) {
             return Ok(());
         }
-        let (major, minor) = NEWEST_PTX;
+        let (major, minor) = newest;
         Err(format!(
             "{} writes PTX version {version:?}, but the kernels must be {major}.{minor} or older to load on supported \
-             drivers. Use NVRTC 12.2: `{INSTALL}`",
+             drivers. Use NVRTC {release}: `pip install {package}`",
             self.path.display()
         ))
     }
@@ -188,6 +194,7 @@ fn c_string(text: &str) -> Result<CString, String> {
 fn missing(why: String) -> String {
     format!(
         "NVRTC, which compiles the CUDA kernels, was not found: {why}. \
-         Install it with `{INSTALL}`, or set {LIBRARY_VARIABLE} to the path of libnvrtc.so.12"
+         Install it with `pip install {}`, or set {LIBRARY_VARIABLE} to the path of libnvrtc.so.12",
+        RELEASE.1
     )
 }

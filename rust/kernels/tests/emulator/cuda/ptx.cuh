@@ -103,16 +103,13 @@ inline void load_input_if(bool condition, Address address, Vector& vector) {
     }
 }
 
-inline uint32 load_input_half(Address address) {
+inline uint32 load_input_half(Address address, bool condition = true, uint32 otherwise = 0) {
+    if (!condition) {
+        return otherwise;
+    }
     unsigned short half;
     emulator_read(address, &half, sizeof(half));
     return half;
-}
-
-inline void load_input_half_if(bool condition, Address address, uint32& half) {
-    if (condition) {
-        half = load_input_half(address);
-    }
 }
 
 inline Vector load_weight(Address address) { return load_input(address); }
@@ -150,16 +147,13 @@ inline void store_output_word_if(bool condition, Address address, uint32 word) {
     }
 }
 
-inline uint32 load_weight_word(Address address) {
+inline uint32 load_weight_word(Address address, bool condition = true, uint32 otherwise = 0) {
+    if (!condition) {
+        return otherwise;
+    }
     uint32 word;
     emulator_read(address, &word, sizeof(word));
     return word;
-}
-
-inline void load_weight_word_if(bool condition, Address address, uint32& word) {
-    if (condition) {
-        word = load_weight_word(address);
-    }
 }
 
 // ---- Barriers, launches, time ---------------------------------------------------------------------------------------
