@@ -111,6 +111,10 @@ def finalise_for_seconds(me: Rank, with_norm: bool) -> float:
     rows = torch.ones(8, hidden).bfloat16()
     index = torch.zeros(tokens, rows_of_a_token, dtype=torch.int32)
     experts, out = (rows, index, torch.ones(index.shape)), torch.zeros(tokens, hidden).bfloat16()
+    call = functools.partial(lamport_rs.moe_finalize_all_reduce, *experts, workspace, out=out)
+    if with_norm:
+        operands = *experts, None, rows[0], workspace
+        call = functools.partial(lamport_rs.moe_finalize_all_reduce_rms_norm, *operands, out=out)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -119,10 +123,7 @@ def finalise_for_seconds(me: Rank, with_norm: bool) -> float:
     signal.setitimer(signal.ITIMER_REAL, SIGNALLED_AFTER)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        if with_norm:
-            lamport_rs.moe_finalize_all_reduce_rms_norm(*experts, None, rows[0], workspace, out=out)
-        else:
-            lamport_rs.moe_finalize_all_reduce(*experts, workspace, out=out)
+        call()
     heard = time.monotonic() - began - SIGNALLED_AFTER
     assert bool(out.isnan().all())
     with pytest.raises(LamportError, match=r": interrupted\); call reset"):
