@@ -96,9 +96,10 @@ impl<E: Element> Job for Finalisation<'_, E> {
 
     #[inline(always)]
     fn run<P: Processor>(self) {
-        let Experts { rows, index, shared, .. } = self.experts;
+        // A copy: the compiler knows then that no write to the place changes it.
+        let experts @ Experts { rows, index, shared, .. } = *self.experts;
         // SAFETY: the promise of `finalise`'s caller.
-        let (expert_rows, place) = unsafe { (Operand::contiguous(rows), Operand::contiguous(self.place)) };
+        let (expert_rows, place) = unsafe { (Operand::contiguous(&rows), Operand::contiguous(self.place)) };
         // SAFETY: as above.
         let shared = shared.map(|shared| unsafe { Operand::contiguous(&shared) });
         let (row_vectors, per_token) = (rows.columns() * rows.dtype.size() / VECTOR_BYTES, index.columns());
@@ -107,7 +108,7 @@ impl<E: Element> Job for Finalisation<'_, E> {
             let entries = token * per_token..(token + 1) * per_token;
             terms.clear();
             // SAFETY: as above; each of these is an entry.
-            terms.extend(entries.filter_map(|entry| unsafe { self.experts.term(entry) }));
+            terms.extend(entries.filter_map(|entry| unsafe { experts.term(entry) }));
             for at in token * row_vectors..(token + 1) * row_vectors {
                 let column = at - token * row_vectors;
                 let mut sum = E::Lanes::ZERO;
