@@ -40,13 +40,17 @@ class Case:
     """Of the model, where the operation is a step of it."""
 
     def __str__(self) -> str:
-        width = "" if self.tokens is None else f" tokens of {self.hidden}"
-        return f"{self.op} of {dtype_name(self.dtype)}, {self.size}{width}"
+        return f"{self.op} of {dtype_name(self.dtype)}, {self.size_and_width}"
 
     @property
     def size(self) -> str:
         """The size as people write it."""
         return format_bytes(self.bytes) if self.bytes is not None else str(self.tokens)
+
+    @property
+    def size_and_width(self) -> str:
+        """Likewise, of rows their width too."""
+        return self.size if self.hidden is None else f"{self.size} x {self.hidden}"
 
     def keys(self) -> dict[str, Any]:
         """Return what a record's row says about the case."""
