@@ -50,25 +50,29 @@ def quantised_sum(quant_format: str, rows: int = 4, columns: int = 128) -> Call:
     return call
 
 
-def finalised(tokens: int = 4, columns: int = HIDDEN, **options: Any) -> Call:
+def finalised(tokens: int = 4, columns: int = HIDDEN, dtype: torch.dtype = torch.bfloat16) -> Call:
     def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
-        return lamport_rs.moe_finalize_all_reduce(*experts(me, tokens, columns), workspace, **options)
+        return lamport_rs.moe_finalize_all_reduce(*experts(me, tokens, columns, dtype), workspace)
 
     return call
 
 
-def finalised_norm(tokens: int = 4, columns: int = HIDDEN, **options: Any) -> Call:
+def finalised_norm(tokens: int = 4, columns: int = HIDDEN, with_residual: bool = False, **options: Any) -> Call:
     def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
         operands = experts(me, tokens, columns)
-        return lamport_rs.moe_finalize_all_reduce_rms_norm(*operands, None, operands[0][0], workspace, **options)[0]
+        rows = torch.ones(tokens, columns, dtype=torch.bfloat16, device=me.device)
+        norm_operands = rows if with_residual else None, rows[0], workspace
+        return lamport_rs.moe_finalize_all_reduce_rms_norm(*operands, *norm_operands, **options)[0]
 
     return call
 
 
-def experts(me: Rank, tokens: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows, their numbers, and their weights; of so many experts for each token as the rank says."""
+def experts(
+    me: Rank, tokens: int, columns: int, dtype: torch.dtype = torch.bfloat16
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows, their numbers, and their weights: as many, and as many of each token, as each rank likes."""
     index = torch.zeros(tokens, 1 + me.rank, dtype=torch.int32, device=me.device)
-    return torch.ones(2 + me.rank, columns, dtype=torch.bfloat16, device=me.device), index, index.float()
+    return torch.ones(2 + me.rank, columns, dtype=dtype, device=me.device), index, index.float()
 
 
 def minimax(rows: int = 4, columns: int = HIDDEN, eps: float = 1e-6) -> Call:
@@ -118,6 +122,27 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
     "rows of experts": (norm(), finalised_norm(), r"moe_finalize_all_reduce_rms_norm of \[4, 64\] bfloat16"),
     "rows of experts without a norm": (finalised_norm(), finalised(), r"moe_finalize_all_reduce of \[4, 64\] bfloat16"),
     "fewer tokens of experts": (finalised(4), finalised(3), r"moe_finalize_all_reduce of \[3, 64\] bfloat16"),
+    "wider rows of experts": (finalised(4, 64), finalised(4, 128), r"moe_finalize_all_reduce of \[4, 128\] bfloat16"),
+    "wider rows of experts, and a norm": (
+        finalised_norm(4, 64),
+        finalised_norm(4, 128),
+        r"moe_finalize_all_reduce_rms_norm of \[4, 128\] bfloat16",
+    ),
+    "as many elements in other rows of experts": (
+        finalised(4, 64),
+        finalised(2, 128),
+        r"moe_finalize_all_reduce of \[2, 128\] bfloat16",
+    ),
+    "another dtype of experts' rows": (
+        finalised(),
+        finalised(dtype=torch.float16),
+        r"moe_finalize_all_reduce of \[4, 64\] float16",
+    ),
+    "a residual behind experts": (
+        finalised_norm(),
+        finalised_norm(with_residual=True),
+        r"moe_finalize_all_reduce_rms_norm of \[4, 64\] bfloat16",
+    ),
     "another epsilon behind experts": (finalised_norm(), finalised_norm(eps=1e-5), "moe_finalize_all_reduce_rms_norm"),
     "another weight bias": (norm(), norm(weight_bias=1.0), r"all_reduce_rms_norm of \[4, 64\] bfloat16"),
     "another dtype of weights": (norm(), norm(weight=torch.float32), "weights float32"),

@@ -8,7 +8,7 @@ import lamport_rs
 import torch
 from moe_rows import Experts
 from ranks import Rank
-from reductions import NormedReduction, Reduction, random_rows
+from reductions import NormedReduction, Reduction
 
 K = 4
 
@@ -58,11 +58,9 @@ class FinalisedNorm(NormedReduction):
         seed: int = 0,
     ) -> FinalisedNorm:
         """Experts of this rank's own; residual and weight, which is of the experts' weights' dtype, are everybody's."""
-        experts = Experts.of_rank(me.rank, (tokens, hidden), K, (dtype, weight_dtype), seed)
-        residual = random_rows(me, (tokens, hidden), dtype, seed, 1000)
-        weight = random_rows(me, (hidden,), weight_dtype, seed, 1001)
-        rows, outputs = experts.finalised().to(me.device), (torch.empty_like(residual) for _ in range(2))
-        return cls(me, rows, residual, weight, *outputs, "one_shot", experts=experts.to(me.device))
+        total = FinalisedReduction.random(me, tokens, hidden, dtype, weight_dtype, seed)
+        norm = NormedReduction.random(me, tokens, hidden, total.algorithm, dtype, weight_dtype, seed)
+        return cls(**{**vars(norm), "rows": total.rows}, experts=total.experts)
 
     def __call__(self, workspace: lamport_rs.LamportWorkspace | torch.Tensor) -> list[torch.Tensor]:
         """Do it; the outputs stay the same tensors."""

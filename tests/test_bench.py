@@ -14,19 +14,29 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from lamport_rs import LamportError, __main__
 from lamport_rs.command_line.bench import run as command
-from lamport_rs.command_line.bench.arguments import COLLECTIVES, IMPLEMENTATION_NAMES, parse_bytes
-from lamport_rs.command_line.bench.cases import Case, all_reduce_case, quant_case, rms_norm_case
+from lamport_rs.command_line.bench.arguments import COLLECTIVES, FINALISATIONS, IMPLEMENTATION_NAMES, parse_bytes
+from lamport_rs.command_line.bench.cases import (
+    Case,
+    all_reduce_case,
+    cases_of,
+    finalise_case,
+    message_bytes,
+    quant_case,
+    rms_norm_case,
+)
 from lamport_rs.command_line.bench.findings import Findings, Missing
 from lamport_rs.command_line.bench.implementations import IMPLEMENTATIONS, Call, implementations_of
-from lamport_rs.command_line.bench.implementations.by_torch import Gloo
-from lamport_rs.command_line.bench.implementations.own import Lamport
+from lamport_rs.command_line.bench.implementations.by_torch import EagerGloo, Gloo
+from lamport_rs.command_line.bench.implementations.own import Lamport, LamportUnfused
 from lamport_rs.command_line.bench.link import floor_us, sum_of_links
 from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
+from lamport_rs.command_line.bench.member import Member
 from lamport_rs.command_line.bench.options import Options
 from lamport_rs.command_line.bench.plot import draw, spread
-from lamport_rs.command_line.bench.problems import QUANT_FORMAT, AllReduce, AllReduceQuant, Expected
+from lamport_rs.command_line.bench.problems import QUANT_FORMAT, AllReduce, AllReduceQuant, Expected, pose
 from lamport_rs.command_line.bench.progress import Progress
 from lamport_rs.command_line.bench.record import Record, Row, read, write
 from lamport_rs.command_line.bench.report import missing_text, ratio, tables
@@ -57,7 +67,8 @@ def test_the_record_has_every_measurement_in_the_documented_form(host_run):
     run = json.loads(path.read_text())
     assert list(run) == [*KEYS, "link_gb_per_s", "interrupted", "peers", "rows"]
     assert (run["schema"], run["gpu"], run["gpus"], run["nccl"], run["interrupted"]) == (1, None, 0, None, False)
-    found = {(row["op"], row["impl"], row["dtype"], row.get("bytes"), row.get("tokens")) for row in run["rows"]}
+    found = {(row["op"], row["impl"], row["dtype"], row.get("bytes"), row.get("tokens"))
+             for row in run["rows"] if not row["op"].startswith("moe_")}  # fmt: skip
     sums = {("all_reduce", impl, dtype, size, None) for impl in ("lamport_rs", "gloo")
             for dtype in ("float32", "bfloat16") for size in (512, 8192)}  # fmt: skip
     rows = {(op, impl, "bfloat16", None, tokens)
@@ -66,29 +77,39 @@ def test_the_record_has_every_measurement_in_the_documented_form(host_run):
     steps = {("decode_step", impl, "float32", None, tokens) for tokens in (1, 8)
              for impl in ("lamport_rs", "lamport_rs_unfused", "gloo", "no_communication")}  # fmt: skip
     assert found == sums | rows | steps | {("create_workspace", "lamport_rs", "uint8", 2 << 20, None)}
+    finalised = [(row["op"], row["impl"], row["tokens"], row["hidden"])
+                 for row in run["rows"] if row["op"].startswith("moe_")]  # fmt: skip
+    assert sorted(finalised) == sorted(
+        (op, impl, tokens, hidden) for op in FINALISATIONS
+        for impl in ("lamport_rs", "lamport_rs_unfused", "torch_eager_gloo")
+        for tokens in (1, 8) for hidden in (4096, 7168)
+    )  # fmt: skip
     for row in run["rows"]:
         assert (row["world_size"], row["timing"]) == (2, "back_to_back")
         assert row.get("layers") == (2 if row["op"] == "decode_step" else None)
         assert 0 < row["min_us"] <= row["median_us"] <= row["max_us"]
 
 
-def test_a_table_per_operation_and_dtype_is_printed_with_ratios(host_run):
+def test_a_table_per_operation_dtype_and_width_is_printed_with_ratios(host_run):
     output = host_run[1].stdout
     for title in (
-        "all_reduce, float32",
-        "all_reduce, bfloat16",
-        "all_reduce_rms_norm, bfloat16",
-        "all_reduce_quant, bfloat16",
+        "all_reduce, float32, 2 processes",
+        "all_reduce, bfloat16, 2 processes",
+        "all_reduce_rms_norm, bfloat16, 2 processes, hidden 4096",
+        "all_reduce_quant, bfloat16, 2 processes, hidden 4096",
+        "moe_finalize_all_reduce, bfloat16, 2 processes, hidden 7168",
+        "moe_finalize_all_reduce_rms_norm, bfloat16, 2 processes, hidden 4096",
+        "moe_finalize_all_reduce_rms_norm, bfloat16, 2 processes, hidden 7168",
     ):
-        assert f"{title}, 2 processes, back to back: median latency in microseconds" in output
+        assert f"\n{title}, back to back: median latency in microseconds" in output
     assert "create_workspace, uint8, 2 processes: median latency in microseconds" in output
     assert "decode_step, float32, 2 processes, 2 layers of 256: median ms per step" in output
-    assert output.count("best other / lamport_rs") == 6
+    assert output.count("best other / lamport_rs") == 10
 
 
 def test_progress_is_a_line_per_case_by_one_rank(host_run):
     lines = [line for line in host_run[1].stderr.splitlines() if line.startswith("[2 processes, ")]
-    assert [line.split("]")[0] for line in lines] == [f"[2 processes, {step}/13" for step in range(1, 14)]
+    assert [line.split("]")[0] for line in lines] == [f"[2 processes, {step}/21" for step in range(1, 22)]
 
 
 def test_figures_are_drawn_where_matplotlib_is(host_run):
@@ -215,6 +236,12 @@ def problem_of(values: list[float], dtype: torch.dtype) -> AllReduce:
     return AllReduce(all_reduce_case(tensor.nbytes, dtype), 2, (Expected(tensor, exact=True),), tensor)
 
 
+def test_experts_rows_are_measured_in_two_widths_and_count_as_sums_of_them():
+    cases = cases_of("moe_finalize_all_reduce", "cuda", tokens=[1, 4])
+    assert [(case.tokens, case.hidden) for case in cases] == [(1, 4096), (4, 4096), (1, 7168), (4, 7168)]
+    assert [message_bytes(case) for case in cases] == [8192, 32768, 14336, 57344]
+
+
 def test_a_sum_that_is_rounded_once_must_be_the_very_values():
     problem = problem_of([1.0, 300.0], torch.bfloat16)
     last_place = problem.input * (1 + torch.finfo(torch.bfloat16).eps)
@@ -262,6 +289,26 @@ def test_no_tolerance_passes_a_wrong_sum_that_is_quantised(wrong, rounds_once):
         outputs[at].view(-1)[1] = wrong
         with pytest.raises(AssertionError):
             problem.check(outputs, rounds_once)
+
+
+def check_finalisations(me: Rank) -> None:
+    group = dist.group.WORLD
+    assert group is not None
+    member = Member(me.workspace(1 << 20), group)
+    for op in FINALISATIONS:
+        problem = pose(finalise_case(op, 3, 64), member)
+        weights, shared = problem.experts.weights.flip(1), -problem.experts.shared
+        wrong = [replace(problem.experts, weights=weights), replace(problem.experts, shared=shared)]
+        for implementation in (each(member, []) for each in (Lamport, LamportUnfused, EagerGloo)):
+            problem.check(implementation.prepare(problem).run(), implementation.rounds_once)
+            for experts in wrong:
+                outputs = implementation.prepare(replace(problem, experts=experts)).run()
+                with pytest.raises(AssertionError):
+                    problem.check(outputs, implementation.rounds_once)
+
+
+def test_experts_rows_of_a_wrong_weight_or_without_the_shared_ones_do_not_pass(ranks_of):
+    ranks_of(2).run(check_finalisations)
 
 
 def test_names_of_implementations_are_distinct_and_each_serves_something():

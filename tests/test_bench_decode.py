@@ -143,7 +143,7 @@ def without_a_sum_on_rank_1(me: Rank, path: Path) -> None:
 def test_a_sum_that_is_missing_on_one_rank_ends_the_run_on_all(ranks_of, tmp_path):
     for error in errors_of(ranks_of(2).try_run(without_a_sum_on_rank_1, tmp_path / "findings")):
         assert isinstance(error, WrongResultError)
-        assert "decode_step of float32, 2 tokens by gloo is wrong: rank 1: the last rows differ by" in str(error)
+        assert "decode_step of float32, 2 x 256 by gloo is wrong: rank 1: the last rows differ by" in str(error)
 
 
 def measure_steps(me: Rank, path: Path) -> None:
@@ -162,7 +162,9 @@ def test_a_model_that_ranks_cannot_share_is_left_out_with_the_reason(ranks_of, t
     found = Findings()
     found.take(tmp_path / "findings")
     assert found.rows == []
-    assert found.missing == [Missing("decode_step", 3, "the model's 16 heads cannot be shared out among 3 ranks", "2")]
+    assert found.missing == [
+        Missing("decode_step", 3, "the model's 16 heads cannot be shared out among 3 ranks", "2 x 256")
+    ]
 
 
 def test_the_table_tells_milliseconds_and_the_share_of_communication():

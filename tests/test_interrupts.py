@@ -102,6 +102,40 @@ def test_a_keyboard_interrupt_is_heard_while_memory_is_filled(new_ranks):
     assert max(new_ranks(2).run(fill_a_large_block)) < PROMPT / 5
 
 
+def finalise_for_seconds(me: Rank, with_norm: bool) -> float:
+    """Rank 0, interrupted while it finalises experts' rows. How long after the signal that is raised."""
+    workspace = me.workspace(4096, kept=True)
+    if me.rank != 0:
+        return 0.0
+    hidden, tokens, rows_of_a_token = 7168, 4096, 256
+    rows = torch.ones(8, hidden).bfloat16()
+    index = torch.zeros(tokens, rows_of_a_token, dtype=torch.int32)
+    experts, out = (rows, index, torch.ones(index.shape)), torch.zeros(tokens, hidden).bfloat16()
+    call = functools.partial(lamport_rs.moe_finalize_all_reduce, *experts, workspace, out=out)
+    if with_norm:
+        operands = *experts, None, rows[0], workspace
+        call = functools.partial(lamport_rs.moe_finalize_all_reduce_rms_norm, *operands, out=out)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, SIGNALLED_AFTER)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    heard = time.monotonic() - began - SIGNALLED_AFTER
+    assert bool(out.isnan().all())
+    with pytest.raises(LamportError, match=r": interrupted\); call reset"):
+        lamport_rs.all_reduce(torch.ones(4), workspace)
+    return heard
+
+
+@pytest.mark.parametrize("with_norm", [False, True], ids=["sum", "norm"])
+def test_a_keyboard_interrupt_is_heard_while_rows_of_experts_are_finalised(new_ranks, with_norm):
+    assert new_ranks(2).run(finalise_for_seconds, with_norm)[0] < PROMPT / 5
+
+
 def best_time(call: Callable[[], object]) -> float:
     def timed() -> float:
         began = time.monotonic()

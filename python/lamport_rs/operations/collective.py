@@ -3,9 +3,10 @@
 The functions of `lamport_rs.operations` call the core with an operator's arguments and then its outputs, allocated.
 Where the core cannot take what lies as it lies, or leaves a group of one to torch, `Collective.run_on_copies` serves.
 
-No more calls than needed before that: it is part of every eager operation's latency. What autograd has saved for a
-backward pass may be an output that is passed in, so torch has to hear that it was written. Tensors of inference mode
-cannot be saved, and to ask is half as dear.
+No more calls than needed before that: it is part of every eager operation's latency. So each operation has a frame of
+its own: with one that all share, norms on the host took 7 to 18 % longer in a group of one, and up to 67 % with
+gradients enabled. What autograd has saved for a backward pass may be an output that is passed in, so torch has to hear
+that it was written. Tensors of inference mode cannot be saved, and to ask is half as dear.
 
 A call that raises has sent nothing, and counts all the same: if its caller goes on, this rank's next operation differs
 from that of ranks whose call was served, and all raise `LamportMismatchError`. It is counted first of all: a signal's

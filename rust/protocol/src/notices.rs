@@ -31,12 +31,11 @@
 //! # Having built
 //!
 //! Before all that, while the ranks construct what they share, each says once in its page what it has made of that
-//! ([`Built`]). If they verify it after that, they decide together how that ends ([`Outcome`]).
+//! ([`Built`](crate::construction::Built)). If they verify it after that, they decide together how that ends
+//! ([`Outcome`](crate::construction::Outcome)).
 
 use crate::geometry::MAX_WORLD_SIZE;
 use crate::rank_set::RankSet;
-
-pub use crate::construction::{Built, Outcome};
 
 /// Words of a notice.
 pub const NOTICE_WORDS: usize = 256;

@@ -1,6 +1,7 @@
 //! What ranks tell of a construction, under C11's memory model, as loom explores it.
 
-use lamport_rs_protocol::notices::{Built, Outcome, PAGE_WORDS, StatusWords};
+use lamport_rs_protocol::construction::{Built, Outcome};
+use lamport_rs_protocol::notices::{PAGE_WORDS, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-COLLECTIVES = ("all_reduce", "all_reduce_rms_norm", "all_reduce_quant", "minimax_allreduce_rms_qk")
+FINALISATIONS = ("moe_finalize_all_reduce", "moe_finalize_all_reduce_rms_norm")
+"""Operations on the rows that experts made."""
+COLLECTIVES = ("all_reduce", "all_reduce_rms_norm", "all_reduce_quant", *FINALISATIONS, "minimax_allreduce_rms_qk")
 """Operations that several implementations serve."""
 STEPS = ("decode_step",)
 """What a model does per token, with the collectives of several implementations in it."""
@@ -72,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         nargs="+",
         metavar="T",
-        help="of norms and quantised sums, and the batches of decode_step (default: 1 to 128 or 2048)",
+        help="of norms, quantised sums and experts' rows, and the batches of decode_step (default: 1 to 128 or 2048)",
     )
     choice.add_argument(
         "--layers",

@@ -8,15 +8,19 @@ from typing import Any
 
 import torch
 
-from lamport_rs.command_line.bench.arguments import format_bytes
+from lamport_rs.command_line.bench.arguments import FINALISATIONS, format_bytes
 from lamport_rs.command_line.bench.decoder import LLAMA_3_8B, SMALL
 
 SIZES = (512, 8 << 10, 64 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20, 8 << 20)
 HIDDEN = 4096
+MOE_HIDDEN = (4096, 7168)
+"""Of models with experts, such as Qwen3-235B and DeepSeek-V3."""
+EXPERTS_PER_TOKEN = 8
 Q_SIZE, KV_SIZE = 6144, 1024
 _TOKENS = {
     "all_reduce_rms_norm": (1, 8, 32, 128),
     "all_reduce_quant": (1, 8, 32, 128),
+    **dict.fromkeys(FINALISATIONS, (1, 8, 32, 128)),
     "minimax_allreduce_rms_qk": (1, 8, 32, 128, 512, 2048),
     "decode_step": (1, 8, 32, 128),
 }
@@ -36,12 +40,17 @@ class Case:
     """Of the model, where the operation is a step of it."""
 
     def __str__(self) -> str:
-        return f"{self.op} of {dtype_name(self.dtype)}, {self.size}{'' if self.tokens is None else ' tokens'}"
+        return f"{self.op} of {dtype_name(self.dtype)}, {self.size_and_width}"
 
     @property
     def size(self) -> str:
         """The size as people write it."""
         return format_bytes(self.bytes) if self.bytes is not None else str(self.tokens)
+
+    @property
+    def size_and_width(self) -> str:
+        """Likewise, of rows their width too."""
+        return self.size if self.hidden is None else f"{self.size} x {self.hidden}"
 
     def keys(self) -> dict[str, Any]:
         """Return what a record's row says about the case."""
@@ -68,6 +77,8 @@ def cases_of(
         return [all_reduce_case(size, dtype) for dtype in dtypes for size in sizes]
     if op == "decode_step":
         return [decode_case(count, backend, layers or _LAYERS[backend]) for count in tokens or _TOKENS[op]]
+    if op in FINALISATIONS:
+        return [finalise_case(op, count, hidden) for hidden in MOE_HIDDEN for count in tokens or _TOKENS[op]]
     create = {
         "all_reduce_rms_norm": rms_norm_case,
         "all_reduce_quant": quant_case,
@@ -91,6 +102,11 @@ def quant_case(tokens: int) -> Case:
     return Case("all_reduce_quant", torch.bfloat16, tokens=tokens, hidden=HIDDEN)
 
 
+def finalise_case(op: str, tokens: int, hidden: int) -> Case:
+    """Return one of `FINALISATIONS`, of eight experts' rows for each token."""
+    return Case(op, torch.bfloat16, tokens=tokens, hidden=hidden)
+
+
 def minimax_case(tokens: int) -> Case:
     """Return the norms of Q and K, whose columns the ranks share."""
     return Case("minimax_allreduce_rms_qk", torch.bfloat16, tokens=tokens, hidden=f"{Q_SIZE}+{KV_SIZE}")
@@ -110,7 +126,7 @@ def largest_message(cases: Sequence[Case]) -> int:
 
 def message_bytes(case: Case) -> int | None:
     """Return the bytes of the vectors that are summed; None where something smaller is."""
-    of_rows = case.op in ("all_reduce_rms_norm", "all_reduce_quant", "decode_step")
+    of_rows = case.op in ("all_reduce_rms_norm", "all_reduce_quant", *FINALISATIONS, "decode_step")
     if of_rows and case.tokens is not None and isinstance(case.hidden, int):
         return case.tokens * case.hidden * case.dtype.itemsize
     return case.bytes if case.op == "all_reduce" else None

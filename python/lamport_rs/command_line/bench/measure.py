@@ -179,6 +179,6 @@ class Bench:
         try:
             return self._member.attempt(action)
         except UnavailableError as error:
-            size = None if case is None else case.size
+            size = None if case is None else case.size_and_width
             self._findings.missing.append(Missing(what, self._member.world_size, str(error), size))
             return None

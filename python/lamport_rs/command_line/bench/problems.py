@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from lamport_rs.command_line.bench.cases import KV_SIZE, Q_SIZE, Case
+from lamport_rs.command_line.bench.cases import EXPERTS_PER_TOKEN, KV_SIZE, Q_SIZE, Case
 from lamport_rs.command_line.bench.member import Member
 from lamport_rs.operations.quant_formats import QuantFormat, empty_quantised, put_quantised
+from lamport_rs.single_rank import finalise
 
 EPSILON = 1e-6
 QUANT_FORMAT: QuantFormat = "fp8_token"
@@ -97,6 +98,30 @@ class AllReduceQuant(Problem):
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The operands of a finalisation: each token has `EXPERTS_PER_TOKEN` rows of its own, in any order."""
+
+    rows: torch.Tensor
+    index: torch.Tensor
+    weights: torch.Tensor
+    shared: torch.Tensor
+
+    def finalise_by_torch(self) -> torch.Tensor:
+        """Return the tokens' rows by a gather and a batch of products, which sum in an order of their own."""
+        gathered = self.rows.index_select(0, self.index.view(-1)).view(*self.index.shape, -1)
+        return torch.baddbmm(self.shared.unsqueeze(1), self.weights.unsqueeze(1), gathered).squeeze(1)
+
+
+@dataclass(frozen=True)
+class MoeFinalize(Problem):
+    """Finalise the rows of `experts`, and then do what is to be done. Outputs: those of the latter."""
+
+    experts: Experts
+    then: AllReduce | AllReduceRmsNorm
+    """Of the rows by the reference."""
+
+
+@dataclass(frozen=True)
 class MinimaxRmsQk(Problem):
     """Normalise this rank's columns of Q and of K by the whole rows. Outputs: Q, K."""
 
@@ -121,6 +146,8 @@ def pose(case: Case, member: Member) -> Problem:
         "all_reduce": _all_reduce,
         "all_reduce_rms_norm": _rms_norm,
         "all_reduce_quant": _quant,
+        "moe_finalize_all_reduce": _finalise,
+        "moe_finalize_all_reduce_rms_norm": _finalise,
         "minimax_allreduce_rms_qk": _minimax,
     }
     return create[case.op](case, member.device, member.world_size)
@@ -133,17 +160,22 @@ def normalise(rows: torch.Tensor, mean_square: torch.Tensor, weight: torch.Tenso
 
 def _all_reduce(case: Case, device: torch.device, world_size: int) -> Problem:
     assert case.bytes is not None
-    tensor = torch.randn(case.bytes // case.dtype.itemsize, device=device).to(case.dtype)
+    return _sum_of(torch.randn(case.bytes // case.dtype.itemsize, device=device).to(case.dtype), case, world_size)
+
+
+def _sum_of(tensor: torch.Tensor, case: Case, world_size: int) -> AllReduce:
     return AllReduce(case, world_size, (Expected(rank_sum(tensor).to(case.dtype), exact=True),), tensor)
 
 
 def _rms_norm(case: Case, device: torch.device, world_size: int) -> Problem:
     assert case.tokens is not None
     assert isinstance(case.hidden, int)
-    shape = (case.tokens, case.hidden)
-    tensor = torch.randn(shape, device=device).to(case.dtype)
-    residual = shared(torch.randn(shape, device=device).to(case.dtype))
-    weight = shared((1 + 0.1 * torch.randn(case.hidden, device=device)).to(case.dtype))
+    return _norm_of(torch.randn(case.tokens, case.hidden, device=device).to(case.dtype), case, world_size)
+
+
+def _norm_of(tensor: torch.Tensor, case: Case, world_size: int) -> AllReduceRmsNorm:
+    residual = shared(torch.randn_like(tensor))
+    weight = shared(1 + 0.1 * torch.randn_like(tensor[0]))
     total = rank_sum(tensor) + residual.float()
     normalised = normalise(total, total.square().mean(-1, keepdim=True), weight)
     expected = Expected(normalised.to(case.dtype), exact=False), Expected(total.to(case.dtype), exact=True)
@@ -157,6 +189,22 @@ def _quant(case: Case, device: torch.device, world_size: int) -> Problem:
     rows, scales = empty_quantised(tensor, QUANT_FORMAT, None)
     put_quantised(rank_sum(tensor).to(case.dtype), QUANT_FORMAT, rows, None, scales)
     return AllReduceQuant(case, world_size, (Expected(rows, exact=True), Expected(scales, exact=True)), tensor)
+
+
+def _finalise(case: Case, device: torch.device, world_size: int) -> MoeFinalize:
+    assert case.tokens is not None
+    assert isinstance(case.hidden, int)
+    entries = case.tokens * EXPERTS_PER_TOKEN
+    experts = Experts(
+        torch.randn(entries, case.hidden, device=device).to(case.dtype),
+        torch.randperm(entries, device=device, dtype=torch.int32).view(case.tokens, EXPERTS_PER_TOKEN),
+        torch.rand(case.tokens, EXPERTS_PER_TOKEN, device=device).to(case.dtype),
+        torch.randn(case.tokens, case.hidden, device=device).to(case.dtype),
+    )
+    rows = torch.empty_like(experts.shared)
+    finalise(experts.rows, experts.index, experts.weights, experts.shared, rows)
+    then = (_sum_of if case.op == "moe_finalize_all_reduce" else _norm_of)(rows, case, world_size)
+    return MoeFinalize(case, world_size, then.expected, experts, then)
 
 
 def _minimax(case: Case, device: torch.device, world_size: int) -> Problem:

@@ -28,14 +28,14 @@ _MARKS = {
 
 
 def tables(rows: Sequence[Row], ranks: str, width: int) -> str:
-    """Return a table per operation, world size and dtype, for an output of `width` columns.
+    """Return a table per operation, world size, dtype and width of rows, for an output of `width` columns.
 
     `ranks` is what a rank is called: GPUs or processes.
     """
     return "\n\n".join(
         _step_table(f"{op}, {dtype}, {world_size} {ranks}", group, width)
         if op in STEPS
-        else _table(f"{op}, {dtype}, {world_size} {ranks}{timing_label(op, timing)}: {_LATENCY}", group, width)
+        else _table(f"{op}, {dtype}, {world_size} {ranks}{_label(op, timing, group)}: {_LATENCY}", group, width)
         for (op, world_size, dtype, timing), group in groups(rows)
     )
 
@@ -45,16 +45,22 @@ def timing_label(op: str, timing: str) -> str:
     return f", {_TIMING_LABELS[timing]}" if op in COLLECTIVES else ""
 
 
+def _label(op: str, timing: str, group: Sequence[Row]) -> str:
+    """What a title says besides: of rows their width, too."""
+    width = group[0].hidden
+    return f"{f', hidden {width}' if op in COLLECTIVES and width else ''}{timing_label(op, timing)}"
+
+
 def groups(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, int, str, str], list[Row]]]:
-    """Yield the rows that belong together, an operation after the other.
+    """Yield the rows that belong together, an operation after the other, and a width after the other.
 
     With each group its operation, world size, dtype and timing.
     """
     ops = list(dict.fromkeys(row.op for row in rows))
-    found: dict[tuple[str, int, str, str], list[Row]] = {}
+    found: dict[tuple[tuple[str, int, str, str], int | str | None], list[Row]] = {}
     for row in sorted(rows, key=lambda row: ops.index(row.op)):
-        found.setdefault((row.op, row.world_size, row.dtype, row.timing), []).append(row)
-    yield from found.items()
+        found.setdefault(((row.op, row.world_size, row.dtype, row.timing), row.hidden), []).append(row)
+    yield from ((key, group) for (key, _), group in found.items())
 
 
 def implementations_in(rows: Sequence[Row]) -> list[str]:

@@ -31,7 +31,8 @@ pub mod watcher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use lamport_rs_protocol::notices::{Notices, Outcome};
+use lamport_rs_protocol::construction::Outcome;
+use lamport_rs_protocol::notices::Notices;
 use lamport_rs_protocol::rank_set::RankSet;
 
 pub use self::ending::End;

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lamport_rs_protocol::notices::{self, Built, NoReset, Notices, Outcome, PAGE_WORDS, StatusWords};
+use lamport_rs_protocol::construction::{Built, Outcome};
+use lamport_rs_protocol::notices::{self, NoReset, Notices, PAGE_WORDS, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 

@@ -13,6 +13,9 @@
 //! | 2 | 0 … 30 | rows; elements where there are no rows |
 //! | 3 | 0 … 30 | digest of all that is above, in full, of the scalars, and of whether there is a residual |
 //!
+//! Headers lie in the ranks' blocks: whoever moves their bits raises
+//! [`LAYOUT_VERSION`](lamport_rs_protocol::geometry::LAYOUT_VERSION).
+//!
 //! Numbers that do not fit are cut where they are only shown: the digest has them in full.
 
 use std::fmt;
@@ -215,6 +218,15 @@ mod tests {
         let text = Operation(sum.header(0)).to_string();
         assert!(text.contains("all_reduce_quant of [32, 4096] bfloat16 to fp8_token, two_shot"), "{text}");
         assert!(Operation([1, 2, 3, 4]).to_string().contains("no operation"));
+    }
+
+    /// If this fails, raise `LAYOUT_VERSION`: ranks with other bits would take one operation for another.
+    #[test]
+    fn the_bits_of_headers_are_those_of_the_layouts_version() {
+        let rest = 2 << 25 | 1 << 24 | 1 << 23 | 4096;
+        assert_eq!(norm().header(7), [7, 2 << 27 | rest, 32, 0x75be_de3f]);
+        let finalised = Description { kind: Kind::MoeFinalizeAllReduce, ..norm() };
+        assert_eq!(finalised.header(8), [8, 8 << 27 | rest, 32, 0x0bc6_6bf3]);
     }
 
     #[test]

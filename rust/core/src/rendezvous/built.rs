@@ -5,7 +5,7 @@ use std::hint::spin_loop;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lamport_rs_protocol::notices::Built;
+use lamport_rs_protocol::construction::Built;
 use lamport_rs_protocol::rank_set::RankSet;
 
 use super::{Rendezvous, Transcript};

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lamport_rs_protocol::construction::{Built, Outcome};
 use lamport_rs_protocol::geometry::LAYOUT_VERSION;
-use lamport_rs_protocol::notices::{Built, Outcome};
 use lamport_rs_protocol::sentinel::Vector;
 
 use super::built::are_built;

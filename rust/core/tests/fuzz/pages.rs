@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use lamport_rs_core::memory::handle::Handle;
 use lamport_rs_core::memory::host::{self, Mapping};
+use lamport_rs_protocol::construction::{Built, Outcome};
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
-use lamport_rs_protocol::notices::{Built, Notices, Outcome, PAGE_WORDS, Stages, StatusWords};
+use lamport_rs_protocol::notices::{Notices, PAGE_WORDS, Stages, StatusWords};
 use lamport_rs_protocol::sentinel::Vector;
 
 use crate::lies::Told;

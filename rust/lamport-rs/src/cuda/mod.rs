@@ -116,10 +116,11 @@ impl Communicator {
         outcome
     }
 
-    fn check_context(&self, name: &str, stream: &CudaStream) -> Result<()> {
-        if *stream.context() == self.context {
+    /// Checks that the streams of these buffers, by their names, are of this context.
+    fn check_contexts<const N: usize>(&self, streams: [(&str, &Arc<CudaStream>); N]) -> Result<()> {
+        let Some((name, stream)) = streams.into_iter().find(|(_, stream)| *stream.context() != self.context) else {
             return Ok(());
-        }
+        };
         let (found, expected) = (stream.context().ordinal(), self.context.ordinal());
         Err(Error::argument(format!(
             "{name} is of a context of cuda:{found}, but the communicator's is the primary one of cuda:{expected}"

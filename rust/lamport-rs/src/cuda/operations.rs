@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, CudaView, DevicePtr as _, DeviceSlice as _, sys};
+use lamport_rs_core::cuda::driver::error_of;
 use lamport_rs_core::operations::all_reduce::AllReduce;
 use lamport_rs_core::operations::launch::Purpose;
 use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
@@ -11,18 +12,17 @@ use lamport_rs_core::tensor;
 
 use super::{Buffer, BufferMut, Communicator};
 use crate::element::{Element, RmsNorm, WeightFor, check_length, packed_rows, rows_of, tensor};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 impl Communicator {
     /// `buffer = sum over ranks of buffer`, of as many elements on each rank. Views begin at multiples of 16 bytes.
     pub fn all_reduce<T: Element>(&mut self, buffer: &mut impl BufferMut<T>, stream: &Arc<CudaStream>) -> Result<()> {
         self.enqueue(stream, |this| {
-            this.check_context("buffer", buffer.stream())?;
+            this.check_contexts([("buffer", buffer.stream())])?;
             let length = buffer.len();
             let (address, _used) = buffer.device_ptr_mut(stream);
-            this.context.check_err().map_err(ordering_failed)?;
             // SAFETY: the buffer is of this device, as long, and borrowed alone; cudarc orders what comes after.
-            unsafe { this.sum::<T>(address, address, length, stream) }
+            unsafe { this.run_behind(&this.sum::<T>(address, address, length), stream) }
         })
     }
 
@@ -34,15 +34,13 @@ impl Communicator {
         stream: &Arc<CudaStream>,
     ) -> Result<()> {
         self.enqueue(stream, |this| {
-            this.check_context("input", input.stream())?;
-            this.check_context("output", output.stream())?;
+            this.check_contexts([("input", input.stream()), ("output", output.stream())])?;
             let length = input.len();
             check_length("output", output.len(), length)?;
             let (from, _read) = input.device_ptr(stream);
             let (to, _written) = output.device_ptr_mut(stream);
-            this.context.check_err().map_err(ordering_failed)?;
             // SAFETY: as in `all_reduce`.
-            unsafe { this.sum::<T>(from, to, length, stream) }
+            unsafe { this.run_behind(&this.sum::<T>(from, to, length), stream) }
         })
     }
 
@@ -59,16 +57,12 @@ impl Communicator {
         stream: &Arc<CudaStream>,
     ) -> Result<()> {
         // SAFETY: the caller's promise.
-        self.enqueue(stream, |this| unsafe { this.sum::<T>(input, output, length, stream) })
+        self.enqueue(stream, |this| unsafe { this.run(&this.sum::<T>(input, output, length), stream) })
     }
 
-    /// # Safety
-    /// As for [`Self::all_reduce_at`], with a stream of this context.
-    unsafe fn sum<T: Element>(&self, input: u64, output: u64, length: usize, stream: &CudaStream) -> Result<()> {
+    fn sum<T: Element>(&self, input: u64, output: u64, length: usize) -> AllReduce {
         let operand = |address| self.operand::<T, 1>(address, [length]);
-        let operands = AllReduce { input: operand(input), output: operand(output), algorithm: None };
-        // SAFETY: the caller's promise.
-        unsafe { self.run(&operands, stream) }
+        AllReduce { input: operand(input), output: operand(output), algorithm: None }
     }
 
     /// `residual += sum over ranks of hidden; hidden = rms_norm(residual) × weight`, row by row.
@@ -84,20 +78,21 @@ impl Communicator {
         stream: &Arc<CudaStream>,
     ) -> Result<()> {
         self.enqueue(stream, |this| {
-            this.check_context("hidden", hidden.stream())?;
-            this.check_context("residual", residual.stream())?;
-            this.check_context("weight", weight.stream())?;
+            this.check_contexts([
+                ("hidden", hidden.stream()),
+                ("residual", residual.stream()),
+                ("weight", weight.stream()),
+            ])?;
             let (shape, weights) = (rows_of("hidden", hidden.len(), weight.len())?, [weight.len()]);
             check_length("residual", residual.len(), hidden.len())?;
             let (hidden, _hidden) = hidden.device_ptr_mut(stream);
             let (residual, _residual) = residual.device_ptr_mut(stream);
             let (weight, _weight) = weight.device_ptr(stream);
-            this.context.check_err().map_err(ordering_failed)?;
             let (input, added) = (this.operand::<T, 2>(hidden, shape), this.operand::<T, 2>(residual, shape));
             let operands = norm.of_sum(input, Some(added), this.operand::<W, 1>(weight, weights), (input, added));
             // SAFETY: the buffers are of this device, as long, and borrowed, what is written alone; cudarc orders what
             // comes after.
-            unsafe { this.run(&operands, stream) }
+            unsafe { this.run_behind(&operands, stream) }
         })
     }
 
@@ -120,13 +115,15 @@ impl Communicator {
         stream: &Arc<CudaStream>,
     ) -> Result<()> {
         self.enqueue(stream, |this| {
-            this.check_context("input", input.stream())?;
-            this.check_context("weight", weight.stream())?;
-            this.check_context("output", output.stream())?;
-            this.check_context("the output of the sum", sum.stream())?;
+            this.check_contexts([
+                ("input", input.stream()),
+                ("weight", weight.stream()),
+                ("output", output.stream()),
+                ("the output of the sum", sum.stream()),
+            ])?;
             let (shape, weights) = (rows_of("input", input.len(), weight.len())?, [weight.len()]);
             if let Some(residual) = &residual {
-                this.check_context("residual", residual.stream())?;
+                this.check_contexts([("residual", residual.stream())])?;
                 check_length("residual", residual.len(), input.len())?;
             }
             check_length("output", output.len(), input.len())?;
@@ -136,12 +133,11 @@ impl Communicator {
             let (weight, _weight) = weight.device_ptr(stream);
             let (output, _output) = output.device_ptr_mut(stream);
             let (sum, _sum) = sum.device_ptr_mut(stream);
-            this.context.check_err().map_err(ordering_failed)?;
             let rows = |address| this.operand::<T, 2>(address, shape);
             let weight = this.operand::<W, 1>(weight, weights);
             let operands = norm.of_sum(rows(input), residual.map(rows), weight, (rows(output), rows(sum)));
             // SAFETY: as in `all_reduce_rms_norm`.
-            unsafe { this.run(&operands, stream) }
+            unsafe { this.run_behind(&operands, stream) }
         })
     }
 
@@ -159,22 +155,19 @@ impl Communicator {
         stream: &Arc<CudaStream>,
     ) -> Result<()> {
         self.enqueue(stream, |this| {
-            this.check_context("input", input.stream())?;
-            this.check_context("weight", weight.stream())?;
-            this.check_context("output", output.stream())?;
+            this.check_contexts([("input", input.stream()), ("weight", weight.stream()), ("output", output.stream())])?;
             let (shape, weights) = (rows_of("input", input.len(), weight.len())?, [weight.len()]);
             check_length("output", output.len(), input.len())?;
             let (input, _input) = input.device_ptr(stream);
             let (weight, _weight) = weight.device_ptr(stream);
             let (output, _output) = output.device_ptr_mut(stream);
-            this.context.check_err().map_err(ordering_failed)?;
             let norm = Norm {
                 input: this.operand::<T, 2>(input, shape),
                 weight: this.operand::<W, 1>(weight, weights),
                 output: this.operand::<T, 2>(output, shape),
             };
             // SAFETY: as in `all_reduce_rms_norm`.
-            unsafe { this.run(&MinimaxRms::one(norm, epsilon), stream) }
+            unsafe { this.run_behind(&MinimaxRms::one(norm, epsilon), stream) }
         })
     }
 
@@ -197,11 +190,13 @@ impl Communicator {
         stream: &Arc<CudaStream>,
     ) -> Result<()> {
         self.enqueue(stream, |this| {
-            this.check_context("qkv", qkv.stream())?;
-            this.check_context("the weight of Q", weight_q.stream())?;
-            this.check_context("the weight of K", weight_k.stream())?;
-            this.check_context("the output of Q", q.stream())?;
-            this.check_context("the output of K", k.stream())?;
+            this.check_contexts([
+                ("qkv", qkv.stream()),
+                ("the weight of Q", weight_q.stream()),
+                ("the weight of K", weight_k.stream()),
+                ("the output of Q", q.stream()),
+                ("the output of K", k.stream()),
+            ])?;
             let widths = [weight_q.len(), weight_k.len()];
             let [packed, q_shape, k_shape] = packed_rows::<T>(qkv.len(), columns, widths, [q.len(), k.len()])?;
             let (qkv, _qkv) = qkv.device_ptr(stream);
@@ -209,7 +204,6 @@ impl Communicator {
             let (weight_k, _weight_k) = weight_k.device_ptr(stream);
             let (q, _q) = q.device_ptr_mut(stream);
             let (k, _k) = k.device_ptr_mut(stream);
-            this.context.check_err().map_err(ordering_failed)?;
             let operands = MinimaxRms::packed(
                 this.operand::<T, 2>(qkv, packed),
                 widths.map(|width| width as i64),
@@ -218,8 +212,21 @@ impl Communicator {
                 epsilon,
             )?;
             // SAFETY: as in `all_reduce_rms_norm`. Q and K are parts of `qkv`: `packed` has checked that a row holds them.
-            unsafe { this.run(&operands, stream) }
+            unsafe { this.run_behind(&operands, stream) }
         })
+    }
+
+    /// Runs the operation behind what cudarc has put in front of it on the stream, if it could.
+    ///
+    /// # Safety
+    /// As for [`Self::run`].
+    unsafe fn run_behind(&self, operands: &impl OnDevice, stream: &CudaStream) -> Result<()> {
+        // A stream that does not wait for a buffer's events must not use it.
+        self.context
+            .check_err()
+            .map_err(|error| error_of("ordering the stream behind a buffer's other uses", error))?;
+        // SAFETY: the caller's promise.
+        unsafe { self.run(operands, stream) }
     }
 
     /// # Safety
@@ -234,9 +241,4 @@ impl Communicator {
         let device = tensor::Device::Cuda(self.context.ordinal());
         tensor(std::ptr::without_provenance_mut::<T>(address as usize), device, shape)
     }
-}
-
-/// A stream that does not wait for a buffer's events must not use it.
-fn ordering_failed(error: cudarc::driver::DriverError) -> Error {
-    lamport_rs_core::cuda::driver::error_of("ordering the stream behind a buffer's other uses", error).into()
 }

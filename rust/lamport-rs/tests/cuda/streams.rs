@@ -6,7 +6,7 @@ use std::time::Duration;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use lamport_rs::{ErrorKind, RmsNorm};
 
-use crate::standin::{Kind, Standin};
+use crate::standin::{Kind, Standin, act_as};
 use crate::{communicate, options};
 
 /// The communicator waits for the stream of the last operation, whose owner has let go of it.
@@ -41,6 +41,32 @@ fn operations_wait_for_what_other_streams_do_with_a_buffer() {
     // For what reads the buffer, what writes it, and the operation before, if there is one.
     let waits = standin.calls("cuStreamWaitEvent") - waits;
     assert!(waits >= 2 * (6 * 2 + 5), "{waits}");
+}
+
+#[test]
+fn a_stream_that_cannot_wait_for_a_buffers_other_uses_does_not_use_it() {
+    const UNKNOWN: i32 = 999;
+    let standin = Standin::take();
+    let refused = Barrier::new(2);
+    communicate(2, options(), |mut rank| {
+        let streams = [rank.context().new_stream().unwrap(), rank.context().new_stream().unwrap()];
+        let mut values = rank.upload(100, |_| 1.0);
+        rank.communicator.all_reduce(&mut values, &streams[0]).unwrap();
+        rank.communicator.synchronize().unwrap();
+        if rank.number() == 0 {
+            act_as(0);
+            standin.fail(0, Some("cuStreamWaitEvent"), 0, UNKNOWN);
+            let outcome = rank.communicator.all_reduce(&mut values, &streams[1]);
+            let failed = standin.disarm();
+            refused.wait();
+            let error = outcome.unwrap_err().to_string();
+            assert!(error.contains("ordering the stream behind a buffer's other uses"), "{error}");
+            assert_eq!(failed.as_deref(), Some("cuStreamWaitEvent"));
+            assert_eq!(rank.download(&values), [2.0; 100]);
+        } else {
+            refused.wait();
+        }
+    });
 }
 
 #[test]

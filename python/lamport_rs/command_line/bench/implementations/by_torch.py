@@ -9,7 +9,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from lamport_rs.command_line.bench.arguments import STEPS
+from lamport_rs.command_line.bench.arguments import FINALISATIONS, STEPS
 from lamport_rs.command_line.bench.cases import Case, largest_message
 from lamport_rs.command_line.bench.decode_step import DecodeStep
 from lamport_rs.command_line.bench.decoder import Communication, add_rms_norm
@@ -22,6 +22,7 @@ from lamport_rs.command_line.bench.problems import (
     AllReduceQuant,
     AllReduceRmsNorm,
     MinimaxRmsQk,
+    MoeFinalize,
     Problem,
     normalise,
 )
@@ -51,11 +52,11 @@ class Gloo(Nccl):
 
 
 class EagerNccl(Implementation):
-    """The norms, and quantised sums, as torch's operators around the process group's all-reduce."""
+    """Torch's operators around the process group's all-reduce: norms, quantised sums, and sums of experts' rows."""
 
     name = "torch_eager_nccl"
     backend = "cuda"
-    operations = frozenset({"all_reduce_rms_norm", "all_reduce_quant", "minimax_allreduce_rms_qk"})
+    operations = frozenset({"all_reduce_rms_norm", "all_reduce_quant", *FINALISATIONS, "minimax_allreduce_rms_qk"})
 
     def prepare(self, problem: Problem) -> Call:
         """Return the call, which allocates what it computes on the way."""
@@ -63,6 +64,8 @@ class EagerNccl(Implementation):
             return self._rms_norm(problem)
         if isinstance(problem, AllReduceQuant):
             return self._quant(problem)
+        if isinstance(problem, MoeFinalize):
+            return Call(lambda: self._finalise(problem))
         assert isinstance(problem, MinimaxRmsQk)
         return Call(lambda: self._minimax(problem))
 
@@ -71,8 +74,7 @@ class EagerNccl(Implementation):
 
         def run() -> Outputs:
             dist.all_reduce(buffer)
-            total = buffer + residual
-            return torch.nn.functional.rms_norm(total, weight.shape, weight, EPSILON), total
+            return _add_and_normalise(buffer, residual, weight)
 
         return Call(run, in_place=buffer)
 
@@ -85,6 +87,11 @@ class EagerNccl(Implementation):
             return rows, scales
 
         return Call(run, in_place=buffer)
+
+    def _finalise(self, problem: MoeFinalize) -> Outputs:
+        rows, then = problem.experts.finalise_by_torch(), problem.then
+        dist.all_reduce(rows)
+        return (rows,) if isinstance(then, AllReduce) else _add_and_normalise(rows, then.residual, then.weight)
 
     def _minimax(self, problem: MinimaxRmsQk) -> Outputs:
         """All-reduce the sums of squares, then normalise, in float32, as vLLM's model does without the fused kernel."""
@@ -104,6 +111,13 @@ class EagerGloo(EagerNccl):
 
     name = "torch_eager_gloo"
     backend = "host"
+
+
+def _add_and_normalise(
+    rows: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = rows + residual
+    return torch.nn.functional.rms_norm(total, weight.shape, weight, EPSILON), total
 
 
 def all_reduce_of(buffer: torch.Tensor) -> Call:

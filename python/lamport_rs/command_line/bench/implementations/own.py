@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 import lamport_rs
-from lamport_rs.command_line.bench.arguments import COLLECTIVES, STEPS
+from lamport_rs.command_line.bench.arguments import COLLECTIVES, FINALISATIONS, STEPS
 from lamport_rs.command_line.bench.decode_step import DecodeStep
 from lamport_rs.command_line.bench.decoder import EPSILON as DECODER_EPSILON
 from lamport_rs.command_line.bench.decoder import Communication, add_rms_norm
@@ -20,6 +20,7 @@ from lamport_rs.command_line.bench.problems import (
     AllReduceQuant,
     AllReduceRmsNorm,
     MinimaxRmsQk,
+    MoeFinalize,
     Problem,
 )
 
@@ -41,6 +42,8 @@ class Lamport(Implementation):
             return self._rms_norm(problem)
         if isinstance(problem, AllReduceQuant):
             return self._quant(problem)
+        if isinstance(problem, MoeFinalize):
+            return self._finalise(problem)
         if isinstance(problem, DecodeStep):
             return Call(partial(problem.run, Communication(self._reduce_norm)))
         assert isinstance(problem, MinimaxRmsQk)
@@ -72,6 +75,20 @@ class Lamport(Implementation):
 
         return Call(run)
 
+    def _finalise(self, problem: MoeFinalize) -> Call:
+        experts, then, workspace = problem.experts, problem.then, self.member.workspace
+        rows, index, weights, out = experts.rows, experts.index, experts.weights, _like(then.input)
+        if isinstance(then, AllReduce):
+            sum_operands = rows, index, weights, workspace, experts.shared
+            return Call(lambda: (lamport_rs.moe_finalize_all_reduce(*sum_operands, out=out),))
+        residual_out = _like(then.input)
+        operands = rows, index, weights, then.residual, then.weight, workspace, experts.shared, EPSILON
+
+        def run() -> tuple[torch.Tensor, torch.Tensor]:
+            return lamport_rs.moe_finalize_all_reduce_rms_norm(*operands, out=out, residual_out=residual_out)
+
+        return Call(run)
+
     def _minimax(self, problem: MinimaxRmsQk) -> Call:
         operands = problem.qkv, problem.q_weight, problem.k_weight, self.member.workspace
         sizes = problem.q_size, problem.kv_size, self.member.rank, self.member.world_size
@@ -90,10 +107,24 @@ class Lamport(Implementation):
 
 
 class LamportUnfused(Lamport):
-    """The sum, followed by the norm that the others take."""
+    """A step's sum, and then the norm that the others take; experts' rows finalised by torch, and then what is left."""
 
     name = "lamport_rs_unfused"
-    operations = frozenset(STEPS)
+    operations = frozenset(FINALISATIONS + STEPS)
+    rounds_once = False
+    """Torch sums the rows of a token in another order."""
+
+    def _finalise(self, problem: MoeFinalize) -> Call:
+        then, workspace, finalise = problem.then, self.member.workspace, problem.experts.finalise_by_torch
+        out = _like(then.input)
+        if isinstance(then, AllReduce):
+            return Call(lambda: (lamport_rs.all_reduce(finalise(), workspace, out=out),))
+        residual_out, operands = _like(then.input), (then.residual, then.weight, workspace, EPSILON)
+
+        def run() -> tuple[torch.Tensor, torch.Tensor]:
+            return lamport_rs.all_reduce_rms_norm(finalise(), *operands, out=out, residual_out=residual_out)
+
+        return Call(run)
 
     def _reduce_norm(
         self, partial_sum: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor

@@ -20,7 +20,7 @@ use crate::operations::host::processor::{Job, Processor, dispatch};
 use crate::operations::host::segments::{check_room, exchange_segments, exchange_segments_two_shot};
 use crate::operations::host::{CHUNK_VECTORS, with_nan_on_failure};
 use crate::operations::moe_finalize::Experts;
-use crate::operations::moe_finalize::host::Finalisation;
+use crate::operations::moe_finalize::host::finalise;
 use crate::operations::operands::OnHost;
 use crate::tensor::Device;
 use crate::workspace::host::{HostWorkspace, Running};
@@ -71,7 +71,7 @@ pub(in crate::operations) unsafe fn run_sum(
     with_element!(operands.input.dtype, E => {
         if let Some(experts) = experts {
             // SAFETY: as above.
-            dispatch(unsafe { Finalisation::<E>::new(experts, &operands.input) });
+            unsafe { finalise::<E>(workspace, running, experts, &operands.input)? };
         }
         let sum = Sum { workspace, running, region_bytes, input, output, element: PhantomData::<E> };
         match description.algorithm {

@@ -1,6 +1,7 @@
 //! The operations over shared memory: the rows are finalised where the result will be, and summed in place.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use half::{bf16, f16};
 use lamport_rs_protocol::sentinel::VECTOR_BYTES;
@@ -11,12 +12,15 @@ use crate::interrupts::Interrupted;
 use crate::operations::all_reduce::host::{plan, run_sum};
 use crate::operations::host::element::{Element, Lanes};
 use crate::operations::host::operand::Operand;
-use crate::operations::host::processor::{Job, Processor};
+use crate::operations::host::processor::{Job, Processor, dispatch};
 use crate::operations::host::with_nan_on_failure;
 use crate::operations::operands::{OnHost, Operands};
 use crate::operations::rms_norm::host::{check_host, run_norm};
 use crate::tensor::{Device, Dtype, Tensor};
-use crate::workspace::host::HostWorkspace;
+use crate::workspace::host::{HostWorkspace, Running};
+
+/// Vectors that are read between two looks at whether to go on: a millisecond or so.
+const VECTORS_BETWEEN_CHECKS: usize = 1 << 16;
 
 impl OnHost for MoeFinalizeAllReduceRmsNorm {
     fn check_on_host(&self, workspace: &HostWorkspace) -> Result<()> {
@@ -56,22 +60,35 @@ impl OnHost for MoeFinalizeAllReduce {
     }
 }
 
-/// Writes rows of `E` that experts made to a place. Products and sums are each rounded: what the kernels do.
-pub(in crate::operations) struct Finalisation<'a, E> {
-    experts: &'a Experts,
-    place: &'a Tensor,
-    element: PhantomData<E>,
+/// Writes the finalised rows of `E`, all tokens', to `place`. An error if the operation, which is `running`, should stop.
+///
+/// # Safety
+/// The operands were checked, and `place` is of the finalised rows' shape, and contiguous. Their pointers are valid until
+/// this returns; nothing else writes them.
+pub(in crate::operations) unsafe fn finalise<E: Element>(
+    workspace: &HostWorkspace,
+    running: &mut Running<'_>,
+    experts: &Experts,
+    place: &Tensor,
+) -> Result<()> {
+    let vectors_of_a_token = (1 + experts.index.columns()) * place.columns() * place.dtype.size() / VECTOR_BYTES;
+    let (tokens, between_checks) = (place.rows(), (VECTORS_BETWEEN_CHECKS / vectors_of_a_token).max(1));
+    for first in (0..tokens).step_by(between_checks) {
+        if first > 0 {
+            workspace.check(running)?;
+        }
+        let tokens = first..tokens.min(first + between_checks);
+        dispatch(Finalisation::<E> { experts, place, tokens, element: PhantomData });
+    }
+    Ok(())
 }
 
-impl<'a, E> Finalisation<'a, E> {
-    /// Of `experts`, at `place`.
-    ///
-    /// # Safety
-    /// The operands were checked, and `place` is of the finalised rows' shape, and contiguous. Their pointers are valid
-    /// until this has run; nothing else writes them.
-    pub(in crate::operations) unsafe fn new(experts: &'a Experts, place: &'a Tensor) -> Self {
-        Self { experts, place, element: PhantomData }
-    }
+/// Some tokens' rows. Products and sums are each rounded: what the kernels do.
+struct Finalisation<'a, E> {
+    experts: &'a Experts,
+    place: &'a Tensor,
+    tokens: Range<usize>,
+    element: PhantomData<E>,
 }
 
 impl<E: Element> Job for Finalisation<'_, E> {
@@ -79,18 +96,19 @@ impl<E: Element> Job for Finalisation<'_, E> {
 
     #[inline(always)]
     fn run<P: Processor>(self) {
-        let Experts { rows, index, shared, .. } = self.experts;
-        // SAFETY: `new`'s promise.
-        let (expert_rows, place) = unsafe { (Operand::contiguous(rows), Operand::contiguous(self.place)) };
+        // A copy: the compiler knows then that no write to the place changes it.
+        let experts @ Experts { rows, index, shared, .. } = *self.experts;
+        // SAFETY: the promise of `finalise`'s caller.
+        let (expert_rows, place) = unsafe { (Operand::contiguous(&rows), Operand::contiguous(self.place)) };
         // SAFETY: as above.
         let shared = shared.map(|shared| unsafe { Operand::contiguous(&shared) });
         let (row_vectors, per_token) = (rows.columns() * rows.dtype.size() / VECTOR_BYTES, index.columns());
         let mut terms = Vec::with_capacity(per_token);
-        for token in 0..index.rows() {
+        for token in self.tokens {
             let entries = token * per_token..(token + 1) * per_token;
             terms.clear();
             // SAFETY: as above; each of these is an entry.
-            terms.extend(entries.filter_map(|entry| unsafe { self.experts.term(entry) }));
+            terms.extend(entries.filter_map(|entry| unsafe { experts.term(entry) }));
             for at in token * row_vectors..(token + 1) * row_vectors {
                 let column = at - token * row_vectors;
                 let mut sum = E::Lanes::ZERO;

@@ -24,7 +24,7 @@ use crate::operations::host::processor::{Job, Processor, dispatch};
 use crate::operations::host::segments::{check_room, exchange_segments};
 use crate::operations::host::{CHUNK_VECTORS, with_nan_on_failure};
 use crate::operations::moe_finalize::Experts;
-use crate::operations::moe_finalize::host::Finalisation;
+use crate::operations::moe_finalize::host::finalise;
 use crate::operations::operands::{OnHost, Operands};
 use crate::operations::quantised::rows::RowQuantiser;
 use crate::tensor::{Device, Tensor};
@@ -73,11 +73,13 @@ pub(in crate::operations) unsafe fn run_norm(
     let outcome = with_element!(operands.input.dtype, E => {
         let sums = <E as Element>::Lanes::cast(&mut scratch);
         let sums = &mut sums[..row_vectors];
-        if let Some(experts) = experts {
+        let finalised = experts.map_or(Ok(()), |experts| {
             // SAFETY: the caller's promise; the operands were checked.
-            dispatch(unsafe { Finalisation::<E>::new(experts, &operands.input) });
-        }
-        dispatch(Run::<E> { workspace, running: &mut running, operands, output, quantiser, region_bytes, sums })
+            unsafe { finalise::<E>(workspace, &mut running, experts, &operands.input) }
+        });
+        finalised.and_then(|()| {
+            dispatch(Run::<E> { workspace, running: &mut running, operands, output, quantiser, region_bytes, sums })
+        })
     });
     running.return_scratch(scratch);
     outcome

@@ -20,8 +20,8 @@ use std::time::Duration;
 use cudarc::driver::sys;
 use lamport_rs_kernels::ModuleKey;
 use lamport_rs_kernels::parameters::Group as KernelGroup;
+use lamport_rs_protocol::construction::Outcome;
 use lamport_rs_protocol::exchange::Member;
-use lamport_rs_protocol::notices::Outcome;
 use lamport_rs_protocol::table;
 
 use self::control::ControlMemory;

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use lamport_rs_kernels::ModuleKey;
 use lamport_rs_kernels::parameters::{Group, VerifyParameters};
 use lamport_rs_kernels::plan;
+use lamport_rs_protocol::construction::Outcome;
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
-use lamport_rs_protocol::notices::Outcome;
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 

@@ -218,9 +218,14 @@ impl HostWorkspace {
     /// often and never for long.
     fn begin_segment(&self, running: &mut Running<'_>, extent: Extent) -> Result<Control> {
         if extent.header.is_none() {
-            running.interrupts.check().map_err(|error| self.failed(error))?;
+            self.check(running)?;
         }
         self.read_control(running)
+    }
+
+    /// To be called every few milliseconds by an operation that computes. An error, which ends it, if it should stop.
+    pub fn check(&self, running: &mut Running<'_>) -> Result<()> {
+        running.interrupts.check().map_err(|error| self.failed(error))
     }
 
     /// Keeps what an operation leaves for the next, or why there can be none.
