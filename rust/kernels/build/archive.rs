@@ -15,7 +15,7 @@ use crate::in_parallel;
 const fn most_bytes(image: Image) -> usize {
     match image {
         Image::Ptx(_) => 1 << 21,
-        Image::MachineCode(_) => 1 << 19,
+        Image::MachineCode(_) => 3 << 18,
     }
 }
 /// The highest level, 22, leaves 3 % less and takes four times as long.

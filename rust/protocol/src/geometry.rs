@@ -16,7 +16,7 @@ use crate::sentinel::VECTOR_BYTES;
 
 /// The version of a block's layout, as above: raised when anything in a block moves. Ranks of different layouts share no
 /// memory, whatever their packages' versions say.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 /// Slots per rank. The argument for three is in [`crate::exchange`].
 pub const SLOTS: usize = 3;
 /// The smallest group there is something to exchange in.
