@@ -138,7 +138,7 @@ check-wheel: wheel ## Build from the sdist; run the wheel alone with the oldest 
 release: $(VENV)/.ready ## Build and check all artefacts in dist/release, from a clean tree; publish nothing (30 min).
 	$(BIN)/python scripts/release.py check
 	$(BIN)/pip install --quiet 'twine>=6.1'
-	$(MAKE) check-crates check-wheel check-wheel-aarch64
+	$(MAKE) LAMPORT_RS_KERNEL_CACHE= check-crates check-wheel check-wheel-aarch64
 	$(BIN)/python scripts/check_artefacts.py dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
 	$(BIN)/twine check --strict dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
 	$(BIN)/python scripts/release.py check

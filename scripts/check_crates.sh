@@ -3,6 +3,8 @@
 # workspace builds with them, with the kernels compiled out of the package. Needs NVRTC and ptxas, as any build with CUDA.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# The packages' kernels, and not those that other builds have compiled.
+unset LAMPORT_RS_KERNEL_CACHE
 
 crates="lamport-rs-protocol lamport-rs-kernels lamport-rs-core lamport-rs"
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)

@@ -41,6 +41,8 @@ def build(sdist: Path, folder: Path) -> str:
     # Neither this tree's environment and interpreter nor its build folder.
     settings = {"PATH": only_needed(folder), "PYO3_PYTHON": f"{folder}/venv/bin/python", "VIRTUAL_ENV": ""}
     settings |= {"CARGO_TARGET_DIR": f"{folder}/target", "TMPDIR": str(folder)}
+    # Nor the kernels that other builds have compiled.
+    settings |= {"LAMPORT_RS_KERNEL_CACHE": ""}
     command = [*pip, "wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", f"{folder}/out", str(source)]
     run(command, str(folder), BUILD_SECONDS, **settings)
     (wheel,) = (folder / "out").glob("*.whl")

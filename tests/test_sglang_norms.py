@@ -252,7 +252,9 @@ def check_experts(me: Rank) -> list[str]:
 def test_experts_rows_are_put_together_in_the_norms_all_reduce(ranks_of):
     (line,), *others = ranks_of(2).run(check_experts)
     assert "finalises experts' rows with all-reduce, residual and RMSNorm in the place of FlashInfer: group tp:" in line
-    assert f"up to {(8 << 20) // (2 * WIDTH)} rows of {WIDTH}" in line
+    assert (
+        f"up to {(1 << 20) // (2 * WIDTH)} tokens of {WIDTH} ({(8 << 20) // (2 * WIDTH)} where no experts are)" in line
+    )
     assert others == [[]]
 
 
@@ -270,6 +272,14 @@ def check_experts_not_taken(me: Rank) -> None:
             service.finalize(handoff_of(experts), row, gamma)
             service.all_reduce_residual_rms_norm(row, row, gamma)
             assert calls.take() == [("flashinfer", "experts"), ("flashinfer", "norm")]
+
+        # More tokens than are worth one shot, where two take what experts have not made.
+        rows = (1 << 20) // (2 * WIDTH) + 1
+        row, gamma = torch.ones(rows, WIDTH).bfloat16(), torch.ones(WIDTH).bfloat16()
+        experts = Experts(row, torch.zeros(rows, 1, dtype=torch.int32), torch.ones(rows, 1), None)
+        service.finalize(handoff_of(experts), row, gamma)
+        service.all_reduce_residual_rms_norm(row, row, gamma)
+        assert calls.take() == [("flashinfer", "experts")]
 
     in_sglang(me, check)
 

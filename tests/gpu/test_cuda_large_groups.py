@@ -32,8 +32,8 @@ def test_large_groups_sum_in_rank_order(ranks_of, world_size, dtype):
 
 
 def normalise_everything(me: Rank) -> None:
-    """Fewer tokens than ranks and more; rows that a block holds in registers, and wider ones."""
-    for hidden, (dtype, weight_dtype) in product((1032, 8200), WEIGHTS):
+    """Fewer tokens than ranks and more; rows that threads keep, a vector or several, and wider ones."""
+    for hidden, (dtype, weight_dtype) in product((1032, 7168, 8200, 16_392), WEIGHTS):
         counts = (1, me.world_size + 1, 40)
         workspace = me.workspace(comm_size_for(me, counts[-1] * hidden * dtype.itemsize))
         for tokens, algorithm in product(counts, ALGORITHMS):

@@ -17,7 +17,7 @@ from ranks import Rank
 from reference import check_same_bits, random_tensor
 from worlds import GROUP_SIZES, WORLD_SIZES
 
-SHAPES = [(1, 8), (5, 1024), (3, 2, 40), (33, 4096), (16,), (0, 8), (9, 4104), (5, 7168), (150, 512)]
+SHAPES = [(1, 8), (5, 1024), (3, 2, 40), (33, 4096), (16,), (0, 8), (9, 4104), (5, 7168), (9, 8200), (150, 512)]
 """Rows that a block holds in registers, and rows that it does not."""
 by_name = {"ids": lambda value: str(value).replace("torch.", "")}
 

@@ -19,14 +19,24 @@ from lamport_rs.sglang_plugin.log import logger
 
 DTYPE = torch.bfloat16
 """Of all rows that SGLang's workspace takes."""
+MAX_SENT = 1 << 20
+"""Most bytes that a rank may send for experts' rows: each sends all of them to every other, in one shot."""
 
 
 class FusedExperts:
     """What SGLang asks of its workspace for fused sums of experts' rows and of others."""
 
-    def __init__(self, group: str, own: Any, eps: float, rows: int) -> None:
-        """Take over up to `rows` rows from `own`, SGLang's object, by the workspace of the group of that name."""
-        self._group, self._own, self._eps, self._rows = group, own, eps, rows
+    def __init__(self, group: str, own: Any, eps: float, rows: int, tokens: int) -> None:
+        """Take over from `own`, SGLang's object, by the workspace of the group of that name.
+
+        Args:
+            group: Its name.
+            own: What takes the rest.
+            eps: Of the norms.
+            rows: Most rows that are summed.
+            tokens: Most tokens whose rows experts have made.
+        """
+        self._group, self._own, self._eps, self._rows, self._tokens = group, own, eps, rows, tokens
 
     def moe_finalize_all_reduce_rms_norm(
         self,
@@ -39,7 +49,7 @@ class FusedExperts:
         gamma: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the normalised rows and the new residual, of rows that a layer's experts have made."""
-        if self._takes(routed_output, residual, gamma):
+        if self._takes(routed_output, residual, gamma, self._tokens):
             experts = routed_output, permuted_indices, expert_weights
             return operators.moe_finalize_rms_norm(
                 *experts, gated_shared_output, residual, gamma, self._eps, self._group
@@ -58,17 +68,17 @@ class FusedExperts:
         self, *, local_contribution: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the normalised rows and the new residual."""
-        if self._takes(local_contribution, residual, gamma):
+        if self._takes(local_contribution, residual, gamma, self._rows):
             return operators.all_reduce_rms_norm(local_contribution, residual, gamma, self._eps, self._group)
         unserved: tuple[torch.Tensor, torch.Tensor] = self._own.all_reduce_residual_rms_norm(
             local_contribution=local_contribution, residual=residual, gamma=gamma
         )
         return unserved
 
-    def _takes(self, rows: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor) -> bool:
+    def _takes(self, rows: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor, most: int) -> bool:
         """Whether the package's workspace does: the same on every rank."""
         dtypes_fit = rows.dtype == residual.dtype == DTYPE and gamma.dtype in (DTYPE, torch.float32)
-        return dtypes_fit and 0 < residual.shape[0] <= self._rows
+        return dtypes_fit and 0 < residual.shape[0] <= most
 
     def __getattr__(self, name: str) -> Any:
         if (own := self.__dict__.get("_own")) is None:
@@ -108,10 +118,11 @@ def replace_workspace(_result: Any, service: Any, *_arguments: Any, **_options: 
     if workspace is None:
         return
     operators.norm_workspaces[group.unique_name] = workspace
-    service._workspace = FusedExperts(group.unique_name, own, eps, rows)
+    tokens = MAX_SENT // ((group.world_size - 1) * width * DTYPE.itemsize)
+    service._workspace = FusedExperts(group.unique_name, own, eps, rows, tokens)
     if group.rank_in_group == 0:
         logger.info(
             "lamport_rs %s finalises experts' rows with all-reduce, residual and RMSNorm in the place of FlashInfer: "
-            "group %s, up to %d rows of %d, %.0f MiB of memory for each rank",
-            *(__version__, group.unique_name, rows, width, workspace.memory_bytes / 2**20),
+            "group %s, up to %d tokens of %d (%d where no experts are), %.0f MiB of memory for each rank",
+            *(__version__, group.unique_name, tokens, width, rows, workspace.memory_bytes / 2**20),
         )

@@ -2,6 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 use std::{env, fs, io, process};
 
 /// Names the folder where builds leave them. Without it each compiles all kernels, for minutes.
@@ -24,27 +25,38 @@ impl Cache {
         Some(Self { folder: Path::new(&folder).join(format!("{:016x}", hasher.finish())), inputs })
     }
 
-    /// Copies them to `out`. False if there are none.
-    pub fn restore(&self, out: &Path) -> io::Result<bool> {
-        if !fs::read_to_string(self.folder.join(INPUTS)).is_ok_and(|inputs| inputs == self.inputs) {
-            return Ok(false);
-        }
+    /// Copies them to `out`. False if there are none, or not all: somebody may delete them meanwhile.
+    pub fn restore(&self, out: &Path) -> bool {
+        fs::read_to_string(self.folder.join(INPUTS)).is_ok_and(|inputs| inputs == self.inputs)
+            && self.copy_to(out).is_ok()
+    }
+
+    fn copy_to(&self, out: &Path) -> io::Result<()> {
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
             fs::copy(&path, out.join(path.file_name().expect("a file of a folder has a name")))?;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Leaves these `files` of `out` for later builds, all or none.
     pub fn store(&self, out: &Path, files: &[String]) -> io::Result<()> {
-        let unfinished = self.folder.with_extension(process::id().to_string());
+        // Processes of two machines, or of two containers, may have the same number.
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        let unfinished = self.folder.with_extension(format!("{}.{now}", process::id()));
         fs::create_dir_all(&unfinished)?;
-        for file in files {
-            fs::copy(out.join(file), unfinished.join(file))?;
-        }
-        fs::write(unfinished.join(INPUTS), &self.inputs)?;
+        let stored = self.fill(&unfinished, out, files);
         // Another build may have been faster.
-        fs::rename(&unfinished, &self.folder).or_else(|_| fs::remove_dir_all(&unfinished))
+        if stored.is_err() || fs::rename(&unfinished, &self.folder).is_err() {
+            fs::remove_dir_all(&unfinished)?;
+        }
+        stored
+    }
+
+    fn fill(&self, folder: &Path, out: &Path, files: &[String]) -> io::Result<()> {
+        for file in files {
+            fs::copy(out.join(file), folder.join(file))?;
+        }
+        fs::write(folder.join(INPUTS), &self.inputs)
     }
 }

@@ -88,9 +88,7 @@ fn build() -> Result<(), String> {
     // Once here, so that what is missing is said once.
     let (nvrtc, assembler, out) = (Nvrtc::find()?, Assembler::find()?, out_folder()?);
     let cache = Cache::of(inputs(&nvrtc, &assembler)?);
-    if let Some(cache) = &cache
-        && cache.restore(&out).map_err(|error| format!("the compiled kernels cannot be copied: {error}"))?
-    {
+    if cache.as_ref().is_some_and(|cache| cache.restore(&out)) {
         return Ok(());
     }
     let parts = processors();
@@ -112,10 +110,10 @@ fn build() -> Result<(), String> {
         content.map_err(|error| format!("{}: {error}", file.display()))
     };
     let files = Archives::pack(take)?.write(&out)?;
-    match cache.map(|cache| cache.store(&out, &files)) {
-        Some(Err(error)) => Err(format!("the compiled kernels cannot be left for other builds: {error}")),
-        _ => Ok(()),
+    if let Some(Err(error)) = cache.map(|cache| cache.store(&out, &files)) {
+        println!("cargo::warning=the compiled kernels cannot be left for other builds: {error}");
     }
+    Ok(())
 }
 
 /// All that decides what the archives are: the compilers, this program, and what it compiles.
@@ -133,7 +131,8 @@ fn inputs(nvrtc: &Nvrtc, assembler: &Assembler) -> Result<String, String> {
     for key in ModuleKey::all() {
         text += &format!("{} {:?}\n{}", key.name(), key.definitions(), sources::of(key)?.text);
     }
-    text.extend(Image::all().map(|image| format!("{image:?}\n")));
+    text.extend(Image::GROUPS.iter().map(|group| format!("{group:?}\n")));
+    text.extend(Image::all().map(|image| image.architecture()));
     Ok(text)
 }
 

@@ -207,7 +207,12 @@ impl ModuleKey {
             },
             Self::MoeFinalizeAllReduce(_) | Self::MoeFinalizeAllReduceRmsNorm(_) => &[1, 2],
             Self::AllReduceRmsNormQuant(_) | Self::AllReduceRmsNormQuantBlocks(_) | Self::AllReduceQuant(_) => &[1],
-            _ => &[],
+            Self::Fill
+            | Self::Verify
+            | Self::Skip
+            | Self::AllReduce(_)
+            | Self::MinimaxRms(_)
+            | Self::MinimaxRmsQk(_) => &[],
         }
     }
 

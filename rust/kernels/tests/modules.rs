@@ -30,7 +30,9 @@ fn ptx_is_old_enough_for_supported_drivers() {
         let version = ptx.lines().find_map(|line| line.strip_prefix(".version ")).expect("PTX says its version");
         let (major, minor) = version.trim().split_once('.').expect("a version has two parts");
         let version: (u32, u32) = (major.parse().unwrap(), minor.parse().unwrap());
-        assert!(version <= (8, 2), "{name} is of version {version:?}");
+        // On aarch64 there is no compiler for the oldest drivers.
+        let newest = if cfg!(target_arch = "aarch64") { (8, 8) } else { (8, 2) };
+        assert!(version <= newest, "{name} is of version {version:?}");
         assert!(ptx.contains(&format!(".target sm_{architecture}\n")), "{name} is for another target");
     });
 }

@@ -236,6 +236,10 @@ impl AllReduceRmsNormShape {
         let kept = with(0).0.kept_vectors().iter().map(|&vectors| (threads(vectors), with(vectors)));
         let fitting = kept.into_iter().find(|(block, (_, bounds))| *block <= bounds.max_threads);
         let (block, (module, bounds)) = fitting.unwrap_or_else(|| (with(0).1.max_threads, with(0)));
+        // As if the row were not kept: its squares are added in the same order, so that a quantiser, which keeps fewer
+        // vectors, has the same rows.
+        let is_norm = matches!(module, ModuleKey::AllReduceRmsNorm(kernel) if kernel.vectors > 1);
+        let block = if is_norm { bounds.max_threads } else { block };
         let resident = device.resident_blocks(bounds, block);
         let grid = reduction_grid(tokens as u32, resident);
         let launch = LaunchPlan { module, grid, block, dependent_launch: device.has_dependent_launch() };
