@@ -74,7 +74,7 @@ def test_all_that_sglang_asks_of_its_workspace_for_experts_is_answered_by_ours_o
     asked = {name.partition(".")[2] for name in recorded} | set(TABLE[release]["asked_of_experts_workspace"])
     ours = {name for name in vars(experts.FusedExperts) if not name.startswith("_")}
     assert ours <= asked
-    made = experts.FusedExperts("", SimpleNamespace(**{name: f"own {name}" for name in asked}), 0.0, 1)
+    made = experts.FusedExperts("", SimpleNamespace(**{name: f"own {name}" for name in asked}), 0.0, 1, 1)
     for name in asked - ours:
         assert getattr(made, name) == f"own {name}"
     for name in ours:
