@@ -84,18 +84,23 @@ LARGE = 640 << 20
 """Bytes of a region: filling a block of it takes a second or so."""
 
 
-def fill_a_large_block(me: Rank) -> float:
-    """Interrupted on the way, as all ranks are by a terminal's Ctrl-C. How long after the signal it is raised."""
+def interrupt(call: Callable[[], object]) -> float:
+    """Interrupt a call on the way. Returns how long after the signal that is raised."""
 
-    def interrupt(*_: object) -> None:
+    def handler(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGALRM, interrupt)
+    signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, SIGNALLED_AFTER)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        me.workspace(LARGE, kept=True)
+        call()
     return time.monotonic() - began - SIGNALLED_AFTER
+
+
+def fill_a_large_block(me: Rank) -> float:
+    """Interrupted on the way, as all ranks are by a terminal's Ctrl-C. How long after the signal it is raised."""
+    return interrupt(lambda: me.workspace(LARGE, kept=True))
 
 
 def test_a_keyboard_interrupt_is_heard_while_memory_is_filled(new_ranks):
@@ -116,15 +121,7 @@ def finalise_for_seconds(me: Rank, with_norm: bool) -> float:
         operands = *experts, None, rows[0], workspace
         call = functools.partial(lamport_rs.moe_finalize_all_reduce_rms_norm, *operands, out=out)
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, SIGNALLED_AFTER)
-    began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        call()
-    heard = time.monotonic() - began - SIGNALLED_AFTER
+    heard = interrupt(call)
     assert bool(out.isnan().all())
     with pytest.raises(LamportError, match=r": interrupted\); call reset"):
         lamport_rs.all_reduce(torch.ones(4), workspace)
