@@ -233,9 +233,10 @@ impl AllReduceRmsNormShape {
         };
         // Threads for a row of which each keeps so many vectors.
         let threads = |vectors| row_vectors.div_ceil(vectors).next_multiple_of(WARP_THREADS);
-        let kept = with(0).0.kept_vectors().iter().map(|&vectors| (threads(vectors), with(vectors)));
-        let fitting = kept.into_iter().find(|(block, (_, bounds))| *block <= bounds.max_threads);
-        let (block, (module, bounds)) = fitting.unwrap_or_else(|| (with(0).1.max_threads, with(0)));
+        let of_any_width = with(0);
+        let mut kept = of_any_width.0.kept_vectors().iter().map(|&vectors| (threads(vectors), with(vectors)));
+        let fitting = kept.find(|(block, (_, bounds))| *block <= bounds.max_threads);
+        let (block, (module, bounds)) = fitting.unwrap_or((of_any_width.1.max_threads, of_any_width));
         // As if the row were not kept: its squares are added in the same order, so that a quantiser, which keeps fewer
         // vectors, has the same rows.
         let is_norm = matches!(module, ModuleKey::AllReduceRmsNorm(kernel) if kernel.vectors > 1);
