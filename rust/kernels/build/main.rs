@@ -7,6 +7,7 @@ mod archive;
 mod cache;
 mod constants;
 mod nvrtc;
+mod ptx;
 mod ptxas;
 mod python;
 mod sources;
@@ -120,10 +121,8 @@ fn build() -> Result<(), String> {
 fn inputs(nvrtc: &Nvrtc, assembler: &Assembler) -> Result<String, String> {
     let mut text =
         [nvrtc.identity()?, assembler.identity().to_owned(), env!("CARGO_PKG_VERSION").to_owned()].join("\n");
-    for own in [include_str!("main.rs"), include_str!("archive.rs"), include_str!("nvrtc.rs"), include_str!("ptxas.rs")]
-    {
-        text += own;
-    }
+    let own = [include_str!("main.rs"), include_str!("archive.rs"), include_str!("nvrtc.rs"), include_str!("ptx.rs")];
+    text.extend(own.into_iter().chain([include_str!("ptxas.rs")]));
     let named = |source: nvrtc::Source| format!("{}\n{}", source.name, source.text);
     let mut headers: Vec<_> = sources::headers()?.into_iter().map(named).collect();
     headers.sort();
@@ -175,6 +174,7 @@ fn compile(part: &str) -> Result<(), String> {
     for (key, (image, architecture)) in jobs.skip(part).step_by(parts) {
         let ptx = nvrtc.compile(&sources::of(key)?, &headers, &key.definitions(), architecture)?;
         nvrtc.check_version(&ptx)?;
+        let ptx = ptx::without_unused(&ptx);
         let file = out.join(file_name(key, image));
         fs::write(&file, ptx).map_err(|error| format!("{}: {error}", file.display()))?;
     }

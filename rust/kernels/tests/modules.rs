@@ -1,5 +1,8 @@
 //! What the embedded modules must be, whatever compiled them.
 
+#[path = "../build/ptx.rs"]
+mod ptx;
+
 use std::ffi::CString;
 
 use lamport_rs_kernels::catalogue::MinimaxKernel;
@@ -35,6 +38,15 @@ fn ptx_is_old_enough_for_supported_drivers() {
         assert!(version <= newest, "{name} is of version {version:?}");
         assert!(ptx.contains(&format!(".target sm_{architecture}\n")), "{name} is for another target");
     });
+}
+
+#[test]
+fn no_module_has_comments_or_variables_that_nothing_names() {
+    for_every_module(|name, ptx, _| assert!(ptx == ptx::without_unused(ptx), "{name}"));
+
+    let needed = ".global .align 4 .u32 table[2] = {1, 2};\n.entry k()\nmov.u64 %rd1, table;\n";
+    let written = format!("// By a compiler\n.global .align 4 .u32 tab = 1;\n{needed}\t// begin\n");
+    assert_eq!(ptx::without_unused(&written), needed);
 }
 
 #[test]
