@@ -28,29 +28,22 @@ def words_of(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat([flat, padding]).view(torch.int32)
 
 
-def scrubbed(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor as it arrives: words that look like the sentinel are zero."""
-    words = words_of(tensor)
-    values = torch.where(words == SENTINEL, 0, words).to(torch.int32).view(tensor.dtype)
-    return values[: tensor.numel()].reshape(tensor.shape)
-
-
 def float32_sum(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     """The sum in float32, in rank order."""
-    total = scrubbed(inputs[0]).float()
+    total = inputs[0].float()
     for contribution in inputs[1:]:
-        total = total + scrubbed(contribution).float()
+        total = total + contribution.float()
     return total
 
 
 def rounded_sum(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What all_reduce returns: the float32 sum, rounded once and scrubbed."""
-    return scrubbed(float32_sum(inputs).to(inputs[0].dtype))
+    """What all_reduce returns: the float32 sum, rounded once; never -0.0."""
+    return (float32_sum(inputs) + 0.0).to(inputs[0].dtype)
 
 
 def rounded_sum_with(residual: torch.Tensor, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     """What all_reduce_rms_norm returns as `residual_out`: the residual is added in float32, after the contributions."""
-    return scrubbed((float32_sum(inputs) + residual.float()).to(residual.dtype))
+    return (float32_sum(inputs) + residual.float() + 0.0).to(residual.dtype)
 
 
 def rms_norm(

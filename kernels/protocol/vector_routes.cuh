@@ -188,18 +188,19 @@ __device__ __forceinline__ void sum_in_rank_order(const RankVectors<capacity>& v
     }
 }
 
-// Rounds once, and scrubs, so that a sum is the same whether it travels or not.
+// Rounds a sum, once. To add +0.0 makes -0.0 the other zero, and changes nothing else: so a zero's sign depends neither on
+// the ranks nor on the value beside it, and a sum of values of the type, which never rounds to zero, is no sentinel.
 template <class Value>
-__device__ __forceinline__ Vector round_and_scrub(const float (&sum)[PER_VECTOR<Value>]) {
+__device__ __forceinline__ Vector round_sum(const float (&sum)[PER_VECTOR<Value>]) {
     Vector result;
 #pragma unroll
     for (uint32 word = 0; word < VECTOR_WORDS; ++word) {
         float values[Value::PER_WORD];
 #pragma unroll
         for (uint32 i = 0; i < Value::PER_WORD; ++i) {
-            values[i] = sum[word * Value::PER_WORD + i];
+            values[i] = sum[word * Value::PER_WORD + i] + 0.0f;
         }
-        result.words[word] = scrub(Value::pack(values));
+        result.words[word] = Value::pack(values);
     }
     return result;
 }

@@ -122,7 +122,7 @@ public:
         }
     }
 
-    // The sum of all ranks and the residual, rounded and scrubbed.
+    // The sum of all ranks and the residual, rounded.
     template <uint32 capacity>
     __device__ __forceinline__ Vector add_up(const RankVectors<capacity>& of_ranks, Column column) const {
         float sum[PER_VECTOR<Value>];
@@ -133,7 +133,7 @@ public:
         for (uint32 i = 0; i < PER_VECTOR<Value>; ++i) {
             sum[i] += residual[i];
         }
-        return round_and_scrub<Value>(sum);
+        return round_sum<Value>(sum);
     }
 
     // Stores what `add_up` returned, here or on the row's owner, and takes it into the row's sum of squares.

@@ -42,7 +42,7 @@ public:
     static __device__ __forceinline__ Vector reduce(const RankVectors<capacity>& vectors, const Group& group) {
         float sum[PER_VECTOR<Value>];
         sum_in_rank_order<Value>(vectors, group, sum);
-        return round_and_scrub<Value>(sum);
+        return round_sum<Value>(sum);
     }
 
     __device__ __forceinline__ Address address(uint32 index) const { return output_.address(index); }

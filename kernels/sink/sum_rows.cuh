@@ -53,12 +53,12 @@ public:
     __device__ __forceinline__ void load_residual(Column) {}
     __device__ __forceinline__ void load_weights(Column) {}
 
-    // The sum of all ranks, rounded and scrubbed.
+    // The sum of all ranks, rounded.
     template <uint32 capacity>
     __device__ __forceinline__ Vector add_up(const RankVectors<capacity>& of_ranks, Column) const {
         float sum[PER_VECTOR<Value>];
         sum_in_rank_order<Value>(of_ranks, parameters_.group, sum);
-        return round_and_scrub<Value>(sum);
+        return round_sum<Value>(sum);
     }
 
     // Takes what `add_up` returned, here or on the row's owner.

@@ -101,7 +101,7 @@ private:
                     sums[place][i] += shared[i];
                 }
             }
-            result[place] = round_and_scrub<Value>(sums[place]);
+            result[place] = round_sum<Value>(sums[place]);
         }
     }
 

@@ -4,7 +4,6 @@ use std::cell::Cell;
 
 use half::{bf16, f16};
 use lamport_rs_kernels::Dtype;
-use lamport_rs_protocol::sentinel::SENTINEL;
 
 /// A small generator of random numbers: SplitMix64.
 #[derive(Clone, Debug)]
@@ -99,21 +98,9 @@ pub fn tensor(random: &mut Random, dtype: Dtype, width: usize, count: usize, val
     to_bytes(dtype, &bits)
 }
 
-/// The words of a tensor, its missing elements 0, as they travel: without sentinels.
-fn scrubbed(bytes: &[u8]) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    for word in bytes.chunks_exact_mut(4) {
-        if u32::from_ne_bytes([word[0], word[1], word[2], word[3]]) == SENTINEL {
-            word.fill(0);
-        }
-    }
-    bytes
-}
-
-/// The sum of all ranks' tensors, and of a residual, in float32 and in rank order, rounded once and scrubbed.
+/// The sum of all ranks' tensors, and of a residual, in float32 and in rank order, rounded once; never -0.0.
 pub fn sum(dtype: Dtype, tensors: &[Vec<u8>], residual: Option<&[u8]>) -> Vec<u8> {
-    let tensors: Vec<_> = tensors.iter().map(|tensor| elements(dtype, &scrubbed(tensor))).collect();
+    let tensors: Vec<_> = tensors.iter().map(|tensor| elements(dtype, tensor)).collect();
     let mut sums: Vec<f32> = tensors[0].iter().map(|&bits| decode(dtype, bits)).collect();
     for tensor in &tensors[1..] {
         for (sum, &bits) in sums.iter_mut().zip(tensor) {
@@ -125,8 +112,8 @@ pub fn sum(dtype: Dtype, tensors: &[Vec<u8>], residual: Option<&[u8]>) -> Vec<u8
             *sum += decode(dtype, bits);
         }
     }
-    let rounded: Vec<u32> = sums.into_iter().map(|sum| encode(dtype, sum)).collect();
-    scrubbed(&to_bytes(dtype, &rounded))
+    let rounded: Vec<u32> = sums.into_iter().map(|sum| encode(dtype, sum + 0.0)).collect();
+    to_bytes(dtype, &rounded)
 }
 
 /// RMSNorm, in float64, of the first part of rows whose columns are spread over `parts`, of `width` columns each, with

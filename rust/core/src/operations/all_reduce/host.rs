@@ -6,7 +6,7 @@ use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::exchange::Collective;
 use lamport_rs_protocol::geometry::Geometry;
 use lamport_rs_protocol::memory::{LINE_BYTES, Line};
-use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector, scrub};
+use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 use lamport_rs_protocol::two_shot::ShardedCollective;
 
 use super::AllReduce;
@@ -187,7 +187,7 @@ impl<E: Element, P: Processor> Collective for Reduction<E, P> {
 
     #[inline(always)]
     fn complete(&mut self, at: usize) {
-        self.output.write(at, round_and_scrub::<E, P>(self.sum));
+        self.output.write(at, round_sum::<E, P>(self.sum));
     }
 
     #[inline(always)]
@@ -198,7 +198,7 @@ impl<E: Element, P: Processor> Collective for Reduction<E, P> {
             for line in &lines[1..] {
                 lanes = lanes.add(E::widen::<P>(line[vector]));
             }
-            *sum = round_and_scrub::<E, P>(lanes);
+            *sum = round_sum::<E, P>(lanes);
         }
         self.output.write_line::<P>(at, sums);
     }
@@ -225,7 +225,7 @@ impl<E: Element, P: Processor> ShardedCollective for Sharded<E, P> {
 
     #[inline(always)]
     fn complete(&mut self, at: usize) -> Vector {
-        let sum = round_and_scrub::<E, P>(self.reduction.sum);
+        let sum = round_sum::<E, P>(self.reduction.sum);
         self.receive_sum(self.rank, at, sum);
         sum
     }
@@ -236,10 +236,11 @@ impl<E: Element, P: Processor> ShardedCollective for Sharded<E, P> {
     }
 }
 
-/// Scrubbed, because a sum that travels (two-shot) is: the same bits everywhere.
+/// Rounds a sum, once. To add +0.0 makes -0.0 the other zero, and changes nothing else: so a zero's sign depends neither on
+/// the ranks nor on the value beside it.
 #[inline(always)]
-pub(in crate::operations) fn round_and_scrub<E: Element, P: Processor>(sum: E::Lanes) -> Vector {
-    scrub(E::narrow::<P>(sum))
+pub(in crate::operations) fn round_sum<E: Element, P: Processor>(sum: E::Lanes) -> Vector {
+    E::narrow::<P>(sum.add(E::Lanes::ZERO))
 }
 
 #[cfg(test)]

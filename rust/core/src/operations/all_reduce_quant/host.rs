@@ -10,7 +10,7 @@ use lamport_rs_protocol::sentinel::{VECTOR_BYTES, Vector};
 use super::AllReduceQuant;
 use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
-use crate::operations::all_reduce::host::round_and_scrub;
+use crate::operations::all_reduce::host::round_sum;
 use crate::operations::host::element::{Element, Lanes, with_element};
 use crate::operations::host::operand::Operand;
 use crate::operations::host::processor::{Job, Processor, dispatch};
@@ -111,7 +111,7 @@ impl<E: Element, P: Processor> Collective for QuantisedSum<E, P> {
 
     #[inline(always)]
     fn complete(&mut self, at: usize) {
-        let sum = round_and_scrub::<E, P>(self.sum);
+        let sum = round_sum::<E, P>(self.sum);
         if let Some(output) = self.output {
             output.write(at, sum);
         }

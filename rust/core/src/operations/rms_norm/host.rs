@@ -16,7 +16,7 @@ use super::AllReduceRmsNorm;
 use crate::error::{Error, Result};
 use crate::interrupts::Interrupted;
 use crate::operations::Kind;
-use crate::operations::all_reduce::host::round_and_scrub;
+use crate::operations::all_reduce::host::round_sum;
 use crate::operations::description::Description;
 use crate::operations::host::element::{Element, Lanes, with_element};
 use crate::operations::host::operand::{Operand, Weight};
@@ -203,7 +203,7 @@ impl<E: Element, P: Processor> NormalisedSum<'_, E, P> {
         let mut squares = E::Lanes::ZERO;
         for (at, sum) in (self.row..).zip(self.sums.iter_mut()) {
             let total = self.residual.map_or(*sum, |residual| sum.add(E::widen::<P>(residual.read(at))));
-            let rounded = round_and_scrub::<E, P>(total);
+            let rounded = round_sum::<E, P>(total);
             self.residual_output.write(at, rounded);
             *sum = E::widen::<P>(rounded);
             squares = squares.add(sum.multiply(*sum));
