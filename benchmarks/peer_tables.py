@@ -74,6 +74,8 @@ SHORT = {
     ),
 }
 """What README.md has, of the smallest group, with a kernel between."""
+SHORT_SIZES = ("8 Ki", "64 Ki", "256 Ki", "1 Mi", "8 Mi")
+"""The columns of README.md: as many as fit beside each other on a narrow screen."""
 
 
 def pages(records: Mapping[int, Record]) -> dict[Path, dict[str, str]]:
@@ -86,26 +88,32 @@ def pages(records: Mapping[int, Record]) -> dict[Path, dict[str, str]]:
     return {
         ROOT / "docs" / "performance.md": whole(KERNEL_BETWEEN),
         ROOT / "docs" / "appendix" / "back_to_back.md": whole(BACK_TO_BACK),
-        ROOT / "README.md": {"peers": parts(records[smallest], smallest, KERNEL_BETWEEN, SHORT)},
+        ROOT / "README.md": {"peers": parts(records[smallest], smallest, KERNEL_BETWEEN, SHORT, SHORT_SIZES)},
     }
 
 
-def parts(record: Record, world_size: int, timing: str, lines: Mapping[str, Sequence[Line]]) -> str:
-    """Return the tables of a group, an operation after the other."""
+def parts(
+    record: Record,
+    world_size: int,
+    timing: str,
+    lines: Mapping[str, Sequence[Line]],
+    sizes: Sequence[str] | None = None,
+) -> str:
+    """Return the tables of a group, an operation after the other, with columns for `sizes` or for all sizes."""
     gpu = (record.gpu or "").replace("NVIDIA ", "").partition(" ")[0]
     found = []
     for op, kept in lines.items():
         rows = [each for each in record.rows if (each.op, each.world_size, each.timing) == (op, world_size, timing)]
         if rows:
-            found.append(table(f"{world_size} {gpu}: {TITLES[op]}", rows, kept))
+            found.append(table(f"{world_size} {gpu}: {TITLES[op]}", rows, kept, sizes))
     if not found:
         raise LamportError(f"the record of {record.date} has no collectives of {world_size} GPUs, {timing}")
     return "\n\n".join(found)
 
 
-def table(title: str, rows: Sequence[Row], lines: Sequence[Line]) -> str:
+def table(title: str, rows: Sequence[Row], lines: Sequence[Line], sizes: Sequence[str] | None = None) -> str:
     """Return medians by size, the least of each in bold, and how much longer the best of the others takes."""
-    cases = by_case(rows)
+    cases = {case: found for case, found in by_case(rows).items() if sizes is None or case.size in sizes}
     measured = {impl for found in cases.values() for impl in found}
     body = [[line.label] for line in lines if measured & set(line.impls)]
     ratios = [FASTER]
