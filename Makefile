@@ -158,7 +158,7 @@ release: $(VENV)/.ready ## Build and check all artefacts in dist/release, from a
 	$(BIN)/python scripts/release.py gather dist/release $(RELEASED)
 
 .PHONY: check-msrv
-check-msrv: $(VENV)/.ready ## Check that the oldest Rust of Cargo.toml compiles all crates (2 min).
+check-msrv: $(VENV)/.ready ## Check that the oldest Rust of Cargo.toml compiles all crates (3 min).
 	cargo +$$(sed -n 's/^rust-version = "\(.*\)"$$/\1/p' Cargo.toml) check --workspace --locked --features lamport-rs/cuda
 
 .PHONY: check-crates

@@ -77,7 +77,9 @@ def check_changelog(root: Path, version: str) -> None:
     seconds = int(subprocess.check_output(["git", "log", "-1", "--format=%ct"], cwd=root, text=True))
     committed = datetime.fromtimestamp(seconds, timezone.utc).date().isoformat()
     if heading[1] < committed:
-        raise ReleaseError(f"expected the day of release in CHANGELOG.md, found {heading[1]}; the commit is of {committed}")
+        raise ReleaseError(
+            f"expected the day of release in CHANGELOG.md, found {heading[1]}; the commit is of {committed}"
+        )
 
 
 def first(pattern: str, file: Path) -> str:
