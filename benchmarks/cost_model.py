@@ -1,7 +1,8 @@
 """Fits the all-reduce's cost model to recorded runs, and says what it predicts for larger groups.
 
-`python benchmarks/cost_model.py [RECORD ...]` prints the tables of docs/appendix/scaling.md, `--write` rewrites them and
-draws the figure. Without records it takes those of benchmarks/results and its folder `peers` that `records.py` chooses.
+`python benchmarks/cost_model.py [RECORD ...]` prints the tables of docs/appendix/scaling.md, `--write` rewrites them
+and draws the figure. Without records it takes those of benchmarks/results and its folder `peers` that `records.py`
+chooses.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Look into what is published, without running it: `check_artefacts.py FILE...`, wheels, an sdist, crates, the site.
 
 Of a wheel: its size, its architecture, the licences, the software bill of materials, and the project's addresses. Of an
-sdist: that everything is there that the wheel is built from. Of a crate and of the site: that nothing of note is missing.
+sdist: that everything is there that the wheel is built from. Of a crate and of the site: likewise, in short.
 """
 
 from __future__ import annotations
