@@ -1,4 +1,4 @@
-"""docs/appendix/field_faults.md names tests: each of them exists, and each fault has one or is said to have none yet."""
+"""docs/appendix/field_faults.md names tests: each exists, and each fault has one or is said to have none yet."""
 
 import re
 from pathlib import Path

@@ -13,7 +13,7 @@ SECONDS = 240.0
 
 
 def torchrun(*arguments: str | Path, ranks: int = 2) -> tuple[str, str]:
-    """Run `torchrun --standalone --nproc-per-node <ranks> <arguments>` in the repository, and return its output and its log.
+    """Run `torchrun --standalone --nproc-per-node <ranks> <arguments>` in the repository; return its output and log.
 
     As torchrun does by default, each rank has one thread.
     """
