@@ -134,15 +134,32 @@ check-wheel: wheel ## Build from the sdist; run the wheel alone with the oldest 
 	$(BIN)/python scripts/check_sdist.py dist/sdist/*.tar.gz
 	$(BIN)/python scripts/check_wheel.py dist/manylinux/*.whl $(PYTHONS)
 
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
+SITE := dist/site/lamport-rs-$(VERSION)-site.tar.gz
+CRATES := lamport-rs-protocol lamport-rs-kernels lamport-rs-core lamport-rs
+PACKAGES := dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
+RELEASED := $(PACKAGES) $(CRATES:%=target/package/%-$(VERSION).crate) $(SITE)
+
+.PHONY: site
+site: docs ## Pack the site as it is published, in dist/site (30 s).
+	mkdir -p $(dir $(SITE))
+	tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$$(git log -1 --format=%ct)" --exclude=.doctrees \
+	  --transform='s,^docs,lamport-rs-$(VERSION)-site,' -C target -czf $(SITE) docs
+
 .PHONY: release
 release: $(VENV)/.ready ## Build and check all artefacts in dist/release, from a clean tree; publish nothing (30 min).
 	$(BIN)/python scripts/release.py check
 	$(BIN)/pip install --quiet 'twine>=6.1'
 	$(MAKE) LAMPORT_RS_KERNEL_CACHE= check-crates check-wheel check-wheel-aarch64
-	$(BIN)/python scripts/check_artefacts.py dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
-	$(BIN)/twine check --strict dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
+	$(MAKE) site
+	$(BIN)/python scripts/check_artefacts.py $(RELEASED)
+	$(BIN)/twine check --strict $(PACKAGES)
 	$(BIN)/python scripts/release.py check
-	$(BIN)/python scripts/release.py gather dist/release dist/manylinux/*.whl dist/aarch64/*.whl dist/sdist/*.tar.gz
+	$(BIN)/python scripts/release.py gather dist/release $(RELEASED)
+
+.PHONY: check-msrv
+check-msrv: $(VENV)/.ready ## Check that the oldest Rust of Cargo.toml compiles all crates (3 min).
+	cargo +$$(sed -n 's/^rust-version = "\(.*\)"$$/\1/p' Cargo.toml) check --workspace --locked --features lamport-rs/cuda
 
 .PHONY: check-crates
 check-crates: $(VENV)/.ready ## Build the crates as published, each alone, and a program with them; publish nothing (4 min).

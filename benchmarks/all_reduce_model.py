@@ -1,4 +1,4 @@
-"""What an all-reduce takes: a model, and its fit to recorded runs. docs/scaling.md describes it."""
+"""What an all-reduce takes: a model, and its fit to recorded runs. docs/appendix/scaling.md describes it."""
 
 from __future__ import annotations
 

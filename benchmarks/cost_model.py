@@ -1,7 +1,8 @@
 """Fits the all-reduce's cost model to recorded runs, and says what it predicts for larger groups.
 
-`python benchmarks/cost_model.py [RECORD ...]` prints the tables of docs/scaling.md, `--write` rewrites them there and
-draws the figure. Without records it takes those of benchmarks/results and its folder `peers` that `records.py` chooses.
+`python benchmarks/cost_model.py [RECORD ...]` prints the tables of docs/appendix/scaling.md, `--write` rewrites them
+and draws the figure. Without records it takes those of benchmarks/results and its folder `peers` that `records.py`
+chooses.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "appendix" / "scaling.md"
 PREDICTED = (8, 16)
 """Groups that are not measured."""
 MEMORY_SIZES = (256 << 10, 1 << 20, 8 << 20)
-SLOTS, GRANULARITY = 3, 2 << 20
+SLOTS, HEADER_BYTES, GRANULARITY = 3, 64, 2 << 20
 # Okabe and Ito's, which people with any colour vision tell apart.
 COLOURS = {2: "#0072b2", 4: "#d55e00", 8: "#009e73", 16: "#cc79a7"}
 INK = "#222222"
@@ -164,8 +166,8 @@ def two_shot_region_bytes(world_size: int, size: int) -> int:
 
 
 def block_bytes(comm_size: int, world_size: int) -> int:
-    """Return what a rank allocates: three slots and the verification vectors, in whole blocks of 2 MiB."""
-    used = SLOTS * comm_size + world_size * model.VECTOR_BYTES
+    """Return what a rank allocates: three slots, each with a header for every rank, in whole blocks of 2 MiB."""
+    used = SLOTS * (comm_size + world_size * HEADER_BYTES)
     return math.ceil(used / GRANULARITY) * GRANULARITY
 
 
@@ -223,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fit the all-reduce's cost model to recorded runs.")
     parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: as records.py chooses")
     parser.add_argument("--write", action="store_true", help="rewrite the page's tables, and its figure beside it")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "scaling.md", help="default: docs/scaling.md")
+    parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/appendix/scaling.md")
     options = parser.parse_args(arguments)
     try:
         records = {path: read(path) for path in options.records} or recorded()

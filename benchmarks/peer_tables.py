@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, docs/appendix/back_to_back.md and README.md about the peers, out of their records.
+"""The tables about the peers in docs (performance, comparison, appendix/back_to_back) and README.md, out of records.
 
 `python benchmarks/peer_tables.py [RECORD ...]` prints them, `--write` rewrites them in the pages. Without records it
 takes those of benchmarks/results/peers that `records.py` chooses. `peers/record.py` makes records.
@@ -74,6 +74,17 @@ SHORT = {
     ),
 }
 """What README.md has, of the smallest group, with a kernel between."""
+SHORT_SIZES = ("8 Ki", "64 Ki", "256 Ki", "1 Mi", "8 Mi")
+"""The columns of README.md: as many as fit beside each other on a narrow screen."""
+
+OTHERS = (
+    Line("SGLang's kernels", ("sglang_push", "sglang_pull")),
+    Line("FlashInfer", FLASHINFER.impls),
+    Line("vLLM's custom all-reduce", VLLM.impls),
+    Line("torch symm_mem", SYMMETRIC.impls),
+    Line("NCCL", ("nccl", "nccl_windows", *EAGER.impls)),
+)
+"""Whom docs/comparison.md compares with, each at its best."""
 
 
 def pages(records: Mapping[int, Record]) -> dict[Path, dict[str, str]]:
@@ -86,26 +97,53 @@ def pages(records: Mapping[int, Record]) -> dict[Path, dict[str, str]]:
     return {
         ROOT / "docs" / "performance.md": whole(KERNEL_BETWEEN),
         ROOT / "docs" / "appendix" / "back_to_back.md": whole(BACK_TO_BACK),
-        ROOT / "README.md": {"peers": parts(records[smallest], smallest, KERNEL_BETWEEN, SHORT)},
+        ROOT / "docs" / "comparison.md": {"times": times(records)},
+        ROOT / "README.md": {"peers": parts(records[smallest], smallest, KERNEL_BETWEEN, SHORT, SHORT_SIZES)},
     }
 
 
-def parts(record: Record, world_size: int, timing: str, lines: Mapping[str, Sequence[Line]]) -> str:
-    """Return the tables of a group, an operation after the other."""
+def parts(
+    record: Record,
+    world_size: int,
+    timing: str,
+    lines: Mapping[str, Sequence[Line]],
+    sizes: Sequence[str] | None = None,
+) -> str:
+    """Return the tables of a group, an operation after the other, with columns for `sizes` or for all sizes."""
     gpu = (record.gpu or "").replace("NVIDIA ", "").partition(" ")[0]
     found = []
     for op, kept in lines.items():
         rows = [each for each in record.rows if (each.op, each.world_size, each.timing) == (op, world_size, timing)]
         if rows:
-            found.append(table(f"{world_size} {gpu}: {TITLES[op]}", rows, kept))
+            found.append(table(f"{world_size} {gpu}: {TITLES[op]}", rows, kept, sizes))
     if not found:
         raise LamportError(f"the record of {record.date} has no collectives of {world_size} GPUs, {timing}")
     return "\n\n".join(found)
 
 
-def table(title: str, rows: Sequence[Row], lines: Sequence[Line]) -> str:
+def times(records: Mapping[int, Record]) -> str:
+    """Return how many times as long as lamport-rs the others take over all sizes, least to most, a kernel between."""
+    header, body = ["times as long as lamport-rs"], [[line.label] for line in OTHERS]
+    for size, record in records.items():
+        for op, name in ((SUM, "all-reduce"), (NORM, "with residual and RMSNorm")):
+            rows = [r for r in record.rows if (r.op, r.world_size, r.timing) == (op, size, KERNEL_BETWEEN)]
+            header.append(f"{size} GPUs: {name}")
+            for row, line in zip(body, OTHERS, strict=True):
+                found = [ratio_of(line, case) for case in by_case(rows).values()]
+                ratios = [each for each in found if each is not None]
+                row.append(f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else "")
+    return markdown(header, body)
+
+
+def ratio_of(line: Line, found: Mapping[str, Row]) -> float | None:
+    """Return how many times as long as lamport-rs the fastest implementation takes; None without any."""
+    medians = [found[impl].median_us for impl in line.impls if impl in found]
+    return min(medians) / found[OWN].median_us if medians and OWN in found else None
+
+
+def table(title: str, rows: Sequence[Row], lines: Sequence[Line], sizes: Sequence[str] | None = None) -> str:
     """Return medians by size, the least of each in bold, and how much longer the best of the others takes."""
-    cases = by_case(rows)
+    cases = {case: found for case, found in by_case(rows).items() if sizes is None or case.size in sizes}
     measured = {impl for found in cases.values() for impl in found}
     body = [[line.label] for line in lines if measured & set(line.impls)]
     ratios = [FASTER]

@@ -1,7 +1,7 @@
 """A decode step of transformers' tensor parallelism, eager and in a CUDA graph, over a group of one backend.
 
-    torchrun --nproc-per-node 2 benchmarks/transformers_step.py --backend lamport
-    torchrun --nproc-per-node 2 benchmarks/transformers_step.py --backend nccl
+    torchrun --standalone --nproc-per-node 2 benchmarks/transformers_step.py --backend lamport
+    torchrun --standalone --nproc-per-node 2 benchmarks/transformers_step.py --backend nccl
 
 Layers have the shape of Llama-3-8B's, fewer of them, in bfloat16 with random weights. Prints a line of JSON: the median
 of the milliseconds that a step took, by batch, eager and in a graph, and a digest of the likeliest tokens. Needs

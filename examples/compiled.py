@@ -3,7 +3,7 @@
 On GPUs torch's default backend compiles it, inductor. On CPUs it is "aot_eager", which traces the same graph and
 generates no code: that takes a second, and no C++ compiler.
 
-torchrun --nproc-per-node 2 examples/compiled.py
+torchrun --standalone --nproc-per-node 2 examples/compiled.py
 """
 
 import os

@@ -3,7 +3,7 @@
 The layers have an MLP and no attention, to be short. Every rank finds the same tokens without asking the others: sums
 have the same bits everywhere.
 
-torchrun --nproc-per-node 2 examples/decode_loop.py
+torchrun --standalone --nproc-per-node 2 examples/decode_loop.py
 """
 
 import os

@@ -1,6 +1,6 @@
 """Tensor parallelism of torch, whose sums lamport-rs does: the program names the backend, and imports nothing of it.
 
-torchrun --nproc-per-node 2 examples/process_group.py
+torchrun --standalone --nproc-per-node 2 examples/process_group.py
 """
 
 import logging

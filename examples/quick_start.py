@@ -1,7 +1,4 @@
-"""Sums over two ranks, on GPUs or without.
-
-torchrun --nproc-per-node 2 examples/quick_start.py
-"""
+"""Run it on two GPUs, or on the CPU: torchrun --standalone --nproc-per-node 2 examples/quick_start.py."""
 
 import os
 
@@ -16,7 +13,6 @@ dist.init_process_group()
 with lamport_rs.LamportWorkspace.for_group() as workspace:
     partial = torch.full((4, 1024), workspace.rank + 1.0, device=workspace.device)
     total = lamport_rs.all_reduce(partial, workspace)
-
     residual, weight = torch.ones_like(partial), torch.full_like(partial[0], 0.5)
     hidden, residual = lamport_rs.all_reduce_rms_norm(partial, residual, weight, workspace, eps=1e-6)
     print(f"rank {workspace.rank}: sum {total[0, 0]:.1f}, with residual {residual[0, 0]:.1f}, norm {hidden[0, 0]:.1f}")

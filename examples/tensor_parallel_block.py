@@ -3,7 +3,7 @@
 Both ways end in rows that are summed over the ranks. `all_reduce_rms_norm` does the sum, the residual and the norm that
 follows as one operation.
 
-torchrun --nproc-per-node 2 examples/tensor_parallel_block.py
+torchrun --standalone --nproc-per-node 2 examples/tensor_parallel_block.py
 """
 
 import os

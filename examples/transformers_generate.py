@@ -3,7 +3,7 @@
 The model is a tiny Llama with random weights, so that nothing is downloaded. Needs transformers 5.17 or later, and
 accelerate, which transformers asks for.
 
-torchrun --nproc-per-node 2 examples/transformers_generate.py
+torchrun --standalone --nproc-per-node 2 examples/transformers_generate.py
 """
 
 import logging

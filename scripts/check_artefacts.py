@@ -1,7 +1,7 @@
-"""Look into what is published, without running it: `check_artefacts.py FILE...`, wheels and an sdist.
+"""Look into what is published, without running it: `check_artefacts.py FILE...`, wheels, an sdist, crates, the site.
 
 Of a wheel: its size, its architecture, the licences, the software bill of materials, and the project's addresses. Of an
-sdist: that everything is there that the wheel is built from.
+sdist: that everything is there that the wheel is built from. Of a crate and of the site: likewise, in short.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import sys
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 MOST_BYTES = 8 * 1000 * 1000
@@ -19,6 +20,12 @@ MOST_BYTES = 8 * 1000 * 1000
 LICENCES = ("LICENSE", "THIRD-PARTY.txt")
 ADDRESSES = ("Changelog", "Documentation", "Issues", "Repository")
 SOURCES = ("Cargo.lock", "Cargo.toml", "README.md", "rust/kernels/cuda/device/ptx.cuh", "pyproject.toml", *LICENCES)
+IN_ARCHIVES = {
+    ".crate": ("Cargo.toml", "README.md", "LICENSE"),
+    "-site.tar.gz": ("index.html", "api.html", "quick_start.html", "objects.inv"),
+    ".tar.gz": SOURCES,
+}
+"""Files that an archive must have, by how its name ends; the first that fits counts."""
 PLATFORM = re.compile(r"-cp310-abi3-manylinux_2_28_(x86_64|aarch64)\.whl$")
 
 
@@ -31,8 +38,11 @@ def main() -> int:
 
 
 def faults_of(path: Path) -> list[str]:
-    """Return what is wrong with a wheel or an sdist."""
-    return faults_of_sdist(path) if path.name.endswith(".tar.gz") else faults_of_wheel(path)
+    """Return what is wrong with a file that is published."""
+    for ending, expected in IN_ARCHIVES.items():
+        if path.name.endswith(ending):
+            return faults_of_archive(path, expected)
+    return faults_of_wheel(path)
 
 
 def faults_of_wheel(path: Path) -> list[str]:
@@ -54,11 +64,11 @@ def faults_of_wheel(path: Path) -> list[str]:
     return faults + [f"expected the address {each!r} in the metadata" for each in ADDRESSES if each not in found]
 
 
-def faults_of_sdist(path: Path) -> list[str]:
-    """Return what is wrong with an sdist."""
+def faults_of_archive(path: Path, expected: Sequence[str]) -> list[str]:
+    """Return what a compressed archive lacks."""
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    return [f"expected the file {each}" for each in SOURCES if each not in names]
+    return [f"expected the file {each}" for each in expected if each not in names]
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def main() -> int:
     command = str(Path(sys.prefix, "bin", "lamport-rs"))
     run_command([command, "doctor"])
     run_command([command, "demo"])
-    run_command([sys.executable, "-I", "-m", "torch.distributed.run", "--nproc-per-node", "2", str(QUICK_START)])
+    torchrun = [sys.executable, "-I", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run_command([*torchrun, str(QUICK_START)])
     run_group()
     return 0
 

@@ -1,8 +1,9 @@
 """Prepare a release: check that the tree may be released, or gather what was built.
 
-`release.py check` refuses a tree with changes, and versions that differ: of the crates, of the package, and of the
-newest entry of the changelog. `release.py gather FOLDER FILE...` copies the files into a folder with their checksums.
-Nothing is published.
+`release.py check` refuses a tree with changes; versions that differ, of the crates, of the package, and of the newest
+entry of the changelog; and a changelog with a part that is not released, or whose newest entry is older than the commit
+or has no link. `release.py gather FOLDER FILE...` copies the files into a folder with their checksums. Nothing is
+published.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +29,9 @@ def main() -> int:
     try:
         if sys.argv[1:] == ["check"]:
             check_clean(ROOT)
-            print(f"lamport-rs {check_versions(ROOT)}")
+            version = check_versions(ROOT)
+            check_changelog(ROOT, version)
+            print(f"lamport-rs {version}")
         elif len(sys.argv) > 3 and sys.argv[1] == "gather":
             gather(Path(sys.argv[2]), [Path(each) for each in sys.argv[3:]])
         else:
@@ -58,6 +62,24 @@ def check_versions(root: Path) -> str:
         said = ", ".join(f"{version} in {file}" for file, version in versions.items())
         raise ReleaseError(f"expected the same version everywhere, found {said}")
     return crates
+
+
+def check_changelog(root: Path, version: str) -> None:
+    """Raise if the changelog is not ready: its newest entry needs a link, and a date not before the last commit's."""
+    text = (root / "CHANGELOG.md").read_text()
+    if re.search(r"(?mi)^## \[?unreleased\b", text):
+        raise ReleaseError('expected no "Unreleased" in CHANGELOG.md: move what it has to the new entry')
+    heading = re.search(rf"(?m)^## \[{re.escape(version)}\] - (\d{{4}}-\d\d-\d\d)$", text)
+    if heading is None:
+        raise ReleaseError(f"expected a heading like ## [{version}] - 2026-01-31 in CHANGELOG.md")
+    if f"\n[{version}]: https://" not in text:
+        raise ReleaseError(f"expected a link, [{version}]: https://..., in CHANGELOG.md")
+    seconds = int(subprocess.check_output(["git", "log", "-1", "--format=%ct"], cwd=root, text=True))
+    committed = datetime.fromtimestamp(seconds, timezone.utc).date().isoformat()
+    if heading[1] < committed:
+        raise ReleaseError(
+            f"expected the day of release in CHANGELOG.md, found {heading[1]}; the commit is of {committed}"
+        )
 
 
 def first(pattern: str, file: Path) -> str:

@@ -90,9 +90,10 @@ def check_python(arguments: list[str]) -> str | None:
 
 
 def check_torchrun(arguments: list[str]) -> str | None:
-    option, ranks, *program = arguments
-    if option != "--nproc-per-node" or not ranks.isdigit():
-        return f"torchrun {option} {ranks}"
+    # Without `--standalone` two programs on one machine want the same port.
+    alone, option, ranks, *program = arguments
+    if alone != "--standalone" or option != "--nproc-per-node" or not ranks.isdigit():
+        return f"torchrun {alone} {option} {ranks}"
     return check_python(program)
 
 
@@ -101,10 +102,11 @@ def check_pip(arguments: list[str]) -> str | None:
     extras = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
     if arguments[0] != "install":
         return f"pip {arguments[0]}"
+    # From a checkout: no package index has the package yet.
     for wanted in arguments[1:]:
         name, _, extra = wanted.rstrip("]").partition("[")
-        if name not in (".", NAME) or (extra and not re.search(rf"^{extra} =", extras, re.MULTILINE)):
-            return f"this project is not {wanted}"
+        if name != "." or (extra and not re.search(rf"^{extra} =", extras, re.MULTILINE)):
+            return f"{wanted} cannot be installed"
     return None
 
 

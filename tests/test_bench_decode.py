@@ -28,7 +28,7 @@ from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
 from lamport_rs.command_line.bench.options import Options
 from lamport_rs.command_line.bench.plot_steps import step_figure
 from lamport_rs.command_line.bench.problems import Expected
-from lamport_rs.command_line.bench.record import Record, Row, write
+from lamport_rs.command_line.bench.record import Record, Row, read, write
 from lamport_rs.command_line.bench.report import tables
 from lamport_rs.command_line.timing import Latency
 from ranks import Rank, errors_of
@@ -276,3 +276,33 @@ def test_a_record_of_steps_is_drawn_again(batches, tmp_path, monkeypatch, capsys
     text = drawn.read_text()
     for expected in ("decode_step on NVIDIA H200, 2026-01-02", "22.0%", "no_communication", "lamport_rs_unfused"):
         assert expected in text
+
+
+OTHERS = ("nccl", "nccl_windows", "symm_mem_one_shot", "symm_mem_two_shot")
+SHARES = {
+    "lamport-rs": ("lamport_rs",),
+    "lamport-rs, sum and norm apart": ("lamport_rs_unfused",),
+    "best other": OTHERS,
+    "NCCL 2.28.9": ("nccl",),
+}
+"""Lines of docs/performance.md, and the implementations of which each has the fastest."""
+
+
+def shown(percent: float) -> str:
+    return f"{percent:.1f} %" if percent < 9.95 else f"{percent:.0f} %"
+
+
+@pytest.mark.parametrize("machine", ["2026-11-27-h200-x", "2026-11-28-h100-80gb-hbm3-x"])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_page_has_the_recorded_shares_of_communication(machine, world_size):
+    root = Path(__file__).parents[1]
+    record = read(root / "benchmarks" / "results" / "decode_step" / f"{machine}{world_size}.json")
+    medians = {(row.impl, row.tokens): row.median_us for row in record.rows if row.world_size == world_size}
+    page = (root / "docs" / "performance.md").read_text()
+    gpu = "H200" if "h200" in machine else "H100"
+    for label, impls in SHARES.items():
+        cells = []
+        for batch in (1, 8, 32, 128):
+            step = min(medians[impl, batch] for impl in impls)
+            cells.append(shown(100 * (1 - medians["no_communication", batch] / step)))
+        assert f"| {world_size} {gpu}, {label} | {' | '.join(cells)} |" in page

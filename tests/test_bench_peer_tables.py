@@ -44,6 +44,22 @@ def test_a_table_has_the_fastest_of_a_line_and_the_least_of_a_column_in_bold():
     ]
 
 
+def test_a_table_has_the_columns_it_is_asked_for():
+    rows = [row("lamport_rs", 2.0), row("lamport_rs", 4.0, 8192), row("lamport_rs", 9.0, 1 << 20)]
+    heading = peer_tables.table("title", rows, LINES, ("8 Ki", "1 Mi")).splitlines()[0]
+    assert heading == "| title | 8 Ki | 1 Mi |"
+
+
+def test_the_times_of_others_are_those_of_their_fastest_from_least_to_most():
+    rows = [row("lamport_rs", 2.0), row("nccl", 5.0), row("nccl_windows", 4.0), row("vllm_custom", 3.0)]
+    rows += [row("lamport_rs", 4.0, 8192), row("nccl", 6.0, 8192), row("sglang_push", 1.0, timing=BACK_TO_BACK)]
+    lines = peer_tables.times({2: record(*rows)}).splitlines()
+    assert lines[0] == "| times as long as lamport-rs | 2 GPUs: all-reduce | 2 GPUs: with residual and RMSNorm |"
+    assert "| NCCL | 1.50 to 2.00 |  |" in lines
+    assert "| vLLM's custom all-reduce | 1.50 to 1.50 |  |" in lines
+    assert "| SGLang's kernels |  |  |" in lines
+
+
 def test_what_looks_equal_is_bold_alike_and_what_was_not_measured_is_left_out():
     rows = [row("lamport_rs", 2.001), row("a", 2.004), row("lamport_rs", 3.0, 8192)]
     *_, ours, better, ratio = peer_tables.table("title", rows, LINES).splitlines()
@@ -86,18 +102,20 @@ def test_writing_fills_all_pages(tmp_path, monkeypatch, capsys):
     marked = {
         tmp_path / "README.md": "peers",
         tmp_path / "docs" / "performance.md": "peers-2-kernel_between",
+        tmp_path / "docs" / "comparison.md": "times",
         tmp_path / "docs" / "appendix" / "back_to_back.md": "peers-2-back_to_back",
     }
     for page, name in marked.items():
         page.write_text(f"<!-- {name} -->\nold\n<!-- /{name} -->\n")
-    rows = [row("lamport_rs", 2.0), row("sglang_push", 3.0), row("nccl_windows", 4.0)]
+    rows = [row("lamport_rs", 2.0, 8192), row("sglang_push", 3.0, 8192), row("nccl_windows", 4.0, 8192)]
     rows += [replace(each, timing=BACK_TO_BACK, median_us=each.median_us - 1) for each in rows]
     path = write_record(tmp_path / "run.json", record(*rows))
     assert peer_tables.main([str(path), "--write"]) == 0
     assert "| NCCL, registered windows | 3.00 |" in capsys.readouterr().out
-    readme, between, back_to_back = (each.read_text() for each in marked)
+    readme, between, compared, back_to_back = (each.read_text() for each in marked)
+    assert "| NCCL | 2.00 to 2.00 |" in compared
     assert "old" not in readme + between + back_to_back
-    assert "| 2 H200: all-reduce, bytes | 512 |" in readme
+    assert "| 2 H200: all-reduce, bytes | 8 Ki |" in readme
     assert "| NCCL, better of two | 4.00 |" in readme
     assert "| SGLang, push | 3.00 |" in between
     assert "| SGLang, push | 2.00 |" in back_to_back

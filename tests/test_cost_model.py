@@ -97,6 +97,7 @@ def test_the_model_knows_what_the_launch_plan_says():
 def test_memory_is_counted_with_the_protocols_constants():
     geometry = (ROOT / "rust" / "protocol" / "src" / "geometry.rs").read_text()
     assert f"SLOTS: usize = {cost_model.SLOTS};" in geometry
+    assert f"HEADER_BYTES: usize = {cost_model.HEADER_BYTES};" in geometry
     assert f"ALLOCATION_GRANULARITY: usize = {cost_model.GRANULARITY >> 20} << 20;" in geometry
 
 
@@ -176,6 +177,8 @@ def test_memory_is_what_a_workspace_allocates():
     size, world_size = 8 << 20, 8
     comm_size = LamportWorkspace.compute_comm_size_for_all_reduce(size, world_size)
     assert cost_model.block_bytes(comm_size, world_size) == 3 * comm_size + (2 << 20)
+    # Slots that fill whole blocks of 2 MiB leave no room for headers.
+    assert cost_model.block_bytes(16 << 20, 2) == (48 << 20) + (2 << 20)
     assert world_size * cost_model.two_shot_region_bytes(world_size, size) == 2 * size
     assert cost_model.two_shot_region_bytes(3, 16) == 32
 
@@ -236,6 +239,6 @@ def test_tables_and_model_are_of_the_same_kind_of_gpu():
 
 def test_the_page_shows_the_committed_records():
     used = cost_model.recorded()
-    page = (ROOT / "docs" / "scaling.md").read_text()
+    page = (ROOT / "docs" / "appendix" / "scaling.md").read_text()
     for name, part in cost_model.tables(model.fit(model.points_of(list(used.values()))), used).items():
         assert part in page, f"{name} is out of date: run `python benchmarks/cost_model.py --write`"

@@ -50,9 +50,9 @@ def test_every_ordered_pair_of_ranks_is_tried_and_every_pair_measured(examined):
     assert examined["cores"]["affinity"] == len(os.sched_getaffinity(0))
 
 
-def documented_names(heading: str) -> set[str]:
-    """What the table below a heading of docs/doctor.md has in its first column."""
-    text = (Path(__file__).parent.parent / "docs" / "doctor.md").read_text()
+def documented_names(page: str, heading: str) -> set[str]:
+    """What the table below a heading of a page of docs has in its first column."""
+    text = (Path(__file__).parent.parent / "docs" / page).read_text()
     section = text.partition(f"{heading}\n")[2].partition("\n## ")[0]
     return set(re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE))
 
@@ -67,7 +67,7 @@ def keys_of(value: object, prefix: str = "") -> set[str]:
 
 
 def test_every_key_of_the_json_is_documented(examined):
-    documented = documented_names("## JSON")
+    documented = documented_names("appendix/doctor_json.md", "# JSON of `lamport-rs doctor`")
     with_gpus = {**examined, "gpus": [asdict(H100[0])], "links": [asdict(Link(0, 1, True, "NV18"))]}
     assert keys_of(with_gpus) == documented
 
@@ -75,9 +75,9 @@ def test_every_key_of_the_json_is_documented(examined):
 def test_every_check_is_documented_and_says_what_to_do(examined):
     sources = "".join(path.read_text() for path in Path(run.__file__).parent.glob("*.py"))
     named = set(re.findall(r'Finding\(\s*"(\w+)"', sources)) | {each.distribution for each in plugins.PLUGINS}
-    assert named == documented_names("## Checks")
+    assert named == documented_names("doctor.md", "## Checks")
     for each in examined["findings"]:
-        assert each["check"] in documented_names("## Checks")
+        assert each["check"] in documented_names("doctor.md", "## Checks")
         assert (each["remedy"] is None) == (each["status"] == "ok")
 
 

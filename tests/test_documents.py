@@ -6,8 +6,10 @@ import re
 import subprocess
 
 import pytest
+import torch
 from document_runs import NEEDS_GPUS, needs_gpus, run
 from documents import FENCE, ROOT, Block, blocks, blocks_of, pages
+from lamport_rs import _core
 from readme_renderer import markdown
 from shell_blocks import commands_of, complaint
 
@@ -60,10 +62,12 @@ def test_no_block_is_overlooked():
         "lamport-rs doctor --no-such-option",
         "python benchmarks/no_such_program.py",
         "python benchmarks/cost_model.py --no-such-option",
-        "torchrun --nproc-per-node 2 examples/no_such_program.py",
-        "torchrun --nproc-per-node 2 benchmarks/transformers_step.py --no-such-option",
+        "torchrun --standalone --nproc-per-node 2 examples/no_such_program.py",
+        "torchrun --standalone --nproc-per-node 2 benchmarks/transformers_step.py --no-such-option",
+        "torchrun --nproc-per-node 2 examples/quick_start.py",
         "pip install no-such-package",
-        "pip install 'lamport-rs[no-such-extra]'",
+        "pip install lamport-rs",
+        "pip install '.[no-such-extra]'",
         "cargo test -p no-such-crate",
         "cargo test -p lamport-rs-kernels --test no_such_test",
         "NO_SUCH_VARIABLE=1 lamport-rs doctor",
@@ -81,16 +85,43 @@ def test_a_block_knows_its_place():
     assert block == Block("page.md", 4, "python", "x = 1\n")
 
 
+def page_of_the_site(address: re.Match[str]) -> str:
+    return f"docs/{address[1] or 'index'}.md"
+
+
+def schemas(names: list[str]) -> dict[str, str]:
+    """The parameters of operators as the reference has them: names, and defaults."""
+    found = {}
+    for name in names:
+        parameters = getattr(torch.ops.lamport_rs, name).default._schema.arguments
+        said = [p.name + (f"={shown(p.default_value)}" if p.has_default_value() else "") for p in parameters]
+        found[name] = ", ".join(said)
+    return found
+
+
+def shown(value: object) -> str:
+    return {1e-6: "1e-6"}.get(value) or (f'"{value}"' if isinstance(value, str) else repr(value))
+
+
+def test_the_reference_has_the_operators_parameters():
+    page = (ROOT / "docs" / "api.md").read_text()
+    found = dict(re.findall(r"torch\.ops\.lamport_rs\.(\w+)\(([^)]*)\)`", page))
+    assert found == schemas([name for name, *_ in _core.collectives()])
+
+
 def test_the_readme_shows_on_a_package_index():
     text = (ROOT / "README.md").read_text()
     shown = markdown.render(text, variant="GFM")
     assert shown is not None
     assert "<table>" in shown
-    assert len(text.splitlines()) <= 100
+    assert len([line for line in text.splitlines() if not line.startswith("[")]) <= 70, "one screen"
     # An index has no files of the repository beside the page.
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert len(links) > 15
     for link in links:
         assert link.startswith("https://"), link
         path = re.sub(r"^https://github\.com/lamport-rs/lamport-rs/(blob|raw|tree)/main/", "", link)
-        assert (ROOT / path).exists(), link
+        path = re.sub(
+            r"^https://lamport-rs\.github\.io/lamport-rs/(\w*)(?:\.html)?(?:#[\w-]+)?$", page_of_the_site, path
+        )
+        assert (ROOT / path).is_file(), link

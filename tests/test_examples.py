@@ -9,7 +9,7 @@ import pytest
 from torchrun import ROOT, said_by, torchrun
 
 EXAMPLES = ROOT / "examples"
-LINE = "torchrun --nproc-per-node 2 examples/{}"
+LINE = "torchrun --standalone --nproc-per-node 2 examples/{}"
 
 TOKENS = r"\d+( \d+){11}"
 """Those that the program compares with its reference depend on the version of transformers."""

@@ -1,4 +1,4 @@
-"""docs/field_faults.md names tests: each of them exists, and each fault has one or is said to have none yet."""
+"""docs/appendix/field_faults.md names tests: each exists, and each fault has one or is said to have none yet."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "docs" / "field_faults.md", ROOT / "docs" / "foreign_kernels.md"]
+PAGES = [ROOT / "docs" / "appendix" / "field_faults.md", ROOT / "docs" / "foreign_kernels.md"]
 NAMED = re.compile(r"`((?:tests|rust|benchmarks|scripts)/[\w/]+\.(?:py|rs|sh))(?:::(\w+))?`")
 NOT_YET = "not covered yet"
 HEADS = ("| fault |", "| --- |")

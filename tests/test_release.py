@@ -6,6 +6,7 @@ import json
 import subprocess
 import tarfile
 import zipfile
+from contextlib import nullcontext
 
 import check_artefacts
 import pytest
@@ -45,6 +46,31 @@ def test_a_tree_with_changes_is_refused(tmp_path):
     (tmp_path / "new").touch()
     with pytest.raises(ReleaseError, match=r"(?s)expected a clean tree.*new"):
         release.check_clean(tmp_path)
+
+
+LINK = "\n\n[1.2.3]: https://x"
+
+
+@pytest.mark.parametrize(
+    ("changelog", "fault"),
+    [
+        ("## [1.2.3] - 2026-01-02" + LINK, None),
+        ("## [1.2.3] - 2026-01-03" + LINK, None),
+        ("## [1.2.3] - 2026-01-01" + LINK, "the commit is of 2026-01-02"),
+        ("## [1.2.3]" + LINK, "a heading like"),
+        ("## [1.2.3] - 2026-01-02", "a link"),
+        ("## [1.2.3] - 2026-01-02" + LINK + "\n\n## [Unreleased]", "Unreleased"),
+    ],
+)
+def test_a_changelog_that_is_not_ready_is_refused(tmp_path, monkeypatch, changelog, fault):
+    for name in ("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"):
+        monkeypatch.setenv(name, "2026-01-02T23:30:00+00:00")
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    subprocess.run(["git", *who, "commit", "--quiet", "--allow-empty", "-m", "x"], cwd=tmp_path, check=True)
+    tree(tmp_path, changelog=changelog)
+    with pytest.raises(ReleaseError, match=fault) if fault else nullcontext():
+        release.check_changelog(tmp_path, "1.2.3")
 
 
 def test_files_are_gathered_with_their_checksums(tmp_path):
@@ -95,10 +121,19 @@ def test_a_wheel_that_lacks_something_is_refused(tmp_path, changes, fault):
     assert fault in found
 
 
-def test_an_sdist_without_the_kernels_is_refused(tmp_path):
-    path = tmp_path / "some-1.tar.gz"
-    with tarfile.open(path, "w:gz") as archive:
-        for name in check_artefacts.SOURCES:
-            if not name.startswith("rust/kernels"):
-                archive.addfile(tarfile.TarInfo(f"some-1/{name}"), io.BytesIO())
-    assert check_artefacts.faults_of(path) == ["expected the file rust/kernels/cuda/device/ptx.cuh"]
+@pytest.mark.parametrize(
+    ("name", "expected", "missing"),
+    [
+        ("some-1.tar.gz", check_artefacts.SOURCES, "rust/kernels/cuda/device/ptx.cuh"),
+        ("some-1.crate", check_artefacts.IN_ARCHIVES[".crate"], "LICENSE"),
+        ("some-1-site.tar.gz", check_artefacts.IN_ARCHIVES["-site.tar.gz"], "api.html"),
+    ],
+)
+def test_an_archive_that_lacks_something_is_refused(tmp_path, name, expected, missing):
+    for without in (None, missing):
+        with tarfile.open(tmp_path / name, "w:gz") as archive:
+            for each in expected:
+                if each != without:
+                    archive.addfile(tarfile.TarInfo(f"some-1/{each}"), io.BytesIO())
+        faults = check_artefacts.faults_of(tmp_path / name)
+        assert faults == ([f"expected the file {missing}"] if without else [])

@@ -19,7 +19,7 @@ def test_the_first_program_builds_outside_of_the_workspace_and_its_ranks_sum(tmp
     lines, said = [each.text for each in page]
     assert "cargo new" in lines
     (tmp_path / "lamport-rs").symlink_to(ROOT)
-    lines = lines.replace("127.0.0.1:29500", f"127.0.0.1:{free_port()}")
+    lines = lines.replace("127.0.0.1:24815", f"127.0.0.1:{free_port()}")
     command = ["bash", "-euo", "pipefail", "-c", lines]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert finished.returncode == 0, finished.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -14,16 +13,13 @@ SECONDS = 240.0
 
 
 def torchrun(*arguments: str | Path, ranks: int = 2) -> tuple[str, str]:
-    """Run `torchrun --nproc-per-node <ranks> <arguments>` in the repository, and return its output and its log.
+    """Run `torchrun --standalone --nproc-per-node <ranks> <arguments>` in the repository; return its output and log.
 
     As torchrun does by default, each rank has one thread.
     """
-    # A port of its own, so that programs may run side by side.
-    environment = {**os.environ, "PET_STANDALONE": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *map(str, arguments)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [*torchrun, *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         output, log = process.communicate(timeout=SECONDS)
     finally:

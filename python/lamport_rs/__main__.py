@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     examination = "say what works here, what does not, and what to do about it; exit status 1 if something is wrong"
     doctor = commands.add_parser("doctor", help=examination, description=examination)
     _add_ranks(doctor)
-    doctor.add_argument("--json", action="store_true", help="print JSON, as docs/doctor.md describes it")
+    doctor.add_argument("--json", action="store_true", help="print JSON, as docs/appendix/doctor_json.md describes it")
     demonstration = "run the collectives between processes, check every result, and print a latency table"
     _add_ranks(commands.add_parser("demo", help=demonstration, description=demonstration))
     benchmark = "compare every implementation found here, check every result, and record and draw the latencies"

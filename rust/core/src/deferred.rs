@@ -157,7 +157,7 @@ pub fn drop_deferred_until(interrupted: Interrupted<'_>) -> Result<usize> {
 
 static CAPTURED: Mutex<Vec<Arc<dyn Teardown>>> = Mutex::new(Vec::new());
 
-/// Keeps a value that a CUDA graph uses. Nothing tells at no cost when a graph has gone (docs/decisions.md).
+/// Keeps a value that a CUDA graph uses. Nothing tells at no cost when a graph has gone (docs/appendix/decisions.md).
 #[cfg(feature = "cuda")]
 pub(crate) fn keep_captured(value: Arc<dyn Teardown>) {
     CAPTURED.lock().unwrap_or_else(PoisonError::into_inner).push(value);

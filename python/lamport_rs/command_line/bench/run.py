@@ -135,7 +135,7 @@ def _draw(record: Record, folder: Path) -> None:
     try:
         paths = plot.draw(record, folder)
     except ImportError:
-        print("no figures: matplotlib is not installed (pip install 'lamport-rs[bench]')")
+        print("no figures: matplotlib is not installed (pip install matplotlib)")
         return
     if not paths:
         print("no figures: they take several sizes of a collective, or a decode step")

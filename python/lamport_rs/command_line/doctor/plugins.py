@@ -105,7 +105,7 @@ def judge(plugin: Plugin, state: State) -> Finding:
             return Finding(check, "warning", f"{release}: {state.reason}", f"{remedy}nothing is replaced like this")
         return Finding(check, "error", f"{release}: {state.reason}", f"{remedy}{engine} does not start like this")
     if not state.registered:
-        remedy = f"install the wheel of lamport_rs in {engine}'s environment: pip install lamport_rs"
+        remedy = f"install lamport_rs in {engine}'s environment, with pip, from its wheel or its checkout"
         return Finding(check, "warning", f"{release} does not load the plugin: {state.reason}", remedy)
     if not state.parts:
         return Finding(check, "ok", f"{release}; the plugin is {state.reason}")

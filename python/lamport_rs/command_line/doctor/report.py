@@ -1,4 +1,4 @@
-"""What was found, as JSON has it; docs/doctor.md describes the keys."""
+"""What was found, as JSON has it; docs/appendix/doctor_json.md describes the keys."""
 
 from __future__ import annotations
 

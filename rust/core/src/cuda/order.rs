@@ -86,7 +86,7 @@ impl StreamOrder {
             None => *self.event.insert(new_event()?),
         };
         // SAFETY: the event is ours; `last` was a stream when the last operation was called on it. torch's own streams
-        // live as long as the process, and of others that is asked of the caller (docs/decisions.md).
+        // live as long as the process, and of others that is asked of the caller (docs/appendix/decisions.md).
         check("cuEventRecord", unsafe { sys::cuEventRecord(event, last) })?;
         // SAFETY: as above; `stream` is the caller's.
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream, event, 0) })

@@ -1,4 +1,4 @@
-//! The CUDA half of the core, without a GPU: on a stand-in for the driver. See docs/emulator.md.
+//! The CUDA half of the core, without a GPU: on a stand-in for the driver. See docs/appendix/emulator.md.
 
 #[path = "../../../kernels/tests/emulator/compile.rs"]
 #[allow(dead_code, reason = "the emulator's")]

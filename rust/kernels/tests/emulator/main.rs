@@ -1,4 +1,4 @@
-//! Runs the kernels without a GPU: see docs/emulator.md.
+//! Runs the kernels without a GPU: see docs/appendix/emulator.md.
 
 mod cases;
 mod compile;

@@ -1,5 +1,5 @@
 //! The collectives over device memory, through the crate's API, on the core's stand-in for the CUDA driver. See
-//! docs/emulator.md.
+//! docs/appendix/emulator.md.
 
 #[path = "../../../kernels/tests/emulator/compile.rs"]
 #[allow(dead_code, reason = "the emulator's")]

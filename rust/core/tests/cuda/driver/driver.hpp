@@ -1,4 +1,4 @@
-// A stand-in for the CUDA driver: what its parts share. See docs/emulator.md.
+// A stand-in for the CUDA driver: what its parts share. See docs/appendix/emulator.md.
 //
 // It exports the driver's functions, as far as the core calls them, and functions for tests (control.cpp). Its objects
 // are what the handles of the API point to, and are never deleted: a stale handle is told from a live one.
