@@ -166,17 +166,9 @@ def check_without_a_call(me: Rank) -> None:
     time.sleep(HELD)
     with pytest.raises(LamportAbortedError, match="rank 0 has aborted: stop"):
         workspace.check()
-    samples = []
-    other = me.workspace(4096)
-    for _ in range(20):
-        started = time.thread_time()
-        for _ in range(1000):
-            other.check()
-        samples.append((time.thread_time() - started) / 1000)
-    assert min(samples) < 2e-6, f"a check takes {min(samples)} s"
 
 
-def test_a_check_hears_of_a_fault_and_costs_next_to_nothing(new_ranks):
+def test_a_check_hears_of_a_fault(new_ranks):
     new_ranks(2).run(check_without_a_call)
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from lamport_rs._core import LamportError
+from lamport_rs._core import Checked, LamportError
 from lamport_rs._core import Workspace as CoreWorkspace
 from lamport_rs.arguments import as_seconds
 from lamport_rs.observation import log_fault
@@ -40,32 +40,12 @@ class WorkspaceStatus:
 _Self = TypeVar("_Self", bound="WorkspaceLifecycle")
 
 
-class WorkspaceLifecycle:
+class WorkspaceLifecycle(Checked):
     """What may be asked and done about the state of a workspace."""
 
     _core: CoreWorkspace | None
     _table: torch.Tensor | None
     _timeout: float
-
-    @never_compiled
-    def check(self) -> None:
-        """Raise what went wrong, if anything has on this rank or was told by a peer. Waits for nothing: under 0.3 us.
-
-        For after each step, above all where all operations are in CUDA graphs: on a GPU, an operation that cannot
-        complete leaves NaN and ends, and the host hears of it here, by the next call, or by `synchronize`.
-
-        Raises:
-            LamportTimeoutError: If an operation missed a peer, on this rank or on another.
-            LamportMismatchError: If the ranks called different operations.
-            LamportAbortedError: If a rank has aborted or failed otherwise, or its process has ended, which is asked for
-                every 50 ms at most. That a peer was cleaned up is told by the next operation only, which needs it.
-            LamportError: If the workspace was cleaned up.
-        """
-        try:
-            self._usable_core().check()
-        except LamportError as error:
-            log_fault(error)
-            raise
 
     @never_compiled
     def abort(self, reason: str) -> None:

@@ -100,6 +100,7 @@ class LamportWorkspace(WorkspaceCalls):
         self._timeout = seconds if seconds > 0 else math.inf
         settings = self._rank, self._world_size, self._comm_size, seconds, least
         self._core = _core.Workspace(*settings, cuda_index, all_gather)
+        self._check_for(self._core)
         self._table = from_dlpack(self._core.table())
         # What `torch._dynamo.mark_static_address` does, which imports the compiler: CUDA graphs of compiled code copy
         # other inputs to memory of their own, and the operators know a table on a GPU by its address.

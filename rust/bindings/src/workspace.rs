@@ -59,11 +59,6 @@ impl Workspace {
         Table { workspace: self.workspace.clone() }
     }
 
-    /// Raises what went wrong, if anything has. Waits for nothing.
-    fn check(&self, py: Python<'_>) -> PyResult<()> {
-        self.workspace.check().map_err(|error| to_python(py, error))
-    }
-
     /// Refuses all further operations of all ranks, and ends those that wait.
     fn abort(&self, py: Python<'_>, reason: &str) -> PyResult<()> {
         self.workspace.lifecycle().abort(reason).map_err(|error| to_python(py, error))
