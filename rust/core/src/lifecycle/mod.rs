@@ -6,7 +6,7 @@
 //! | `failure` | why it may not be used |
 //! | `ending` | what ends an operation that waits |
 //! | `teardown` | how it is given up, and when its memory may be freed |
-//! | [`memory`] | its memory until then: unmapping, and freeing what peers have mapped |
+//! | `memory` | its memory until then: unmapping, and freeing what peers have mapped |
 //! | [`pages`] | the shared memory through which ranks tell each other |
 //! | `process` | whether a peer's process lives |
 //! | [`notice`] | what they tell |
@@ -20,7 +20,7 @@
 mod ending;
 mod failure;
 pub mod hook;
-pub mod memory;
+pub(crate) mod memory;
 pub mod notice;
 pub mod pages;
 mod process;
@@ -70,7 +70,7 @@ pub struct Lifecycle {
 
 impl Lifecycle {
     /// Of a workspace that `rank` has just made, in this process.
-    pub fn new(rank: usize, pages: Pages) -> Self {
+    pub(crate) fn new(rank: usize, pages: Pages) -> Self {
         Self {
             home: Home::here(),
             rank,

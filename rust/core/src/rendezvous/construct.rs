@@ -26,15 +26,15 @@ use crate::memory::allowance::{self, Limit, Places, Wanted};
 use crate::memory::{GroupMemory, Memory};
 use crate::panics::caught;
 
-/// What a construction has made.
+/// What a construction has made. To drop it is its teardown.
 #[derive(Debug)]
 pub struct Constructed<M: Memory> {
     /// The blocks of all ranks.
-    pub memory: GroupMemory<M>,
+    pub(crate) memory: WorkspaceMemory<M>,
+    /// What the ranks tell each other.
+    pub(crate) lifecycle: Arc<Lifecycle>,
     /// Each rank's random vector.
     pub nonces: Vec<Vector>,
-    /// The ranks' pages of notices.
-    pub pages: Pages,
 }
 
 /// What to allocate: bytes and the word to fill them with, and the size that all ranks must agree on.
@@ -150,9 +150,9 @@ pub fn construct<M: Memory>(
         // This rank's own failure says more.
         Err(error) => Err(Verdict::Unserved(brought.err().unwrap_or(error))),
     };
+    let lifecycle = Arc::new(Lifecycle::new(request.rank, pages));
     if let Err(verdict) = concluded {
         // Peers may have mapped the block, or, if they were brought something else, have what they constructed.
-        let lifecycle = Arc::new(Lifecycle::new(request.rank, pages));
         let _memory = WorkspaceMemory::new(GroupMemory::<M> { peers, own }, lifecycle.clone());
         let is_verified = is_there && request.has_operations && memory.plan().is_some();
         // Others may verify. That fails without this rank, and they come to another round for the reason, unless one gives up.
@@ -170,7 +170,8 @@ pub fn construct<M: Memory>(
     phases.end("agree");
     memory.all_have_mapped(&mut own);
     let nonces = hellos.iter().map(|hello| hello.nonce).collect();
-    Ok(Constructed { memory: GroupMemory { peers, own }, nonces, pages })
+    let memory = WorkspaceMemory::new(GroupMemory { peers, own }, lifecycle.clone());
+    Ok(Constructed { memory, lifecycle, nonces })
 }
 
 /// Allocates this rank's block. Where that fails, once more when the memory that earlier failures left has been freed.

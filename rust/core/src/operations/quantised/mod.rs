@@ -7,7 +7,7 @@
 //! | `format` | what their values become: the formats' definitions, and their numbers |
 
 mod format;
-pub mod rows;
+pub(crate) mod rows;
 
 use lamport_rs_kernels::Sink;
 #[cfg(feature = "cuda")]

@@ -5,14 +5,14 @@
 //! | `control` | control words and table |
 //! | `launching` | launching one operation at a time |
 //! | `teardown` | giving it up, once its kernels have ended |
-//! | [`faults`] | what kernels and the host tell each other of faults |
-//! | [`verification`] | the proof that peers' stores arrive |
+//! | `faults` | what kernels and the host tell each other of faults |
+//! | `verification` | the proof that peers' stores arrive |
 
 mod control;
-pub mod faults;
+mod faults;
 mod launching;
 mod teardown;
-pub mod verification;
+mod verification;
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -26,7 +26,7 @@ use lamport_rs_protocol::table;
 
 use self::control::ControlMemory;
 use self::faults::Faults;
-pub use self::launching::Launching;
+pub(crate) use self::launching::Launching;
 use self::launching::State;
 use crate::cuda::device::Device;
 use crate::cuda::order::StreamOrder;
@@ -151,7 +151,10 @@ impl CudaWorkspace {
                 }
                 is_interrupted
             };
-            verification::verify(&workspace.device, workspace.group, &workspace.faults.words, &nonces, interrupted)
+            // SAFETY: the workspace has the memory.
+            unsafe {
+                verification::verify(&workspace.device, workspace.group, &workspace.faults.words, &nonces, interrupted)
+            }
         });
         let interrupted = is_interrupted.then(|| Error::Agreement(INTERRUPTED.to_owned()));
         verification::settle(
@@ -173,8 +176,8 @@ impl CudaWorkspace {
         private: Private,
         made: Constructed<CudaMemory>,
     ) -> Self {
-        let slots = made.memory.addresses();
-        let lifecycle = Arc::new(Lifecycle::new(member.rank, made.pages));
+        let Constructed { memory, lifecycle, .. } = made;
+        let slots = memory.blocks().addresses();
         let Member { rank, geometry } = member;
         let Private { control, pinned } = private;
         let addresses = control.addresses(pinned.report_address());
@@ -191,13 +194,13 @@ impl CudaWorkspace {
             slots,
             state: Exclusive::new(
                 State { order: StreamOrder::new(&device), plans: Plans::default(), is_captured: false },
-                lifecycle.clone(),
+                lifecycle,
             ),
             skipped: Skipped::default(),
             calls: ThreadGate::new(),
             faults,
             control,
-            memory: WorkspaceMemory::new(made.memory, lifecycle),
+            memory,
             device,
         }
     }
@@ -265,7 +268,8 @@ impl CudaWorkspace {
     /// Copies a tensor on `stream`: the sum of a single rank.
     ///
     /// # Safety
-    /// Both are device addresses, valid for `bytes` bytes until the stream has passed the copy.
+    /// Both are device addresses, valid for `bytes` bytes until the stream has passed the copy. `stream` is one of the
+    /// device's streams, or null for the default one.
     pub unsafe fn copy(&self, from: u64, to: u64, bytes: usize, stream: sys::CUstream) -> Result<()> {
         self.check_open()?;
         if bytes == 0 || from == to {
