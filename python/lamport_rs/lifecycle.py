@@ -14,8 +14,6 @@ from lamport_rs.arguments import as_seconds
 from lamport_rs.observation import log_fault
 from lamport_rs.tracing import never_compiled
 
-RESET_SLACK = 30.0
-"""Seconds that a reset waits for its peers, beyond the time after which kernels have given up."""
 CLEANED_UP = "this workspace was cleaned up; create a new one on every rank"
 
 
@@ -45,7 +43,6 @@ class WorkspaceLifecycle(Checked):
 
     _core: CoreWorkspace | None
     _table: torch.Tensor | None
-    _timeout: float
 
     @never_compiled
     def abort(self, reason: str) -> None:
@@ -89,8 +86,7 @@ class WorkspaceLifecycle(Checked):
             LamportAbortedError: If a rank was cleaned up, or is dead.
             LamportError: If an earlier reset ended half-way, or an operation is running on this rank.
         """
-        seconds = 1.5 * self._timeout + RESET_SLACK if timeout is None else as_seconds("timeout", timeout)
-        self._usable_core().reset(seconds)
+        self._usable_core().reset(None if timeout is None else as_seconds("timeout", timeout))
 
     def status(self) -> WorkspaceStatus:
         """Return what the workspace has done and what became of it, on this rank. Waits for nothing."""

@@ -55,6 +55,8 @@ pub struct CudaWorkspace {
     /// The device it is on.
     pub device: Arc<Device>,
     member: Member,
+    /// How long its operations wait; `None` for ever.
+    pub timeout: Option<Duration>,
     /// Bytes from which tensors are summed in two shots, if the caller said so.
     pub two_shot_from: Option<usize>,
     /// Where the time went when it was made.
@@ -188,6 +190,7 @@ impl CudaWorkspace {
             this: Weak::new(),
             watching: None,
             member,
+            timeout,
             two_shot_from: None,
             phases: Phases::begin(),
             group: kernel_group,
@@ -232,7 +235,7 @@ impl CudaWorkspace {
         &self.state.lifecycle
     }
 
-    /// Begins anew, with all ranks, on the same memory: see [`Lifecycle::reset`]. Graphs that were captured before are
+    /// Begins anew, with all ranks, on the same memory: see `Lifecycle::reset`. Graphs that were captured before are
     /// right again.
     pub fn reset(&self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<()> {
         let _state = self.state.access_failed("reset")?;

@@ -55,7 +55,8 @@ impl State {
 #[derive(Debug)]
 pub struct HostWorkspace {
     member: Member,
-    timeout: Option<Duration>,
+    /// How long its operations wait; `None` for ever.
+    pub timeout: Option<Duration>,
     /// Bytes from which tensors are summed in two shots, if the caller said so.
     pub two_shot_from: Option<usize>,
     /// Where the time went when it was made.
@@ -157,7 +158,7 @@ impl HostWorkspace {
         &self.state.lifecycle
     }
 
-    /// Begins anew, with all ranks: see [`Lifecycle::reset`].
+    /// Begins anew, with all ranks: see `Lifecycle::reset`.
     pub fn reset(&self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<()> {
         let mut state = self.state.access_failed("reset")?;
         let refill = || {
@@ -211,8 +212,7 @@ impl HostWorkspace {
 
     fn wait<'a, 'o>(&'a self, running: &'a mut Running<'o>) -> BoundedWait<'a, 'o> {
         let Running { interrupts, state, .. } = running;
-        let parking = Parking::new(self.member, &self.blocks);
-        BoundedWait::new(self.timeout, interrupts, parking, &mut state.waiting)
+        BoundedWait::new(self.timeout, interrupts, Parking::new(self.member, &self.blocks), &mut state.waiting)
     }
 
     /// What precedes a segment of a message. The second and later ones ask whether to go on: a long message may wait
