@@ -1,8 +1,8 @@
-//! The order of construction: allocate → exchange handles → map the peers → agree. To exchange takes a round of the
-//! transport. To agree takes another only if something is wrong, or not all ranks see each other's pages and processes.
+//! The order of construction: allocate → meet → map the peers → agree. To meet takes a round of the transport, which brings
+//! the handles. To agree takes another only if something is wrong, or not all ranks see each other's pages and processes.
 //!
 //! The fill comes before the last agreement: a peer that starts early must never have its data overwritten by a late fill.
-//! Memory of the host is filled after the exchange of handles, in which the ranks also agree that it is there for all.
+//! Memory of the host is filled once the ranks have met, and agree that it is there for all.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,7 +61,7 @@ pub struct Request {
     pub timeout: Option<Duration>,
 }
 
-/// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
+/// Allocates, meets the peers and maps their memory. `request` is an error where this rank's arguments were wrong: the others hear of it.
 ///
 /// Where all goes well that is one round of the rendezvous, as a round takes a good part of the time. What the ranks make
 /// of its messages they tell through their pages of notices.
@@ -121,7 +121,7 @@ pub fn construct<M: Memory>(
             return Err(error);
         }
     };
-    phases.end("exchange handles");
+    phases.end("meet");
     let (request, mut own, page) = own?;
     let mapped = caught(|| {
         matching::check_agreement(&hellos, request.size_name)?;
