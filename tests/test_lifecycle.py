@@ -338,3 +338,32 @@ def test_a_timeout_in_the_environment_that_is_none_is_refused(monkeypatch, text)
     monkeypatch.setenv("LAMPORT_RS_TIMEOUT", text)
     with pytest.raises(LamportError, match=r"LAMPORT_RS_TIMEOUT is 'soon'|must be positive"):
         LamportWorkspace(0, 1, 4096, lambda message: [message])
+
+
+class MuteError(Exception):
+    """One that cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("nothing")
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        (ValueError("the tokenizer is on fire"), "the tokenizer is on fire"),
+        (3, "3"),
+        ("\udc80", "\\udc80"),
+        (MuteError(), "MuteError, which has no text"),
+    ],
+)
+def test_a_workspace_is_aborted_for_whatever_reason(reason, told):
+    for hooked in (False, True):
+        workspace = LamportWorkspace(0, 1, 4096, device="cpu")
+        if hooked:
+            function, argument = workspace.abort_hook(reason)
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(argument)
+        else:
+            workspace.abort(reason)
+        with pytest.raises(LamportAbortedError) as caught:
+            workspace.check()
+        assert caught.value.reason == told

@@ -10,7 +10,7 @@ import torch
 
 from lamport_rs._core import Checked, LamportError
 from lamport_rs._core import Workspace as CoreWorkspace
-from lamport_rs.arguments import as_seconds
+from lamport_rs.arguments import as_seconds, as_text
 from lamport_rs.observation import log_fault
 from lamport_rs.tracing import never_compiled
 
@@ -45,19 +45,20 @@ class WorkspaceLifecycle(Checked):
     _table: torch.Tensor | None
 
     @never_compiled
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: object) -> None:
         """End the operations of all ranks, those that wait among them: they raise `LamportAbortedError`.
 
         To be called by any thread, at any time; not collective. `reset`, on every rank, makes the workspace work again.
         On GPUs, kernels that wait end within 50 ms and leave NaN; what is called or checked later raises.
 
         Args:
-            reason: Why, for the peers' errors; some 900 bytes of it are told.
+            reason: Why, for the peers' errors: a text, or an exception or anything else, whose `str` is taken. Some 900
+                bytes of it are told.
         """
-        self._usable_core().abort(reason)
+        self._usable_core().abort(as_text(reason))
 
     @never_compiled
-    def abort_hook(self, reason: str) -> tuple[int, int]:
+    def abort_hook(self, reason: object) -> tuple[int, int]:
         """Return what aborts from C: the address of a function `void (*)(void *)`, and that of its argument.
 
         The function does what `abort` does, but needs no interpreter: it waits for nothing, allocates nothing and takes
@@ -67,7 +68,7 @@ class WorkspaceLifecycle(Checked):
         Args:
             reason: As of `abort`.
         """
-        return self._usable_core().abort_hook(reason)
+        return self._usable_core().abort_hook(as_text(reason))
 
     @never_compiled
     def reset(self, timeout: float | None = None) -> None:

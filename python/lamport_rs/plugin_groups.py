@@ -25,8 +25,8 @@ from lamport_rs.timeouts import default_timeout, limit_of
 from lamport_rs.workspace import LamportWorkspace, bind_to_thread
 
 TIMEOUT = 600.0
-"""Seconds that ranks wait for each other, unless `LAMPORT_RS_TIMEOUT` says how long. While a server warms up, one rank may
-compile for minutes that others do not: those are no fault. It is torch's limit for a collective of NCCL."""
+"""Seconds that ranks wait for each other, unless `LAMPORT_RS_TIMEOUT` says how long. While a server warms up, one rank
+may compile for minutes that others do not: those are no fault. It is torch's limit for a collective of NCCL."""
 
 
 def gather_over(group: dist.ProcessGroup, device: Any = None) -> AllGather:
