@@ -78,6 +78,7 @@ mod tests {
 
     #[test]
     fn no_timeout_is_for_ever_and_none_at_all_is_short() {
+        assert_eq!(Options::default().settings(0, 2).timeout, DEFAULT_TIMEOUT.as_secs_f64());
         assert_eq!(Options::default().timeout(None).settings(0, 2).timeout, 0.0);
         assert!(Options::default().timeout(Duration::ZERO).settings(0, 2).timeout > 0.0);
     }
