@@ -111,8 +111,8 @@ def test_the_cache_holds_the_group_so_that_no_other_can_be_taken_for_it():
 
 def test_threads_that_call_at_once_get_the_same_tensor():
     """Eight threads of each of two ranks: one of the eight creates, the others wait for it."""
-    ranks, exchanges = ThreadRanks(2), []
-    gathers = [lambda message: exchanges.append(0) or ranks.all_gather(0, message), ranks.member(1).group]
+    ranks, rounds = ThreadRanks(2), []
+    gathers = [lambda message: rounds.append(0) or ranks.all_gather(0, message), ranks.member(1).group]
     start, found = threading.Barrier(16), ([], [])
 
     def call(rank: int) -> None:
@@ -127,7 +127,7 @@ def test_threads_that_call_at_once_get_the_same_tensor():
     for tables in found:
         assert len(tables) == 8
         assert len({id(table) for table in tables}) == 1
-    steps = len(exchanges)
+    steps = len(rounds)
     assert found[0][0] is not found[1][0]
 
     def check(me: Rank) -> None:
@@ -137,7 +137,7 @@ def test_threads_that_call_at_once_get_the_same_tensor():
 
     ThreadRanks(2).run(check)
     ranks.run(lambda me: me.workspace(4096, process_group=gathers[me.rank]))
-    assert len(exchanges) == 2 * steps, "the threads created more than one workspace"
+    assert len(rounds) == 2 * steps, "the threads created more than one workspace"
 
 
 def test_a_failed_creation_is_not_cached():

@@ -106,7 +106,7 @@ def test_a_torch_that_cannot_be_imported_is_an_error_in_words(tmp_path):
 
 def deaf(rank, _place, peer, report):
     """Rank 1 never takes part."""
-    pairs._EXCHANGE_SECONDS = 1.0
+    pairs._RENDEZVOUS_SECONDS = 1.0
     if rank == 1:
         time.sleep(120)
     pairs._examine_rank(rank, None, peer, report)

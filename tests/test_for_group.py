@@ -266,7 +266,7 @@ def test_the_log_tells_where_the_time_of_a_construction_goes_if_asked(caplog):
         start, parts = text.split(": ")
         assert start == f"milliseconds of rank {rank} to make it"
         names, taken = zip(*(part.rsplit(" ", 1) for part in parts.split(", ")), strict=True)
-        before = ("allocate", "allocate page", "export", "await fill", "exchange handles")
+        before = ("allocate", "allocate page", "export", "await fill", "meet")
         assert names == (*before, "fill", "map", "map pages", "agree")
         assert sum(map(float, taken)) > 0
 

@@ -59,13 +59,13 @@ def by_torch_within_a_call():
     delete = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(ctypes.c_void_p.from_address(managed + 56).value)
     calls = [lambda: delete(managed)]
 
-    def exchange(message):
+    def all_gather(message):
         if calls:
             calls.pop()()
         return [message]
 
     yield
-    _core.Workspace(0, 1, 1 << 16, 5.0, None, 0, exchange)
+    _core.Workspace(0, 1, 1 << 16, 5.0, None, 0, all_gather)
 
 
 def clean_up():

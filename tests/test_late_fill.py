@@ -43,7 +43,7 @@ def held_up(me: Rank, seconds: float) -> AllGather:
 
 
 def start_late(me: Rank, filled_late: bool) -> str:
-    """Rank 0 is held up after each exchange, and when it has a workspace: the others have pushed before it goes on."""
+    """Rank 0 is held up after each round, and when it has a workspace: the others have pushed before it goes on."""
     workspace = me.workspace(COMM_SIZE, process_group=held_up(me, LATE), timeout=TIMEOUT)
     if me.rank == 0:
         time.sleep(LATE)
@@ -61,12 +61,12 @@ def start_late(me: Rank, filled_late: bool) -> str:
     return "right"
 
 
-def test_a_push_to_a_rank_that_is_late_after_the_exchange_is_not_lost(ranks_of):
+def test_a_push_to_a_rank_that_is_late_after_the_rendezvous_is_not_lost(ranks_of):
     assert ranks_of(3).run(start_late, False) == ["right"] * 3
 
 
 def push_at_once(me: Rank) -> list[str]:
-    """Rank 0 is held up after each exchange, so that it maps memory last. It pushes as soon as all have."""
+    """Rank 0 is held up after each round, so that it maps memory last. It pushes as soon as all have."""
     outcomes = []
     for _ in range(TIMES):
         tensor = torch.ones(64, device=me.device)
@@ -86,7 +86,7 @@ def test_a_push_right_after_the_last_rank_has_mapped_is_not_lost(ranks_of):
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_a_fill_after_the_exchange_would_be_noticed(ranks_of, world_size):
+def test_a_fill_after_the_rendezvous_would_be_noticed(ranks_of, world_size):
     """The planted defect: what the other test is there for does happen if ranks fill late."""
     outcome = ranks_of(world_size).run(start_late, True)[0]
     assert outcome in {f"missed {others}" for others in [(1,), (2,), tuple(range(1, world_size))]}

@@ -173,7 +173,7 @@ def take_part(me: Rank) -> int:
 
 
 def test_a_killed_rank_is_an_error_on_the_others_while_they_create(new_ranks):
-    """In the exchange it is the transport that notices, in an operation the timeout."""
+    """In the rendezvous it is the transport that notices, in an operation the timeout."""
     ranks = new_ranks(3)
     ranks.run(take_part)
     ranks.start(create_and_reduce_for_ever, True)

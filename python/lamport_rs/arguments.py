@@ -28,10 +28,19 @@ def refused_on_all_ranks(rank: object, world_size: object, all_gather: AllGather
     except Exception as error:
         # Not only what is foreseen: an argument of any type may raise anything, and the peers are waiting.
         reason = str(error) if isinstance(error, LamportError) else f"{type(error).__name__}: {error}"
-        readable = reason.encode("utf-8", "backslashreplace").decode()
+        readable = as_text(reason)
         if all_gather is None:
             raise LamportError(readable) from error
         _core.refuse(_known(rank), _known(world_size), readable, all_gather)
+
+
+def as_text(value: object) -> str:
+    """Return `value` as a text that other ranks can be told: its own `str`, with escapes for what is no UTF-8."""
+    try:
+        text = str(value)
+    except Exception:
+        text = f"{type(value).__name__}, which has no text"
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def as_integer(name: str, value: object) -> int:

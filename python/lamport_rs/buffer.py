@@ -8,7 +8,7 @@ import torch
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError
-from lamport_rs.arguments import as_integer, refused_on_all_ranks
+from lamport_rs.arguments import as_integer, as_seconds, refused_on_all_ranks
 from lamport_rs.backends import Backend, resolve_backend
 from lamport_rs.rendezvous import Group, all_gather_over, resolve_group
 from lamport_rs.timeouts import default_timeout, limit_of
@@ -28,6 +28,8 @@ class IpcBuffer:
         process_group: As for `LamportWorkspace`.
         device: As for `LamportWorkspace`.
         backend: As for `LamportWorkspace`.
+        timeout: Seconds that the ranks wait for each other when they create it, and a second at least once they have
+            sent their handles; 0 or infinite for no limit. None: as for `LamportWorkspace`.
 
     Raises:
         LamportError: On every rank, as for `LamportWorkspace`.
@@ -43,14 +45,16 @@ class IpcBuffer:
         *,
         device: torch.device | str | int | None = None,
         backend: Backend = "auto",
+        timeout: float | None = None,
     ) -> None:
         self._core: _core.Buffer | None = None
-        all_gather = all_gather_over(process_group, device, world_size=world_size)
-        with turn_of(resolve_group(process_group), rank, limit_of(None)):
+        limit = limit_of(timeout)
+        all_gather = all_gather_over(process_group, device, limit, world_size)
+        with turn_of(resolve_group(process_group), rank, limit):
             with refused_on_all_ranks(rank, world_size, all_gather):
                 self._rank, ranks = as_integer("rank", rank), as_integer("world_size", world_size)
                 size = as_integer("size", size)
-                seconds = default_timeout()
+                seconds = default_timeout() if timeout is None else as_seconds("timeout", timeout)
                 name, resolved = resolve_backend(backend, device)
             cuda_index = resolved.index if name == "cuda" else None
             self._core = _core.Buffer(self._rank, ranks, size, seconds, cuda_index, all_gather)

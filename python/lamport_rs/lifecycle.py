@@ -8,14 +8,12 @@ from typing import TypeVar
 
 import torch
 
-from lamport_rs._core import LamportError
+from lamport_rs._core import Checked, LamportError
 from lamport_rs._core import Workspace as CoreWorkspace
-from lamport_rs.arguments import as_seconds
+from lamport_rs.arguments import as_seconds, as_text
 from lamport_rs.observation import log_fault
 from lamport_rs.tracing import never_compiled
 
-RESET_SLACK = 30.0
-"""Seconds that a reset waits for its peers, beyond the time after which kernels have given up."""
 CLEANED_UP = "this workspace was cleaned up; create a new one on every rank"
 
 
@@ -40,47 +38,27 @@ class WorkspaceStatus:
 _Self = TypeVar("_Self", bound="WorkspaceLifecycle")
 
 
-class WorkspaceLifecycle:
+class WorkspaceLifecycle(Checked):
     """What may be asked and done about the state of a workspace."""
 
     _core: CoreWorkspace | None
     _table: torch.Tensor | None
-    _timeout: float
 
     @never_compiled
-    def check(self) -> None:
-        """Raise what went wrong, if anything has on this rank or was told by a peer. Waits for nothing: under 0.3 us.
-
-        For after each step, above all where all operations are in CUDA graphs: on a GPU, an operation that cannot
-        complete leaves NaN and ends, and the host hears of it here, by the next call, or by `synchronize`.
-
-        Raises:
-            LamportTimeoutError: If an operation missed a peer, on this rank or on another.
-            LamportMismatchError: If the ranks called different operations.
-            LamportAbortedError: If a rank has aborted or failed otherwise, or its process has ended, which is asked for
-                every 50 ms at most. That a peer was cleaned up is told by the next operation only, which needs it.
-            LamportError: If the workspace was cleaned up.
-        """
-        try:
-            self._usable_core().check()
-        except LamportError as error:
-            log_fault(error)
-            raise
-
-    @never_compiled
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: object) -> None:
         """End the operations of all ranks, those that wait among them: they raise `LamportAbortedError`.
 
         To be called by any thread, at any time; not collective. `reset`, on every rank, makes the workspace work again.
         On GPUs, kernels that wait end within 50 ms and leave NaN; what is called or checked later raises.
 
         Args:
-            reason: Why, for the peers' errors; some 900 bytes of it are told.
+            reason: Why, for the peers' errors: a text, or an exception or anything else, whose `str` is taken. Some 900
+                bytes of it are told.
         """
-        self._usable_core().abort(reason)
+        self._usable_core().abort(as_text(reason))
 
     @never_compiled
-    def abort_hook(self, reason: str) -> tuple[int, int]:
+    def abort_hook(self, reason: object) -> tuple[int, int]:
         """Return what aborts from C: the address of a function `void (*)(void *)`, and that of its argument.
 
         The function does what `abort` does, but needs no interpreter: it waits for nothing, allocates nothing and takes
@@ -90,7 +68,7 @@ class WorkspaceLifecycle:
         Args:
             reason: As of `abort`.
         """
-        return self._usable_core().abort_hook(reason)
+        return self._usable_core().abort_hook(as_text(reason))
 
     @never_compiled
     def reset(self, timeout: float | None = None) -> None:
@@ -109,8 +87,7 @@ class WorkspaceLifecycle:
             LamportAbortedError: If a rank was cleaned up, or is dead.
             LamportError: If an earlier reset ended half-way, or an operation is running on this rank.
         """
-        seconds = 1.5 * self._timeout + RESET_SLACK if timeout is None else as_seconds("timeout", timeout)
-        self._usable_core().reset(seconds)
+        self._usable_core().reset(None if timeout is None else as_seconds("timeout", timeout))
 
     def status(self) -> WorkspaceStatus:
         """Return what the workspace has done and what became of it, on this rank. Waits for nothing."""

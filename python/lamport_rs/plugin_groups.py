@@ -19,13 +19,19 @@ import torch.distributed as dist
 from lamport_rs._core import LamportError
 from lamport_rs.arguments import refused_on_all_ranks
 from lamport_rs.plugin_switch import PluginSwitch
-from lamport_rs.rendezvous import all_gather_over
+from lamport_rs.rendezvous import AllGather, all_gather_over
 from lamport_rs.sizing import default_comm_size
+from lamport_rs.timeouts import default_timeout, limit_of
 from lamport_rs.workspace import LamportWorkspace, bind_to_thread
 
 TIMEOUT = 600.0
-"""Seconds that an operation waits for its peers. While a server warms up, one rank may compile for minutes that others
-do not: those are no fault. It is torch's limit for a collective of NCCL."""
+"""Seconds that ranks wait for each other, unless `LAMPORT_RS_TIMEOUT` says how long. While a server warms up, one rank
+may compile for minutes that others do not: those are no fault. It is torch's limit for a collective of NCCL."""
+
+
+def gather_over(group: dist.ProcessGroup, device: Any = None) -> AllGather:
+    """Return the all-gather of bytes over an engine's group, which waits for the other ranks as long."""
+    return all_gather_over(group, device, limit_of(None, TIMEOUT))
 
 
 class GroupWorkspace:
@@ -74,7 +80,7 @@ class Plugin:
 
     def parts_of_all(self, chosen: frozenset[str], group: dist.ProcessGroup, device: Any = None) -> frozenset[str]:
         """Return the parts that all ranks of a group have chosen. Collective."""
-        parts, with_more = self.switch.chosen_by_all(chosen, all_gather_over(group, device))
+        parts, with_more = self.switch.chosen_by_all(chosen, gather_over(group, device))
         if with_more and dist.get_rank(group) == 0:
             self.logger.warning(
                 "the ranks have different values of %s: ranks %s choose more than all do. What all choose is used: %s. "
@@ -106,11 +112,12 @@ class Plugin:
         if world_size == 1:
             return None
         try:
-            with refused_on_all_ranks(rank, world_size, all_gather_over(group, device)):
+            with refused_on_all_ranks(rank, world_size, gather_over(group, device)):
+                seconds = default_timeout(TIMEOUT)
                 if check is not None:
                     check()
                 comm_size = min(comm_size_of(world_size), default_comm_size(world_size))
-            return GroupWorkspace(LamportWorkspace(rank, world_size, comm_size, group, device=device, timeout=TIMEOUT))
+            return GroupWorkspace(LamportWorkspace(rank, world_size, comm_size, group, device=device, timeout=seconds))
         except LamportError as error:
             # All ranks have the same text: one line will do.
             if rank == 0:

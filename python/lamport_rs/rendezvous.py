@@ -96,7 +96,7 @@ def _all_gather_tensors(message: bytes, group: dist.ProcessGroup, device: object
     if takes_cpu_tensors:
         # Also if the wait ends without the peers: the group still has them then.
         _recent.append([sent, *by_rank])
-    # The group's own method: `dist.all_gather` around it takes as long again as the exchange.
+    # The group's own method: `dist.all_gather` around it takes as long again as the round.
     _wait_for(group.allgather([by_rank], [sent]), seconds, takes_cpu_tensors)
     if arrived is not received:
         received.copy_(arrived)
@@ -127,7 +127,7 @@ def _wait_for(work: dist.Work, seconds: float, on_cpu: bool) -> None:
 
 
 def _cuda_device(asked: Any) -> torch.device:
-    """The CUDA device that was asked for, or else the current one: what is wrong is for the exchange to tell."""
+    """The CUDA device that was asked for, or else the current one: what is wrong is for the rendezvous to tell."""
     try:
         device = torch.device(asked)
     except Exception:

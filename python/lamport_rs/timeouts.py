@@ -13,28 +13,28 @@ DEFAULT = 300.0
 VARIABLE = "LAMPORT_RS_TIMEOUT"
 
 
-def default_timeout() -> float:
-    """Return the seconds that ranks wait where none were given: `LAMPORT_RS_TIMEOUT`, or 300. 0 is for no limit.
+def default_timeout(otherwise: float = DEFAULT) -> float:
+    """Return the seconds that ranks wait where none were given: `LAMPORT_RS_TIMEOUT`, or `otherwise`. 0: no limit.
 
     Raises:
         LamportError: If the variable is not a number.
     """
     text = os.environ.get(VARIABLE, "")
     if not text:
-        return DEFAULT
+        return otherwise
     try:
         return float(text)
     except ValueError:
         raise LamportError(f"{VARIABLE} is {text!r}, but must be a number of seconds (0 for no limit)") from None
 
 
-def limit_of(timeout: object) -> float:
+def limit_of(timeout: object, otherwise: float = DEFAULT) -> float:
     """Return the seconds after which a wait ends, infinite for never, of a `timeout` that may be None.
 
-    A timeout that is none is treated as the default: whoever is given it says so, on all ranks.
+    A timeout that is none is treated as if nobody had given one: whoever is given it says so, on all ranks.
     """
     try:
-        seconds = default_timeout() if timeout is None else as_seconds("timeout", timeout)
+        seconds = default_timeout(otherwise) if timeout is None else as_seconds("timeout", timeout)
     except LamportError:
-        return DEFAULT
-    return seconds if seconds > 0 else math.inf if seconds == 0 else DEFAULT
+        return otherwise
+    return seconds if seconds > 0 else math.inf if seconds == 0 else otherwise

@@ -1,7 +1,7 @@
 """Threads that create workspaces over one group: one after the other.
 
-An exchange takes a round of the group, or more. Were two threads of a process in one at a time, the rounds of one would
-meet those of the other on another rank.
+A rendezvous takes a round of the group, or more. Were two threads of a process in one at a time, the rounds of one
+would meet those of the other on another rank.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ _turns: weakref.WeakValueDictionary[Hashable, _Turn] = weakref.WeakValueDictiona
 
 @contextmanager
 def turn_of(group: object, rank: object, seconds: float) -> Iterator[None]:
-    """Wait until no other thread is in an exchange over `group` as `rank`, and keep others out of it in the body.
+    """Wait until no other thread is in a rendezvous over `group` as `rank`, and keep others out of it in the body.
 
     Ranks that are threads of this process may have one object for a group; so the rank counts, too.
 
     Raises:
-        LamportError: If the turn does not come in so many seconds, or this very thread is in such an exchange, which a
-            signal's handler has interrupted.
+        LamportError: If the turn does not come in so many seconds, or this very thread is in such a rendezvous, which
+            a signal's handler has interrupted.
     """
     key = (hashable(group), rank if type(rank) is int else None)
     deadline, mine = time.monotonic() + seconds, _Turn()
@@ -73,7 +73,7 @@ def turn_of(group: object, rank: object, seconds: float) -> Iterator[None]:
         while (holder := _take(key, mine)) is not None:
             if holder == mine.thread:
                 raise LamportError(
-                    "a signal's handler asks for an exchange over a group while the thread that it has interrupted "
+                    "a signal's handler asks for a rendezvous over a group while the thread that it has interrupted "
                     "is in one; let it end first, or use another group"
                 )
             if time.monotonic() >= deadline:
@@ -96,7 +96,7 @@ def _take(key: Hashable, mine: _Turn) -> int | None:
 
 
 def in_turn(all_gather: AllGather, group: object, rank: object, timeout: object) -> AllGather:
-    """`all_gather` over `group`, for an exchange of one round."""
+    """`all_gather` over `group`, for a rendezvous of one round."""
 
     def gather(message: bytes) -> list[bytes]:
         with turn_of(group, rank, limit_of(timeout)):

@@ -42,7 +42,7 @@ class LamportWorkspace(WorkspaceCalls):
         comm_size: Bytes per slot, a positive multiple of 16. Each rank allocates three slots. An operation takes
             `world_size` times its message of a slot, or runs as several; `compute_comm_size_for_minimax` and
             `compute_comm_size_for_all_reduce` tell with what `comm_size` it runs as one.
-        process_group: What the handles are exchanged over: a torch process group of any backend, an
+        process_group: What carries the rendezvous of the ranks: a torch process group of any backend, an
             `all_gather(bytes) -> list[bytes]` callable, or None for torch's default group. A single rank needs none.
         device: The device of the tensors to come. None: the current CUDA device if there is one, else the CPU.
         backend: `"host"`, `"cuda"`, or `"auto"` for the one that fits the device.
@@ -100,6 +100,7 @@ class LamportWorkspace(WorkspaceCalls):
         self._timeout = seconds if seconds > 0 else math.inf
         settings = self._rank, self._world_size, self._comm_size, seconds, least
         self._core = _core.Workspace(*settings, cuda_index, all_gather)
+        self._check_for(self._core)
         self._table = from_dlpack(self._core.table())
         # What `torch._dynamo.mark_static_address` does, which imports the compiler: CUDA graphs of compiled code copy
         # other inputs to memory of their own, and the operators know a table on a GPU by its address.

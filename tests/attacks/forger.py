@@ -92,7 +92,7 @@ class Forger:
         self._barrier = threading.Barrier(honest, action=self._answer)
 
     def all_gather(self, rank: int, message: bytes) -> list[bytes]:
-        """What carries the exchange of honest rank `rank`."""
+        """What carries the rendezvous of honest rank `rank`."""
         self._sent[rank] = message
         self._barrier.wait(PROMPTLY)
         gathered = list(self._gathered)

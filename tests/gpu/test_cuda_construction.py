@@ -8,7 +8,7 @@ import torch.distributed as dist
 from lamport_rs import LamportError
 from minimax_rows import Operation, workspace_for
 from ranks import Rank, errors_of
-from test_exchange import ROUNDS, count_rounds
+from test_rendezvous import ROUNDS, count_rounds
 from worlds import WORLD_SIZES, all_on_the_first_gpu, only_its_own_gpu, without_setting_the_device
 
 BAD = {
@@ -100,7 +100,7 @@ def create_over_nccl(me: Rank) -> None:
 
 @pytest.mark.own_gpus
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_handles_can_be_exchanged_over_nccl(new_gpu_ranks, world_size):
+def test_ranks_can_meet_over_nccl(new_gpu_ranks, world_size):
     new_gpu_ranks(world_size).run(create_over_nccl)
 
 
@@ -123,7 +123,7 @@ def create_on_another_device(me: Rank) -> list[float]:
 
 @pytest.mark.own_gpus
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_the_exchange_runs_on_the_workspaces_device_and_not_on_the_current_one(new_gpu_ranks, world_size):
+def test_the_rendezvous_runs_on_the_workspaces_device_and_not_on_the_current_one(new_gpu_ranks, world_size):
     ranks = new_gpu_ranks(world_size, without_setting_the_device)
     assert ranks.run(create_on_another_device) == [[float(world_size)] * 8] * world_size
 

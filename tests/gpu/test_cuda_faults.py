@@ -1,8 +1,10 @@
 """Ranks that do not come: kernels end, and what they missed is an error that names the rank."""
 
 import gc
-import os
+import json
 import signal
+import subprocess
+import sys
 import time
 
 import lamport_rs
@@ -218,8 +220,8 @@ def test_a_late_rank_is_waited_for(ranks_of, world_size, make, size, timeout):
     ranks_of(world_size).run(come_late, make, size, timeout)
 
 
-def work_until_an_error(me: Rank, way: str, timeout: float, leaver: int | None) -> tuple[LamportError, float, bool]:
-    """The error, when it was raised, and whether no number is left. The leaver's process ends on the way."""
+def work_until_an_error(me: Rank, way: str, timeout: float) -> tuple[LamportError, float, bool]:
+    """The error, when it was raised, and whether no number is left."""
     workspace, graph = workspace_for(me, 64, timeout=timeout), torch.cuda.CUDAGraph()
     operation = Operation.random(me, 64, (256, 64))
     operation(workspace)
@@ -228,11 +230,8 @@ def work_until_an_error(me: Rank, way: str, timeout: float, leaver: int | None) 
         for _ in range(OPERATIONS):
             operation(workspace)
     dist.barrier()
-    started = time.monotonic()
     try:
         while True:
-            if me.rank == leaver and time.monotonic() > started + 1:
-                os._exit(1)
             graph.replay() if way == "replay" else operation(workspace)
             workspace.synchronize()
     except LamportError as error:
@@ -483,24 +482,83 @@ def be_there(me: Rank) -> int:
 
 
 @pytest.mark.parametrize("way", ["eager", "replay"])
-@pytest.mark.parametrize("end", ["killed", "exit"])
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_a_rank_that_ends_is_an_error_on_the_others(new_gpu_ranks, world_size, end, way):
+def test_a_rank_that_is_killed_is_an_error_on_the_others(new_gpu_ranks, world_size, way):
     ranks, victim = new_gpu_ranks(world_size), world_size - 1
     ranks.run(be_there)
-    ranks.start(work_until_an_error, way, 0, victim if end == "exit" else None)
-    if end == "killed":
-        time.sleep(2.0)
-        ranks.signal(victim, signal.SIGKILL)
-        ended = time.monotonic()
+    ranks.start(work_until_an_error, way, 0)
+    time.sleep(2.0)
+    ranks.signal(victim, signal.SIGKILL)
+    ended = time.monotonic()
     outcomes = ranks.finish(30)
     assert isinstance(outcomes[victim], Failure)
     for error, raised, is_nan in results_of(outcomes[:victim]):
         assert is_nan
         assert isinstance(error, LamportAbortedError)
         assert (error.rank, error.cause) == (victim, "ended")
-        if end == "killed":
-            assert raised - ended < STOPPED_AFTER, "the error came late"
+        assert raised - ended < STOPPED_AFTER, "the error came late"
+
+
+PROGRAM = """
+import json, os, sys, time
+import lamport_rs, torch
+import torch.distributed as dist
+
+rank, world_size, store, way, end = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+torch.cuda.set_device(rank % torch.cuda.device_count())
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+# The interpreter takes it apart when the program ends. No timeout ends what waits.
+workspace = lamport_rs.LamportWorkspace(rank, world_size, 1 << 20, timeout=0)
+tensor, graph = torch.ones(1000, device="cuda"), torch.cuda.CUDAGraph()
+total = lamport_rs.all_reduce(tensor, workspace)
+torch.cuda.synchronize()
+if way == "replay":
+    with torch.cuda.graph(graph):
+        lamport_rs.all_reduce(tensor, workspace, out=total)
+dist.barrier()
+if rank == world_size - 1:
+    time.sleep(0.5)
+    print(time.monotonic(), flush=True)
+    if end == "exception":
+        raise RuntimeError("the tokenizer is on fire")
+    sys.exit(3) if end == "sys.exit" else os._exit(3)
+graph.replay() if way == "replay" else lamport_rs.all_reduce(tensor, workspace, out=total)
+torch.cuda.synchronize()
+ended = time.monotonic()
+try:
+    workspace.check()
+except lamport_rs.LamportAbortedError as error:
+    print(json.dumps([ended, error.rank, error.cause, total.isnan().all().item()]), flush=True)
+# The group has lost a rank, and is left as it is.
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("way", ["eager", "replay"])
+@pytest.mark.parametrize("end", ["exception", "sys.exit", "os._exit"])
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_program_that_ends_is_an_error_on_the_others(tmp_path, world_size, end, way):
+    command = [sys.executable, "-c", PROGRAM]
+    started = [
+        subprocess.Popen(
+            [*command, str(rank), str(world_size), str(tmp_path / "store"), way, end],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        *others, (left, said) = [program.communicate(timeout=120) for program in started]
+    finally:
+        for program in started:
+            program.kill()
+    assert ("on fire" in said) == (end == "exception"), said
+    for line, complaint in others:
+        assert line, complaint
+        ended, rank, cause, is_nan = json.loads(line)
+        assert (rank, cause, is_nan) == (world_size - 1, "ended", True)
+        assert ended - float(left) < STOPPED_AFTER, "the kernel ended late"
 
 
 @pytest.mark.parametrize("way", ["eager", "replay"])
@@ -508,7 +566,7 @@ def test_a_rank_that_ends_is_an_error_on_the_others(new_gpu_ranks, world_size, e
 def test_a_rank_that_is_stopped_is_missed_and_hears_of_it_when_it_goes_on(new_gpu_ranks, world_size, way):
     ranks, victim = new_gpu_ranks(world_size), world_size - 1
     ranks.run(be_there)
-    ranks.start(work_until_an_error, way, TIMEOUT, None)
+    ranks.start(work_until_an_error, way, TIMEOUT)
     time.sleep(2.0)
     ranks.signal(victim, signal.SIGSTOP)
     stopped = time.monotonic()

@@ -20,7 +20,7 @@ from worlds import WORLD_SIZES
 
 COMM_SIZE = 1 << 16
 MAPPED = 1
-"""The step of the exchange between mapping and the verification by stores, which there is if a page is hidden."""
+"""The step of the rendezvous between mapping and the verification by stores, which there is if a page is hidden."""
 TOO_LATE = 12.0
 """Seconds; the verification waits ten."""
 HELD_UP = 4.0
@@ -146,12 +146,12 @@ def test_a_handle_that_one_rank_cannot_open_is_an_error_on_every_rank(ranks_of, 
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_a_push_to_a_rank_that_is_late_after_the_exchange_is_not_lost(ranks_of, world_size):
+def test_a_push_to_a_rank_that_is_late_after_the_rendezvous_is_not_lost(ranks_of, world_size):
     assert ranks_of(world_size).run(start_late, False) == ["right"] * world_size
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_a_fill_after_the_exchange_would_be_noticed(ranks_of, world_size):
+def test_a_fill_after_the_rendezvous_would_be_noticed(ranks_of, world_size):
     """The planted defect of the test above."""
     assert ranks_of(world_size).run(start_late, True)[0].startswith("missed")
 

@@ -14,8 +14,7 @@ import torch
 from lamport_rs._core import __version__
 from lamport_rs.operations import all_reduce
 from lamport_rs.plugin_communicator import PluginAllreduce
-from lamport_rs.plugin_groups import GroupWorkspace
-from lamport_rs.rendezvous import all_gather_over
+from lamport_rs.plugin_groups import GroupWorkspace, gather_over
 from lamport_rs.sglang_plugin import hooks
 from lamport_rs.sglang_plugin.groups import groups
 from lamport_rs.sglang_plugin.log import logger
@@ -79,7 +78,7 @@ class Own(IntEnum):
 def replace_communicator(group: Any) -> None:
     """Replace a group's custom all-reduce, on all ranks or on none. Collective."""
     mine = own_of(group.ca_comm, group.world_size)
-    least = min(message[0] for message in all_gather_over(group.cpu_group, group.device)(bytes([mine])))
+    least = min(message[0] for message in gather_over(group.cpu_group, group.device)(bytes([mine])))
     if least == Own.NO_USE:
         if group.rank_in_group == 0:
             logger.info(

@@ -13,8 +13,7 @@ import torch
 
 from lamport_rs._core import __version__
 from lamport_rs.plugin_communicator import DTYPES
-from lamport_rs.plugin_groups import GroupWorkspace
-from lamport_rs.rendezvous import all_gather_over
+from lamport_rs.plugin_groups import GroupWorkspace, gather_over
 from lamport_rs.sglang_plugin import hooks, operators
 from lamport_rs.sglang_plugin.communicator import MAX_SIZE
 from lamport_rs.sglang_plugin.groups import groups, is_served, leave_to_sglang
@@ -77,7 +76,7 @@ def prepare_workspaces(rows: int, width: int, dtype: torch.dtype) -> bool:
     made = {name: workspace_for(group, rows, width, dtype) for name, group in fusing.items()}
     # The groups are parts of the tensor-parallel one: another part may have failed where this one has not.
     mine = all(made.values())
-    if not all(message[0] for message in all_gather_over(everybody.cpu_group)(bytes([mine]))):
+    if not all(message[0] for message in gather_over(everybody.cpu_group)(bytes([mine]))):
         return False
     operators.norm_workspaces.update({name: workspace for name, workspace in made.items() if workspace is not None})
     served.rows = max(served.rows, rows)

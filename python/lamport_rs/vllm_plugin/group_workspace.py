@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from lamport_rs._core import LamportError
-from lamport_rs.plugin_groups import GroupWorkspace
-from lamport_rs.rendezvous import AllGather, all_gather_over
+from lamport_rs.plugin_groups import GroupWorkspace, gather_over
+from lamport_rs.rendezvous import AllGather
 from lamport_rs.vllm_plugin.agreement import plugin
 from lamport_rs.vllm_plugin.log import logger
 
@@ -57,7 +57,7 @@ def make_workspace(
     """Make a workspace, if vLLM would not leave such GPUs to NCCL, as `Plugin.make_workspace` does. Collective."""
     if dist.get_world_size(group) == 1:
         return None
-    gpus = physical_gpus(device, all_gather_over(group, device))
+    gpus = physical_gpus(device, gather_over(group, device))
     return plugin.make_workspace(part, group, device, comm_size_of, lambda: check_links(gpus))
 
 

@@ -64,6 +64,14 @@ impl AnyWorkspace {
         }
     }
 
+    /// How long its operations wait; `None` for ever.
+    pub fn timeout(&self) -> Option<Duration> {
+        match self {
+            Self::Host(workspace) => workspace.timeout,
+            Self::Cuda(workspace) => workspace.timeout,
+        }
+    }
+
     /// Begins anew, with all ranks.
     pub fn reset(&self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<()> {
         match self {

@@ -49,7 +49,7 @@ impl Buffer {
                         .map(Shared::new)
                         .map(AnyBuffer::Cuda)
                 }
-                // The peers are already waiting in the exchange.
+                // The peers are already waiting in the rendezvous.
                 Err(error) => Err(Rendezvous::new(&mut transport, rank, world_size).refuse(error)),
             },
         });

@@ -5,6 +5,7 @@ mod backend;
 mod buffer;
 mod callable;
 mod calls;
+mod checked;
 mod collectives;
 mod control_groups;
 mod dlpack;
@@ -31,6 +32,8 @@ mod _core {
     use super::callable::refuse;
     #[pymodule_export]
     use super::calls::{obstacle, prepare, quant_formats};
+    #[pymodule_export]
+    use super::checked::Checked;
     #[pymodule_export]
     use super::collectives::collectives;
     #[pymodule_export]

@@ -82,7 +82,8 @@ pub fn note_refusal(workspace: &Bound<'_, PyAny>) -> PyResult<()> {
         Ok(AnyWorkspace::Cuda(workspace)) => {
             let stream = stream::current(py, workspace.device.index)? as usize;
             detached(py, || {
-                workspace.note_refusal(std::ptr::with_exposed_provenance_mut(stream));
+                // SAFETY: torch keeps its streams, and whoever brings others promises to keep them.
+                unsafe { workspace.note_refusal(std::ptr::with_exposed_provenance_mut(stream)) };
                 Ok(())
             })?;
         }

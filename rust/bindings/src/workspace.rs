@@ -6,7 +6,7 @@ use lamport_rs_core::lifecycle::hook::abort_hook;
 use lamport_rs_core::panics::caught;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::host::HostWorkspace;
-use lamport_rs_core::workspace::{Settings, timeout_of};
+use lamport_rs_core::workspace::{Settings, reset_timeout, timeout_of};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -59,11 +59,6 @@ impl Workspace {
         Table { workspace: self.workspace.clone() }
     }
 
-    /// Raises what went wrong, if anything has. Waits for nothing.
-    fn check(&self, py: Python<'_>) -> PyResult<()> {
-        self.workspace.check().map_err(|error| to_python(py, error))
-    }
-
     /// Refuses all further operations of all ranks, and ends those that wait.
     fn abort(&self, py: Python<'_>, reason: &str) -> PyResult<()> {
         self.workspace.lifecycle().abort(reason).map_err(|error| to_python(py, error))
@@ -75,9 +70,14 @@ impl Workspace {
         (function as usize, argument as usize)
     }
 
-    /// Begins anew, with all ranks, for which this waits up to `timeout` seconds; 0 or infinite for ever.
-    fn reset(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
-        let timeout = timeout_of(timeout).map_err(|error| to_python(py, error))?;
+    /// Begins anew, with all ranks, for which this waits up to `timeout` seconds; 0 or infinite for ever. None: as long as
+    /// kernels may still wait, and longer.
+    #[pyo3(signature = (timeout))]
+    fn reset(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
+        let timeout = match timeout {
+            Some(seconds) => timeout_of(seconds).map_err(|error| to_python(py, error))?,
+            None => reset_timeout(self.workspace.timeout()),
+        };
         interruptible(py, |interrupted| self.workspace.reset(timeout, interrupted))
     }
 

@@ -17,7 +17,7 @@ pub const INTERRUPT_INTERVAL: Duration = Duration::from_millis(20);
 pub type Interrupted<'a> = &'a mut dyn FnMut() -> bool;
 
 /// What may end an operation from without.
-pub struct Interrupts<'a> {
+pub(crate) struct Interrupts<'a> {
     /// What they may end.
     pub operation: Operation,
     /// What this rank's other threads and the peers may say.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lamport_rs_protocol::exchange::Awaited;
 use lamport_rs_protocol::geometry::{Geometry, MAX_WORLD_SIZE};
 use lamport_rs_protocol::sentinel::{VECTOR_WORDS, Vector};
 
@@ -61,9 +62,8 @@ impl Group {
 
     /// For kernels that wait for a peer for `timeout`; `None`: for ever.
     pub fn with_timeout(self, timeout: Option<Duration>) -> Self {
-        // Half as long again.
-        let second_hand = timeout.map(|timeout| timeout.saturating_add(timeout / 2));
-        Self { first_hand_timeout: units_of(timeout), second_hand_timeout: units_of(second_hand), ..self }
+        let units = |awaited: Awaited| units_of(timeout.map(|timeout| awaited.limit(timeout)));
+        Self { first_hand_timeout: units(Awaited::FirstHand), second_hand_timeout: units(Awaited::SecondHand), ..self }
     }
 
     /// For operations that the ranks compare, or that they do not.

@@ -9,6 +9,10 @@ use lamport_rs_protocol::geometry::{GeometryError, all_reduce_comm_size, comm_si
 const DEFAULT_MAX_BYTES: i64 = 8 << 20;
 const DEFAULT_MEMORY: i64 = 64 << 20;
 
+/// How long operations wait where nobody says: long enough for a first pass in which one of the ranks compiles. As in
+/// Python.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// How a [communicator](crate) is created: the same on every rank.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -18,9 +22,9 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Tensors of up to 8 MiB in one piece, within 64 MiB of memory; operations wait for 30 seconds.
+    /// Tensors of up to 8 MiB in one piece, within 64 MiB of memory; operations wait for 300 seconds.
     fn default() -> Self {
-        Self { comm_size: None, timeout: Some(Duration::from_secs(30)), two_shot_from: None }
+        Self { comm_size: None, timeout: Some(DEFAULT_TIMEOUT), two_shot_from: None }
     }
 }
 
@@ -74,6 +78,7 @@ mod tests {
 
     #[test]
     fn no_timeout_is_for_ever_and_none_at_all_is_short() {
+        assert_eq!(Options::default().settings(0, 2).timeout, DEFAULT_TIMEOUT.as_secs_f64());
         assert_eq!(Options::default().timeout(None).settings(0, 2).timeout, 0.0);
         assert!(Options::default().timeout(Duration::ZERO).settings(0, 2).timeout > 0.0);
     }

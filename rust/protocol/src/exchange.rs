@@ -32,6 +32,7 @@
 //! workspace's part: fill, synchronise, and only then exchange handles.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::geometry::Geometry;
 use crate::header::{Header, Headers};
@@ -100,6 +101,16 @@ pub enum Awaited {
     /// Data that a rank sends once it has heard of the others itself. To be awaited for longer, so that whoever waits
     /// for an absent rank itself is the first to give up, and names it.
     SecondHand,
+}
+
+impl Awaited {
+    /// How long it is awaited in an operation that waits for `timeout`: second-hand data half as long again.
+    pub fn limit(self, timeout: Duration) -> Duration {
+        match self {
+            Self::FirstHand => timeout,
+            Self::SecondHand => timeout.saturating_add(timeout / 2),
+        }
+    }
 }
 
 /// How to wait for words that have not arrived.

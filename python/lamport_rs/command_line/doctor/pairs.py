@@ -33,7 +33,7 @@ PAIR_SECONDS = 60.0
 """Most seconds for a pair; a process may need some to import torch and to open its GPU."""
 TOTAL_SECONDS = 600.0
 """Most seconds for all pairs. Those whose turn never comes are told."""
-_EXCHANGE_SECONDS = 30.0
+_RENDEZVOUS_SECONDS = 30.0
 _ARRIVAL_SECONDS = 2.0
 _KILLED_SECONDS = 5.0
 """Most seconds until a killed process is gone; one that the driver holds stays."""
@@ -151,8 +151,8 @@ def _examine_rank(rank: int, place: Place, peer: Connection, report: Connection)
 
         def all_gather(message: bytes) -> list[bytes]:
             peer.send_bytes(message)
-            if not peer.poll(_EXCHANGE_SECONDS):
-                raise TimeoutError(f"the other rank sent nothing for {_EXCHANGE_SECONDS:g} s")
+            if not peer.poll(_RENDEZVOUS_SECONDS):
+                raise TimeoutError(f"the other rank sent nothing for {_RENDEZVOUS_SECONDS:g} s")
             other = peer.recv_bytes()
             return [message, other] if rank == 0 else [other, message]
 

@@ -28,7 +28,7 @@ pub struct Device {
     /// Whether the ranks compare what operations they run.
     pub checks_operations: bool,
     /// Kernels loaded so far.
-    pub modules: Modules,
+    pub(crate) modules: Modules,
     handle: sys::CUdevice,
     context: sys::CUcontext,
 }

@@ -21,7 +21,7 @@ unsafe impl Send for Handle {}
 /// A stream that nobody else has, until dropped. The null stream neither waits for it nor makes it wait. The process keeps
 /// it for the next one who needs one: as many as were needed at a time.
 #[derive(Debug)]
-pub struct OwnStream {
+pub(crate) struct OwnStream {
     device: usize,
     handle: Handle,
 }

@@ -32,9 +32,14 @@ impl<M: Memory> WorkspaceMemory<M> {
         Self { memory: Some(memory), lifecycle }
     }
 
+    /// The blocks of all ranks.
+    pub fn blocks(&self) -> &GroupMemory<M> {
+        self.memory.as_ref().expect("it is there until the teardown")
+    }
+
     /// This rank's block.
     pub fn own(&self) -> &M::Block {
-        &self.memory.as_ref().expect("it is there until the teardown").own
+        &self.blocks().own
     }
 
     /// Waits until no kernel of this process uses it any more. False if some may, or if it is another process's.

@@ -6,10 +6,11 @@
 //! | `failure` | why it may not be used |
 //! | `ending` | what ends an operation that waits |
 //! | `teardown` | how it is given up, and when its memory may be freed |
-//! | [`memory`] | its memory until then: unmapping, and freeing what peers have mapped |
+//! | `memory` | its memory until then: unmapping, and freeing what peers have mapped |
 //! | [`pages`] | the shared memory through which ranks tell each other |
 //! | `process` | whether a peer's process lives |
 //! | [`notice`] | what they tell |
+//! | `rarely` | when `check` asks what takes a system call |
 //! | `reset` | how all ranks begin anew |
 //! | [`tally`] | what the workspace has done, for `status` |
 //! | [`watcher`] | a thread that looks on behalf of operations on a device |
@@ -19,17 +20,18 @@
 mod ending;
 mod failure;
 pub mod hook;
-pub mod memory;
+pub(crate) mod memory;
 pub mod notice;
 pub mod pages;
 mod process;
+mod rarely;
 mod reset;
 pub mod tally;
 mod teardown;
 pub mod watcher;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use lamport_rs_protocol::construction::Outcome;
 use lamport_rs_protocol::notices::Notices;
@@ -40,6 +42,7 @@ use self::ending::{fault_of, first_of};
 use self::failure::FirstFailure;
 use self::notice::Notice;
 use self::pages::{Pages, Words};
+use self::rarely::Rarely;
 use self::tally::Tally;
 use crate::error::{Cause, Error, Result};
 use crate::limits::Reason;
@@ -59,16 +62,15 @@ pub struct Lifecycle {
     /// Why no further operation may run, until a reset.
     failure: FirstFailure,
     half_reset: AtomicBool,
-    made: Instant,
-    /// Milliseconds after that, when `check` last asked whether the peers' processes live.
-    asked_for_processes: AtomicU64,
+    /// When `check` asks whether the peers' processes live.
+    asks_for_processes: Rarely,
     /// What it has done.
     pub tally: Tally,
 }
 
 impl Lifecycle {
     /// Of a workspace that `rank` has just made, in this process.
-    pub fn new(rank: usize, pages: Pages) -> Self {
+    pub(crate) fn new(rank: usize, pages: Pages) -> Self {
         Self {
             home: Home::here(),
             rank,
@@ -76,8 +78,7 @@ impl Lifecycle {
             cleaned_up: AtomicBool::new(false),
             failure: FirstFailure::default(),
             half_reset: AtomicBool::new(false),
-            made: Instant::now(),
-            asked_for_processes: AtomicU64::new(0),
+            asks_for_processes: Rarely::new(PROCESSES_INTERVAL),
             tally: Tally::default(),
         }
     }
@@ -168,12 +169,9 @@ impl Lifecycle {
         if let Some(error) = fault_of(&notices, told) {
             return Some((error.seen_between_operations_by(self.rank), notices.epoch));
         }
-        let now = self.made.elapsed();
-        let asked = Duration::from_millis(self.asked_for_processes.load(Ordering::Relaxed));
-        if now < asked + PROCESSES_INTERVAL {
+        if !self.asks_for_processes.is_due() {
             return None;
         }
-        self.asked_for_processes.store(now.as_millis() as u64, Ordering::Relaxed);
         let others = self.everybody().without(told);
         self.death_of(others).map(|(_, error)| (error, notices.epoch))
     }

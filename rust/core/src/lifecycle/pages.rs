@@ -44,12 +44,12 @@ impl OwnPage {
     }
 
     /// Tells what this rank has made of a construction.
-    pub fn tell(&self, built: Built) {
+    pub(crate) fn tell(&self, built: Built) {
         built.tell(&self.words(), 0);
     }
 
     /// Tells that this rank, which constructs nothing after all, has none of its peers' memory mapped.
-    pub fn unmap(&self) {
+    pub(crate) fn unmap(&self) {
         Notices { words: &self.words(), rank: 0, world_size: 1, epoch: 0 }.unmap();
     }
 
@@ -61,7 +61,7 @@ impl OwnPage {
 
 /// A peer's page, and its process.
 #[derive(Debug)]
-pub struct PeerPage {
+pub(crate) struct PeerPage {
     mapping: Mapping,
     /// None if it is this one.
     process: Option<Arc<Process>>,
@@ -80,7 +80,7 @@ impl PeerPage {
 
 /// The pages of all ranks.
 #[derive(Debug)]
-pub struct Pages {
+pub(crate) struct Pages {
     /// What they say.
     pub words: Words,
     /// By rank; none for this process.
@@ -198,7 +198,7 @@ impl Pages {
 /// The words of pages, each of which is at least [`PAGE_WORDS`] long and valid for as long as this is used. Where there is
 /// no page, words are 0 and stay so.
 #[derive(Debug)]
-pub struct Words(Vec<Option<NonNull<AtomicU32>>>);
+pub(crate) struct Words(Vec<Option<NonNull<AtomicU32>>>);
 
 // SAFETY: the words are accessed as atomics only.
 unsafe impl Send for Words {}

@@ -15,7 +15,7 @@ const RESET_INTERVAL: Duration = Duration::from_micros(100);
 impl Lifecycle {
     /// Begins anew, with all ranks: `stop` returns when this rank stores nothing more into its peers' slots, `refill`
     /// when its own slots are as they were at first. The workspace works again then.
-    pub fn reset(
+    pub(crate) fn reset(
         &self,
         timeout: Option<Duration>,
         interrupted: Interrupted<'_>,

@@ -23,7 +23,7 @@ impl Lifecycle {
     }
 
     /// Lets peers know that this rank has none of their memory mapped any more: they may free it. After `clean_up`.
-    pub fn unmap(&self) {
+    pub(crate) fn unmap(&self) {
         if !self.home.is_elsewhere() {
             self.notices().unmap();
         }

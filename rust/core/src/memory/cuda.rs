@@ -83,15 +83,16 @@ impl Memory for CudaMemory {
         Ok(memory)
     }
 
-    fn await_fill(&self, _block: &DeviceMemory) -> Result<()> {
+    fn await_fill(&self, block: &DeviceMemory) -> Result<()> {
         // SAFETY: the default stream, which the fill is on.
-        unsafe { self.device.synchronise(std::ptr::null_mut()) }
+        unsafe { block.device.synchronise(std::ptr::null_mut()) }
     }
 
     fn refill(&self, block: &DeviceMemory, bytes: usize) -> Result<()> {
-        let _entered = self.device.enter()?;
+        assert!(bytes <= block.bytes, "{bytes} bytes are more than the block has");
+        let _entered = block.device.enter()?;
         // SAFETY: the words are the allocation's own, and the stream is the default one.
-        unsafe { fill(&self.device, block.address(), bytes as u64, std::ptr::null_mut())? };
+        unsafe { fill(&block.device, block.address(), bytes as u64, std::ptr::null_mut())? };
         self.await_fill(block)
     }
 
@@ -139,12 +140,13 @@ pub const HANDLE_BYTES: usize = 64;
 pub struct DeviceMemory {
     device: Arc<Device>,
     address: u64,
+    bytes: usize,
 }
 
 impl DeviceMemory {
     /// Allocates `bytes` bytes.
     pub fn allocate(device: &Arc<Device>, bytes: usize) -> Result<Self> {
-        Ok(Self { device: device.clone(), address: device.allocate(bytes)? })
+        Ok(Self { device: device.clone(), address: device.allocate(bytes)?, bytes })
     }
 
     /// Where it is.
@@ -235,7 +237,8 @@ unsafe fn fill(device: &Device, address: u64, bytes: u64, stream: sys::CUstream)
 /// Fills memory likewise, and waits for that.
 ///
 /// # Safety
-/// As of [`fill`], but that any context may be current: the stream is that of the thread's own.
+/// The memory is the device's and aligned to 4, and `stream` is one of the device's streams, or null for the default one of
+/// the thread's context.
 pub unsafe fn fill_and_wait(device: &Device, address: u64, bytes: u64, stream: sys::CUstream) -> Result<()> {
     if bytes > 0 {
         let _entered = device.enter_for(stream)?;

@@ -8,11 +8,11 @@
 //! | [`access`] | why this process may not open what a peer has |
 //! | [`allowance`] | how much there is for all ranks, of the machine's and within limits of containers |
 //! | [`control_groups`] | what containers allow |
-//! | [`fork`] | noticing that a process was forked from the one that mapped it |
+//! | `fork` | noticing that a process was forked from the one that mapped it |
 //! | [`handle`] | what a rank sends of its block, and how a peer's becomes an open file |
 //! | [`host`] | blocks of shared memory: allocation, mappings |
-//! | [`host_slots`] | those blocks as the protocol sees them |
-//! | [`vector_access`] | the 16-byte accesses, the only place where slots are touched |
+//! | `host_slots` | those blocks as the protocol sees them |
+//! | `vector_access` | the 16-byte accesses, the only place where slots are touched |
 //! | `cuda` | blocks of device memory: allocation, mappings, fills |
 //! | `pool` | small memory that workspaces on a device take turns with |
 //! | `pinned` | words that kernels and the host tell each other |
@@ -22,15 +22,15 @@ pub mod allowance;
 pub mod control_groups;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-pub mod fork;
+pub(crate) mod fork;
 pub mod handle;
 pub mod host;
-pub mod host_slots;
+pub(crate) mod host_slots;
 #[cfg(feature = "cuda")]
-pub mod pinned;
+pub(crate) mod pinned;
 #[cfg(feature = "cuda")]
 pub mod pool;
-pub mod vector_access;
+pub(crate) mod vector_access;
 
 use std::fmt::Debug;
 

@@ -67,7 +67,7 @@ struct Pool(Mutex<Vec<Place>>);
 
 /// A buffer of a pool, until dropped. Whoever drops it has seen to it that nothing uses the memory any more.
 #[derive(Debug)]
-pub struct PooledBuffer {
+pub(crate) struct PooledBuffer {
     device: Arc<Device>,
     kind: Kind,
     place: Place,

@@ -55,7 +55,8 @@ pub(super) unsafe fn launch<Shape: Planned, P>(
         return Ok(());
     };
     if chunks.clone().next().is_none() {
-        return workspace.skip(stream);
+        // SAFETY: the caller's promise.
+        return unsafe { workspace.skip(stream) };
     }
     let launch_chunks = |launching: &mut Launching<'_>, may_load: bool| {
         for chunk in chunks.clone() {
@@ -73,7 +74,8 @@ pub(super) unsafe fn launch<Shape: Planned, P>(
         }
         Ok(())
     };
-    let outcome = workspace.begin(description, stream).and_then(|mut launching| {
+    // SAFETY: the caller's promise.
+    let outcome = unsafe { workspace.begin(description, stream) }.and_then(|mut launching| {
         // The peers' operations go ahead: this rank would be one behind them for ever.
         launch_chunks(&mut launching, true).inspect_err(|error| launching.fail(error))
     });

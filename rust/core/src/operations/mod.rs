@@ -9,11 +9,11 @@
 //! | [`question`] | calls that are asked about before there are tensors |
 //! | [`quantised`] | what those that quantise rows have in common |
 //! | [`description`] | what an operation is, as ranks tell each other and as errors say it |
-//! | [`skipped`] | calls that send nothing |
+//! | `skipped` | calls that send nothing |
 //! | `operand_checks` | the checks of one operand |
 //! | `choice` | one-shot or two-shot |
 //! | `chunk` | tensors that are longer than the slots, on a device |
-//! | [`host`] | what the operations over shared memory are built of |
+//! | `host` | what the operations over shared memory are built of |
 //! | `launch` | likewise over device memory |
 //!
 //! A collective is a folder here, and a line of the list below.
@@ -24,7 +24,7 @@ mod choice;
 #[cfg(feature = "cuda")]
 mod chunk;
 pub mod description;
-pub mod host;
+pub(crate) mod host;
 pub mod kind;
 #[cfg(feature = "cuda")]
 pub mod launch;
@@ -36,7 +36,8 @@ pub mod quantised;
 pub mod question;
 pub mod rms_norm;
 pub mod rms_norm_quant;
-pub mod skipped;
+#[cfg(feature = "cuda")]
+pub(crate) mod skipped;
 
 use all_reduce::AllReduce;
 use all_reduce_quant::AllReduceQuant;

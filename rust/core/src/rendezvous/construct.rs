@@ -1,8 +1,8 @@
-//! The order of construction: allocate → exchange handles → map the peers → agree. To exchange takes a round of the
-//! transport. To agree takes another only if something is wrong, or not all ranks see each other's pages and processes.
+//! The order of construction: allocate → meet → map the peers → agree. To meet takes a round of the transport, which brings
+//! the handles. To agree takes another only if something is wrong, or not all ranks see each other's pages and processes.
 //!
 //! The fill comes before the last agreement: a peer that starts early must never have its data overwritten by a late fill.
-//! Memory of the host is filled after the exchange of handles, in which the ranks also agree that it is there for all.
+//! Memory of the host is filled once the ranks have met, and agree that it is there for all.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,15 +26,15 @@ use crate::memory::allowance::{self, Limit, Places, Wanted};
 use crate::memory::{GroupMemory, Memory};
 use crate::panics::caught;
 
-/// What a construction has made.
+/// What a construction has made. To drop it is its teardown.
 #[derive(Debug)]
 pub struct Constructed<M: Memory> {
     /// The blocks of all ranks.
-    pub memory: GroupMemory<M>,
+    pub(crate) memory: WorkspaceMemory<M>,
+    /// What the ranks tell each other.
+    pub(crate) lifecycle: Arc<Lifecycle>,
     /// Each rank's random vector.
     pub nonces: Vec<Vector>,
-    /// The ranks' pages of notices.
-    pub pages: Pages,
 }
 
 /// What to allocate: bytes and the word to fill them with, and the size that all ranks must agree on.
@@ -61,7 +61,7 @@ pub struct Request {
     pub timeout: Option<Duration>,
 }
 
-/// Allocates, exchanges and maps. `request` is an error where this rank's arguments were wrong: the others hear of it.
+/// Allocates, meets the peers and maps their memory. `request` is an error where this rank's arguments were wrong: the others hear of it.
 ///
 /// Where all goes well that is one round of the rendezvous, as a round takes a good part of the time. What the ranks make
 /// of its messages they tell through their pages of notices.
@@ -121,7 +121,7 @@ pub fn construct<M: Memory>(
             return Err(error);
         }
     };
-    phases.end("exchange handles");
+    phases.end("meet");
     let (request, mut own, page) = own?;
     let mapped = caught(|| {
         matching::check_agreement(&hellos, request.size_name)?;
@@ -150,9 +150,9 @@ pub fn construct<M: Memory>(
         // This rank's own failure says more.
         Err(error) => Err(Verdict::Unserved(brought.err().unwrap_or(error))),
     };
+    let lifecycle = Arc::new(Lifecycle::new(request.rank, pages));
     if let Err(verdict) = concluded {
         // Peers may have mapped the block, or, if they were brought something else, have what they constructed.
-        let lifecycle = Arc::new(Lifecycle::new(request.rank, pages));
         let _memory = WorkspaceMemory::new(GroupMemory::<M> { peers, own }, lifecycle.clone());
         let is_verified = is_there && request.has_operations && memory.plan().is_some();
         // Others may verify. That fails without this rank, and they come to another round for the reason, unless one gives up.
@@ -170,7 +170,8 @@ pub fn construct<M: Memory>(
     phases.end("agree");
     memory.all_have_mapped(&mut own);
     let nonces = hellos.iter().map(|hello| hello.nonce).collect();
-    Ok(Constructed { memory: GroupMemory { peers, own }, nonces, pages })
+    let memory = WorkspaceMemory::new(GroupMemory { peers, own }, lifecycle.clone());
+    Ok(Constructed { memory, lifecycle, nonces })
 }
 
 /// Allocates this rank's block. Where that fails, once more when the memory that earlier failures left has been freed.

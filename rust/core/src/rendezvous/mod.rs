@@ -1,4 +1,4 @@
-//! The rendezvous of a group's ranks: they meet over whatever transport the caller has, exchange handles, and agree.
+//! The rendezvous of a group's ranks: they meet over whatever transport the caller has, bring each other their handles, and agree.
 //! Every step that can fail on one rank ends in an agreement, so that all ranks raise the same error and none is left
 //! waiting. What a rank makes of the others' messages is such a step, since a transport may bring it other messages than
 //! the others.
@@ -13,7 +13,7 @@
 //! | [`hello`] | what ranks tell each other first |
 //! | `matching` | the mismatches between introductions that are errors |
 //! | `identity` | what tells a host from another, and a construction from another |
-//! | [`construct`] | allocate, exchange handles, map, agree |
+//! | [`construct`] | allocate, meet, map, agree |
 //! | `built` | agreeing over shared memory, without a round |
 //! | [`phases`] | where the time of a construction goes |
 

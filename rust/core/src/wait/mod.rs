@@ -56,10 +56,7 @@ impl<'a, 'o> BoundedWait<'a, 'o> {
 
     fn park(&mut self, awaited: Awaited, missing: impl FnOnce() -> RankSet) -> Result<(), Error> {
         // As in `kernels/protocol/wait.cuh`.
-        let timeout = self.timeout.map(|timeout| match awaited {
-            Awaited::FirstHand => timeout,
-            Awaited::SecondHand => timeout.saturating_add(timeout / 2),
-        });
+        let timeout = self.timeout.map(|timeout| awaited.limit(timeout));
         let operation = self.interrupts.operation;
         let now = Instant::now();
         let missing = missing();

@@ -38,8 +38,7 @@ impl<M: Memory> Buffer<M> {
         let mut rendezvous = Rendezvous::new(transport, rank, world_size);
         let checked = check(rank, world_size, size, timeout);
         let made = construct(memory, &mut rendezvous, checked, &mut Phases::begin())?;
-        let (addresses, lifecycle) = (made.memory.addresses(), Arc::new(Lifecycle::new(rank as usize, made.pages)));
-        Ok(Self { memory: WorkspaceMemory::new(made.memory, lifecycle.clone()), lifecycle, addresses })
+        Ok(Self { addresses: made.memory.blocks().addresses(), memory: made.memory, lifecycle: made.lifecycle })
     }
 
     /// Where each rank's buffer is in this process.

@@ -15,7 +15,7 @@ pub mod host;
 
 use std::time::Duration;
 
-use lamport_rs_protocol::exchange::Member;
+use lamport_rs_protocol::exchange::{Awaited, Member};
 use lamport_rs_protocol::geometry::Geometry;
 use lamport_rs_protocol::sentinel::SENTINEL;
 
@@ -88,9 +88,25 @@ pub fn timeout_of(seconds: f64) -> Result<Option<Duration>> {
     Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(Duration::from_nanos(1))))
 }
 
+/// How long a reset waits for a peer whose kernels must have given up.
+const RESET_SLACK: Duration = Duration::from_secs(30);
+
+/// How long the ranks wait for each other in a reset where nobody says, if their operations wait for `timeout`: until
+/// kernels that wait for what a peer was to pass on have given up, and some time more. `None`: for ever.
+pub fn reset_timeout(timeout: Option<Duration>) -> Option<Duration> {
+    timeout.map(|timeout| Awaited::SecondHand.limit(timeout).saturating_add(RESET_SLACK))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reset_waits_until_kernels_have_given_up_and_longer() {
+        assert_eq!(reset_timeout(Some(Duration::from_secs(300))), Some(Duration::from_secs(480)));
+        assert_eq!(reset_timeout(Some(Duration::MAX)), Some(Duration::MAX));
+        assert_eq!(reset_timeout(None), None);
+    }
 
     fn timeout(timeout: f64) -> Result<Option<Duration>> {
         Settings { rank: 0, world_size: 2, comm_size: 4096, timeout, two_shot_from: None }

@@ -1,5 +1,6 @@
 //! Calls of which a rank sends nothing, because they were refused there or have nothing to do.
 
+use lamport_rs_core::cuda::Stream;
 use lamport_rs_core::error::Error;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
@@ -15,6 +16,12 @@ fn assert_names_rank_2(error: &Error) {
     assert!(text.contains("rank 2 has refused its call"), "{text}");
 }
 
+/// Counts a refused call.
+fn refuse(workspace: &CudaWorkspace, stream: Stream) {
+    // SAFETY: it is the default stream, or one that the test keeps until its last operation.
+    unsafe { workspace.note_refusal(stream) };
+}
+
 /// Nobody waits for a timeout, of which there is none here. The refusing rank calls nothing more.
 #[test]
 fn kernels_that_wait_for_a_refused_call_hear_of_it() {
@@ -25,7 +32,7 @@ fn kernels_that_wait_for_a_refused_call_hear_of_it() {
         rank.meet();
         if rank.rank == 2 {
             // Of several the first counts.
-            (0..3).for_each(|_| workspace.note_refusal(DEFAULT_STREAM));
+            (0..3).for_each(|_| refuse(&workspace, DEFAULT_STREAM));
             workspace.synchronise().ok();
         } else {
             assert_names_rank_2(&sum(&workspace, ELEMENTS).unwrap_err());
@@ -50,7 +57,7 @@ fn a_refusal_is_heard_whenever_it_comes() {
                 if !refuses_first {
                     std::thread::sleep(std::time::Duration::from_millis(100));
                 }
-                workspace.note_refusal(DEFAULT_STREAM);
+                refuse(&workspace, DEFAULT_STREAM);
             } else {
                 if refuses_first {
                     std::thread::sleep(std::time::Duration::from_millis(100));
@@ -71,7 +78,7 @@ fn ranks_that_all_refuse_a_call_go_on() {
         let streams = [TestStream::new(&workspace.device), TestStream::new(&workspace.device)];
         for round in 0..6 {
             let calls = round % 3;
-            (0..calls).for_each(|call| workspace.note_refusal(streams[call % 2].handle));
+            (0..calls).for_each(|call| refuse(&workspace, streams[call % 2].handle));
             let mut ones = Sum::of_ones(&workspace, ELEMENTS);
             ones.launch(&workspace, streams[round % 2].handle).unwrap();
             workspace.synchronise().unwrap();
@@ -100,7 +107,7 @@ fn replays_after_a_refused_call_are_not_paired_with_it() {
         rank.meet();
         let mut eager = Sum::of_ones(&workspace, ELEMENTS);
         if rank.rank == 2 {
-            workspace.note_refusal(stream.handle);
+            refuse(&workspace, stream.handle);
         } else {
             eager.launch(&workspace, stream.handle).unwrap();
         }
@@ -126,7 +133,7 @@ fn a_call_that_is_refused_in_a_capture_is_counted_by_the_next_operation_of_the_g
         let capture = |workspace: &CudaWorkspace, captured: &mut Sum, refuses: bool| {
             stream.begin_capture();
             if refuses {
-                workspace.note_refusal(stream.handle);
+                refuse(workspace, stream.handle);
             }
             captured.launch(workspace, stream.handle).unwrap();
             stream.end_capture()

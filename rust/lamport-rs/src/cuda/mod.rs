@@ -102,13 +102,15 @@ impl Communicator {
     /// counts, so that the peers notice.
     fn enqueue(&mut self, stream: &Arc<CudaStream>, operation: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         if let Err(error) = streams::check(stream, &self.context) {
-            self.workspace.note_refusal(std::ptr::null_mut());
+            // SAFETY: the default stream.
+            unsafe { self.workspace.note_refusal(std::ptr::null_mut()) };
             return Err(error);
         }
         let is_new = self.streams.keep(stream);
         let outcome = operation(self);
         if outcome.is_err() {
-            self.workspace.note_refusal(stream.cu_stream());
+            // SAFETY: it was checked, and is kept.
+            unsafe { self.workspace.note_refusal(stream.cu_stream()) };
         }
         if is_new && let Some(remembered) = self.workspace.remembered_streams() {
             self.streams.forget_all_but(&remembered);

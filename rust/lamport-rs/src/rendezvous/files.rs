@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 /// A rendezvous through files of a folder that all ranks see.
 ///
-/// The folder must be writable by the group's user alone. What the last exchange wrote stays in it, a file of some hundred
+/// The folder must be writable by the group's user alone. What the last round wrote stays in it, a file of some hundred
 /// bytes a rank: whoever made the folder deletes it once the ranks have met.
 #[derive(Debug)]
 pub struct FileRendezvous {
@@ -25,7 +25,7 @@ pub struct FileRendezvous {
 }
 
 impl FileRendezvous {
-    /// Meets in `folder`, which is there, as `rank` of `world_size`. Each exchange waits up to `timeout` for the others.
+    /// Meets in `folder`, which is there, as `rank` of `world_size`. Each round waits up to `timeout` for the others.
     ///
     /// All ranks of a run pass the same `run_id`, and no other run in that folder has it, so that nobody reads what an
     /// earlier run has left. If one has it nevertheless, that is an error on the rank whose file is there.
@@ -43,7 +43,7 @@ impl FileRendezvous {
         self.folder.join(format!("{}.{step}.{rank}", self.member.run_id))
     }
 
-    fn exchange(&self, message: &[u8]) -> Result<Vec<Vec<u8>>> {
+    fn round(&self, message: &[u8]) -> Result<Vec<Vec<u8>>> {
         self.member.check_message(message)?;
         self.publish(message)?;
         let deadline = Deadline::after(self.timeout);
@@ -118,7 +118,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 
 impl Rendezvous for FileRendezvous {
     fn all_gather(&mut self, message: &[u8]) -> std::result::Result<Vec<Vec<u8>>, TransportError> {
-        let gathered = self.exchange(message)?;
+        let gathered = self.round(message)?;
         if let Some(last) = self.step.checked_sub(1) {
             // All ranks have come to this step, so all have read the last one.
             let _ = fs::remove_file(self.path(last, self.member.rank));

@@ -24,7 +24,7 @@ const MAX_RUN_ID: usize = 64;
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(1);
 
-/// Why a message could not be exchanged.
+/// Why a message could not be passed on.
 pub type TransportError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An all-gather of bytes between the ranks of a group.

@@ -1,6 +1,6 @@
 //! A rendezvous over TCP: rank 0 listens, and the others connect.
 //!
-//! A rank that connects says which one it is, and is answered once all have come. Then each exchange is a frame of every
+//! A rank that connects says which one it is, and is answered once all have come. Then each round is a frame of every
 //! rank's to rank 0, and all frames from there to every rank: `frames` has their bytes.
 
 use std::io::{self, ErrorKind, Read};
@@ -28,7 +28,7 @@ pub struct TcpRendezvous {
 }
 
 impl TcpRendezvous {
-    /// Meets at `address` as `rank` of `world_size`, for which this waits up to `timeout`, and so does each exchange.
+    /// Meets at `address` as `rank` of `world_size`, for which this waits up to `timeout`, and so does each round.
     ///
     /// All ranks of a run pass the same `run_id`; a rank of another run is refused. The others may come before rank 0.
     pub fn meet(
@@ -57,7 +57,7 @@ impl TcpRendezvous {
         Ok(Self { member, timeout, links, failure: None })
     }
 
-    fn exchange(&mut self, message: &[u8]) -> Result<Vec<Vec<u8>>> {
+    fn round(&mut self, message: &[u8]) -> Result<Vec<Vec<u8>>> {
         self.member.check_message(message)?;
         let deadline = Deadline::after(self.timeout);
         let world_size = self.member.world_size;
@@ -94,7 +94,7 @@ impl Rendezvous for TcpRendezvous {
         if let Some(error) = &self.failure {
             return Err(error.clone().into());
         }
-        Ok(self.exchange(message).inspect_err(|error| self.end(error))?)
+        Ok(self.round(message).inspect_err(|error| self.end(error))?)
     }
 }
 

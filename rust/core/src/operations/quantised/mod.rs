@@ -3,11 +3,11 @@
 //! | module | concept |
 //! | --- | --- |
 //! | this | where the results go, and the checks of that |
-//! | [`rows`] | rows that are quantised on the host |
+//! | `rows` | rows that are quantised on the host |
 //! | `format` | what their values become: the formats' definitions, and their numbers |
 
 mod format;
-pub mod rows;
+pub(crate) mod rows;
 
 use lamport_rs_kernels::Sink;
 #[cfg(feature = "cuda")]

@@ -32,8 +32,11 @@ impl CudaWorkspace {
 
     /// Takes the workspace for one operation on `stream`, and makes the stream wait for the last one. An error if another
     /// thread is launching one.
+    ///
+    /// # Safety
+    /// As of [`Self::note_refusal`].
     #[inline]
-    pub fn begin(&self, description: &Description, stream: sys::CUstream) -> Result<Launching<'_>> {
+    pub(crate) unsafe fn begin(&self, description: &Description, stream: sys::CUstream) -> Result<Launching<'_>> {
         self.faults.check()?;
         let state = self.state.access(description.kind.name())?;
         self.lifecycle().tally.count(description);
@@ -54,9 +57,9 @@ impl CudaWorkspace {
     /// workspace was cleaned up or is another process's, or the driver is in error.
     ///
     /// # Safety
-    /// `stream` is one of the device's streams, or null for the default one.
+    /// As of [`Self::note_refusal`].
     #[cold]
-    pub unsafe fn begin_failed(&self, operation: &'static str, stream: sys::CUstream) -> Option<Launching<'_>> {
+    pub(crate) unsafe fn begin_failed(&self, operation: &'static str, stream: sys::CUstream) -> Option<Launching<'_>> {
         let mut state = self.state.access_failed(operation).ok()?;
         // Now: a reset has the same access, and what it ends must not be marked again.
         let lifecycle = self.lifecycle();
@@ -74,9 +77,13 @@ impl CudaWorkspace {
     }
 
     /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
-    pub fn skip(&self, stream: sys::CUstream) -> Result<()> {
+    ///
+    /// # Safety
+    /// As of [`Self::note_refusal`].
+    pub(crate) unsafe fn skip(&self, stream: sys::CUstream) -> Result<()> {
         self.check()?;
-        self.note_refusal(stream);
+        // SAFETY: the caller's promise.
+        unsafe { self.note_refusal(stream) };
         Ok(())
     }
 
@@ -89,14 +96,30 @@ impl CudaWorkspace {
 
     /// Counts a call that sends nothing, in `stream`'s order: it was refused on this rank, or has nothing to do here. Peers
     /// that wait for it are told.
-    pub fn note_refusal(&self, stream: sys::CUstream) {
+    ///
+    /// # Safety
+    /// `stream` is one of the device's streams, or null for the default one, and stays as long as it is among the
+    /// [remembered](Self::remembered_streams): whoever passes a handle says so.
+    ///
+    /// ```compile_fail,E0133
+    /// use lamport_rs_core::{cuda::Stream, workspace::cuda::CudaWorkspace};
+    ///
+    /// fn count(workspace: &CudaWorkspace, stream: Stream) {
+    ///     workspace.note_refusal(stream);
+    /// }
+    /// ```
+    pub unsafe fn note_refusal(&self, stream: sys::CUstream) {
         self.skipped.note(1);
         // What cannot be told now is told by the header of the next operation.
-        let _ = self.move_on(stream);
+        // SAFETY: the caller's promise.
+        let _ = unsafe { self.move_on(stream) };
     }
 
     /// Moves the operations' numbers on by the calls that were skipped, if no graph and no other thread stands against it.
-    fn move_on(&self, stream: sys::CUstream) -> Result<()> {
+    ///
+    /// # Safety
+    /// As of [`Self::note_refusal`].
+    unsafe fn move_on(&self, stream: sys::CUstream) -> Result<()> {
         if !self.device.checks_operations || self.member.geometry.world_size() == 1 {
             return Ok(());
         }
@@ -116,7 +139,7 @@ impl CudaWorkspace {
 }
 
 /// One operation's hold on a workspace, while it is launched.
-pub struct Launching<'a> {
+pub(crate) struct Launching<'a> {
     lifecycle: &'a Lifecycle,
     state: Access<'a, State>,
     /// What its kernel is told.

@@ -5,14 +5,14 @@
 //! | `control` | control words and table |
 //! | `launching` | launching one operation at a time |
 //! | `teardown` | giving it up, once its kernels have ended |
-//! | [`faults`] | what kernels and the host tell each other of faults |
-//! | [`verification`] | the proof that peers' stores arrive |
+//! | `faults` | what kernels and the host tell each other of faults |
+//! | `verification` | the proof that peers' stores arrive |
 
 mod control;
-pub mod faults;
+mod faults;
 mod launching;
 mod teardown;
-pub mod verification;
+mod verification;
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -26,7 +26,7 @@ use lamport_rs_protocol::table;
 
 use self::control::ControlMemory;
 use self::faults::Faults;
-pub use self::launching::Launching;
+pub(crate) use self::launching::Launching;
 use self::launching::State;
 use crate::cuda::device::Device;
 use crate::cuda::order::StreamOrder;
@@ -55,6 +55,8 @@ pub struct CudaWorkspace {
     /// The device it is on.
     pub device: Arc<Device>,
     member: Member,
+    /// How long its operations wait; `None` for ever.
+    pub timeout: Option<Duration>,
     /// Bytes from which tensors are summed in two shots, if the caller said so.
     pub two_shot_from: Option<usize>,
     /// Where the time went when it was made.
@@ -151,7 +153,10 @@ impl CudaWorkspace {
                 }
                 is_interrupted
             };
-            verification::verify(&workspace.device, workspace.group, &workspace.faults.words, &nonces, interrupted)
+            // SAFETY: the workspace has the memory.
+            unsafe {
+                verification::verify(&workspace.device, workspace.group, &workspace.faults.words, &nonces, interrupted)
+            }
         });
         let interrupted = is_interrupted.then(|| Error::Agreement(INTERRUPTED.to_owned()));
         verification::settle(
@@ -173,8 +178,8 @@ impl CudaWorkspace {
         private: Private,
         made: Constructed<CudaMemory>,
     ) -> Self {
-        let slots = made.memory.addresses();
-        let lifecycle = Arc::new(Lifecycle::new(member.rank, made.pages));
+        let Constructed { memory, lifecycle, .. } = made;
+        let slots = memory.blocks().addresses();
         let Member { rank, geometry } = member;
         let Private { control, pinned } = private;
         let addresses = control.addresses(pinned.report_address());
@@ -185,19 +190,20 @@ impl CudaWorkspace {
             this: Weak::new(),
             watching: None,
             member,
+            timeout,
             two_shot_from: None,
             phases: Phases::begin(),
             group: kernel_group,
             slots,
             state: Exclusive::new(
                 State { order: StreamOrder::new(&device), plans: Plans::default(), is_captured: false },
-                lifecycle.clone(),
+                lifecycle,
             ),
             skipped: Skipped::default(),
             calls: ThreadGate::new(),
             faults,
             control,
-            memory: WorkspaceMemory::new(made.memory, lifecycle),
+            memory,
             device,
         }
     }
@@ -229,7 +235,7 @@ impl CudaWorkspace {
         &self.state.lifecycle
     }
 
-    /// Begins anew, with all ranks, on the same memory: see [`Lifecycle::reset`]. Graphs that were captured before are
+    /// Begins anew, with all ranks, on the same memory: see `Lifecycle::reset`. Graphs that were captured before are
     /// right again.
     pub fn reset(&self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<()> {
         let _state = self.state.access_failed("reset")?;
@@ -265,7 +271,8 @@ impl CudaWorkspace {
     /// Copies a tensor on `stream`: the sum of a single rank.
     ///
     /// # Safety
-    /// Both are device addresses, valid for `bytes` bytes until the stream has passed the copy.
+    /// Both are device addresses, valid for `bytes` bytes until the stream has passed the copy. `stream` is one of the
+    /// device's streams, or null for the default one.
     pub unsafe fn copy(&self, from: u64, to: u64, bytes: usize, stream: sys::CUstream) -> Result<()> {
         self.check_open()?;
         if bytes == 0 || from == to {

@@ -55,7 +55,8 @@ impl State {
 #[derive(Debug)]
 pub struct HostWorkspace {
     member: Member,
-    timeout: Option<Duration>,
+    /// How long its operations wait; `None` for ever.
+    pub timeout: Option<Duration>,
     /// Bytes from which tensors are summed in two shots, if the caller said so.
     pub two_shot_from: Option<usize>,
     /// Where the time went when it was made.
@@ -86,9 +87,9 @@ impl HostWorkspace {
         let request =
             checked.clone().map(|(member, timeout)| settings.request(member, timeout, member.geometry.used_bytes()));
         let mut phases = Phases::begin();
-        let Constructed { memory, pages, .. } = construct(&HostMemory, &mut rendezvous, request, &mut phases)?;
+        let made = construct(&HostMemory, &mut rendezvous, request, &mut phases)?;
         let (member, timeout) = checked?;
-        let mut workspace = Self::over(member, timeout, memory, pages);
+        let mut workspace = Self::over(member, timeout, made);
         workspace.two_shot_from = settings.two_shot_from();
         workspace.phases = phases;
         Ok(workspace)
@@ -106,16 +107,17 @@ impl HostWorkspace {
             HostMemory.all_have_mapped(&mut own);
             let is_peer = |(at, mapping): (usize, &Arc<Mapping>)| (at != rank).then(|| mapping.clone());
             let peers = mappings.iter().enumerate().map(is_peer).collect();
-            Self::over(Member { rank, geometry }, timeout, GroupMemory { peers, own }, pages)
+            let lifecycle = Arc::new(Lifecycle::new(rank, pages));
+            let memory = WorkspaceMemory::new(GroupMemory { peers, own }, lifecycle.clone());
+            Self::over(Member { rank, geometry }, timeout, Constructed { memory, lifecycle, nonces: vec![] })
         };
         Ok(blocks.into_iter().zip(pages).enumerate().map(over).collect())
     }
 
     /// A workspace over blocks that are mapped and filled.
-    fn over(member: Member, timeout: Option<Duration>, memory: GroupMemory<HostMemory>, pages: Pages) -> Self {
-        let geometry = member.geometry;
-        let bases: Vec<NonNull<u8>> = memory.of_each(Block::pointer, |mapping| mapping.pointer());
-        let lifecycle = Arc::new(Lifecycle::new(member.rank, pages));
+    fn over(member: Member, timeout: Option<Duration>, made: Constructed<HostMemory>) -> Self {
+        let (geometry, Constructed { memory, lifecycle, .. }) = (member.geometry, made);
+        let bases: Vec<NonNull<u8>> = memory.blocks().of_each(Block::pointer, |mapping| mapping.pointer());
         // SAFETY: each mapping is page-aligned, at least `used_bytes` long, and kept in `memory`.
         let blocks = unsafe { Blocks::new(&bases, geometry.used_bytes()) };
         let control = Box::new(ControlWords::new(&geometry));
@@ -129,10 +131,10 @@ impl HostWorkspace {
             blocks,
             control,
             table,
-            state: Exclusive::new(State::new(geometry.world_size()), lifecycle.clone()),
+            state: Exclusive::new(State::new(geometry.world_size()), lifecycle),
             calls_made: AtomicU32::new(0),
             calls: ThreadGate::new(),
-            memory: WorkspaceMemory::new(memory, lifecycle),
+            memory,
         }
     }
 
@@ -156,7 +158,7 @@ impl HostWorkspace {
         &self.state.lifecycle
     }
 
-    /// Begins anew, with all ranks: see [`Lifecycle::reset`].
+    /// Begins anew, with all ranks: see `Lifecycle::reset`.
     pub fn reset(&self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<()> {
         let mut state = self.state.access_failed("reset")?;
         let refill = || {
@@ -182,7 +184,7 @@ impl HostWorkspace {
 
     /// Runs one operation of the protocol: `extent` of it over slots accessed as `memory` does.
     #[inline(always)]
-    pub fn run<M: SlotMemory, C: Collective>(
+    pub(crate) fn run<M: SlotMemory, C: Collective>(
         &self,
         running: &mut Running<'_>,
         memory: &M,
@@ -196,7 +198,7 @@ impl HostWorkspace {
 
     /// Likewise in two shots.
     #[inline(always)]
-    pub fn run_two_shot<M: SlotMemory, C: ShardedCollective>(
+    pub(crate) fn run_two_shot<M: SlotMemory, C: ShardedCollective>(
         &self,
         running: &mut Running<'_>,
         memory: &M,
@@ -210,8 +212,7 @@ impl HostWorkspace {
 
     fn wait<'a, 'o>(&'a self, running: &'a mut Running<'o>) -> BoundedWait<'a, 'o> {
         let Running { interrupts, state, .. } = running;
-        let parking = Parking::new(self.member, &self.blocks);
-        BoundedWait::new(self.timeout, interrupts, parking, &mut state.waiting)
+        BoundedWait::new(self.timeout, interrupts, Parking::new(self.member, &self.blocks), &mut state.waiting)
     }
 
     /// What precedes a segment of a message. The second and later ones ask whether to go on: a long message may wait
@@ -224,7 +225,7 @@ impl HostWorkspace {
     }
 
     /// To be called every few milliseconds by an operation that computes. An error, which ends it, if it should stop.
-    pub fn check(&self, running: &mut Running<'_>) -> Result<()> {
+    pub(crate) fn check(&self, running: &mut Running<'_>) -> Result<()> {
         running.interrupts.check().map_err(|error| self.failed(error))
     }
 
@@ -243,7 +244,7 @@ impl HostWorkspace {
     }
 
     /// Takes the workspace for one operation, and gives it its number. An error if another is running.
-    pub fn begin<'a>(&'a self, description: &Description, interrupted: Interrupted<'a>) -> Result<Running<'a>> {
+    pub(crate) fn begin<'a>(&'a self, description: &Description, interrupted: Interrupted<'a>) -> Result<Running<'a>> {
         let name = description.kind.name();
         let numbered = |number| Operation(description.header(number));
         let state = self.state.access(name).map_err(|error| {
@@ -259,7 +260,7 @@ impl HostWorkspace {
     }
 
     /// Takes part in a call that has nothing to do: the peers' has nothing to do either, or theirs differs.
-    pub fn skip(&self) -> Result<()> {
+    pub(crate) fn skip(&self) -> Result<()> {
         // It needs no peer.
         self.lifecycle().check()?;
         self.note_refusal();
@@ -268,7 +269,7 @@ impl HostWorkspace {
 }
 
 /// One operation's hold on a workspace.
-pub struct Running<'a> {
+pub(crate) struct Running<'a> {
     /// The group's blocks.
     pub blocks: Blocks,
     operation: Operation,

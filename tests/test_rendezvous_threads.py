@@ -15,13 +15,13 @@ from lamport_rs.turns import turn_of
 from ranks import Rank, ThreadRanks
 
 HELD_UP = 0.2
-"""Seconds that rank 0's thread which came first spends in its exchange: the other comes meanwhile."""
+"""Seconds that rank 0's thread which came first spends in its rendezvous: the other comes meanwhile."""
 PATIENCE = 20.0
 SIZES = 4096, 8192
 
 
 def create_from_two_threads(me: Rank, first: tuple[int, ...], create: Callable[..., Any]) -> list[str]:
-    """Two threads ask for workspaces of their own. On this rank number `first[rank]` is in its exchange first."""
+    """Two threads ask for workspaces of their own. On this rank number `first[rank]` is in its rendezvous first."""
     over_group, is_inside = all_gather_over(None), threading.Event()
     outcomes = [""] * 2
 
@@ -79,7 +79,7 @@ def test_threads_in_another_order_on_another_rank_are_refused_on_all(new_ranks, 
 
 
 def create_over_two_groups(me: Rank, first: tuple[int, ...], create: Callable[..., Any]) -> list[str]:
-    """Two threads, each with a group of its own. On this rank number `first[rank]` is in its exchange first."""
+    """Two threads, each with a group of its own. On this rank number `first[rank]` is in its rendezvous first."""
     groups = [dist.new_group(backend="gloo") for _ in SIZES]
     outcomes, is_inside = [""] * 2, threading.Event()
 
@@ -109,7 +109,7 @@ def test_threads_with_groups_of_their_own_do_not_wait_for_each_other(new_ranks, 
 
 
 def test_ranks_that_are_threads_may_share_one_callable():
-    """Whose turn it is goes by the rank, too: they have to be in the exchange together."""
+    """Whose turn it is goes by the rank, too: they have to be in the rendezvous together."""
     ranks, own = ThreadRanks(2, PATIENCE), threading.local()
 
     def all_gather(message: bytes) -> list[bytes]:
@@ -133,7 +133,7 @@ def test_a_turn_that_does_not_come_is_an_error_in_time_and_one_within_another_at
             outcomes.append("others")
 
     with turn_of(group, 0, 0.1):
-        with pytest.raises(LamportError, match="asks for an exchange over a group while the thread"):
+        with pytest.raises(LamportError, match="asks for a rendezvous over a group while the thread"):
             turn_of(group, 0, 100).__enter__()
         thread = threading.Thread(target=wait)
         thread.start()

@@ -1,4 +1,4 @@
-"""The exchange of handles: over any group, several at once, and what happens when ranks disagree."""
+"""The rendezvous: over any group, several at once, and what happens when ranks disagree."""
 
 import gc
 import os
@@ -40,7 +40,7 @@ def use_default_group(me: Rank) -> None:
             check_sum(workspace, 1)
 
 
-def test_the_default_group_and_the_group_itself_carry_the_exchange(ranks_of):
+def test_the_default_group_and_the_group_itself_carry_the_rendezvous(ranks_of):
     ranks_of(3).run(use_default_group)
 
 
@@ -95,7 +95,7 @@ def assert_works(me: Rank, group) -> None:
         check_sum(workspace, seed)
 
 
-def test_a_callable_carries_the_exchange_between_processes(ranks_of):
+def test_a_callable_carries_the_rendezvous_between_processes(ranks_of):
     ranks_of(3).run(use_callable_between_processes)
 
 
@@ -280,7 +280,7 @@ def create_and_look_for_tensors(me: Rank) -> None:
     assert all(reference() is not None for reference in given)
 
 
-def test_gloo_is_not_the_last_to_hold_the_tensors_of_an_exchange(ranks_of):
+def test_gloo_is_not_the_last_to_hold_the_tensors_of_a_rendezvous(ranks_of):
     """With torch 2.6, a group that is destroyed then can wait for its own thread without an end."""
     ranks_of(2).run(create_and_look_for_tensors)
 
@@ -312,7 +312,7 @@ def test_work_that_ends_just_when_a_look_at_it_does_is_no_failure():
 
 
 ROUNDS = 1
-"""What a construction takes of the group: to exchange handles. That all are mapped the ranks tell in their pages."""
+"""What a construction takes of the group: to bring the handles. That all are mapped the ranks tell in their pages."""
 
 
 def count_rounds(me: Rank) -> list[int]:
@@ -353,21 +353,22 @@ def test_messages_travel_without_numpy():
     subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_NUMPY], check=True, timeout=60)
 
 
-def wait_for_nobody(me: Rank) -> float:
+def wait_for_nobody(me: Rank, kind: type) -> float:
     if me.rank == 1:
         time.sleep(3)
         return 0.0
     started = time.monotonic()
     with pytest.raises(LamportError, match=r"waited 0.5 s for the other ranks of the process group"):
-        me.workspace(timeout=0.5)
+        kind(me.rank, me.world_size, 4096, me.group, device=me.device, timeout=0.5)
     took = time.monotonic() - started
     # gloo has the tensors still, and must not be the last to hold them.
     assert len(_recent) == 1
     return took
 
 
-def test_a_rank_whose_peers_do_not_create_a_workspace_waits_for_the_workspaces_timeout(new_ranks):
-    assert 0.5 <= new_ranks(2).run(wait_for_nobody)[0] < 2
+@pytest.mark.parametrize("kind", [LamportWorkspace, lamport_rs.IpcBuffer])
+def test_a_rank_whose_peers_do_not_create_a_workspace_waits_for_the_workspaces_timeout(new_ranks, kind):
+    assert 0.5 <= new_ranks(2).run(wait_for_nobody, kind)[0] < 2
 
 
 def be_interrupted_in_a_construction(me: Rank) -> float:
