@@ -33,9 +33,8 @@ def measure(rank: int, world_size: int, device: torch.device, mebibytes: int, sl
         calls, workspaces = {}, []
         for most in slots:
             size = lamport_rs.LamportWorkspace.compute_comm_size_for_all_reduce(most * MEBIBYTE, world_size)
-            workspaces.append(
-                lamport_rs.LamportWorkspace(rank, world_size, size, device=device, group=member.host_group)
-            )
+            made = lamport_rs.LamportWorkspace(rank, world_size, size, member.host_group, device=device)
+            workspaces.append(made)
             call = partial(lamport_rs.all_reduce, rows, made, total)
             torch.testing.assert_close(call(), expected, rtol=world_size * 2**-8, atol=world_size * 2**-7)
             calls[f"slots for {most} MiB"] = call
