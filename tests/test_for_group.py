@@ -50,7 +50,7 @@ def test_a_workspace_knows_its_group(ranks_of):
 def test_the_documented_sizes_are_those_of_the_package():
     text = (Path(__file__).parent.parent / "docs" / "memory.md").read_text()
     table = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
-    assert [int(row[0]) for row in table] == [2, 4, 8, 16]
+    assert [int(row[0]) for row in table] == [1, 2, 4, 8, 16]
     for world_size, *documented in [map(int, row) for row in table]:
         sizes = [
             LamportWorkspace.compute_comm_size_for_all_reduce(size, world_size) for size in (1 << 16, MIB, 8 * MIB)
@@ -59,7 +59,23 @@ def test_the_documented_sizes_are_those_of_the_package():
         assert [-(-3 * (slot + 64 * world_size) // (2 * MIB)) * 2 for slot in slots] == documented
 
 
-def test_what_is_no_torch_group_is_refused():
+@pytest.mark.parametrize("settings", [{}, {"RANK": "0", "WORLD_SIZE": "1"}])
+def test_a_process_without_a_group_is_a_group_of_one(settings, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with LamportWorkspace.for_group(device="cpu") as workspace:
+        assert (workspace.rank, workspace.world_size) == (0, 1)
+        check_same_bits(lamport_rs.all_reduce(X, workspace), X)
+        assert workspace.memory_bytes < 2 * MIB
+    with pytest.raises(LamportError, match="max_bytes is 0, but must be positive"):
+        LamportWorkspace.for_group(device="cpu", max_bytes=0)
+
+
+@pytest.mark.parametrize("variable", ["RANK", "WORLD_SIZE"])
+def test_what_is_no_torch_group_is_refused(variable, monkeypatch):
+    monkeypatch.setenv(variable, "2")
     with pytest.raises(LamportError, match=r"call torch\.distributed\.init_process_group\(\) first"):
         LamportWorkspace.for_group()
     with pytest.raises(LamportError, match="for_group takes a torch process group"):

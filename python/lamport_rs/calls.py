@@ -184,9 +184,10 @@ def _calls_of(
     options: tuple[str, ...],
 ) -> list[tuple[str, list[int], str, str, str, str, int, int]]:
     """What the core is asked about: a call for each dtype of the weights."""
-    operation, algorithm, *others = settings
+    operation, algorithm, quant_format, q_size, kv_size = settings
     for name in options:
         if name not in _OPTIONS.get(operation, options):
             raise TypeError(f"{operation} takes no {name}")
     names = [str(each).removeprefix("torch.") for each in (dtype, *weights)]
-    return [(operation, list(shape), names[0], weight, algorithm, *others) for weight in names[1:]]
+    sizes = list(shape)
+    return [(operation, sizes, names[0], weight, algorithm, quant_format, q_size, kv_size) for weight in names[1:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -37,6 +38,11 @@ def resolve_group(group: Group) -> dist.ProcessGroup | AllGather | None:
     if group is None and dist.is_available() and dist.is_initialized():
         return dist.group.WORLD
     return group
+
+
+def is_alone() -> bool:
+    """Whether the environment tells of no other ranks than this one."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" and os.environ.get("RANK", "0") == "0"
 
 
 def all_gather_over(

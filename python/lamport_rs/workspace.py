@@ -17,7 +17,7 @@ from lamport_rs.backends import Backend, resolve_backend
 from lamport_rs.calls import WorkspaceCalls, answers_of
 from lamport_rs.lifecycle import CLEANED_UP
 from lamport_rs.observation import logger, warn_of_unwatched_peers
-from lamport_rs.rendezvous import AllGather, Group, all_gather_over, resolve_group
+from lamport_rs.rendezvous import AllGather, Group, all_gather_over, is_alone, resolve_group
 from lamport_rs.sizing import default_comm_size
 from lamport_rs.timeouts import default_timeout, limit_of
 from lamport_rs.tracing import never_compiled
@@ -134,7 +134,8 @@ class LamportWorkspace(WorkspaceCalls):
         """Create the workspace of this rank in a torch process group, which knows the rest.
 
         Args:
-            group: A process group of any backend; None for torch's default group.
+            group: A process group of any backend; None for torch's default group. Without that, a process is a group
+                of one, unless `WORLD_SIZE` or `RANK` in the environment, as `torchrun` sets them, tell of others.
             max_bytes: Bytes of the largest tensor that is to run as one operation; larger ones run as several, as
                 sums on a GPU do from 16 MiB on, for which more slots are of no use. The
                 workspace takes some `3 * world_size * max_bytes` bytes. None: 8 MiB, or as much as the environment
@@ -150,10 +151,12 @@ class LamportWorkspace(WorkspaceCalls):
         resolved = resolve_group(group)
         if callable(resolved):
             raise LamportError("for_group takes a torch process group; pass an all_gather callable to LamportWorkspace")
-        all_gather = all_gather_over(resolved, device, limit_of(timeout))
+        all_gather = all_gather_over(resolved, device, limit_of(timeout), 1 if is_alone() else None)
         if resolved is None:
             all_gather(b"")  # Says what is missing.
-        rank, world_size = dist.get_rank(resolved), dist.get_world_size(resolved)
+            rank, world_size = 0, 1
+        else:
+            rank, world_size = dist.get_rank(resolved), dist.get_world_size(resolved)
         with turn_of(resolved, rank, limit_of(timeout)), refused_on_all_ranks(rank, world_size, all_gather):
             if max_bytes is None:
                 comm_size = default_comm_size(world_size)
