@@ -179,12 +179,16 @@ def test_the_table_tells_milliseconds_and_the_share_of_communication():
     ]
     lines = tables(rows, "GPUs", 200).splitlines()
     assert lines[0] == (
-        "decode_step, bfloat16, 2 GPUs, 32 layers of 4096: median ms per step (least-most), communication's share"
+        "decode_step, bfloat16, 2 GPUs, 32 layers of 4096: median ms per step (least-most), "
+        "tokens/s, communication's share"
     )
     assert lines[2].split() == ["batch", "no_communication", "lamport_rs", "nccl"]
     assert [line.split() for line in lines[3:5]] == [
-        ["1", "3.90", "(3.90-4.00)", "4.00", "(4.00-4.10),", "2.5%", "5.00**", "(5.00-5.10),", "22.0%"],
-        ["8", "-", "4.00", "(4.00-4.10)", "5.00**", "(5.00-5.10)"],
+        [
+            *("1", "3.90", "(3.90-4.00),", "256/s", "4.00", "(4.00-4.10),", "250/s,", "2.5%"),
+            *("5.00**", "(5.00-5.10),", "200/s,", "22.0%"),
+        ],
+        ["8", "-", "4.00", "(4.00-4.10),", "2000/s", "5.00**", "(5.00-5.10),", "1600/s"],
     ]
     text = tables([row for row in rows if row.tokens == 8], "GPUs", 200)
     assert "best other" not in text
@@ -220,7 +224,10 @@ def test_the_figure_has_the_time_and_the_share_of_communication_over_every_bar_a
     assert four.get_title("left") == "4 GPUs, bfloat16, 32 layers of 4096"
     for axes in (two, four):
         assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "8"]
-        assert texts_of(axes) == 2 * ["3.90", "4.00\n2.5%", "4.20\n7.1%", "5.00\n22.0%"]
+        assert texts_of(axes) == [
+            *("3.90", "250/s", "4.00\n2.5%", "238/s", "4.20\n7.1%", "200/s", "5.00\n22.0%"),
+            *("3.90", "2000/s", "4.00\n2.5%", "1905/s", "4.20\n7.1%", "1600/s", "5.00\n22.0%"),
+        ]
         assert [bar.get_height() for bar in axes.patches] == 2 * [3.9, 4.0, 4.2, 5.0]
         floor, *bars = axes.patches[:4]
         assert floor.get_zorder() > max(bar.get_zorder() for bar in bars)
@@ -255,7 +262,7 @@ def test_what_is_written_in_the_figure_of_a_step_does_not_touch(medians, batches
 def test_the_share_is_neither_written_nor_coloured_where_the_floor_is_missing():
     pytest.importorskip("matplotlib")
     (axes,) = panels_of(record_of({"lamport_rs": 4000.0, "nccl": 5000.0}, (1,)))
-    assert texts_of(axes) == ["4.00", "5.00"]
+    assert texts_of(axes) == ["250/s", "4.00", "200/s", "5.00"]
     assert [bar.get_facecolor()[3] for bar in axes.patches] == [0, 0]
 
 
