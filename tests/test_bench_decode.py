@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from itertools import combinations
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from lamport_rs import __main__
+from lamport_rs.command_line.bench import record as record_module
 from lamport_rs.command_line.bench.arguments import STEPS
 from lamport_rs.command_line.bench.cases import cases_of, decode_case, message_bytes
 from lamport_rs.command_line.bench.decode_step import DecodeStep
@@ -25,11 +27,12 @@ from lamport_rs.command_line.bench.decoder import (
 from lamport_rs.command_line.bench.findings import Findings, Missing
 from lamport_rs.command_line.bench.implementations import by_torch
 from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
+from lamport_rs.command_line.bench.nccl import NEWEST
 from lamport_rs.command_line.bench.options import Options
 from lamport_rs.command_line.bench.plot_steps import step_figure
 from lamport_rs.command_line.bench.problems import Expected
-from lamport_rs.command_line.bench.record import Record, Row, write
-from lamport_rs.command_line.bench.report import tables
+from lamport_rs.command_line.bench.record import Record, Row, describe_run, read, write
+from lamport_rs.command_line.bench.report import tables, tokens_per_second
 from lamport_rs.command_line.timing import Latency
 from ranks import Rank, errors_of
 
@@ -165,6 +168,32 @@ def test_a_model_that_ranks_cannot_share_is_left_out_with_the_reason(ranks_of, t
     assert found.missing == [
         Missing("decode_step", 3, "the model's 16 heads cannot be shared out among 3 ranks", "2 x 256")
     ]
+
+
+def test_the_documented_tokens_per_second_are_those_of_the_records():
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "performance.md").read_text()
+    lines = page.partition("| tokens per second of the whole batch, of |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(lines) == 8
+    records = [read(path) for path in sorted((root / "benchmarks" / "results" / "decode_step").glob("*.json"))]
+    for line in lines:
+        label, *documented = (cell.strip() for cell in line.strip("|").split("|"))
+        gpus, model, name = re.fullmatch(r"(\d) (\w+), (\S+)(?: [\d.]+)?", label).groups()
+        record = [each for each in records if each.gpus == int(gpus) and model in each.gpu][-1]
+        impl = {"lamport-rs": "lamport_rs", "NCCL": "nccl"}[name]
+        steps = {row.tokens: row for row in record.rows if row.impl == impl}
+        assert [f"{tokens_per_second(steps[batch]):.0f}" for batch in (1, 8, 32, 128)] == documented, label
+        assert record.newest_nccl == NEWEST
+        assert name == "lamport-rs" or label.endswith(f"NCCL {record.nccl}")
+
+
+def test_a_record_made_on_gpus_names_the_newest_nccl(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    for name in ("nccl_version", "link_bandwidth"):
+        monkeypatch.setattr(record_module, name, lambda: None)
+    rows = record_of(MEDIANS, (1,)).rows
+    assert describe_run(rows, "", "cuda").newest_nccl == NEWEST
+    assert describe_run(rows, "", "host").newest_nccl is None
 
 
 def test_the_table_tells_milliseconds_and_the_share_of_communication():

@@ -89,8 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=TIMINGS,
         metavar="HOW",
-        help=f"some of {', '.join(TIMINGS)}: what stands between two operations (default: {' and '.join(DEFAULT_TIMINGS)}; "
-        f"on the host {BACK_TO_BACK})",
+        help=f"some of {', '.join(TIMINGS)}: what stands between two operations "
+        f"(default: {' and '.join(DEFAULT_TIMINGS)}; on the host {BACK_TO_BACK})",
     )
     choice.add_argument(
         "--replays",
