@@ -546,7 +546,7 @@ def test_where_no_log_is_configured_that_sums_are_not_ours_is_printed_and_faults
     variables = {**os.environ, "LAMPORT_RS_MAX_MEMORY": "abc", "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(line, env=variables, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout == "[2.0, 2.0, 2.0]\n" * 2
+    assert finished.stdout.count("[2.0, 2.0, 2.0]") == 2
     told = [line for line in finished.stderr.splitlines() if "lamport" in line.lower() or "gloo" in line]
     assert len(told) == 1
     assert "NCCL or gloo does all sums on cpu: LAMPORT_RS_MAX_MEMORY is 'abc'" in told[0]
