@@ -150,6 +150,22 @@ def test_the_kernel_between_may_be_a_small_norm_or_a_product_that_empties_the_ca
     assert kernel_between(BACK_TO_BACK, like) is None
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("timing", TIMINGS[1:])
+def test_every_kernel_between_can_be_captured(timing):
+    like = torch.ones(4, 64, device="cuda", dtype=torch.bfloat16)
+    between = kernel_between(timing, like)
+    expected = between.alone().clone()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(3):
+            out = between.after(like)
+    out.zero_()
+    graph.replay()
+    assert out.equal(expected)
+
+
 def test_without_the_kernels_own_time_nothing_with_it_is_told(monkeypatch):
     found, tried = time_calls(monkeypatch, (KERNEL_BETWEEN,), refused="nothing but the kernel")
     assert found == []
