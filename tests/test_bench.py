@@ -65,7 +65,7 @@ def host_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
 def test_the_record_has_every_measurement_in_the_documented_form(host_run):
     (path,) = host_run[0].glob("*-cpu-x2.json")
     run = json.loads(path.read_text())
-    assert list(run) == [*KEYS, "link_gb_per_s", "interrupted", "peers", "rows"]
+    assert list(run) == [*KEYS, "link_gb_per_s", "interrupted", "newest_nccl", "peers", "rows"]
     assert (run["schema"], run["gpu"], run["gpus"], run["nccl"], run["interrupted"]) == (1, None, 0, None, False)
     found = {(row["op"], row["impl"], row["dtype"], row.get("bytes"), row.get("tokens"))
              for row in run["rows"] if not row["op"].startswith("moe_")}  # fmt: skip

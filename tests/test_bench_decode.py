@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from itertools import combinations
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from lamport_rs import __main__
+from lamport_rs.command_line.bench import record as record_module
 from lamport_rs.command_line.bench.arguments import STEPS
 from lamport_rs.command_line.bench.cases import cases_of, decode_case, message_bytes
 from lamport_rs.command_line.bench.decode_step import DecodeStep
@@ -25,11 +27,12 @@ from lamport_rs.command_line.bench.decoder import (
 from lamport_rs.command_line.bench.findings import Findings, Missing
 from lamport_rs.command_line.bench.implementations import by_torch
 from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
+from lamport_rs.command_line.bench.nccl import NEWEST
 from lamport_rs.command_line.bench.options import Options
 from lamport_rs.command_line.bench.plot_steps import step_figure
 from lamport_rs.command_line.bench.problems import Expected
-from lamport_rs.command_line.bench.record import Record, Row, read, write
-from lamport_rs.command_line.bench.report import tables
+from lamport_rs.command_line.bench.record import Record, Row, describe_run, read, write
+from lamport_rs.command_line.bench.report import tables, tokens_per_second
 from lamport_rs.command_line.timing import Latency
 from ranks import Rank, errors_of
 
@@ -167,6 +170,32 @@ def test_a_model_that_ranks_cannot_share_is_left_out_with_the_reason(ranks_of, t
     ]
 
 
+def test_the_documented_tokens_per_second_are_those_of_the_records():
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "performance.md").read_text()
+    lines = page.partition("| tokens per second of the whole batch, of |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(lines) == 8
+    records = [read(path) for path in sorted((root / "benchmarks" / "results" / "decode_step").glob("*.json"))]
+    for line in lines:
+        label, *documented = (cell.strip() for cell in line.strip("|").split("|"))
+        gpus, model, name = re.fullmatch(r"(\d) (\w+), (\S+)(?: [\d.]+)?", label).groups()
+        record = [each for each in records if each.gpus == int(gpus) and model in each.gpu][-1]
+        impl = {"lamport-rs": "lamport_rs", "NCCL": "nccl"}[name]
+        steps = {row.tokens: row for row in record.rows if row.impl == impl}
+        assert [f"{tokens_per_second(steps[batch]):.0f}" for batch in (1, 8, 32, 128)] == documented, label
+        assert record.newest_nccl == NEWEST
+        assert name == "lamport-rs" or label.endswith(f"NCCL {record.nccl}")
+
+
+def test_a_record_made_on_gpus_names_the_newest_nccl(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    for name in ("nccl_version", "link_bandwidth"):
+        monkeypatch.setattr(record_module, name, lambda: None)
+    rows = record_of(MEDIANS, (1,)).rows
+    assert describe_run(rows, "", "cuda").newest_nccl == NEWEST
+    assert describe_run(rows, "", "host").newest_nccl is None
+
+
 def test_the_table_tells_milliseconds_and_the_share_of_communication():
     medians = {"lamport_rs": 4000.0, "nccl": 5000.0, "no_communication": 3900.0}
     rows = [
@@ -179,12 +208,16 @@ def test_the_table_tells_milliseconds_and_the_share_of_communication():
     ]
     lines = tables(rows, "GPUs", 200).splitlines()
     assert lines[0] == (
-        "decode_step, bfloat16, 2 GPUs, 32 layers of 4096: median ms per step (least-most), communication's share"
+        "decode_step, bfloat16, 2 GPUs, 32 layers of 4096: median ms per step (least-most), "
+        "tokens/s, communication's share"
     )
     assert lines[2].split() == ["batch", "no_communication", "lamport_rs", "nccl"]
     assert [line.split() for line in lines[3:5]] == [
-        ["1", "3.90", "(3.90-4.00)", "4.00", "(4.00-4.10),", "2.5%", "5.00**", "(5.00-5.10),", "22.0%"],
-        ["8", "-", "4.00", "(4.00-4.10)", "5.00**", "(5.00-5.10)"],
+        [
+            *("1", "3.90", "(3.90-4.00),", "256/s", "4.00", "(4.00-4.10),", "250/s,", "2.5%"),
+            *("5.00**", "(5.00-5.10),", "200/s,", "22.0%"),
+        ],
+        ["8", "-", "4.00", "(4.00-4.10),", "2000/s", "5.00**", "(5.00-5.10),", "1600/s"],
     ]
     text = tables([row for row in rows if row.tokens == 8], "GPUs", 200)
     assert "best other" not in text
@@ -220,7 +253,10 @@ def test_the_figure_has_the_time_and_the_share_of_communication_over_every_bar_a
     assert four.get_title("left") == "4 GPUs, bfloat16, 32 layers of 4096"
     for axes in (two, four):
         assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "8"]
-        assert texts_of(axes) == 2 * ["3.90", "4.00\n2.5%", "4.20\n7.1%", "5.00\n22.0%"]
+        assert texts_of(axes) == [
+            *("3.90", "250/s", "4.00\n2.5%", "238/s", "4.20\n7.1%", "200/s", "5.00\n22.0%"),
+            *("3.90", "2000/s", "4.00\n2.5%", "1905/s", "4.20\n7.1%", "1600/s", "5.00\n22.0%"),
+        ]
         assert [bar.get_height() for bar in axes.patches] == 2 * [3.9, 4.0, 4.2, 5.0]
         floor, *bars = axes.patches[:4]
         assert floor.get_zorder() > max(bar.get_zorder() for bar in bars)
@@ -255,7 +291,7 @@ def test_what_is_written_in_the_figure_of_a_step_does_not_touch(medians, batches
 def test_the_share_is_neither_written_nor_coloured_where_the_floor_is_missing():
     pytest.importorskip("matplotlib")
     (axes,) = panels_of(record_of({"lamport_rs": 4000.0, "nccl": 5000.0}, (1,)))
-    assert texts_of(axes) == ["4.00", "5.00"]
+    assert texts_of(axes) == ["250/s", "4.00", "200/s", "5.00"]
     assert [bar.get_facecolor()[3] for bar in axes.patches] == [0, 0]
 
 

@@ -14,7 +14,7 @@ import peer_nccl
 import peer_wheels
 import pytest
 import record
-from lamport_rs.command_line.bench import peers
+from lamport_rs.command_line.bench import nccl, peers
 from lamport_rs.command_line.bench.implementations import sglang
 
 FOLDER = Path(peer_kernels.__file__).parent
@@ -27,6 +27,7 @@ def toolchain(architecture: str = "90a") -> peer_kernels.Toolchain:
 def test_the_releases_are_those_that_the_benchmark_calls():
     built = {(wheel.package, wheel.release) for wheel in (peer_wheels.SGLANG, peer_wheels.FLASHINFER)}
     assert built == {peers.SGLANG, peers.FLASHINFER}
+    assert peer_wheels.NCCL.release == nccl.NEWEST
 
 
 def test_the_libraries_are_those_that_the_benchmark_looks_for():

@@ -11,9 +11,18 @@ import pytest
 import torch
 from lamport_rs.command_line import replay
 from lamport_rs.command_line.bench import graphs, measure, options
-from lamport_rs.command_line.bench.arguments import BACK_TO_BACK, KERNEL_BETWEEN, TIMINGS, add_arguments
+from lamport_rs.command_line.bench.arguments import (
+    BACK_TO_BACK,
+    DEFAULT_TIMINGS,
+    KERNEL_BETWEEN,
+    NORM_BETWEEN,
+    PRODUCT_BETWEEN,
+    TIMINGS,
+    add_arguments,
+)
+from lamport_rs.command_line.bench.between import Between, NormBetween, ProductBetween
 from lamport_rs.command_line.bench.cases import Case, all_reduce_case, decode_case
-from lamport_rs.command_line.bench.graphs import Between, GraphTimer, Timed
+from lamport_rs.command_line.bench.graphs import GraphTimer, Timed, kernel_between
 from lamport_rs.command_line.bench.implementations import Call
 from lamport_rs.command_line.bench.implementations.own import Lamport, LamportTwoShot
 from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
@@ -44,8 +53,18 @@ class Graph(replay.Replay):
 class Taking(Between):
     """A kernel that takes `KERNEL_US`."""
 
+    us = KERNEL_US
+
     def after(self, result: torch.Tensor) -> None:
-        LOG.append(KERNEL_US)
+        LOG.append(self.us)
+
+
+class TakingTwice(Taking):
+    us = 2 * KERNEL_US
+
+
+class TakingLong(Taking):
+    us = 30.0
 
 
 def measured(graphs_in_turn, align, replays) -> list[Latency]:
@@ -73,7 +92,8 @@ CALLS = ((Lamport, taking(2.0)), (LamportTwoShot, taking(3.0, in_place=True)))
 
 def time_calls(monkeypatch, timings, refused: str | None = None, case: Case = CASE) -> tuple[list[Timed], list[str]]:
     """What `GraphTimer` finds of calls that take 2 and 3 us, and what it tried to capture."""
-    for name, made_up in {"Replay": Graph, "measure_replays": measured, "Between": Taking}.items():
+    kernels = {"Between": Taking, "NormBetween": TakingTwice, "ProductBetween": TakingLong}
+    for name, made_up in {"Replay": Graph, "measure_replays": measured, **kernels}.items():
         monkeypatch.setattr(graphs, name, made_up)
     tried = []
 
@@ -102,27 +122,58 @@ def test_the_kernel_between_reads_all_of_a_result(dtype):
 def test_the_kernel_between_is_measured_by_itself_and_taken_off(monkeypatch):
     found, _ = time_calls(monkeypatch, TIMINGS)
     own, two_shot = Latency(2.0, 1.75, 2.25), Latency(3.0, 2.75, 3.25)
+    assert TIMINGS == (BACK_TO_BACK, KERNEL_BETWEEN, NORM_BETWEEN, PRODUCT_BETWEEN)
     assert latencies(found) == {
-        ("lamport_rs", BACK_TO_BACK): own,
-        ("lamport_rs_two_shot", BACK_TO_BACK): two_shot,
-        ("lamport_rs", KERNEL_BETWEEN): own,
-        ("lamport_rs_two_shot", KERNEL_BETWEEN): two_shot,
+        (name, timing): latency
+        for timing in TIMINGS
+        for name, latency in (("lamport_rs", own), ("lamport_rs_two_shot", two_shot))
     }
     monkeypatch.setattr(graphs.Latency, "less", lambda self, _: self)
-    found, _ = time_calls(monkeypatch, (KERNEL_BETWEEN,))
-    assert [each.latency.median_us for each in found] == [2.0 + KERNEL_US, 3.0 + KERNEL_US], (
-        "there is no kernel between"
-    )
+    for timing, us in {KERNEL_BETWEEN: KERNEL_US, NORM_BETWEEN: 2 * KERNEL_US, PRODUCT_BETWEEN: 30.0}.items():
+        found, _ = time_calls(monkeypatch, (timing,))
+        assert [each.latency.median_us for each in found] == [2.0 + us, 3.0 + us], "there is no kernel between"
+
+
+def test_the_kernel_between_may_be_a_small_norm_or_a_product_that_empties_the_caches(monkeypatch):
+    like = torch.zeros(4)
+    norm = kernel_between(NORM_BETWEEN, like)
+    assert isinstance(norm, NormBetween)
+    out = norm.after(like)
+    assert out.shape == (8, 4096)
+    assert (out == 1).all()
+    product = kernel_between(PRODUCT_BETWEEN, like)
+    assert isinstance(product, ProductBetween)
+    assert product._left.nbytes + product._right.nbytes + product._out.nbytes > 130e6
+    monkeypatch.setattr(product, "_right", product._right[:, :16])
+    monkeypatch.setattr(product, "_out", product._out[:, :16].contiguous())
+    assert (product.alone() == 8192).all()
+    assert kernel_between(BACK_TO_BACK, like) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("timing", TIMINGS[1:])
+def test_every_kernel_between_can_be_captured(timing):
+    like = torch.ones(4, 64, device="cuda", dtype=torch.bfloat16)
+    between = kernel_between(timing, like)
+    expected = between.alone().clone()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(3):
+            out = between.after(like)
+    out.zero_()
+    graph.replay()
+    assert out.equal(expected)
 
 
 def test_without_the_kernels_own_time_nothing_with_it_is_told(monkeypatch):
-    found, tried = time_calls(monkeypatch, (KERNEL_BETWEEN,), refused="nothing but the kernel between")
+    found, tried = time_calls(monkeypatch, (KERNEL_BETWEEN,), refused="nothing but the kernel")
     assert found == []
-    assert tried == ["all_reduce with nothing but the kernel between, in a CUDA graph"]
+    assert tried == ["all_reduce with nothing but the kernel of kernel_between, in a CUDA graph"]
 
 
 def test_what_cannot_be_captured_one_way_is_measured_the_other(monkeypatch):
-    found, _ = time_calls(monkeypatch, TIMINGS, refused="by lamport_rs, back_to_back")
+    found, _ = time_calls(monkeypatch, DEFAULT_TIMINGS, refused="by lamport_rs, back_to_back")
     assert list(latencies(found)) == [
         ("lamport_rs_two_shot", BACK_TO_BACK),
         ("lamport_rs", KERNEL_BETWEEN),
@@ -190,9 +241,10 @@ def options_on(backend: str, monkeypatch, *arguments: str):
 
 
 def test_both_ways_are_the_default_on_gpus_and_one_on_the_host(monkeypatch):
-    assert options_on("cuda", monkeypatch).timings == TIMINGS
+    assert options_on("cuda", monkeypatch).timings == DEFAULT_TIMINGS
     assert options_on("cuda", monkeypatch, "--timing", KERNEL_BETWEEN).timings == (KERNEL_BETWEEN,)
     assert options_on("cuda", monkeypatch, "--timing", *reversed(TIMINGS)).timings == TIMINGS
+    assert options_on("cuda", monkeypatch, "--timing", NORM_BETWEEN).timings == (NORM_BETWEEN,)
     assert options_on("host", monkeypatch).timings == (BACK_TO_BACK,)
 
 
@@ -204,7 +256,7 @@ def test_a_step_is_timed_one_way(monkeypatch):
 
 def both_ways() -> Record:
     """All-reduces of which those with a kernel between take two microseconds more."""
-    more = {BACK_TO_BACK: 0.0, KERNEL_BETWEEN: 2.0}
+    more = {BACK_TO_BACK: 0.0, KERNEL_BETWEEN: 2.0, NORM_BETWEEN: 3.0, PRODUCT_BETWEEN: 4.0}
     rows = tuple(
         Row.of(all_reduce_case(size, torch.bfloat16), impl, 2, Latency(*[us + more[timing]] * 3), timing)
         for size in (512, 8192)
@@ -217,15 +269,15 @@ def both_ways() -> Record:
 def test_each_way_has_rows_and_a_table_of_its_own(tmp_path):
     record = both_ways()
     path = write(record, tmp_path)
-    assert [row["timing"] for row in json.loads(path.read_text())["rows"]] == 2 * [
-        *2 * [BACK_TO_BACK],
-        *2 * [KERNEL_BETWEEN],
-    ]
+    expected = 2 * [timing for timing in TIMINGS for _ in range(2)]
+    assert [row["timing"] for row in json.loads(path.read_text())["rows"]] == expected
     assert read(path) == record
-    first, second = tables(record.rows, "GPUs", 200).split("\n\nall_reduce")
+    first, second, third, fourth = tables(record.rows, "GPUs", 200).split("\n\nall_reduce")
     assert first.startswith("all_reduce, bfloat16, 2 GPUs, back to back: median latency")
     assert second.startswith(", bfloat16, 2 GPUs, another kernel between, its own time taken off: median latency")
-    assert ("9.00" in first, "5.00" in second) == (True, True)
+    assert third.startswith(", bfloat16, 2 GPUs, a small norm between, its own time taken off: median latency")
+    assert fourth.startswith(", bfloat16, 2 GPUs, a product between that empties the caches, its own time taken off: ")
+    assert ("9.00" in first, "5.00" in second, "4.20" in third, "3.67" in fourth) == (True, True, True, True)
     assert "20.00" not in first
 
 

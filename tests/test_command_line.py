@@ -215,13 +215,16 @@ def test_a_doctor_that_is_ended_is_quiet_and_leaves_no_process(number):
     # argparse does not tell.
     [(["demo", "--backend", "host"], BROKEN_PIPE), (["bench", "--backend", "host"], BROKEN_PIPE), (["--help"], 0)],
 )
-def test_a_reader_that_goes_ends_the_command_quietly(arguments, status, tmp_path):
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_reader_that_goes_ends_the_command_quietly(arguments, status, lines, tmp_path):
     given = (
         ["--record", str(tmp_path), "--sizes", "512", "1Ki", "2Ki", "--replays", "1"] if "bench" in arguments else []
     )
     process = subprocess.Popen(
         [*COMMAND, *arguments, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    for _ in range(lines):
+        process.stdout.readline()
     process.stdout.close()
     errors = process.stderr.read()
     assert process.wait(60) == status
@@ -231,6 +234,23 @@ def test_a_reader_that_goes_ends_the_command_quietly(arguments, status, tmp_path
     if "bench" in arguments:
         # What was measured is not lost with the reader.
         assert len(list(tmp_path.glob("*-cpu-x2.json"))) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["doctor", "--help"], ["bench", "--draw", "none"]])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_outputs_that_are_closed_are_written_to_by_nobody(arguments, closed):
+    line = f'exec "$@" {closed}'
+    finished = subprocess.run(["sh", "-c", line, "sh", *COMMAND, *arguments], capture_output=True, text=True)
+    assert finished.returncode == (1 if "--draw" in arguments else 0)
+    assert "Error" not in finished.stderr
+    assert closed != "2>&-" or "--draw" in arguments or finished.stdout
+
+
+@pytest.mark.long
+def test_ranks_write_nowhere_if_the_output_is_closed():
+    finished = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "demo", "--backend", "host"], stderr=-1)
+    assert finished.returncode == 0
+    assert b"Error" not in finished.stderr
 
 
 @pytest.mark.long

@@ -1,13 +1,17 @@
 """Ranks of the command line: how they end."""
 
 import atexit
+import os
+import sys
 import time
 from typing import NoReturn
 
+import lamport_rs
 import pytest
 import torch
 import torch.distributed as dist
 from lamport_rs import LamportError
+from lamport_rs.command_line import demo
 from lamport_rs.command_line.launch import launch
 
 LONGER_THAN_ALLOWED = 120
@@ -32,6 +36,26 @@ def fail_on_rank_1(rank: int, _world_size: int, _device: torch.device) -> None:
 
 def fail() -> NoReturn:
     raise ValueError("all is lost")
+
+
+def write_to_nobody(rank: int, world_size: int, device: torch.device) -> None:
+    """Rank 0 writes, and would take long to clean up; the other waits for it."""
+    with lamport_rs.LamportWorkspace(rank, world_size, 4096, device=device) as workspace:
+        if rank == 0:
+            reading, writing = os.pipe()
+            os.close(reading)
+            os.dup2(writing, sys.stdout.fileno())
+            try:
+                demo._say("a line")
+            finally:
+                workspace.cleanup()
+                time.sleep(LONGER_THAN_ALLOWED)
+        lamport_rs.all_reduce(torch.ones(4, device=device), workspace)
+
+
+def test_a_rank_that_writes_to_nobody_ends_before_others_fail_because_of_it():
+    with pytest.raises(BrokenPipeError):
+        launch(write_to_nobody, 2, "host", time_limit=TIME_LIMIT)
 
 
 @pytest.mark.long

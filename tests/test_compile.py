@@ -156,3 +156,42 @@ def test_shapes_are_known_without_running(columns):
         assert output.shape == shape
         assert output.dtype == torch.bfloat16
         assert output.is_contiguous()
+
+
+def ask_within(me: Rank, dynamic: bool | None) -> None:
+    """Whether a call will be served is a constant of the graph, which serves more than one number of rows."""
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    workspace, weight = me.workspace(4096), torch.ones(32)
+
+    def ask_for_sum(x: torch.Tensor) -> torch.Tensor:
+        return lamport_rs.all_reduce(x, workspace) if workspace.supports(x, algorithm="auto") else x
+
+    def ask_for_norm(x: torch.Tensor) -> torch.Tensor:
+        options = {"residual": None, "weight": weight[: x.shape[-1]], "eps": EPS}
+        if workspace.supports(x, "all_reduce_rms_norm", **options):
+            return lamport_rs.all_reduce_rms_norm(x, workspace=workspace, **options)[0]
+        return x
+
+    for function in (ask_for_sum, ask_for_norm):
+        graphs.clear()
+        compiled = torch.compile(function, fullgraph=True, backend=count, dynamic=dynamic)
+        for rows in (40, 41, 300, 77, 1000):
+            x = random_tensor((rows, 32), torch.float32, me.rank)
+            check_same_bits(compiled(x), function(x), f"{function.__name__}, {rows} rows")
+        assert len(graphs) == (1 if dynamic else 2), function.__name__
+        for refused in (torch.ones(8, 32).double(), torch.ones(8, 12, dtype=torch.int32)):
+            assert compiled(refused) is refused
+    assert compiled(odd := torch.ones(8, 12)) is odd, "a row is no whole number of vectors"
+    compiled = torch.compile(lambda x: x * workspace.memory_bytes, fullgraph=True, backend="eager")
+    assert compiled(torch.ones(())) == workspace.memory_bytes
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_workspace_is_asked_within_one_graph(ranks_of, dynamic):
+    ranks_of(2).run(ask_within, dynamic)

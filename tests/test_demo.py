@@ -54,6 +54,16 @@ def test_the_demo_says_how_many_gpus_it_takes(ranks, gpus, monkeypatch):
         demo.run(ranks, "cuda")
 
 
+def test_the_first_lines_fit_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(demo, "launch", lambda *arguments: None)
+    demo.run(16, "host")
+    said = capsys.readouterr()
+    assert said.out.replace("\n", " ").endswith(": 16 processes over shared memory ")
+    assert said.err.startswith("warning: ")
+    assert max(map(len, (said.out + said.err).splitlines())) <= 30
+
+
 @pytest.mark.gpu(2)
 @pytest.mark.own_gpus
 def test_the_demo_on_gpus_compares_the_minimax_operation_with_nccl():

@@ -92,6 +92,15 @@ def test_people_read_the_same_in_a_narrow_terminal():
     assert finished.stderr == ""
 
 
+@pytest.mark.parametrize("healthy", [True, False])
+def test_no_line_is_wider_than_a_narrow_terminal(healthy):
+    findings = [] if healthy else [Finding("ranks", "error", "there is no GPU for each of them", "take fewer ranks")]
+    text = run.as_text(Report(backend="host", ranks=2, findings=findings), 30)
+    assert max(map(len, text.splitlines())) <= 30
+    verdict = "everything works" if healthy else "something is wrong"
+    assert text.replace("\n", " ").endswith(f"{verdict}; errors: {int(not healthy)}, warnings: 0")
+
+
 def test_a_torch_that_cannot_be_imported_is_an_error_in_words(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: no such file')")
     finished = run_doctor("--json", env={**os.environ, "PYTHONPATH": str(tmp_path)})
@@ -340,9 +349,18 @@ def test_shared_memory_that_is_forbidden_is_an_obstacle(monkeypatch):
 def test_gpus_that_are_not_there_are_refused(monkeypatch, capsys):
     if gpus.gpus_here():
         pytest.skip("there are GPUs here")
-    monkeypatch.setattr(sys, "argv", ["lamport-rs", "doctor", "--backend", "cuda"])
-    assert __main__.main() == 1
-    assert "a rank takes a GPU of its own, a group takes two, and 0 can be used" in capsys.readouterr().err
+    for options in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["lamport-rs", "doctor", "--backend", "cuda", *options])
+        assert __main__.main() == 1
+        said = capsys.readouterr()
+        assert said.err == ""
+        assert "a rank takes a GPU of its own, a group takes two, and 0 can be used" in said.out
+    report = json.loads(said.out)
+    assert (report["healthy"], report["backend"], report["ranks"]) == (False, "cuda", None)
+    (finding,) = (each for each in report["findings"] if each["status"] == "error")
+    assert finding["check"] == "ranks"
+    assert "--backend host" in finding["remedy"]
+    assert report["memory"]["memfd_create"], "the machine is examined all the same"
 
 
 @pytest.mark.parametrize(

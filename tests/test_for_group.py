@@ -50,7 +50,7 @@ def test_a_workspace_knows_its_group(ranks_of):
 def test_the_documented_sizes_are_those_of_the_package():
     text = (Path(__file__).parent.parent / "docs" / "memory.md").read_text()
     table = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
-    assert [int(row[0]) for row in table] == [2, 4, 8, 16]
+    assert [int(row[0]) for row in table] == [1, 2, 4, 8, 16]
     for world_size, *documented in [map(int, row) for row in table]:
         sizes = [
             LamportWorkspace.compute_comm_size_for_all_reduce(size, world_size) for size in (1 << 16, MIB, 8 * MIB)
@@ -233,9 +233,39 @@ def test_questions_without_an_answer_are_errors():
         workspace.supports(X, "all_sum")
     with pytest.raises(LamportError, match='algorithm is "best"'):
         workspace.supports(X, algorithm="best")
+    for value, kind in ((None, "NoneType"), ([1.0], "list"), (3, "int")):
+        for ask in (workspace.supports, workspace.prepare):
+            with pytest.raises(LamportError, match=rf"input must be a torch\.Tensor, not {kind}"):
+                ask(value)
+    for ask in (workspace.supports, workspace.prepare):
+        for option in ("epsilon", "eps", "input", "workspace"):
+            with pytest.raises(TypeError, match=f"{'multiple values' if option == 'input' else f'takes no {option}'}"):
+                ask(X, **{option: 1})
     workspace.cleanup()
-    with pytest.raises(LamportError, match="cleaned up"):
-        workspace.supports(X)
+    for ask in (lambda: workspace.supports(X), lambda: workspace.memory_bytes):
+        with pytest.raises(LamportError, match="cleaned up"):
+            ask()
+
+
+ROWS, WEIGHT, INDEX = X.half(), torch.ones(64).half(), torch.zeros(6, 2, dtype=torch.int32)
+KEYWORDS: list[tuple[str, dict[str, Any], bool]] = [
+    ("all_reduce", {"out": ROWS, "algorithm": "one_shot"}, True),
+    ("all_reduce_rms_norm", {"residual": None, "weight": WEIGHT, "eps": 1e-6, "weight_bias": 1.0, "out": ROWS}, True),
+    ("all_reduce_rms_norm", {"residual": ROWS, "weight": WEIGHT.float(), "residual_out": ROWS}, True),
+    ("all_reduce_rms_norm", {"residual": ROWS, "weight": WEIGHT.bfloat16()}, False),
+    ("all_reduce_quant", {"quant_format": "fp8_token", "scale": None, "with_sum": True}, True),
+    ("minimax_allreduce_rms", {"norm_weight": WEIGHT, "rank": 0, "nranks": 1, "eps": 1e-6}, True),
+    ("minimax_allreduce_rms", {"norm_weight": WEIGHT.double(), "rank": 0, "nranks": 1, "eps": 1e-6}, False),
+    ("moe_finalize_all_reduce", {"row_index": INDEX, "expert_weights": WEIGHT, "shared_rows": None}, True),
+]
+
+
+@pytest.mark.parametrize(("operation", "options", "expected"), KEYWORDS)
+def test_the_keywords_of_a_call_are_taken_as_they_are(operation, options, expected):
+    workspace = ThreadRanks(1).member(0).workspace(4096)
+    assert workspace.supports(ROWS, operation, **options) is expected
+    with contextlib.nullcontext() if expected else pytest.raises(LamportError):
+        workspace.prepare(ROWS, operation, **options)
 
 
 def fail_and_log(me: Rank) -> None:

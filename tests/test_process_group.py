@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -520,6 +521,35 @@ def test_a_group_on_two_hosts_sums_with_gloo_and_says_so_once(ranks_of, backend)
     assert len(texts[0]) == 1
     assert "one host" in texts[0][0]
     assert texts[1] == []
+
+
+UNCONFIGURED = """
+import lamport_rs, torch, torch.distributed as dist
+dist.init_process_group("lamport")
+x = torch.ones(3)
+dist.all_reduce(x)
+alone = lamport_rs.LamportWorkspace(0, 1, 4096, lambda message: [message], device="cpu")
+alone.abort("over")
+try:
+    lamport_rs.all_reduce(x, alone)
+except lamport_rs.LamportAbortedError:
+    print(x.tolist())
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.long
+def test_where_no_log_is_configured_that_sums_are_not_ours_is_printed_and_faults_are_only_raised(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(UNCONFIGURED)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
+    variables = {**os.environ, "LAMPORT_RS_MAX_MEMORY": "abc", "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(line, env=variables, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("[2.0, 2.0, 2.0]") == 2
+    told = [line for line in finished.stderr.splitlines() if "lamport" in line.lower() or "gloo" in line]
+    assert len(told) == 1
+    assert "NCCL or gloo does all sums on cpu: LAMPORT_RS_MAX_MEMORY is 'abc'" in told[0]
 
 
 def destroy(me: Rank) -> None:

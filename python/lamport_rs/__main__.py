@@ -13,6 +13,7 @@ from lamport_rs.command_line.exit_status import BROKEN_PIPE, FAILURE, INTERRUPTE
 
 def main() -> int:
     """Run the command that the arguments name; return the exit status."""
+    _open_closed_outputs()
     try:
         try:
             return _run(_parser().parse_args())
@@ -31,6 +32,15 @@ def main() -> int:
     except KeyboardInterrupt:
         print("lamport-rs: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _open_closed_outputs() -> None:
+    """Where the shell has closed an output (`>&-`), let what is written go nowhere, also that of processes to come."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, "w"))  # noqa: SIM115  (for as long as the process is)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from lamport_rs._core import LamportError
+
 ALIGNMENT = 16
 """Bytes; of the kernels' vectors."""
 
@@ -49,6 +51,17 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
 def empty_dense(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor like `tensor` that every operation takes."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raise if `value` is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise LamportError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+
+
+def is_strided(tensor: torch.Tensor) -> bool:
+    """Whether it is a dense tensor."""
+    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:

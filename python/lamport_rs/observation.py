@@ -1,7 +1,8 @@
 """What the package tells of itself: the log, and ranges in a profile.
 
-The log is Python's, under the name `lamport_rs`: a line for each workspace at level INFO, and one for each fault at
-level ERROR. `LAMPORT_RS_NVTX=1` has every eager operation push an NVTX range of its name.
+The log is Python's, under the name `lamport_rs`: a line for each workspace at level INFO, one for each fault at level
+ERROR, and warnings of what the package leaves to others, or will notice late. `LAMPORT_RS_NVTX=1` has every eager
+operation push an NVTX range of its name.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ import torch
 from lamport_rs._core import LamportAbortedError, LamportMismatchError, LamportTimeoutError
 
 logger = logging.getLogger("lamport_rs")
-# Faults are raised, too: where nobody configures a log, they need not be printed besides.
-logger.addHandler(logging.NullHandler())
 
 NVTX_VARIABLE = "LAMPORT_RS_NVTX"
 
@@ -28,7 +27,9 @@ Result = TypeVar("Result")
 
 def log_fault(error: BaseException) -> None:
     """Tell the log if `error` is one after which the workspace cannot be used any more."""
-    if isinstance(error, LamportTimeoutError | LamportMismatchError | LamportAbortedError):
+    is_fault = isinstance(error, LamportTimeoutError | LamportMismatchError | LamportAbortedError)
+    # It is raised, too: where nobody configures a log, Python would print it besides, as it prints warnings.
+    if is_fault and logger.hasHandlers():
         # The text: a handler may keep what it is given, and the error has the operation's frames.
         logger.error("%s", str(error))
 

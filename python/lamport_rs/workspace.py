@@ -14,7 +14,7 @@ from lamport_rs import _core
 from lamport_rs._core import LamportError
 from lamport_rs.arguments import as_integer, as_seconds, refused_on_all_ranks
 from lamport_rs.backends import Backend, resolve_backend
-from lamport_rs.calls import WorkspaceCalls
+from lamport_rs.calls import WorkspaceCalls, answers_of
 from lamport_rs.lifecycle import CLEANED_UP
 from lamport_rs.observation import logger, warn_of_unwatched_peers
 from lamport_rs.rendezvous import AllGather, Group, all_gather_over, resolve_group
@@ -101,6 +101,7 @@ class LamportWorkspace(WorkspaceCalls):
         settings = self._rank, self._world_size, self._comm_size, seconds, least
         self._core = _core.Workspace(*settings, cuda_index, all_gather)
         self._check_for(self._core)
+        self._memory_bytes, self._answer = self._core.memory_bytes(), answers_of(self)
         self._table = from_dlpack(self._core.table())
         # What `torch._dynamo.mark_static_address` does, which imports the compiler: CUDA graphs of compiled code copy
         # other inputs to memory of their own, and the operators know a table on a GPU by its address.
@@ -111,7 +112,7 @@ class LamportWorkspace(WorkspaceCalls):
         limit = f"{self._timeout:g} s" if self._timeout < math.inf else "none"
         logger.info(
             "workspace of rank %d of %d on %s: %.1f MiB, slots of %d bytes, timeout %s",
-            *(self._rank, self._world_size, self._device, core.memory_bytes() / 2**20, self._comm_size, limit),
+            *(self._rank, self._world_size, self._device, self._memory_bytes / 2**20, self._comm_size, limit),
         )
         if (reason := core.unwatched()) is not None:
             warn_of_unwatched_peers(reason)
@@ -134,7 +135,8 @@ class LamportWorkspace(WorkspaceCalls):
         """Create the workspace of this rank in a torch process group, which knows the rest.
 
         Args:
-            group: A process group of any backend; None for torch's default group.
+            group: A process group of any backend; None for torch's default group. Without one that is an error, also
+                for a process that is alone: it makes `LamportWorkspace(0, 1, comm_size)`.
             max_bytes: Bytes of the largest tensor that is to run as one operation; larger ones run as several, as
                 sums on a GPU do from 16 MiB on, for which more slots are of no use. The
                 workspace takes some `3 * world_size * max_bytes` bytes. None: 8 MiB, or as much as the environment
@@ -195,7 +197,8 @@ class LamportWorkspace(WorkspaceCalls):
     @property
     def memory_bytes(self) -> int:
         """Bytes of memory that this rank takes on `device`, for its slots and the state of the exchange."""
-        return self._usable_core().memory_bytes()
+        self._usable_core()
+        return self._memory_bytes
 
     @property
     def rank(self) -> int:

@@ -18,7 +18,7 @@ from lamport_rs.command_line.bench.implementations.own import Lamport
 from lamport_rs.command_line.bench.member import Member, join
 from lamport_rs.command_line.bench.problems import Problem, pose
 from lamport_rs.command_line.cores import cores_here
-from lamport_rs.command_line.launch import choose_backend, launch
+from lamport_rs.command_line.launch import choose_backend, ended_without_reader, launch
 from lamport_rs.command_line.replay import Replay, measure_replays
 from lamport_rs.command_line.table import format_latency, format_table, output_width, wrap
 from lamport_rs.command_line.timing import Latency, measure
@@ -36,9 +36,9 @@ def run(ranks: int | None, backend: Backend) -> int:
     if name == "cuda" and not 2 <= world_size <= gpus:
         raise LamportError(f"the demo takes one GPU per rank, 2 or more, and there are {gpus}; pass --backend host")
     where = f"{world_size} GPUs" if name == "cuda" else f"{world_size} processes over shared memory"
-    print(f"lamport_rs {lamport_rs.__version__}: {where}", flush=True)
+    print(wrap(f"lamport_rs {lamport_rs.__version__}: {where}", output_width()), flush=True)
     if (shortage := cores_here().shortage(world_size)) is not None:
-        print(f"warning: {shortage}", file=sys.stderr)
+        print(wrap(f"warning: {shortage}", output_width()), file=sys.stderr)
     launch(_run_rank, world_size, name)
     return 0
 
@@ -69,7 +69,12 @@ def _check(own: Lamport, problem: Problem) -> Call:
 
 def _say(what: str) -> None:
     if dist.get_rank() == 0:
-        print("  " + wrap(f"{what}: as the float32 reference, on every rank", output_width() - 2, "  "), flush=True)
+        _print("  " + wrap(f"{what}: as the float32 reference, on every rank", output_width() - 2, "  "))
+
+
+def _print(text: str) -> None:
+    with ended_without_reader():
+        print(text, flush=True)
 
 
 def _compare_minimax(own: Lamport, problem: Problem) -> tuple[int, Latency, Latency]:
@@ -103,8 +108,8 @@ def _print_table(title: str, unit: str, group: str, rows: list[tuple[int, Latenc
         [str(size), _format(own), _format(other), f"{other.median_us / own.median_us:.2f}"] for size, own, other in rows
     ]
     width = output_width()
-    print(f"\n{wrap(f'{title}: median latency in microseconds (least-most)', width)}\n")
-    print(format_table([unit, "lamport_rs", group, "ratio"], body, width), flush=True)
+    title = wrap(f"{title}: median latency in microseconds (least-most)", width)
+    _print(f"\n{title}\n\n{format_table([unit, 'lamport_rs', group, 'ratio'], body, width)}")
 
 
 def _format(latency: Latency) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import ProcessException, ProcessExitedException, spawn
+from torch.multiprocessing.spawn import ProcessException, spawn
 
 from lamport_rs import LamportError
 from lamport_rs.backends import Backend, resolve_backend
@@ -75,7 +75,8 @@ def launch(
                 if time.monotonic() >= deadline:
                     raise LamportError(f"the {world_size} ranks did not finish within {time_limit:g} s, and were ended")
         except ProcessException as error:
-            if isinstance(error, ProcessExitedException) and error.exit_code == BROKEN_PIPE:
+            # The failure of another may be seen first.
+            if any(process.exitcode == BROKEN_PIPE for process in ranks.processes):
                 raise BrokenPipeError from error
             raise LamportError(str(error).strip()) from error
         finally:
@@ -84,6 +85,19 @@ def launch(
                 if process.is_alive():
                     process.kill()
                 process.join(_KILLED_SECONDS)
+
+
+@contextmanager
+def ended_without_reader() -> Iterator[None]:
+    """A block in which a rank writes: if nobody reads, its process ends at once.
+
+    Were it to clean up first, its peers would fail too, and might end before it does.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        # Nor is the output flushed again, which would fail again, with a traceback.
+        os._exit(BROKEN_PIPE)
 
 
 def end_with_parent() -> None:
@@ -126,12 +140,10 @@ def _run_rank(
     # Ranks leave without destroying the group, and without the interpreter's end, which would destroy it. gloo may hold
     # the last reference to a tensor then: with some versions of torch the process waits for its own lock, or aborts.
     try:
-        job(rank, world_size, device, *arguments)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BrokenPipeError:
-        # At once: whatever flushes the output again would fail again, with a traceback.
-        os._exit(BROKEN_PIPE)
+        with ended_without_reader():
+            job(rank, world_size, device, *arguments)
+            sys.stdout.flush()
+            sys.stderr.flush()
     except BaseException:
         # `spawn` writes the traceback down first.
         atexit.register(os._exit, 1)

@@ -25,7 +25,7 @@ from torch.compiler import is_dynamo_compiling
 
 from lamport_rs import _core
 from lamport_rs._core import LamportError, LamportSingleRankError
-from lamport_rs.layout import empty_dense, run_on_copies, share_memory
+from lamport_rs.layout import check_tensor, empty_dense, is_strided, run_on_copies, share_memory
 from lamport_rs.tracing import UNDER_TRANSFORMATION, functorch_is_active, is_faked
 from lamport_rs.workspace import LamportWorkspace
 
@@ -188,17 +188,6 @@ def refusal_counted(workspace: Any, arguments: Sequence[Any]) -> Iterator[None]:
         if _core.refusals_noted() == noted and not is_faked(arguments):
             _core.note_refusal(core_of(workspace))
         raise
-
-
-def check_tensor(name: str, value: object) -> None:
-    """Raise if `value` is no tensor."""
-    if not isinstance(value, torch.Tensor):
-        raise LamportError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
-
-
-def is_strided(tensor: torch.Tensor) -> bool:
-    """Whether it is a dense tensor."""
-    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def explain(error: Exception, name: str, value: torch.Tensor) -> None:

@@ -11,13 +11,12 @@ from torch.autograd.graph import increment_version
 from lamport_rs import _core
 from lamport_rs._core import LamportLayoutError, LamportSingleRankError
 from lamport_rs.autograd import check_history, warn_of_lost_gradient
-from lamport_rs.layout import empty_dense
+from lamport_rs.layout import check_tensor, empty_dense
 from lamport_rs.observation import log_fault, with_range
 from lamport_rs.operations.collective import (
     Algorithm,
     Collective,
     call_operator,
-    check_tensor,
     copy_to,
     core_of,
     explain,

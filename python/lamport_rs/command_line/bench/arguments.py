@@ -37,7 +37,9 @@ IMPLEMENTATION_NAMES = (
 )
 """Those of `implementations.IMPLEMENTATIONS`."""
 BACK_TO_BACK, KERNEL_BETWEEN = "back_to_back", "kernel_between"
-TIMINGS = (BACK_TO_BACK, KERNEL_BETWEEN)
+NORM_BETWEEN, PRODUCT_BETWEEN = "norm_between", "product_between"
+DEFAULT_TIMINGS = (BACK_TO_BACK, KERNEL_BETWEEN)
+TIMINGS = (*DEFAULT_TIMINGS, NORM_BETWEEN, PRODUCT_BETWEEN)
 """What stands between two operations of a CUDA graph: nothing, or another kernel, whose own time is taken off."""
 OPERATIONS = COLLECTIVES + STEPS + COSTS
 TIME_LIMIT = 900.0
@@ -87,7 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=TIMINGS,
         metavar="HOW",
-        help=f"some of {', '.join(TIMINGS)}: what stands between two operations (default: both; on the host the first)",
+        help=f"some of {', '.join(TIMINGS)}: what stands between two operations "
+        f"(default: {' and '.join(DEFAULT_TIMINGS)}; on the host {BACK_TO_BACK})",
     )
     choice.add_argument(
         "--replays",

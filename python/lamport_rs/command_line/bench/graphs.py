@@ -10,7 +10,8 @@ from typing import Protocol, TypeAlias, TypeVar
 
 import torch
 
-from lamport_rs.command_line.bench.arguments import BACK_TO_BACK, KERNEL_BETWEEN, STEPS
+from lamport_rs.command_line.bench.arguments import KERNEL_BETWEEN, NORM_BETWEEN, PRODUCT_BETWEEN, STEPS
+from lamport_rs.command_line.bench.between import Between, NormBetween, ProductBetween
 from lamport_rs.command_line.bench.cases import Case
 from lamport_rs.command_line.bench.implementations import Call, Implementation, Outputs
 from lamport_rs.command_line.bench.problems import Problem
@@ -51,24 +52,25 @@ class GraphTimer:
         """Time each call in each of these ways, all of them in turns."""
         capture = partial(self._capture, case=problem.case, device=device)
         captured: list[tuple[Implementation, str, Operation, Replay]] = []
-        kernel: Replay | None = None
+        kernels: dict[str, Replay] = {}
         for timing in timings:
-            between = Between(problem.expected[0].values) if timing == KERNEL_BETWEEN else None
+            between = kernel_between(timing, problem.expected[0].values)
             if between is not None:
-                kernel = capture("with nothing but the kernel between", between.alone)
+                kernel = capture(f"with nothing but the kernel of {timing}", between.alone)
                 if kernel is None:
                     continue
+                kernels[timing] = kernel
             for implementation, call in calls:
                 operation = Operation(call, between)
                 graph = capture(f"by {implementation.name}, {timing}", operation, implementation.capturing)
                 if graph is not None:
                     captured.append((implementation, timing, operation, graph))
-        graphs = [*(graph for *_, graph in captured), *([kernel] if kernel else [])]
+        graphs = [*(graph for *_, graph in captured), *kernels.values()]
         found = measure_replays(graphs, self._align, self._replays)
-        own_us = {BACK_TO_BACK: 0.0, KERNEL_BETWEEN: found.pop().median_us if kernel else 0.0}
+        own = {timing: found[len(captured) + place].median_us for place, timing in enumerate(kernels)}
         return [
-            Timed(implementation, timing, latency.less(own_us[timing]), operation.results)
-            for (implementation, timing, operation, _), latency in zip(captured, found, strict=True)
+            Timed(implementation, timing, latency.less(own.get(timing, 0.0)), operation.results)
+            for (implementation, timing, operation, _), latency in zip(captured, found, strict=False)
         ]
 
     def _capture(
@@ -87,26 +89,10 @@ class GraphTimer:
         return None if graph is None else self._attempt(what, partial(_settled, graph, self._align), case)
 
 
-class Between:
-    """An elementwise kernel that reads the result of an operation. What it writes is not looked at."""
-
-    def __init__(self, like: torch.Tensor) -> None:
-        """Make one for results of the shape and the dtype of `like`."""
-        self._like = like
-        self._out = torch.empty_like(_arithmetic(like))
-
-    def after(self, result: torch.Tensor) -> object:
-        """Run the kernel behind the operation that has this result."""
-        return torch.mul(_arithmetic(result), 0.5, out=self._out)
-
-    def alone(self) -> object:
-        """Run the kernel without an operation, to see what is its own time."""
-        return self.after(self._like)
-
-
-def _arithmetic(result: torch.Tensor) -> torch.Tensor:
-    """The result, as values that can be multiplied: two bytes of FP8 as one of two bytes."""
-    return result.view(torch.bfloat16) if result.dtype.itemsize == 1 else result
+def kernel_between(timing: str, like: torch.Tensor) -> Between | None:
+    """Return what stands between two operations that have results like `like`; None for nothing."""
+    kinds = {KERNEL_BETWEEN: Between, NORM_BETWEEN: NormBetween, PRODUCT_BETWEEN: ProductBetween}
+    return kinds[timing](like) if timing in kinds else None
 
 
 class Operation:

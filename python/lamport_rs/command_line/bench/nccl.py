@@ -8,6 +8,8 @@ import torch.distributed as dist
 
 from lamport_rs.command_line.bench.member import UnavailableError
 
+NEWEST = "2.32.3"
+"""The newest release that there was when this was written."""
 _SONAME = "libnccl.so.2"
 _SYMMETRIC = 1
 """`NCCL_WIN_COLL_SYMMETRIC` of nccl.h: every rank registers at the same offset."""

@@ -13,7 +13,7 @@ from lamport_rs.command_line.bench.arguments import (
     BACK_TO_BACK,
     COLLECTIVES,
     COSTS,
-    KERNEL_BETWEEN,
+    DEFAULT_TIMINGS,
     OPERATIONS,
     STEPS,
     TIME_LIMIT,
@@ -111,10 +111,10 @@ def options_from(arguments: argparse.Namespace, default_folder: Path) -> Options
 
 def _timings(asked: Sequence[str] | None, backend: str) -> tuple[str, ...]:
     if backend == "cuda":
-        return tuple(timing for timing in TIMINGS if timing in (asked or TIMINGS))
-    if asked and KERNEL_BETWEEN in asked:
+        return tuple(timing for timing in TIMINGS if timing in (asked or DEFAULT_TIMINGS))
+    if others := [timing for timing in asked or () if timing != BACK_TO_BACK]:
         raise LamportError(
-            "--timing kernel_between is measured on GPUs: on the host nothing is launched ahead, and a call takes as "
+            f"--timing {others[0]} is measured on GPUs: on the host nothing is launched ahead, and a call takes as "
             "long whatever stands before it"
         )
     return (BACK_TO_BACK,)

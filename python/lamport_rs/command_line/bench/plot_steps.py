@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 from lamport_rs.command_line.bench.arguments import NO_COMMUNICATION
 from lamport_rs.command_line.bench.plot_style import INK, LIMIT, PALE, Style, add_title, hide_frame, ranks_of, styles_of
 from lamport_rs.command_line.bench.record import Record, Row
-from lamport_rs.command_line.bench.report import OWN, by_case, communication_share, groups, implementations_in
+from lamport_rs.command_line.bench.report import (
+    OWN,
+    by_case,
+    communication_share,
+    groups,
+    implementations_in,
+    tokens_per_second,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,15 +85,17 @@ def _draw_floor(axes: Axes, place: int, ms: float) -> None:
 
 
 def _label_bar(axes: Axes, centre: float, row: Row, floor: Row | None, crowded: bool) -> None:
-    """Write the time and communication's share over the bar; where that is too wide, the time upright."""
+    """Write the time and communication's share over the bar, tokens per second (if crowded, the time too) upright."""
     ms = f"{_ms(row):.2f}"
     top = max(_ms(each) for each in (row, floor) if each is not None)
     weight = "bold" if row.impl == OWN else "normal"
+    tokens = f"{tokens_per_second(row):.0f}/s"
+    upright = f"{ms}, {tokens}" if crowded and floor is not None else tokens
+    _write(axes, upright, centre, 0, 4, fontweight=weight, fontsize=8, rotation=90)
     if floor is None:
         _write(axes, ms, centre, top, 2, fontweight=weight, rotation=90 if crowded else 0)
     elif crowded:
         _write(axes, f"{communication_share(row, floor):.0%}", centre, top, 2, fontweight=weight, fontsize=8)
-        _write(axes, ms, centre, 0, 4, fontweight=weight, rotation=90)
     else:
         _write(axes, f"{ms}\n{communication_share(row, floor):.1%}", centre, top, 2, fontweight=weight)
 
@@ -102,10 +111,10 @@ def _add_legend(figure: Figure, rows: Sequence[Row], styles: Mapping[str, Style]
     from matplotlib.patches import Patch
 
     handles = [Patch(color=style.colour, label=name) for name, style in styles.items()]
-    title = None
+    title = "Upright: tokens per second"
     if any(row.impl == NO_COMMUNICATION for row in rows):
         handles.append(Patch(color=PALE, label=NO_COMMUNICATION))
-        title = "Coloured, and in per cent: communication's share of the step"
+        title = f"Coloured, and in per cent: communication's share of the step. {title}"
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, title=title)
 
 

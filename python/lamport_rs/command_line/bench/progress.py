@@ -6,6 +6,8 @@ import os
 import sys
 from typing import TextIO
 
+from lamport_rs.command_line.launch import ended_without_reader
+
 _COLUMNS = 80
 """Of a terminal that does not say."""
 
@@ -30,7 +32,7 @@ class Progress:
         if self._speaks and self._stream.isatty():
             self._replace(text)
         elif self._speaks:
-            print(text, file=self._stream, flush=True)
+            self._print(f"{text}\n")
 
     def close(self) -> None:
         """Clear the line that changes."""
@@ -40,7 +42,11 @@ class Progress:
     def _replace(self, text: str) -> None:
         # A line that wraps could not be replaced.
         columns = os.get_terminal_size(self._stream.fileno()).columns or _COLUMNS
-        print(f"\r\x1b[2K{text[: columns - 1]}", end="", file=self._stream, flush=True)
+        self._print(f"\r\x1b[2K{text[: columns - 1]}")
+
+    def _print(self, text: str) -> None:
+        with ended_without_reader():
+            print(text, end="", file=self._stream, flush=True)
 
     def _place(self, step: int) -> str:
         return f"[{self._title}, {step}/{self._steps}]"

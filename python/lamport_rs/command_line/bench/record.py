@@ -18,7 +18,7 @@ from lamport_rs import LamportError
 from lamport_rs.command_line.bench.arguments import BACK_TO_BACK
 from lamport_rs.command_line.bench.cases import Case
 from lamport_rs.command_line.bench.link import link_bandwidth, output_of
-from lamport_rs.command_line.bench.nccl import nccl_version
+from lamport_rs.command_line.bench.nccl import NEWEST, nccl_version
 from lamport_rs.command_line.bench.peers import releases
 from lamport_rs.command_line.timing import Latency
 
@@ -90,6 +90,8 @@ class Record:
     """What NVLink moves out of one GPU, by its label."""
     interrupted: bool = False
     """Whether the run was ended before all was measured."""
+    newest_nccl: str | None = None
+    """The newest release of NCCL that this version of the benchmark knows, whichever is measured."""
     peers: dict[str, str] | None = None
     """The releases of SGLang and FlashInfer whose kernels were there."""
 
@@ -128,6 +130,7 @@ def describe_run(rows: Sequence[Row], method: str, backend: str, interrupted: bo
         rows=tuple(rows),
         link_gb_per_s=link_bandwidth() if on_gpus else None,
         interrupted=interrupted,
+        newest_nccl=NEWEST if on_gpus else None,
         peers=releases() or None if on_gpus else None,
     )
 

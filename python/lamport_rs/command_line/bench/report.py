@@ -10,6 +10,8 @@ from lamport_rs.command_line.bench.arguments import (
     COLLECTIVES,
     KERNEL_BETWEEN,
     NO_COMMUNICATION,
+    NORM_BETWEEN,
+    PRODUCT_BETWEEN,
     STEPS,
 )
 from lamport_rs.command_line.bench.cases import Case
@@ -20,7 +22,12 @@ from lamport_rs.command_line.table import format_latency, format_table, wrap
 OWN = "lamport_rs"
 _RATIO = "best other / lamport_rs"
 _LATENCY = "median latency in microseconds (least-most)"
-_TIMING_LABELS = {BACK_TO_BACK: "back to back", KERNEL_BETWEEN: "another kernel between, its own time taken off"}
+_TIMING_LABELS = {
+    BACK_TO_BACK: "back to back",
+    KERNEL_BETWEEN: "another kernel between, its own time taken off",
+    NORM_BETWEEN: "a small norm between, its own time taken off",
+    PRODUCT_BETWEEN: "a product between that empties the caches, its own time taken off",
+}
 _MARKS = {
     "*": "*  in a shorter graph, whose start weighs more (graph_operations in the record)",
     "**": "** with the host's time: it cannot enqueue the graph ahead of the device",
@@ -87,6 +94,11 @@ def communication_share(step: Row, floor: Row) -> float:
     return 1 - floor.median_us / step.median_us
 
 
+def tokens_per_second(step: Row) -> float:
+    """Return how many tokens all sequences of the batch get in a second."""
+    return 1e6 * (step.tokens or 0) / step.median_us
+
+
 def missing_text(missing: Sequence[Missing], width: int) -> str:
     """Return what could not be measured, and why, in `width` columns: an entry for all sizes that share a reason."""
     sizes: dict[Missing, list[str]] = {}
@@ -116,7 +128,7 @@ def _table(title: str, rows: Sequence[Row], width: int) -> str:
 
 
 def _step_table(title: str, rows: Sequence[Row], width: int) -> str:
-    """A table in milliseconds; beside each, the part of the step that goes when the communication does."""
+    """A table in milliseconds; beside each, tokens per second, and the part that goes when the communication does."""
     names = sorted(implementations_in(rows), key=lambda name: name != NO_COMMUNICATION)
     cases = by_case(rows)
     ratios = _ratios(cases)
@@ -125,7 +137,8 @@ def _step_table(title: str, rows: Sequence[Row], width: int) -> str:
         floor = found.get(NO_COMMUNICATION)
         cells = [_format_step(found.get(name), floor) for name in names]
         body.append([case.size, *cells, *_ratio_cell(ratios, case)])
-    title += f", {rows[0].layers} layers of {rows[0].hidden}: median ms per step (least-most), communication's share"
+    figures = "median ms per step (least-most), tokens/s, communication's share"
+    title += f", {rows[0].layers} layers of {rows[0].hidden}: {figures}"
     table = format_table(["batch", *names, *([_RATIO] if ratios else [])], body, width)
     return "\n".join([wrap(title, width), "", table, *_notes(rows, width)])
 
@@ -164,4 +177,5 @@ def _format_step(row: Row | None, floor: Row | None) -> str:
     if row is None:
         return "-"
     cell = format_latency(row.median_us / 1e3, row.min_us / 1e3, row.max_us / 1e3, _mark(row))
+    cell = f"{cell}, {tokens_per_second(row):.0f}/s"
     return cell if floor in (None, row) else f"{cell}, {communication_share(row, floor):.1%}"

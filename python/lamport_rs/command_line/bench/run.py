@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lamport_rs import LamportError, __version__
 from lamport_rs.command_line.bench import peers, plot
+from lamport_rs.command_line.bench.between import NORM_HIDDEN, NORM_ROWS, PRODUCT_HIDDEN, PRODUCT_ROWS
 from lamport_rs.command_line.bench.findings import Findings
 from lamport_rs.command_line.bench.measure import run_rank
 from lamport_rs.command_line.bench.options import Options, options_from
@@ -115,8 +116,10 @@ def describe_method(options: Options) -> str:
     return (
         f"CUDA graphs of {GRAPH_OPERATIONS} operations (decode_step: of one step), or of graph_operations, enqueued "
         f"behind a delay kernel and an aligning operation, implementations in turns, median of {options.samples} "
-        "replays, slowest rank; kernel_between: an elementwise kernel reads each result, its own time, measured "
-        "alone in the same turns, taken off; host times "
+        "replays, slowest rank; kernel_between: an elementwise kernel reads each result; norm_between: torch's RMSNorm "
+        f"of {NORM_ROWS} x {NORM_HIDDEN} follows each; product_between: a product of {PRODUCT_ROWS} x {PRODUCT_HIDDEN} "
+        f"by {PRODUCT_HIDDEN} x {PRODUCT_HIDDEN}; the kernel's own time, measured alone in the same turns, taken off; "
+        "host times "
         f"by the clock, in inference mode; {multicast}"
     )
 

@@ -26,11 +26,7 @@ _REINSTALL = "install torch 2.6 or later again, in this environment: pip install
 
 
 def run(ranks: int | None, backend: Backend, as_json: bool) -> int:
-    """Examine this installation and machine for 1 to 16 `ranks`, None for the default; return 1 if something is wrong.
-
-    Raises:
-        LamportError: If so many ranks of this backend cannot run here.
-    """
+    """Examine this installation and machine for 1 to 16 `ranks`, None for the default; return 1 if one is wrong."""
     cores = cores_here()  # Before torch is imported, which keeps one busy.
     report = examine(ranks, backend, cores)
     print(json.dumps(as_dictionary(report), indent=1) if as_json else as_text(report, output_width()))
@@ -50,7 +46,8 @@ def as_dictionary(report: Report) -> dict[str, Any]:
 def as_text(report: Report, width: int) -> str:
     """Return what people read, in lines of at most `width`."""
     place = "GPUs" if report.backend == "cuda" else "processes over shared memory"
-    lines = [wrap(f"lamport_rs {__version__}: {report.ranks} {place}", width), ""]
+    ranks = "" if report.ranks is None else f": {report.ranks} {place}"
+    lines = [wrap(f"lamport_rs {__version__}{ranks}", width), ""]
     for each in report.findings:
         lines.append(wrap(f"{each.status:8} {each.check}: {each.text}", width, " " * 9))
         if each.remedy is not None:
@@ -60,7 +57,8 @@ def as_text(report: Report, width: int) -> str:
         lines += ["", format_table(["ranks", "latency, us", "GB/s each way"], body, width)]
     count = {status: sum(each.status == status for each in report.findings) for status in ("error", "warning")}
     verdict = "everything works" if report.healthy else "something is wrong"
-    return "\n".join([*lines, "", f"{verdict}; errors: {count['error']}, warnings: {count['warning']}"])
+    verdict += f"; errors: {count['error']}, warnings: {count['warning']}"
+    return "\n".join([*lines, "", wrap(verdict, width)])
 
 
 def examine(ranks: int | None, backend: Backend, cores: Any) -> Report:
@@ -78,7 +76,13 @@ def examine(ranks: int | None, backend: Backend, cores: Any) -> Report:
         _examine_machine(report, ranks or 2, cores, on_gpus=False)
         return report
     _examine_gpus(report, torch)
-    on_gpus, world_size = _choose(report, ranks, backend)
+    try:
+        on_gpus, world_size = _choose(report, ranks, backend)
+    except LamportError as error:
+        report.backend = "cuda"
+        report.findings.append(Finding("ranks", "error", str(error), "pass --backend host, or other --ranks"))
+        _examine_machine(report, ranks or 2, cores, on_gpus=True)
+        return report
     report.backend, report.ranks = "cuda" if on_gpus else "host", world_size
     _examine_machine(report, world_size, cores, on_gpus)
     _examine_pairs(report, world_size, on_gpus)
@@ -106,8 +110,7 @@ def _choose(report: Report, ranks: int | None, backend: Backend) -> tuple[bool, 
     world_size = ranks or min(usable, _core.MAX_WORLD_SIZE)
     shared = os.environ.get("LAMPORT_RS_SHARE_GPU") == "1" and usable > 0
     if world_size < 2 or (world_size > usable and not shared):
-        raise LamportError(f"a rank takes a GPU of its own, a group takes two, and {usable} can be used here; "
-                           "pass --backend host, or fewer --ranks")  # fmt: skip
+        raise LamportError(f"a rank takes a GPU of its own, a group takes two, and {usable} can be used here")
     return True, world_size
 
 
