@@ -89,8 +89,20 @@ pub trait Element {
 
     /// Exact.
     fn widen<P: Processor>(vector: Vector) -> Self::Lanes;
-    /// Rounds to nearest even. Every NaN becomes the same one, as on GPUs.
-    fn narrow<P: Processor>(lanes: Self::Lanes) -> Vector;
+    /// Rounds to nearest even, and a NaN to any.
+    fn round<P: Processor>(lanes: Self::Lanes) -> Vector;
+    /// Whether what was rounded has a NaN that may not be that of GPUs. By its bits: with the lanes at hand until then, the
+    /// loops over lines took half as long again.
+    fn has_several_nans(rounded: Vector) -> bool;
+    /// What was rounded, with the NaN of GPUs for every NaN: which of two a sum keeps depends on how it was compiled.
+    fn with_one_nan(rounded: Vector) -> Vector;
+
+    /// Rounds to nearest even, and every NaN to that of GPUs.
+    #[inline(always)]
+    fn narrow<P: Processor>(lanes: Self::Lanes) -> Vector {
+        let rounded = Self::round::<P>(lanes);
+        if Self::has_several_nans(rounded) { Self::with_one_nan(rounded) } else { rounded }
+    }
     /// Values in memory order as lanes.
     fn arrange(values: &[f32]) -> Self::Lanes;
 }
@@ -104,8 +116,18 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn narrow<P: Processor>(lanes: [f32; 4]) -> Vector {
-        lanes.map(bits_of)
+    fn round<P: Processor>(lanes: [f32; 4]) -> Vector {
+        lanes.map(f32::to_bits)
+    }
+
+    #[inline(always)]
+    fn has_several_nans(rounded: Vector) -> bool {
+        rounded.iter().fold(false, |any, bits| any | (bits & 0x7fff_ffff > 0x7f80_0000))
+    }
+
+    #[cold]
+    fn with_one_nan(rounded: Vector) -> Vector {
+        rounded.map(|bits| bits_of(f32::from_bits(bits)))
     }
 
     #[inline(always)]
@@ -123,8 +145,20 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn narrow<P: Processor>(lanes: [f32; 8]) -> Vector {
+    fn round<P: Processor>(lanes: [f32; 8]) -> Vector {
         P::narrow_float16(lanes)
+    }
+
+    #[inline(always)]
+    fn has_several_nans(rounded: Vector) -> bool {
+        let is_nan = |word: &u32| (word & 0x7fff > 0x7c00) | (word & 0x7fff_0000 > 0x7c00_0000);
+        rounded.iter().fold(false, |any, word| any | is_nan(word))
+    }
+
+    #[cold]
+    fn with_one_nan(rounded: Vector) -> Vector {
+        let bits_of = |bits: u32| if f16::from_bits(bits as u16).is_nan() { NAN >> 16 } else { bits & 0xffff };
+        rounded.map(|word| bits_of(word) | bits_of(word >> 16) << 16)
     }
 
     #[inline(always)]
@@ -145,9 +179,18 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    fn narrow<P: Processor>(lanes: [f32; 8]) -> Vector {
+    fn round<P: Processor>(lanes: [f32; 8]) -> Vector {
         let rounded = lanes.map(round_to_bfloat16);
         std::array::from_fn(|word| rounded[word] >> 16 | rounded[word + 4] & 0xffff_0000)
+    }
+
+    #[inline(always)]
+    fn has_several_nans(_rounded: Vector) -> bool {
+        false
+    }
+
+    fn with_one_nan(rounded: Vector) -> Vector {
+        rounded
     }
 
     #[inline(always)]
@@ -156,7 +199,7 @@ impl Element for bf16 {
     }
 }
 
-/// Of every NaN among results. Which of two NaNs a sum keeps depends on how the compiler orders them.
+/// Of every NaN among results; the upper half, among those of 16 bits.
 const NAN: u32 = 0x7fff_ffff;
 
 /// The bits of a result.
@@ -199,6 +242,26 @@ mod tests {
             let same_nan = |bits: u32| if bits & 0x7fff > 0x7f80 { 0x7fff } else { bits };
             assert_eq!(back[0] & 0xffff, same_nan(vector[0] & 0xffff), "{bits:#x}");
             assert_eq!(back[0] >> 16, same_nan(vector[0] >> 16), "{bits:#x}");
+        }
+    }
+
+    #[test]
+    fn every_other_float16_stays_and_every_nan_becomes_the_same_one() {
+        for bits in 0..=u16::MAX {
+            let vector = [u32::from(bits) | 0x3c00 << 16, 0x3c00 | u32::from(bits) << 16, 0, 0];
+            let back = f16::narrow::<AnyProcessor>(f16::widen::<AnyProcessor>(vector));
+            let expected = if f16::from_bits(bits).is_nan() { 0x7fff } else { u32::from(bits) };
+            assert_eq!(back, [expected | 0x3c00 << 16, 0x3c00 | expected << 16, 0, 0], "{bits:#x}");
+        }
+    }
+
+    #[test]
+    fn every_nan_of_float32_becomes_the_same_one() {
+        let bits = [0x7f80_0001, 0xffc0_0000, 0xffff_ffff, 0x7fc1_2345, 0xff80_0000, 0x7f80_0000, 0x8000_0001];
+        for bits in bits {
+            let back = f32::narrow::<AnyProcessor>([f32::from_bits(bits), 1.0, -0.0, 0.0]);
+            let expected = if f32::from_bits(bits).is_nan() { 0x7fff_ffff } else { bits };
+            assert_eq!(back, [expected, 1.0_f32.to_bits(), 0x8000_0000, 0]);
         }
     }
 
