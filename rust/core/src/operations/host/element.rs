@@ -91,11 +91,16 @@ pub trait Element {
     fn widen<P: Processor>(vector: Vector) -> Self::Lanes;
     /// Rounds to nearest even, and a NaN to any.
     fn round<P: Processor>(lanes: Self::Lanes) -> Vector;
-    /// Whether what was rounded has a NaN that may not be that of GPUs. By its bits: with the lanes at hand until then, the
-    /// loops over lines took half as long again.
-    fn has_several_nans(rounded: Vector) -> bool;
+    /// Whether what was rounded has a NaN that may not be that of GPUs.
+    #[inline(always)]
+    fn has_several_nans(_rounded: Vector) -> bool {
+        false
+    }
     /// What was rounded, with the NaN of GPUs for every NaN: which of two a sum keeps depends on how it was compiled.
-    fn with_one_nan(rounded: Vector) -> Vector;
+    #[inline(always)]
+    fn with_one_nan(rounded: Vector) -> Vector {
+        rounded
+    }
 
     /// Rounds to nearest even, and every NaN to that of GPUs.
     #[inline(always)]
@@ -150,18 +155,6 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn has_several_nans(rounded: Vector) -> bool {
-        let is_nan = |word: &u32| (word & 0x7fff > 0x7c00) | (word & 0x7fff_0000 > 0x7c00_0000);
-        rounded.iter().fold(false, |any, word| any | is_nan(word))
-    }
-
-    #[cold]
-    fn with_one_nan(rounded: Vector) -> Vector {
-        let bits_of = |bits: u32| if f16::from_bits(bits as u16).is_nan() { NAN >> 16 } else { bits & 0xffff };
-        rounded.map(|word| bits_of(word) | bits_of(word >> 16) << 16)
-    }
-
-    #[inline(always)]
     fn arrange(values: &[f32]) -> [f32; 8] {
         std::array::from_fn(|lane| values[lane])
     }
@@ -182,15 +175,6 @@ impl Element for bf16 {
     fn round<P: Processor>(lanes: [f32; 8]) -> Vector {
         let rounded = lanes.map(round_to_bfloat16);
         std::array::from_fn(|word| rounded[word] >> 16 | rounded[word + 4] & 0xffff_0000)
-    }
-
-    #[inline(always)]
-    fn has_several_nans(_rounded: Vector) -> bool {
-        false
-    }
-
-    fn with_one_nan(rounded: Vector) -> Vector {
-        rounded
     }
 
     #[inline(always)]
