@@ -82,6 +82,26 @@ def test_rows_of_subnormals_are_normalised_alike(ranks_of, world_size, dtype):
     assert all(each == digests[0] for each in digests)
 
 
+def add_a_subnormal_epsilon(me: Rank) -> list[str]:
+    """It is a part of what ranks compare, and of what they compute."""
+    workspace, digests = me.workspace(), []
+    rows, weight = torch.full((2, 64), 1e-20), torch.ones(64)
+    for eps in (1.2e-38, 1e-38, 1e-40):
+        with flushing() if me.rank == 1 else contextlib.nullcontext():
+            normed = lamport_rs.all_reduce_rms_norm(rows, None, weight, workspace, eps, weight_bias=eps)
+            spread = lamport_rs.minimax_allreduce_rms(rows, weight, workspace, me.rank, me.world_size, eps)
+            with pytest.raises(lamport_rs.LamportError, match="not negative"):
+                lamport_rs.all_reduce_rms_norm(rows, None, weight, workspace, -eps)
+        digests.append(digest(*normed, spread))
+    assert len({*digests}) == 3, "epsilon makes no difference"
+    return digests
+
+
+def test_a_subnormal_epsilon_is_the_same_on_all_ranks(ranks_of):
+    digests = ranks_of(2).run(add_a_subnormal_epsilon)
+    assert digests[0] == digests[1]
+
+
 def normalise_spread_subnormals(me: Rank, dtype: torch.dtype) -> None:
     workspace = workspace_for(me, 7)
     for widths in ((264,), (264, 24)):

@@ -84,7 +84,7 @@ def wait_for_a_rank(me: Rank, calls: int) -> str:
 def test_a_timeout_says_what_this_rank_was_doing():
     text = ThreadRanks(2).run(wait_for_a_rank, 2)[0]
     assert re.match(
-        r"operation 3, all_reduce_rms_norm of \[2, 16\] float32, one_shot \(digest .*\): waited .* rank 1", text
+        r"operation 3, all_reduce_rms_norm of \[2, 16\] float32, one_shot \(digest .*\): rank 0 waited .* rank 1", text
     )
 
 

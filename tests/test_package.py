@@ -191,7 +191,8 @@ def test_the_stubs_of_collectives_are_those_that_the_core_describes():
 def test_the_stubs_have_the_cores_parameters(name):
     node, found = stubs()[name], getattr(_core, name)
     if isinstance(node, ast.FunctionDef):
-        described = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+        starred = [node.args.vararg] if node.args.vararg else []
+        described = [argument.arg for argument in (*node.args.args, *starred, *node.args.kwonlyargs)]
         assert described == list(inspect.signature(found).parameters)
         return
     inherited = set(dir(RuntimeError)) if issubclass(found, BaseException) else set(dir(object))

@@ -13,6 +13,8 @@ import torch
 from lamport_rs import _core
 from lamport_rs.operations import COLLECTIVES
 from ranks import Rank, ThreadRanks
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def call_of(operation: str, x: torch.Tensor, workspace, me: Rank):
@@ -71,7 +73,7 @@ def test_a_call_counts_whose_refusal_a_signals_handler_interrupts(monkeypatch):
 
     class Core:
         def __getattr__(self, name):
-            return counted.append if name == "note_refusal" else getattr(_core, name)
+            return (lambda *named: counted.append(named)) if name == "note_refusal" else getattr(_core, name)
 
     def interrupt(*_: object) -> None:
         raise HandlerError
@@ -91,6 +93,90 @@ def test_a_call_counts_whose_refusal_a_signals_handler_interrupts(monkeypatch):
         # What pytest would print of the tensor sends it again.
         del RaisesSignal.is_neg
         signal.signal(signal.SIGUSR1, before)
+
+
+def refuse_what_does_not_fit(me: Rank) -> None:
+    """Each call of rank 0 counts once: rank 1 has as many calls refused for other reasons, and all go on together."""
+    workspace, x = me.workspace(4096), torch.ones(2, 16)
+    for collective, _ in COLLECTIVES:
+        call = call_of(collective.name, x, workspace, me)
+        operator = getattr(torch.ops.lamport_rs, collective.name)
+        arguments = [workspace.workspace if each is workspace else each for each in call.args]
+        misfits = {
+            "unknown": partial(call, other=1),
+            "too many": partial(call, *range(9)),
+            "too few": partial(call.func, x, workspace=workspace),
+            "table of another name": partial(call.func, x, table=workspace.workspace),
+            "not in its place": partial(call.func, workspace, *[x] * (len(call.args) - 1)),
+            "operator, unknown": partial(operator, *arguments, other=1),
+            "operator, too few": partial(operator, workspace=workspace.workspace),
+            "operator, not in its place": partial(operator, workspace.workspace, *[x] * (len(call.args) - 1)),
+            "overload, unknown": partial(operator.default, *arguments, other=1),
+            "overload, of no kind": partial(operator.default, *arguments, object()),
+            "overload, too few": partial(operator.default, workspace.workspace),
+            "overload, not in its place": partial(operator.default, workspace.workspace, *[x] * (len(call.args) - 1)),
+        }
+        for what, misfit in misfits.items():
+            if "few" in what and collective.name == "all_reduce":
+                misfit = partial(misfit, other=1)
+            with pytest.raises((TypeError, RuntimeError, AttributeError)):
+                misfit() if me.rank == 0 else lamport_rs.all_reduce(x.double(), workspace)
+            total = lamport_rs.all_reduce(x, workspace)
+            assert total[0, 0].item() == me.world_size, f"{collective.name}: {what}"
+
+
+def test_calls_count_that_do_not_fit_the_parameters():
+    ThreadRanks(2).run(refuse_what_does_not_fit)
+
+
+class SeesOperators(TorchDispatchMode):
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        return operator(*arguments, **(options or {}))
+
+
+class SeesFunctions(TorchFunctionMode):
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        return function(*arguments, **(options or {}))
+
+
+MISFITS = {
+    "unknown": lambda x, w: lamport_rs.all_reduce(x, w, other=1),
+    "too many": lambda x, w: lamport_rs.all_reduce(x, w, None, "auto"),
+    "too few": lambda x, w: lamport_rs.all_reduce_rms_norm(x, workspace=w),
+    "operator": lambda x, w: torch.ops.lamport_rs.all_reduce(x, w, other=1),
+    "overload": lambda x, w: torch.ops.lamport_rs.all_reduce.default(x, w, 1.0),
+}
+
+
+def part_with_a_misfit(me: Rank, kind: str, how: str) -> None:
+    """Rank 0's call does not fit, and its caller goes on: no rank has a sum of two calls."""
+    workspace, x, call = me.workspace(kept=True, timeout=30), torch.full((4,), 1.0 + me.rank), MISFITS[kind]
+    if me.rank == 0:
+        modes = {"dispatch": SeesOperators, "function": SeesFunctions}
+        if how in modes:
+            with modes[how](), pytest.raises((TypeError, RuntimeError)):
+                call(x, workspace.workspace)
+        else:
+            torch._dynamo.reset()
+            call = torch.compile(call, backend="aot_eager", fullgraph=how == "whole graph")
+            with pytest.raises((TypeError, RuntimeError)):
+                call(x, workspace.workspace)
+    with pytest.raises(lamport_rs.LamportMismatchError) as caught:
+        lamport_rs.all_reduce(x, workspace)
+    assert caught.value.operation.startswith(f"operation {2 - me.rank},"), "it was not counted once"
+
+
+@pytest.mark.parametrize("how", ["dispatch", "function", "compiled", "whole graph"])
+@pytest.mark.parametrize("kind", MISFITS)
+def test_they_count_under_modes_and_where_they_are_compiled(ranks_of, kind, how):
+    ranks_of(2).run(part_with_a_misfit, kind, how)
+
+
+def test_a_signature_is_what_a_collective_is_called_with():
+    parameters = inspect.signature(lamport_rs.all_reduce).parameters
+    assert list(parameters) == ["input", "workspace", "out", "algorithm"]
+    assert parameters["workspace"].default is inspect.Parameter.empty
+    assert parameters["algorithm"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
 @pytest.mark.parametrize(("collective", "run"), COLLECTIVES, ids=[each.name for each, _ in COLLECTIVES])

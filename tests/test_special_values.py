@@ -4,6 +4,7 @@ import lamport_rs
 import pytest
 import torch
 from ranks import Rank
+from reductions import ALGORITHMS
 from reference import DTYPES, SENTINEL, check_same_bits, digest, rounded_sum, words_of
 from special_words import WORDS, contributions_of, contributions_to_the_sentinel, words
 
@@ -45,35 +46,59 @@ def test_every_16_bit_value_arrives_in_either_half_of_a_word(ranks_of, dtype):
     assert digests[0] == digests[1]
 
 
-def add_different_nans(me: Rank) -> list[str]:
-    """Which of two NaNs a sum keeps is the processor's choice: every rank must make the same one."""
-    digests = []
+def check_nans(*results: torch.Tensor) -> None:
+    """All of them are the NaN of GPUs."""
+    for each in results:
+        bits = each.contiguous().view(torch.int32 if each.dtype == torch.float32 else torch.int16)
+        assert bool((bits == (0x7FFFFFFF if each.dtype == torch.float32 else 0x7FFF)).all()), each
+
+
+def add_nans(me: Rank) -> None:
+    """Of all signs and payloads, from one rank or from all, alone or among many; infinities of both signs."""
     workspace = me.workspace()
     for dtype in DTYPES:
+        patterns = [0x7FC17FC1, 0xFFD5FFD5, 0x7FFFFFFF, 0xFFFFFFFF] + [0x7F800001] * (dtype == torch.float32)
+        nans = words(patterns, dtype)
+        nans = nans[nans.isnan()]
         for count in (1, 4, 1023, 9000):
-            own = words([0x7FC17FC1 + me.rank * 0x00020002], dtype).repeat(count)
-            total = lamport_rs.all_reduce(own, workspace)
-            assert total.isnan().any(), "the NaNs were lost"
-            digests.append(digest(total))
-    return digests
+            rows = nans.repeat(count)
+            for own in (rows, rows.roll(me.rank), rows if me.rank == 0 else torch.zeros_like(rows)):
+                for algorithm in ALGORITHMS:
+                    check_nans(lamport_rs.all_reduce(own, workspace, algorithm=algorithm))
+            infinities = torch.full_like(rows, torch.inf if me.rank == 0 else -torch.inf)
+            check_nans(*([lamport_rs.all_reduce(infinities, workspace)] * (me.world_size > 1)))
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_ranks_agree_on_the_bits_of_a_sum_of_different_nans(ranks_of, world_size):
-    digests = ranks_of(world_size).run(add_different_nans)
-    assert all(each == digests[0] for each in digests)
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_every_nan_of_a_sum_has_the_same_bits(ranks_of, world_size):
+    ranks_of(world_size).run(add_nans)
 
 
-def send_nan_payloads(me: Rank) -> None:
-    """Payloads of quiet NaNs from one rank, zeros from the others."""
-    payloads = [0x7FC00000 + payload for payload in (1, 0x1234, 0x3FFFFF)] + [0xFFC00000, 0xFFFFFFFF]
-    own = words(payloads if me.rank == 0 else [0] * len(payloads), torch.float32)
-    total = lamport_rs.all_reduce(own, me.workspace())
-    assert total.view(torch.int32).tolist() == words(payloads, torch.int32).tolist()
+def normalise_and_quantise_nans(me: Rank) -> None:
+    workspace = me.workspace()
+    table, own = workspace.workspace, (me.rank, me.world_size, 1e-6)
+    for dtype in DTYPES:
+        rows = torch.ones(3, 128, dtype=dtype)
+        rows.view(torch.int32)[:, me.rank] = -1 - me.rank
+        weight, plain = torch.ones(128, dtype=dtype), torch.ones(3, 128, dtype=dtype)
+        out, residual_out = lamport_rs.all_reduce_rms_norm(rows, None, weight, workspace)
+        check_nans(out, residual_out[:, : 4 // dtype.itemsize])
+        residual = torch.full_like(plain, torch.nan).neg()
+        check_nans(*lamport_rs.all_reduce_rms_norm(plain, residual, weight, workspace))
+        check_nans(lamport_rs.minimax_allreduce_rms(rows, weight, table, *own))
+        if dtype == torch.float32:
+            continue
+        for quant_format in ("fp8_token", "fp8_group"):
+            codes, scales, total = lamport_rs.all_reduce_quant(rows, workspace, quant_format, with_sum=True)
+            check_nans(scales, total[:, : 4 // dtype.itemsize])
+            assert bool((codes.view(torch.uint8) == 0x7F).all())
+        index, weights = torch.tensor([[0], [9], [-1]], dtype=torch.int32), torch.ones(3, 1)
+        finalised = lamport_rs.moe_finalize_all_reduce(rows, index, weights, workspace)
+        check_nans(finalised[0, : 4 // dtype.itemsize], finalised[1])
 
 
-def test_the_payload_of_a_nan_survives(ranks_of):
-    ranks_of(3).run(send_nan_payloads)
+def test_nans_of_norms_and_of_their_scales_have_the_same_bits_too(ranks_of):
+    ranks_of(2).run(normalise_and_quantise_nans)
 
 
 def send_sentinels(me: Rank, dtype: torch.dtype) -> None:

@@ -108,7 +108,9 @@ def obstacle(
     workspace: Workspace | torch.Tensor, call: tuple[str, list[int], str, str, str, str, int, int]
 ) -> str | None: ...
 def prepare(workspace: Workspace | torch.Tensor, call: tuple[str, list[int], str, str, str, str, int, int]) -> None: ...
-def note_refusal(workspace: Workspace | torch.Tensor) -> None: ...
+def note_refusal(*named: object) -> None:
+    """Count a call that was refused, on each workspace or table among what it named."""
+
 def refusals_noted() -> int:
     """Return how many refusals this thread has noted: whether one was in between."""
 

@@ -14,17 +14,16 @@ each is defined under a name that says what a compiled graph may rely on (`order
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 
-from lamport_rs._core import LamportError, note_refusal
+from lamport_rs._core import LamportError, note_refusal, refusals_noted
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.operations import COLLECTIVES
-from lamport_rs.operations.collective import Collective, refusal_counted, refuse_shared_memory
-from lamport_rs.tracing import UNDER_TRANSFORMATION, find_traced, must_dispatch, without_jit_tracer
+from lamport_rs.operations.collective import Collective, count_refusal, fits, refusal_counted, refuse_shared_memory
+from lamport_rs.tracing import UNDER_TRANSFORMATION, must_dispatch, without_jit_tracer
 
 _NAMESPACE, _PREFIX = "lamport_rs", "ordered_"
 _library = torch.library.Library(_NAMESPACE, "DEF")
@@ -34,7 +33,7 @@ _KEYS = ("CPU", "CUDA", "SparseCPU", "SparseCUDA", "SparseCsrCPU", "SparseCsrCUD
 
 def _fake_of(collective: Collective) -> Callable[..., Any]:
     def fake(*arguments: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        with _compiled_refusal_counted(collective.workspace_of(arguments, {})):
+        with refusal_counted(arguments):
             _prepare(collective.name, *collective.inputs(arguments))
             results = collective.allocate(*arguments)
         return results[0] if len(results) == 1 else results
@@ -45,19 +44,13 @@ def _fake_of(collective: Collective) -> Callable[..., Any]:
 def _refuse_shared_memory_of_fakes(
     outputs: list[torch.Tensor], names: list[str], workspace: torch.Tensor
 ) -> torch.Tensor:
-    with _compiled_refusal_counted(workspace):
+    with refusal_counted([workspace]):
         return refuse_shared_memory(outputs, names, workspace)
 
 
-@contextmanager
-def _compiled_refusal_counted(fake: object) -> Iterator[None]:
-    """A block in which a call may be refused while it is compiled: it counts, as it would if it was not compiled."""
-    try:
-        yield
-    except BaseException:
-        if (table := find_traced(fake)) is not None:
-            note_refusal(table)
-        raise
+def _refuse_call(named: list[torch.Tensor], reason: str) -> NoReturn:
+    count_refusal(named)
+    raise LamportError(reason)
 
 
 def _prepare(operation: str, *inputs: torch.Tensor | None) -> None:
@@ -82,12 +75,9 @@ def _keep_in_checkpoints() -> None:
         tags["recompute"] = CheckpointPolicy.MUST_SAVE
 
 
-def _refusal_under_transformations(collective: Collective) -> Callable[..., NoReturn]:
-    def refuse(*arguments: Any, **options: Any) -> NoReturn:
-        note_refusal(collective.workspace_of(arguments, options))
-        raise LamportError(f"{UNDER_TRANSFORMATION}; call the operator outside it")
-
-    return refuse
+def _refuse_under_transformations(*arguments: Any, **options: Any) -> NoReturn:
+    note_refusal(*arguments, *options.values())
+    raise LamportError(f"{UNDER_TRANSFORMATION}; call the operator outside it")
 
 
 class _Operator(torch._ops.OpOverloadPacket):
@@ -96,16 +86,34 @@ class _Operator(torch._ops.OpOverloadPacket):
     The dispatcher takes longer than the rest of what the host does for an operation.
     """
 
-    _collective: Collective
     _eager: Callable[..., Any]
 
     def __call__(self, /, *arguments: Any, **options: Any) -> Any:
         # Tensors without memory are asked for the shapes of results.
         if arguments and not must_dispatch(arguments[0]) and not getattr(arguments[0], "is_meta", False):
-            return self._eager(*arguments, **options)
-        with refusal_counted(self._collective.workspace_of(arguments, options), arguments):
-            # Not of this class: a tracer that calls again what it is given gets past this.
-            return self.default(*arguments, **options)
+            try:
+                return self._eager(*arguments, **options)
+            except TypeError:
+                # What has come to it was counted.
+                if not fits(self._eager, arguments, options):
+                    count_refusal([*arguments, *options.values()])
+                raise
+        # Not of this class: a tracer that calls again what it is given gets past this.
+        return self.default(*arguments, **options)
+
+
+class _Overload(torch._ops.OpOverload):
+    """An operator's only overload, which has torch's dispatcher see the call."""
+
+    def __call__(self, /, *arguments: Any, **options: Any) -> Any:
+        noted = refusals_noted()
+        try:
+            return self._op(*arguments, **options)
+        except BaseException:
+            # torch refuses what does not fit the schema, or has no kernel; the kernels count what they refuse.
+            if refusals_noted() == noted:
+                count_refusal([*arguments, *options.values()])
+            raise
 
 
 def _register_effect(operator: torch._ops.OpOverload) -> None:
@@ -132,7 +140,7 @@ def _define(collective: Collective, eager: Callable[..., Any]) -> None:
         _library.impl(name, kernel, key)
     # No gradient, like the functions: torch's default for operators without one is a result that requires it and warns.
     _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    _library.impl(name, _refusal_under_transformations(collective), "FuncTorchDynamicLayerFrontMode")
+    _library.impl(name, _refuse_under_transformations, "FuncTorchDynamicLayerFrontMode")
     torch.library.register_fake(f"{_NAMESPACE}::{name}", _fake_of(collective), lib=_library)
     namespace = getattr(torch.ops, _NAMESPACE)
     operator = getattr(namespace, name)
@@ -140,13 +148,18 @@ def _define(collective: Collective, eager: Callable[..., Any]) -> None:
     # Where a function that is compiled calls it: passes may leave out what nobody uses and what has no known effect.
     torch.fx.node.has_side_effect(operator)
     torch.fx.node.has_side_effect(operator.default)
-    operator._collective, operator._eager = collective, eager
-    operator.__class__ = _Operator
+    operator._eager = eager
+    operator.__class__, operator.default.__class__ = _Operator, _Overload
     setattr(namespace, collective.name, operator)
 
 
 for _collective, _eager in COLLECTIVES:
     _define(_collective, _eager)
+
+# For calls that are compiled and do not fit a function's parameters.
+_library.define("refuse_call(Tensor[] named, str reason) -> ()")
+_library.impl("refuse_call", _refuse_call, "CompositeExplicitAutograd")
+torch.library.register_fake(f"{_NAMESPACE}::refuse_call", _refuse_call, lib=_library)
 
 # It is pure: compilers run it while they trace, and leave it out.
 _library.define("check_apart(Tensor[] outputs, str[] names, Tensor workspace) -> Tensor")

@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 from torch._C import _is_tracing as is_tracing_jit
 from torch._C import _len_torch_dispatch_stack as count_dispatch_modes
 from torch._C import _len_torch_function_stack as count_function_modes
 from torch._C._functorch import maybe_current_level as functorch_level
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch as count_pre_dispatch_modes
 from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
 
 UNDER_TRANSFORMATION = (
     "a transformation of functions (torch.vmap, torch.func.grad and the like) is active, and a collective has no "
@@ -48,12 +50,12 @@ def must_dispatch(value: object) -> bool:
     if (
         is_dynamo_compiling()
         or is_tracing_jit()
-        or count_dispatch_modes() > 0
-        or (count_function_modes() > 0 and count_pre_dispatch_modes() > 0)
+        or count_dispatch_modes()
+        or (count_function_modes() and count_pre_dispatch_modes())
     ):
         return True
     kind = type(value)
-    if kind is torch.Tensor or kind is torch.nn.Parameter:
+    if kind is Tensor or kind is Parameter:
         return False
     # The core says best what is wrong with a nested tensor, or with what is no tensor at all.
     return hasattr(kind, "__torch_function__") and getattr(value, "is_nested", False) is not True

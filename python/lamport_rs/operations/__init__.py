@@ -9,14 +9,15 @@ must not share memory. A tensor of which a slot has no room for every rank's mes
 rows of experts are finalised, they are float16 or bfloat16, and an output may be the residual only.
 
 **Results** are the same bits on every rank and on every run: sums are taken in float32 and in rank order. A row's bits
-do not depend on how many rows share the call, nor on where it is among them. A contribution of -0.0 counts as +0.0,
-except in a group of one on a GPU, where a sum is a copy. On the host an operation computes with the default
-floating-point settings, whatever the calling thread's are.
+do not depend on how many rows share the call, nor on where it is among them. Every NaN that is computed is the same:
+0x7fffffff in float32, 0x7fff in 16 bits. A contribution of -0.0 counts as +0.0, except in a group of one on a GPU,
+where a sum is a copy. On the host an operation computes with the default floating-point settings, whatever the calling
+thread's are.
 
 **Errors.** A tensor, value or workspace that cannot be taken, or another thread than the workspace's, is a
-`LamportError` before anything is sent. Such a call counts all the same: if all ranks refuse it, they go on together; if
-one does and goes on, the ranks have parted. Not counted are a call that names no workspace, one whose arguments do not
-fit the parameters, and one that only asks for shapes, on meta tensors or in a fake mode.
+`LamportError` before anything is sent, and arguments that do not fit the parameters are a `TypeError`. Such a call
+counts all the same: if all ranks refuse it, they go on together; if one does and goes on, the ranks have parted. Not
+counted are a call that names no workspace, and one that only asks for shapes, on meta tensors or in a fake mode.
 
 Ranks that have parted, or that call different operations, sizes, dtypes, algorithms or scalars, raise
 `LamportMismatchError`. Two calls that are alike in all this, and swapped on a rank, look the same. Peers that do not

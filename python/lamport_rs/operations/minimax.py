@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex
 
 import torch
 from torch import is_grad_enabled
@@ -20,13 +20,16 @@ from lamport_rs.operations.collective import (
     core_of,
     empty_like_input,
     explain,
+    refuse_misfit,
     table_of,
+    takes_misfits,
 )
 from lamport_rs.single_rank import normalise, normalise_pair
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
 
+@takes_misfits
 def minimax_allreduce_rms(
     input: torch.Tensor,  # noqa: A002  (torch's name)
     norm_weight: torch.Tensor,
@@ -34,8 +37,9 @@ def minimax_allreduce_rms(
     rank: int,
     nranks: int,
     eps: float,
-    *,
+    *_surplus: NoReturn,
     out: torch.Tensor | None = None,
+    **_unknown: NoReturn,
 ) -> torch.Tensor:
     """Normalise rows that are spread over the ranks by the root mean square of the whole row.
 
@@ -58,12 +62,15 @@ def minimax_allreduce_rms(
     Raises:
         LamportError: As for `all_reduce`, and if `rank` or `nranks` are not the workspace's.
     """
+    if _surplus or _unknown:
+        refuse_misfit(minimax_allreduce_rms, (input, norm_weight, workspace, rank, nranks, eps), _surplus, _unknown)
     if must_dispatch(input):
         arguments = (input, norm_weight, table_of(workspace), rank, nranks, eps)
         return copy_to("out", out, call_operator("minimax_allreduce_rms", workspace, arguments))
     return run_minimax_rms(input, norm_weight, workspace, rank, nranks, eps, out)
 
 
+@takes_misfits
 def minimax_allreduce_rms_qk(
     qkv: torch.Tensor,
     norm_weight_q: torch.Tensor,
@@ -74,9 +81,10 @@ def minimax_allreduce_rms_qk(
     rank: int,
     nranks: int,
     eps: float,
-    *,
+    *_surplus: NoReturn,
     q_out: torch.Tensor | None = None,
     k_out: torch.Tensor | None = None,
+    **_unknown: NoReturn,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Do `minimax_allreduce_rms` for Q and K at once, out of a packed qkv.
 
@@ -102,6 +110,13 @@ def minimax_allreduce_rms_qk(
     Raises:
         LamportError: As for `minimax_allreduce_rms`.
     """
+    if _surplus or _unknown:
+        refuse_misfit(
+            minimax_allreduce_rms_qk,
+            (qkv, norm_weight_q, norm_weight_k, workspace, q_size, kv_size, rank, nranks, eps),
+            _surplus,
+            _unknown,
+        )
     if must_dispatch(qkv):
         table = table_of(workspace)
         arguments = (qkv, norm_weight_q, norm_weight_k, table, q_size, kv_size, rank, nranks, eps)
@@ -122,7 +137,8 @@ def run_minimax_rms(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`minimax_allreduce_rms`, without a tracer."""
-    given, core = out, core_of(workspace)
+    given = out
+    core = (type(workspace) is LamportWorkspace and workspace._core) or core_of(workspace)
     try:
         try:
             if out is not None and is_grad_enabled():
@@ -136,7 +152,7 @@ def run_minimax_rms(
             explain(error, "input", input)
             raise
     except BaseException as error:
-        _core.note_refusal(core)
+        _core.note_refusal(core, input, norm_weight, rank)
         log_fault(error)
         raise
     if given is not None and not given.is_inference():
@@ -160,7 +176,8 @@ def run_minimax_rms_qk(
     k_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`minimax_allreduce_rms_qk`, without a tracer."""
-    given_q, given_k, core = q_out, k_out, core_of(workspace)
+    given_q, given_k = q_out, k_out
+    core = (type(workspace) is LamportWorkspace and workspace._core) or core_of(workspace)
     try:
         try:
             if (q_out is not None or k_out is not None) and is_grad_enabled():
@@ -183,7 +200,7 @@ def run_minimax_rms_qk(
             explain(error, "qkv", qkv)
             raise
     except BaseException as error:
-        _core.note_refusal(core)
+        _core.note_refusal(core, qkv, norm_weight_q, norm_weight_k, q_size)
         log_fault(error)
         raise
     if given_q is not None and not given_q.is_inference():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import is_grad_enabled
@@ -19,21 +19,25 @@ from lamport_rs.operations.collective import (
     copy_to,
     core_of,
     explain,
+    refuse_misfit,
     table_of,
+    takes_misfits,
 )
 from lamport_rs.single_rank import finalise, normalise_sum
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
 
+@takes_misfits
 def moe_finalize_all_reduce(
     expert_rows: torch.Tensor,
     row_index: torch.Tensor,
     expert_weights: torch.Tensor,
     workspace: LamportWorkspace | torch.Tensor,
     shared_rows: torch.Tensor | None = None,
-    *,
+    *_surplus: NoReturn,
     out: torch.Tensor | None = None,
+    **_unknown: NoReturn,
 ) -> torch.Tensor:
     """Make each token's row of the rows that this rank's experts made, and sum these rows over the ranks.
 
@@ -59,12 +63,20 @@ def moe_finalize_all_reduce(
         LamportSizeError: On a GPU, if a slot has no room for one row of every rank. The text gives the size that does.
         LamportError: As for `all_reduce`, its subclasses among them.
     """
+    if _surplus or _unknown:
+        refuse_misfit(
+            moe_finalize_all_reduce,
+            (expert_rows, row_index, expert_weights, workspace, shared_rows),
+            _surplus,
+            _unknown,
+        )
     if must_dispatch(expert_rows):
         arguments = (expert_rows, row_index, expert_weights, table_of(workspace), shared_rows)
         return copy_to("out", out, call_operator("moe_finalize_all_reduce", workspace, arguments))
     return run_moe_finalize(expert_rows, row_index, expert_weights, workspace, shared_rows, out)
 
 
+@takes_misfits
 def moe_finalize_all_reduce_rms_norm(
     expert_rows: torch.Tensor,
     row_index: torch.Tensor,
@@ -75,9 +87,10 @@ def moe_finalize_all_reduce_rms_norm(
     shared_rows: torch.Tensor | None = None,
     eps: float = 1e-6,
     weight_bias: float = 0.0,
-    *,
+    *_surplus: NoReturn,
     out: torch.Tensor | None = None,
     residual_out: torch.Tensor | None = None,
+    **_unknown: NoReturn,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Make each token's row as `moe_finalize_all_reduce` does, and of these rows what `all_reduce_rms_norm` does.
 
@@ -101,6 +114,13 @@ def moe_finalize_all_reduce_rms_norm(
         LamportSizeError: On a GPU, if a slot has no room for one row of every rank. The text gives the size that does.
         LamportError: As for `all_reduce`, its subclasses among them.
     """
+    if _surplus or _unknown:
+        refuse_misfit(
+            moe_finalize_all_reduce_rms_norm,
+            (expert_rows, row_index, expert_weights, residual, weight, workspace, shared_rows, eps, weight_bias),
+            _surplus,
+            _unknown,
+        )
     if must_dispatch(expert_rows):
         experts = expert_rows, row_index, expert_weights
         arguments = (*experts, residual, weight, table_of(workspace), shared_rows, eps, weight_bias)
@@ -132,7 +152,7 @@ def run_moe_finalize(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`moe_finalize_all_reduce`, without a tracer."""
-    core = core_of(workspace)
+    core = (type(workspace) is LamportWorkspace and workspace._core) or core_of(workspace)
     arguments = (expert_rows, row_index, expert_weights, core, shared_rows)
     (out,) = _run(FINALIZE, core, arguments, (out,))
     return out
@@ -152,7 +172,8 @@ def run_moe_finalize_rms_norm(
     residual_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`moe_finalize_all_reduce_rms_norm`, without a tracer."""
-    core, experts = core_of(workspace), (expert_rows, row_index, expert_weights)
+    experts = (expert_rows, row_index, expert_weights)
+    core = (type(workspace) is LamportWorkspace and workspace._core) or core_of(workspace)
     arguments = (*experts, residual, weight, core, shared_rows, eps, weight_bias)
     out, residual_out = _run(FINALIZE_RMS_NORM, core, arguments, (out, residual_out))
     return out, residual_out
@@ -182,7 +203,7 @@ def _run(
             explain(error, "expert_rows", expert_rows)
             raise
     except BaseException as error:
-        _core.note_refusal(core)
+        _core.note_refusal(core, *arguments)
         log_fault(error)
         raise
     for each in given:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import is_grad_enabled
@@ -20,13 +20,16 @@ from lamport_rs.operations.collective import (
     copy_to,
     core_of,
     explain,
+    refuse_misfit,
     table_of,
+    takes_misfits,
 )
 from lamport_rs.single_rank import normalise_sum
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
 
+@takes_misfits
 def all_reduce_rms_norm(
     input: torch.Tensor,  # noqa: A002  (torch's name)
     residual: torch.Tensor | None,
@@ -34,10 +37,11 @@ def all_reduce_rms_norm(
     workspace: LamportWorkspace | torch.Tensor,
     eps: float = 1e-6,
     weight_bias: float = 0.0,
-    *,
+    *_surplus: NoReturn,
     out: torch.Tensor | None = None,
     residual_out: torch.Tensor | None = None,
     algorithm: Algorithm = "auto",
+    **_unknown: NoReturn,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum `input` over the ranks, add `residual`, and normalise the rows by their root mean square.
 
@@ -65,6 +69,8 @@ def all_reduce_rms_norm(
         LamportSizeError: On a GPU, if a slot has no room for one row of every rank. The text gives the size that does.
         LamportError: As for `all_reduce`, its subclasses among them.
     """
+    if _surplus or _unknown:
+        refuse_misfit(all_reduce_rms_norm, (input, residual, weight, workspace, eps, weight_bias), _surplus, _unknown)
     if must_dispatch(input):
         arguments = (input, residual, weight, table_of(workspace), eps, weight_bias, algorithm)
         outputs = call_operator("all_reduce_rms_norm", workspace, arguments, out=out, residual_out=residual_out)
@@ -84,7 +90,8 @@ def run_all_reduce_rms_norm(
     residual_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`all_reduce_rms_norm`, without a tracer."""
-    given, given_residual, core = out, residual_out, core_of(workspace)
+    given, given_residual = out, residual_out
+    core = (type(workspace) is LamportWorkspace and workspace._core) or core_of(workspace)
     try:
         try:
             if (out is not None or residual_out is not None) and is_grad_enabled():
@@ -104,7 +111,7 @@ def run_all_reduce_rms_norm(
             explain(error, "input", input)
             raise
     except BaseException as error:
-        _core.note_refusal(core)
+        _core.note_refusal(core, input, residual, weight, eps)
         log_fault(error)
         raise
     if given is not None and not given.is_inference():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import is_grad_enabled
@@ -21,7 +21,9 @@ from lamport_rs.operations.collective import (
     core_of,
     explain,
     is_wanted,
+    refuse_misfit,
     table_of,
+    takes_misfits,
 )
 from lamport_rs.operations.quant_formats import (
     QuantFormat,
@@ -36,6 +38,7 @@ from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
 
+@takes_misfits
 def all_reduce_rms_norm_quant(
     input: torch.Tensor,  # noqa: A002  (torch's name)
     residual: torch.Tensor | None,
@@ -45,13 +48,14 @@ def all_reduce_rms_norm_quant(
     scale: torch.Tensor | None = None,
     eps: float = 1e-6,
     weight_bias: float = 0.0,
-    *,
+    *_surplus: NoReturn,
     with_norm: bool = False,
     out: torch.Tensor | None = None,
     scale_out: torch.Tensor | None = None,
     residual_out: torch.Tensor | None = None,
     norm_out: torch.Tensor | None = None,
     algorithm: Algorithm = "auto",
+    **_unknown: NoReturn,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Do `all_reduce_rms_norm`, and quantise the normalised rows.
 
@@ -81,6 +85,13 @@ def all_reduce_rms_norm_quant(
         `(out, scales, residual_out, norm_out)`: the scales are `scale`, where none are computed, and `norm_out` is
         None, where it is not wanted. The same bits on every rank.
     """
+    if _surplus or _unknown:
+        refuse_misfit(
+            all_reduce_rms_norm_quant,
+            (input, residual, weight, workspace, quant_format, scale, eps, weight_bias),
+            _surplus,
+            _unknown,
+        )
     if with_norm is not True and (with_norm is not False or norm_out is not None):
         with_norm = is_wanted(with_norm, norm_out, workspace)
     if must_dispatch(input):
@@ -139,7 +150,7 @@ def run_all_reduce_rms_norm_quant(
     norm_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`all_reduce_rms_norm_quant`, without a tracer. What is not computed comes back empty."""
-    core = core_of(workspace)
+    core = (type(workspace) is LamportWorkspace and workspace._core) or core_of(workspace)
     given = (out, scale_out, residual_out, norm_out)
     try:
         try:
@@ -177,7 +188,7 @@ def run_all_reduce_rms_norm_quant(
             explain(error, "input", input)
             raise
     except BaseException as error:
-        _core.note_refusal(core)
+        _core.note_refusal(core, input, residual, weight, quant_format, scale)
         log_fault(error)
         raise
     for each in given:

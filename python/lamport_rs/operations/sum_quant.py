@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import is_grad_enabled
@@ -21,7 +21,9 @@ from lamport_rs.operations.collective import (
     core_of,
     explain,
     is_wanted,
+    refuse_misfit,
     table_of,
+    takes_misfits,
 )
 from lamport_rs.operations.quant_formats import (
     QuantFormat,
@@ -35,17 +37,19 @@ from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
 
+@takes_misfits
 def all_reduce_quant(
     input: torch.Tensor,  # noqa: A002  (torch's name)
     workspace: LamportWorkspace | torch.Tensor,
     quant_format: QuantFormat,
     scale: torch.Tensor | None = None,
-    *,
+    *_surplus: NoReturn,
     with_sum: bool = False,
     out: torch.Tensor | None = None,
     scale_out: torch.Tensor | None = None,
     sum_out: torch.Tensor | None = None,
     algorithm: Algorithm = "auto",
+    **_unknown: NoReturn,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Sum `input` over the ranks, and quantise the rows of the sum.
 
@@ -73,6 +77,8 @@ def all_reduce_quant(
         LamportSizeError: On a GPU, if a slot has no room for one row of every rank. The text gives the size that does.
         LamportError: As for `all_reduce`, its subclasses among them.
     """
+    if _surplus or _unknown:
+        refuse_misfit(all_reduce_quant, (input, workspace, quant_format, scale), _surplus, _unknown)
     if with_sum is not True and (with_sum is not False or sum_out is not None):
         with_sum = is_wanted(with_sum, sum_out, workspace)
     if must_dispatch(input):
@@ -110,7 +116,8 @@ def run_all_reduce_quant(
     sum_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`all_reduce_quant`, without a tracer. A sum that is not asked for is empty, or of no use."""
-    core, given = core_of(workspace), (out, scale_out, sum_out)
+    given = (out, scale_out, sum_out)
+    core = (type(workspace) is LamportWorkspace and workspace._core) or core_of(workspace)
     try:
         try:
             if is_grad_enabled():
@@ -129,7 +136,7 @@ def run_all_reduce_quant(
             explain(error, "input", input)
             raise
     except BaseException as error:
-        _core.note_refusal(core)
+        _core.note_refusal(core, input, quant_format, scale)
         log_fault(error)
         raise
     for each in given:

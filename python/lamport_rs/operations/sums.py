@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import is_grad_enabled
 from torch.autograd.graph import increment_version
@@ -18,18 +20,22 @@ from lamport_rs.operations.collective import (
     core_of,
     empty_like_input,
     explain,
+    refuse_misfit,
     table_of,
+    takes_misfits,
 )
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
 
+@takes_misfits
 def all_reduce(
     input: torch.Tensor,  # noqa: A002  (torch's name)
     workspace: LamportWorkspace | torch.Tensor,
     out: torch.Tensor | None = None,
-    *,
+    *_surplus: NoReturn,
     algorithm: Algorithm = "auto",
+    **_unknown: NoReturn,
 ) -> torch.Tensor:
     """Sum `input` over the ranks.
 
@@ -50,6 +56,8 @@ def all_reduce(
         LamportMismatchError: If the ranks call different operations.
         LamportAbortedError: If a rank has aborted, failed, ended or cleaned up.
     """
+    if _surplus or _unknown:
+        refuse_misfit(all_reduce, (input, workspace, out), _surplus, _unknown)
     if must_dispatch(input):
         return copy_to("out", out, call_operator("all_reduce", workspace, (input, table_of(workspace), algorithm)))
     return run_all_reduce(input, workspace, algorithm, out)
@@ -62,7 +70,8 @@ def run_all_reduce(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`all_reduce`, without a tracer."""
-    given, core = out, core_of(workspace)
+    given = out
+    core = (type(workspace) is LamportWorkspace and workspace._core) or core_of(workspace)
     try:
         try:
             if out is not None and is_grad_enabled():
@@ -78,7 +87,7 @@ def run_all_reduce(
             explain(error, "input", input)
             raise
     except BaseException as error:
-        _core.note_refusal(core)
+        _core.note_refusal(core, input, out)
         log_fault(error)
         raise
     if given is not None and not given.is_inference():
@@ -90,7 +99,7 @@ def run_all_reduce(
 
 def run_all_reduce_in_place(tensor: torch.Tensor, workspace: LamportWorkspace) -> None:
     """`all_reduce` of `tensor` into itself, as torch's own collectives do it: autograd hears nothing."""
-    core = core_of(workspace)
+    core = (type(workspace) is LamportWorkspace and workspace._core) or core_of(workspace)
     try:
         try:
             _core.all_reduce(tensor, core, "auto", tensor)
@@ -100,7 +109,7 @@ def run_all_reduce_in_place(tensor: torch.Tensor, workspace: LamportWorkspace) -
             explain(error, "tensor", tensor)
             raise
     except BaseException as error:
-        _core.note_refusal(core)
+        _core.note_refusal(core, tensor)
         log_fault(error)
         raise
 

@@ -1,8 +1,11 @@
 //! The arguments of a collective, as Python passes them and as the core takes them.
 
+use lamport_rs_core::floating_point::narrow;
 use lamport_rs_core::operations::rms_norm_quant::Sink;
 use lamport_rs_core::tensor::Tensor;
 use lamport_rs_protocol::algorithm::Algorithm;
+use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
+use lamport_rs_protocol::table::table_len;
 use pyo3::intern;
 use pyo3::prelude::*;
 
@@ -85,7 +88,17 @@ macro_rules! as_they_are {
     )+};
 }
 
-as_they_are!(f32 = "float", i64 = "int", bool = "bool");
+as_they_are!(i64 = "int", bool = "bool");
+
+/// Taken as Python has it: the conversion depends on the thread's settings.
+impl Argument for f32 {
+    type Given<'a, 'py: 'a> = f64;
+    const SCHEMA: &'static str = "float";
+
+    fn take<'a, 'py: 'a>(given: f64, _name: &str) -> PyResult<Self> {
+        Ok(narrow(given))
+    }
+}
 
 /// `None` for the fastest.
 pub fn find_algorithm(name: &str) -> PyResult<Option<Algorithm>> {
@@ -125,6 +138,11 @@ pub fn find_workspace(workspace: &Bound<'_, PyAny>) -> PyResult<AnyWorkspace> {
 fn find_copied(table: &Bound<'_, PyAny>) -> Option<AnyWorkspace> {
     let py = table.py();
     if !table.getattr(intern!(py, "is_cpu")).and_then(|is_cpu| is_cpu.is_truthy()).unwrap_or(false) {
+        return None;
+    }
+    // Any tensor may come here: a large one is none.
+    let elements: usize = table.call_method0(intern!(py, "numel")).ok()?.extract().ok()?;
+    if elements > table_len(MAX_WORLD_SIZE) {
         return None;
     }
     let entries: Vec<i64> = table.call_method0(intern!(py, "tolist")).ok()?.extract().ok()?;

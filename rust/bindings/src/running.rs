@@ -8,6 +8,7 @@ use lamport_rs_core::operations::operands::OnEveryBackend;
 use lamport_rs_core::workspace::exclusive::Entered;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use crate::argument::find_workspace;
 use crate::backend::AnyWorkspace;
@@ -70,23 +71,36 @@ pub fn refusals_noted() -> u64 {
     NOTED.get()
 }
 
-/// Counts a call on `workspace`, or on that of the table, which was refused before it came here or by what is here: this
-/// rank's next operation differs from that of ranks whose call was served. Nothing happens if there is no such workspace.
+/// Counts a call that was refused before it came here or by what is here: this rank's next operation differs from that of
+/// ranks whose call was served. `named` is what the call named, in any order: each workspace or table among it counts it.
 #[pyfunction]
-pub fn note_refusal(workspace: &Bound<'_, PyAny>) -> PyResult<()> {
-    let py = workspace.py();
+#[pyo3(signature = (*named))]
+pub fn note_refusal(named: &Bound<'_, PyTuple>) -> PyResult<()> {
+    let py = named.py();
     NOTED.set(NOTED.get().wrapping_add(1));
-    match find_workspace(workspace) {
-        Err(_) => {}
-        Ok(AnyWorkspace::Host(workspace)) => workspace.note_refusal(),
-        Ok(AnyWorkspace::Cuda(workspace)) => {
-            let stream = stream::current(py, workspace.device.index)? as usize;
-            detached(py, || {
-                // SAFETY: torch keeps its streams, and whoever brings others promises to keep them.
-                unsafe { workspace.note_refusal(std::ptr::with_exposed_provenance_mut(stream)) };
-                Ok(())
-            })?;
+    let mut tables = Vec::new();
+    for each in named {
+        let Some(workspace) = find_named(&each) else { continue };
+        if tables.contains(&workspace.table()) {
+            continue;
+        }
+        tables.push(workspace.table());
+        match workspace {
+            AnyWorkspace::Host(workspace) => workspace.note_refusal(),
+            AnyWorkspace::Cuda(workspace) => {
+                let stream = stream::current(py, workspace.device.index)? as usize;
+                detached(py, || {
+                    // SAFETY: torch keeps its streams, and whoever brings others promises to keep them.
+                    unsafe { workspace.note_refusal(std::ptr::with_exposed_provenance_mut(stream)) };
+                    Ok(())
+                })?;
+            }
         }
     }
     Ok(())
+}
+
+/// The workspace that it is, that it has, or that it is the table of.
+fn find_named(named: &Bound<'_, PyAny>) -> Option<AnyWorkspace> {
+    find_workspace(named).ok().or_else(|| find_workspace(&named.getattr(intern!(named.py(), "_core")).ok()?).ok())
 }

@@ -5,6 +5,7 @@
 //! thread starts with, and the caller has his own back when it ends, however it ends. Signal handlers that run while it
 //! waits are the caller's code: they have his settings, and may change them.
 
+use std::hint::black_box;
 use std::marker::PhantomData;
 
 /// The time in which a thread computes with the default settings. Ends when this is dropped.
@@ -43,6 +44,13 @@ impl Drop for DefaultSettings {
     fn drop(&mut self) {
         self.restore();
     }
+}
+
+/// `value` as a float32, rounded by the default settings.
+pub fn narrow(value: f64) -> f32 {
+    let _settings = DefaultSettings::enter();
+    // The compiler moves no conversion across what changes settings, as these are opaque to it.
+    black_box(black_box(value) as f32)
 }
 
 fn set_default(found: u32) {
@@ -124,7 +132,6 @@ mod processor {
 
 #[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {
-    use std::hint::black_box;
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
@@ -163,6 +170,14 @@ mod tests {
             drop(operation);
             let after = half();
             assert_eq!((before, within.to_bits(), after), (0.0, 1 << 22, 0.0));
+        });
+    }
+
+    #[test]
+    fn a_scalar_is_rounded_by_the_default_settings() {
+        with_other_settings(OTHER, || {
+            let (subnormal, upward) = (narrow(1e-40), narrow(1.0 + f64::EPSILON));
+            assert_eq!((subnormal.to_bits(), upward.to_bits()), (0x1_16c2, 0x3f80_0000));
         });
     }
 

@@ -76,9 +76,13 @@ pub enum Error {
     #[error("exchanging handles failed on this rank: {0}")]
     Transport(String),
     /// Peers did not come within the timeout.
-    #[error("{operation}: waited {waited:?} for {missing}; they are dead, hung, or have called less. {NO_LONGER}")]
+    #[error(
+        "{operation}: rank {rank} waited {waited:?} for {missing}; they are dead, hung, or have called less. {NO_LONGER}"
+    )]
     Timeout {
-        /// What was waiting.
+        /// Who was waiting.
+        rank: usize,
+        /// In what.
         operation: Operation,
         /// How long.
         waited: Duration,

@@ -60,9 +60,9 @@ impl Notice {
         let mut words = [0; NOTICE_WORDS];
         let mut put = |at: usize, header: Header| words[at..at + header.len()].copy_from_slice(&header);
         match error.itself() {
-            Error::Timeout { operation, waited, missing } => {
+            Error::Timeout { rank, operation, waited, missing } => {
                 put(OWN, operation.0);
-                words[KIND] = TIMEOUT;
+                (words[KIND], words[ABOUT]) = (TIMEOUT, *rank as u32);
                 words[MISSING] = missing.0.into();
                 words[MILLISECONDS] = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
             }
@@ -97,6 +97,7 @@ pub fn read(sender: usize, words: &[u32; NOTICE_WORDS]) -> Error {
         CLEANED_UP => ended(Cause::CleanedUp),
         ENDED => ended(Cause::Ended),
         TIMEOUT => Error::Timeout {
+            rank: rank_at(ABOUT),
             operation: header(OWN),
             waited: Duration::from_millis(words[MILLISECONDS].into()),
             missing: RankSet(words[MISSING] as u16),
@@ -128,7 +129,7 @@ mod tests {
     fn what_ranks_know_by_name_arrives_as_it_was() {
         let (own, theirs) = (Operation([1, 2, 3, 4]), Operation([5, 6, 7, 8]));
         let all = [
-            Error::Timeout { operation: own, waited: Duration::from_millis(30_001), missing: RankSet(0b1010) },
+            Error::Timeout { rank: 2, operation: own, waited: Duration::from_millis(30_001), missing: RankSet(0b1010) },
             Error::Mismatch { rank: 1, own, peer: 3, theirs },
             Error::PeerRefused { rank: 2, operation: own, peer: 0 },
             Error::Aborted { rank: 2, cause: Cause::Aborted, reason: "out of memory: \u{e9}".into() },

@@ -106,7 +106,9 @@ impl Description {
 
     /// Multiplies and folds (the mixing step of MurmurHash3): every bit of what goes in changes about half of the result.
     fn digest(&self, shape: u32) -> u32 {
-        let [epsilon, bias] = self.scalars.map(|scalar| u64::from((scalar + 0.0).to_bits()));
+        // -0.0 is +0.0. As bits: the caller's settings may take subnormal numbers for zeros.
+        let bits = self.scalars.map(f32::to_bits);
+        let [epsilon, bias] = bits.map(|bits| if bits == (-0.0_f32).to_bits() { 0 } else { u64::from(bits) });
         let residual = u64::from(self.has_residual) << 32 | u64::from(self.format_code()) << 40;
         let fields = [
             residual | u64::from(shape),

@@ -166,7 +166,9 @@ pub(super) fn check_weight_dtype(weight: Named<'_>, dtype: Dtype) -> Result<()> 
 
 /// What is added to a mean of squares: finite, and not negative.
 pub(super) fn check_epsilon(epsilon: f32) -> Result<()> {
-    if epsilon.is_finite() && epsilon >= 0.0 {
+    // As bits: the caller's settings may take subnormal numbers for zeros.
+    let (bits, zero) = (epsilon.to_bits(), (-0.0_f32).to_bits());
+    if bits < f32::INFINITY.to_bits() || bits == zero {
         return Ok(());
     }
     Err(Error::Argument(format!("eps is {epsilon}, but must be finite and not negative")))

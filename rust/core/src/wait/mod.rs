@@ -77,7 +77,7 @@ impl<'a, 'o> BoundedWait<'a, 'o> {
         }
         backoff.gone = None;
         if timeout.is_some_and(|timeout| waited >= timeout) {
-            return Err(Error::Timeout { operation, waited, missing });
+            return Err(Error::Timeout { rank: parking.member.rank, operation, waited, missing });
         }
         interrupts.check_caller(now, missing)?;
         if let Some(word) = backoff.sleeper.prepare(parking, parking.member.rank, missing) {

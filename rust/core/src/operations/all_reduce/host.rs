@@ -198,7 +198,10 @@ impl<E: Element, P: Processor> Collective for Reduction<E, P> {
             for line in &lines[1..] {
                 lanes = lanes.add(E::widen::<P>(line[vector]));
             }
-            *sum = round_sum::<E, P>(lanes);
+            *sum = E::round::<P>(lanes.add(E::Lanes::ZERO));
+        }
+        if sums.iter().fold(false, |any, sum| any | E::has_several_nans(*sum)) {
+            sums = sums.map(E::with_one_nan);
         }
         self.output.write_line::<P>(at, sums);
     }

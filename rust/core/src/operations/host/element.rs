@@ -89,8 +89,25 @@ pub trait Element {
 
     /// Exact.
     fn widen<P: Processor>(vector: Vector) -> Self::Lanes;
-    /// Rounds to nearest even.
-    fn narrow<P: Processor>(lanes: Self::Lanes) -> Vector;
+    /// Rounds to nearest even, and a NaN to any.
+    fn round<P: Processor>(lanes: Self::Lanes) -> Vector;
+    /// Whether what was rounded has a NaN that may not be that of GPUs.
+    #[inline(always)]
+    fn has_several_nans(_rounded: Vector) -> bool {
+        false
+    }
+    /// What was rounded, with the NaN of GPUs for every NaN: which of two a sum keeps depends on how it was compiled.
+    #[inline(always)]
+    fn with_one_nan(rounded: Vector) -> Vector {
+        rounded
+    }
+
+    /// Rounds to nearest even, and every NaN to that of GPUs.
+    #[inline(always)]
+    fn narrow<P: Processor>(lanes: Self::Lanes) -> Vector {
+        let rounded = Self::round::<P>(lanes);
+        if Self::has_several_nans(rounded) { Self::with_one_nan(rounded) } else { rounded }
+    }
     /// Values in memory order as lanes.
     fn arrange(values: &[f32]) -> Self::Lanes;
 }
@@ -104,8 +121,18 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn narrow<P: Processor>(lanes: [f32; 4]) -> Vector {
+    fn round<P: Processor>(lanes: [f32; 4]) -> Vector {
         lanes.map(f32::to_bits)
+    }
+
+    #[inline(always)]
+    fn has_several_nans(rounded: Vector) -> bool {
+        rounded.iter().fold(false, |any, bits| any | (bits & 0x7fff_ffff > 0x7f80_0000))
+    }
+
+    #[cold]
+    fn with_one_nan(rounded: Vector) -> Vector {
+        rounded.map(|bits| bits_of(f32::from_bits(bits)))
     }
 
     #[inline(always)]
@@ -123,7 +150,7 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn narrow<P: Processor>(lanes: [f32; 8]) -> Vector {
+    fn round<P: Processor>(lanes: [f32; 8]) -> Vector {
         P::narrow_float16(lanes)
     }
 
@@ -145,7 +172,7 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    fn narrow<P: Processor>(lanes: [f32; 8]) -> Vector {
+    fn round<P: Processor>(lanes: [f32; 8]) -> Vector {
         let rounded = lanes.map(round_to_bfloat16);
         std::array::from_fn(|word| rounded[word] >> 16 | rounded[word + 4] & 0xffff_0000)
     }
@@ -156,14 +183,22 @@ impl Element for bf16 {
     }
 }
 
+/// Of every NaN among results; the upper half, among those of 16 bits.
+const NAN: u32 = 0x7fff_ffff;
+
+/// The bits of a result.
+#[inline(always)]
+pub fn bits_of(value: f32) -> u32 {
+    if value.is_nan() { NAN } else { value.to_bits() }
+}
+
 /// The bits of `value` rounded to nearest even in the upper half; the lower half is to be cut off. Branch-free, so that
 /// it is compiled to vector instructions, unlike `half::bf16::from_f32`.
 #[inline(always)]
 fn round_to_bfloat16(value: f32) -> u32 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    // Rounding may carry a NaN's payload into the exponent and sign; a quiet NaN of the same sign stays one.
-    if value.is_nan() { bits | 0x0040_0000 } else { rounded }
+    if value.is_nan() { NAN } else { rounded }
 }
 
 #[cfg(test)]
@@ -177,7 +212,7 @@ mod tests {
         for upper in 0..=u16::MAX {
             for lower in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
                 let value = f32::from_bits(u32::from(upper) << 16 | lower);
-                let expected = bf16::from_f32(value).to_bits();
+                let expected = if value.is_nan() { 0x7fff } else { bf16::from_f32(value).to_bits() };
                 assert_eq!((round_to_bfloat16(value) >> 16) as u16, expected, "{:#x}", value.to_bits());
             }
         }
@@ -188,10 +223,29 @@ mod tests {
         for bits in 0..=u16::MAX {
             let vector = [u32::from(bits) | u32::from(!bits) << 16; 4];
             let back = bf16::narrow::<AnyProcessor>(bf16::widen::<AnyProcessor>(vector));
-            let quiet = |bits: u32| if bits & 0x7f80 == 0x7f80 && bits & 0x7f != 0 { bits | 0x40 } else { bits };
-            let expected = vector[0] & 0xffff;
-            assert_eq!(back[0] & 0xffff, quiet(expected), "{bits:#x}");
-            assert_eq!(back[0] >> 16, quiet(vector[0] >> 16), "{bits:#x}");
+            let same_nan = |bits: u32| if bits & 0x7fff > 0x7f80 { 0x7fff } else { bits };
+            assert_eq!(back[0] & 0xffff, same_nan(vector[0] & 0xffff), "{bits:#x}");
+            assert_eq!(back[0] >> 16, same_nan(vector[0] >> 16), "{bits:#x}");
+        }
+    }
+
+    #[test]
+    fn every_other_float16_stays_and_every_nan_becomes_the_same_one() {
+        for bits in 0..=u16::MAX {
+            let vector = [u32::from(bits) | 0x3c00 << 16, 0x3c00 | u32::from(bits) << 16, 0, 0];
+            let back = f16::narrow::<AnyProcessor>(f16::widen::<AnyProcessor>(vector));
+            let expected = if f16::from_bits(bits).is_nan() { 0x7fff } else { u32::from(bits) };
+            assert_eq!(back, [expected | 0x3c00 << 16, 0x3c00 | expected << 16, 0, 0], "{bits:#x}");
+        }
+    }
+
+    #[test]
+    fn every_nan_of_float32_becomes_the_same_one() {
+        let bits = [0x7f80_0001, 0xffc0_0000, 0xffff_ffff, 0x7fc1_2345, 0xff80_0000, 0x7f80_0000, 0x8000_0001];
+        for bits in bits {
+            let back = f32::narrow::<AnyProcessor>([f32::from_bits(bits), 1.0, -0.0, 0.0]);
+            let expected = if f32::from_bits(bits).is_nan() { 0x7fff_ffff } else { bits };
+            assert_eq!(back, [expected, 1.0_f32.to_bits(), 0x8000_0000, 0]);
         }
     }
 

@@ -8,6 +8,9 @@ use lamport_rs_protocol::sentinel::Vector;
 
 use crate::memory::vector_access::{Portable, VectorAccess};
 
+/// Of every NaN among float16 results, as GPUs have it.
+const NAN: u16 = 0x7fff;
+
 /// What differs between instruction sets.
 pub trait Processor {
     /// How slots are accessed.
@@ -15,7 +18,7 @@ pub trait Processor {
 
     /// Eight float16 values, widened.
     fn widen_float16(vector: Vector) -> [f32; 8];
-    /// The inverse, rounding to nearest even.
+    /// The inverse, rounding to nearest even; [`NAN`] for every NaN.
     fn narrow_float16(values: [f32; 8]) -> Vector;
 
     /// Writes a line of an operand past the caches, where there is a way. Nobody may look at it, this thread included,
@@ -69,7 +72,7 @@ impl Processor for AnyProcessor {
 
     #[inline(always)]
     fn narrow_float16(values: [f32; 8]) -> Vector {
-        let bits = values.map(|value| u32::from(f16::from_f32(value).to_bits()));
+        let bits = values.map(|value| u32::from(if value.is_nan() { NAN } else { f16::from_f32(value).to_bits() }));
         std::array::from_fn(|word| bits[2 * word] | bits[2 * word + 1] << 16)
     }
 }
@@ -77,11 +80,13 @@ impl Processor for AnyProcessor {
 #[cfg(all(target_arch = "x86_64", not(feature = "portable")))]
 mod x86_64 {
     use std::arch::x86_64::{
-        __m128i, __m256, __m256i, _MM_FROUND_TO_NEAREST_INT, _mm_sfence, _mm_stream_si128, _mm256_cvtph_ps,
-        _mm256_cvtps_ph, _mm256_stream_si256,
+        __m128i, __m256, __m256i, _MM_FROUND_TO_NEAREST_INT, _mm_and_si128, _mm_blendv_epi8, _mm_cmpgt_epi16,
+        _mm_set1_epi16, _mm_sfence, _mm_stream_si128, _mm256_cvtph_ps, _mm256_cvtps_ph, _mm256_stream_si256,
     };
 
-    use super::{AnyProcessor, Job, Line, Processor, Vector};
+    use half::f16;
+
+    use super::{AnyProcessor, Job, Line, NAN, Processor, Vector};
     use crate::memory::vector_access::{Avx, Sse2};
 
     /// What every x86-64 processor can do.
@@ -137,7 +142,11 @@ mod x86_64 {
             // SAFETY: as above.
             unsafe {
                 let values = std::mem::transmute::<[f32; 8], __m256>(values);
-                std::mem::transmute::<__m128i, Vector>(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values))
+                let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values);
+                let nan = _mm_set1_epi16(NAN as i16);
+                let infinity = _mm_set1_epi16(f16::INFINITY.to_bits() as i16);
+                let is_nan = _mm_cmpgt_epi16(_mm_and_si128(halves, nan), infinity);
+                std::mem::transmute::<__m128i, Vector>(_mm_blendv_epi8(halves, nan, is_nan))
             }
         }
 
@@ -186,6 +195,8 @@ mod tests {
             let portable = AnyProcessor::widen_float16(vector);
             assert_eq!(wide.map(f32::to_bits), portable.map(f32::to_bits), "{bits:#x}");
             assert_eq!(narrow, AnyProcessor::narrow_float16(portable), "{bits:#x}");
+            let expected = if f16::from_bits(bits).is_nan() { NAN } else { bits };
+            assert_eq!(narrow[0] as u16, expected, "{bits:#x}");
         }
     }
 }

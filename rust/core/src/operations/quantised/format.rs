@@ -3,6 +3,7 @@
 use lamport_rs_kernels::Sink;
 
 use super::rows::RowQuantiser;
+use crate::operations::host::element::bits_of;
 
 /// The largest value of FP8 e4m3.
 const FP8_MAX: f32 = 448.0;
@@ -40,7 +41,7 @@ impl RowQuantiser {
 
     /// FP8 e4m3, divided by `scale`.
     fn put_with_scale(&self, row: usize, index: usize, values: &[f32], scale: f32) {
-        self.put_scale(row, index, &scale.to_ne_bytes());
+        self.put_scale(row, index, &bits_of(scale).to_ne_bytes());
         self.put_fp8(row * self.values.len() + index * values.len(), values, |value| value / scale);
     }
 

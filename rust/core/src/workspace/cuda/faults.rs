@@ -79,7 +79,7 @@ impl Faults {
         // Its kernels gave up before the time was up, if they were told to.
         match self.lifecycle.end_of(operation, missing, true) {
             Some(end) => end.error,
-            None => Error::Timeout { operation, waited: self.timeout.unwrap_or_default(), missing },
+            None => Error::Timeout { rank, operation, waited: self.timeout.unwrap_or_default(), missing },
         }
     }
 
