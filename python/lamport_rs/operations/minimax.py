@@ -20,8 +20,10 @@ from lamport_rs.operations.collective import (
     core_of,
     empty_like_input,
     explain,
-    refuse_misfit,
     table_of,
+)
+from lamport_rs.operations.refusals import (
+    refuse_misfit,
     takes_misfits,
 )
 from lamport_rs.single_rank import normalise, normalise_pair

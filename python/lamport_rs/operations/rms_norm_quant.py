@@ -21,9 +21,7 @@ from lamport_rs.operations.collective import (
     core_of,
     explain,
     is_wanted,
-    refuse_misfit,
     table_of,
-    takes_misfits,
 )
 from lamport_rs.operations.quant_formats import (
     QuantFormat,
@@ -32,6 +30,10 @@ from lamport_rs.operations.quant_formats import (
     must_lie_as_allocated,
     quantise,
     scales_of,
+)
+from lamport_rs.operations.refusals import (
+    refuse_misfit,
+    takes_misfits,
 )
 from lamport_rs.single_rank import normalise_sum
 from lamport_rs.tracing import must_dispatch

@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 
 /// The time in which a thread computes with the default settings. Ends when this is dropped.
 #[derive(Debug)]
-pub struct DefaultSettings {
+pub(crate) struct DefaultSettings {
     callers: u32,
     /// They are this thread's.
     _thread: PhantomData<*const ()>,

@@ -25,7 +25,7 @@
 pub mod cuda;
 pub mod deferred;
 pub mod error;
-mod floating_point;
+pub mod floating_point;
 pub mod interrupts;
 pub mod lifecycle;
 pub mod limits;
