@@ -25,7 +25,7 @@ from torch.compiler import is_dynamo_compiling
 from lamport_rs import _core
 from lamport_rs._core import LamportError, LamportSingleRankError
 from lamport_rs.layout import check_tensor, empty_dense, is_strided, run_on_copies, share_memory
-from lamport_rs.operations.refusals import MISSING, refusal_counted, refuse_call
+from lamport_rs.operations.refusals import missing, refusal_counted, refuse_call
 from lamport_rs.tracing import UNDER_TRANSFORMATION, functorch_is_active
 from lamport_rs.workspace import LamportWorkspace
 
@@ -154,7 +154,7 @@ def call_operator(
     core. `check` raises if anything else is wrong with them.
     """
     for each in arguments:
-        if each is MISSING:
+        if isinstance(each, missing):
             refuse_call(f"{name}() misses an argument", arguments)
     # Not the packet: passes of compilers that leave out what nobody uses know effects of overloads only.
     operator = getattr(torch.ops.lamport_rs, name).default
