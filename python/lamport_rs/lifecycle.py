@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
@@ -10,12 +11,15 @@ import torch
 
 from lamport_rs._core import LamportError
 from lamport_rs._core import Workspace as CoreWorkspace
+from lamport_rs._core import interpreter_ends
 from lamport_rs.arguments import as_seconds
 from lamport_rs.observation import log_fault
 from lamport_rs.tracing import never_compiled
 
 RESET_SLACK = 30.0
 """Seconds that a reset waits for its peers, beyond the time after which kernels have given up."""
+# Peers hear of the end before the interpreter takes itself apart. What is registered later runs earlier.
+atexit.register(interpreter_ends)
 CLEANED_UP = "this workspace was cleaned up; create a new one on every rank"
 
 
@@ -167,4 +171,6 @@ class WorkspaceLifecycle:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None and self._core is not None:
+            self._core.expect_an_end()
         self.cleanup()

@@ -28,6 +28,8 @@
 //!
 //! Stages are stored with release and loaded with acquire: what a rank did before one is done for whoever has seen it.
 //!
+//! Whoever aborts ends the waits for that, too ([`calling_off`](crate::calling_off)).
+//!
 //! # Having built
 //!
 //! Before all that, while the ranks construct what they share, each says once in its page what it has made of that
@@ -40,7 +42,9 @@ use crate::rank_set::RankSet;
 /// Words of a notice.
 pub const NOTICE_WORDS: usize = 256;
 /// Words of a page.
-pub const PAGE_WORDS: usize = NOTICE + NOTICE_WORDS;
+pub const PAGE_WORDS: usize = CALL_OFF + NOTICE_WORDS;
+/// Words that say where the word of a process is, by which its peers hear that it ends: see [`life`](crate::life).
+pub const LIFE_WORDS: usize = 5;
 
 /// Where no call was refused: no number of a call.
 const NONE_REFUSED: u32 = u32::MAX;
@@ -48,18 +52,24 @@ const NONE_REFUSED: u32 = u32::MAX;
 // Of the word that says whether a rank has gone.
 const GONE: u32 = 1;
 const UNMAPPED: u32 = 2;
+const LET_GO: u32 = 4;
 
 // Words of a page. Each line of 64 bytes has the writers of one kind, but for DECIDED, which is written once.
 const TOLD: usize = 0;
 const CLAIM: usize = MAX_WORLD_SIZE;
 pub(crate) const DECIDED: usize = CLAIM + 1;
+pub(crate) const CALLS_OFF: usize = CLAIM + 2;
 const REFUSED: usize = 2 * MAX_WORLD_SIZE;
 const STAGE: usize = REFUSED + 1;
 const LEFT: usize = REFUSED + 2;
 pub(crate) const BUILT: usize = REFUSED + 3;
 pub(crate) const DIGEST: usize = REFUSED + 4;
 const NO_RESET: usize = REFUSED + 6;
+const WAITING: usize = REFUSED + 7;
+const LIFE: usize = REFUSED + 8;
 const NOTICE: usize = 3 * MAX_WORLD_SIZE;
+pub(crate) const CALL_OFF: usize = NOTICE + NOTICE_WORDS;
+const _: () = assert!(LIFE + LIFE_WORDS <= NOTICE);
 
 /// The pages of a group. Pages begin as zeros, but for the word that [`initialise`] writes.
 pub trait StatusWords {
@@ -124,15 +134,21 @@ impl<W: StatusWords> Notices<'_, W> {
         std::array::from_fn(|at| self.words.load(rank, NOTICE + at))
     }
 
-    /// Lets peers know that this rank has gone for good. Unlike a notice, that holds in all epochs, and can be said beside
-    /// one.
+    /// Lets peers know that this rank has gone for good, in order. Unlike a notice, that holds in all epochs, and can be said
+    /// beside one.
     pub fn leave(&self) {
         self.words.store(self.rank, LEFT, GONE);
     }
 
+    /// Likewise, of a rank that may have gone because its process ends.
+    pub fn let_go(&self) {
+        self.words.store(self.rank, LEFT, GONE | LET_GO);
+    }
+
     /// Lets peers know that this rank, which has gone, has none of their memory mapped any more.
     pub fn unmap(&self) {
-        self.words.store(self.rank, LEFT, UNMAPPED);
+        let let_go = self.words.load(self.rank, LEFT) & LET_GO;
+        self.words.store(self.rank, LEFT, UNMAPPED | let_go);
     }
 
     /// Lets peers know that this rank can take part in no reset, in any epoch.
@@ -161,12 +177,39 @@ impl<W: StatusWords> Notices<'_, W> {
 
     /// Of `ranks`, those that may still have peers' memory mapped, if they live.
     pub fn mapping(&self, ranks: RankSet) -> RankSet {
-        ranks.filter(|rank| self.words.load(rank, LEFT) != UNMAPPED)
+        ranks.filter(|rank| self.words.load(rank, LEFT) & UNMAPPED == 0)
     }
 
     /// Of `ranks`, those that have gone.
     pub fn left(&self, ranks: RankSet) -> RankSet {
         ranks.filter(|rank| self.words.load(rank, LEFT) != 0)
+    }
+
+    /// Of `ranks`, those that have gone in order.
+    pub fn left_in_order(&self, ranks: RankSet) -> RankSet {
+        ranks.filter(|rank| matches!(self.words.load(rank, LEFT), GONE | UNMAPPED))
+    }
+
+    /// Lets peers know where the word of this rank's process is, before they have the page.
+    pub fn say_where_life_is(&self, life: [u32; LIFE_WORDS]) {
+        (LIFE..).zip(life).for_each(|(at, word)| self.words.store(self.rank, at, word));
+    }
+
+    /// Where the word of the process of `rank` is.
+    pub fn where_life_is(&self, rank: usize) -> [u32; LIFE_WORDS] {
+        std::array::from_fn(|at| self.words.load(rank, LIFE + at))
+    }
+
+    /// Lets peers know that this rank waits in its operation `number`; 0 for none.
+    pub fn wait_in(&self, number: u32) {
+        if self.words.load(self.rank, WAITING) != number {
+            self.words.store(self.rank, WAITING, number);
+        }
+    }
+
+    /// The ranks that do not say that they wait in their operation `number`.
+    pub fn not_waiting_in(&self, number: u32) -> RankSet {
+        (0..self.world_size).filter(|rank| self.words.load(*rank, WAITING) != number).collect()
     }
 
     /// Lets peers know that this rank has refused its call `number`, for which they may wait. Of several calls in a row the

@@ -69,7 +69,7 @@ impl Lifecycle {
             if let Some(rank) = self.notices().left(missing).iter().next() {
                 return Err(Error::Aborted { rank, cause: Cause::CleanedUp, reason: String::new() });
             }
-            if let Some((_, error)) = self.death_of(missing) {
+            if let Some((_, error)) = self.death_of(missing, true) {
                 return Err(error);
             }
             let waited = now - began;
