@@ -9,9 +9,8 @@ from typing import TypeVar
 
 import torch
 
-from lamport_rs._core import LamportError
+from lamport_rs._core import LamportError, interpreter_ends
 from lamport_rs._core import Workspace as CoreWorkspace
-from lamport_rs._core import interpreter_ends
 from lamport_rs.arguments import as_seconds
 from lamport_rs.observation import log_fault
 from lamport_rs.tracing import never_compiled

@@ -11,7 +11,8 @@
 //! into a word of every page, its own among them, that nobody else writes ([`Notices::tell`]). A reader finds these words
 //! in its own page, one line of memory ([`Notices::told`]), and reads the notice in the sender's page.
 //!
-//! The epoch's number is stored with release and loaded with acquire, so a reader that finds it finds the whole notice.
+//! The epoch's number is stored with release and loaded with acquire, so a reader that finds it finds the whole notice. It
+//! only grows: a thread that tells late in an epoch leaves what another of its rank has told in the next.
 //! Nothing is put back when an epoch ends: words of an earlier one mean nothing. So nothing is lost if a rank tells
 //! something while others begin anew. All ranks take it as said in the epoch that it was said in.
 //!
@@ -77,7 +78,7 @@ pub trait StatusWords {
     fn load(&self, rank: usize, word: usize) -> u32;
     /// Stores, with release.
     fn store(&self, rank: usize, word: usize, value: u32);
-    /// Stores `new` if the word is `current`. Whether it did.
+    /// Stores `new`, with release, if the word is `current`. Whether it did.
     fn replace(&self, rank: usize, word: usize, current: u32, new: u32) -> bool;
 }
 
@@ -109,16 +110,35 @@ impl<W: StatusWords> Notices<'_, W> {
     /// is told to nobody.
     pub fn tell(&self, notice: &[u32]) -> bool {
         let claimed = self.words.load(self.rank, CLAIM);
-        if claimed == self.now() || !self.words.replace(self.rank, CLAIM, claimed, self.now()) {
+        if !self.is_earlier(claimed) || !self.words.replace(self.rank, CLAIM, claimed, self.now()) {
             return false;
         }
         for (at, word) in notice.iter().take(NOTICE_WORDS).enumerate() {
             self.words.store(self.rank, NOTICE + at, *word);
         }
-        for rank in 0..self.world_size {
-            self.words.store(rank, TOLD + self.rank, self.now());
-        }
+        (0..self.world_size).for_each(|rank| self.say_that_it_has_told(rank, claimed));
         true
+    }
+
+    /// Whether a word is of an earlier epoch.
+    fn is_earlier(&self, word: u32) -> bool {
+        word.wrapping_sub(self.now()) > u32::MAX / 2
+    }
+
+    /// In the page of `rank`, which says `told` if no other thread of this one has told something meanwhile. If one has, in a
+    /// later epoch, that stays.
+    fn say_that_it_has_told(&self, rank: usize, mut told: u32) {
+        let word = TOLD + self.rank;
+        // Nobody else writes it, but a peer may write anything, and a page may be missing: not for ever.
+        for _ in 0..3 {
+            if self.words.replace(rank, word, told, self.now()) {
+                return;
+            }
+            told = self.words.load(rank, word);
+            if !self.is_earlier(told) {
+                return;
+            }
+        }
     }
 
     /// The ranks that have told something in this epoch, this one among them.

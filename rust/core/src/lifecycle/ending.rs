@@ -80,6 +80,18 @@ impl Lifecycle {
         self.refusal_by(peers, operation).map(|(_, error)| error)
     }
 
+    /// This rank waits in its operation `number`: the ranks that do not say so too.
+    pub fn missing_in(&self, number: u32) -> RankSet {
+        let notices = self.notices();
+        notices.wait_in(number);
+        notices.not_waiting_in(number)
+    }
+
+    /// It waits in none.
+    pub fn forget_waits(&self) {
+        self.notices().wait_in(0);
+    }
+
     /// The ranks that wait for the others in a reset.
     fn stopped(&self) -> RankSet {
         self.everybody().without(Stages(self.notices()).missing(Stage::Stopped))

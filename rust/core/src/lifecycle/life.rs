@@ -194,3 +194,104 @@ fn block_signals() {
         pthread_sigmask(SIG_BLOCK, &all, std::ptr::null_mut());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::lifecycle::process::{Process, ended};
+
+    const SOON: Duration = Duration::from_secs(10);
+    /// What a process has that takes the system a while to take apart.
+    const BYTES: usize = 256 << 20;
+
+    #[test]
+    #[ignore = "the process that the others end"]
+    fn process_that_ends() {
+        let much = vec![1_u8; BYTES];
+        println!("\nlife {:?}", own_words());
+        std::io::stdout().flush().unwrap();
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).unwrap();
+        assert!(std::hint::black_box(much)[BYTES - 1] == 1);
+        match line.trim() {
+            "end" => std::process::exit(0),
+            "finish" => finish(false),
+            "finish later" => finish(true),
+            "finish later, and kernels have ended" => {
+                finish(true);
+                kernels_have_ended();
+            }
+            other => unreachable!("{other}"),
+        }
+        std::thread::sleep(SOON);
+    }
+
+    /// A process, and what tells of its end.
+    fn start() -> (Child, Arc<Process>) {
+        let test = [module_path!().split_once("::").unwrap().1, "process_that_ends"].join("::");
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([&test, "--exact", "--ignored", "--nocapture"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines().map_while(|line| line.ok());
+        let words = lines.filter_map(|line| Some(line.strip_prefix("life [")?.strip_suffix(']')?.to_owned())).next();
+        let words: Vec<u32> = words.unwrap().split(", ").map(|word| word.parse().unwrap()).collect();
+        let process = Process::of(child.id(), &handle_of(child.id(), words.try_into().unwrap()));
+        (child, process)
+    }
+
+    fn hears(process: &Process) -> bool {
+        let began = Instant::now();
+        while !process.ends() && began.elapsed() < SOON / 10 {}
+        process.ends()
+    }
+
+    #[test]
+    fn a_process_that_is_killed_is_heard_before_the_system_has_taken_it_apart() {
+        let is_earlier = || {
+            let (mut child, process) = start();
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!process.ends());
+            child.kill().unwrap();
+            assert!(hears(&process));
+            let is_there = ended(&[&process]).is_empty();
+            child.wait().unwrap();
+            assert_eq!(ended(&[&process]), [0]);
+            is_there
+        };
+        // On a machine that is busy this process may be late itself.
+        assert!((0..10).any(|_| is_earlier()));
+    }
+
+    #[test]
+    fn a_process_that_ends_in_order_is_heard_when_it_sends_nothing_more() {
+        for (what, is_heard) in
+            [("end", true), ("finish", true), ("finish later", false), ("finish later, and kernels have ended", true)]
+        {
+            let (mut child, process) = start();
+            writeln!(child.stdin.as_mut().unwrap(), "{what}").unwrap();
+            assert_eq!(hears(&process), is_heard, "{what}");
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_no_page_of_a_process_is_not_opened() {
+        let words = own_words();
+        let own = std::process::id();
+        assert!(Life::open(&handle_of(own, words)).is_ok_and(|life| !life.ends()));
+        for at in 0..LIFE_WORDS {
+            let mut others = words;
+            others[at] ^= 1 << 20;
+            assert!(Life::open(&handle_of(own, others)).is_err(), "{at}");
+        }
+        assert!(Life::open(&handle_of(own, [0; LIFE_WORDS])).is_err());
+    }
+}

@@ -34,7 +34,7 @@ mod teardown;
 pub mod watcher;
 pub mod words;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use lamport_rs_protocol::notices::Notices;
@@ -228,12 +228,21 @@ impl Lifecycle {
         RankSet(self.pages.ending(everybody).0 | self.pages.ended(everybody).0)
     }
 
-    /// Refuses all further operations of all ranks, and ends those that wait. Any thread may call it, and a signal's
+    /// Refuses all further operations of all ranks, and ends those that wait, resets among them. Any thread may call it, and a signal's
     /// handler: it waits for nothing and allocates nothing.
     pub fn abort(&self, reason: &str) -> Result<()> {
         self.check_here()?;
-        self.notices().tell(Notice::ended(self.rank, Cause::Aborted, reason).words());
-        Ok(())
+        let notice = Notice::ended(self.rank, Cause::Aborted, reason);
+        self.notices().call_off(notice.words());
+        // A reset may end the epoch meanwhile: either it finds this, or this finds that.
+        loop {
+            let notices = self.notices();
+            notices.tell(notice.words());
+            fence(Ordering::SeqCst);
+            if self.epoch() == notices.epoch {
+                return Ok(());
+            }
+        }
     }
 
     /// Whether this process was forked from the one that it belongs to.

@@ -219,6 +219,8 @@ impl Pages {
 
 #[cfg(test)]
 mod tests {
+    use lamport_rs_protocol::notices::StatusWords;
+
     use super::*;
 
     #[test]
