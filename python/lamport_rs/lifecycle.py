@@ -75,8 +75,8 @@ class WorkspaceLifecycle:
     def abort(self, reason: str) -> None:
         """End the operations of all ranks, those that wait among them: they raise `LamportAbortedError`.
 
-        To be called by any thread, at any time; not collective. `reset`, on every rank, makes the workspace work again. A
-        reset that waits for others ends, too, on this rank and on others.
+        To be called by any thread, at any time; not collective. `reset`, on every rank, makes the workspace work again.
+        One that waits for the others ends, too, on this rank and on others.
         On GPUs, kernels that wait end within 50 ms and leave NaN; what is called or checked later raises.
 
         Args:
@@ -111,8 +111,8 @@ class WorkspaceLifecycle:
         Raises:
             LamportTimeoutError: If ranks did not call it in time: `missing_ranks`. It can be called again, unless some
                 ranks have begun anew and others have not.
-            LamportAbortedError: If a rank was cleaned up, or is dead; if one calls `abort` meanwhile. After the latter it can
-                be called again.
+            LamportAbortedError: If a rank was cleaned up, or is dead. If a rank aborts meanwhile: it can be called
+                again then.
             LamportError: If an earlier reset ended half-way, or an operation is running on this rank.
         """
         seconds = 1.5 * self._timeout + RESET_SLACK if timeout is None else as_seconds("timeout", timeout)
