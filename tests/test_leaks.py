@@ -18,6 +18,12 @@ REPETITIONS = 200
 WARM_UP = 3
 
 
+@pytest.fixture(autouse=True, scope="module")
+def a_word_of_this_process() -> None:
+    """The word by which peers hear that the process ends: it is there from the first workspace on, and stays."""
+    ThreadRanks(2).run(lambda me: me.workspace(4096))
+
+
 def resources() -> tuple[int, int]:
     """Open descriptors, and mappings of the package's memory."""
     gc.collect()
@@ -81,7 +87,7 @@ def test_neither_descriptors_nor_mappings_are_leaked(function):
 
     ranks.run(repeat, WARM_UP)
     before = resources()
-    assert before[1] == 0, "mappings of earlier tests are still there"
+    assert before[1] == 1, "mappings of earlier tests are still there"
     ranks.run(repeat, REPETITIONS)
     assert resources() == before
 
@@ -132,10 +138,9 @@ def test_a_block_that_anything_keeps_is_found():
     gc.collect()
     before = all_blocks()
     tables = ThreadRanks(2).run(lambda me: me.workspace(4096).workspace)
-    kept = blocks_of(os.getpid())
+    kept = blocks_of(os.getpid()) - before
     assert len(kept) == 4
     assert kept <= all_blocks()
-    assert not kept & before
     del tables
     gc.collect()
     assert not kept & all_blocks()
@@ -154,7 +159,7 @@ def test_ranks_killed_at_any_moment_leave_no_shared_memory(new_ranks, round_):
     ranks.start(create_and_reduce_for_ever, round_ % 2 == 0)
     time.sleep(random.Random(round_).uniform(0, 0.1))
     deadline = time.monotonic() + 20
-    while not all(map(blocks_of, processes)):
+    while any(len(blocks_of(process)) < 2 for process in processes):
         assert time.monotonic() < deadline, "the ranks have made no workspace"
     for process in processes:
         stop(process)

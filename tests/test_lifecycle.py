@@ -292,6 +292,54 @@ def test_a_reset_is_bounded_and_names_who_is_missing():
     ThreadRanks(2).run(reset_alone)
 
 
+def abort_a_reset(me: Rank, aborter: int) -> None:
+    workspace = me.workspace(timeout=60)
+    ones_sum(workspace)
+    dist.barrier()
+    if me.rank == 0:
+        aborted = []
+
+        def after_a_while() -> None:
+            time.sleep(PAUSE)
+            aborted.append(time.monotonic())
+            workspace.abort("a watchdog barks")
+
+        if aborter == 0:
+            threading.Thread(target=after_a_while).start()
+        with pytest.raises(LamportAbortedError, match=f"rank {aborter} has aborted: a watchdog barks"):
+            workspace.reset()
+        if aborter == 0:
+            assert time.monotonic() - aborted[0] < SOON
+    elif me.rank == aborter:
+        time.sleep(PAUSE)
+        workspace.abort("a watchdog barks")
+    dist.barrier()
+    workspace.reset()
+    assert ones_sum(workspace).tolist() == [me.world_size] * 8
+
+
+@pytest.mark.parametrize("aborter", [0, 1])
+def test_an_abort_ends_a_reset_that_waits_on_any_rank(new_ranks, aborter):
+    new_ranks(2).run(abort_a_reset, aborter, timeout=20)
+
+
+def be_refused_and_reset(me: Rank) -> None:
+    workspace = me.workspace(timeout=60)
+    for _ in range(10):
+        ones_sum(workspace)
+        if me.rank == 1:
+            time.sleep(0.01)
+            be_refused(workspace)
+        else:
+            with pytest.raises(LamportMismatchError):
+                ones_sum(workspace)
+        workspace.reset()
+
+
+def test_a_refusal_is_named_though_a_reset_follows_at_once(new_ranks):
+    new_ranks(3).run(be_refused_and_reset)
+
+
 def say_what_was_done(me: Rank) -> None:
     workspace = me.workspace()
     assert workspace.status() == lamport_rs.WorkspaceStatus(None, 0, {}, {}, 0.0, ())

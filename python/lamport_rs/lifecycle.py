@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
 import torch
 
-from lamport_rs._core import Checked, LamportError
+from lamport_rs._core import Checked, LamportError, interpreter_ends
 from lamport_rs._core import Workspace as CoreWorkspace
 from lamport_rs.arguments import as_seconds, as_text
 from lamport_rs.observation import log_fault
 from lamport_rs.tracing import never_compiled
 
+# Peers hear of the end before the interpreter takes itself apart. What is registered later runs earlier.
+atexit.register(interpreter_ends)
 CLEANED_UP = "this workspace was cleaned up; create a new one on every rank"
 
 
@@ -30,7 +33,8 @@ class WorkspaceStatus:
     bytes: dict[str, int]
     """Bytes of their inputs on this rank, by name."""
     longest_wait: float
-    """Seconds of the longest wait that went beyond spinning, of operations that completed. On the host only."""
+    """Seconds of the longest wait that went beyond spinning, of operations that completed. On GPUs as the host sees it:
+    of some 10 ms and more, up to that much too short, and none if `LAMPORT_RS_CHECK` is 0."""
     longest_wait_for: tuple[int, ...]
     """The ranks that it waited for at last."""
 
@@ -49,6 +53,7 @@ class WorkspaceLifecycle(Checked):
         """End the operations of all ranks, those that wait among them: they raise `LamportAbortedError`.
 
         To be called by any thread, at any time; not collective. `reset`, on every rank, makes the workspace work again.
+        One that waits for the others ends, too, on this rank and on others.
         On GPUs, kernels that wait end within 50 ms and leave NaN; what is called or checked later raises.
 
         Args:
@@ -84,7 +89,8 @@ class WorkspaceLifecycle(Checked):
         Raises:
             LamportTimeoutError: If ranks did not call it in time: `missing_ranks`. It can be called again, unless some
                 ranks have begun anew and others have not.
-            LamportAbortedError: If a rank was cleaned up, or is dead.
+            LamportAbortedError: If a rank was cleaned up, or is dead. If a rank aborts meanwhile: it can be called
+                again then.
             LamportError: If an earlier reset ended half-way, or an operation is running on this rank.
         """
         self._usable_core().reset(None if timeout is None else as_seconds("timeout", timeout))
@@ -144,4 +150,6 @@ class WorkspaceLifecycle(Checked):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None and self._core is not None:
+            self._core.expect_an_end()
         self.cleanup()

@@ -48,7 +48,7 @@ mod _core {
     #[pymodule_export]
     use super::sizing::{all_reduce_comm_size, comm_size_within, minimax_comm_size};
     #[pymodule_export]
-    use super::workspace::{Table, Workspace, cuda_obstacle, release_memory};
+    use super::workspace::{Table, Workspace, cuda_obstacle, interpreter_ends, release_memory};
 
     use super::*;
 

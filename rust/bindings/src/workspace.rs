@@ -3,6 +3,8 @@
 use lamport_rs_core::cuda::device::{Device, device_count};
 use lamport_rs_core::deferred::{drop_deferred_until, let_captured_go};
 use lamport_rs_core::lifecycle::hook::abort_hook;
+use lamport_rs_core::lifecycle::life;
+use lamport_rs_core::lifecycle::watcher::is_watching;
 use lamport_rs_core::panics::caught;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::host::HostWorkspace;
@@ -124,6 +126,11 @@ impl Workspace {
         phases.taken().iter().map(|(name, taken)| (*name, taken.as_secs_f64())).collect()
     }
 
+    /// What cleans it up next does so because of an error, of which the process may end.
+    fn expect_an_end(&self) {
+        self.workspace.lifecycle().expect_an_end();
+    }
+
     /// Refuses all further operations, and waits for the kernels on the device, or for a signal's handler that raises.
     fn clean_up(&self, py: Python<'_>) -> PyResult<()> {
         match &self.workspace {
@@ -184,6 +191,12 @@ impl Table {
             AnyWorkspace::Cuda(workspace) => (dlpack::CUDA, workspace.device.index as i32),
         }
     }
+}
+
+/// Lets peers know that the interpreter ends, which takes a while: at once, or when the kernels have ended that may run.
+#[pyfunction]
+pub fn interpreter_ends() {
+    life::finish(is_watching());
 }
 
 /// Says why CUDA cannot be used here; None if it can. Makes no context.

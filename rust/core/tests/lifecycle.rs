@@ -199,6 +199,53 @@ fn a_reset_without_a_rank_that_is_gone_is_an_error_at_once() {
 }
 
 #[test]
+fn a_refusal_is_named_though_a_reset_follows_at_once() {
+    let workspaces = group(3);
+    for _ in 0..20 {
+        std::thread::scope(|scope| {
+            let (last, others) = workspaces.split_last().unwrap();
+            for workspace in others {
+                scope.spawn(move || {
+                    let error = sum_of_ones(workspace).0.unwrap_err();
+                    assert!(matches!(error, Error::PeerRefused { peer: 2, .. }), "{error:?}");
+                    workspace.reset(Some(LONG), &mut never).unwrap();
+                });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            last.note_refusal();
+            last.reset(Some(LONG), &mut never).unwrap();
+        });
+    }
+}
+
+#[test]
+fn an_abort_ends_resets_that_wait_and_none_that_follows() {
+    let workspaces = group(3);
+    // Whatever they had told before.
+    workspaces.iter().for_each(|workspace| workspace.lifecycle().abort("before").unwrap());
+    for aborter in [2, 0] {
+        std::thread::scope(|scope| {
+            let waits: Vec<_> = workspaces[..2]
+                .iter()
+                .map(|workspace| scope.spawn(move || workspace.reset(Some(LONG), &mut never).unwrap_err()))
+                .collect();
+            std::thread::sleep(Duration::from_millis(50));
+            let began = Instant::now();
+            workspaces[aborter].lifecycle().abort("not now").unwrap();
+            for wait in waits {
+                let error = wait.join().unwrap();
+                let is_it = matches!(&error, Error::Aborted { rank, cause: Cause::Aborted, reason } if *rank == aborter && reason == "not now");
+                assert!(is_it && began.elapsed() < SOON, "{error:?} after {:?}", began.elapsed());
+            }
+        });
+    }
+    for outcome in each(&workspaces, |workspace| workspace.reset(Some(LONG), &mut never)) {
+        outcome.unwrap();
+    }
+    assert!(each(&workspaces, sum_of_ones).iter().all(|(_, memory)| *memory == [3.0; 8]));
+}
+
+#[test]
 fn a_workspace_says_what_it_has_done() {
     let workspaces = group(2);
     each(&workspaces, sum_of_ones);

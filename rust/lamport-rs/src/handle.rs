@@ -31,7 +31,7 @@ pub struct Status {
     pub resets: u32,
     /// The operations that have begun, by name.
     pub work: Vec<Work>,
-    /// The longest wait for peers that went beyond spinning, on the host.
+    /// The longest wait for peers that went beyond spinning; on GPUs, of what the host saw.
     pub longest_wait: Duration,
     /// The ranks that this wait was for.
     pub longest_wait_for: Vec<usize>,

@@ -21,7 +21,9 @@
 //! | [`parking`] | how a rank that waits announces that it sleeps, and why no push leaves it asleep |
 //! | [`construction`] | what ranks tell each other while they construct |
 //! | [`notices`] | how a rank tells its peers that it has ended, and how all begin anew |
+//! | [`calling_off`] | how an abort ends what waits for that |
 //! | [`endings`] | when kernels that wait are told of that |
+//! | [`life`] | how peers hear that a process ends |
 //!
 //! The same [`exchange::exchange`] and [`two_shot::exchange_two_shot`] run over shared memory between processes and under
 //! the model checkers of `tests/`; the CUDA kernels restate it over `relaxed.sys` accesses.
@@ -29,11 +31,13 @@
 #![forbid(unsafe_code)]
 
 pub mod algorithm;
+pub mod calling_off;
 pub mod construction;
 pub mod endings;
 pub mod exchange;
 pub mod geometry;
 pub mod header;
+pub mod life;
 pub mod memory;
 pub mod notices;
 pub mod parking;

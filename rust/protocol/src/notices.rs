@@ -11,7 +11,8 @@
 //! into a word of every page, its own among them, that nobody else writes ([`Notices::tell`]). A reader finds these words
 //! in its own page, one line of memory ([`Notices::told`]), and reads the notice in the sender's page.
 //!
-//! The epoch's number is stored with release and loaded with acquire, so a reader that finds it finds the whole notice.
+//! The epoch's number is stored with release and loaded with acquire, so a reader that finds it finds the whole notice. It
+//! only grows: a thread that tells late in an epoch leaves what another of its rank has told in the next.
 //! Nothing is put back when an epoch ends: words of an earlier one mean nothing. So nothing is lost if a rank tells
 //! something while others begin anew. All ranks take it as said in the epoch that it was said in.
 //!
@@ -28,6 +29,8 @@
 //!
 //! Stages are stored with release and loaded with acquire: what a rank did before one is done for whoever has seen it.
 //!
+//! Whoever aborts ends the waits for that, too ([`calling_off`](crate::calling_off)).
+//!
 //! # Having built
 //!
 //! Before all that, while the ranks construct what they share, each says once in its page what it has made of that
@@ -40,7 +43,9 @@ use crate::rank_set::RankSet;
 /// Words of a notice.
 pub const NOTICE_WORDS: usize = 256;
 /// Words of a page.
-pub const PAGE_WORDS: usize = NOTICE + NOTICE_WORDS;
+pub const PAGE_WORDS: usize = CALL_OFF + NOTICE_WORDS;
+/// Words that say where the word of a process is, by which its peers hear that it ends: see [`life`](crate::life).
+pub const LIFE_WORDS: usize = 5;
 
 /// Where no call was refused: no number of a call.
 const NONE_REFUSED: u32 = u32::MAX;
@@ -48,18 +53,24 @@ const NONE_REFUSED: u32 = u32::MAX;
 // Of the word that says whether a rank has gone.
 const GONE: u32 = 1;
 const UNMAPPED: u32 = 2;
+const LET_GO: u32 = 4;
 
 // Words of a page. Each line of 64 bytes has the writers of one kind, but for DECIDED, which is written once.
 const TOLD: usize = 0;
 const CLAIM: usize = MAX_WORLD_SIZE;
 pub(crate) const DECIDED: usize = CLAIM + 1;
+pub(crate) const CALLS_OFF: usize = CLAIM + 2;
 const REFUSED: usize = 2 * MAX_WORLD_SIZE;
 const STAGE: usize = REFUSED + 1;
 const LEFT: usize = REFUSED + 2;
 pub(crate) const BUILT: usize = REFUSED + 3;
 pub(crate) const DIGEST: usize = REFUSED + 4;
 const NO_RESET: usize = REFUSED + 6;
+const WAITING: usize = REFUSED + 7;
+const LIFE: usize = REFUSED + 8;
 const NOTICE: usize = 3 * MAX_WORLD_SIZE;
+pub(crate) const CALL_OFF: usize = NOTICE + NOTICE_WORDS;
+const _: () = assert!(LIFE + LIFE_WORDS <= NOTICE);
 
 /// The pages of a group. Pages begin as zeros, but for the word that [`initialise`] writes.
 pub trait StatusWords {
@@ -67,7 +78,7 @@ pub trait StatusWords {
     fn load(&self, rank: usize, word: usize) -> u32;
     /// Stores, with release.
     fn store(&self, rank: usize, word: usize, value: u32);
-    /// Stores `new` if the word is `current`. Whether it did.
+    /// Stores `new`, with release, if the word is `current`. Whether it did.
     fn replace(&self, rank: usize, word: usize, current: u32, new: u32) -> bool;
 }
 
@@ -99,16 +110,35 @@ impl<W: StatusWords> Notices<'_, W> {
     /// is told to nobody.
     pub fn tell(&self, notice: &[u32]) -> bool {
         let claimed = self.words.load(self.rank, CLAIM);
-        if claimed == self.now() || !self.words.replace(self.rank, CLAIM, claimed, self.now()) {
+        if !self.is_earlier(claimed) || !self.words.replace(self.rank, CLAIM, claimed, self.now()) {
             return false;
         }
         for (at, word) in notice.iter().take(NOTICE_WORDS).enumerate() {
             self.words.store(self.rank, NOTICE + at, *word);
         }
-        for rank in 0..self.world_size {
-            self.words.store(rank, TOLD + self.rank, self.now());
-        }
+        (0..self.world_size).for_each(|rank| self.say_that_it_has_told(rank, claimed));
         true
+    }
+
+    /// Whether a word is of an earlier epoch.
+    fn is_earlier(&self, word: u32) -> bool {
+        word.wrapping_sub(self.now()) > u32::MAX / 2
+    }
+
+    /// In the page of `rank`, which says `told` if no other thread of this one has told something meanwhile. If one has, in a
+    /// later epoch, that stays.
+    fn say_that_it_has_told(&self, rank: usize, mut told: u32) {
+        let word = TOLD + self.rank;
+        // Nobody else writes it, but a peer may write anything, and a page may be missing: not for ever.
+        for _ in 0..3 {
+            if self.words.replace(rank, word, told, self.now()) {
+                return;
+            }
+            told = self.words.load(rank, word);
+            if !self.is_earlier(told) {
+                return;
+            }
+        }
     }
 
     /// The ranks that have told something in this epoch, this one among them.
@@ -124,15 +154,21 @@ impl<W: StatusWords> Notices<'_, W> {
         std::array::from_fn(|at| self.words.load(rank, NOTICE + at))
     }
 
-    /// Lets peers know that this rank has gone for good. Unlike a notice, that holds in all epochs, and can be said beside
-    /// one.
+    /// Lets peers know that this rank has gone for good, in order. Unlike a notice, that holds in all epochs, and can be said
+    /// beside one.
     pub fn leave(&self) {
         self.words.store(self.rank, LEFT, GONE);
     }
 
+    /// Likewise, of a rank that may have gone because its process ends.
+    pub fn let_go(&self) {
+        self.words.store(self.rank, LEFT, GONE | LET_GO);
+    }
+
     /// Lets peers know that this rank, which has gone, has none of their memory mapped any more.
     pub fn unmap(&self) {
-        self.words.store(self.rank, LEFT, UNMAPPED);
+        let let_go = self.words.load(self.rank, LEFT) & LET_GO;
+        self.words.store(self.rank, LEFT, UNMAPPED | let_go);
     }
 
     /// Lets peers know that this rank can take part in no reset, in any epoch.
@@ -161,12 +197,39 @@ impl<W: StatusWords> Notices<'_, W> {
 
     /// Of `ranks`, those that may still have peers' memory mapped, if they live.
     pub fn mapping(&self, ranks: RankSet) -> RankSet {
-        ranks.filter(|rank| self.words.load(rank, LEFT) != UNMAPPED)
+        ranks.filter(|rank| self.words.load(rank, LEFT) & UNMAPPED == 0)
     }
 
     /// Of `ranks`, those that have gone.
     pub fn left(&self, ranks: RankSet) -> RankSet {
         ranks.filter(|rank| self.words.load(rank, LEFT) != 0)
+    }
+
+    /// Of `ranks`, those that have gone in order.
+    pub fn left_in_order(&self, ranks: RankSet) -> RankSet {
+        ranks.filter(|rank| matches!(self.words.load(rank, LEFT), GONE | UNMAPPED))
+    }
+
+    /// Lets peers know where the word of this rank's process is, before they have the page.
+    pub fn say_where_life_is(&self, life: [u32; LIFE_WORDS]) {
+        (LIFE..).zip(life).for_each(|(at, word)| self.words.store(self.rank, at, word));
+    }
+
+    /// Where the word of the process of `rank` is.
+    pub fn where_life_is(&self, rank: usize) -> [u32; LIFE_WORDS] {
+        std::array::from_fn(|at| self.words.load(rank, LIFE + at))
+    }
+
+    /// Lets peers know that this rank waits in its operation `number`; 0 for none.
+    pub fn wait_in(&self, number: u32) {
+        if self.words.load(self.rank, WAITING) != number {
+            self.words.store(self.rank, WAITING, number);
+        }
+    }
+
+    /// The ranks that do not say that they wait in their operation `number`.
+    pub fn not_waiting_in(&self, number: u32) -> RankSet {
+        (0..self.world_size).filter(|rank| self.words.load(*rank, WAITING) != number).collect()
     }
 
     /// Lets peers know that this rank has refused its call `number`, for which they may wait. Of several calls in a row the

@@ -54,8 +54,9 @@ impl StatusWords for Pages {
     }
 
     fn replace(&self, rank: usize, word: usize, current: u32, new: u32) -> bool {
-        let word = self.word(rank, word).expect("the claim is used");
-        word.compare_exchange(current, new, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        let order = if self.protocol == Protocol::NoRelease { Ordering::Relaxed } else { Ordering::Release };
+        let word = self.word(rank, word).expect("the words that are replaced are used");
+        word.compare_exchange(current, new, order, Ordering::Relaxed).is_ok()
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use lamport_rs_protocol::notices::{Notices, Stage, Stages, StatusWords};
 use lamport_rs_protocol::rank_set::RankSet;
 
-use super::pages::Words;
+use super::words::Words;
 use super::{Lifecycle, notice};
 use crate::error::{Cause, Error};
 use crate::operations::description::Operation;
@@ -17,33 +17,53 @@ pub struct End {
     /// A rank that takes part in nothing more. But it may have sent what is awaited before: the operation has to look
     /// once more, and ends if it still misses that rank.
     pub unless: Option<usize>,
+    /// That rank may have gone because its process ends: who waits a little hears that.
+    pub may_change: bool,
+}
+
+impl End {
+    fn at_once(error: Error) -> Self {
+        Self { error, unless: None, may_change: false }
+    }
 }
 
 impl Lifecycle {
     /// What ends an operation that waits for `missing`, if anything does. `asks_for_processes`: a system call more.
     pub fn end_of(&self, operation: Operation, missing: RankSet, asks_for_processes: bool) -> Option<End> {
         if self.cleaned_up.load(Ordering::Relaxed) {
-            return Some(End { error: Error::CleanedUpMeanwhile { operation }, unless: None });
+            return Some(End::at_once(Error::CleanedUpMeanwhile { operation }));
         }
         let notices = self.notices();
         if let Some(error) = fault_of(&notices, notices.told()) {
-            return Some(End { error: error.seen_by(self.rank, operation), unless: None });
+            return Some(End::at_once(error.seen_by(self.rank, operation)));
         }
-        let unless = |rank: usize, error| Some(End { error, unless: Some(rank) });
+        let unless = |(rank, error)| End { error, unless: Some(rank), may_change: false };
         if let Some(rank) = notices.left(missing).iter().next() {
-            return unless(rank, Error::Aborted { rank, cause: Cause::CleanedUp, reason: String::new() });
+            return Some(self.departure_of(rank));
+        }
+        // Before the next: what was refused is said until all have stopped.
+        if let Some(refusal) = self.refusal_by(missing, operation) {
+            return Some(unless(refusal));
         }
         if let Some(rank) = self.stopped().iter().find(|rank| missing.contains(*rank)) {
-            return unless(
-                rank,
-                Error::Aborted { rank, cause: Cause::Aborted, reason: "it has called reset()".into() },
-            );
+            let reason = "it has called reset()".into();
+            return Some(unless((rank, Error::Aborted { rank, cause: Cause::Aborted, reason })));
         }
-        if let Some((peer, error)) = self.refusal_by(missing, operation) {
-            return unless(peer, error);
-        }
-        let (rank, error) = asks_for_processes.then(|| self.death_of(missing)).flatten()?;
-        unless(rank, error)
+        self.death_of(missing, asks_for_processes).map(unless)
+    }
+
+    /// Why `rank` has gone. Takes a system call.
+    #[cold]
+    pub(super) fn departure_of(&self, rank: usize) -> End {
+        let ranks = RankSet(1 << rank);
+        let in_order = !self.notices().left_in_order(ranks).is_empty();
+        let death = if in_order { None } else { self.death_of(ranks, true) };
+        let may_change = !in_order && death.is_none();
+        let error = match death {
+            Some((_, error)) => error,
+            None => Error::Aborted { rank, cause: Cause::CleanedUp, reason: String::new() },
+        };
+        End { error, unless: Some(rank), may_change }
     }
 
     /// One of `peers` that has refused its call of this operation's number, or had nothing to do in it, and the error of
@@ -60,6 +80,18 @@ impl Lifecycle {
         self.refusal_by(peers, operation).map(|(_, error)| error)
     }
 
+    /// This rank waits in its operation `number`: the ranks that do not say so too.
+    pub fn missing_in(&self, number: u32) -> RankSet {
+        let notices = self.notices();
+        notices.wait_in(number);
+        notices.not_waiting_in(number)
+    }
+
+    /// It waits in none.
+    pub fn forget_waits(&self) {
+        self.notices().wait_in(0);
+    }
+
     /// The ranks that wait for the others in a reset.
     fn stopped(&self) -> RankSet {
         self.everybody().without(Stages(self.notices()).missing(Stage::Stopped))
@@ -73,12 +105,14 @@ impl Lifecycle {
         if self.failure.is_there() || fault_of(&notices, notices.told()).is_some() {
             return everybody;
         }
-        RankSet(self.stopped().0 | notices.left(everybody).0 | self.pages.ended(everybody).0)
+        RankSet(self.stopped().0 | notices.left(everybody).0 | self.dead().0)
     }
 
-    /// One of `ranks` whose process has ended, and the error of that.
-    pub(super) fn death_of(&self, ranks: RankSet) -> Option<(usize, Error)> {
-        let rank = self.pages.ended(ranks).iter().next()?;
+    /// One of `ranks` whose process has ended, or is about to, and the error of that. `asks_for_processes`: a system call more.
+    pub(super) fn death_of(&self, ranks: RankSet, asks_for_processes: bool) -> Option<(usize, Error)> {
+        let ending = self.pages.ending(ranks);
+        let dead = if ending.is_empty() && asks_for_processes { self.pages.ended(ranks) } else { ending };
+        let rank = dead.iter().next()?;
         let process = self.pages.process(rank)?;
         Some((rank, Error::Aborted { rank, cause: Cause::Ended, reason: format!("process {process} is gone") }))
     }
@@ -126,7 +160,7 @@ mod tests {
 
     impl StatusWords for Changing {
         fn load(&self, rank: usize, word: usize) -> u32 {
-            let at = word - (PAGE_WORDS - NOTICE_WORDS);
+            let at = word - (PAGE_WORDS - 2 * NOTICE_WORDS);
             let again = std::mem::replace(&mut self.loaded.borrow_mut()[rank][word], true);
             let aborted = Notice::ended(rank, Cause::Aborted, "second thoughts");
             if again { aborted.words()[at] } else { self.pages[rank].words()[at] }

@@ -3,9 +3,11 @@
 //!
 //! | module | concept |
 //! | --- | --- |
+//! | `construction` | how it ends before there is a workspace |
 //! | `failure` | why it may not be used |
 //! | `ending` | what ends an operation that waits |
 //! | `teardown` | how it is given up, and when its memory may be freed |
+//! | `life` | how peers hear that this process ends |
 //! | `memory` | its memory until then: unmapping, and freeing what peers have mapped |
 //! | [`pages`] | the shared memory through which ranks tell each other |
 //! | `process` | whether a peer's process lives |
@@ -13,13 +15,16 @@
 //! | `rarely` | when `check` asks what takes a system call |
 //! | `reset` | how all ranks begin anew |
 //! | [`tally`] | what the workspace has done, for `status` |
+//! | [`words`] | the words of such pages |
 //! | [`watcher`] | a thread that looks on behalf of operations on a device |
 //!
 //! [`lamport_rs_protocol::notices`] says how they tell it, and why nothing is lost.
 
+mod construction;
 mod ending;
 mod failure;
 pub mod hook;
+pub mod life;
 pub(crate) mod memory;
 pub mod notice;
 pub mod pages;
@@ -29,11 +34,11 @@ mod reset;
 pub mod tally;
 mod teardown;
 pub mod watcher;
+pub mod words;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 
-use lamport_rs_protocol::construction::Outcome;
 use lamport_rs_protocol::notices::Notices;
 use lamport_rs_protocol::rank_set::RankSet;
 
@@ -41,9 +46,10 @@ pub use self::ending::End;
 use self::ending::{fault_of, first_of};
 use self::failure::FirstFailure;
 use self::notice::Notice;
-use self::pages::{Pages, Words};
+use self::pages::Pages;
 use self::rarely::Rarely;
 use self::tally::Tally;
+use self::words::Words;
 use crate::error::{Cause, Error, Result};
 use crate::limits::Reason;
 use crate::memory::fork::Home;
@@ -62,6 +68,8 @@ pub struct Lifecycle {
     /// Why no further operation may run, until a reset.
     failure: FirstFailure,
     half_reset: AtomicBool,
+    /// What cleans it up does so because of an error.
+    is_end_expected: AtomicBool,
     /// When `check` asks whether the peers' processes live.
     asks_for_processes: Rarely,
     /// What it has done.
@@ -78,6 +86,7 @@ impl Lifecycle {
             cleaned_up: AtomicBool::new(false),
             failure: FirstFailure::default(),
             half_reset: AtomicBool::new(false),
+            is_end_expected: AtomicBool::new(false),
             asks_for_processes: Rarely::new(PROCESSES_INTERVAL),
             tally: Tally::default(),
         }
@@ -172,14 +181,18 @@ impl Lifecycle {
         if !self.asks_for_processes.is_due() {
             return None;
         }
-        let others = self.everybody().without(told);
-        self.death_of(others).map(|(_, error)| (error, notices.epoch))
+        let everybody = self.everybody();
+        let others = everybody.without(notices.left_in_order(everybody));
+        self.death_of(others, true).map(|(_, error)| (error, notices.epoch))
     }
 
     #[cold]
     fn learn(&self, notices: &Notices<'_, Words>, told: RankSet) -> Error {
-        let (_, error) = first_of(notices, told);
-        let error = error.seen_between_operations_by(self.rank);
+        let (sender, error) = first_of(notices, told);
+        let error = match error {
+            Error::Aborted { rank, cause: Cause::CleanedUp, .. } if rank == sender => self.departure_of(rank).error,
+            error => error.seen_between_operations_by(self.rank),
+        };
         self.failure.note(&error, notices.epoch, true);
         error
     }
@@ -207,41 +220,27 @@ impl Lifecycle {
         Notices { epoch, ..self.notices() }.tell(Notice::failed(self.rank, error).words());
     }
 
-    /// This rank gives up the construction, and comes to no other round of it: others need not either. The reason follows at
-    /// once.
-    pub fn give_up_construction(&self) {
-        self.pages.give_up(self.rank);
-        self.decide(Outcome::Abandoned(self.rank));
-    }
-
-    /// An error if peers have done so.
-    pub fn construction_given_up(&self) -> Option<Error> {
-        self.pages.given_up(self.rank)
-    }
-
-    /// Decides how the construction ends, unless a peer has. What holds for all ranks; `None` if they cannot tell each other.
-    pub fn decide(&self, own: Outcome) -> Option<Outcome> {
-        self.pages.decide(own)
-    }
-
-    /// Why `peer` has given up the construction. Of a rank that is not there nobody knows.
-    pub fn reason_of(&self, peer: usize) -> Error {
-        let everybody = self.everybody();
-        let gone = if everybody.iter().any(|rank| rank == peer) { RankSet(1 << peer) } else { everybody };
-        self.pages.reason_of(self.rank, gone)
-    }
-
-    /// The peers whose processes have ended. Takes a system call.
+    /// The peers whose processes have ended, or are about to. Takes a system call.
     pub fn dead(&self) -> RankSet {
-        self.pages.ended(self.everybody())
+        let everybody = self.everybody();
+        RankSet(self.pages.ending(everybody).0 | self.pages.ended(everybody).0)
     }
 
-    /// Refuses all further operations of all ranks, and ends those that wait. Any thread may call it, and a signal's
+    /// Refuses all further operations of all ranks, and ends those that wait, resets among them. Any thread may call it, and a signal's
     /// handler: it waits for nothing and allocates nothing.
     pub fn abort(&self, reason: &str) -> Result<()> {
         self.check_here()?;
-        self.notices().tell(Notice::ended(self.rank, Cause::Aborted, reason).words());
-        Ok(())
+        let notice = Notice::ended(self.rank, Cause::Aborted, reason);
+        self.notices().call_off(notice.words());
+        // A reset may end the epoch meanwhile: either it finds this, or this finds that.
+        loop {
+            let notices = self.notices();
+            notices.tell(notice.words());
+            fence(Ordering::SeqCst);
+            if self.epoch() == notices.epoch {
+                return Ok(());
+            }
+        }
     }
 
     /// Whether this process was forked from the one that it belongs to.

@@ -2,19 +2,19 @@
 //! its slots are in, and its process.
 
 use std::iter;
-use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lamport_rs_protocol::construction::{Built, Outcome};
-use lamport_rs_protocol::notices::{self, NoReset, Notices, PAGE_WORDS, StatusWords};
+use lamport_rs_protocol::notices::{self, NoReset, Notices, PAGE_WORDS};
 use lamport_rs_protocol::rank_set::RankSet;
 use lamport_rs_protocol::sentinel::Vector;
 
 use super::ending::fault_of;
+use super::life;
 use super::process::{Process, ended};
+use super::words::Words;
 use crate::error::{Error, Result};
 use crate::limits::Reason;
 use crate::memory::handle::Handle;
@@ -24,7 +24,7 @@ use crate::memory::host::{self, Block, Mapping};
 const REASON_FOLLOWS: Duration = Duration::from_millis(50);
 const LOOK_FOR_REASON: Duration = Duration::from_millis(1);
 /// Bytes of a page.
-const PAGE_BYTES: usize = PAGE_WORDS * size_of::<u32>();
+pub const PAGE_BYTES: usize = PAGE_WORDS * size_of::<u32>();
 
 /// A rank's own page, for as long as peers may map it.
 #[derive(Debug)]
@@ -35,12 +35,13 @@ impl OwnPage {
     pub fn allocate() -> Result<Self> {
         let page = Self(Block::allocate(PAGE_BYTES, 0)?);
         notices::initialise(&page.words(), 0);
+        page.words().notices().say_where_life_is(life::own_words());
         Ok(page)
     }
 
     /// As those of a group of this rank alone.
     fn words(&self) -> Words {
-        Words(vec![Some(self.0.pointer().cast())])
+        Words::of_one(self.0.pointer())
     }
 
     /// Tells what this rank has made of a construction.
@@ -50,7 +51,7 @@ impl OwnPage {
 
     /// Tells that this rank, which constructs nothing after all, has none of its peers' memory mapped.
     pub(crate) fn unmap(&self) {
-        Notices { words: &self.words(), rank: 0, world_size: 1, epoch: 0 }.unmap();
+        self.words().notices().unmap();
     }
 
     /// What peers need to map it. They will find `mark` in it.
@@ -74,7 +75,12 @@ impl PeerPage {
             .ok_or_else(|| Error::Argument("the handle of its page of notices cannot be read".into()))?;
         let mapping = host::open(&handle, mark, PAGE_BYTES)?;
         let is_other = handle.process != std::process::id();
-        Ok(Self { mapping, process: is_other.then(|| Process::of(handle.process)) })
+        let process = is_other.then(|| {
+            let words = Words::of_one(mapping.pointer());
+            let life = words.notices().where_life_is(0);
+            Process::of(handle.process, &life::handle_of(handle.process, life))
+        });
+        Ok(Self { mapping, process })
     }
 }
 
@@ -189,52 +195,16 @@ impl Pages {
         ended(&processes).into_iter().map(|at| ranks[at]).collect()
     }
 
+    /// Of `ranks`, those whose processes say that they have ended, or are about to. They may still store for a while. Takes
+    /// no system call.
+    pub fn ending(&self, ranks: RankSet) -> RankSet {
+        ranks
+            .filter(|rank| self.processes.get(rank).is_some_and(|process| process.as_ref().is_some_and(|it| it.ends())))
+    }
+
     /// The number of a peer's process.
     pub fn process(&self, rank: usize) -> Option<u32> {
         self.processes.get(rank)?.as_ref().map(|process| process.number)
-    }
-}
-
-/// The words of pages, each of which is at least [`PAGE_WORDS`] long and valid for as long as this is used. Where there is
-/// no page, words are 0 and stay so.
-#[derive(Debug)]
-pub(crate) struct Words(Vec<Option<NonNull<AtomicU32>>>);
-
-// SAFETY: the words are accessed as atomics only.
-unsafe impl Send for Words {}
-// SAFETY: as above.
-unsafe impl Sync for Words {}
-
-impl Words {
-    /// Ranks in the group.
-    pub fn world_size(&self) -> usize {
-        self.0.len()
-    }
-
-    #[inline]
-    fn word(&self, rank: usize, word: usize) -> Option<&AtomicU32> {
-        assert!(word < PAGE_WORDS);
-        // SAFETY: within the page, which is mapped, and aligned as pages are; all accesses are atomic.
-        self.0[rank].map(|page| unsafe { page.add(word).as_ref() })
-    }
-}
-
-impl StatusWords for Words {
-    #[inline]
-    fn load(&self, rank: usize, word: usize) -> u32 {
-        self.word(rank, word).map_or(0, |word| word.load(Ordering::Acquire))
-    }
-
-    fn store(&self, rank: usize, word: usize, value: u32) {
-        if let Some(word) = self.word(rank, word) {
-            word.store(value, Ordering::Release);
-        }
-    }
-
-    fn replace(&self, rank: usize, word: usize, current: u32, new: u32) -> bool {
-        let replace =
-            |word: &AtomicU32| word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        self.word(rank, word).is_some_and(replace)
     }
 }
 
@@ -243,19 +213,22 @@ impl Pages {
     /// Those of rank 0 of two, whose peer is the process of that number.
     pub fn beside(process: u32) -> Self {
         let page = || Some(OwnPage::allocate().unwrap().0.into_mapping());
-        Self::over(vec![page(), page()], vec![None, Some(Process::of(process))])
+        Self::over(vec![page(), page()], vec![None, Some(Process::without_a_word(process))])
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use lamport_rs_protocol::notices::StatusWords;
+
     use super::*;
 
     #[test]
     fn ranks_whose_process_has_ended_are_found() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let page = || Some(OwnPage::allocate().unwrap().0.into_mapping());
-        let processes = vec![None, Some(Process::of(child.id())), Some(Process::of(std::process::id()))];
+        let processes =
+            vec![None, Some(Process::without_a_word(child.id())), Some(Process::without_a_word(std::process::id()))];
         let pages = Pages::over(vec![page(), page(), page()], processes);
         let all = RankSet(0b111);
         assert!(pages.ended(all).is_empty());

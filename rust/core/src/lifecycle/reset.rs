@@ -1,12 +1,13 @@
 //! Beginning anew, with all ranks.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
+use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::notices::{NoReset, Stage, Stages};
 
-use super::Lifecycle;
-use crate::error::{Cause, Error, Result};
+use super::{Lifecycle, notice};
+use crate::error::{Error, Result};
 use crate::interrupts::{INTERRUPT_INTERVAL, Interrupted};
 
 /// Between two looks of a rank that waits: peers are late by as much as their devices take to stop.
@@ -31,17 +32,21 @@ impl Lifecycle {
             Some(NoReset::PagesMissing) => return Err(Error::PagesMissing),
             Some(NoReset::HalfReset) => return Err(Error::HalfReset),
         }
+        // First: what is called off from now on ends the wait.
+        let calls_off = self.calls_off();
         stop(&mut *interrupted)?;
         let stages = Stages(self.notices());
         stages.arrive(Stage::Stopped);
-        self.wait_for(Stage::Stopped, timeout, interrupted).inspect_err(|_| stages.arrive(Stage::None))?;
+        let call_off = || self.called_off_since(&calls_off);
+        self.wait_for(Stage::Stopped, timeout, interrupted, call_off).inspect_err(|_| stages.arrive(Stage::None))?;
         // From here on some ranks may have begun anew, and others not.
         self.half_reset.store(true, Ordering::Relaxed);
         let filled = refill().and_then(|()| {
             // Calls are counted anew.
             self.notices().serve();
             stages.arrive(Stage::Filled);
-            self.wait_for(Stage::Filled, timeout, interrupted)
+            // The others do not wait any more, and an end now would be one by half.
+            self.wait_for(Stage::Filled, timeout, interrupted, || None)
         });
         filled.map_err(|error| {
             self.failure.replace(Error::HalfReset);
@@ -52,24 +57,52 @@ impl Lifecycle {
         })?;
         self.failure.begin_epoch();
         self.half_reset.store(false, Ordering::Relaxed);
+        // An abort that came too late to end the wait is told in the epoch that begins.
+        fence(Ordering::SeqCst);
+        if self.calls_off()[self.rank] != calls_off[self.rank] {
+            let notices = self.notices();
+            notices.tell(&notices.called_off(self.rank));
+        }
         Ok(())
     }
 
-    fn wait_for(&self, stage: Stage, timeout: Option<Duration>, interrupted: &mut dyn FnMut() -> bool) -> Result<()> {
+    /// How often each rank has called off what waits.
+    fn calls_off(&self) -> [u32; MAX_WORLD_SIZE] {
+        let (notices, ranks) = (self.notices(), self.everybody());
+        std::array::from_fn(|rank| if ranks.contains(rank) { notices.calls_off(rank) } else { 0 })
+    }
+
+    /// Why a rank has done so since it had `before`, if one has.
+    fn called_off_since(&self, before: &[u32; MAX_WORLD_SIZE]) -> Option<Error> {
+        let now = self.calls_off();
+        let rank = self.everybody().iter().find(|rank| now[*rank] != before[*rank])?;
+        Some(notice::read(rank, &self.notices().called_off(rank)))
+    }
+
+    fn wait_for(
+        &self,
+        stage: Stage,
+        timeout: Option<Duration>,
+        interrupted: &mut dyn FnMut() -> bool,
+        call_off: impl Fn() -> Option<Error>,
+    ) -> Result<()> {
         let began = Instant::now();
         let mut asked = began;
         loop {
             // Before it looks: a rank that is stopped between the two looks once more.
-            let now = Instant::now();
+            let (now, called_off) = (Instant::now(), call_off());
             let missing = Stages(self.notices()).missing(stage);
             if missing.is_empty() {
                 return Ok(());
             }
             self.check_here()?;
-            if let Some(rank) = self.notices().left(missing).iter().next() {
-                return Err(Error::Aborted { rank, cause: Cause::CleanedUp, reason: String::new() });
+            if let Some(error) = called_off {
+                return Err(error);
             }
-            if let Some((_, error)) = self.death_of(missing) {
+            if let Some(rank) = self.notices().left(missing).iter().next() {
+                return Err(self.departure_of(rank).error);
+            }
+            if let Some((_, error)) = self.death_of(missing, true) {
                 return Err(error);
             }
             let waited = now - began;
@@ -89,9 +122,13 @@ impl Lifecycle {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
+    use crate::error::Cause;
 
     const SHORT: Option<Duration> = Some(Duration::from_millis(20));
+    const LONG: Option<Duration> = Some(Duration::from_secs(60));
 
     fn reset(lifecycle: &Lifecycle, refilled: Result<()>) -> Result<()> {
         lifecycle.reset(SHORT, &mut || false, |_| Ok(()), || refilled)
@@ -143,6 +180,41 @@ mod tests {
         other.notices().rule_out_reset(NoReset::HalfReset);
         assert!(advises_none(&one));
         assert!(matches!(reset(&one, Ok(())), Err(Error::HalfReset)));
+    }
+
+    /// It ends the reset, or it is told after it: whenever it comes once the reset has begun.
+    #[test]
+    fn no_abort_is_lost_beside_a_reset() {
+        let lifecycles = Lifecycle::pair();
+        let reset_until_done = |lifecycle: &Lifecycle, begun: &Barrier| {
+            let mut heard = false;
+            loop {
+                let stop = |_: Interrupted<'_>| {
+                    if !heard {
+                        begun.wait();
+                    }
+                    Ok(())
+                };
+                match lifecycle.reset(LONG, &mut || false, stop, || Ok(())) {
+                    Ok(()) => return heard,
+                    Err(Error::Aborted { cause: Cause::Aborted, .. }) => heard = true,
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+        };
+        for round in 0..1000 {
+            let begun = &Barrier::new(3);
+            std::thread::scope(|scope| {
+                let reset = |lifecycle| scope.spawn(move || reset_until_done(lifecycle, begun));
+                let resets = lifecycles.each_ref().map(|lifecycle| reset(&**lifecycle));
+                begun.wait();
+                std::thread::sleep(Duration::from_micros(round % 300));
+                lifecycles[0].abort("in between").unwrap();
+                let heard = resets.map(|reset| reset.join().unwrap());
+                let told = lifecycles.iter().all(|lifecycle| lifecycle.check().is_err());
+                assert!(told || heard != [false; 2], "an abort was lost in round {round}");
+            });
+        }
     }
 
     #[test]

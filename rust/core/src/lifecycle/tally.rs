@@ -8,7 +8,8 @@ use lamport_rs_protocol::rank_set::RankSet;
 use crate::operations::Kind;
 use crate::operations::description::Description;
 
-/// Operations and bytes by kind, and the longest wait. One operation at a time writes; anybody reads.
+/// Operations and bytes by kind, and the longest wait. One operation at a time writes, or the
+/// watcher of operations on a device; anybody reads.
 #[derive(Debug, Default)]
 pub struct Tally {
     operations: [AtomicU64; Kind::ALL.len()],

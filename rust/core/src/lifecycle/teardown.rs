@@ -16,9 +16,28 @@ impl Lifecycle {
 
     /// Refuses all further operations, ends the one that waits, and tells the peers.
     pub fn clean_up(&self) {
+        self.leave(!self.is_end_expected.load(Ordering::Relaxed));
+    }
+
+    /// Likewise, where nobody has said that this is the end: the process may end, and let it go for that.
+    pub fn let_go(&self) {
+        self.leave(false);
+    }
+
+    /// What cleans it up next does so because of an error, of which the process may end.
+    pub fn expect_an_end(&self) {
+        self.is_end_expected.store(true, Ordering::Relaxed);
+    }
+
+    fn leave(&self, in_order: bool) {
         if !self.cleaned_up.swap(true, Ordering::Relaxed) && !self.home.is_elsewhere() {
-            self.notices().leave();
-            self.notices().tell(Notice::ended(self.rank, Cause::CleanedUp, "").words());
+            let notices = self.notices();
+            if in_order {
+                notices.leave()
+            } else {
+                notices.let_go()
+            }
+            notices.tell(Notice::ended(self.rank, Cause::CleanedUp, "").words());
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
+use super::process::at_exit;
 use crate::error::{Error, Result};
 use crate::memory::fork::Home;
 
@@ -54,6 +55,11 @@ pub fn watch(watched: Arc<dyn Watched>) -> Result<Watching> {
     Ok(Watching { watched, home: Home::here() })
 }
 
+/// Whether anything is.
+pub fn is_watching() -> bool {
+    !registry().watched.is_empty()
+}
+
 fn run() {
     loop {
         let mut registry = registry();
@@ -88,9 +94,6 @@ impl std::fmt::Debug for Watching {
 /// A driver takes its memory back when the process ends, whoever still uses it. Functions that are registered later run
 /// earlier, and the driver was there before whatever is watched.
 fn end_with_the_process() {
-    unsafe extern "C" {
-        fn atexit(function: extern "C" fn()) -> i32;
-    }
     extern "C" fn end() {
         // A forked process has the function, but no such thread, which may have had the lock.
         if std::process::id() == PROCESS.load(Ordering::Relaxed) {
@@ -101,8 +104,7 @@ fn end_with_the_process() {
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(|| {
         PROCESS.store(std::process::id(), Ordering::Relaxed);
-        // SAFETY: the function may be called at any time.
-        let _ = unsafe { atexit(end) };
+        at_exit(end);
     });
 }
 

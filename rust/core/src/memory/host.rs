@@ -28,7 +28,7 @@ const FILL_BYTES: usize = 64 << 10;
 /// Bytes written between two questions whether to give up: some milliseconds.
 const ASK_BYTES: usize = 16 << 20;
 
-/// One mapping of one block, writable by every process that has it.
+/// One mapping of one block.
 #[derive(Debug)]
 pub struct Mapping {
     pointer: NonNull<u8>,
@@ -42,8 +42,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(file: &impl std::os::fd::AsFd, bytes: usize) -> Result<Self> {
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
+    fn new(file: &impl std::os::fd::AsFd, bytes: usize, protection: ProtFlags) -> Result<Self> {
         // SAFETY: a fresh mapping at an address of the kernel's choosing aliases nothing of this process.
         let pointer = unsafe { mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, file, 0) }
             .map_err(|error| Error::system(format!("mapping {bytes} bytes of shared memory"), error))?;
@@ -96,7 +95,7 @@ impl Block {
         ftruncate(&file, bytes as u64)
             .map_err(|error| Error::system(format!("allocating {bytes} bytes of shared memory"), error))?;
         fcntl_add_seals(&file, SEALS).map_err(|error| Error::system("sealing shared memory", error))?;
-        let mapping = Arc::new(Mapping::new(&file, bytes)?);
+        let mapping = Arc::new(Mapping::new(&file, bytes, ProtFlags::READ | ProtFlags::WRITE)?);
         let handle = Handle::of(&file)?;
         Ok(Self { file: Some(file), mapping, handle })
     }
@@ -177,9 +176,18 @@ fn fill(file: &OwnedFd, bytes: usize, word: u32, interrupted: Interrupted<'_>) -
 /// Maps a peer's block of `bytes` bytes, and looks for the peer's mark in it: what the one wrote must be what the other
 /// reads.
 pub fn open(handle: &Handle, mark: Vector, bytes: usize) -> Result<Mapping> {
+    open_for(ProtFlags::READ | ProtFlags::WRITE, handle, mark, bytes)
+}
+
+/// Likewise, but nothing is stored there through the mapping.
+pub fn open_to_read(handle: &Handle, mark: Vector, bytes: usize) -> Result<Mapping> {
+    open_for(ProtFlags::READ, handle, mark, bytes)
+}
+
+fn open_for(protection: ProtFlags, handle: &Handle, mark: Vector, bytes: usize) -> Result<Mapping> {
     let bytes = file_bytes(bytes);
     let file = handle.open(bytes as u64)?;
-    let mapping = Mapping::new(&file, bytes)?;
+    let mapping = Mapping::new(&file, bytes, protection)?;
     // SAFETY: the mark is aligned, and its owner wrote it before it exported the block.
     if unsafe { Portable::load(mapping.mark()) } != mark {
         return Err(Error::system(

@@ -19,6 +19,8 @@ pub(super) struct Backoff {
     pub(super) asked_for_processes: Duration,
     /// A rank that takes part in nothing more, unless what it has sent before is there by now.
     pub(super) gone: Option<usize>,
+    /// For how long it had parked when that was first found out.
+    pub(super) gone_since: Duration,
     /// For whom it parked last.
     pub(super) missing: RankSet,
 }
@@ -34,6 +36,7 @@ impl Backoff {
             gave_way: false,
             asked_for_processes: Duration::ZERO,
             gone: None,
+            gone_since: Duration::ZERO,
             missing: RankSet::default(),
         }
     }

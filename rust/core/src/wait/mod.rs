@@ -32,6 +32,8 @@ const MAX_PAUSES: u32 = 64;
 const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 /// How often a rank that waits asks whether its peers' processes live.
 const PROCESSES_INTERVAL: Duration = Duration::from_millis(10);
+/// A rank that was let go may have a process that ends. That is heard within this time, and tells more.
+const PROCESS_FOLLOWS: Duration = Duration::from_millis(50);
 
 /// The bounded wait of one operation for its peers.
 pub struct BoundedWait<'a, 'o> {
@@ -68,11 +70,14 @@ impl<'a, 'o> BoundedWait<'a, 'o> {
             backoff.asked_for_processes = waited;
         }
         let asks = asks_for_processes || backoff.gone.is_some();
-        if let Some(End { error, unless }) = interrupts.lifecycle.end_of(operation, missing, asks) {
-            if unless == backoff.gone {
+        if let Some(End { error, unless, may_change }) = interrupts.lifecycle.end_of(operation, missing, asks) {
+            if unless != backoff.gone {
+                (backoff.gone, backoff.gone_since) = (unless, waited);
+            } else if may_change && waited < backoff.gone_since + PROCESS_FOLLOWS {
+                std::thread::sleep(LONGEST_SLEEP);
+            } else {
                 return Err(error);
             }
-            backoff.gone = unless;
             return Ok(());
         }
         backoff.gone = None;

@@ -233,6 +233,29 @@ fn a_clean_up_that_is_interrupted_tells_the_peers_and_leaves_the_memory_until_th
 }
 
 #[test]
+fn the_host_sees_how_long_a_kernel_has_waited_and_for_whom() {
+    const LATE: Duration = Duration::from_millis(300);
+    let _standin = Standin::take();
+    on_ranks(3, |rank| {
+        let workspace = rank.create_with_timeout(0.0).unwrap();
+        let mut operands = Operands::new(&workspace);
+        rank.meet();
+        if rank.rank == 2 {
+            std::thread::sleep(LATE);
+        }
+        operands.launch(&workspace, std::ptr::null_mut()).unwrap();
+        workspace.synchronise().unwrap();
+        let began = Instant::now();
+        while rank.rank != 2 && workspace.lifecycle().tally.longest_wait().0 < LATE / 3 {
+            assert!(began.elapsed() < LONGEST_WAIT, "{:?}", workspace.lifecycle().tally.longest_wait());
+        }
+        let (waited, missing) = workspace.lifecycle().tally.longest_wait();
+        assert!(rank.rank == 2 || missing.0 == 0b100, "{missing:?} for {waited:?}");
+        rank.meet();
+    });
+}
+
+#[test]
 fn what_a_peer_tells_is_known_without_synchronising() {
     let _standin = Standin::take();
     on_ranks(3, |rank| {

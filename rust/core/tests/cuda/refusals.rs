@@ -69,6 +69,25 @@ fn a_refusal_is_heard_whenever_it_comes() {
     }
 }
 
+#[test]
+fn a_refusal_is_named_though_a_reset_follows_at_once() {
+    let _standin = Standin::take();
+    on_ranks(3, |rank| {
+        let workspace = rank.create_with_timeout(0.0).unwrap();
+        for _ in 0..5 {
+            if rank.rank == 2 {
+                // SAFETY: the default stream is always there.
+                unsafe { workspace.note_refusal(DEFAULT_STREAM) };
+            } else {
+                assert_names_rank_2(&sum(&workspace, ELEMENTS).unwrap_err());
+            }
+            workspace.reset(Some(LONGEST_WAIT), &mut || false).unwrap();
+            assert_eq!(sum(&workspace, ELEMENTS).unwrap(), [3.0; ELEMENTS]);
+        }
+        rank.meet();
+    });
+}
+
 /// What all ranks refuse is no difference between them, on whatever stream.
 #[test]
 fn ranks_that_all_refuse_a_call_go_on() {

@@ -1,6 +1,7 @@
 //! What may be wrong with a peer's messages: the structure of each, and strategies that choose among them.
 
 use lamport_rs_core::rendezvous::hello::Hello;
+use lamport_rs_protocol::notices::PAGE_WORDS;
 use lamport_rs_protocol::sentinel::SENTINEL;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -214,7 +215,7 @@ fn deed() -> impl Strategy<Value = Deed> {
     prop_oneof![
         2 => notice.prop_map(Deed::Notice),
         1 => vec(word(), 0..20).prop_map(Deed::Notice),
-        4 => (any::<bool>(), prop_oneof![0..48_usize, 0..304_usize], word())
+        4 => (any::<bool>(), prop_oneof![0..48_usize, 0..PAGE_WORDS], word())
             .prop_map(|(own, at, word)| Deed::PageWord(own, at, word)),
         1 => (0..5_u32).prop_map(Deed::Stage),
         4 => proptest::option::weighted(0.3, [word(), word(), word(), word()]).prop_map(Deed::Header),

@@ -52,8 +52,9 @@ impl Pages {
         }
     }
 
-    /// Tells a notice of `rank`, whatever it has told before.
+    /// Tells a notice of `rank`, whatever it has told before, and calls off what waits for the same reason.
     pub fn notify(&self, rank: usize, world_size: usize, words: &[u32]) {
+        self.notices(rank, world_size).call_off(words);
         self.store(rank, CLAIM, 0);
         assert!(self.notices(rank, world_size).tell(words) || self.load(rank, CLAIM) == 0, "{CLAIM} is another word");
     }

@@ -7,6 +7,7 @@ use lamport_rs_protocol::endings::Endings;
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::rank_set::RankSet;
 
+use super::waits::Waits;
 use crate::error::{Error, Result};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::watcher::Watched;
@@ -31,6 +32,7 @@ struct Telling {
     /// When kernels that still wait give up in any case.
     deadline: Option<Instant>,
     endings: Endings,
+    waits: Waits,
     /// When peers are no longer told of a call that sent nothing.
     forget_skipped: Option<Instant>,
 }
@@ -100,6 +102,11 @@ impl Faults {
         self.words.clear();
     }
 
+    /// What kernels that have ended told of calls that sent nothing is told to peers from now on.
+    pub fn hear_of_skipped(&self) {
+        self.tell_skipped(&mut self.telling());
+    }
+
     /// Tells peers of a call that sent nothing.
     fn tell_skipped(&self, telling: &mut Telling) {
         if let Some(number) = self.words.take_skipped() {
@@ -111,11 +118,18 @@ impl Faults {
         }
     }
 
-    /// Whether a kernel waits for what a peer never sends, as it has skipped that call.
-    fn find_refusal(&self, epoch: u32) {
-        let refusal = self.words.take_waiting().and_then(|header| self.lifecycle.refusal_of(Operation(header)));
-        if let Some(error) = refusal {
+    /// Notes which operation waits, and whether for what a peer never sends, as it has skipped that call.
+    fn hear_of_waits(&self, telling: &mut Telling) {
+        let epoch = self.lifecycle.epoch();
+        let waiting = self.words.take_waiting().map(Operation);
+        if let Some(error) = waiting.and_then(|operation| self.lifecycle.refusal_of(operation)) {
             let _ = self.lifecycle.find_out(epoch, false, || error);
+        }
+        let waiting = waiting.map(|operation| (operation.number(), self.lifecycle.missing_in(operation.number())));
+        let over = telling.waits.look(Instant::now(), waiting);
+        // Of operations that have completed.
+        if let Some((waited, missing)) = over.filter(|_| !self.lifecycle.has_failed()) {
+            self.lifecycle.tally.note_wait(waited, missing);
         }
     }
 
@@ -124,6 +138,7 @@ impl Faults {
         let mut telling = self.telling();
         self.words.tell_ended(telling.endings.begin_epoch());
         *telling = Telling::default();
+        self.lifecycle.forget_waits();
     }
 }
 
@@ -133,7 +148,7 @@ impl Watched for Faults {
         let _ = self.find_out(false);
         let mut telling = self.telling();
         self.tell_skipped(&mut telling);
-        self.find_refusal(self.lifecycle.epoch());
+        self.hear_of_waits(&mut telling);
         let is_over = telling.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let ended = if is_over { self.lifecycle.everybody() } else { self.lifecycle.ended() };
         self.words.tell_ended(telling.endings.look(ended));

@@ -6,6 +6,7 @@
 //! | `launching` | launching one operation at a time |
 //! | `teardown` | giving it up, once its kernels have ended |
 //! | `faults` | what kernels and the host tell each other of faults |
+//! | `waits` | how long kernels wait, as far as the host sees it |
 //! | `verification` | the proof that peers' stores arrive |
 
 mod control;
@@ -13,6 +14,7 @@ mod faults;
 mod launching;
 mod teardown;
 mod verification;
+mod waits;
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -239,7 +241,12 @@ impl CudaWorkspace {
     /// right again.
     pub fn reset(&self, timeout: Option<Duration>, interrupted: Interrupted<'_>) -> Result<()> {
         let _state = self.state.access_failed("reset")?;
-        let stop = |interrupted: Interrupted<'_>| self.device.synchronise_all_until(interrupted);
+        let stop = |interrupted: Interrupted<'_>| {
+            self.device.synchronise_all_until(interrupted)?;
+            // Peers that wait are to hear of that rather than of a reset.
+            self.faults.hear_of_skipped();
+            Ok(())
+        };
         self.lifecycle().reset(timeout, interrupted, stop, || self.refill())?;
         self.faults.begin_epoch();
         Ok(())

@@ -7,6 +7,7 @@ use super::CudaWorkspace;
 use crate::deferred::{DroppedByUser, Teardown, drop_deferred, drop_deferred_until};
 use crate::error::Result;
 use crate::interrupts::{Interrupted, beside, interrupted_wait};
+use crate::lifecycle::life;
 use crate::panics::caught;
 
 /// How long kernels that wait when their workspace is cleaned up may still wait.
@@ -17,9 +18,23 @@ impl CudaWorkspace {
     /// goes when the last reference does.
     pub fn clean_up(&self) {
         if !self.lifecycle().is_cleaned_up() {
-            self.give_up();
+            // If this fails, the peers must hear of the end still.
+            let _ = self.await_kernels();
+            self.lifecycle().clean_up();
         }
         drop_deferred();
+    }
+
+    /// What was sent is then there, for peers that still need it.
+    fn await_kernels(&self) -> Result<()> {
+        if self.lifecycle().is_elsewhere() {
+            return Ok(());
+        }
+        self.faults.give_up_after(CLEAN_UP_GRACE);
+        // Whatever streams are captured meanwhile.
+        let ended = self.device.wait_for_kernels();
+        life::kernels_have_ended();
+        ended
     }
 
     /// Likewise, but waits no longer than until `interrupted` says so, which is an error. It is given up then all the same,
@@ -60,12 +75,8 @@ impl CudaWorkspace {
 
 impl Teardown for CudaWorkspace {
     fn give_up(&self) {
-        if !self.lifecycle().is_elsewhere() {
-            self.faults.give_up_after(CLEAN_UP_GRACE);
-            // What was sent is then there, for peers that still need it. If this fails, they must hear of the end still.
-            let _ = self.device.wait_for_kernels();
-        }
-        self.lifecycle().clean_up();
+        let _ = self.await_kernels();
+        self.lifecycle().let_go();
     }
 }
 
@@ -77,10 +88,8 @@ impl Drop for CudaWorkspace {
             self.abandon();
             return;
         }
-        self.faults.give_up_after(CLEAN_UP_GRACE);
-        // Whatever streams are captured meanwhile.
-        let ended = self.device.wait_for_kernels();
-        self.lifecycle().clean_up();
+        let ended = self.await_kernels();
+        self.lifecycle().let_go();
         self.watching = None;
         if ended.is_err() {
             // Kernels may still run: neither the peers nor the next workspace must get what they write.

@@ -1,6 +1,7 @@
 //! The workspace over shared memory.
 
 mod control;
+mod teardown;
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -16,7 +17,6 @@ use lamport_rs_protocol::table::Control;
 use lamport_rs_protocol::two_shot::{ShardedCollective, exchange_two_shot};
 
 use self::control::ControlWords;
-use crate::deferred::Teardown;
 use crate::error::{Error, Result};
 use crate::interrupts::{Interrupted, Interrupts};
 use crate::lifecycle::Lifecycle;
@@ -275,11 +275,6 @@ pub(crate) struct Running<'a> {
     operation: Operation,
     interrupts: Interrupts<'a>,
     state: Access<'a, State>,
-}
-
-impl Teardown for HostWorkspace {
-    /// Nothing goes on behind its calls, and mappings keep its memory.
-    fn give_up(&self) {}
 }
 
 impl Running<'_> {
