@@ -30,8 +30,10 @@ pub enum ModuleKey {
     AllReduceRmsNormQuant(AllReduceRmsNormKernel),
     /// The same, and a quantiser whose scales are bytes.
     AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel),
-    /// The sum over ranks of rows, and a quantiser.
+    /// The sum over ranks of rows, and a quantiser whose scales are float32.
     AllReduceQuant(AllReduceRmsNormKernel),
+    /// The same, and a quantiser whose scales are bytes.
+    AllReduceQuantBlocks(AllReduceRmsNormKernel),
     /// The sum over ranks of rows that experts made.
     MoeFinalizeAllReduce(AllReduceRmsNormKernel),
     /// The same, a residual, and RMSNorm.
@@ -159,6 +161,7 @@ impl ModuleKey {
             .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceRmsNormQuant))
             .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceRmsNormQuantBlocks))
             .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceQuant))
+            .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceQuantBlocks))
             .chain(of_rows(AllReduceRmsNormKernel::finalising(), Self::MoeFinalizeAllReduce))
             .chain(of_rows(AllReduceRmsNormKernel::finalising(), Self::MoeFinalizeAllReduceRmsNorm))
             .chain(MinimaxKernel::all().map(Self::MinimaxRms))
@@ -191,6 +194,7 @@ impl ModuleKey {
                 Algorithm::TwoShot => c"all_reduce_rms_norm_quant_blocks_two_shot",
             },
             Self::AllReduceQuant(_) => c"all_reduce_quant",
+            Self::AllReduceQuantBlocks(_) => c"all_reduce_quant_blocks",
             Self::MoeFinalizeAllReduce(_) => c"moe_finalize_all_reduce",
             Self::MoeFinalizeAllReduceRmsNorm(_) => c"moe_finalize_all_reduce_rms_norm",
             Self::MinimaxRms(_) => c"minimax_rms",
@@ -206,7 +210,10 @@ impl ModuleKey {
                 _ => &[1, 2, 4],
             },
             Self::MoeFinalizeAllReduce(_) | Self::MoeFinalizeAllReduceRmsNorm(_) => &[1, 2],
-            Self::AllReduceRmsNormQuant(_) | Self::AllReduceRmsNormQuantBlocks(_) | Self::AllReduceQuant(_) => &[1],
+            Self::AllReduceRmsNormQuant(_)
+            | Self::AllReduceRmsNormQuantBlocks(_)
+            | Self::AllReduceQuant(_)
+            | Self::AllReduceQuantBlocks(_) => &[1],
             Self::Fill
             | Self::Verify
             | Self::Skip
@@ -224,7 +231,8 @@ impl ModuleKey {
             Self::AllReduceRmsNorm(kernel)
             | Self::AllReduceRmsNormQuant(kernel)
             | Self::AllReduceRmsNormQuantBlocks(kernel)
-            | Self::AllReduceQuant(kernel) => Some(rms_norm_bounds(kernel.capacity, kernel.vectors)),
+            | Self::AllReduceQuant(kernel)
+            | Self::AllReduceQuantBlocks(kernel) => Some(rms_norm_bounds(kernel.capacity, kernel.vectors)),
             Self::MoeFinalizeAllReduce(kernel) | Self::MoeFinalizeAllReduceRmsNorm(kernel) => {
                 Some(moe_finalize_bounds(kernel.capacity))
             }
@@ -244,6 +252,7 @@ impl ModuleKey {
             | Self::AllReduceRmsNormQuant(kernel)
             | Self::AllReduceRmsNormQuantBlocks(kernel)
             | Self::AllReduceQuant(kernel)
+            | Self::AllReduceQuantBlocks(kernel)
             | Self::MoeFinalizeAllReduce(kernel)
             | Self::MoeFinalizeAllReduceRmsNorm(kernel) => vec![
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
@@ -257,7 +266,7 @@ impl ModuleKey {
                 ("LAMPORT_VECTORS", kernel.variant.vectors.to_string()),
             ],
         };
-        if let Self::AllReduceQuant(kernel) = self {
+        if let Self::AllReduceQuant(kernel) | Self::AllReduceQuantBlocks(kernel) = self {
             definitions.push(("LAMPORT_EXCHANGE", format!("rows_{}", kernel.algorithm.name())));
         }
         if let Some(LaunchBounds { max_threads, min_blocks }) = self.bounds() {
@@ -282,7 +291,8 @@ impl ModuleKey {
             | Self::MoeFinalizeAllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, vectors, .. }) => {
                 format!("{function}.{}.n{capacity}.v{vectors}", dtype.name())
             }
-            Self::AllReduceQuant(AllReduceRmsNormKernel { algorithm, dtype, capacity, vectors }) => {
+            Self::AllReduceQuant(AllReduceRmsNormKernel { algorithm, dtype, capacity, vectors })
+            | Self::AllReduceQuantBlocks(AllReduceRmsNormKernel { algorithm, dtype, capacity, vectors }) => {
                 format!("{function}.{}.{}.n{capacity}.v{vectors}", algorithm.name(), dtype.name())
             }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => {
