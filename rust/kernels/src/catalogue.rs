@@ -56,10 +56,6 @@ pub enum AllReduceMethod {
     TwoShotPhased,
 }
 
-impl AllReduceMethod {
-    const ALL: [Self; 3] = [Self::OneShot, Self::TwoShot, Self::TwoShotPhased];
-}
-
 /// An all-reduce kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AllReduceKernel {
@@ -73,7 +69,7 @@ pub struct AllReduceKernel {
 
 impl AllReduceKernel {
     fn all() -> impl Iterator<Item = Self> {
-        AllReduceMethod::ALL
+        [AllReduceMethod::OneShot, AllReduceMethod::TwoShot, AllReduceMethod::TwoShotPhased]
             .into_iter()
             .flat_map(|method| per_dtype_and_capacity(move |dtype, capacity| Self { method, dtype, capacity }))
             .filter(|kernel| {
@@ -83,10 +79,8 @@ impl AllReduceKernel {
 }
 
 fn per_dtype_and_capacity<Kernel>(kernel: impl Fn(Dtype, u32) -> Kernel) -> impl Iterator<Item = Kernel> {
-    Dtype::ALL
-        .into_iter()
-        .flat_map(|dtype| CAPACITIES.map(|capacity| (dtype, capacity)))
-        .map(move |(d, c)| kernel(d, c))
+    let pairs = Dtype::ALL.into_iter().flat_map(|dtype| CAPACITIES.map(|capacity| (dtype, capacity)));
+    pairs.map(move |(dtype, capacity)| kernel(dtype, capacity))
 }
 
 /// An all-reduce kernel with RMSNorm.
@@ -179,12 +173,10 @@ impl ModuleKey {
                 AllReduceMethod::TwoShot => c"all_reduce_two_shot",
                 AllReduceMethod::TwoShotPhased => c"all_reduce_two_shot_phased",
             },
-            Self::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm: Algorithm::OneShot, .. }) => {
-                c"all_reduce_rms_norm_one_shot"
-            }
-            Self::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm: Algorithm::TwoShot, .. }) => {
-                c"all_reduce_rms_norm_two_shot"
-            }
+            Self::AllReduceRmsNorm(kernel) => match kernel.algorithm {
+                Algorithm::OneShot => c"all_reduce_rms_norm_one_shot",
+                Algorithm::TwoShot => c"all_reduce_rms_norm_two_shot",
+            },
             Self::AllReduceRmsNormQuant(kernel) => match kernel.algorithm {
                 Algorithm::OneShot => c"all_reduce_rms_norm_quant_one_shot",
                 Algorithm::TwoShot => c"all_reduce_rms_norm_quant_two_shot",
