@@ -436,7 +436,7 @@ pub fn all() -> Vec<Defect> {
                 FaultCase::new(3, true, AllReduceQuant { sink: Sink::Nvfp4, hidden: 128, ..quantised_sum() }),
                 Foreign::InEverySlot,
             ),
-            expected: Misuse,
+            expected: WrongFault,
         },
         Defect {
             name: "calls that send nothing are not counted",
