@@ -119,6 +119,11 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
         r"all_reduce_quant of \[4, 128\] bfloat16 to fp8_token",
     ),
     "another format of a sum": (quantised_sum("fp8_token"), quantised_sum("fp8_group"), "bfloat16 to fp8_group"),
+    "scales of bytes of a sum": (
+        quantised_sum("fp8_group"),
+        quantised_sum("mxfp8"),
+        r"quant of \[4, 128\] bfloat16 to mxfp8",
+    ),
     "rows of experts": (norm(), finalised_norm(), r"moe_finalize_all_reduce_rms_norm of \[4, 64\] bfloat16"),
     "rows of experts without a norm": (finalised_norm(), finalised(), r"moe_finalize_all_reduce of \[4, 64\] bfloat16"),
     "fewer tokens of experts": (finalised(4), finalised(3), r"moe_finalize_all_reduce of \[3, 64\] bfloat16"),

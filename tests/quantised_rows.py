@@ -118,6 +118,13 @@ def empty_scales(quant_format: str, shape: tuple[int, ...], device: torch.device
     return columns.as_strided((*shape[:-1], groups), (*strides, columns.stride(0)))
 
 
+def empty_quantised_rows(quant_format: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """For rows of `shape`. Codes that have no dtype of their own lie in pairs."""
+    code = FORMATS[quant_format].code
+    columns = shape[-1] // 2 if code == torch.uint8 else shape[-1]
+    return torch.empty(*shape[:-1], columns, dtype=code, device=device)
+
+
 def scales_in_memory(scales: torch.Tensor, quant_format: str, shape: tuple[int, ...]) -> torch.Tensor:
     """The scales of rows of `shape`, `[..., groups]`, read where the format's layout has them in memory."""
     definition = FORMATS[quant_format]
@@ -170,6 +177,13 @@ def check_quantised(
     else:
         assert scales.dtype == definition.scale, what
         check_same_scales(scales_in_memory(scales, quant_format, tuple(rows.shape)), expected, what)
+
+
+def check_scales_spoilt(scales: torch.Tensor, quant_format: str, shape: tuple[int, ...]) -> None:
+    found = scales_in_memory(scales, quant_format, shape)
+    # NaN in UE8M0, and in e4m3.
+    is_nan = found.isnan() if found.dtype == torch.float32 else found == 0xFF
+    assert bool(is_nan.all()), "the scales are not NaN"
 
 
 def scale_for(me: Rank, quant_format: str) -> torch.Tensor | None:
@@ -258,9 +272,7 @@ def leave_nan_after_a_fault(me: Rank, quant_format: str) -> None:
     rows = torch.ones(4, 256, dtype=torch.bfloat16, device=me.device)
     scale = scale_for(me, quant_format)
     places = {
-        "out": torch.zeros(4, 256 // (2 if FORMATS[quant_format].code == torch.uint8 else 1), device=me.device).to(
-            FORMATS[quant_format].code
-        ),
+        "out": empty_quantised_rows(quant_format, (4, 256), me.device).zero_(),
         "norm_out": torch.zeros_like(rows),
         "residual_out": torch.zeros_like(rows),
     }
@@ -277,10 +289,7 @@ def leave_nan_after_a_fault(me: Rank, quant_format: str) -> None:
         call()
     assert raised.value.missing_ranks == (1,)
     if FORMATS[quant_format].group is not None:
-        scales = scales_in_memory(places.pop("scale_out"), quant_format, (4, 256))
-        # NaN in UE8M0, and in e4m3.
-        is_nan = scales.isnan() if scales.dtype == torch.float32 else scales == 0xFF
-        assert bool(is_nan.all()), "the scales are not NaN"
+        check_scales_spoilt(places.pop("scale_out"), quant_format, (4, 256))
     for name, place in places.items():
         # Four bits have no NaN.
         assert place.dtype == torch.uint8 or bool(place.float().isnan().all()), f"{name} is not NaN"

@@ -6,13 +6,18 @@ from typing import Any
 import lamport_rs
 import pytest
 import torch
-from quantised_rows import FORMATS as ALL_FORMATS
-from quantised_rows import check_quantised, empty_scales, scale_for
+from quantised_rows import (
+    FORMATS,
+    check_quantised,
+    check_same_scales,
+    check_scales_spoilt,
+    empty_quantised_rows,
+    empty_scales,
+    scale_for,
+    scales_in_memory,
+)
 from ranks import Rank
 from reference import check_same_bits, random_tensor, rounded_sum
-
-FORMATS = [name for name, definition in ALL_FORMATS.items() if definition.scale == torch.float32]
-"""Those that sums are quantised to: with float32 scales."""
 
 
 def room(me: Rank) -> int:
@@ -61,16 +66,19 @@ def quantise_shapes(
         without = torch.ops.lamport_rs.all_reduce_quant(own, workspace.workspace, *arguments[2:])
         others = [lamport_rs.all_reduce_quant(*arguments, algorithm=each) for each in algorithms]
         places = {"out": torch.empty_like(out), "sum_out": own}
-        if scale is None:
-            places["scale_out"] = torch.empty_strided(scales.shape, scales.stride(), device=me.device).fill_(torch.nan)
+        if FORMATS[quant_format].group is not None:
+            places["scale_out"] = empty_scales(quant_format, shape, me.device)
+            places["scale_out"].untyped_storage().fill_(0xA5)
+            assert places["scale_out"].stride() == scales.stride() or out.numel() == 0, what
         placed = lamport_rs.all_reduce_quant(*arguments, **places)
         assert placed[2] is own, what
         for with_sum in (operator, placed):
             check_same_bits(with_sum[2], expected, what)
         for other in (plain, operator, without, placed, *others):
             assert same(other[0], out), f"{what}, called otherwise"
-            if scale is None:
-                check_same_bits(other[1], scales, what)
+            if FORMATS[quant_format].group is not None:
+                own, its = (scales_in_memory(each, quant_format, shape) for each in (scales, other[1]))
+                check_same_scales(its, own, what)
         results.append(bytes(out.cpu().view(torch.uint8).flatten().tolist()))
     return results
 
@@ -82,13 +90,16 @@ def quantise_alone_and_in_a_batch(
     rows = random_tensor((tokens, hidden), torch.bfloat16, 7, me.rank).to(me.device)
     arguments = (workspace, quant_format, scale_for(me, quant_format))
     out, scales, _ = lamport_rs.all_reduce_quant(rows, *arguments)
+    if FORMATS[quant_format].group is not None:
+        scales = scales_in_memory(scales, quant_format, tuple(rows.shape))
     for algorithm, count in itertools.product(algorithms, (1, 2, 9, 33)):
         for first in range(0, min(tokens, 4 * count), count):
             few = slice(first, first + count)
             some, its, _ = lamport_rs.all_reduce_quant(rows[few].clone(), *arguments, algorithm=algorithm)
             assert same(some, out[few]), f"{algorithm}, rows {few}"
-            if quant_format != "fp8_static":
-                check_same_bits(its, scales[few], f"{algorithm}, the scales of rows {few}")
+            if FORMATS[quant_format].group is not None:
+                its = scales_in_memory(its, quant_format, tuple(rows[few].shape))
+                check_same_scales(its, scales[few], f"{algorithm}, rows {few}")
 
 
 def leave_nan_after_a_fault(me: Rank, quant_format: str) -> None:
@@ -99,11 +110,12 @@ def leave_nan_after_a_fault(me: Rank, quant_format: str) -> None:
     rows = torch.ones(4, 256, dtype=torch.bfloat16, device=me.device)
     scale = scale_for(me, quant_format)
     places = {
-        "out": torch.zeros(4, 256, device=me.device).to(torch.float8_e4m3fn),
+        "out": empty_quantised_rows(quant_format, (4, 256), me.device).zero_(),
         "sum_out": torch.zeros_like(rows),
     }
-    if scale is None:
-        places["scale_out"] = empty_scales(quant_format, (4, 256), me.device).zero_()
+    if FORMATS[quant_format].group is not None:
+        places["scale_out"] = empty_scales(quant_format, (4, 256), me.device)
+        places["scale_out"].untyped_storage().fill_(0)
 
     def call() -> None:
         lamport_rs.all_reduce_quant(rows, workspace, quant_format, scale, **places)
@@ -112,5 +124,8 @@ def leave_nan_after_a_fault(me: Rank, quant_format: str) -> None:
     with pytest.raises(lamport_rs.LamportTimeoutError) as raised:
         call()
     assert raised.value.missing_ranks == (1,)
+    if FORMATS[quant_format].group is not None:
+        check_scales_spoilt(places.pop("scale_out"), quant_format, (4, 256))
     for name, place in places.items():
-        assert bool(place.float().isnan().all()), f"{name} is not NaN"
+        # Four bits have no NaN.
+        assert place.dtype == torch.uint8 or bool(place.float().isnan().all()), f"{name} is not NaN"

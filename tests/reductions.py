@@ -15,7 +15,7 @@ import lamport_rs
 import torch
 import torch.distributed as dist
 from minimax_rows import Operation, bits_of, random_rows
-from quantised_rows import FORMATS, check_quantised, scale_for
+from quantised_rows import FORMATS, check_quantised, empty_quantised_rows, scale_for
 from ranks import Rank
 from reference import check_rounding, check_same_bits, rms_norm_of_rows, rounded_sum, rounded_sum_with
 
@@ -210,9 +210,7 @@ class QuantisedOutputs:
     def empty(me: Rank, rows: torch.Tensor, quant_format: str) -> dict[str, torch.Tensor | None]:
         """Places for what becomes of `rows`, and the scale that the format wants to be given, by their names."""
         (tokens, hidden), definition = rows.shape, FORMATS[quant_format]
-        # Codes that have no dtype of their own lie in pairs.
-        columns = hidden // 2 if definition.code == torch.uint8 else hidden
-        codes = torch.empty(tokens, columns, dtype=definition.code, device=rows.device)
+        codes = empty_quantised_rows(quant_format, (tokens, hidden), rows.device)
         groups = hidden // (definition.group or hidden)
         scales = torch.empty(tokens, groups, dtype=definition.scale, device=rows.device)
         return {"given": scale_for(me, quant_format), "codes": codes, "scales": scales}
@@ -318,6 +316,7 @@ class QuantisedSum(QuantisedOutputs, Reduction):
             self.rows,
             workspace,
             self.quant_format,
+            self.given,
             out=self.codes,
             scale_out=self.scales,
             sum_out=self.out,

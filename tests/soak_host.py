@@ -38,12 +38,9 @@ NORMS = [(1, 8), (1, 1024), (3, 256), (7, 64), (16, 512), (40, 1024)]
 QUANTISED = [
     *[(1, 8, "auto", "fp8_token"), (7, 64, "auto", "fp8_token"), (16, 512, "auto", "fp8_token")],
     *[(1, 1024, "auto", "fp8_group"), (3, 256, "auto", "fp8_group"), (40, 1024, "auto", "fp8_group")],
-]
-BLOCKS = [
     *[(1, 64, "auto", "mxfp8"), (7, 512, "auto", "mxfp8"), (33, 96, "auto", "mxfp8")],
     *[(1, 64, "auto", "nvfp4"), (7, 512, "auto", "nvfp4"), (33, 96, "auto", "nvfp4")],
 ]
-"""Scales of bytes, which sums do not have."""
 MINIMAX = [
     *[(1, (64,)), (1, (768,)), (5, (32,)), (33, (128,)), (150, (64,))],
     *[(1, (64, 16)), (2, (384, 64)), (9, (32, 8)), (64, (96, 32)), (130, (24, 8))],
@@ -55,7 +52,7 @@ def makers() -> list[Maker]:
     return make_makers(
         (Reduction, SUMS),
         (NormedReduction, [(*shape, "auto") for shape in NORMS]),
-        (QuantisedReduction, [*QUANTISED, *BLOCKS]),
+        (QuantisedReduction, QUANTISED),
         (QuantisedSum, QUANTISED),
         (FinalisedReduction, NORMS),
         (FinalisedNorm, NORMS),

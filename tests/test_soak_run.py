@@ -21,13 +21,11 @@ def test_a_short_run_finds_every_result_right(ranks_of):
     quantised = {
         f"{name} to {quant_format}"
         for name in ("all_reduce_quant", "all_reduce_rms_norm_quant")
-        for quant_format in ("fp8_token", "fp8_group")
+        for quant_format in ("fp8_token", "fp8_group", "mxfp8", "nvfp4")
     }
     others = {"all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms", "minimax_allreduce_rms_qk"}
     others |= {"moe_finalize_all_reduce", "moe_finalize_all_reduce_rms_norm"}
-    # Sums have no scales of bytes.
-    blocks = {f"all_reduce_rms_norm_quant to {quant_format}" for quant_format in ("mxfp8", "nvfp4")}
-    assert kinds == others | quantised | blocks
+    assert kinds == others | quantised
 
 
 def disturb(program: Program, where: str) -> None:

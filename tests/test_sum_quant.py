@@ -6,9 +6,15 @@ import lamport_rs
 import pytest
 import torch
 from lamport_rs import LamportError
-from quantised_rows import FORMATS as ALL_FORMATS
-from quantised_rows import check_quantised, scale_for
-from quantised_sums import FORMATS, leave_nan_after_a_fault, quantise_alone_and_in_a_batch, quantise_shapes
+from quantised_rows import (
+    FORMATS,
+    check_quantised,
+    empty_quantised_rows,
+    empty_scales,
+    scale_for,
+    scales_in_memory,
+)
+from quantised_sums import leave_nan_after_a_fault, quantise_alone_and_in_a_batch, quantise_shapes
 from ranks import Rank, ThreadRanks
 from reference import check_same_bits
 
@@ -52,7 +58,7 @@ def test_rows_may_be_more_than_the_slots_hold(ranks_of, quant_format):
 
 def compile_it(me: Rank, quant_format: str) -> None:
     workspace = me.workspace()
-    scale = torch.tensor([0.02]) if quant_format == "fp8_static" else None
+    scale = scale_for(me, quant_format)
 
     def step(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return lamport_rs.all_reduce_quant(rows, workspace.workspace, quant_format, scale, with_sum=True)
@@ -77,16 +83,24 @@ def quantise_what_lies_otherwise(me: Rank, quant_format: str) -> None:
     arguments = (workspace, quant_format, scale_for(me, quant_format))
     expected = lamport_rs.all_reduce_quant(rows, *arguments, with_sum=True)
     sliced = torch.zeros(5, 300).half()[:, 7:263].copy_(rows)
-    places = {"out": torch.empty(256, 5, dtype=torch.float8_e4m3fn).T, "sum_out": torch.empty(256, 5).half().T}
-    if quant_format == "fp8_group_column_major":
-        places["scale_out"] = torch.empty_strided((5, 2), (1, 8))
-    elif quant_format != "fp8_static":
-        places["scale_out"] = torch.empty(expected[1].shape[1], 5).T
+    definition = FORMATS[quant_format]
+    codes = empty_quantised_rows(quant_format, (5, 256), me.device)
+    places = {"out": codes.T.contiguous().T, "sum_out": torch.empty(256, 5).half().T}
+    if definition.layout == "row_major":
+        places["scale_out"] = torch.empty_like(expected[1].T.contiguous()).T
+    elif definition.group is not None:
+        places["scale_out"] = empty_scales(quant_format, (5, 256), me.device)
     found = lamport_rs.all_reduce_quant(sliced, *arguments, **places)
     for name, place in places.items():
         assert any(each is place for each in found), f"{name} is not what was returned"
-    for each, other in zip(found, expected, strict=True):
-        assert torch.equal(each.float(), other.float())
+    for at in (0, 2):
+        assert torch.equal(found[at].float(), expected[at].float())
+    if definition.group is not None:
+        its, own = (
+            scales_in_memory(each.contiguous() if definition.layout == "row_major" else each, quant_format, (5, 256))
+            for each in (found[1], expected[1])
+        )
+        assert torch.equal(its, own)
 
 
 @pytest.mark.parametrize("quant_format", FORMATS)
@@ -103,6 +117,11 @@ def refuse(me: Rank) -> None:
         (rows, "fp8_static", None, {}, "needs a scale"),
         (rows, "fp8_token", scale, {}, "takes none"),
         (rows, "fp8_group", None, {}, "multiple of 128"),
+        (rows, "fp8_group_ue8m0", None, {}, "multiple of 128"),
+        (rows, "mxfp8_swizzled", None, {}, "multiple of 128"),
+        (rows[:, :8], "nvfp4", scale, {}, "multiple of 16"),
+        (rows, "nvfp4", None, {}, "needs a scale"),
+        (rows, "mxfp8", None, {"scale_out": torch.empty(2, 6)}, "must be uint8"),
         (rows.float(), "fp8_token", None, {}, "must be float16 or bfloat16"),
         (rows, "fp8_static", torch.ones(2), {}, "one element"),
         (rows, "fp8_static", scale.half(), {}, "scale is float16"),
@@ -121,14 +140,8 @@ def refuse(me: Rank) -> None:
         with pytest.raises(LamportError, match=text):
             lamport_rs.all_reduce_quant(given, workspace, quant_format, its_scale, **options)
     status = workspace.status()
-    for quant_format in ALL_FORMATS.keys() - FORMATS:
-        # They have scales of a byte, for which only norms have kernels.
-        given, its_scale = torch.ones(2, 256).half(), scale_for(me, quant_format)
-        text = f"all_reduce_quant does not have the format {quant_format}, only {', '.join(FORMATS)}$"
-        with pytest.raises(LamportError, match=text):
-            lamport_rs.all_reduce_quant(given, workspace, quant_format, its_scale)
-        assert not workspace.supports(given, "all_reduce_quant", quant_format=quant_format)
-        assert workspace.supports(given, "all_reduce_rms_norm_quant", quant_format=quant_format)
+    for quant_format in FORMATS:
+        assert workspace.supports(torch.ones(2, 256).half(), "all_reduce_quant", quant_format=quant_format)
     assert workspace.supports(rows, "all_reduce_quant", quant_format="fp8_token")
     assert not workspace.supports(rows, "all_reduce_quant", quant_format="fp8_group")
     assert not workspace.supports(rows.float(), "all_reduce_quant", quant_format="fp8_token")

@@ -26,7 +26,6 @@ from lamport_rs.operations import QuantFormat
 from lamport_rs.operations.quant_formats import empty_quantised, put_quantised
 
 FORMATS: tuple[QuantFormat, ...] = get_args(QuantFormat)
-SUM_FORMATS = ("fp8_static", "fp8_token", "fp8_group", "fp8_group_column_major")
 GIVEN = {"fp8_static": 0.01, "nvfp4": 150.0, "nvfp4_swizzled": 150.0}
 """Scales for those that have one given."""
 EPS = 1e-6
@@ -78,7 +77,7 @@ def sums_of(
     out, codes = rows.clone(), rows.to(torch.float8_e4m3fn)
     total = partial(lamport_rs.all_reduce, rows, workspace, out)
     calls = {"sum": total, "sum, cast": lambda: codes.copy_(total())}
-    for name in (name for name in formats if name in SUM_FORMATS):
+    for name in formats:
         scale, made, scales = places_for(rows, name)
         places = {"out": made, **({"scale_out": scales} if scales.numel() else {})}
         call = partial(lamport_rs.all_reduce_quant, rows, workspace, name, scale, **places)

@@ -28,13 +28,10 @@ from test_cuda_soak import MINIMAX, MOST_BYTES, NORMS, SUMS
 QUANTISED = [
     *[(1, 4096, "one_shot", "fp8_token"), (7, 520, "two_shot", "fp8_token"), (2, 20_000, "one_shot", "fp8_token")],
     *[(3, 1024, "one_shot", "fp8_group"), (32, 4096, "two_shot", "fp8_group"), (5, 9088, "two_shot", "fp8_group")],
-]
-"""Held rows and wide ones, of both kinds of scales."""
-BLOCKS = [
     *[(1, 4096, "one_shot", "mxfp8"), (7, 544, "two_shot", "mxfp8"), (2, 16_384, "one_shot", "mxfp8")],
     *[(3, 1024, "one_shot", "nvfp4"), (32, 4096, "two_shot", "nvfp4"), (5, 9088, "two_shot", "nvfp4")],
 ]
-"""Likewise, with scales of bytes, which sums do not have."""
+"""Held rows and wide ones, of scales of all kinds."""
 OPERATIONS = 10_000_000
 PROGRAMS, LENGTH = 24, 200
 LOOK = 50
@@ -54,7 +51,7 @@ def makers() -> list[Maker]:
         (Operation, MINIMAX),
         (Reduction, SUMS),
         (NormedReduction, NORMS),
-        (QuantisedReduction, [*QUANTISED, *BLOCKS]),
+        (QuantisedReduction, QUANTISED),
         (QuantisedSum, QUANTISED),
         (FinalisedReduction, [shape[:2] for shape in NORMS]),
         (FinalisedNorm, [shape[:2] for shape in NORMS]),

@@ -4,9 +4,8 @@ import lamport_rs
 import pytest
 import torch
 from quantised_outputs import WAYS, refuse_what_shares_memory
-from quantised_rows import check_quantised, scale_for
+from quantised_rows import FORMATS, check_quantised, check_same_scales, scale_for, scales_in_memory
 from quantised_sums import (
-    FORMATS,
     leave_nan_after_a_fault,
     quantise_alone_and_in_a_batch,
     quantise_shapes,
@@ -47,7 +46,7 @@ def capture_and_replay(me: Rank, quant_format: str) -> None:
         for seed in range(4):
             rows.copy_(random_tensor(rows.shape, torch.bfloat16, seed, me.rank))
             if scale is not None:
-                scale.fill_(0.01 * (1 + seed))
+                scale.fill_(FORMATS[quant_format].given * (1 + seed))
             torch.cuda.synchronize()
             with_sum.replay()
             without.replay()
@@ -55,6 +54,9 @@ def capture_and_replay(me: Rank, quant_format: str) -> None:
             check_quantised(found[0], found[1], found[2], quant_format, what, scale)
             check_same_bits(found[2], lamport_rs.all_reduce(rows, workspace), what)
             assert same(plain[0], found[0]), what
+            if FORMATS[quant_format].group is not None:
+                its, own = (scales_in_memory(each[1], quant_format, tuple(rows.shape)) for each in (plain, found))
+                check_same_scales(its, own, f"{what}, without the sum")
 
 
 @pytest.mark.parametrize("quant_format", FORMATS)
@@ -79,7 +81,8 @@ def compile_it(me: Rank, quant_format: str, compiler: str) -> None:
             out, scales, summed = compiled(rows)
             what = f"{quant_format} by {compiler}, step {seed}"
             # Compiled code may return another tensor for the scale that it was given.
-            check_quantised(out, scales if scale is None else scale, summed, quant_format, what, scale)
+            its = scale if FORMATS[quant_format].group is None else scales
+            check_quantised(out, its, summed, quant_format, what, scale)
             expected = step(rows)
             assert same(out, expected[0])
             assert scales.stride() == expected[1].stride(), "the fake implementation has other strides"

@@ -59,21 +59,22 @@ def all_reduce_quant(
     of its own: by the formulas of `all_reduce_rms_norm_quant`.
 
     Args:
-        input: This rank's tensor, `[..., hidden]`: float16 or bfloat16; `hidden` a multiple of 8, for groups of 128.
+        input: This rank's tensor, `[..., hidden]`: float16 or bfloat16; `hidden` a multiple of 8, and of the columns
+            that share a scale.
         workspace: The group's workspace, or its table.
-        quant_format: One of `QuantFormat` that begin with `"fp8"`, but not `"fp8_group_ue8m0"`; the same on every rank.
-        scale: For `"fp8_static"`: float32, of one element, the same on every rank. On a GPU it is read early: the
-            kernel just before must not write it.
+        quant_format: See `QuantFormat`; the same on every rank.
+        scale: Where the format has one that is given: float32, of one element, the same on every rank. On a GPU it is
+            read early: the kernel just before must not write it.
         with_sum: Whether the sum is wanted too. It is, if `sum_out` is given.
-        out: Where the quantised rows go: shape of `input`, `torch.float8_e4m3fn`. None to allocate it.
-        scale_out: Where the scales go: `[..., 1]` or `[..., hidden // 128]`, float32. None to allocate it; column-major
-            ones must have the strides that it would have then.
+        out: Where the quantised rows go, in the format's shape and dtype. None to allocate it.
+        scale_out: Where the scales go that are computed, likewise. None to allocate it; scales that are not row-major
+            must have the strides that it would have then.
         sum_out: Where the sum goes, like `input`; may be `input`. None to allocate it.
         algorithm: As for `all_reduce_rms_norm`: of whole rows, and two-shot for GPUs only.
 
     Returns:
-        `(out, scales, sum_out)`: the scales are `scale`, where that is given, and `sum_out` is None, where it is not
-        wanted. The same bits on every rank.
+        `(out, scales, sum_out)`: the scales are `scale`, where none are computed, and `sum_out` is None, where it is
+        not wanted. The same bits on every rank.
 
     Raises:
         LamportSizeError: On a GPU, if a slot has no room for one row of every rank. The text gives the size that does.

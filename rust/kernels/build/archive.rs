@@ -11,10 +11,10 @@ use crate::image::Image;
 use crate::in_parallel;
 
 /// Of an archive, before it is compressed: to get an image, all that is before it is decompressed, too. That may take some
-/// 2 ms for machine code, and 6 for PTX, which the driver compiles for ten times as long.
+/// 2 ms for machine code, and 12 for PTX, which the driver compiles for several times as long.
 const fn most_bytes(image: Image) -> usize {
     match image {
-        Image::Ptx(_) => 1 << 21,
+        Image::Ptx(_) => 1 << 22,
         Image::MachineCode(_) => 3 << 18,
     }
 }

@@ -30,8 +30,10 @@ pub enum ModuleKey {
     AllReduceRmsNormQuant(AllReduceRmsNormKernel),
     /// The same, and a quantiser whose scales are bytes.
     AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel),
-    /// The sum over ranks of rows, and a quantiser.
+    /// The sum over ranks of rows, and a quantiser whose scales are float32.
     AllReduceQuant(AllReduceRmsNormKernel),
+    /// The same, and a quantiser whose scales are bytes.
+    AllReduceQuantBlocks(AllReduceRmsNormKernel),
     /// The sum over ranks of rows that experts made.
     MoeFinalizeAllReduce(AllReduceRmsNormKernel),
     /// The same, a residual, and RMSNorm.
@@ -54,10 +56,6 @@ pub enum AllReduceMethod {
     TwoShotPhased,
 }
 
-impl AllReduceMethod {
-    const ALL: [Self; 3] = [Self::OneShot, Self::TwoShot, Self::TwoShotPhased];
-}
-
 /// An all-reduce kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AllReduceKernel {
@@ -71,7 +69,7 @@ pub struct AllReduceKernel {
 
 impl AllReduceKernel {
     fn all() -> impl Iterator<Item = Self> {
-        AllReduceMethod::ALL
+        [AllReduceMethod::OneShot, AllReduceMethod::TwoShot, AllReduceMethod::TwoShotPhased]
             .into_iter()
             .flat_map(|method| per_dtype_and_capacity(move |dtype, capacity| Self { method, dtype, capacity }))
             .filter(|kernel| {
@@ -81,10 +79,8 @@ impl AllReduceKernel {
 }
 
 fn per_dtype_and_capacity<Kernel>(kernel: impl Fn(Dtype, u32) -> Kernel) -> impl Iterator<Item = Kernel> {
-    Dtype::ALL
-        .into_iter()
-        .flat_map(|dtype| CAPACITIES.map(|capacity| (dtype, capacity)))
-        .map(move |(d, c)| kernel(d, c))
+    let pairs = Dtype::ALL.into_iter().flat_map(|dtype| CAPACITIES.map(|capacity| (dtype, capacity)));
+    pairs.map(move |(dtype, capacity)| kernel(dtype, capacity))
 }
 
 /// An all-reduce kernel with RMSNorm.
@@ -159,6 +155,7 @@ impl ModuleKey {
             .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceRmsNormQuant))
             .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceRmsNormQuantBlocks))
             .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceQuant))
+            .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceQuantBlocks))
             .chain(of_rows(AllReduceRmsNormKernel::finalising(), Self::MoeFinalizeAllReduce))
             .chain(of_rows(AllReduceRmsNormKernel::finalising(), Self::MoeFinalizeAllReduceRmsNorm))
             .chain(MinimaxKernel::all().map(Self::MinimaxRms))
@@ -176,12 +173,10 @@ impl ModuleKey {
                 AllReduceMethod::TwoShot => c"all_reduce_two_shot",
                 AllReduceMethod::TwoShotPhased => c"all_reduce_two_shot_phased",
             },
-            Self::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm: Algorithm::OneShot, .. }) => {
-                c"all_reduce_rms_norm_one_shot"
-            }
-            Self::AllReduceRmsNorm(AllReduceRmsNormKernel { algorithm: Algorithm::TwoShot, .. }) => {
-                c"all_reduce_rms_norm_two_shot"
-            }
+            Self::AllReduceRmsNorm(kernel) => match kernel.algorithm {
+                Algorithm::OneShot => c"all_reduce_rms_norm_one_shot",
+                Algorithm::TwoShot => c"all_reduce_rms_norm_two_shot",
+            },
             Self::AllReduceRmsNormQuant(kernel) => match kernel.algorithm {
                 Algorithm::OneShot => c"all_reduce_rms_norm_quant_one_shot",
                 Algorithm::TwoShot => c"all_reduce_rms_norm_quant_two_shot",
@@ -191,6 +186,7 @@ impl ModuleKey {
                 Algorithm::TwoShot => c"all_reduce_rms_norm_quant_blocks_two_shot",
             },
             Self::AllReduceQuant(_) => c"all_reduce_quant",
+            Self::AllReduceQuantBlocks(_) => c"all_reduce_quant_blocks",
             Self::MoeFinalizeAllReduce(_) => c"moe_finalize_all_reduce",
             Self::MoeFinalizeAllReduceRmsNorm(_) => c"moe_finalize_all_reduce_rms_norm",
             Self::MinimaxRms(_) => c"minimax_rms",
@@ -206,7 +202,10 @@ impl ModuleKey {
                 _ => &[1, 2, 4],
             },
             Self::MoeFinalizeAllReduce(_) | Self::MoeFinalizeAllReduceRmsNorm(_) => &[1, 2],
-            Self::AllReduceRmsNormQuant(_) | Self::AllReduceRmsNormQuantBlocks(_) | Self::AllReduceQuant(_) => &[1],
+            Self::AllReduceRmsNormQuant(_)
+            | Self::AllReduceRmsNormQuantBlocks(_)
+            | Self::AllReduceQuant(_)
+            | Self::AllReduceQuantBlocks(_) => &[1],
             Self::Fill
             | Self::Verify
             | Self::Skip
@@ -224,7 +223,8 @@ impl ModuleKey {
             Self::AllReduceRmsNorm(kernel)
             | Self::AllReduceRmsNormQuant(kernel)
             | Self::AllReduceRmsNormQuantBlocks(kernel)
-            | Self::AllReduceQuant(kernel) => Some(rms_norm_bounds(kernel.capacity, kernel.vectors)),
+            | Self::AllReduceQuant(kernel)
+            | Self::AllReduceQuantBlocks(kernel) => Some(rms_norm_bounds(kernel.capacity, kernel.vectors)),
             Self::MoeFinalizeAllReduce(kernel) | Self::MoeFinalizeAllReduceRmsNorm(kernel) => {
                 Some(moe_finalize_bounds(kernel.capacity))
             }
@@ -244,6 +244,7 @@ impl ModuleKey {
             | Self::AllReduceRmsNormQuant(kernel)
             | Self::AllReduceRmsNormQuantBlocks(kernel)
             | Self::AllReduceQuant(kernel)
+            | Self::AllReduceQuantBlocks(kernel)
             | Self::MoeFinalizeAllReduce(kernel)
             | Self::MoeFinalizeAllReduceRmsNorm(kernel) => vec![
                 ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
@@ -257,7 +258,7 @@ impl ModuleKey {
                 ("LAMPORT_VECTORS", kernel.variant.vectors.to_string()),
             ],
         };
-        if let Self::AllReduceQuant(kernel) = self {
+        if let Self::AllReduceQuant(kernel) | Self::AllReduceQuantBlocks(kernel) = self {
             definitions.push(("LAMPORT_EXCHANGE", format!("rows_{}", kernel.algorithm.name())));
         }
         if let Some(LaunchBounds { max_threads, min_blocks }) = self.bounds() {
@@ -282,7 +283,8 @@ impl ModuleKey {
             | Self::MoeFinalizeAllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, vectors, .. }) => {
                 format!("{function}.{}.n{capacity}.v{vectors}", dtype.name())
             }
-            Self::AllReduceQuant(AllReduceRmsNormKernel { algorithm, dtype, capacity, vectors }) => {
+            Self::AllReduceQuant(AllReduceRmsNormKernel { algorithm, dtype, capacity, vectors })
+            | Self::AllReduceQuantBlocks(AllReduceRmsNormKernel { algorithm, dtype, capacity, vectors }) => {
                 format!("{function}.{}.{}.n{capacity}.v{vectors}", algorithm.name(), dtype.name())
             }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => {

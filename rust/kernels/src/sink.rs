@@ -28,7 +28,7 @@ pub enum Sink {
     Nvfp4Swizzled = 9,
 }
 
-/// The kernels that have quantisers behind the norm. Which of its quantisers one is to run is a choice at run time.
+/// The kernels that have quantisers. Which of its quantisers one is to run is a choice at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// Scales are float32: `kernels/sink/quantise.cuh`.

@@ -10,7 +10,7 @@ use lamport_rs_core::operations::quantised::Quantised;
 use lamport_rs_core::operations::question::Question;
 use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
 use lamport_rs_core::operations::rms_norm_quant::Sink;
-use lamport_rs_core::tensor::{Device, Dtype};
+use lamport_rs_core::tensor::{Device, Dimensions, Dtype, Tensor};
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use crate::standin::Standin;
@@ -152,13 +152,21 @@ fn quantised_sums(sink: Sink, columns: usize, most_rows: usize) -> impl Fn(usize
                 let shape = [rows, columns];
                 let mut input = either.tensor(Dtype::BFloat16, &shape, |at| fraction(rank, at));
                 let mut sum = either.tensor(Dtype::BFloat16, &shape, |_| f32::NAN);
-                let mut codes = either.tensor(Dtype::Float8E4M3, &shape, |_| 0.0);
-                let mut scales = either.tensor(Dtype::Float32, &[rows, sink.scales_of_row(columns)], |_| f32::NAN);
+                let format = sink.format();
+                let mut codes = either.tensor(format.code, &[rows, columns / format.columns_per_code], |_| 0.0);
+                let (scale_rows, elements) = (sink.scale_rows(rows), sink.scale_elements(columns));
+                let mut scales = either.tensor(format.scale, &[scale_rows.next_multiple_of(4), elements], |_| 7.0);
+                let of = |numbers| Dimensions::new(numbers).unwrap();
+                let scales_tensor = Tensor {
+                    shape: of([scale_rows, elements]),
+                    strides: of(sink.element_strides(rows, elements)),
+                    ..scales.tensor()
+                };
                 let mut given = either.tensor(Dtype::Float32, &[1], |_| 0.01);
-                let scale = sink.format().is_given.then(|| given.tensor());
+                let scale = format.is_given.then(|| given.tensor());
                 let operands = AllReduceQuant {
                     input: input.tensor(),
-                    quantised: Quantised { sink, rows: codes.tensor(), scale, scales: scales.tensor() },
+                    quantised: Quantised { sink, rows: codes.tensor(), scale, scales: scales_tensor },
                     sum: sum.tensor(),
                     has_sum,
                     // The host's has one.
@@ -257,21 +265,21 @@ fn norms_of_sums_have_the_bits_of_the_host_backend() {
 
 #[test]
 fn quantised_sums_have_the_bits_of_the_host_backend() {
-    for (world_size, sink) in [2, 3]
-        .into_iter()
-        .flat_map(|world_size| [Sink::Fp8Static, Sink::Fp8Token, Sink::Fp8Group].map(|sink| (world_size, sink)))
-    {
+    for (world_size, sink) in [2, 3].into_iter().flat_map(|size| Sink::ALL.map(|sink| (size, sink))) {
         let launches = compare(world_size, &format!("sums to {}", sink.name()), quantised_sums(sink, 128, 29));
         assert!(launches > world_size as u64 * (OF_CONSTRUCTION + 8), "{launches}");
     }
 }
 
+/// One of each kernel.
+const SINKS_OF_WIDE_ROWS: [Sink; 2] = [Sink::Fp8Token, Sink::Nvfp4Swizzled];
+
 /// Of two ranks: rows that a block does not hold, for which the sum needs a place, and rows for which only other groups
 /// need it.
 #[test]
 fn quantised_sums_of_wide_rows_have_the_bits_of_the_host_backend() {
-    for columns in [4096, 8320] {
-        let program = quantised_sums(Sink::Fp8Token, columns, 5);
+    for (columns, sink) in [4096, 8320].into_iter().flat_map(|columns| SINKS_OF_WIDE_ROWS.map(|sink| (columns, sink))) {
+        let program = quantised_sums(sink, columns, 5);
         let launches = compare_in(1 << 17, 2, &format!("rows of {columns}"), program);
         assert!(launches >= 2 * (OF_CONSTRUCTION + 8), "{launches}");
     }

@@ -9,7 +9,6 @@ use lamport_rs_core::operations::quantised::Quantised;
 use lamport_rs_core::operations::rms_norm::AllReduceRmsNorm;
 use lamport_rs_core::operations::rms_norm_quant::{AllReduceRmsNormQuant, Sink};
 use lamport_rs_core::tensor::{Dimensions, Dtype, Tensor};
-use lamport_rs_kernels::sink::Family;
 use lamport_rs_protocol::algorithm::Algorithm;
 use lamport_rs_protocol::header::Header;
 use proptest::prelude::*;
@@ -51,10 +50,9 @@ pub struct Called {
 
 /// All operations.
 fn all() -> Vec<Which> {
-    let of_sums = Sink::ALL.into_iter().filter(|sink| sink.format().family == Family::Float32Scales);
     [Which::Sum, Which::Norm, Which::Minimax, Which::MinimaxOfTwo]
         .into_iter()
-        .chain(of_sums.map(Which::Quant))
+        .chain(Sink::ALL.map(Which::Quant))
         .chain(Sink::ALL.map(Which::NormQuant))
         .collect()
 }

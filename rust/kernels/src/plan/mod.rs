@@ -106,12 +106,6 @@ pub enum PlanError {
         /// Of columns.
         multiple: usize,
     },
-    /// A quantiser that no kernel has behind a sum without a norm.
-    #[error("no kernel sums rows and makes {format} of them")]
-    QuantisedSum {
-        /// The quantiser.
-        format: &'static str,
-    },
     /// Rows of experts that no kernel finalises, or not in that way.
     #[error("experts' rows of float16 or bfloat16 are finalised and summed in one shot, not {dtype} in {algorithm}")]
     Finalised {

@@ -96,7 +96,7 @@ impl AllReduceRmsNormQuantShape {
             (true, Family::Float32Scales) => ModuleKey::AllReduceRmsNormQuant,
             (true, Family::ByteScales) => ModuleKey::AllReduceRmsNormQuantBlocks,
             (false, Family::Float32Scales) => ModuleKey::AllReduceQuant,
-            (false, Family::ByteScales) => return Err(PlanError::QuantisedSum { format: self.sink.name() }),
+            (false, Family::ByteScales) => ModuleKey::AllReduceQuantBlocks,
         };
         let norm = self.norm.plan_of(module, device)?;
         Ok(AllReduceRmsNormQuantPlan { launch: norm.launch, norm, sink: self.sink })
@@ -110,7 +110,8 @@ impl AllReduceRmsNormQuantPlan {
             self.launch.module,
             ModuleKey::AllReduceRmsNormQuant(kernel)
                 | ModuleKey::AllReduceRmsNormQuantBlocks(kernel)
-                | ModuleKey::AllReduceQuant(kernel) if kernel.vectors > 0
+                | ModuleKey::AllReduceQuant(kernel)
+                | ModuleKey::AllReduceQuantBlocks(kernel) if kernel.vectors > 0
         )
     }
 

@@ -3,7 +3,6 @@
 use lamport_rs_kernels::Dtype::{self, BFloat16, Float16, Float32};
 use lamport_rs_kernels::Sink;
 use lamport_rs_kernels::plan::Device;
-use lamport_rs_kernels::sink::Family;
 use lamport_rs_kernels::variants::{capacity, rms_norm_bounds};
 use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
 
@@ -152,18 +151,13 @@ pub fn rms_norm_quant() -> Vec<Case> {
     cases
 }
 
-/// The quantisers of sums.
-pub fn sinks_of_sums() -> impl Iterator<Item = Sink> {
-    Sink::ALL.into_iter().filter(|sink| sink.format().family == Family::Float32Scales)
-}
-
 /// Sums, quantised: likewise, with the sum and without, in place of the input and elsewhere.
 pub fn quant() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (sink, algorithm) in sinks_of_sums().flat_map(|sink| Algorithm::ALL.map(|algorithm| (sink, algorithm))) {
+    for (sink, algorithm) in Sink::ALL.into_iter().flat_map(|sink| Algorithm::ALL.map(|algorithm| (sink, algorithm))) {
         for (dtype, world_size) in QUANTISED.into_iter().flat_map(|(dtype, sizes)| sizes.map(|size| (dtype, size))) {
             // As above.
-            if sink == Sink::Fp8GroupColumnMajor && (dtype, world_size) != (BFloat16, 3) {
+            if sink.format().in_kernel != sink && (dtype, world_size) != (BFloat16, 3) {
                 continue;
             }
             let quant = |tokens, vectors: usize, has_sum, in_place| -> Box<dyn Operation> {
@@ -340,8 +334,7 @@ fn any_operation(random: &mut Random, world_size: usize) -> Box<dyn Operation> {
             Box::new(MoeFinalize { norm, is_normalised, per_token, expert_weight, has_shared })
         }
         _ => {
-            let sinks: Vec<_> = sinks_of_sums().collect();
-            let sink = sinks[random.below(sinks.len())];
+            let sink = Sink::ALL[random.below(Sink::ALL.len())];
             let (dtype, has_sum) = ([Float16, BFloat16][random.below(2)], random.below(2) == 0);
             let (algorithm, hidden) = (of_rows, (vectors * 8).next_multiple_of(sink.column_multiple()));
             Box::new(AllReduceQuant { algorithm, dtype, tokens, hidden, sink, has_sum, in_place })

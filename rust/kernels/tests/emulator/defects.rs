@@ -428,6 +428,17 @@ pub fn all() -> Vec<Defect> {
             expected: WrongFault,
         },
         Defect {
+            name: "after a fault a sum's rows of four bits are taken for as many bytes as those of eight",
+            file: "sink/quantise_blocks.cuh",
+            old: "parameters.format == NVFP4 ? bytes / 4 : bytes / 2",
+            new: "bytes / 2",
+            run: Run::Foreign(
+                FaultCase::new(3, true, AllReduceQuant { sink: Sink::Nvfp4, hidden: 128, ..quantised_sum() }),
+                Foreign::InEverySlot,
+            ),
+            expected: WrongFault,
+        },
+        Defect {
             name: "calls that send nothing are not counted",
             file: "skip.cu",
             old: "(previous + group.header[0])",

@@ -3,7 +3,6 @@
 
 use lamport_rs_kernels::Dtype::{BFloat16, Float16};
 use lamport_rs_kernels::Sink;
-use lamport_rs_kernels::sink::Family;
 use lamport_rs_kernels::variants::WARP_THREADS;
 use lamport_rs_protocol::algorithm::Algorithm::{OneShot, TwoShot};
 use lamport_rs_protocol::geometry::SLOTS;
@@ -63,11 +62,9 @@ pub fn disagreements() -> Vec<Disagreement> {
         for sink in Sink::ALL {
             let quant = |tokens| AllReduceRmsNormQuant { norm: norm(Some(sink), tokens), sink, has_output: true };
             differ(&mut cases, &mut sizes, quant, norm(None, 9));
-            if sink.format().family == Family::Float32Scales {
-                let (dtype, hidden, has_sum) = (Float16, 128, true);
-                let quant = |tokens| AllReduceQuant { algorithm, dtype, tokens, hidden, sink, has_sum, in_place };
-                differ(&mut cases, &mut sizes, quant, sum(OneShot, 300));
-            }
+            let (dtype, hidden, has_sum) = (Float16, 128, true);
+            let quant = |tokens| AllReduceQuant { algorithm, dtype, tokens, hidden, sink, has_sum, in_place };
+            differ(&mut cases, &mut sizes, quant, sum(OneShot, 300));
         }
     }
     let finalize = |is_normalised| move |tokens| MoeFinalize::of(is_normalised, tokens, 64);

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use lamport_rs_kernels::Dtype::BFloat16;
 use lamport_rs_kernels::Sink;
-use lamport_rs_kernels::sink::Family;
 use lamport_rs_protocol::algorithm::Algorithm::{OneShot, TwoShot};
 use lamport_rs_protocol::geometry::SLOTS;
 
@@ -65,10 +64,8 @@ pub fn cases() -> Vec<FaultCase> {
             let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual: true, in_place };
             let quant = AllReduceRmsNormQuant { norm, sink, has_output: true };
             cases.push(FaultCase::new(world_size, true, quant));
-            if sink.format().family == Family::Float32Scales {
-                let sum = AllReduceQuant { algorithm, dtype, tokens, hidden, sink, has_sum: true, in_place };
-                cases.push(FaultCase::new(world_size, true, sum));
-            }
+            let sum = AllReduceQuant { algorithm, dtype, tokens, hidden, sink, has_sum: true, in_place };
+            cases.push(FaultCase::new(world_size, true, sum));
         }
         for is_normalised in [true, false] {
             cases.push(FaultCase::new(world_size, true, MoeFinalize::of(is_normalised, world_size + 2, 64)));

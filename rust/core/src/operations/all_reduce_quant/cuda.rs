@@ -1,10 +1,12 @@
 //! The operation over device memory.
 
-use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormQuantShape, AllReduceRmsNormTensors};
+use lamport_rs_kernels::plan::rms_norm::{
+    AllReduceRmsNormQuantPlan, AllReduceRmsNormQuantShape, AllReduceRmsNormTensors,
+};
+use lamport_rs_kernels::sink::Family;
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::AllReduceQuant;
-use crate::cuda::plans::Planned;
 use crate::error::Result;
 use crate::operations::chunk::Chunk;
 use crate::operations::launch::{Purpose, launch, without_peers};
@@ -30,20 +32,36 @@ impl OnDevice for AllReduceQuant {
             let norm = rms_norm_shape(input, input.dtype, algorithm, world_size, chunk.len());
             Ok(AllReduceRmsNormQuantShape { norm, sink: quantised.sink, is_normalised: false })
         };
-        let parameters = |plan: <AllReduceRmsNormQuantShape as Planned>::Plan, group, chunk: &Chunk| {
+        type Plan = AllReduceRmsNormQuantPlan;
+        let tensors_of = |plan: &Plan, chunk: &Chunk| {
             let sum = self.sum_place().filter(|_| *has_sum || !plan.is_held());
-            let tensors = AllReduceRmsNormTensors {
+            AllReduceRmsNormTensors {
                 input: address_of(input, chunk.start),
                 residual: None,
                 weight: 0,
                 output: 0,
                 residual_output: sum.map_or(0, |sum| address_of(sum, chunk.start)),
-            };
-            plan.parameters(&geometry, group, tensors, quantised.tensors_from(chunk), 0.0, 0.0)
+            }
         };
         let description = self.describe(algorithm);
-        // SAFETY: the caller's promises.
-        unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
+        match quantised.sink.format().family {
+            Family::Float32Scales => {
+                let parameters = |plan: Plan, group, chunk: &Chunk| {
+                    let tensors = tensors_of(&plan, chunk);
+                    plan.parameters(&geometry, group, tensors, quantised.tensors_from(chunk), 0.0, 0.0)
+                };
+                // SAFETY: the caller's promises.
+                unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
+            }
+            Family::ByteScales => {
+                let parameters = |plan: Plan, group, chunk: &Chunk| {
+                    let tensors = tensors_of(&plan, chunk);
+                    plan.block_parameters(&geometry, group, tensors, quantised.tensors_from(chunk), 0.0, 0.0)
+                };
+                // SAFETY: the caller's promises.
+                unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }
+            }
+        }
     }
 }
 

@@ -10,8 +10,6 @@
 pub mod cuda;
 pub mod host;
 
-use lamport_rs_kernels::Sink;
-use lamport_rs_kernels::sink::Family;
 pub use lamport_rs_kernels::variants::HELD_COLUMNS;
 use lamport_rs_protocol::algorithm::Algorithm;
 
@@ -21,7 +19,7 @@ use super::operand_checks::named;
 use super::operands::Operands;
 use super::quantised::Quantised;
 use super::question::{Places, Question};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Device, Tensor};
 
 /// `sum = sum over ranks of input`, and `quantised × scales = sum`, more or less.
@@ -69,7 +67,6 @@ impl AllReduceQuant {
 
     /// Checks the operands for a workspace on `device`.
     pub fn check(&self, device: Device) -> Result<()> {
-        check_format(self.quantised.sink)?;
         let input = named("input", &self.input);
         self.quantised.check(&self.input, device)?;
         input.check_place(device)?;
@@ -90,20 +87,6 @@ impl AllReduceQuant {
         let sum = self.sum_place().map(|sum| ("sum_out", sum));
         self.quantised.check_layout(&self.input, [("input", &self.input)].into_iter().chain(sum))
     }
-}
-
-/// No kernel of the sum has a quantiser whose scales are bytes.
-fn check_format(sink: Sink) -> Result<()> {
-    let is_served = |sink: &Sink| sink.format().family == Family::Float32Scales;
-    if is_served(&sink) {
-        return Ok(());
-    }
-    let served: Vec<_> = Sink::ALL.into_iter().filter(is_served).map(Sink::name).collect();
-    Err(Error::Argument(format!(
-        "all_reduce_quant does not have the format {}, only {}",
-        sink.name(),
-        served.join(", ")
-    )))
 }
 
 impl Operands for AllReduceQuant {

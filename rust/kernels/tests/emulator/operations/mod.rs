@@ -15,6 +15,7 @@ mod all_reduce;
 mod minimax;
 mod moe_finalize;
 mod quant;
+mod quantised;
 mod rms_norm;
 mod rms_norm_quant;
 mod setup;
