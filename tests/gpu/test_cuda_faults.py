@@ -496,6 +496,7 @@ def test_a_rank_that_is_killed_is_an_error_on_the_others(new_gpu_ranks, world_si
         assert is_nan
         assert isinstance(error, LamportAbortedError)
         assert (error.rank, error.cause) == (victim, "ended")
+        print(f"heard of a kill after {raised - ended:.3f} s")
         assert raised - ended < STOPPED_AFTER, "the error came late"
 
 
@@ -558,6 +559,7 @@ def test_a_program_that_ends_is_an_error_on_the_others(tmp_path, world_size, end
         assert line, complaint
         ended, rank, cause, is_nan = json.loads(line)
         assert (rank, cause, is_nan) == (world_size - 1, "ended", True)
+        print(f"heard of the end by {end} after {ended - float(left):.3f} s")
         assert ended - float(left) < STOPPED_AFTER, "the kernel ended late"
 
 
