@@ -127,6 +127,17 @@ laid_out! {
     }
     = AllReduceRmsNorm: AllReduceRmsNormParameters;
 
+    /// Parameters of an all-reduce with a residual and layer norm.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct AllReduceLayerNormParameters {
+        /// As with RMSNorm, without a bias of the weights.
+        pub base: AllReduceRmsNormParameters,
+        /// One bias per column, of the weights' dtype, or 0.
+        pub bias: u64,
+    }
+    = AllReduceLayerNorm: AllReduceLayerNormParameters;
+
     /// Parameters of an all-reduce with a residual, RMSNorm and a quantiser.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, PartialEq)]

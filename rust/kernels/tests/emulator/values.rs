@@ -157,6 +157,29 @@ pub fn rms_norm(
     normalised
 }
 
+/// The layer norm of rows of `width` elements, in float64. Weights and biases, if there are any, are of one dtype.
+pub fn layer_norm(
+    dtype: Dtype,
+    rows: &[u8],
+    width: usize,
+    (weight_dtype, weights, bias): (Dtype, &[u8], Option<&[u8]>),
+    epsilon: f32,
+) -> Vec<f64> {
+    let numbers = |dtype: Dtype, bytes: &[u8]| -> Vec<f64> {
+        elements(dtype, bytes).into_iter().map(|bits| decode(dtype, bits).into()).collect()
+    };
+    let weights = numbers(weight_dtype, weights);
+    let biases = bias.map_or_else(|| vec![0.0; width], |bias| numbers(weight_dtype, bias));
+    let of_row = |row: &[f64]| -> Vec<f64> {
+        let mean = row.iter().sum::<f64>() / width as f64;
+        let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+        let scale = 1.0 / (variance + f64::from(epsilon)).sqrt();
+        let factors = weights.iter().zip(&biases);
+        row.iter().zip(factors).map(|(x, (weight, bias))| (x - mean) * scale * weight + bias).collect()
+    };
+    numbers(dtype, rows).chunks_exact(width).flat_map(of_row).collect()
+}
+
 thread_local! {
     static SOME_ARE_MISSING: Cell<bool> = const { Cell::new(false) };
 }
