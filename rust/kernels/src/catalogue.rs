@@ -209,12 +209,7 @@ impl ModuleKey {
             | Self::AllReduceLayerNorm(kernel)
             | Self::MoeFinalizeAllReduce(kernel)
             | Self::MoeFinalizeAllReduceRmsNorm(kernel) => Some(kernel),
-            Self::Fill
-            | Self::Verify
-            | Self::Skip
-            | Self::AllReduce(_)
-            | Self::MinimaxRms(_)
-            | Self::MinimaxRmsQk(_) => None,
+            _ => None,
         }
     }
 

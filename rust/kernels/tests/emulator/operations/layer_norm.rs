@@ -9,7 +9,7 @@ use super::rms_norm::{AllReduceRmsNorm, EPSILON, Tensors as NormTensors};
 use crate::machine::{Kernels, Kind, Machine};
 use crate::memory::Memory;
 use crate::operations::{Operation, Prepared, Setting, declare};
-use crate::values::{Random, Values, check_near, tensor};
+use crate::values::{Random, Values, check_near_sums, tensor};
 use crate::workspace::Member;
 
 /// As with RMSNorm.
@@ -38,11 +38,12 @@ impl Operation for AllReduceLayerNorm {
         self.plan(setting).launch.module
     }
 
-    fn prepare(&self, setting: &Setting, random: &mut Random, prior: Option<&dyn Prepared>) -> Box<dyn Prepared> {
+    fn prepare(&self, setting: &Setting, random: &mut Random, _: Option<&dyn Prepared>) -> Box<dyn Prepared> {
         let AllReduceRmsNorm { weight, hidden, .. } = self.norm;
         let bias = tensor(random, weight, hidden, hidden, Values::Finite);
         let biases = setting.ranks().map(|_| Memory::of_bytes(&bias)).collect();
-        let norm = self.norm.tensors(setting, random, prior);
+        // Not results of another dtype, whose bits may be numbers that have no square.
+        let norm = self.norm.tensors(setting, random, None);
         Box::new(Tensors { operation: *self, plan: self.plan(setting), norm, biases })
     }
 
@@ -64,8 +65,9 @@ impl Prepared for Tensors {
     fn check(&self, rank: usize) -> Result<(), String> {
         self.norm.check_sum(rank)?;
         let bias = self.operation.has_bias.then(|| self.biases[rank].bytes());
-        let expected = self.norm.layer_normalised(rank, bias.as_deref());
-        check_near("the layer norm", self.operation.norm.dtype, &self.norm.outputs[rank].bytes(), &expected)
+        let (expected, terms) = self.norm.layer_normalised(rank, bias.as_deref());
+        let (dtype, found) = (self.operation.norm.dtype, self.norm.outputs[rank].bytes());
+        check_near_sums("the layer norm", dtype, &found, &expected, &terms)
     }
 
     fn check_spoilt(&self, rank: usize) -> Result<(), String> {

@@ -142,8 +142,8 @@ impl Tensors {
         rms_norm(dtype, &[&self.sum(rank)], hidden, (weight, &weights), EPSILON, WEIGHT_BIAS)
     }
 
-    /// The layer norm of the sum, whose biases are of the weights' dtype.
-    pub(super) fn layer_normalised(&self, rank: usize, bias: Option<&[u8]>) -> Vec<f64> {
+    /// The layer norm of the sum, whose biases are of the weights' dtype, and its terms.
+    pub(super) fn layer_normalised(&self, rank: usize, bias: Option<&[u8]>) -> (Vec<f64>, Vec<f64>) {
         let AllReduceRmsNorm { dtype, weight, hidden, .. } = self.operation;
         layer_norm(dtype, &self.sum(rank), hidden, (weight, &self.weights[rank].bytes(), bias), EPSILON)
     }
