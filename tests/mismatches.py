@@ -34,6 +34,15 @@ def norm(rows: int = 4, columns: int = HIDDEN, weight: torch.dtype = torch.bfloa
     return call
 
 
+def layer_norm(rows: int = 4, with_bias: bool = True, **options: Any) -> Call:
+    def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
+        x = torch.ones(rows, HIDDEN, dtype=torch.bfloat16, device=me.device)
+        bias = x[0] if with_bias else None
+        return lamport_rs.all_reduce_layer_norm(x, x, x[0], workspace, bias, **options)[0]
+
+    return call
+
+
 def quantised(quant_format: str, rows: int = 4, columns: int = 128) -> Call:
     def call(me: Rank, workspace: LamportWorkspace) -> torch.Tensor:
         x = torch.ones(rows, columns, dtype=torch.bfloat16, device=me.device)
@@ -150,6 +159,10 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
     ),
     "another epsilon behind experts": (finalised_norm(), finalised_norm(eps=1e-5), "moe_finalize_all_reduce_rms_norm"),
     "another weight bias": (norm(), norm(weight_bias=1.0), r"all_reduce_rms_norm of \[4, 64\] bfloat16"),
+    "a layer norm": (norm(), layer_norm(), r"all_reduce_layer_norm of \[4, 64\] bfloat16"),
+    "other rows of a layer norm": (layer_norm(), layer_norm(5), r"all_reduce_layer_norm of \[5, 64\] bfloat16"),
+    "another epsilon of a layer norm": (layer_norm(), layer_norm(eps=1e-3), "all_reduce_layer_norm"),
+    "no bias of a layer norm": (layer_norm(), layer_norm(with_bias=False), "all_reduce_layer_norm"),
     "another dtype of weights": (norm(), norm(weight=torch.float32), "weights float32"),
     "one matrix and not two": (minimax_qk(), minimax(), r"minimax_allreduce_rms of \[4, 64\] float32"),
     "other rows of a norm": (minimax(4), minimax(8), r"minimax_allreduce_rms of \[8, 64\] float32"),

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from minimax_rows import Operation, bits_of, random_rows
 from quantised_rows import FORMATS, check_quantised, empty_quantised_rows, scale_for
 from ranks import Rank
-from reference import check_rounding, check_same_bits, rms_norm_of_rows, rounded_sum, rounded_sum_with
+from reference import check_layer_norm, check_rounding, check_same_bits, rms_norm_of_rows, rounded_sum, rounded_sum_with
 
 ALGORITHMS = ["one_shot", "two_shot"]
 EPS = 1e-5
@@ -190,6 +190,33 @@ class NormedReduction:
         """Its shape in words."""
         tokens, hidden = self.rows.shape
         return f"{self.algorithm} of {tokens} tokens of {hidden} {self.rows.dtype}, weight {self.weight.dtype}"
+
+
+@dataclass
+class LayerNormedReduction(NormedReduction):
+    """One all-reduce with a residual and layer norm, likewise. The biases are the weights, backwards."""
+
+    def __call__(self, workspace: lamport_rs.LamportWorkspace | torch.Tensor) -> list[torch.Tensor]:
+        """Do it; the outputs stay the same tensors."""
+        lamport_rs.all_reduce_layer_norm(
+            self.rows,
+            self.residual,
+            self.weight,
+            workspace,
+            self.weight.flip(0),
+            self.eps,
+            out=self.out,
+            residual_out=self.residual_out,
+            algorithm=self.algorithm,
+        )
+        return [self.out, self.residual_out]
+
+    def check(self, what: str) -> None:
+        """The outputs are right. A collective call."""
+        what = f"{what}, {self.describe()}"
+        rows = rounded_sum_with(self.residual, gathered(self.me, self.rows))
+        check_same_bits(self.residual_out, rows, f"residual_out, {what}")
+        check_layer_norm(self.out, rows, self.weight, self.weight.flip(0), self.eps, f"out, {what}")
 
 
 def bytes_of(tensor: torch.Tensor) -> torch.Tensor:

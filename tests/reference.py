@@ -58,6 +58,31 @@ def rms_norm_of_rows(rows: torch.Tensor, weight: torch.Tensor, eps: float, weigh
     return rms_norm(rows, mean_of_squares([rows]), weight, eps, weight_bias)
 
 
+def layer_norm_of_rows(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """`torch.nn.functional.layer_norm` in float64."""
+    wide = None if bias is None else bias.double()
+    return torch.nn.functional.layer_norm(rows.double(), weight.shape, weight.double(), wide, eps)
+
+
+def check_layer_norm(
+    found: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, what: str = ""
+) -> None:
+    """As `check_rounding`, of terms that may cancel: values and their mean, and what the bias is added to."""
+    exact = layer_norm_of_rows(rows, weight, bias, eps)
+    wide = rows.double()
+    mean = wide.mean(-1, keepdim=True)
+    scale = ((wide - mean).square().mean(-1, keepdim=True) + eps).rsqrt()
+    terms = (wide.abs() + mean.abs()) * scale * weight.double().abs()
+    if bias is not None:
+        terms = terms + bias.double().abs()
+    single = torch.finfo(torch.float32).eps * (8 + math.sqrt(rows.shape[-1]) / 16)
+    half_unit = torch.finfo(found.dtype).eps / 2
+    tiny = torch.finfo(found.dtype).tiny * torch.finfo(found.dtype).eps
+    error, bound = (found.double() - exact).abs(), exact.abs() * half_unit + terms * single + tiny
+    is_right = (error <= bound) | (found.isnan() & exact.isnan())
+    assert bool(is_right.all()), f"{what}: the error is up to {float((error / bound).nan_to_num(nan=math.inf).max())}"
+
+
 def mean_of_squares(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Of whole rows, each part being some of their columns; in float64."""
     return torch.cat([part.double() for part in parts], dim=-1).square().mean(dim=-1)

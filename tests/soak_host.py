@@ -17,7 +17,7 @@ import torch
 from minimax_rows import Operation
 from moe_reductions import FinalisedNorm, FinalisedReduction
 from ranks import ProcessRanks, Rank
-from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction, comm_size_for
+from reductions import LayerNormedReduction, NormedReduction, QuantisedReduction, QuantisedSum, Reduction, comm_size_for
 from soak_programs import POISON, Case, Maker, impartial_digest, make_cases, make_makers, make_programs
 from soak_report import Clock, Outcome, describe_start, parse_arguments, report
 
@@ -54,6 +54,7 @@ def makers() -> list[Maker]:
         (NormedReduction, [(*shape, "auto") for shape in NORMS]),
         (QuantisedReduction, QUANTISED),
         (QuantisedSum, QUANTISED),
+        (LayerNormedReduction, [(*shape, "auto") for shape in NORMS]),
         (FinalisedReduction, NORMS),
         (FinalisedNorm, NORMS),
         (Operation, MINIMAX),

@@ -16,7 +16,7 @@ import torch
 from minimax_rows import WEIGHTS, Operation
 from moe_reductions import FinalisedNorm, FinalisedReduction
 from ranks import Rank
-from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
+from reductions import LayerNormedReduction, NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 from reference import digest
 
 Step: TypeAlias = "Operation | Reduction | NormedReduction"
@@ -53,6 +53,8 @@ def kind_of(step: Step) -> str:
     if isinstance(step, FinalisedReduction | FinalisedNorm):
         norm = "_rms_norm" if isinstance(step, FinalisedNorm) else ""
         return f"moe_finalize_all_reduce{norm}"
+    if isinstance(step, LayerNormedReduction):
+        return "all_reduce_layer_norm"
     if isinstance(step, QuantisedSum):
         return f"all_reduce_quant to {step.quant_format}, {step.algorithm}"
     return f"{'all_reduce' if isinstance(step, Reduction) else 'all_reduce_rms_norm'}, {step.algorithm}"
@@ -64,7 +66,7 @@ def dtypes_of(kind: type[Step]) -> list[tuple[torch.dtype, ...]]:
         return [pair[:1] for pair in WEIGHTS[:3]]
     if kind is QuantisedSum:
         return [(torch.float16,), (torch.bfloat16,)]
-    of_16_bits = (QuantisedReduction, FinalisedReduction, FinalisedNorm)
+    of_16_bits = (LayerNormedReduction, QuantisedReduction, FinalisedReduction, FinalisedNorm)
     return [pair for pair in WEIGHTS if kind not in of_16_bits or pair[0] != torch.float32]
 
 

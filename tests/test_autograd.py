@@ -119,6 +119,10 @@ def lose_gradients(me: Rank, how: str) -> None:
     calls = {
         "all_reduce": lambda: lamport_rs.all_reduce(needs_gradient, workspace),
         "all_reduce_rms_norm": lambda: torch.ops.lamport_rs.all_reduce_rms_norm(x, x, weight, table),
+        # Of a bias, too.
+        "all_reduce_layer_norm": lambda: lamport_rs.all_reduce_layer_norm(
+            x.half(), None, torch.ones(16), workspace, weight
+        ),
         "minimax_allreduce_rms": lambda: lamport_rs.minimax_allreduce_rms(x, weight, workspace, *settings),
         "minimax_allreduce_rms_qk": lambda: lamport_rs.minimax_allreduce_rms_qk(
             x, weight[:8], weight[8:], workspace, 8, 8, *settings

@@ -8,7 +8,7 @@ from lamport_rs import LamportError, _core
 from minimax_rows import Operation
 from moe_reductions import FinalisedNorm, FinalisedReduction
 from ranks import Rank, errors_of
-from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
+from reductions import LayerNormedReduction, NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 
 COMM_SIZE = 1 << 20
 MESSAGE = "serves either foreign kernels or the package's own"
@@ -17,6 +17,7 @@ OWN = {
     "all_reduce, one_shot": lambda me: Reduction.random(me, 3000, "one_shot"),
     "all_reduce, two_shot": lambda me: Reduction.random(me, 3000, "two_shot"),
     "all_reduce_rms_norm": lambda me: NormedReduction.random(me, 5, 512, "one_shot"),
+    "all_reduce_layer_norm": lambda me: LayerNormedReduction.random(me, 5, 512, "one_shot"),
     "all_reduce_quant": lambda me: QuantisedSum.random(me, 5, 512, "one_shot"),
     "all_reduce_rms_norm_quant": lambda me: QuantisedReduction.random(me, 5, 512, "one_shot"),
     "moe_finalize_all_reduce": lambda me: FinalisedReduction.random(me, 5, 512),

@@ -26,6 +26,8 @@ def check(me: Rank) -> None:
         (operators.all_reduce, (rows.clone().requires_grad_(), table)),
         (operators.all_reduce, (rows.T, table, "one_shot")),
         (operators.all_reduce_rms_norm, (rows, rows, weight, table, 1e-5, 1.0)),
+        (operators.all_reduce_layer_norm, (rows.half(), rows.half(), weight, table, weight, 1e-6)),
+        (operators.all_reduce_layer_norm, (rows.half(), None, weight, table)),
         (operators.all_reduce_rms_norm_quant, (*quantised, "fp8_static", torch.ones(1), 1e-5)),
         (operators.all_reduce_rms_norm_quant, (*quantised, "fp8_token", None, 1e-5, 1.0, True)),
         (operators.all_reduce_rms_norm_quant, (*quantised, "fp8_group_column_major")),

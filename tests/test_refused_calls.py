@@ -22,6 +22,7 @@ def call_of(operation: str, x: torch.Tensor, workspace, me: Rank):
     of_experts = torch.zeros(2, 1, dtype=torch.int32), torch.ones(2, 1)
     return {
         "all_reduce": partial(lamport_rs.all_reduce, x, workspace),
+        "all_reduce_layer_norm": partial(lamport_rs.all_reduce_layer_norm, x, None, weight, workspace, weight),
         "all_reduce_quant": partial(lamport_rs.all_reduce_quant, x, workspace, "fp8_token"),
         "all_reduce_rms_norm": partial(lamport_rs.all_reduce_rms_norm, x, None, weight, workspace),
         "all_reduce_rms_norm_quant": partial(

@@ -73,6 +73,8 @@ template <class Value, uint32 vectors, template <class, uint32> class Output = S
 class ResidualRmsNorm : Output<Value, vectors>,
                         public BlockRows<Value, vectors, typename Output<Value, vectors>::Parameters> {
     using Rows = BlockRows<Value, vectors, typename Output<Value, vectors>::Parameters>;
+
+protected:
     using Rows::parameters_;
 
 public:

@@ -69,6 +69,18 @@ public:
         return largest;
     }
 
+    __device__ __forceinline__ float value(uint32 index) const { return values_[index]; }
+
+    __device__ __forceinline__ float weight(uint32 index) const { return weights_[index]; }
+
+    // Instead of loading them.
+    __device__ __forceinline__ void fill_weights(float weight) {
+#pragma unroll
+        for (uint32 i = 0; i < PER_VECTOR<Value>; ++i) {
+            weights_[i] = weight;
+        }
+    }
+
 private:
     template <class Weight>
     __device__ __forceinline__ void load_weights(Address begin, float bias) {
@@ -100,17 +112,23 @@ __device__ __forceinline__ void pad(const RmsNorm& norm, WarpPartials& partials)
     }
 }
 
-// The factor of a row, out of each thread's sum of squares. All threads of the block call it. `partials` is theirs from
-// one barrier before to one after.
-__device__ __forceinline__ float row_scale(float squares, WarpPartials& partials) {
-    float sums[1] = {squares};
+// The sum over a block of each thread's `value`, and the `terms` beside the partials. All threads of the block call it.
+// `partials` is theirs from one barrier before to one after.
+__device__ __forceinline__ float block_sum(float value, WarpPartials& partials, float2& terms) {
+    float sums[1] = {value};
     const float sum = warp_sums(sums);
     if (threadIdx.x % WARP_THREADS == 0) {
         partials.values[threadIdx.x / WARP_THREADS] = sum;
     }
     __syncthreads();
-    const float2 terms = partials.padding();
-    const float total = partials.sum(blockDim.x / WARP_THREADS);
+    terms = partials.padding();
+    return partials.sum(blockDim.x / WARP_THREADS);
+}
+
+// The factor of a row, out of each thread's sum of squares. Likewise.
+__device__ __forceinline__ float row_scale(float squares, WarpPartials& partials) {
+    float2 terms;
+    const float total = block_sum(squares, partials, terms);
     return rsqrtf(fmaf(total, terms.x, terms.y));
 }
 

@@ -167,6 +167,17 @@ def all_reduce_rms_norm_quant(
     residual_out: torch.Tensor,
     norm_out: torch.Tensor,
 ) -> None: ...
+def all_reduce_layer_norm(
+    input: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    workspace: Workspace | torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    algorithm: str,
+    out: torch.Tensor,
+    residual_out: torch.Tensor,
+) -> None: ...
 def all_reduce_quant(
     input: torch.Tensor,
     workspace: Workspace | torch.Tensor,

@@ -20,7 +20,7 @@ import torch
 from minimax_rows import Operation
 from moe_reductions import FinalisedNorm, FinalisedReduction
 from ranks import ProcessRanks, Rank, one_gpu_per_rank
-from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction, comm_size_for
+from reductions import LayerNormedReduction, NormedReduction, QuantisedReduction, QuantisedSum, Reduction, comm_size_for
 from soak_programs import POISON, Case, Maker, Program, impartial_digest, make_cases, make_makers, make_programs
 from soak_report import Clock, Outcome, describe_start, parse_arguments, report
 from test_cuda_soak import MINIMAX, MOST_BYTES, NORMS, SUMS
@@ -53,6 +53,7 @@ def makers() -> list[Maker]:
         (NormedReduction, NORMS),
         (QuantisedReduction, QUANTISED),
         (QuantisedSum, QUANTISED),
+        (LayerNormedReduction, [(*shape[:2], "one_shot") for shape in NORMS]),
         (FinalisedReduction, [shape[:2] for shape in NORMS]),
         (FinalisedNorm, [shape[:2] for shape in NORMS]),
     )

@@ -11,7 +11,7 @@ from lamport_rs import LamportError
 from minimax_rows import Operation, workspace_for
 from moe_reductions import FinalisedNorm, FinalisedReduction
 from ranks import Rank
-from reductions import NormedReduction, QuantisedReduction, QuantisedSum, Reduction
+from reductions import LayerNormedReduction, NormedReduction, QuantisedReduction, QuantisedSum, Reduction
 from worlds import WORLD_SIZES
 
 TOKENS = 256
@@ -23,6 +23,7 @@ OWN = {
     "all_reduce, two_shot": lambda me: Reduction.random(me, 3000, "two_shot"),
     "all_reduce_rms_norm, one_shot": lambda me: NormedReduction.random(me, 5, 512, "one_shot"),
     "all_reduce_rms_norm, two_shot": lambda me: NormedReduction.random(me, 5, 512, "two_shot"),
+    "all_reduce_layer_norm": lambda me: LayerNormedReduction.random(me, 5, 512, "one_shot"),
     "all_reduce_quant": lambda me: QuantisedSum.random(me, 5, 512, "one_shot"),
     "all_reduce_rms_norm_quant": lambda me: QuantisedReduction.random(me, 5, 512, "one_shot"),
     "moe_finalize_all_reduce": lambda me: FinalisedReduction.random(me, 5, 512),

@@ -6,7 +6,8 @@ the same order.
 **Operands** are on the workspace's device, float32, float16 or bfloat16, in any layout and of any size. What is not
 contiguous, or not aligned to 16 bytes, is copied. An output may be the very tensor it is computed from; its elements
 must not share memory. A tensor of which a slot has no room for every rank's message runs as several operations. Where
-rows of experts are finalised, they are float16 or bfloat16, and an output may be the residual only.
+rows of experts are finalised, they are float16 or bfloat16, and an output may be the residual only. Layer norms are of
+float16 and bfloat16 too.
 
 **Results** are the same bits on every rank and on every run: sums are taken in float32 and in rank order. A row's bits
 do not depend on how many rows share the call, nor on where it is among them. Every NaN that is computed is the same:
@@ -48,6 +49,7 @@ from typing import Any
 
 from lamport_rs.operations.collective import Algorithm as Algorithm
 from lamport_rs.operations.collective import Collective
+from lamport_rs.operations.layer_norm import LAYER_NORM, all_reduce_layer_norm, run_all_reduce_layer_norm
 from lamport_rs.operations.minimax import (
     MINIMAX,
     MINIMAX_QK,
@@ -78,6 +80,7 @@ COLLECTIVES: tuple[tuple[Collective, Callable[..., Any]], ...] = (
     (SUM, run_all_reduce),
     (RMS_NORM, run_all_reduce_rms_norm),
     (RMS_NORM_QUANT, run_all_reduce_rms_norm_quant),
+    (LAYER_NORM, run_all_reduce_layer_norm),
     (SUM_QUANT, run_all_reduce_quant),
     (MINIMAX, run_minimax_rms),
     (MINIMAX_QK, run_minimax_rms_qk),
@@ -88,6 +91,7 @@ COLLECTIVES: tuple[tuple[Collective, Callable[..., Any]], ...] = (
 
 __all__: list[str] = [
     "all_reduce",
+    "all_reduce_layer_norm",
     "all_reduce_quant",
     "all_reduce_rms_norm",
     "all_reduce_rms_norm_quant",

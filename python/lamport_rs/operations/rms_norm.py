@@ -125,7 +125,8 @@ def run_all_reduce_rms_norm(
     return out, residual_out
 
 
-def _empty_rows(input: torch.Tensor, *_others: Any) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: A002
+def empty_rows(input: torch.Tensor, *_others: Any) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: A002
+    """Allocate the normalised rows, and their sums."""
     return empty_dense(input), empty_dense(input)
 
 
@@ -143,5 +144,5 @@ def _without_peers(
     normalise_sum(input, residual, weight, eps, weight_bias, out, residual_out)
 
 
-RMS_NORM = Collective("all_reduce_rms_norm", _empty_rows, _without_peers, read_early=("weight",))
+RMS_NORM = Collective("all_reduce_rms_norm", empty_rows, _without_peers, read_early=("weight",))
 run_all_reduce_rms_norm = with_range("all_reduce_rms_norm", run_all_reduce_rms_norm)

@@ -5,6 +5,7 @@
 
 use lamport_rs_core::operations::all_reduce::AllReduce;
 use lamport_rs_core::operations::all_reduce_quant::AllReduceQuant;
+use lamport_rs_core::operations::layer_norm::AllReduceLayerNorm;
 use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
 use lamport_rs_core::operations::moe_finalize::{Experts, MoeFinalizeAllReduce, MoeFinalizeAllReduceRmsNorm};
 use lamport_rs_core::operations::quantised::Quantised;
@@ -111,6 +112,22 @@ collectives! {
             AllReduceRmsNorm { input, residual, weight, epsilon: eps, weight_bias, algorithm, output, residual_output };
         let quantised = Quantised { sink: quant_format, rows: out, scale, scales: scale_out };
         (workspace, AllReduceRmsNormQuant { norm, has_output: with_norm, quantised })
+    }
+
+    /// `residual_out = sum over ranks of input + residual`, `out = layer_norm(residual_out) * weight + bias`.
+    fn all_reduce_layer_norm(
+        input: Tensor,
+        residual: Option<Tensor>,
+        weight: Tensor,
+        workspace: AnyWorkspace,
+        bias: Option<Tensor> = "None",
+        eps: f32 = "1e-05",
+        algorithm: Option<Algorithm> = "\"auto\""
+    ) -> (out, residual_out) {
+        let (weight_bias, output, residual_output) = (0.0, out, residual_out);
+        let norm =
+            AllReduceRmsNorm { input, residual, weight, epsilon: eps, weight_bias, algorithm, output, residual_output };
+        (workspace, AllReduceLayerNorm { norm, bias })
     }
 
     /// `sum_out = sum over ranks of input`, if it is asked for, and `out` is this sum as `quant_format` has it, with its

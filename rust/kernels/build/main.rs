@@ -21,6 +21,8 @@ mod dtype;
 #[path = "../src/image.rs"]
 #[allow(dead_code)]
 mod image;
+#[path = "../src/layout.rs"]
+mod layout;
 #[path = "../src/parameters.rs"]
 #[allow(dead_code)]
 mod parameters;
@@ -54,8 +56,17 @@ const PART_VARIABLE: &str = "LAMPORT_RS_COMPILE_PART";
 /// Set where documentation is built, by docs.rs, which has no NVRTC: all modules are empty there.
 const DOCUMENTATION_VARIABLE: &str = "DOCS_RS";
 /// Of `src`: what is compiled into this, too.
-const SHARED: [&str; 8] =
-    ["catalogue.rs", "dtype.rs", "image.rs", "parameters.rs", "report.rs", "scale_places.rs", "sink.rs", "variants.rs"];
+const SHARED: [&str; 9] = [
+    "catalogue.rs",
+    "dtype.rs",
+    "image.rs",
+    "layout.rs",
+    "parameters.rs",
+    "report.rs",
+    "scale_places.rs",
+    "sink.rs",
+    "variants.rs",
+];
 
 fn main() {
     let done = match env::var(PART_VARIABLE) {

@@ -34,6 +34,8 @@ pub enum ModuleKey {
     AllReduceQuant(AllReduceRmsNormKernel),
     /// The same, and a quantiser whose scales are bytes.
     AllReduceQuantBlocks(AllReduceRmsNormKernel),
+    /// The sum over ranks, a residual, and layer norm.
+    AllReduceLayerNorm(AllReduceRmsNormKernel),
     /// The sum over ranks of rows that experts made.
     MoeFinalizeAllReduce(AllReduceRmsNormKernel),
     /// The same, a residual, and RMSNorm.
@@ -104,8 +106,8 @@ impl AllReduceRmsNormKernel {
         })
     }
 
-    /// Those of them that finalise experts: of 16-bit rows, in one shot.
-    fn finalising() -> impl Iterator<Item = Self> {
+    /// Those of them that finalise experts, or end in a layer norm: of 16-bit rows, in one shot.
+    fn of_one_shot() -> impl Iterator<Item = Self> {
         Self::quantising().filter(|kernel| kernel.algorithm == Algorithm::OneShot)
     }
 
@@ -156,8 +158,9 @@ impl ModuleKey {
             .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceRmsNormQuantBlocks))
             .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceQuant))
             .chain(of_rows(AllReduceRmsNormKernel::quantising(), Self::AllReduceQuantBlocks))
-            .chain(of_rows(AllReduceRmsNormKernel::finalising(), Self::MoeFinalizeAllReduce))
-            .chain(of_rows(AllReduceRmsNormKernel::finalising(), Self::MoeFinalizeAllReduceRmsNorm))
+            .chain(of_rows(AllReduceRmsNormKernel::of_one_shot(), Self::AllReduceLayerNorm))
+            .chain(of_rows(AllReduceRmsNormKernel::of_one_shot(), Self::MoeFinalizeAllReduce))
+            .chain(of_rows(AllReduceRmsNormKernel::of_one_shot(), Self::MoeFinalizeAllReduceRmsNorm))
             .chain(MinimaxKernel::all().map(Self::MinimaxRms))
             .chain(MinimaxKernel::all().map(Self::MinimaxRmsQk))
     }
@@ -187,10 +190,26 @@ impl ModuleKey {
             },
             Self::AllReduceQuant(_) => c"all_reduce_quant",
             Self::AllReduceQuantBlocks(_) => c"all_reduce_quant_blocks",
+            Self::AllReduceLayerNorm(_) => c"all_reduce_layer_norm",
             Self::MoeFinalizeAllReduce(_) => c"moe_finalize_all_reduce",
             Self::MoeFinalizeAllReduceRmsNorm(_) => c"moe_finalize_all_reduce_rms_norm",
             Self::MinimaxRms(_) => c"minimax_rms",
             Self::MinimaxRmsQk(_) => c"minimax_rms_qk",
+        }
+    }
+
+    /// The kernel, if it is one of rows.
+    const fn of_rows(self) -> Option<AllReduceRmsNormKernel> {
+        match self {
+            Self::AllReduceRmsNorm(kernel)
+            | Self::AllReduceRmsNormQuant(kernel)
+            | Self::AllReduceRmsNormQuantBlocks(kernel)
+            | Self::AllReduceQuant(kernel)
+            | Self::AllReduceQuantBlocks(kernel)
+            | Self::AllReduceLayerNorm(kernel)
+            | Self::MoeFinalizeAllReduce(kernel)
+            | Self::MoeFinalizeAllReduceRmsNorm(kernel) => Some(kernel),
+            _ => None,
         }
     }
 
@@ -202,62 +221,48 @@ impl ModuleKey {
                 _ => &[1, 2, 4],
             },
             Self::MoeFinalizeAllReduce(_) | Self::MoeFinalizeAllReduceRmsNorm(_) => &[1, 2],
-            Self::AllReduceRmsNormQuant(_)
-            | Self::AllReduceRmsNormQuantBlocks(_)
-            | Self::AllReduceQuant(_)
-            | Self::AllReduceQuantBlocks(_) => &[1],
-            Self::Fill
-            | Self::Verify
-            | Self::Skip
-            | Self::AllReduce(_)
-            | Self::MinimaxRms(_)
-            | Self::MinimaxRmsQk(_) => &[],
+            _ if self.of_rows().is_some() => &[1],
+            _ => &[],
         }
     }
 
     /// The bounds of its launches, where the host may choose their size.
     pub const fn bounds(self) -> Option<LaunchBounds> {
         match self {
-            Self::Fill | Self::Verify | Self::Skip => None,
             Self::AllReduce(kernel) => Some(all_reduce_bounds(kernel.method, kernel.capacity)),
-            Self::AllReduceRmsNorm(kernel)
-            | Self::AllReduceRmsNormQuant(kernel)
-            | Self::AllReduceRmsNormQuantBlocks(kernel)
-            | Self::AllReduceQuant(kernel)
-            | Self::AllReduceQuantBlocks(kernel) => Some(rms_norm_bounds(kernel.capacity, kernel.vectors)),
             Self::MoeFinalizeAllReduce(kernel) | Self::MoeFinalizeAllReduceRmsNorm(kernel) => {
                 Some(moe_finalize_bounds(kernel.capacity))
             }
             Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => Some(kernel.variant.bounds),
+            _ => match self.of_rows() {
+                Some(kernel) => Some(rms_norm_bounds(kernel.capacity, kernel.vectors)),
+                None => None,
+            },
         }
     }
 
     /// Macros that the source is compiled with: name and value.
     pub fn definitions(self) -> Vec<(&'static str, String)> {
-        let mut definitions = match self {
-            Self::Fill | Self::Verify | Self::Skip => vec![],
-            Self::AllReduce(kernel) => vec![
-                ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
-                ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
-            ],
-            Self::AllReduceRmsNorm(kernel)
-            | Self::AllReduceRmsNormQuant(kernel)
-            | Self::AllReduceRmsNormQuantBlocks(kernel)
-            | Self::AllReduceQuant(kernel)
-            | Self::AllReduceQuantBlocks(kernel)
-            | Self::MoeFinalizeAllReduce(kernel)
-            | Self::MoeFinalizeAllReduceRmsNorm(kernel) => vec![
-                ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
-                ("LAMPORT_CAPACITY", kernel.capacity.to_string()),
-                ("LAMPORT_VECTORS", kernel.vectors.to_string()),
-            ],
-            Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => vec![
-                ("LAMPORT_VALUE", kernel.dtype.cuda_name().to_owned()),
-                ("LAMPORT_WEIGHT", kernel.weight.cuda_name().to_owned()),
-                ("LAMPORT_TOKENS", kernel.variant.tokens.to_string()),
-                ("LAMPORT_VECTORS", kernel.variant.vectors.to_string()),
-            ],
-        };
+        let mut definitions = vec![];
+        let mut define = |name, value: &dyn ToString| definitions.push((name, value.to_string()));
+        match self {
+            Self::AllReduce(kernel) => {
+                define("LAMPORT_VALUE", &kernel.dtype.cuda_name());
+                define("LAMPORT_CAPACITY", &kernel.capacity);
+            }
+            Self::MinimaxRms(kernel) | Self::MinimaxRmsQk(kernel) => {
+                define("LAMPORT_VALUE", &kernel.dtype.cuda_name());
+                define("LAMPORT_WEIGHT", &kernel.weight.cuda_name());
+                define("LAMPORT_TOKENS", &kernel.variant.tokens);
+                define("LAMPORT_VECTORS", &kernel.variant.vectors);
+            }
+            _ => {}
+        }
+        if let Some(kernel) = self.of_rows() {
+            define("LAMPORT_VALUE", &kernel.dtype.cuda_name());
+            define("LAMPORT_CAPACITY", &kernel.capacity);
+            define("LAMPORT_VECTORS", &kernel.vectors);
+        }
         if let Self::AllReduceQuant(kernel) | Self::AllReduceQuantBlocks(kernel) = self {
             definitions.push(("LAMPORT_EXCHANGE", format!("rows_{}", kernel.algorithm.name())));
         }
@@ -272,16 +277,8 @@ impl ModuleKey {
     pub fn name(self) -> String {
         let function = self.function().to_str().expect("the names above are ASCII");
         match self {
-            Self::Fill | Self::Verify | Self::Skip => function.to_owned(),
             Self::AllReduce(AllReduceKernel { dtype, capacity, .. }) => {
                 format!("{function}.{}.n{capacity}", dtype.name())
-            }
-            Self::AllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, vectors, .. })
-            | Self::AllReduceRmsNormQuant(AllReduceRmsNormKernel { dtype, capacity, vectors, .. })
-            | Self::AllReduceRmsNormQuantBlocks(AllReduceRmsNormKernel { dtype, capacity, vectors, .. })
-            | Self::MoeFinalizeAllReduce(AllReduceRmsNormKernel { dtype, capacity, vectors, .. })
-            | Self::MoeFinalizeAllReduceRmsNorm(AllReduceRmsNormKernel { dtype, capacity, vectors, .. }) => {
-                format!("{function}.{}.n{capacity}.v{vectors}", dtype.name())
             }
             Self::AllReduceQuant(AllReduceRmsNormKernel { algorithm, dtype, capacity, vectors })
             | Self::AllReduceQuantBlocks(AllReduceRmsNormKernel { algorithm, dtype, capacity, vectors }) => {
@@ -292,6 +289,12 @@ impl ModuleKey {
                 let (tokens, vectors) = (variant.tokens, variant.vectors);
                 format!("{function}.{}.{}.t{tokens}.v{vectors}", dtype.name(), weight.name())
             }
+            _ => self.of_rows().map_or_else(
+                || function.to_owned(),
+                |AllReduceRmsNormKernel { dtype, capacity, vectors, .. }| {
+                    format!("{function}.{}.n{capacity}.v{vectors}", dtype.name())
+                },
+            ),
         }
     }
 }

@@ -24,6 +24,7 @@ pub mod catalogue;
 pub mod dtype;
 pub mod group;
 pub mod image;
+mod layout;
 #[cfg(feature = "embed")]
 pub mod modules;
 pub mod parameters;

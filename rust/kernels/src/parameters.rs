@@ -1,49 +1,11 @@
 //! The structs that kernels take by value, laid out as in `kernels/`, which asserts the same sizes and offsets. A `u64` is
 //! a device address unless its text says something else.
 
-use std::mem::offset_of;
-
+pub use crate::layout::Layout;
+use crate::layout::laid_out;
 pub use crate::report::{CONTROL_COPIES, CONTROL_COPY_BYTES, MARK_OFFSET, Report, SKIPPED_IS_THERE, TIME_UNIT_BITS};
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::sentinel::Vector;
-
-/// How a struct is laid out in memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Layout {
-    /// Its name in the assertion.
-    pub name: &'static str,
-    /// All of it.
-    pub bytes: usize,
-    /// Fields, and where each begins. CUDA has no `reserved`, and inherits from `base`.
-    pub fields: &'static [(&'static str, usize)],
-}
-
-/// Defines structs, and says how each is laid out: behind it stand the assertion's name, and the type.
-macro_rules! laid_out {
-    ($(
-        $(#[$attribute:meta])+
-        pub struct $struct:ident $(<const $count:ident: usize>)? {
-            $($(#[$of_field:meta])+ pub $field:ident: $type:ty,)+
-        }
-        = $($name:ident: $instance:ty),+;
-    )+) => {
-        $(
-            $(#[$attribute])+
-            pub struct $struct $(<const $count: usize>)? { $($(#[$of_field])+ pub $field: $type),+ }
-        )+
-
-        $(
-            impl $(<const $count: usize>)? $struct $(<$count>)? {
-                const FIELDS: &'static [(&'static str, usize)] = &[$((stringify!($field), offset_of!(Self, $field))),+];
-            }
-        )+
-
-        /// Of every struct that CUDA has too.
-        pub const LAYOUTS: &[Layout] = &[$($(
-            Layout { name: stringify!($name), bytes: size_of::<$instance>(), fields: <$instance>::FIELDS }
-        ),+),+];
-    };
-}
 
 laid_out! {
     /// What every kernel is told about its group.
@@ -126,6 +88,17 @@ laid_out! {
         pub reserved: u32,
     }
     = AllReduceRmsNorm: AllReduceRmsNormParameters;
+
+    /// Parameters of an all-reduce with a residual and layer norm.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct AllReduceLayerNormParameters {
+        /// As with RMSNorm, without a bias of the weights.
+        pub base: AllReduceRmsNormParameters,
+        /// One bias per column, of the weights' dtype, or 0.
+        pub bias: u64,
+    }
+    = AllReduceLayerNorm: AllReduceLayerNormParameters;
 
     /// Parameters of an all-reduce with a residual, RMSNorm and a quantiser.
     #[repr(C)]

@@ -58,7 +58,7 @@ pub struct Description {
     pub rows: usize,
     /// Columns of each matrix; 0 where there is none.
     pub columns: [usize; 2],
-    /// Epsilon and the weights' bias; 0 where there is none.
+    /// Epsilon and the weights' bias; 0 where there is none. Of a layer norm 1, if there are biases.
     pub scalars: [f32; 2],
     /// Whether there is something to add to the sum.
     pub has_residual: bool,

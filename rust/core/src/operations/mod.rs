@@ -2,7 +2,7 @@
 //!
 //! | module | concept |
 //! | --- | --- |
-//! | [`all_reduce`], [`all_reduce_quant`], [`rms_norm`], [`rms_norm_quant`] | one each: operands, backends |
+//! | [`all_reduce`], [`all_reduce_quant`], [`layer_norm`], [`rms_norm`], [`rms_norm_quant`] | one each: operands, backends |
 //! | [`minimax`], [`moe_finalize`] | likewise, two each |
 //! | [`kind`] | what there is of each besides |
 //! | [`operands`] | what all of them do: be checked, and run, on each backend |
@@ -28,6 +28,7 @@ pub(crate) mod host;
 pub mod kind;
 #[cfg(feature = "cuda")]
 pub mod launch;
+pub mod layer_norm;
 pub mod minimax;
 pub mod moe_finalize;
 mod operand_checks;
@@ -42,6 +43,7 @@ pub(crate) mod skipped;
 use all_reduce::AllReduce;
 use all_reduce_quant::AllReduceQuant;
 use kind::kinds;
+use layer_norm::AllReduceLayerNorm;
 use minimax::MinimaxRms;
 use moe_finalize::{MoeFinalizeAllReduce, MoeFinalizeAllReduceRmsNorm};
 use rms_norm::AllReduceRmsNorm;
@@ -64,4 +66,6 @@ kinds! {
     MoeFinalizeAllReduceRmsNorm(MoeFinalizeAllReduceRmsNorm) = 7, "moe_finalize_all_reduce_rms_norm", Rows;
     /// The sum of such rows alone.
     MoeFinalizeAllReduce(MoeFinalizeAllReduce) = 8, "moe_finalize_all_reduce", Rows;
+    /// The sum with a residual and the layer norm of its rows.
+    AllReduceLayerNorm(AllReduceLayerNorm) = 9, "all_reduce_layer_norm", Rows;
 }

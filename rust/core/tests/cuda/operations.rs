@@ -4,6 +4,7 @@ use lamport_rs_core::error::Error;
 use lamport_rs_core::operations::Kind;
 use lamport_rs_core::operations::all_reduce::AllReduce;
 use lamport_rs_core::operations::all_reduce_quant::AllReduceQuant;
+use lamport_rs_core::operations::layer_norm::AllReduceLayerNorm;
 use lamport_rs_core::operations::minimax::MinimaxRms;
 use lamport_rs_core::operations::moe_finalize::{Experts, MoeFinalizeAllReduce, MoeFinalizeAllReduceRmsNorm};
 use lamport_rs_core::operations::quantised::Quantised;
@@ -79,6 +80,36 @@ fn norms(dtype: Dtype, weight_dtype: Dtype) -> impl Fn(usize, Either<'_>) -> Res
                 either.finish().unwrap();
                 results.extend([output.bytes(), residual_output.bytes()]);
             }
+        }
+        results
+    }
+}
+
+/// Rows whose means are integers. Products with the weights are exact: the device adds the biases to these unrounded.
+fn layer_norms(dtype: Dtype, weight_dtype: Dtype, columns: usize) -> impl Fn(usize, Either<'_>) -> Results + Sync {
+    let value = |rank, at: usize| 3.0 + integer(rank, at / 2) * if at.is_multiple_of(2) { 1.0 } else { -1.0 };
+    move |rank, either| {
+        let mut results = vec![];
+        for (rows, has_bias) in [(1, true), (3, false), (29, true)] {
+            let shape = [rows, columns];
+            let mut input = either.tensor(dtype, &shape, |at| value(rank, at));
+            let mut residual = either.tensor(dtype, &shape, |at| value(9, at));
+            let mut weight = either.tensor(weight_dtype, &[columns], |at| [0.5, 1.0, 2.0][at % 3]);
+            let mut bias = either.tensor(weight_dtype, &[columns], |at| (at % 5) as f32 * 0.3);
+            let [mut output, mut residual_output] = [(); 2].map(|()| either.tensor(dtype, &shape, |_| f32::NAN));
+            let norm = AllReduceRmsNorm {
+                input: input.tensor(),
+                residual: has_bias.then(|| residual.tensor()),
+                weight: weight.tensor(),
+                epsilon: 1e-5,
+                weight_bias: 0.0,
+                algorithm: None,
+                output: output.tensor(),
+                residual_output: residual_output.tensor(),
+            };
+            either.run(&AllReduceLayerNorm { norm, bias: has_bias.then(|| bias.tensor()) }).unwrap();
+            either.finish().unwrap();
+            results.extend([output.bytes(), residual_output.bytes()]);
         }
         results
     }
@@ -261,6 +292,21 @@ fn norms_of_sums_have_the_bits_of_the_host_backend() {
         }
     }
     compare(2, "norms of float16", norms(Dtype::Float16, Dtype::Float16));
+}
+
+#[test]
+fn layer_norms_of_sums_have_the_bits_of_the_host_backend() {
+    for (world_size, dtype, weight) in [
+        (2, Dtype::BFloat16, Dtype::Float32),
+        (3, Dtype::BFloat16, Dtype::BFloat16),
+        (4, Dtype::Float16, Dtype::Float16),
+    ] {
+        let launches = compare(world_size, &format!("layer norms of {dtype:?}"), layer_norms(dtype, weight, 128));
+        // 3 operations, of which the largest takes several launches.
+        assert!(launches > world_size as u64 * (OF_CONSTRUCTION + 3), "{launches}");
+    }
+    // Rows that a block does not hold.
+    compare_in(1 << 18, 2, "layer norms of wide rows", layer_norms(Dtype::BFloat16, Dtype::Float32, 16384));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use lamport_rs_core::error::Result;
 use lamport_rs_core::operations::all_reduce::AllReduce;
 use lamport_rs_core::operations::all_reduce_quant::AllReduceQuant;
+use lamport_rs_core::operations::layer_norm::AllReduceLayerNorm;
 use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
 use lamport_rs_core::operations::operands::OnDevice;
 use lamport_rs_core::operations::quantised::Quantised;
@@ -30,6 +31,7 @@ pub enum Which {
     MinimaxOfTwo,
     Quant(Sink),
     NormQuant(Sink),
+    LayerNorm,
 }
 
 /// An operation of one size. Where the host has one algorithm, that is taken.
@@ -50,7 +52,7 @@ pub struct Called {
 
 /// All operations.
 fn all() -> Vec<Which> {
-    [Which::Sum, Which::Norm, Which::Minimax, Which::MinimaxOfTwo]
+    [Which::Sum, Which::Norm, Which::LayerNorm, Which::Minimax, Which::MinimaxOfTwo]
         .into_iter()
         .chain(Sink::ALL.map(Which::Quant))
         .chain(Sink::ALL.map(Which::NormQuant))
@@ -180,6 +182,10 @@ impl Call {
                 run!(sum, |sum: &AllReduce| sum.describe(algorithm))
             }
             Which::Norm => run!(norm, |norm: &AllReduceRmsNorm| norm.describe(norms_algorithm)),
+            Which::LayerNorm => {
+                let norm = AllReduceRmsNorm { algorithm: None, ..norm };
+                run!(AllReduceLayerNorm { norm, bias: Some(other_weight) }, AllReduceLayerNorm::describe)
+            }
             Which::Minimax => {
                 run!(MinimaxRms::one(Norm { input, weight, output }, 1e-6), MinimaxRms::describe)
             }

@@ -1,6 +1,7 @@
 //! Launch plans: pure functions from an operation's shape and the device to grid, block and module.
 
 pub mod all_reduce;
+pub mod layer_norm;
 pub mod minimax;
 pub mod moe_finalize;
 pub mod rms_norm;
@@ -109,6 +110,14 @@ pub enum PlanError {
     /// Rows of experts that no kernel finalises, or not in that way.
     #[error("experts' rows of float16 or bfloat16 are finalised and summed in one shot, not {dtype} in {algorithm}")]
     Finalised {
+        /// Their type.
+        dtype: &'static str,
+        /// How they were to be summed.
+        algorithm: &'static str,
+    },
+    /// Rows that no kernel normalises by mean and variance, or not in that way.
+    #[error("a layer norm is of summed rows of float16 or bfloat16, in one shot, not of {dtype} in {algorithm}")]
+    LayerNorm {
         /// Their type.
         dtype: &'static str,
         /// How they were to be summed.

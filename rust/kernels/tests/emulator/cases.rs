@@ -7,8 +7,8 @@ use lamport_rs_kernels::variants::{capacity, rms_norm_bounds};
 use lamport_rs_protocol::algorithm::Algorithm::{self, OneShot, TwoShot};
 
 use crate::operations::{
-    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Fill, Minimax, MoeFinalize, Operation, Skip,
-    Verify,
+    AllReduce, AllReduceLayerNorm, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Fill, Minimax, MoeFinalize,
+    Operation, Skip, Verify,
 };
 use crate::run::Case;
 use crate::values::Random;
@@ -101,6 +101,34 @@ pub fn rms_norm() -> Vec<Case> {
                     let wide = vec![norm(rows, most_vectors(world_size, most) + 1, false), norm(few, 1, true)];
                     cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
                 }
+            }
+        }
+    }
+    cases
+}
+
+/// Layer norms of sums: like `rms_norm`, with biases and without.
+pub fn layer_norm() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (dtype, weight) in DTYPES_WITH_WEIGHTS.into_iter().skip(1) {
+        for world_size in WORLD_SIZES {
+            let norm = |tokens, vectors: usize, has_bias, in_place| -> Box<dyn Operation> {
+                let (algorithm, hidden, has_residual) = (OneShot, vectors * 8, has_bias || in_place);
+                let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
+                Box::new(AllReduceLayerNorm { norm, has_bias })
+            };
+            let name = format!("layer_norm, {dtype:?} and {weight:?}, {world_size} ranks");
+            let held = vec![
+                norm(1, 1, true, false),
+                norm(13, 33, false, false),
+                norm(13, 33, true, true),
+                norm(world_size + 4, 40, true, false),
+            ];
+            cases.push(case(format!("{name}, held"), world_size, device(1, 2), held));
+            if weight == dtype {
+                let vectors = most_vectors(world_size, 1) + 1;
+                let wide = vec![norm(2, vectors, true, false), norm(3, 1, false, true)];
+                cases.push(case(format!("{name}, wide"), world_size, device(1, 1), wide));
             }
         }
     }
@@ -298,7 +326,7 @@ fn any_operation(random: &mut Random, world_size: usize) -> Box<dyn Operation> {
     let vectors = [1, 5, 32, 70][random.below(4)];
     let of_rows = if tokens < world_size { OneShot } else { algorithm };
     let has_residual = random.below(2) == 0;
-    match random.below(7) {
+    match random.below(8) {
         0 => {
             let elements = [1, 9, 64, 700, 5000][random.below(5)] + random.below(8);
             Box::new(AllReduce { algorithm, dtype, elements, in_place })
@@ -325,6 +353,12 @@ fn any_operation(random: &mut Random, world_size: usize) -> Box<dyn Operation> {
             Box::new(AllReduceRmsNormQuant { norm, sink, has_output })
         }
         5 => {
+            let (dtype, weight) = DTYPES_WITH_WEIGHTS[1 + random.below(4)];
+            let (algorithm, hidden, has_bias) = (OneShot, vectors * 8, random.below(2) == 0);
+            let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
+            Box::new(AllReduceLayerNorm { norm, has_bias })
+        }
+        6 => {
             let is_normalised = random.below(2) == 0;
             let (dtype, weight) = DTYPES_WITH_WEIGHTS[1 + random.below(4)];
             let (algorithm, hidden) = (OneShot, vectors * 8);

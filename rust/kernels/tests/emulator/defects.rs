@@ -12,7 +12,8 @@ use crate::faults::{
 };
 use crate::machine::Kernels;
 use crate::operations::{
-    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, MoeFinalize, Operation, Skip, Verify,
+    AllReduce, AllReduceLayerNorm, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, MoeFinalize,
+    Operation, Skip, Verify,
 };
 use crate::run::{Case, Failure};
 
@@ -125,6 +126,10 @@ fn quantised(sink: Sink, tokens: usize, hidden: usize) -> AllReduceRmsNormQuant 
 fn quantised_sum() -> AllReduceQuant {
     let (sink, has_sum, in_place) = (Sink::Fp8Token, false, false);
     AllReduceQuant { algorithm: OneShot, dtype: BFloat16, tokens: 9, hidden: 72 * 8, sink, has_sum, in_place }
+}
+
+fn layer_norm(hidden: usize) -> AllReduceLayerNorm {
+    AllReduceLayerNorm { norm: AllReduceRmsNorm { hidden, ..norm(OneShot) }, has_bias: true }
 }
 
 fn minimax() -> Minimax<1> {
@@ -321,6 +326,30 @@ pub fn all() -> Vec<Defect> {
             old: "        __syncthreads();\n        Output<Value, vectors>::put",
             new: "        Output<Value, vectors>::put",
             run: chain(quantised_sum(), 1),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "sums and squares of a layer norm share their partials",
+            file: "sink/residual_layer_norm.cuh",
+            old: "row_scale(squares, shared_.squares)",
+            new: "row_scale(squares, shared_.partials)",
+            run: chain(layer_norm(72 * 8), 1),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "a layer norm squares the row and not its deviations",
+            file: "sink/residual_layer_norm.cuh",
+            old: "vector_.squares_around(mean) : 0.0f",
+            new: "vector_.squares_around(0.0f) : 0.0f",
+            run: chain(layer_norm(72 * 8), 1),
+            expected: WrongResult,
+        },
+        Defect {
+            name: "columns beyond the row's end deviate too",
+            file: "sink/residual_layer_norm.cuh",
+            old: "squares += has(column) ? vector_.squares_around(mean) : 0.0f",
+            new: "squares += vector_.squares_around(mean)",
+            run: chain(layer_norm(33 * 8), 1),
             expected: WrongResult,
         },
         Defect {

@@ -12,7 +12,8 @@ use crate::cases::device;
 use crate::faults::Group;
 use crate::machine::Kernels;
 use crate::operations::{
-    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, MoeFinalize, Operation,
+    AllReduce, AllReduceLayerNorm, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, MoeFinalize,
+    Operation,
 };
 use crate::run::Case;
 use crate::workspace::HEADER;
@@ -67,6 +68,12 @@ pub fn disagreements() -> Vec<Disagreement> {
             differ(&mut cases, &mut sizes, quant, sum(OneShot, 300));
         }
     }
+    let layer_norm = |tokens| {
+        let (algorithm, dtype, weight, hidden) = (OneShot, BFloat16, BFloat16, 64);
+        let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual, in_place };
+        AllReduceLayerNorm { norm, has_bias: true }
+    };
+    differ(&mut cases, &mut sizes, layer_norm, layer_norm(9).norm);
     let finalize = |is_normalised| move |tokens| MoeFinalize::of(is_normalised, tokens, 64);
     differ(&mut cases, &mut sizes, finalize(true), finalize(false)(9));
     differ(&mut cases, &mut sizes, finalize(false), sum(OneShot, 300));

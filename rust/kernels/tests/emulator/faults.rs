@@ -11,8 +11,8 @@ use crate::cases::device;
 use crate::compile::FEWER_POLLS_BITS;
 use crate::machine::{Kernels, Machine};
 use crate::operations::{
-    AllReduce, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, MoeFinalize, Operation, Prepared,
-    Skip, Verify,
+    AllReduce, AllReduceLayerNorm, AllReduceQuant, AllReduceRmsNorm, AllReduceRmsNormQuant, Minimax, MoeFinalize,
+    Operation, Prepared, Skip, Verify,
 };
 use crate::run::Case;
 use crate::values::{Random, with_some_missing};
@@ -67,6 +67,9 @@ pub fn cases() -> Vec<FaultCase> {
             let sum = AllReduceQuant { algorithm, dtype, tokens, hidden, sink, has_sum: true, in_place };
             cases.push(FaultCase::new(world_size, true, sum));
         }
+        let (algorithm, tokens, hidden) = (OneShot, world_size + 2, 64);
+        let norm = AllReduceRmsNorm { algorithm, dtype, weight, tokens, hidden, has_residual: true, in_place };
+        cases.push(FaultCase::new(world_size, true, AllReduceLayerNorm { norm, has_bias: true }));
         for is_normalised in [true, false] {
             cases.push(FaultCase::new(world_size, true, MoeFinalize::of(is_normalised, world_size + 2, 64)));
         }

@@ -56,6 +56,11 @@ fn quant() {
 }
 
 #[test]
+fn layer_norm() {
+    check(cases::layer_norm(), 1);
+}
+
+#[test]
 fn moe_finalize() {
     check(cases::moe_finalize(), 1);
 }
@@ -162,6 +167,7 @@ fn tables() -> impl Iterator<Item = Case> {
         cases::rms_norm(),
         cases::rms_norm_quant(),
         cases::quant(),
+        cases::layer_norm(),
         cases::moe_finalize(),
         cases::minimax(),
         cases::setup(),

@@ -144,6 +144,34 @@ pub fn rms_norm(
     normalised
 }
 
+/// The layer norm of rows of `width` elements, in float64, and what its terms come to without their signs. Weights and
+/// biases, if there are any, are of one dtype.
+pub fn layer_norm(
+    dtype: Dtype,
+    rows: &[u8],
+    width: usize,
+    (weight_dtype, weights, bias): (Dtype, &[u8], Option<&[u8]>),
+    epsilon: f32,
+) -> (Vec<f64>, Vec<f64>) {
+    let numbers = |dtype: Dtype, bytes: &[u8]| -> Vec<f64> {
+        elements(dtype, bytes).into_iter().map(|bits| decode(dtype, bits).into()).collect()
+    };
+    let weights = numbers(weight_dtype, weights);
+    let biases = bias.map_or_else(|| vec![0.0; width], |bias| numbers(weight_dtype, bias));
+    let of_row = |row: &[f64]| -> Vec<(f64, f64)> {
+        let mean = row.iter().sum::<f64>() / width as f64;
+        let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+        let scale = 1.0 / (variance + f64::from(epsilon)).sqrt();
+        let factors = weights.iter().zip(&biases);
+        let result = |(x, (weight, bias)): (&f64, (&f64, &f64))| {
+            let terms = (x.abs() + mean.abs()) * scale * weight.abs() + bias.abs();
+            ((x - mean) * scale * weight + bias, terms)
+        };
+        row.iter().zip(factors).map(result).collect()
+    };
+    numbers(dtype, rows).chunks_exact(width).flat_map(of_row).unzip()
+}
+
 thread_local! {
     static SOME_ARE_MISSING: Cell<bool> = const { Cell::new(false) };
 }
@@ -185,6 +213,11 @@ const MANY: usize = 4096;
 
 /// Compares with float64 numbers: within what rounding to `dtype`, and sums in float32, may do.
 pub fn check_near(what: &str, dtype: Dtype, found: &[u8], expected: &[f64]) -> Result<(), String> {
+    check_near_sums(what, dtype, found, expected, &vec![0.0; expected.len()])
+}
+
+/// Likewise with numbers that are sums, whose `terms`, without their signs, may be so large: they may cancel.
+pub fn check_near_sums(what: &str, dtype: Dtype, found: &[u8], expected: &[f64], terms: &[f64]) -> Result<(), String> {
     let (relative, least) = match dtype {
         Dtype::Float32 => (1e-5, f64::from(f32::MIN_POSITIVE)),
         Dtype::Float16 => (1e-3, 1.2e-7),
@@ -195,9 +228,10 @@ pub fn check_near(what: &str, dtype: Dtype, found: &[u8], expected: &[f64]) -> R
     if expected.len() >= MANY && finite < expected.len() / 4 {
         return Err(format!("{what}: of {} elements only {finite} are finite, so change the case", expected.len()));
     }
-    for (index, (bits, &expected)) in elements(dtype, found).into_iter().zip(expected).enumerate() {
+    let pairs = elements(dtype, found).into_iter().zip(expected).zip(terms);
+    for (index, ((bits, &expected), terms)) in pairs.enumerate() {
         let found = f64::from(decode(dtype, bits));
-        let is_near = (found - expected).abs() <= relative * expected.abs() + least;
+        let is_near = (found - expected).abs() <= relative * expected.abs() + 1e-5 * terms + least;
         let is_nan = found.is_nan() && (expected.is_nan() || some_are_missing());
         if !is_near && found != expected && !is_nan {
             return Err(format!("{what}: element {index} is {found}, but should be {expected}"));

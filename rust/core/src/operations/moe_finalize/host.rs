@@ -15,7 +15,7 @@ use crate::operations::host::operand::Operand;
 use crate::operations::host::processor::{Job, Processor, dispatch};
 use crate::operations::host::with_nan_on_failure;
 use crate::operations::operands::{OnHost, Operands};
-use crate::operations::rms_norm::host::{check_host, run_norm};
+use crate::operations::rms_norm::host::{Normalisation, check_host, run_norm};
 use crate::tensor::{Device, Dtype, Tensor};
 use crate::workspace::host::{HostWorkspace, Running};
 
@@ -31,10 +31,10 @@ impl OnHost for MoeFinalizeAllReduceRmsNorm {
     unsafe fn run_on_host(&self, workspace: &HostWorkspace, interrupted: Interrupted<'_>) -> Result<()> {
         let mut run = || {
             self.check_on_host(workspace)?;
-            let (experts, output) = (Some(&self.experts), Some(&self.norm.output));
-            let description = self.describe();
+            let (experts, description) = (Some(&self.experts), self.describe());
+            let normalisation = Normalisation { output: Some(&self.norm.output), ..Normalisation::default() };
             // SAFETY: the caller's promise; the operands were checked.
-            unsafe { run_norm(workspace, &self.norm, experts, output, None, &description, interrupted) }
+            unsafe { run_norm(workspace, &self.norm, experts, normalisation, &description, interrupted) }
         };
         // SAFETY: the caller's promise.
         unsafe { with_nan_on_failure(run(), [&self.norm.output, &self.norm.residual_output]) }

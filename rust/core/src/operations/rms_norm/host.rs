@@ -44,12 +44,26 @@ impl OnHost for AllReduceRmsNorm {
 unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNorm, interrupted: Interrupted<'_>) -> Result<()> {
     check(workspace, operands)?;
     let description = operands.describe(Algorithm::OneShot);
+    let normalisation = Normalisation { output: Some(&operands.output), ..Normalisation::default() };
     // SAFETY: the caller's promise; the operands were checked.
-    unsafe { run_norm(workspace, operands, None, Some(&operands.output), None, &description, interrupted) }
+    unsafe { run_norm(workspace, operands, None, normalisation, &description, interrupted) }
+}
+
+/// How rows are normalised, and where they go.
+#[derive(Default)]
+pub(in crate::operations) struct Normalisation<'a> {
+    /// Where they go as they are, if anywhere.
+    pub output: Option<&'a Tensor>,
+    /// What else becomes of them.
+    pub quantiser: Option<RowQuantiser>,
+    /// Whether the mean is subtracted first.
+    pub is_centred: bool,
+    /// Added at last, one to each column, if there are any.
+    pub bias: Option<&'a Tensor>,
 }
 
 /// Runs the operation with checked operands. The input is what `experts` made, if there are any, for which it is the
-/// place. The normalised rows go to `output`, if there is one, and to `quantiser`.
+/// place.
 ///
 /// # Safety
 /// As for [`OnHost::run_on_host`].
@@ -57,8 +71,7 @@ pub(in crate::operations) unsafe fn run_norm(
     workspace: &HostWorkspace,
     operands: &AllReduceRmsNorm,
     experts: Option<&Experts>,
-    output: Option<&Tensor>,
-    quantiser: Option<RowQuantiser>,
+    normalisation: Normalisation<'_>,
     description: &Description,
     interrupted: Interrupted<'_>,
 ) -> Result<()> {
@@ -78,7 +91,7 @@ pub(in crate::operations) unsafe fn run_norm(
             unsafe { finalise::<E>(workspace, &mut running, experts, &operands.input) }
         });
         finalised.and_then(|()| {
-            dispatch(Run::<E> { workspace, running: &mut running, operands, output, quantiser, region_bytes, sums })
+            dispatch(Run::<E> { workspace, running: &mut running, operands, normalisation, region_bytes, sums })
         })
     });
     running.return_scratch(scratch);
@@ -119,8 +132,7 @@ struct Run<'a, 't, E: Element> {
     workspace: &'a HostWorkspace,
     running: &'a mut Running<'t>,
     operands: &'a AllReduceRmsNorm,
-    output: Option<&'a Tensor>,
-    quantiser: Option<RowQuantiser>,
+    normalisation: Normalisation<'a>,
     region_bytes: usize,
     sums: &'a mut [E::Lanes],
 }
@@ -132,14 +144,17 @@ impl<E: Element> Job for Run<'_, '_, E> {
     fn run<P: Processor>(self) -> Result<()> {
         let memory = self.running.blocks.accessed::<P::Access>();
         let operands = self.operands;
+        let Normalisation { output, quantiser, is_centred, bias } = self.normalisation;
         // SAFETY: the promise of `run_on_host`'s caller.
         let mut norm = unsafe {
             NormalisedSum::<E, P> {
                 input: Operand::contiguous(&operands.input),
                 residual: operands.residual.as_ref().map(|residual| Operand::contiguous(residual)),
                 weight: Weight::new(&operands.weight),
-                output: self.output.map(|output| Operand::contiguous(output)),
-                quantiser: self.quantiser,
+                bias: bias.map(|bias| Weight::new(bias)),
+                is_centred,
+                output: output.map(|output| Operand::contiguous(output)),
+                quantiser,
                 residual_output: Operand::contiguous(&operands.residual_output),
                 epsilon: operands.epsilon,
                 weight_bias: operands.weight_bias,
@@ -157,6 +172,8 @@ struct NormalisedSum<'a, E: Element, P> {
     input: Operand,
     residual: Option<Operand>,
     weight: Weight,
+    bias: Option<Weight>,
+    is_centred: bool,
     output: Option<Operand>,
     quantiser: Option<RowQuantiser>,
     residual_output: Operand,
@@ -208,10 +225,15 @@ impl<E: Element, P: Processor> NormalisedSum<'_, E, P> {
             *sum = E::widen::<P>(rounded);
             squares = squares.add(sum.multiply(*sum));
         }
+        if self.is_centred {
+            squares = self.centre();
+        }
         let scale = 1.0 / (squares.sum() / self.columns as f32 + self.epsilon).sqrt();
         for (column, sum) in self.sums.iter().enumerate() {
             let weight = self.weight.lanes::<E, P>(column).add(E::Lanes::splat(self.weight_bias));
-            let normalised = E::narrow::<P>(sum.scale(scale).multiply(weight));
+            let weighted = sum.scale(scale).multiply(weight);
+            let normalised =
+                E::narrow::<P>(self.bias.map_or(weighted, |bias| weighted.add(bias.lanes::<E, P>(column))));
             if let Some(output) = self.output {
                 output.write(self.row + column, normalised);
             }
@@ -222,5 +244,17 @@ impl<E: Element, P: Processor> NormalisedSum<'_, E, P> {
         if let Some(quantiser) = &mut self.quantiser {
             quantiser.finish(self.row / self.sums.len());
         }
+    }
+
+    /// Subtracts the row's mean, and returns the squares of what is left: these do not cancel, as the mean of squares and
+    /// the square of the mean would.
+    #[inline(always)]
+    fn centre(&mut self) -> E::Lanes {
+        let total = self.sums.iter().fold(E::Lanes::ZERO, |total, sum| total.add(*sum));
+        let mean = E::Lanes::splat(-(total.sum() / self.columns as f32));
+        self.sums.iter_mut().fold(E::Lanes::ZERO, |squares, sum| {
+            *sum = sum.add(mean);
+            squares.add(sum.multiply(*sum))
+        })
     }
 }

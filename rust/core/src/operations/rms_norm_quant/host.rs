@@ -6,7 +6,7 @@ use crate::interrupts::Interrupted;
 use crate::operations::host::with_nan_on_failure;
 use crate::operations::operands::{OnHost, Operands};
 use crate::operations::quantised::rows::RowQuantiser;
-use crate::operations::rms_norm::host::{check_host, run_norm};
+use crate::operations::rms_norm::host::{Normalisation, check_host, run_norm};
 use crate::tensor::Device;
 use crate::workspace::host::HostWorkspace;
 use lamport_rs_protocol::algorithm::Algorithm;
@@ -34,7 +34,9 @@ unsafe fn run(workspace: &HostWorkspace, operands: &AllReduceRmsNormQuant, inter
     // SAFETY: the caller's promise; the operands were checked.
     unsafe {
         let quantiser = RowQuantiser::new(&operands.quantised, &operands.norm.input);
-        run_norm(workspace, &operands.norm, None, operands.output(), Some(quantiser), &description, interrupted)
+        let normalisation =
+            Normalisation { output: operands.output(), quantiser: Some(quantiser), ..Normalisation::default() };
+        run_norm(workspace, &operands.norm, None, normalisation, &description, interrupted)
     }
 }
 

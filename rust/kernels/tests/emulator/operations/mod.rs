@@ -12,6 +12,7 @@ use crate::values::Random;
 use crate::workspace::Member;
 
 mod all_reduce;
+mod layer_norm;
 mod minimax;
 mod moe_finalize;
 mod quant;
@@ -21,6 +22,7 @@ mod rms_norm_quant;
 mod setup;
 
 pub use all_reduce::AllReduce;
+pub use layer_norm::AllReduceLayerNorm;
 pub use minimax::Minimax;
 pub use moe_finalize::MoeFinalize;
 pub use quant::AllReduceQuant;

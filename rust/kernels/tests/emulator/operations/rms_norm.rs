@@ -9,7 +9,7 @@ use lamport_rs_protocol::algorithm::Algorithm;
 use crate::machine::{Kernels, Kind, Machine};
 use crate::memory::Memory;
 use crate::operations::{Inputs, Operation, Prepared, Setting, declare};
-use crate::values::{Random, Values, check_bits, check_nan, check_near, rms_norm, sum, tensor};
+use crate::values::{Random, Values, check_bits, check_nan, check_near, layer_norm, rms_norm, sum, tensor};
 use crate::workspace::Member;
 
 pub(super) const EPSILON: f32 = 1e-3;
@@ -140,6 +140,12 @@ impl Tensors {
         let AllReduceRmsNorm { dtype, weight, hidden, .. } = self.operation;
         let weights = self.weights[rank].bytes();
         rms_norm(dtype, &[&self.sum(rank)], hidden, (weight, &weights), EPSILON, WEIGHT_BIAS)
+    }
+
+    /// The layer norm of the sum, whose biases are of the weights' dtype, and its terms.
+    pub(super) fn layer_normalised(&self, rank: usize, bias: Option<&[u8]>) -> (Vec<f64>, Vec<f64>) {
+        let AllReduceRmsNorm { dtype, weight, hidden, .. } = self.operation;
+        layer_norm(dtype, &self.sum(rank), hidden, (weight, &self.weights[rank].bytes(), bias), EPSILON)
     }
 
     pub(super) fn check_norm(&self, rank: usize) -> Result<(), String> {
