@@ -253,6 +253,7 @@ KEYWORDS: list[tuple[str, dict[str, Any], bool]] = [
     ("all_reduce_rms_norm", {"residual": None, "weight": WEIGHT, "eps": 1e-6, "weight_bias": 1.0, "out": ROWS}, True),
     ("all_reduce_rms_norm", {"residual": ROWS, "weight": WEIGHT.float(), "residual_out": ROWS}, True),
     ("all_reduce_rms_norm", {"residual": ROWS, "weight": WEIGHT.bfloat16()}, False),
+    ("all_reduce_layer_norm", {"residual": None, "weight": WEIGHT, "bias": WEIGHT, "eps": 1e-5, "out": ROWS}, True),
     ("all_reduce_quant", {"quant_format": "fp8_token", "scale": None, "with_sum": True}, True),
     ("minimax_allreduce_rms", {"norm_weight": WEIGHT, "rank": 0, "nranks": 1, "eps": 1e-6}, True),
     ("minimax_allreduce_rms", {"norm_weight": WEIGHT.double(), "rank": 0, "nranks": 1, "eps": 1e-6}, False),
