@@ -241,8 +241,8 @@ def work_until_an_error(me: Rank, way: str, timeout: float) -> tuple[LamportErro
 
 FREED_AFTER = 0.05
 """Seconds after which kernels that wait have heard of a fault of another rank, and have ended."""
-STOPPED_AFTER = 2.0
-"""Likewise of a death: the driver takes a process apart before others can know."""
+STOPPED_AFTER = 1.0
+"""Likewise of a death, or of an interpreter that ends: it tells when its own kernels have ended."""
 RESET_MOST = 0.005
 """Seconds that a reset of slots of 8 MiB takes."""
 
