@@ -37,6 +37,8 @@ CONFIGURATION = "vllm.config.vllm"
 MINIMAX = "vllm.model_executor.layers.minimax_rms_norm"
 SIGNATURES = {
     "vllm.plugins": ["load_general_plugins"],
+    # What its caches of compiled code go by.
+    "vllm.envs": ["compile_factors"],
     f"{COMMUNICATORS}.custom_all_reduce": [
         CLASS,
         *(f"{CLASS}.{name}" for name in ("__init__", "should_custom_ar", "custom_all_reduce", "all_reduce")),

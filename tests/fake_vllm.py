@@ -58,6 +58,7 @@ def fake_vllm(release: str) -> Iterator[ModuleType]:
     modules[PARALLEL_STATE]._ENABLE_CUSTOM_ALL_REDUCE = True
     modules[PARALLEL_STATE].get_tp_group = lambda: modules[PARALLEL_STATE].coordinator
     modules["vllm.envs"].__getattr__ = from_the_environment
+    modules["vllm.envs"].compile_factors = lambda: {"VLLM_USE_TRITON_AWQ": False}
     modules["vllm.platforms"].current_platform = Platform()
     vars(modules["vllm"]).update(envs=modules["vllm.envs"], release=release)
     forget_vllm()

@@ -169,3 +169,28 @@ def test_a_release_with_another_class_goes_on_with_its_own(release, change, reas
         change(module)
         with expected_to_be_left(reason, module):
             install()
+
+
+@each_release
+def test_compiled_code_is_kept_apart_by_what_was_replaced(monkeypatch, release):
+    kept = set()
+    for parts, memory in [("0", ""), ("fused", ""), ("fused,minimax", ""), ("fused", "1000000")]:
+        monkeypatch.setenv("LAMPORT_RS_VLLM", parts)
+        monkeypatch.setenv("LAMPORT_RS_MAX_MEMORY", memory)
+        with fake_vllm(release):
+            install()
+            install()
+            factors = sys.modules["vllm.envs"].compile_factors()
+        assert factors.pop("VLLM_USE_TRITON_AWQ") is False
+        assert list(factors) == ["lamport_rs"]
+        kept.add(factors["lamport_rs"])
+    assert len(kept) == 4
+
+
+def test_a_release_without_such_factors_is_left_as_it_is():
+    with fake_vllm(RELEASES[0]), logged() as lines:
+        del sys.modules["vllm.envs"].compile_factors
+        sys.modules["vllm.envs"].__getattr__ = lambda name: (_ for _ in ()).throw(AttributeError(name))
+        install()
+        assert not hasattr(sys.modules["vllm.envs"], "compile_factors")
+    assert lines == []

@@ -188,8 +188,8 @@ __device__ __forceinline__ void sum_in_rank_order(const RankVectors<capacity>& v
     }
 }
 
-// Rounds a sum, once. To add +0.0 makes -0.0 the other zero, and changes nothing else: so a zero's sign depends neither on
-// the ranks nor on the value beside it, and a sum of values of the type, which never rounds to zero, is no sentinel.
+// Rounds a sum, once. To add +0.0 makes -0.0 the other zero, and changes nothing else: so a zero's sign depends neither
+// on the ranks nor on the value beside it, and a sum of values of the type, which never rounds to zero, is no sentinel.
 template <class Value>
 __device__ __forceinline__ Vector round_sum(const float (&sum)[PER_VECTOR<Value>]) {
     Vector result;

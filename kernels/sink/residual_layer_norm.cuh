@@ -3,7 +3,7 @@
 //   residual_output = input summed over ranks + residual, if there is one
 //   output          = layer_norm(residual_output)
 //
-// The sum is that of residual_rms_norm.cuh, and rounded once. The norm is of the rounded rows, in float32, rounded once:
+// The sum is that of residual_rms_norm.cuh, rounded once. The norm is of the rounded rows, in float32, rounded once:
 //
 //   y = (x - mean) * rsqrt(mean of (x - mean)^2 + epsilon) * weight + bias
 //

@@ -23,11 +23,13 @@ def install() -> None:
     Raises:
         LamportError: If the environment variable names something that is no part.
     """
+    from lamport_rs.vllm_plugin.compile_cache import tell_compile_cache
     from lamport_rs.vllm_plugin.cuda_communicator import adjust_cuda_communicator
 
     chosen = SWITCH.chosen()
     # Without any part too: other ranks may have chosen some, and would wait for this one.
     adjust_cuda_communicator()
+    tell_compile_cache(chosen)
     if "all_reduce" in chosen:
         from lamport_rs.vllm_plugin.all_reduce import replace_custom_all_reduce
 

@@ -16,6 +16,12 @@ from lamport_rs.vllm_plugin.agreement import plugin
 from lamport_rs.vllm_plugin.log import logger
 
 _UNKNOWN = -1
+_SERVED = {
+    "fused": "all-reduces with residual and RMSNorm, in the place of FlashInfer's: rows a multiple of 8 long, of 64 if "
+    "they are quantised",
+    "minimax": "norms of Q and K of up to 2048 tokens, in the place of vLLM's kernel",
+}
+"""What each part replaces, and with what limits."""
 _made: dict[tuple[str, dist.ProcessGroup], GroupWorkspace | None] = {}
 """By part and group; None for what could not be made, and is not tried again."""
 
@@ -33,8 +39,8 @@ def workspace_of(part: str, group: dist.ProcessGroup, comm_size_of: Callable[[in
         _made[key] = make_workspace(part, group, None, comm_size_of)
         if (made := _made[key]) is not None and dist.get_rank(group) == 0:
             logger.info(
-                "lamport_rs serves %s: %d ranks, %.0f MiB of memory for each rank",
-                *(part, dist.get_world_size(group), made.memory_bytes / 2**20),
+                "lamport_rs serves %s: %d ranks, %.0f MiB of memory for each rank; %s",
+                *(part, dist.get_world_size(group), made.memory_bytes / 2**20, _SERVED[part]),
             )
     return _made[key]
 

@@ -8,12 +8,10 @@ mod words;
 use std::time::Duration;
 
 pub use cause::Cause;
-
 use lamport_rs_kernels::plan::PlanError;
 use lamport_rs_protocol::geometry::GeometryError;
 use lamport_rs_protocol::rank_set::RankSet;
 use thiserror::Error;
-
 use words::{GONE, NO_LONGER, after_colon, explain_mismatch, failed_advice, while_waiting};
 
 use crate::limits::Reason;

@@ -2,12 +2,9 @@
 //!
 //! | module | concept |
 //! | --- | --- |
-//! | `control` | control words and table |
-//! | `launching` | launching one operation at a time |
-//! | `teardown` | giving it up, once its kernels have ended |
-//! | `faults` | what kernels and the host tell each other of faults |
-//! | `waits` | how long kernels wait, as far as the host sees it |
-//! | `verification` | the proof that peers' stores arrive |
+//! | `control`, `launching` | control words and table; one operation at a time |
+//! | `teardown`, `verification` | giving it up, once its kernels have ended; the proof that peers' stores arrive |
+//! | `faults`, `waits` | what kernels and the host tell each other; how long kernels wait |
 
 mod control;
 mod faults;
