@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import lamport_rs
 import pytest
 import torch
+from minimax_rows import WEIGHTS
 from ranks import Rank
 from reference import (
     check_rounding,
@@ -19,12 +20,7 @@ from reference import (
 )
 
 EPS = 1e-5
-DTYPES = [
-    (torch.float16, torch.float16),
-    (torch.float16, torch.float32),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.bfloat16, torch.float32),
-]
+DTYPES = [pair for pair in WEIGHTS if pair[0] != torch.float32]
 """Of the rows, and of the experts' weights."""
 
 

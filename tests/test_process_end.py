@@ -41,6 +41,13 @@ def workspaces_over(connection: Connection, rank: int) -> list[LamportWorkspace]
     return workspaces
 
 
+def check_for_a_while(workspace: LamportWorkspace) -> None:
+    """Longer than the time between two looks for peers' processes, which begins with the first."""
+    for _ in range(4):
+        workspace.check()
+        time.sleep(0.06)
+
+
 def end_by_an_exception() -> None:
     raise RuntimeError("the process ends")
 
@@ -208,10 +215,7 @@ def test_a_process_that_ends_when_it_has_cleaned_up_is_no_fault():
         connection.recv()
         with pytest.raises(EOFError):
             connection.recv()
-        # More than the time between two looks, which begins with the first.
-        for _ in range(4):
-            checked.check()
-            time.sleep(0.06)
+        check_for_a_while(checked)
         with pytest.raises(LamportAbortedError, match="rank 1 has cleaned its workspace up"):
             lamport_rs.all_reduce(torch.ones(8), used)
 
@@ -220,9 +224,7 @@ def test_a_workspace_that_is_let_go_is_no_fault_until_its_process_ends():
     with a_worker(let_go_and_live, end_by_os_exit) as connection:
         checked, used = workspaces_over(connection, 0)
         assert connection.recv() == "let go"
-        for _ in range(4):
-            checked.check()
-            time.sleep(0.06)
+        check_for_a_while(checked)
         with pytest.raises(LamportAbortedError) as caught:
             lamport_rs.all_reduce(torch.ones(8), used)
         assert caught.value.cause == "cleaned_up"
@@ -250,9 +252,7 @@ def test_the_end_of_a_forked_process_is_not_that_of_the_rank():
     with a_program(fork_and_stay, end_by_os_exit) as connection:
         checked, _ = workspaces_over(connection, 0)
         assert connection.recv() == "forked"
-        for _ in range(4):
-            checked.check()
-            time.sleep(0.06)
+        check_for_a_while(checked)
 
 
 def main() -> None:

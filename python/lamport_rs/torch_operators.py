@@ -22,15 +22,8 @@ import torch
 from lamport_rs._core import LamportError, note_refusal, refusals_noted
 from lamport_rs.autograd import warn_of_lost_gradient
 from lamport_rs.operations import COLLECTIVES
-from lamport_rs.operations.collective import (
-    Collective,
-    refuse_shared_memory,
-)
-from lamport_rs.operations.refusals import (
-    count_refusal,
-    fits,
-    refusal_counted,
-)
+from lamport_rs.operations.collective import Collective, refuse_shared_memory
+from lamport_rs.operations.refusals import count_refusal, fits, refusal_counted
 from lamport_rs.tracing import UNDER_TRANSFORMATION, must_dispatch, without_jit_tracer
 
 _NAMESPACE, _PREFIX = "lamport_rs", "ordered_"

@@ -12,15 +12,7 @@ from lamport_rs import _core
 from lamport_rs._core import LamportLayoutError, LamportSingleRankError
 from lamport_rs.autograd import check_history, warn_of_lost_gradient
 from lamport_rs.observation import log_fault, with_range
-from lamport_rs.operations.collective import (
-    Algorithm,
-    Collective,
-    call_operator,
-    copy_to,
-    core_of,
-    explain,
-    table_of,
-)
+from lamport_rs.operations.collective import Algorithm, Collective, call_operator, copy_to, core_of, explain, table_of
 from lamport_rs.operations.refusals import refuse_misfit, takes_misfits
 from lamport_rs.operations.rms_norm import empty_rows
 from lamport_rs.single_rank import layer_normalise_sum

@@ -22,10 +22,7 @@ from lamport_rs.operations.collective import (
     explain,
     table_of,
 )
-from lamport_rs.operations.refusals import (
-    refuse_misfit,
-    takes_misfits,
-)
+from lamport_rs.operations.refusals import refuse_misfit, takes_misfits
 from lamport_rs.single_rank import normalise, normalise_pair
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace

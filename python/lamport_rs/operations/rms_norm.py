@@ -13,19 +13,8 @@ from lamport_rs._core import LamportLayoutError, LamportSingleRankError
 from lamport_rs.autograd import check_history, warn_of_lost_gradient
 from lamport_rs.layout import empty_dense
 from lamport_rs.observation import log_fault, with_range
-from lamport_rs.operations.collective import (
-    Algorithm,
-    Collective,
-    call_operator,
-    copy_to,
-    core_of,
-    explain,
-    table_of,
-)
-from lamport_rs.operations.refusals import (
-    refuse_misfit,
-    takes_misfits,
-)
+from lamport_rs.operations.collective import Algorithm, Collective, call_operator, copy_to, core_of, explain, table_of
+from lamport_rs.operations.refusals import refuse_misfit, takes_misfits
 from lamport_rs.single_rank import normalise_sum
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace

@@ -31,10 +31,7 @@ from lamport_rs.operations.quant_formats import (
     quantise,
     scales_of,
 )
-from lamport_rs.operations.refusals import (
-    refuse_misfit,
-    takes_misfits,
-)
+from lamport_rs.operations.refusals import refuse_misfit, takes_misfits
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 

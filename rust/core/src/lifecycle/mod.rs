@@ -226,8 +226,8 @@ impl Lifecycle {
         RankSet(self.pages.ending(everybody).0 | self.pages.ended(everybody).0)
     }
 
-    /// Refuses all further operations of all ranks, and ends those that wait, resets among them. Any thread may call it, and a signal's
-    /// handler: it waits for nothing and allocates nothing.
+    /// Refuses all further operations of all ranks, and ends those that wait, resets among them. Any thread may call it,
+    /// and a signal's handler: it waits for nothing and allocates nothing.
     pub fn abort(&self, reason: &str) -> Result<()> {
         self.check_here()?;
         let notice = Notice::ended(self.rank, Cause::Aborted, reason);

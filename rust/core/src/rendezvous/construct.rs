@@ -1,5 +1,6 @@
-//! The order of construction: allocate → meet → map the peers → agree. To meet takes a round of the transport, which brings
-//! the handles. To agree takes another only if something is wrong, or not all ranks see each other's pages and processes.
+//! The order of construction: allocate → meet → map the peers → agree. To meet takes a round of the transport, which
+//! brings the handles. To agree takes another only if something is wrong, or not all ranks see each other's pages and
+//! processes.
 //!
 //! The fill comes before the last agreement: a peer that starts early must never have its data overwritten by a late fill.
 //! Memory of the host is filled once the ranks have met, and agree that it is there for all.
@@ -61,7 +62,8 @@ pub struct Request {
     pub timeout: Option<Duration>,
 }
 
-/// Allocates, meets the peers and maps their memory. `request` is an error where this rank's arguments were wrong: the others hear of it.
+/// Allocates, meets the peers and maps their memory. `request` is an error where this rank's arguments were wrong: the
+/// others hear of it.
 ///
 /// Where all goes well that is one round of the rendezvous, as a round takes a good part of the time. What the ranks make
 /// of its messages they tell through their pages of notices.

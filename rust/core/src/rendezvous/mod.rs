@@ -1,7 +1,7 @@
-//! The rendezvous of a group's ranks: they meet over whatever transport the caller has, bring each other their handles, and agree.
-//! Every step that can fail on one rank ends in an agreement, so that all ranks raise the same error and none is left
-//! waiting. What a rank makes of the others' messages is such a step, since a transport may bring it other messages than
-//! the others.
+//! The rendezvous of a group's ranks: they meet over whatever transport the caller has, bring each other their handles,
+//! and agree. Every step that can fail on one rank ends in an agreement, so that all ranks raise the same error and none
+//! is left waiting. What a rank makes of the others' messages is such a step, since a transport may bring it other
+//! messages than the others.
 //!
 //! Messages are plain bytes of one fixed size, never pickles. Whatever carries them only has to bring every rank's
 //! message to every rank, in rank order.

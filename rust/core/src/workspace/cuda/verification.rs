@@ -42,8 +42,8 @@ impl Found {
 }
 
 /// Proves that every peer's stores arrive, with the instructions of the operations. If no rank is doubtful, none is on any
-/// rank, unless a rank's kernel was told to end, or is stopped for as long as the others wait. `interrupted` is asked from time to
-/// time; if a signal has come, it tells the kernel to end.
+/// rank, unless a rank's kernel was told to end, or is stopped for as long as the others wait. `interrupted` is asked
+/// from time to time; if a signal has come, it tells the kernel to end.
 ///
 /// # Safety
 /// `group`'s memory is the device's, and valid until this returns.
