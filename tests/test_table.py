@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from foreign_kernel import SENTINEL, SLOTS, Table, lamport_all_reduce, memory_at
 from ranks import Rank, ThreadRanks
-from reference import check_same_bits, float32_sum, random_tensor
+from reference import check_same_bits, random_tensor, rounded_sum
 
 COMM_SIZE = 8192
 LINE_BYTES = 64
@@ -90,7 +90,7 @@ def run_foreign_kernel(me: Rank, rounds: int) -> None:
         for each in inputs:
             each[:: 1 + round_ % 3] = -0.0
         total = lamport_all_reduce(table, me.rank, inputs[me.rank].numpy())
-        check_same_bits(torch.from_numpy(total), float32_sum(inputs), f"round {round_}")
+        check_same_bits(torch.from_numpy(total), rounded_sum(inputs), f"round {round_}")
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
