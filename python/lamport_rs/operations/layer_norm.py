@@ -7,6 +7,7 @@ from typing import NoReturn
 import torch
 from torch import is_grad_enabled
 from torch.autograd.graph import increment_version
+from torch.nn.functional import layer_norm
 
 from lamport_rs import _core
 from lamport_rs._core import LamportLayoutError, LamportSingleRankError
@@ -15,7 +16,7 @@ from lamport_rs.observation import log_fault, with_range
 from lamport_rs.operations.collective import Algorithm, Collective, call_operator, copy_to, core_of, explain, table_of
 from lamport_rs.operations.refusals import refuse_misfit, takes_misfits
 from lamport_rs.operations.rms_norm import empty_rows
-from lamport_rs.single_rank import layer_normalise_sum
+from lamport_rs.single_rank import add_residual
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
@@ -124,7 +125,10 @@ def _without_peers(
     out: torch.Tensor,
     residual_out: torch.Tensor,
 ) -> None:
-    layer_normalise_sum(input, residual, weight, bias, eps, out, residual_out)
+    with torch.inference_mode():
+        add_residual(input, residual, residual_out)
+        wide_bias = None if bias is None else bias.float()
+        out.copy_(layer_norm(residual_out.float(), weight.shape, weight.float(), wide_bias, eps))
 
 
 LAYER_NORM = Collective("all_reduce_layer_norm", empty_rows, _without_peers, read_early=("weight", "bias"))

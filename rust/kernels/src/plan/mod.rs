@@ -1,9 +1,8 @@
 //! Launch plans: pure functions from an operation's shape and the device to grid, block and module.
 
 pub mod all_reduce;
-pub mod layer_norm;
 pub mod minimax;
-pub mod moe_finalize;
+pub mod one_shot_rows;
 pub mod rms_norm;
 
 use lamport_rs_protocol::sentinel::VECTOR_BYTES;
@@ -11,6 +10,7 @@ use thiserror::Error;
 
 use crate::catalogue::ModuleKey;
 use crate::dtype::Dtype;
+use crate::plan::one_shot_rows::OneShotRows;
 use crate::variants::{FILL_THREADS, LaunchBounds, SPEAKING_BLOCKS, WARP_THREADS};
 
 /// What a plan needs to know of a device.
@@ -107,17 +107,11 @@ pub enum PlanError {
         /// Of columns.
         multiple: usize,
     },
-    /// Rows of experts that no kernel finalises, or not in that way.
-    #[error("experts' rows of float16 or bfloat16 are finalised and summed in one shot, not {dtype} in {algorithm}")]
-    Finalised {
-        /// Their type.
-        dtype: &'static str,
-        /// How they were to be summed.
-        algorithm: &'static str,
-    },
-    /// Rows that no kernel normalises by mean and variance, or not in that way.
-    #[error("a layer norm is of summed rows of float16 or bfloat16, in one shot, not of {dtype} in {algorithm}")]
-    LayerNorm {
+    /// Rows that have kernels of 16 bits and one shot only.
+    #[error("{operation:?} takes rows of float16 or bfloat16, in one shot, not {dtype} in {algorithm}")]
+    OneShotRows {
+        /// What was to be done with them.
+        operation: OneShotRows,
         /// Their type.
         dtype: &'static str,
         /// How they were to be summed.

@@ -1,10 +1,11 @@
 //! The operation over device memory.
 
-use lamport_rs_kernels::plan::layer_norm::{AllReduceLayerNormPlan, AllReduceLayerNormShape};
+use lamport_rs_kernels::parameters::AllReduceLayerNormParameters;
+use lamport_rs_kernels::plan::one_shot_rows::{OneShotRows, OneShotRowsShape};
+use lamport_rs_kernels::plan::rms_norm::AllReduceRmsNormPlan;
 use lamport_rs_protocol::algorithm::Algorithm;
 
 use super::AllReduceLayerNorm;
-use crate::cuda::plans::{Planned, planned};
 use crate::error::Result;
 use crate::operations::chunk::Chunk;
 use crate::operations::launch::{Purpose, launch, without_peers};
@@ -12,8 +13,6 @@ use crate::operations::operands::OnDevice;
 use crate::operations::rms_norm::cuda::{plan_norm, rms_norm_shape, tensors_from};
 use crate::tensor::Device;
 use crate::workspace::cuda::CudaWorkspace;
-
-planned!(AllReduceLayerNormShape, AllReduceLayerNormPlan);
 
 impl OnDevice for AllReduceLayerNorm {
     fn check_on_device(&self, workspace: &CudaWorkspace) -> Result<()> {
@@ -30,12 +29,13 @@ impl OnDevice for AllReduceLayerNorm {
         let norm = &self.norm;
         let shape = |chunk: &Chunk| {
             let norm = rms_norm_shape(&norm.input, norm.weight.dtype, Algorithm::OneShot, world_size, chunk.len());
-            Ok(AllReduceLayerNormShape { norm })
+            Ok(OneShotRowsShape { norm, operation: OneShotRows::LayerNorm })
         };
-        let bias = self.bias.as_ref().map(|bias| bias.pointer as u64);
-        let parameters = |plan: <AllReduceLayerNormShape as Planned>::Plan, group, chunk: &Chunk| {
+        let bias = self.bias.as_ref().map_or(0, |bias| bias.pointer as u64);
+        let parameters = |plan: AllReduceRmsNormPlan, group, chunk: &Chunk| {
             let tensors = tensors_from(norm, Some(&norm.output), chunk.start);
-            plan.parameters(&geometry, group, tensors, bias, norm.epsilon)
+            let base = plan.parameters(&geometry, group, tensors, norm.epsilon, 0.0)?;
+            Ok(AllReduceLayerNormParameters { base, bias })
         };
         // SAFETY: the caller's promises.
         unsafe { launch(workspace, &self.describe(), chunks, shape, parameters, purpose) }

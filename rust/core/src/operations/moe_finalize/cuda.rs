@@ -1,11 +1,10 @@
 //! The operations over device memory.
 
-use lamport_rs_kernels::parameters;
-use lamport_rs_kernels::plan::moe_finalize::{MoeFinalizePlan, MoeFinalizeShape};
-use lamport_rs_kernels::plan::rms_norm::AllReduceRmsNormTensors;
+use lamport_rs_kernels::parameters::{self, MoeFinalizeParameters};
+use lamport_rs_kernels::plan::one_shot_rows::{OneShotRows, OneShotRowsShape};
+use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormPlan, AllReduceRmsNormTensors};
 
 use super::{Experts, MoeFinalizeAllReduce, MoeFinalizeAllReduceRmsNorm};
-use crate::cuda::plans::{Planned, planned};
 use crate::error::Result;
 use crate::operations::chunk::Chunk;
 use crate::operations::description::Description;
@@ -14,8 +13,6 @@ use crate::operations::operands::OnDevice;
 use crate::operations::rms_norm::cuda::{address_of, plan_norm, rms_norm_shape, tensors_from};
 use crate::tensor::{Device, Dtype, Tensor};
 use crate::workspace::cuda::CudaWorkspace;
-
-planned!(MoeFinalizeShape, MoeFinalizePlan);
 
 impl OnDevice for MoeFinalizeAllReduceRmsNorm {
     fn check_on_device(&self, workspace: &CudaWorkspace) -> Result<()> {
@@ -28,7 +25,7 @@ impl OnDevice for MoeFinalizeAllReduceRmsNorm {
             experts: &self.experts,
             output: &norm.output,
             weight: norm.weight.dtype,
-            is_normalised: true,
+            operation: OneShotRows::MoeFinalizeRmsNorm,
             scalars: [norm.epsilon, norm.weight_bias],
             description: self.describe(),
         };
@@ -58,7 +55,7 @@ impl OnDevice for MoeFinalizeAllReduce {
             experts: &self.experts,
             output,
             weight: output.dtype,
-            is_normalised: false,
+            operation: OneShotRows::MoeFinalize,
             scalars: [0.0; 2],
             description: self.describe(),
         };
@@ -86,7 +83,7 @@ struct Launched<'a> {
     output: &'a Tensor,
     /// Of the norm's weight; the rows' where there is none.
     weight: Dtype,
-    is_normalised: bool,
+    operation: OneShotRows,
     /// Epsilon and the weight's bias.
     scalars: [f32; 2],
     description: Description,
@@ -104,7 +101,7 @@ impl Launched<'_> {
         tensors: impl Fn(usize) -> AllReduceRmsNormTensors,
         purpose: Purpose,
     ) -> Result<()> {
-        let Self { experts, output, weight, is_normalised, scalars: [epsilon, weight_bias], description } = *self;
+        let Self { experts, output, weight, operation, scalars: [epsilon, weight_bias], description } = *self;
         let geometry = workspace.member().geometry;
         let world_size = geometry.world_size();
         if world_size == 1 {
@@ -112,11 +109,13 @@ impl Launched<'_> {
         }
         let shape = |chunk: &Chunk| {
             let norm = rms_norm_shape(output, weight, description.algorithm, world_size, chunk.len());
-            Ok(MoeFinalizeShape { norm, is_normalised })
+            Ok(OneShotRowsShape { norm, operation })
         };
-        let parameters = |plan: <MoeFinalizeShape as Planned>::Plan, group, chunk: &Chunk| {
-            let (tensors, experts) = (tensors(chunk.start), experts.parameters(chunk.start));
-            plan.parameters(&geometry, group, tensors, experts, epsilon, weight_bias)
+        let parameters = |plan: AllReduceRmsNormPlan, group, chunk: &Chunk| {
+            // The rows are the experts', and not of an input.
+            let tensors = AllReduceRmsNormTensors { input: 0, ..tensors(chunk.start) };
+            let base = plan.parameters(&geometry, group, tensors, epsilon, weight_bias)?;
+            Ok(MoeFinalizeParameters { base, experts: experts.parameters(chunk.start) })
         };
         // SAFETY: the caller's promises.
         unsafe { launch(workspace, &description, chunks, shape, parameters, purpose) }

@@ -1,5 +1,6 @@
 //! The norm of a sum over device memory.
 
+use lamport_rs_kernels::plan::one_shot_rows::OneShotRowsShape;
 use lamport_rs_kernels::plan::rms_norm::{self, AllReduceRmsNormPlan, AllReduceRmsNormShape, AllReduceRmsNormTensors};
 use lamport_rs_protocol::algorithm::Algorithm;
 
@@ -14,6 +15,7 @@ use crate::tensor::{Device, Dtype, Tensor};
 use crate::workspace::cuda::CudaWorkspace;
 
 planned!(AllReduceRmsNormShape, AllReduceRmsNormPlan);
+planned!(OneShotRowsShape, AllReduceRmsNormPlan);
 
 impl OnDevice for AllReduceRmsNorm {
     fn check_on_device(&self, workspace: &CudaWorkspace) -> Result<()> {

@@ -3,7 +3,9 @@
 use std::rc::Rc;
 
 use lamport_rs_kernels::ModuleKey;
-use lamport_rs_kernels::plan::layer_norm::{AllReduceLayerNormPlan, AllReduceLayerNormShape};
+use lamport_rs_kernels::parameters::AllReduceLayerNormParameters;
+use lamport_rs_kernels::plan::one_shot_rows::{OneShotRows, OneShotRowsShape};
+use lamport_rs_kernels::plan::rms_norm::AllReduceRmsNormPlan;
 
 use super::rms_norm::{AllReduceRmsNorm, EPSILON, Tensors as NormTensors};
 use crate::machine::{Kernels, Kind, Machine};
@@ -21,14 +23,14 @@ pub struct AllReduceLayerNorm {
 
 struct Tensors {
     operation: AllReduceLayerNorm,
-    plan: AllReduceLayerNormPlan,
+    plan: AllReduceRmsNormPlan,
     norm: NormTensors,
     biases: Vec<Memory>,
 }
 
 impl AllReduceLayerNorm {
-    fn plan(&self, setting: &Setting) -> AllReduceLayerNormPlan {
-        let shape = AllReduceLayerNormShape { norm: self.norm.shape(setting) };
+    fn plan(&self, setting: &Setting) -> AllReduceRmsNormPlan {
+        let shape = OneShotRowsShape { norm: self.norm.shape(setting), operation: OneShotRows::LayerNorm };
         shape.plan(setting.device).expect("the case has a plan")
     }
 }
@@ -56,10 +58,11 @@ impl Prepared for Tensors {
     fn launch(&self, machine: &mut Machine, kernels: &Kernels, rank: usize, member: &Member) {
         let tensors = self.norm.declare(machine, rank);
         declare(machine, rank, &[("bias", &self.biases[rank], Kind::Weight)]);
-        let bias = self.operation.has_bias.then(|| self.biases[rank].address());
+        let bias = if self.operation.has_bias { self.biases[rank].address() } else { 0 };
         let geometry = &self.norm.setting.geometry;
-        let parameters = self.plan.parameters(geometry, member.group, tensors, bias, EPSILON);
-        machine.launch(kernels, rank, &self.plan.launch, &parameters.expect("the case fits into its slots"));
+        let base = self.plan.parameters(geometry, member.group, tensors, EPSILON, 0.0);
+        let base = base.expect("the case fits into its slots");
+        machine.launch(kernels, rank, &self.plan.launch, &AllReduceLayerNormParameters { base, bias });
     }
 
     fn check(&self, rank: usize) -> Result<(), String> {

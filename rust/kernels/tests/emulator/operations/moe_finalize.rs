@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
-use lamport_rs_kernels::parameters::Experts;
-use lamport_rs_kernels::plan::moe_finalize::{MoeFinalizePlan, MoeFinalizeShape};
-use lamport_rs_kernels::plan::rms_norm::AllReduceRmsNormTensors;
+use lamport_rs_kernels::parameters::{Experts, MoeFinalizeParameters};
+use lamport_rs_kernels::plan::one_shot_rows::{OneShotRows, OneShotRowsShape};
+use lamport_rs_kernels::plan::rms_norm::{AllReduceRmsNormPlan, AllReduceRmsNormTensors};
 use lamport_rs_kernels::{Dtype, ModuleKey};
 use lamport_rs_protocol::algorithm::Algorithm;
 
@@ -40,7 +40,7 @@ struct RankExperts {
 
 struct Tensors {
     operation: MoeFinalize,
-    plan: MoeFinalizePlan,
+    plan: AllReduceRmsNormPlan,
     experts: Vec<RankExperts>,
     /// The inputs are what finalisation must make of the experts' rows: no kernel is told of them.
     norm: rms_norm::Tensors,
@@ -55,9 +55,11 @@ impl MoeFinalize {
         Self { norm, is_normalised, per_token: 2, expert_weight: Dtype::Float32, has_shared: true }
     }
 
-    fn plan(&self, setting: &Setting) -> MoeFinalizePlan {
-        let shape = MoeFinalizeShape { norm: self.norm.shape(setting), is_normalised: self.is_normalised };
-        shape.plan(setting.device).expect("the case has a plan")
+    fn plan(&self, setting: &Setting) -> AllReduceRmsNormPlan {
+        let operation = if self.is_normalised { OneShotRows::MoeFinalizeRmsNorm } else { OneShotRows::MoeFinalize };
+        OneShotRowsShape { norm: self.norm.shape(setting), operation }
+            .plan(setting.device)
+            .expect("the case has a plan")
     }
 
     fn experts(&self, random: &mut Random, rank: usize) -> RankExperts {
@@ -173,15 +175,16 @@ impl Prepared for Tensors {
             reserved: 0,
         };
         let (tensors, epsilon, weight_bias) = if is_normalised {
-            (tensors, EPSILON, WEIGHT_BIAS)
+            (AllReduceRmsNormTensors { input: 0, ..tensors }, EPSILON, WEIGHT_BIAS)
         } else {
             let output = tensors.residual_output;
             let none = AllReduceRmsNormTensors { input: 0, residual: None, weight: 0, output, residual_output: 0 };
             (none, 0.0, 0.0)
         };
         let geometry = &self.norm.setting.geometry;
-        let parameters = self.plan.parameters(geometry, member.group, tensors, experts, epsilon, weight_bias);
-        machine.launch(kernels, rank, &self.plan.launch, &parameters.expect("the case fits into its slots"));
+        let base = self.plan.parameters(geometry, member.group, tensors, epsilon, weight_bias);
+        let base = base.expect("the case fits into its slots");
+        machine.launch(kernels, rank, &self.plan.launch, &MoeFinalizeParameters { base, experts });
     }
 
     fn check(&self, rank: usize) -> Result<(), String> {
