@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,12 +18,17 @@ from lamport_rs.command_line.bench.problems import (
     EPSILON,
     QUANT_FORMAT,
     AllReduce,
+    AllReduceLayerNorm,
     AllReduceQuant,
     AllReduceRmsNorm,
+    AllReduceRmsNormQuant,
+    MinimaxRms,
     MinimaxRmsQk,
     MoeFinalize,
     Problem,
 )
+
+_OF_BOTH_ALGORITHMS = frozenset({"all_reduce", "all_reduce_rms_norm", "all_reduce_rms_norm_quant", "all_reduce_quant"})
 
 
 class Lamport(Implementation):
@@ -36,18 +42,18 @@ class Lamport(Implementation):
 
     def prepare(self, problem: Problem) -> Call:
         """Return the call, with outputs allocated once."""
-        if isinstance(problem, AllReduce):
-            return self._all_reduce(problem)
-        if isinstance(problem, AllReduceRmsNorm):
-            return self._rms_norm(problem)
-        if isinstance(problem, AllReduceQuant):
-            return self._quant(problem)
-        if isinstance(problem, MoeFinalize):
-            return self._finalise(problem)
-        if isinstance(problem, DecodeStep):
-            return Call(partial(problem.run, Communication(self._reduce_norm)))
-        assert isinstance(problem, MinimaxRmsQk)
-        return self._minimax(problem)
+        prepare: dict[type[Problem], Callable[[Any], Call]] = {
+            AllReduce: self._all_reduce,
+            AllReduceRmsNorm: self._rms_norm,
+            AllReduceRmsNormQuant: self._rms_norm_quant,
+            AllReduceLayerNorm: self._layer_norm,
+            AllReduceQuant: self._quant,
+            MoeFinalize: self._finalise,
+            MinimaxRms: self._minimax,
+            MinimaxRmsQk: self._minimax_qk,
+            DecodeStep: lambda step: Call(partial(step.run, Communication(self._reduce_norm))),
+        }
+        return prepare[type(problem)](problem)
 
     def _all_reduce(self, problem: AllReduce) -> Call:
         tensor, workspace, options, out = problem.input, self.member.workspace, self.options, _like(problem.input)
@@ -63,6 +69,26 @@ class Lamport(Implementation):
 
         def run() -> tuple[torch.Tensor, torch.Tensor]:
             return lamport_rs.all_reduce_rms_norm(*operands, out=out, residual_out=residual_out, **options)
+
+        return Call(run)
+
+    def _rms_norm_quant(self, problem: AllReduceRmsNormQuant) -> Call:
+        norm = problem.norm
+        operands = norm.input, norm.residual, norm.weight, self.member.workspace, QUANT_FORMAT, None, EPSILON
+        out, scale_out, residual_out = (_like(expected.values) for expected in problem.expected)
+        options: dict[str, Any] = {"residual_out": residual_out, **self.options}
+
+        def run() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            return lamport_rs.all_reduce_rms_norm_quant(*operands, out=out, scale_out=scale_out, **options)[:3]
+
+        return Call(run)
+
+    def _layer_norm(self, problem: AllReduceLayerNorm) -> Call:
+        operands = problem.input, problem.residual, problem.weight, self.member.workspace, problem.bias, EPSILON
+        out, residual_out = _like(problem.input), _like(problem.input)
+
+        def run() -> tuple[torch.Tensor, torch.Tensor]:
+            return lamport_rs.all_reduce_layer_norm(*operands, out=out, residual_out=residual_out)
 
         return Call(run)
 
@@ -89,7 +115,12 @@ class Lamport(Implementation):
 
         return Call(run)
 
-    def _minimax(self, problem: MinimaxRmsQk) -> Call:
+    def _minimax(self, problem: MinimaxRms) -> Call:
+        group = self.member.workspace, self.member.rank, self.member.world_size
+        operands, out = (problem.input, problem.weight, *group, EPSILON), _like(problem.input)
+        return Call(lambda: (lamport_rs.minimax_allreduce_rms(*operands, out=out),))
+
+    def _minimax_qk(self, problem: MinimaxRmsQk) -> Call:
         operands = problem.qkv, problem.q_weight, problem.k_weight, self.member.workspace
         sizes = problem.q_size, problem.kv_size, self.member.rank, self.member.world_size
         q_out, k_out = (_like(expected.values) for expected in problem.expected)
@@ -139,7 +170,7 @@ class LamportOneShot(Lamport):
 
     name = "lamport_rs_one_shot"
     backend = "cuda"
-    operations = frozenset({"all_reduce", "all_reduce_rms_norm", "all_reduce_quant"})
+    operations = _OF_BOTH_ALGORITHMS
     options: ClassVar[dict[str, Any]] = {"algorithm": "one_shot"}
 
 
@@ -148,7 +179,7 @@ class LamportTwoShot(Lamport):
 
     name = "lamport_rs_two_shot"
     backend = "cuda"
-    operations = frozenset({"all_reduce", "all_reduce_rms_norm", "all_reduce_quant"})
+    operations = _OF_BOTH_ALGORITHMS
     options: ClassVar[dict[str, Any]] = {"algorithm": "two_shot"}
 
 
