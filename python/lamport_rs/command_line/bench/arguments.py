@@ -5,19 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lamport_rs import _core
+
 FINALISATIONS = ("moe_finalize_all_reduce", "moe_finalize_all_reduce_rms_norm")
 """Operations on the rows that experts made."""
-COLLECTIVES = (
-    "all_reduce",
-    "all_reduce_rms_norm",
-    "all_reduce_rms_norm_quant",
-    "all_reduce_layer_norm",
-    "all_reduce_quant",
-    *FINALISATIONS,
-    "minimax_allreduce_rms",
-    "minimax_allreduce_rms_qk",
-)
-"""All of the package. Several implementations serve each."""
+COLLECTIVES = tuple(name for name, *_ in _core.collectives())
+"""All of the package."""
 STEPS = ("decode_step",)
 """What a model does per token, with the collectives of several implementations in it."""
 COSTS = ("create_workspace", "host_time")
@@ -51,9 +44,9 @@ DEFAULT_TIMINGS = (BACK_TO_BACK, KERNEL_BETWEEN)
 TIMINGS = (*DEFAULT_TIMINGS, NORM_BETWEEN, PRODUCT_BETWEEN)
 """What stands between two operations of a CUDA graph: nothing, or another kernel, whose own time is taken off."""
 OPERATIONS = COLLECTIVES + STEPS + COSTS
-_ON_REQUEST = ("all_reduce_rms_norm_quant", "all_reduce_layer_norm", "minimax_allreduce_rms")
-"""Operations much like others, for which a run would take half as long again."""
-DEFAULT_OPERATIONS = tuple(operation for operation in OPERATIONS if operation not in _ON_REQUEST)
+_BY_DEFAULT = ("all_reduce", "all_reduce_rms_norm", "all_reduce_quant", *FINALISATIONS, "minimax_allreduce_rms_qk")
+"""The others are much like these, and a run would take half as long again."""
+DEFAULT_OPERATIONS = (*_BY_DEFAULT, *STEPS, *COSTS)
 TIME_LIMIT = 900.0
 
 
@@ -150,7 +143,7 @@ def format_bytes(size: int) -> str:
 
 
 def _operations() -> str:
-    return f"some of {', '.join(OPERATIONS)} (default: all but {', '.join(_ON_REQUEST)})"
+    return f"some of {', '.join(OPERATIONS)} (default: {', '.join(DEFAULT_OPERATIONS)})"
 
 
 def _all_of(names: tuple[str, ...]) -> str:

@@ -12,18 +12,16 @@ from lamport_rs.command_line.bench.arguments import FINALISATIONS, format_bytes
 from lamport_rs.command_line.bench.decoder import LLAMA_3_8B, SMALL
 
 SIZES = (512, 8 << 10, 64 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20, 8 << 20)
-OF_ROWS = ("all_reduce_rms_norm", "all_reduce_rms_norm_quant", "all_reduce_layer_norm", "all_reduce_quant")
-"""Operations on the sum of rows that each rank has whole."""
 HIDDEN = 4096
 MOE_HIDDEN = (4096, 7168)
 """Of models with experts, such as Qwen3-235B and DeepSeek-V3."""
 EXPERTS_PER_TOKEN = 8
 Q_SIZE, KV_SIZE = 6144, 1024
-_WIDTHS: dict[str, int | str] = {
-    **dict.fromkeys(OF_ROWS, HIDDEN),
+_SPREAD: dict[str, int | str] = {
     "minimax_allreduce_rms": Q_SIZE,
     "minimax_allreduce_rms_qk": f"{Q_SIZE}+{KV_SIZE}",
 }
+"""Operations on rows whose columns the ranks share, and how many; of all others each rank has whole rows."""
 _TOKENS = (1, 8, 32, 128)
 _TOKENS_OF_SPREAD_ROWS = (*_TOKENS, 512, 2048)
 _LAYERS = {"cuda": 32, "host": 4}
@@ -81,7 +79,7 @@ def cases_of(
         return [decode_case(count, backend, layers or _LAYERS[backend]) for count in tokens or _TOKENS]
     if op in FINALISATIONS:
         return [finalise_case(op, count, hidden) for hidden in MOE_HIDDEN for count in tokens or _TOKENS]
-    suitable = _TOKENS if op in OF_ROWS else _TOKENS_OF_SPREAD_ROWS
+    suitable = _TOKENS_OF_SPREAD_ROWS if op in _SPREAD else _TOKENS
     return [rows_case(op, count) for count in tokens or suitable]
 
 
@@ -91,8 +89,8 @@ def all_reduce_case(size: int, dtype: torch.dtype) -> Case:
 
 
 def rows_case(op: str, tokens: int) -> Case:
-    """Return one of `OF_ROWS`, of 4096 columns, or a MiniMax norm, of columns that the ranks share."""
-    return Case(op, torch.bfloat16, tokens=tokens, hidden=_WIDTHS[op])
+    """Return an operation on rows: of 4096 columns, or of those of MiniMax that the ranks share."""
+    return Case(op, torch.bfloat16, tokens=tokens, hidden=_SPREAD.get(op, HIDDEN))
 
 
 def finalise_case(op: str, tokens: int, hidden: int) -> Case:
@@ -114,10 +112,9 @@ def largest_message(cases: Sequence[Case]) -> int:
 
 def message_bytes(case: Case) -> int | None:
     """Return the bytes of the vectors that are summed; None where something smaller is."""
-    of_rows = case.op in (*OF_ROWS, *FINALISATIONS, "decode_step")
-    if of_rows and case.tokens is not None and isinstance(case.hidden, int):
+    if case.op not in _SPREAD and case.tokens is not None and isinstance(case.hidden, int):
         return case.tokens * case.hidden * case.dtype.itemsize
-    return case.bytes if case.op == "all_reduce" else None
+    return case.bytes
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -30,7 +30,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Problem:
-    """A case with its operands on this rank."""
+    """A case with its operands on this rank: in a subclass, which may name them as the operation does."""
 
     case: Case
     world_size: int
@@ -96,10 +96,8 @@ class AllReduceLayerNorm(AllReduceRmsNorm):
 
 
 @dataclass(frozen=True)
-class AllReduceRmsNormQuant(Problem):
-    """Quantise the rows of `norm` by `QUANT_FORMAT`. Outputs: these rows, their scales, and the sum."""
-
-    norm: AllReduceRmsNorm
+class AllReduceRmsNormQuant(AllReduceRmsNorm):
+    """Likewise, and quantise the rows by `QUANT_FORMAT`. Outputs: these rows, their scales, and the sum."""
 
     def check(self, outputs: Sequence[torch.Tensor], rounds_once: bool) -> None:
         """Raise AssertionError unless the outputs are right: the sum as in the norm, and the rows nearly."""
@@ -157,7 +155,7 @@ class MinimaxRms(Problem):
     """Normalise this rank's columns by the whole rows. Outputs: the normalised columns."""
 
     input: torch.Tensor
-    weight: torch.Tensor
+    norm_weight: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -244,7 +242,8 @@ def _layer_norm(case: Case, device: torch.device, world_size: int) -> AllReduceL
 def _rms_norm_quant(case: Case, device: torch.device, world_size: int) -> AllReduceRmsNormQuant:
     norm = _rms_norm(case, device, world_size)
     normalised, total = norm.expected
-    return AllReduceRmsNormQuant(case, world_size, (*_quantised(normalised.values, exact=False), total), norm)
+    expected = (*_quantised(normalised.values, exact=False), total)
+    return AllReduceRmsNormQuant(case, world_size, expected, norm.input, norm.residual, norm.weight)
 
 
 def _quant(case: Case, device: torch.device, world_size: int) -> AllReduceQuant:

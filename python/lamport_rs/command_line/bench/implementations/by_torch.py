@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lamport_rs.command_line.bench.arguments import COLLECTIVES, STEPS
+from lamport_rs.command_line.bench.arguments import FINALISATIONS, STEPS
 from lamport_rs.command_line.bench.cases import Case, largest_message
 from lamport_rs.command_line.bench.decode_step import DecodeStep
 from lamport_rs.command_line.bench.decoder import Communication, add_rms_norm
@@ -60,7 +60,17 @@ class EagerNccl(Implementation):
 
     name = "torch_eager_nccl"
     backend = "cuda"
-    operations = frozenset(COLLECTIVES) - {"all_reduce"}
+    operations = frozenset(
+        {
+            "all_reduce_rms_norm",
+            "all_reduce_rms_norm_quant",
+            "all_reduce_layer_norm",
+            "all_reduce_quant",
+            *FINALISATIONS,
+            "minimax_allreduce_rms",
+            "minimax_allreduce_rms_qk",
+        }
+    )
 
     def prepare(self, problem: Problem) -> Call:
         """Return the call, which allocates what it computes on the way."""
@@ -79,14 +89,14 @@ class EagerNccl(Implementation):
         return _sum_then(problem.input, lambda rows: _add_and_normalise(rows, problem.residual, problem.weight))
 
     def _rms_norm_quant(self, problem: AllReduceRmsNormQuant) -> Call:
-        norm, (rows, scales) = problem.norm, _like_expected(problem)
+        rows, scales = _like_expected(problem)
 
         def then(summed: torch.Tensor) -> Outputs:
-            normalised, total = _add_and_normalise(summed, norm.residual, norm.weight)
+            normalised, total = _add_and_normalise(summed, problem.residual, problem.weight)
             put_quantised(normalised, QUANT_FORMAT, rows, None, scales)
             return rows, scales, total
 
-        return _sum_then(norm.input, then)
+        return _sum_then(problem.input, then)
 
     def _layer_norm(self, problem: AllReduceLayerNorm) -> Call:
         weight, bias = problem.weight, problem.bias
@@ -112,7 +122,7 @@ class EagerNccl(Implementation):
         return (rows,) if isinstance(then, AllReduce) else _add_and_normalise(rows, then.residual, then.weight)
 
     def _minimax(self, problem: MinimaxRms) -> Outputs:
-        return self._normalise_columns([problem.input], [problem.weight])
+        return self._normalise_columns([problem.input], [problem.norm_weight])
 
     def _minimax_qk(self, problem: MinimaxRmsQk) -> Outputs:
         weights = problem.q_weight, problem.k_weight

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 import lamport_rs
+from lamport_rs import _core
 from lamport_rs.command_line.bench.arguments import COLLECTIVES, FINALISATIONS, STEPS
 from lamport_rs.command_line.bench.decode_step import DecodeStep
 from lamport_rs.command_line.bench.decoder import EPSILON as DECODER_EPSILON
@@ -18,11 +19,8 @@ from lamport_rs.command_line.bench.problems import (
     EPSILON,
     QUANT_FORMAT,
     AllReduce,
-    AllReduceLayerNorm,
     AllReduceQuant,
     AllReduceRmsNorm,
-    AllReduceRmsNormQuant,
-    MinimaxRms,
     MinimaxRmsQk,
     MoeFinalize,
     Problem,
@@ -45,15 +43,12 @@ class Lamport(Implementation):
         prepare: dict[type[Problem], Callable[[Any], Call]] = {
             AllReduce: self._all_reduce,
             AllReduceRmsNorm: self._rms_norm,
-            AllReduceRmsNormQuant: self._rms_norm_quant,
-            AllReduceLayerNorm: self._layer_norm,
             AllReduceQuant: self._quant,
             MoeFinalize: self._finalise,
-            MinimaxRms: self._minimax,
-            MinimaxRmsQk: self._minimax_qk,
+            MinimaxRmsQk: self._minimax,
             DecodeStep: lambda step: Call(partial(step.run, Communication(self._reduce_norm))),
         }
-        return prepare[type(problem)](problem)
+        return prepare.get(type(problem), self._by_name)(problem)
 
     def _all_reduce(self, problem: AllReduce) -> Call:
         tensor, workspace, options, out = problem.input, self.member.workspace, self.options, _like(problem.input)
@@ -69,26 +64,6 @@ class Lamport(Implementation):
 
         def run() -> tuple[torch.Tensor, torch.Tensor]:
             return lamport_rs.all_reduce_rms_norm(*operands, out=out, residual_out=residual_out, **options)
-
-        return Call(run)
-
-    def _rms_norm_quant(self, problem: AllReduceRmsNormQuant) -> Call:
-        norm = problem.norm
-        operands = norm.input, norm.residual, norm.weight, self.member.workspace, QUANT_FORMAT, None, EPSILON
-        out, scale_out, residual_out = (_like(expected.values) for expected in problem.expected)
-        options: dict[str, Any] = {"residual_out": residual_out, **self.options}
-
-        def run() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            return lamport_rs.all_reduce_rms_norm_quant(*operands, out=out, scale_out=scale_out, **options)[:3]
-
-        return Call(run)
-
-    def _layer_norm(self, problem: AllReduceLayerNorm) -> Call:
-        operands = problem.input, problem.residual, problem.weight, self.member.workspace, problem.bias, EPSILON
-        out, residual_out = _like(problem.input), _like(problem.input)
-
-        def run() -> tuple[torch.Tensor, torch.Tensor]:
-            return lamport_rs.all_reduce_layer_norm(*operands, out=out, residual_out=residual_out)
 
         return Call(run)
 
@@ -115,18 +90,30 @@ class Lamport(Implementation):
 
         return Call(run)
 
-    def _minimax(self, problem: MinimaxRms) -> Call:
-        group = self.member.workspace, self.member.rank, self.member.world_size
-        operands, out = (problem.input, problem.weight, *group, EPSILON), _like(problem.input)
-        return Call(lambda: (lamport_rs.minimax_allreduce_rms(*operands, out=out),))
-
-    def _minimax_qk(self, problem: MinimaxRmsQk) -> Call:
+    def _minimax(self, problem: MinimaxRmsQk) -> Call:
         operands = problem.qkv, problem.q_weight, problem.k_weight, self.member.workspace
         sizes = problem.q_size, problem.kv_size, self.member.rank, self.member.world_size
         q_out, k_out = (_like(expected.values) for expected in problem.expected)
 
         def run() -> tuple[torch.Tensor, torch.Tensor]:
             return lamport_rs.minimax_allreduce_rms_qk(*operands, *sizes, EPSILON, q_out=q_out, k_out=k_out)
+
+        return Call(run)
+
+    def _by_name(self, problem: Problem) -> Call:
+        """Return the call of the case's operation, whose operands are the problem's fields of their names."""
+        name, member, expected = problem.case.op, self.member, problem.expected
+        parameters, outputs = next(each[1:] for each in _core.collectives() if each[0] == name)
+        group = {"workspace": member.workspace, "rank": member.rank, "nranks": member.world_size}
+        known = {"eps": EPSILON, "quant_format": QUANT_FORMAT, **group, **self.options, **vars(problem)}
+        given = {parameter: known[parameter] for _, parameter, _ in parameters if parameter in known}
+        # What is expected is of the first outputs; those behind are left out.
+        places = {output: _like(each.values) for output, each in zip(outputs, expected, strict=False)}
+        operation = partial(getattr(lamport_rs, name), **given, **places)
+
+        def run() -> tuple[torch.Tensor, ...]:
+            found = operation()
+            return (found,) if isinstance(found, torch.Tensor) else found[: len(expected)]
 
         return Call(run)
 
