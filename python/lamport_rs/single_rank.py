@@ -6,7 +6,7 @@ Operands are as the kernels take them, and checked.
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import layer_norm, rms_norm
+from torch.nn.functional import rms_norm
 
 
 def normalise_sum(
@@ -20,31 +20,16 @@ def normalise_sum(
 ) -> None:
     """`all_reduce_rms_norm` of one rank."""
     with torch.inference_mode():
-        _add_residual(input, residual, residual_out)
+        add_residual(input, residual, residual_out)
         normalise(residual_out, weight.float() + weight_bias, eps, out)
 
 
-def layer_normalise_sum(
-    input: torch.Tensor,  # noqa: A002
-    residual: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    eps: float,
-    out: torch.Tensor,
-    residual_out: torch.Tensor,
-) -> None:
-    """`all_reduce_layer_norm` of one rank."""
-    with torch.inference_mode():
-        _add_residual(input, residual, residual_out)
-        wide_bias = None if bias is None else bias.float()
-        out.copy_(layer_norm(residual_out.float(), weight.shape, weight.float(), wide_bias, eps))
-
-
-def _add_residual(
+def add_residual(
     input: torch.Tensor,  # noqa: A002
     residual: torch.Tensor | None,
     residual_out: torch.Tensor,
 ) -> None:
+    """The sum of one rank and the residual, if there is one."""
     residual_out.copy_(input if residual is None else input.float() + residual.float())
 
 

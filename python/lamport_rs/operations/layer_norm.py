@@ -7,6 +7,7 @@ from typing import NoReturn
 import torch
 from torch import is_grad_enabled
 from torch.autograd.graph import increment_version
+from torch.nn.functional import layer_norm
 
 from lamport_rs import _core
 from lamport_rs._core import LamportLayoutError, LamportSingleRankError
@@ -15,7 +16,7 @@ from lamport_rs.observation import log_fault, with_range
 from lamport_rs.operations.collective import Algorithm, Collective, call_operator, copy_to, core_of, explain, table_of
 from lamport_rs.operations.refusals import refuse_misfit, takes_misfits
 from lamport_rs.operations.rms_norm import empty_rows
-from lamport_rs.single_rank import layer_normalise_sum
+from lamport_rs.single_rank import add_residual
 from lamport_rs.tracing import must_dispatch
 from lamport_rs.workspace import LamportWorkspace
 
@@ -111,6 +112,22 @@ def run_all_reduce_layer_norm(
     if is_grad_enabled():
         warn_of_lost_gradient("all_reduce_layer_norm", input, residual, weight, bias)
     return out, residual_out
+
+
+def layer_normalise_sum(
+    input: torch.Tensor,  # noqa: A002
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    out: torch.Tensor,
+    residual_out: torch.Tensor,
+) -> None:
+    """The operation in a group of one rank, by torch."""
+    with torch.inference_mode():
+        add_residual(input, residual, residual_out)
+        wide_bias = None if bias is None else bias.float()
+        out.copy_(layer_norm(residual_out.float(), weight.shape, weight.float(), wide_bias, eps))
 
 
 def _without_peers(

@@ -9,8 +9,9 @@ import torch
 
 from lamport_rs.command_line.bench.cases import EXPERTS_PER_TOKEN, KV_SIZE, Q_SIZE, Case
 from lamport_rs.command_line.bench.member import Member, rank_sum, shared
+from lamport_rs.operations.layer_norm import layer_normalise_sum
 from lamport_rs.operations.quant_formats import QuantFormat, empty_quantised, put_quantised
-from lamport_rs.single_rank import finalise, layer_normalise_sum
+from lamport_rs.single_rank import finalise
 
 EPSILON = 1e-6
 QUANT_FORMAT: QuantFormat = "fp8_token"
