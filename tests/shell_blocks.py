@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 
-from documents import ROOT
+from documents import ROOT, blocks
 from lamport_rs.__main__ import _parser
 
 NAME = "lamport-rs"
+OF_TESTS = {"docs/rust.md": "tests/test_rust_crate.py runs it"}
+"""Pages whose shell blocks a test of its own runs."""
+SHELL = [each for each in blocks("sh", "") if each.page not in OF_TESTS]
 OF_OTHERS = {"vllm": "vLLM's own command", "sglang": "SGLang's own command"}
 """Commands that the repository cannot check, with the reason."""
 

@@ -17,15 +17,21 @@ import torch
 import torch.distributed as dist
 from lamport_rs import LamportError, __main__
 from lamport_rs.command_line.bench import run as command
-from lamport_rs.command_line.bench.arguments import COLLECTIVES, FINALISATIONS, IMPLEMENTATION_NAMES, parse_bytes
+from lamport_rs.command_line.bench.arguments import (
+    COLLECTIVES,
+    DEFAULT_OPERATIONS,
+    FINALISATIONS,
+    IMPLEMENTATION_NAMES,
+    STEPS,
+    parse_bytes,
+)
 from lamport_rs.command_line.bench.cases import (
     Case,
     all_reduce_case,
     cases_of,
     finalise_case,
     message_bytes,
-    quant_case,
-    rms_norm_case,
+    rows_case,
 )
 from lamport_rs.command_line.bench.findings import Findings, Missing
 from lamport_rs.command_line.bench.implementations import IMPLEMENTATIONS, Call, implementations_of
@@ -36,7 +42,13 @@ from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
 from lamport_rs.command_line.bench.member import Member
 from lamport_rs.command_line.bench.options import Options
 from lamport_rs.command_line.bench.plot import draw, spread
-from lamport_rs.command_line.bench.problems import QUANT_FORMAT, AllReduce, AllReduceQuant, Expected, pose
+from lamport_rs.command_line.bench.problems import (
+    QUANT_FORMAT,
+    AllReduce,
+    AllReduceQuant,
+    Expected,
+    pose,
+)
 from lamport_rs.command_line.bench.progress import Progress
 from lamport_rs.command_line.bench.record import Record, Row, read, write
 from lamport_rs.command_line.bench.report import missing_text, ratio, tables
@@ -44,6 +56,7 @@ from lamport_rs.command_line.launch import launch
 from lamport_rs.operations.quant_formats import empty_quantised, put_quantised
 from ranks import Rank, errors_of
 
+COMPARED = [op for op in DEFAULT_OPERATIONS if op in COLLECTIVES + STEPS]
 KEYS = ["schema", "date", "commit", "gpu", "gpus", "driver", "torch", "nccl", "cpu", "python", "method"]
 
 
@@ -118,8 +131,7 @@ def test_figures_are_drawn_where_matplotlib_is(host_run):
         assert not drawn
         assert "no figures: matplotlib is not installed" in host_run[1].stdout
     else:
-        operations = (*COLLECTIVES, "decode_step")
-        assert drawn == {f"{op}.{suffix}" for op in operations for suffix in ("png", "svg")}
+        assert drawn == {f"{op}.{suffix}" for op in COMPARED for suffix in ("png", "svg")}
 
 
 @pytest.mark.long
@@ -141,7 +153,7 @@ def test_on_gpus_every_implementation_is_measured_or_named_with_a_reason(tmp_pat
     run = json.loads(path.read_text())
     assert run["gpus"] == 2
     assert "NCCL_NVLS_ENABLE=0" in run["method"]
-    for op in (*COLLECTIVES, "decode_step"):
+    for op in COMPARED:
         measured = {row["impl"] for row in run["rows"] if row["op"] == op}
         for implementation in implementations_of(op, "cuda"):
             named = f"{op} by {implementation.name}, " in finished.stderr
@@ -262,7 +274,7 @@ def quant_problem(total: torch.Tensor) -> tuple[AllReduceQuant, list[torch.Tenso
     outputs = list(empty_quantised(total, QUANT_FORMAT, None))
     put_quantised(total, QUANT_FORMAT, outputs[0], None, outputs[1])
     expected = tuple(Expected(each.clone(), exact=True) for each in outputs)
-    return AllReduceQuant(quant_case(len(total)), 2, expected, total), outputs
+    return AllReduceQuant(rows_case("all_reduce_quant", len(total)), 2, expected, total), outputs
 
 
 def neighbours(rows: torch.Tensor) -> torch.Tensor:
@@ -311,6 +323,33 @@ def test_experts_rows_of_a_wrong_weight_or_without_the_shared_ones_do_not_pass(r
     ranks_of(2).run(check_finalisations)
 
 
+def check_norms(me: Rank) -> None:
+    group = dist.group.WORLD
+    assert group is not None
+    member = Member(me.workspace(1 << 20), group)
+    changes = {
+        "all_reduce_rms_norm": ("input", "residual", "weight"),
+        "all_reduce_layer_norm": ("input", "residual", "weight", "bias"),
+        "all_reduce_rms_norm_quant": ("input", "residual", "weight"),
+        "minimax_allreduce_rms": ("input", "norm_weight"),
+        "minimax_allreduce_rms_qk": ("qkv", "q_weight", "k_weight"),
+    }
+    for op, names in changes.items():
+        (problem,) = cases_of(op, "host", tokens=[3])
+        problem = pose(problem, member)
+        for implementation in (each(member, []) for each in (Lamport, EagerGloo)):
+            problem.check(implementation.prepare(problem).run(), implementation.rounds_once)
+            for name in names:
+                wrong = replace(problem, **{name: getattr(problem, name).flip(-1)})
+                outputs = implementation.prepare(wrong).run()
+                with pytest.raises(AssertionError):
+                    problem.check(outputs, implementation.rounds_once)
+
+
+def test_norms_of_a_wrong_operand_do_not_pass(ranks_of):
+    ranks_of(2).run(check_norms)
+
+
 def test_names_of_implementations_are_distinct_and_each_serves_something():
     assert tuple(each.name for each in IMPLEMENTATIONS) == IMPLEMENTATION_NAMES
     assert len(set(IMPLEMENTATION_NAMES)) == len(IMPLEMENTATIONS)
@@ -342,7 +381,8 @@ def row_of(case: Case, impl: str, median: float, world_size: int = 2) -> Row:
 
 def sample_record(**changes: object) -> Record:
     medians = {"lamport_rs": 2.0, "lamport_rs_two_shot": 1.0, "nccl": 6.0, "symm_mem_one_shot": 5.0}
-    cases = [all_reduce_case(size, torch.bfloat16) for size in (512, 8192)] + [rms_norm_case(n) for n in (1, 8)]
+    cases = [all_reduce_case(size, torch.bfloat16) for size in (512, 8192)]
+    cases += [rows_case("all_reduce_rms_norm", tokens) for tokens in (1, 8)]
     rows = tuple(row_of(case, impl, us, n) for n in (2, 4) for case in cases for impl, us in medians.items())
     record = Record(1, "2026-01-02T03:04:05+00:00", None, "NVIDIA H200", 4, None, "2", "2", "cpu", "3", "none", rows)
     return replace(record, link_gb_per_s=478.1, **changes)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lamport_rs.command_line.bench.cases import all_reduce_case, rms_norm_case
+from lamport_rs.command_line.bench.cases import all_reduce_case, rows_case
 from lamport_rs.command_line.bench.implementations import flashinfer, vllm
 from lamport_rs.command_line.bench.member import UnavailableError
 from lamport_rs.command_line.bench.problems import EPSILON, pose
@@ -59,7 +59,7 @@ def by_trtllm(me: Rank) -> None:
     with peers_on_the_host(me, library) as member:
         sums = [all_reduce_case(size, torch.bfloat16) for size in (512, 64 * KIB)]
         solve(flashinfer.FlashInferTrtllm, sums, member)
-        solve(flashinfer.FlashInferTrtllm, [rms_norm_case(rows) for rows in (1, 8)], member)
+        solve(flashinfer.FlashInferTrtllm, [rows_case("all_reduce_rms_norm", rows) for rows in (1, 8)], member)
         assert all(one_shot)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(flashinfer, "TRTLLM_ONE_SHOT_MIB", {me.world_size: 0})
@@ -102,7 +102,7 @@ def by_mnnvl(me: Rank) -> None:
     library = SimpleNamespace(trtllm_mnnvl_allreduce_fusion=trtllm_mnnvl_allreduce_fusion)
     with peers_on_the_host(me, library) as member:
         solve(flashinfer.FlashInferMnnvl, [all_reduce_case(size, torch.bfloat16) for size in (512, 64 * KIB)], member)
-        solve(flashinfer.FlashInferMnnvl, [rms_norm_case(rows) for rows in (1, 8)], member)
+        solve(flashinfer.FlashInferMnnvl, [rows_case("all_reduce_rms_norm", rows) for rows in (1, 8)], member)
         made = flashinfer.FlashInferMnnvl(member, [all_reduce_case(MIB, torch.bfloat16)])
         assert (made._memory.own.view(torch.int32) == -0x80000000).all()
         assert made._flags[2] == 2 * MIB

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lamport_rs.command_line.bench import sglang_choice
-from lamport_rs.command_line.bench.cases import all_reduce_case, minimax_case, rms_norm_case
+from lamport_rs.command_line.bench.cases import all_reduce_case, rows_case
 from lamport_rs.command_line.bench.implementations import sglang
 from lamport_rs.command_line.bench.member import UnavailableError
 from lamport_rs.command_line.bench.problems import EPSILON, pose
@@ -117,7 +117,7 @@ def norms_by_sglang(me: Rank) -> list[bool]:
 
     library = SimpleNamespace(register_communicator=lambda: None, run_plain=run_plain)
     with peers_on_the_host(me, library) as member:
-        solve(sglang.SglangPush, [rms_norm_case(rows) for rows in (1, 48)], member)
+        solve(sglang.SglangPush, [rows_case("all_reduce_rms_norm", rows) for rows in (1, 48)], member)
     return in_two_shots[::2]
 
 
@@ -169,10 +169,10 @@ def qk_norms_by_sglang(me: Rank) -> None:
         fused_parallel_qknorm=fused_parallel_qknorm,
     )
     with peers_on_the_host(me, library) as member:
-        solve(sglang.SglangQkNorm, [minimax_case(rows) for rows in (1, 8)], member)
+        solve(sglang.SglangQkNorm, [rows_case("minimax_allreduce_rms_qk", rows) for rows in (1, 8)], member)
         # Two calls in turn must not share a region, which SGLang's own check does not see to.
         most[0] = 8 * me.world_size * 10240
-        solve(sglang.SglangQkNorm, [minimax_case(10240)], member)
+        solve(sglang.SglangQkNorm, [rows_case("minimax_allreduce_rms_qk", 10240)], member)
 
 
 def test_sglangs_norms_of_q_and_k_are_in_place(ranks_of):

@@ -8,9 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from lamport_rs import LamportError
+import torch
+from lamport_rs import LamportError, operations
 from lamport_rs.__main__ import main
 from lamport_rs.command_line import demo
+from lamport_rs.command_line.bench.implementations import Call
+from lamport_rs.command_line.bench.implementations.own import Lamport
+from lamport_rs.command_line.launch import launch
 
 LATENCY = r" +([\d.]+) \(([\d.]+)-([\d.]+)\)"
 ROW = re.compile(rf"^ *(\d+){LATENCY}{LATENCY} +([\d.]+)$", re.MULTILINE)
@@ -24,11 +28,34 @@ def run_demo(*arguments: str) -> str:
     return finished.stdout
 
 
+def checked(output: str) -> list[str]:
+    return sorted(re.findall(r"^  (\w+), .*: as the float32 reference, on every rank$", output, re.MULTILINE))
+
+
+def run_with_an_error(rank: int, world_size: int, device: torch.device) -> None:
+    """A rank of the demonstration; on rank 1 a result of one operation is wrong."""
+    prepare = Lamport.prepare
+
+    def with_an_error(self, problem):
+        call = prepare(self, problem)
+        is_wrong = rank == 1 and problem.case.op == "minimax_allreduce_rms"
+        return Call(lambda: tuple(output + 1 for output in call.run())) if is_wrong else call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lamport, "prepare", with_an_error)
+        demo._run_rank(rank, world_size, device)
+
+
+@pytest.mark.long
+def test_a_wrong_result_ends_the_demo():
+    with pytest.raises(LamportError, match=r"(?s)Process 1 .*Tensor-likes are not close"):
+        launch(run_with_an_error, 2, "host")
+
+
 @pytest.mark.long
 def test_the_demo_checks_every_collective_and_prints_a_row_per_size():
     output = run_demo("--backend", "host")
-    for operation in ("all_reduce", "all_reduce_rms_norm", "minimax_allreduce_rms_qk"):
-        assert re.search(rf"^  {operation}, .*: as the float32 reference, on every rank$", output, re.MULTILINE)
+    assert checked(output) == sorted(operations.__all__)
     rows = ROW.findall(output)
     assert [int(size) for size, *_ in rows] == [512, 8192, 65536, 262144, 1048576, 8388608]
     assert all(0 < float(least) <= float(own) <= float(most) for _, own, least, most, *_ in rows)
@@ -66,7 +93,9 @@ def test_the_first_lines_fit_a_narrow_terminal(monkeypatch, capsys):
 
 @pytest.mark.gpu(2)
 @pytest.mark.own_gpus
-def test_the_demo_on_gpus_compares_the_minimax_operation_with_nccl():
+def test_the_demo_on_gpus_checks_every_collective_and_compares_two_with_nccl():
     output = run_demo("--backend", "cuda", "--ranks", "2")
+    assert checked(output) == sorted(operations.__all__)
+    assert "all_reduce of bfloat16, in a CUDA graph" in output
     assert "minimax_allreduce_rms_qk of bfloat16, in a CUDA graph" in output
-    assert len(ROW.findall(output)) == 5
+    assert len(ROW.findall(output)) == 6 + 5

@@ -1,4 +1,7 @@
-"""The code in the README and in docs: Python blocks run, shell blocks name what there is."""
+"""The code in the README and in docs: Python blocks run, shell blocks name what there is.
+
+tests/test_first_day_laptop.py runs the latter.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from document_runs import NEEDS_GPUS, needs_gpus, run
 from documents import FENCE, ROOT, Block, blocks, blocks_of, pages
 from lamport_rs import _core
 from readme_renderer import markdown
-from shell_blocks import commands_of, complaint
+from shell_blocks import SHELL, commands_of, complaint
 
 NOT_RUN = {
     "text": "what a program prints, or a formula",
@@ -21,9 +24,6 @@ NOT_RUN = {
 }
 """Languages of blocks that are no code, with the reason."""
 PYTHON = blocks("python")
-OF_TESTS = {"docs/rust.md": "tests/test_rust_crate.py runs it"}
-"""Pages whose shell blocks a test of its own runs."""
-SHELL = [each for each in blocks("sh", "") if each.page not in OF_TESTS]
 
 
 def test_python_blocks_run(tmp_path):

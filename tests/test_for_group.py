@@ -248,6 +248,7 @@ def test_questions_without_an_answer_are_errors():
 
 
 ROWS, WEIGHT, INDEX = X.half(), torch.ones(64).half(), torch.zeros(6, 2, dtype=torch.int32)
+ONE, HALVES = torch.ones(1), {"q_size": 32, "kv_size": 16, "rank": 0, "nranks": 1, "eps": 1e-6}
 KEYWORDS: list[tuple[str, dict[str, Any], bool]] = [
     ("all_reduce", {"out": ROWS, "algorithm": "one_shot"}, True),
     ("all_reduce_rms_norm", {"residual": None, "weight": WEIGHT, "eps": 1e-6, "weight_bias": 1.0, "out": ROWS}, True),
@@ -255,9 +256,12 @@ KEYWORDS: list[tuple[str, dict[str, Any], bool]] = [
     ("all_reduce_rms_norm", {"residual": ROWS, "weight": WEIGHT.bfloat16()}, False),
     ("all_reduce_layer_norm", {"residual": None, "weight": WEIGHT, "bias": WEIGHT, "eps": 1e-5, "out": ROWS}, True),
     ("all_reduce_quant", {"quant_format": "fp8_token", "scale": None, "with_sum": True}, True),
+    ("all_reduce_rms_norm_quant", {"residual": None, "weight": WEIGHT, "quant_format": "nvfp4", "scale": ONE}, True),
+    ("minimax_allreduce_rms_qk", {"norm_weight_q": WEIGHT[:32], "norm_weight_k": WEIGHT[:16], **HALVES}, True),
     ("minimax_allreduce_rms", {"norm_weight": WEIGHT, "rank": 0, "nranks": 1, "eps": 1e-6}, True),
     ("minimax_allreduce_rms", {"norm_weight": WEIGHT.double(), "rank": 0, "nranks": 1, "eps": 1e-6}, False),
     ("moe_finalize_all_reduce", {"row_index": INDEX, "expert_weights": WEIGHT, "shared_rows": None}, True),
+    ("moe_finalize_all_reduce_rms_norm", {"row_index": INDEX, "residual": None, "weight": WEIGHT, "eps": 1e-6}, True),
 ]
 
 

@@ -4,7 +4,7 @@ import lamport_rs
 import pytest
 import torch
 from lamport_rs import LamportError
-from lamport_rs.single_rank import layer_normalise_sum
+from lamport_rs.operations.layer_norm import layer_normalise_sum
 from layer_norm_rows import (
     DTYPES,
     EPS,

@@ -229,6 +229,14 @@ def test_the_package_imports_only_what_it_declares():
     assert undeclared == {}
 
 
+def test_the_metadata_names_the_pythons_that_the_page_has_as_tested():
+    root = Path(__file__).parents[1]
+    page, project = ((root / name).read_text() for name in ("docs/requirements.md", "pyproject.toml"))
+    ((first, last),) = re.findall(r"^\| Python \|.*\| 3\.(\d+) to 3\.(\d+) \|$", page, re.MULTILINE)
+    named = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', project)
+    assert list(map(int, named)) == list(range(int(first), int(last) + 1))
+
+
 def test_links_between_files_lead_somewhere():
     """Of every page: the files that it names, figures among them."""
     root = Path(__file__).parents[1]

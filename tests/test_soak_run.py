@@ -2,6 +2,7 @@
 
 import pytest
 import soak_host
+from lamport_rs import _core
 from ranks import Rank
 from soak_host import LENGTH
 from soak_programs import LINE_WORDS, Program
@@ -23,14 +24,7 @@ def test_a_short_run_finds_every_result_right(ranks_of):
         for name in ("all_reduce_quant", "all_reduce_rms_norm_quant")
         for quant_format in ("fp8_token", "fp8_group", "mxfp8", "nvfp4")
     }
-    others = {
-        "all_reduce",
-        "all_reduce_layer_norm",
-        "all_reduce_rms_norm",
-        "minimax_allreduce_rms",
-        "minimax_allreduce_rms_qk",
-    }
-    others |= {"moe_finalize_all_reduce", "moe_finalize_all_reduce_rms_norm"}
+    others = {name for name, *_ in _core.collectives() if not name.endswith("_quant")}
     assert kinds == others | quantised
 
 

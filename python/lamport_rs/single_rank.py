@@ -29,7 +29,7 @@ def add_residual(
     residual: torch.Tensor | None,
     residual_out: torch.Tensor,
 ) -> None:
-    """The sum of one rank with its residual."""
+    """The sum of one rank and the residual, if there is one."""
     residual_out.copy_(input if residual is None else input.float() + residual.float())
 
 

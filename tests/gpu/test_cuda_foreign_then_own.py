@@ -7,7 +7,7 @@ import pytest
 import torch
 from foreign_cuda_kernel import ForeignSum
 from foreign_norm_kernel import WIDTHS, ForeignNorm
-from lamport_rs import LamportError
+from lamport_rs import LamportError, _core
 from minimax_rows import Operation, workspace_for
 from moe_reductions import FinalisedNorm, FinalisedReduction
 from ranks import Rank
@@ -32,6 +32,10 @@ OWN = {
     "minimax_allreduce_rms, wide": lambda me: Operation.random(me, 3, (20_000,)),
     "minimax_allreduce_rms_qk": lambda me: Operation.random(me, 33, (3072, 512)),
 }
+
+
+def test_every_operation_is_tried():
+    assert {name.split(",")[0] for name in OWN} == {name for name, *_ in _core.collectives()}
 
 
 def sum_with_a_foreign_kernel(me: Rank, workspace, times: int, elements: int = ELEMENTS) -> None:

@@ -1,4 +1,4 @@
-"""The collectives between processes: every result checked, and a latency table against the group's own all-reduce."""
+"""Every collective between processes, its results checked, and latencies beside the group's own all-reduce."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import lamport_rs
 from lamport_rs import LamportError
 from lamport_rs._core import MAX_WORLD_SIZE
 from lamport_rs.backends import Backend
-from lamport_rs.command_line.bench.cases import all_reduce_case, dtype_name, minimax_case, rms_norm_case
-from lamport_rs.command_line.bench.implementations.base import Call
-from lamport_rs.command_line.bench.implementations.by_torch import EagerNccl, Gloo
+from lamport_rs.command_line.bench.arguments import COLLECTIVES
+from lamport_rs.command_line.bench.cases import Case, all_reduce_case, cases_of, dtype_name, rows_case
+from lamport_rs.command_line.bench.implementations.base import Implementation
+from lamport_rs.command_line.bench.implementations.by_torch import EagerNccl, Gloo, Nccl
 from lamport_rs.command_line.bench.implementations.own import Lamport
-from lamport_rs.command_line.bench.member import Member, join
-from lamport_rs.command_line.bench.problems import Problem, pose
+from lamport_rs.command_line.bench.member import join
+from lamport_rs.command_line.bench.problems import pose
 from lamport_rs.command_line.cores import cores_here
 from lamport_rs.command_line.launch import choose_backend, ended_without_reader, launch
 from lamport_rs.command_line.replay import Replay, measure_replays
@@ -25,8 +26,10 @@ from lamport_rs.command_line.timing import Latency, measure
 
 _SIZES = (512, 8 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_ROWS = 8
+_ROWS = (1, 7, 128)
+"""Of every operation on rows."""
 _TOKENS = (1, 7, 32, 128, 1000)
+"""Of the MiniMax norms that are timed on GPUs."""
 
 
 def run(ranks: int | None, backend: Backend) -> int:
@@ -46,25 +49,32 @@ def run(ranks: int | None, backend: Backend) -> int:
 def _run_rank(rank: int, world_size: int, device: torch.device) -> None:
     with join(rank, world_size, device, max(_SIZES), max(_TOKENS)) as member:
         own = Lamport(member, [])
-        norms = [pose(minimax_case(tokens), member) for tokens in _TOKENS]
-        for tokens, problem in zip(_TOKENS, norms, strict=True):
-            _check(own, problem)
-            _say(f"minimax_allreduce_rms_qk, bfloat16, {tokens} tokens")
+        for op in COLLECTIVES:
+            cases = _cases_of(op)
+            for case in cases:
+                problem = pose(case, member)
+                problem.check(own.prepare(problem).run(), own.rounds_once)
+            _say(_describe(cases))
         if device.type == "cuda":
-            rows = [_compare_minimax(own, problem) for problem in norms]
-            _print_table("minimax_allreduce_rms_qk of bfloat16, in a CUDA graph", "tokens", "torch + nccl", rows)
+            sums = [all_reduce_case(size, torch.bfloat16) for size in _SIZES]
+            _compare_graphs(own, Nccl(member, []), sums, "bytes", "nccl")
+            norms = [rows_case("minimax_allreduce_rms_qk", tokens) for tokens in _TOKENS]
+            _compare_graphs(own, EagerNccl(member, []), norms, "tokens", "torch + nccl")
         else:
-            problem = pose(rms_norm_case(_ROWS), member)
-            _check(own, problem)
-            _say(f"all_reduce_rms_norm, bfloat16, {_ROWS} x {problem.case.hidden}")
-            rows = [_compare_all_reduce(own, size) for size in _SIZES]
-            _print_table("all_reduce of float32", "bytes", dist.get_backend(), rows)
+            _compare_calls(own, Gloo(member, []))
 
 
-def _check(own: Lamport, problem: Problem) -> Call:
-    call = own.prepare(problem)
-    problem.check(call.run(), own.rounds_once)
-    return call
+def _cases_of(op: str) -> list[Case]:
+    if op == "all_reduce":
+        return [all_reduce_case(size, dtype) for size in _SIZES for dtype in _DTYPES]
+    found = cases_of(op, "host", tokens=_ROWS)
+    return [case for case in found if case.hidden == found[0].hidden]
+
+
+def _describe(cases: list[Case]) -> str:
+    dtypes = ", ".join(dict.fromkeys(dtype_name(case.dtype) for case in cases))
+    sizes = ", ".join(dict.fromkeys(case.size for case in cases))
+    return f"{cases[0].op}, {dtypes}, {sizes} {'bytes' if cases[0].hidden is None else f'x {cases[0].hidden}'}"
 
 
 def _say(what: str) -> None:
@@ -77,35 +87,35 @@ def _print(text: str) -> None:
         print(text, flush=True)
 
 
-def _compare_minimax(own: Lamport, problem: Problem) -> tuple[int, Latency, Latency]:
-    member = own.member
-    call, eager = own.prepare(problem).run, EagerNccl(member, []).prepare(problem).run
-    graphs = [Replay(each, member.device) for each in (call, eager)]
-    for graph in graphs:
-        graph.settle(call)
-    latencies = measure_replays(graphs, call)
-    return problem.case.tokens or 0, latencies[0], latencies[1]
+def _compare_graphs(own: Lamport, other: Implementation, cases: list[Case], unit: str, group: str) -> None:
+    rows = []
+    for case in cases:
+        problem = pose(case, own.member)
+        call = own.prepare(problem).run
+        graphs = [Replay(each, own.member.device) for each in (call, other.prepare(problem).run)]
+        for graph in graphs:
+            graph.settle(call)
+        latencies = measure_replays(graphs, call)
+        rows.append((case, latencies[0], latencies[1]))
+    _print_table(f"{cases[0].op} of {dtype_name(cases[0].dtype)}, in a CUDA graph", unit, group, rows)
 
 
-def _compare_all_reduce(own: Lamport, size: int) -> tuple[int, Latency, Latency]:
-    member: Member = own.member
-    for dtype in _DTYPES:
-        _check(own, pose(all_reduce_case(size, dtype), member))
-    _say(f"all_reduce, {size} bytes of {', '.join(map(dtype_name, _DTYPES))}")
-    problem = pose(all_reduce_case(size, torch.float32), member)
-    repetitions = 200 if size <= 256 << 10 else 50
-    latencies = [
-        measure(implementation.prepare(problem).run, repetitions, member.device)
-        for implementation in (own, Gloo(member, []))
-    ]
-    return size, latencies[0], latencies[1]
+def _compare_calls(own: Lamport, other: Implementation) -> None:
+    rows = []
+    for size in _SIZES:
+        problem = pose(all_reduce_case(size, torch.float32), own.member)
+        repetitions = 200 if size <= 256 << 10 else 50
+        latencies = [measure(each.prepare(problem).run, repetitions, own.member.device) for each in (own, other)]
+        rows.append((problem.case, latencies[0], latencies[1]))
+    _print_table("all_reduce of float32", "bytes", dist.get_backend(), rows)
 
 
-def _print_table(title: str, unit: str, group: str, rows: list[tuple[int, Latency, Latency]]) -> None:
+def _print_table(title: str, unit: str, group: str, rows: list[tuple[Case, Latency, Latency]]) -> None:
     if dist.get_rank() != 0:
         return
     body = [
-        [str(size), _format(own), _format(other), f"{other.median_us / own.median_us:.2f}"] for size, own, other in rows
+        [str(case.bytes or case.tokens), _format(own), _format(other), f"{other.median_us / own.median_us:.2f}"]
+        for case, own, other in rows
     ]
     width = output_width()
     title = wrap(f"{title}: median latency in microseconds (least-most)", width)

@@ -59,7 +59,9 @@ class Collective:
             name: Its name, in all languages.
             allocate: Makes the outputs, given the arguments; also those of fake tensors.
             without_peers: Computes it in a group of one, given the core's operands, where the core does not.
-            read_early: Tensors that a kernel reads before those in front of it have ended.
+            read_early: Tensors that must have been written before the kernel in front. MiniMax norms read their
+                weights, and quantisers a scale that is given, before it has ended. Other norms' weights are read later:
+                naming them is the safe side, and costs a small kernel where one has to be copied.
             left_as_it_lies: Names outputs, given the arguments, of which no copy may take the place.
         """
         described, self.outputs = _DESCRIPTIONS[name]

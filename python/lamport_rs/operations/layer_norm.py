@@ -114,6 +114,22 @@ def run_all_reduce_layer_norm(
     return out, residual_out
 
 
+def layer_normalise_sum(
+    input: torch.Tensor,  # noqa: A002
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    out: torch.Tensor,
+    residual_out: torch.Tensor,
+) -> None:
+    """The operation in a group of one rank, by torch."""
+    with torch.inference_mode():
+        add_residual(input, residual, residual_out)
+        wide_bias = None if bias is None else bias.float()
+        out.copy_(layer_norm(residual_out.float(), weight.shape, weight.float(), wide_bias, eps))
+
+
 def _without_peers(
     input: torch.Tensor,  # noqa: A002
     residual: torch.Tensor | None,

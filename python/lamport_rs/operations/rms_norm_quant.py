@@ -69,7 +69,8 @@ def all_reduce_rms_norm_quant(
         weight: As for `all_reduce_rms_norm`.
         workspace: The group's workspace, or its table.
         quant_format: See `QuantFormat`; the same on every rank.
-        scale: Where the format has one that is given: float32, of one element. It is read early, as weights are.
+        scale: Where the format has one that is given: float32, of one element. On a GPU it is read early: the
+            kernel just before must not write it.
         eps: As for `all_reduce_rms_norm`.
         weight_bias: As for `all_reduce_rms_norm`.
         with_norm: Whether the normalised rows are wanted too. They are, if `norm_out` is given.

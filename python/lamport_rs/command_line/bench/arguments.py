@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lamport_rs import _core
+
 FINALISATIONS = ("moe_finalize_all_reduce", "moe_finalize_all_reduce_rms_norm")
 """Operations on the rows that experts made."""
-COLLECTIVES = ("all_reduce", "all_reduce_rms_norm", "all_reduce_quant", *FINALISATIONS, "minimax_allreduce_rms_qk")
-"""Operations that several implementations serve."""
+COLLECTIVES = tuple(name for name, *_ in _core.collectives())
+"""All of the package."""
 STEPS = ("decode_step",)
 """What a model does per token, with the collectives of several implementations in it."""
 COSTS = ("create_workspace", "host_time")
@@ -42,6 +44,9 @@ DEFAULT_TIMINGS = (BACK_TO_BACK, KERNEL_BETWEEN)
 TIMINGS = (*DEFAULT_TIMINGS, NORM_BETWEEN, PRODUCT_BETWEEN)
 """What stands between two operations of a CUDA graph: nothing, or another kernel, whose own time is taken off."""
 OPERATIONS = COLLECTIVES + STEPS + COSTS
+_BY_DEFAULT = ("all_reduce", "all_reduce_rms_norm", "all_reduce_quant", *FINALISATIONS, "minimax_allreduce_rms_qk")
+"""The others are much like these, and a run would take half as long again."""
+DEFAULT_OPERATIONS = (*_BY_DEFAULT, *STEPS, *COSTS)
 TIME_LIMIT = 900.0
 
 
@@ -54,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choice.add_argument(
         "--world-sizes", type=_positive, nargs="+", metavar="N", help="default: 2 and 4 as GPUs allow; 2 on the host"
     )
-    choice.add_argument("--operations", nargs="+", choices=OPERATIONS, metavar="OP", help=_all_of(OPERATIONS))
+    choice.add_argument("--operations", nargs="+", choices=OPERATIONS, metavar="OP", help=_operations())
     choice.add_argument(
         "--implementations", nargs="+", choices=IMPLEMENTATION_NAMES, metavar="IMPL", help=_all_of(IMPLEMENTATION_NAMES)
     )
@@ -135,6 +140,10 @@ def format_bytes(size: int) -> str:
         if size >= factor and size % factor == 0:
             return f"{size // factor} {suffix}"
     return str(size)
+
+
+def _operations() -> str:
+    return f"some of {', '.join(OPERATIONS)} (default: {', '.join(DEFAULT_OPERATIONS)})"
 
 
 def _all_of(names: tuple[str, ...]) -> str:

@@ -17,13 +17,13 @@ MOE_HIDDEN = (4096, 7168)
 """Of models with experts, such as Qwen3-235B and DeepSeek-V3."""
 EXPERTS_PER_TOKEN = 8
 Q_SIZE, KV_SIZE = 6144, 1024
-_TOKENS = {
-    "all_reduce_rms_norm": (1, 8, 32, 128),
-    "all_reduce_quant": (1, 8, 32, 128),
-    **dict.fromkeys(FINALISATIONS, (1, 8, 32, 128)),
-    "minimax_allreduce_rms_qk": (1, 8, 32, 128, 512, 2048),
-    "decode_step": (1, 8, 32, 128),
+_SPREAD: dict[str, int | str] = {
+    "minimax_allreduce_rms": Q_SIZE,
+    "minimax_allreduce_rms_qk": f"{Q_SIZE}+{KV_SIZE}",
 }
+"""Operations on rows whose columns the ranks share, and how many; of all others each rank has whole rows."""
+_TOKENS = (1, 8, 32, 128)
+_TOKENS_OF_SPREAD_ROWS = (*_TOKENS, 512, 2048)
 _LAYERS = {"cuda": 32, "host": 4}
 
 
@@ -76,15 +76,11 @@ def cases_of(
         dtypes = (torch.bfloat16,) if backend == "cuda" else (torch.float32, torch.bfloat16)
         return [all_reduce_case(size, dtype) for dtype in dtypes for size in sizes]
     if op == "decode_step":
-        return [decode_case(count, backend, layers or _LAYERS[backend]) for count in tokens or _TOKENS[op]]
+        return [decode_case(count, backend, layers or _LAYERS[backend]) for count in tokens or _TOKENS]
     if op in FINALISATIONS:
-        return [finalise_case(op, count, hidden) for hidden in MOE_HIDDEN for count in tokens or _TOKENS[op]]
-    create = {
-        "all_reduce_rms_norm": rms_norm_case,
-        "all_reduce_quant": quant_case,
-        "minimax_allreduce_rms_qk": minimax_case,
-    }[op]
-    return [create(count) for count in tokens or _TOKENS[op]]
+        return [finalise_case(op, count, hidden) for hidden in MOE_HIDDEN for count in tokens or _TOKENS]
+    suitable = _TOKENS_OF_SPREAD_ROWS if op in _SPREAD else _TOKENS
+    return [rows_case(op, count) for count in tokens or suitable]
 
 
 def all_reduce_case(size: int, dtype: torch.dtype) -> Case:
@@ -92,24 +88,14 @@ def all_reduce_case(size: int, dtype: torch.dtype) -> Case:
     return Case("all_reduce", dtype, bytes=size)
 
 
-def rms_norm_case(tokens: int) -> Case:
-    """Return the sum, the residual and the norm of rows of 4096 elements."""
-    return Case("all_reduce_rms_norm", torch.bfloat16, tokens=tokens, hidden=HIDDEN)
-
-
-def quant_case(tokens: int) -> Case:
-    """Return the sum of rows of 4096 elements, quantised to FP8 with a scale for each row."""
-    return Case("all_reduce_quant", torch.bfloat16, tokens=tokens, hidden=HIDDEN)
+def rows_case(op: str, tokens: int) -> Case:
+    """Return an operation on rows: of 4096 columns, or of those of MiniMax that the ranks share."""
+    return Case(op, torch.bfloat16, tokens=tokens, hidden=_SPREAD.get(op, HIDDEN))
 
 
 def finalise_case(op: str, tokens: int, hidden: int) -> Case:
     """Return one of `FINALISATIONS`, of eight experts' rows for each token."""
     return Case(op, torch.bfloat16, tokens=tokens, hidden=hidden)
-
-
-def minimax_case(tokens: int) -> Case:
-    """Return the norms of Q and K, whose columns the ranks share."""
-    return Case("minimax_allreduce_rms_qk", torch.bfloat16, tokens=tokens, hidden=f"{Q_SIZE}+{KV_SIZE}")
 
 
 def decode_case(tokens: int, backend: str, layers: int) -> Case:
@@ -126,10 +112,9 @@ def largest_message(cases: Sequence[Case]) -> int:
 
 def message_bytes(case: Case) -> int | None:
     """Return the bytes of the vectors that are summed; None where something smaller is."""
-    of_rows = case.op in ("all_reduce_rms_norm", "all_reduce_quant", *FINALISATIONS, "decode_step")
-    if of_rows and case.tokens is not None and isinstance(case.hidden, int):
+    if case.op not in _SPREAD and case.tokens is not None and isinstance(case.hidden, int):
         return case.tokens * case.hidden * case.dtype.itemsize
-    return case.bytes if case.op == "all_reduce" else None
+    return case.bytes
 
 
 def dtype_name(dtype: torch.dtype) -> str:

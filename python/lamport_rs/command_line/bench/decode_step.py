@@ -9,8 +9,8 @@ import torch
 
 from lamport_rs.command_line.bench.cases import Case
 from lamport_rs.command_line.bench.decoder import LLAMA_3_8B, SMALL, Communication, Decoder, add_rms_norm
-from lamport_rs.command_line.bench.member import Member, UnavailableError
-from lamport_rs.command_line.bench.problems import Expected, Problem, rank_sum, shared
+from lamport_rs.command_line.bench.member import Member, UnavailableError, rank_sum, shared
+from lamport_rs.command_line.bench.problems import Expected, Problem
 
 _MOST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Of an output, relative to it as a whole: what roundings of the sums come to after all layers."""

@@ -93,6 +93,22 @@ def join(rank: int, world_size: int, device: torch.device, largest: int, most_to
         yield Member(workspace, host_group)
 
 
+def rank_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Every rank's tensor in float32, summed in rank order; gathered through the process group."""
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, tensor)
+    total = gathered[0].float()
+    for other in gathered[1:]:
+        total = total + other.float()
+    return total
+
+
+def shared(tensor: torch.Tensor) -> torch.Tensor:
+    """Rank 0's tensor, on all ranks."""
+    dist.broadcast(tensor, 0)
+    return tensor
+
+
 def _describe(error: Exception) -> str:
     text = " ".join(str(error).split()) or "no reason given"
     if len(text) > _LONGEST_REASON:

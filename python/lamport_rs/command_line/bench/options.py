@@ -13,8 +13,8 @@ from lamport_rs.command_line.bench.arguments import (
     BACK_TO_BACK,
     COLLECTIVES,
     COSTS,
+    DEFAULT_OPERATIONS,
     DEFAULT_TIMINGS,
-    OPERATIONS,
     STEPS,
     TIME_LIMIT,
     TIMINGS,
@@ -33,7 +33,7 @@ class Options:
     backend: str
     """`"cuda"` or `"host"`."""
     world_sizes: tuple[int, ...]
-    operations: tuple[str, ...] = OPERATIONS
+    operations: tuple[str, ...] = DEFAULT_OPERATIONS
     implementations: tuple[str, ...] | None = None
     """None for all."""
     sizes: tuple[int, ...] = SIZES
@@ -90,7 +90,7 @@ def options_from(arguments: argparse.Namespace, default_folder: Path) -> Options
     options = Options(
         backend,
         world_sizes=tuple(sorted(set(arguments.world_sizes or defaults))),
-        operations=tuple(arguments.operations or OPERATIONS),
+        operations=tuple(arguments.operations or DEFAULT_OPERATIONS),
         implementations=tuple(arguments.implementations) if arguments.implementations else None,
         sizes=tuple(sorted(set(arguments.sizes or SIZES))),
         tokens=tuple(sorted(set(arguments.tokens))) if arguments.tokens else None,

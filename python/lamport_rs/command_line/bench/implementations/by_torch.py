@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,8 +20,11 @@ from lamport_rs.command_line.bench.problems import (
     EPSILON,
     QUANT_FORMAT,
     AllReduce,
+    AllReduceLayerNorm,
     AllReduceQuant,
     AllReduceRmsNorm,
+    AllReduceRmsNormQuant,
+    MinimaxRms,
     MinimaxRmsQk,
     MoeFinalize,
     Problem,
@@ -56,52 +60,82 @@ class EagerNccl(Implementation):
 
     name = "torch_eager_nccl"
     backend = "cuda"
-    operations = frozenset({"all_reduce_rms_norm", "all_reduce_quant", *FINALISATIONS, "minimax_allreduce_rms_qk"})
+    operations = frozenset(
+        {
+            "all_reduce_rms_norm",
+            "all_reduce_rms_norm_quant",
+            "all_reduce_layer_norm",
+            "all_reduce_quant",
+            *FINALISATIONS,
+            "minimax_allreduce_rms",
+            "minimax_allreduce_rms_qk",
+        }
+    )
 
     def prepare(self, problem: Problem) -> Call:
         """Return the call, which allocates what it computes on the way."""
-        if isinstance(problem, AllReduceRmsNorm):
-            return self._rms_norm(problem)
-        if isinstance(problem, AllReduceQuant):
-            return self._quant(problem)
-        if isinstance(problem, MoeFinalize):
-            return Call(lambda: self._finalise(problem))
-        assert isinstance(problem, MinimaxRmsQk)
-        return Call(lambda: self._minimax(problem))
+        prepare: dict[type[Problem], Callable[[Any], Call]] = {
+            AllReduceRmsNorm: self._rms_norm,
+            AllReduceRmsNormQuant: self._rms_norm_quant,
+            AllReduceLayerNorm: self._layer_norm,
+            AllReduceQuant: self._quant,
+            MoeFinalize: lambda problem: Call(lambda: self._finalise(problem)),
+            MinimaxRms: lambda problem: Call(lambda: self._minimax(problem)),
+            MinimaxRmsQk: lambda problem: Call(lambda: self._minimax_qk(problem)),
+        }
+        return prepare[type(problem)](problem)
 
     def _rms_norm(self, problem: AllReduceRmsNorm) -> Call:
-        buffer, residual, weight = problem.input.clone(), problem.residual, problem.weight
+        return _sum_then(problem.input, lambda rows: _add_and_normalise(rows, problem.residual, problem.weight))
 
-        def run() -> Outputs:
-            dist.all_reduce(buffer)
-            return _add_and_normalise(buffer, residual, weight)
+    def _rms_norm_quant(self, problem: AllReduceRmsNormQuant) -> Call:
+        rows, scales = _like_expected(problem)
 
-        return Call(run, in_place=buffer)
+        def then(summed: torch.Tensor) -> Outputs:
+            normalised, total = _add_and_normalise(summed, problem.residual, problem.weight)
+            put_quantised(normalised, QUANT_FORMAT, rows, None, scales)
+            return rows, scales, total
+
+        return _sum_then(problem.input, then)
+
+    def _layer_norm(self, problem: AllReduceLayerNorm) -> Call:
+        weight, bias = problem.weight, problem.bias
+
+        def then(summed: torch.Tensor) -> Outputs:
+            total = summed + problem.residual
+            return torch.nn.functional.layer_norm(total, weight.shape, weight, bias, EPSILON), total
+
+        return _sum_then(problem.input, then)
 
     def _quant(self, problem: AllReduceQuant) -> Call:
-        buffer, (rows, scales) = problem.input.clone(), (torch.empty_like(each.values) for each in problem.expected)
+        rows, scales = _like_expected(problem)
 
-        def run() -> Outputs:
-            dist.all_reduce(buffer)
-            put_quantised(buffer, QUANT_FORMAT, rows, None, scales)
+        def then(summed: torch.Tensor) -> Outputs:
+            put_quantised(summed, QUANT_FORMAT, rows, None, scales)
             return rows, scales
 
-        return Call(run, in_place=buffer)
+        return _sum_then(problem.input, then)
 
     def _finalise(self, problem: MoeFinalize) -> Outputs:
         rows, then = problem.experts.finalise_by_torch(), problem.then
         dist.all_reduce(rows)
         return (rows,) if isinstance(then, AllReduce) else _add_and_normalise(rows, then.residual, then.weight)
 
-    def _minimax(self, problem: MinimaxRmsQk) -> Outputs:
-        """All-reduce the sums of squares, then normalise, in float32, as vLLM's model does without the fused kernel."""
+    def _minimax(self, problem: MinimaxRms) -> Outputs:
+        return self._normalise_columns([problem.input], [problem.norm_weight])
+
+    def _minimax_qk(self, problem: MinimaxRmsQk) -> Outputs:
         weights = problem.q_weight, problem.k_weight
-        parts = [part.float() for part in problem.qkv.split([*map(len, weights), problem.kv_size], dim=-1)[:2]]
+        return self._normalise_columns(problem.qkv.split([*map(len, weights), problem.kv_size], dim=-1)[:2], weights)
+
+    def _normalise_columns(self, columns: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> Outputs:
+        """All-reduce the sums of squares, then normalise, in float32, as vLLM's model does without the fused kernel."""
+        parts = [part.float() for part in columns]
         mean_squares = torch.cat([part.pow(2).mean(-1, keepdim=True) for part in parts], dim=-1)
         dist.all_reduce(mean_squares)
-        means = (mean_squares / self.member.world_size).chunk(2, dim=-1)
+        means = (mean_squares / self.member.world_size).chunk(len(parts), dim=-1)
         return tuple(
-            normalise(part, mean, weight).to(problem.qkv.dtype)
+            normalise(part, mean, weight).to(columns[0].dtype)
             for part, mean, weight in zip(parts, means, weights, strict=True)
         )
 
@@ -111,6 +145,22 @@ class EagerGloo(EagerNccl):
 
     name = "torch_eager_gloo"
     backend = "host"
+
+
+def _like_expected(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, scales = (torch.empty_like(each.values) for each in problem.expected[:2])
+    return rows, scales
+
+
+def _sum_then(partial_sum: torch.Tensor, then: Callable[[torch.Tensor], Outputs]) -> Call:
+    """Return the process group's all-reduce of a copy, in place, and what `then` makes of it."""
+    buffer = partial_sum.clone()
+
+    def run() -> Outputs:
+        dist.all_reduce(buffer)
+        return then(buffer)
+
+    return Call(run, in_place=buffer)
 
 
 def _add_and_normalise(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
 import lamport_rs
+from lamport_rs import _core
 from lamport_rs.command_line.bench.arguments import COLLECTIVES, FINALISATIONS, STEPS
 from lamport_rs.command_line.bench.decode_step import DecodeStep
 from lamport_rs.command_line.bench.decoder import EPSILON as DECODER_EPSILON
@@ -24,6 +26,8 @@ from lamport_rs.command_line.bench.problems import (
     Problem,
 )
 
+_OF_BOTH_ALGORITHMS = frozenset({"all_reduce", "all_reduce_rms_norm", "all_reduce_rms_norm_quant", "all_reduce_quant"})
+
 
 class Lamport(Implementation):
     """The library as it is called without asking for an algorithm."""
@@ -36,18 +40,15 @@ class Lamport(Implementation):
 
     def prepare(self, problem: Problem) -> Call:
         """Return the call, with outputs allocated once."""
-        if isinstance(problem, AllReduce):
-            return self._all_reduce(problem)
-        if isinstance(problem, AllReduceRmsNorm):
-            return self._rms_norm(problem)
-        if isinstance(problem, AllReduceQuant):
-            return self._quant(problem)
-        if isinstance(problem, MoeFinalize):
-            return self._finalise(problem)
-        if isinstance(problem, DecodeStep):
-            return Call(partial(problem.run, Communication(self._reduce_norm)))
-        assert isinstance(problem, MinimaxRmsQk)
-        return self._minimax(problem)
+        prepare: dict[type[Problem], Callable[[Any], Call]] = {
+            AllReduce: self._all_reduce,
+            AllReduceRmsNorm: self._rms_norm,
+            AllReduceQuant: self._quant,
+            MoeFinalize: self._finalise,
+            MinimaxRmsQk: self._minimax,
+            DecodeStep: lambda step: Call(partial(step.run, Communication(self._reduce_norm))),
+        }
+        return prepare.get(type(problem), self._by_name)(problem)
 
     def _all_reduce(self, problem: AllReduce) -> Call:
         tensor, workspace, options, out = problem.input, self.member.workspace, self.options, _like(problem.input)
@@ -99,6 +100,23 @@ class Lamport(Implementation):
 
         return Call(run)
 
+    def _by_name(self, problem: Problem) -> Call:
+        """Return the call of the case's operation, whose operands are the problem's fields of their names."""
+        name, member, expected = problem.case.op, self.member, problem.expected
+        parameters, outputs = next(each[1:] for each in _core.collectives() if each[0] == name)
+        group = {"workspace": member.workspace, "rank": member.rank, "nranks": member.world_size}
+        known = {"eps": EPSILON, "quant_format": QUANT_FORMAT, **group, **self.options, **vars(problem)}
+        given = {parameter: known[parameter] for _, parameter, _ in parameters if parameter in known}
+        # What is expected is of the first outputs; those behind are left out.
+        places = {output: _like(each.values) for output, each in zip(outputs, expected, strict=False)}
+        operation = partial(getattr(lamport_rs, name), **given, **places)
+
+        def run() -> tuple[torch.Tensor, ...]:
+            found = operation()
+            return (found,) if isinstance(found, torch.Tensor) else found[: len(expected)]
+
+        return Call(run)
+
     def _reduce_norm(
         self, partial_sum: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,7 +157,7 @@ class LamportOneShot(Lamport):
 
     name = "lamport_rs_one_shot"
     backend = "cuda"
-    operations = frozenset({"all_reduce", "all_reduce_rms_norm", "all_reduce_quant"})
+    operations = _OF_BOTH_ALGORITHMS
     options: ClassVar[dict[str, Any]] = {"algorithm": "one_shot"}
 
 
@@ -148,7 +166,7 @@ class LamportTwoShot(Lamport):
 
     name = "lamport_rs_two_shot"
     backend = "cuda"
-    operations = frozenset({"all_reduce", "all_reduce_rms_norm", "all_reduce_quant"})
+    operations = _OF_BOTH_ALGORITHMS
     options: ClassVar[dict[str, Any]] = {"algorithm": "two_shot"}
 
 

@@ -1,0 +1,115 @@
+"""The shell blocks of the pages, run as somebody who has just come runs them: in a new virtual environment.
+
+It sees the torch that the tests run with, and no lamport_rs but the wheel that `make build` has left: no network.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+from documents import ROOT, Block, blocks
+
+SECONDS = 280.0
+"""Most seconds that a page's lines may take."""
+FUNCTIONS = """
+git() { [ "$1" = clone ] && cp -r "$SOURCES" "$(basename "$2")"; }
+pip() { [ "$*" = "install ." ] && command pip install --quiet --no-index "$WHEEL"; }
+torchrun() { python -m torch.distributed.run "$@"; }
+"""
+"""What stands in for what takes a network or a compiler, and for torch's command, which the environment has not."""
+MAKE = "it works in the checkout's own environment, and `.ci/run` runs its targets"
+EMULATOR = "minutes to hours; `make test` runs the emulator with a seed"
+ENGINE = "the engine, and GPUs"
+NOT_RUN = {
+    "make demo": MAKE,
+    "make test": MAKE,
+    "make test-all": MAKE,
+    "make lint": MAKE,
+    "make test-emulator": EMULATOR,
+    "LAMPORT_RS_EMULATOR_SEEDS=50 cargo test -p lamport-rs-kernels --test emulator mixtures": EMULATOR,
+    "LAMPORT_RS_EMULATOR_SEEDS=17..18 cargo test -p lamport-rs-kernels --test emulator": EMULATOR,
+    "sglang serve --model-path ... --tp 2": ENGINE,
+    "vllm serve ...": ENGINE,
+    "LAMPORT_RS_VLLM=0 vllm serve ...": ENGINE,
+}
+"""Lines that no test runs, each with what it is or would take."""
+NEEDS_GPUS = {
+    "torchrun --standalone --nproc-per-node 2 benchmarks/transformers_step.py --backend lamport",
+    "torchrun --standalone --nproc-per-node 2 benchmarks/transformers_step.py --backend nccl",
+}
+"""Lines that tests/gpu/test_cuda_first_day.py runs."""
+
+
+def lines_of(block: Block) -> list[str]:
+    """The block's commands, without comments; one that goes on behind a backslash is one."""
+    lines = [re.sub(r"(^|\s+)#.*", "", line).strip() for line in block.text.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line]
+
+
+def shown_after(block: Block) -> list[str] | None:
+    """The lines of the `text` block that stands right behind this one; None if none does."""
+    place = block.line + block.text.count("\n") + len(["```", "", "```text"])
+    return next((each.text.splitlines() for each in blocks("text") if each.name == f"{block.page}:{place}"), None)
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """A folder of somebody's own, with a checkout and a new environment."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    @staticmethod
+    def arrive(folder: Path, **environment: str) -> Newcomer:
+        """Make the environment and the checkout: the files that git knows or would take, as they are now."""
+        (wheel,) = (ROOT / "dist").glob("*.whl")
+        home, sources = folder / "environment", folder / "sources"
+        venv.create(home, with_pip=True, symlinks=True)
+        (packages,) = home.glob("lib/python*/site-packages")
+        (packages / "torch_at_hand.pth").write_text(f"{packages_at_hand(folder / 'packages')}\n")
+        named = subprocess.check_output(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, text=True)
+        for name in filter(None, named.split("\0")):
+            if (ROOT / name).is_file():
+                (sources / name).parent.mkdir(parents=True, exist_ok=True)
+                (sources / name).write_bytes((ROOT / name).read_bytes())
+        path = f"{home / 'bin'}:/usr/local/bin:/usr/bin:/bin"
+        kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TMPDIR") if name in os.environ}
+        own = {"HOME": str(folder), "PATH": path, "SOURCES": str(sources), "WHEEL": str(wheel)}
+        return Newcomer(folder, {**kept, **own, **environment})
+
+    def run(self, commands: list[str], within: str = ".") -> str:
+        """Run the commands in one shell, in a folder of the newcomer's; return what they print."""
+        finished = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", FUNCTIONS + "\n".join(commands)],
+            cwd=self.folder / within,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        return finished.stdout
+
+    def run_block(self, block: Block, within: str, left_out: set[str]) -> str:
+        """Run a block's lines but those that are left out; see that they print what the page shows, if it does."""
+        printed = self.run([line for line in lines_of(block) if line not in left_out], within)
+        shown = shown_after(block)
+        assert shown is None or sorted(printed.splitlines()) == sorted(shown)
+        return printed
+
+
+def packages_at_hand(folder: Path) -> Path:
+    """Fill the folder with links to the packages that the tests see, but for lamport_rs; return it."""
+    folder.mkdir()
+    for place in (Path(each) for each in sys.path if each.endswith("site-packages")):
+        for package in place.iterdir():
+            is_own = package.name.startswith(("lamport_rs", "pip", "__pycache__")) or package.suffix == ".pth"
+            if not is_own and not (folder / package.name).exists():
+                (folder / package.name).symlink_to(package)
+    return folder
