@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, CudaView, DevicePtr as _, DeviceSlice as _, sys};
-use lamport_rs_core::cuda::driver::error_of;
 use lamport_rs_core::operations::all_reduce::AllReduce;
 use lamport_rs_core::operations::launch::Purpose;
 use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
@@ -222,9 +221,7 @@ impl Communicator {
     /// As for [`Self::run`].
     unsafe fn run_behind(&self, operands: &impl OnDevice, stream: &CudaStream) -> Result<()> {
         // A stream that does not wait for a buffer's events must not use it.
-        self.context
-            .check_err()
-            .map_err(|error| error_of("ordering the stream behind a buffer's other uses", error))?;
+        self.take_error("ordering the stream behind a buffer's other uses")?;
         // SAFETY: the caller's promise.
         unsafe { self.run(operands, stream) }
     }
