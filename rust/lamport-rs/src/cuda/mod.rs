@@ -21,7 +21,8 @@
 //! `CudaContext::disable_event_tracking` (unsafe), as captures of graphs usually need, orders streams and keeps buffers
 //! alive by themselves. A captured graph holds addresses, not borrows: it must not be launched when its buffers are gone,
 //! and cudarc's `CudaGraph::launch` does not check that. Peers are trusted not to write where they should not, once they
-//! have mapped this rank's memory: they are processes of the same job.
+//! have mapped this rank's memory: they are processes of the same job. So is whoever carries the messages of the
+//! [`Rendezvous`]: they say which memory is a peer's.
 
 mod buffer;
 mod operations;
@@ -37,7 +38,7 @@ use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
 pub use self::buffer::{Buffer, BufferMut};
 use self::streams::KeptStreams;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::handle::{Handle, Status};
 use crate::options::Options;
 use crate::rendezvous::{Rendezvous, Transport};
@@ -46,7 +47,7 @@ use crate::rendezvous::{Rendezvous, Transport};
 ///
 /// cudarc panics where the driver's library cannot be loaded: ask this first.
 pub fn device_count() -> Result<usize> {
-    Ok(lamport_rs_core::cuda::device::device_count()?)
+    lamport_rs_core::cuda::device::device_count().map_err(Error::of_core)
 }
 
 /// One rank of a group whose ranks have a GPU each, on one machine.
@@ -82,7 +83,7 @@ impl Communicator {
                 "the context is not the device's primary one; pass what CudaContext::new returns".to_owned(),
             )),
         };
-        let workspace = CudaWorkspace::create(&settings, device, &mut Transport(rendezvous))?;
+        let workspace = CudaWorkspace::create(&settings, device, &mut Transport(rendezvous)).map_err(Error::of_core)?;
         let handle = Handle::of_cuda(&workspace);
         Ok(Self { workspace, handle, context: context.clone(), streams: KeptStreams::default() })
     }
@@ -132,18 +133,18 @@ impl Communicator {
 
     /// Takes the context's error, which says that something before `event` has failed that could return none.
     fn take_error(&self, event: &str) -> Result<()> {
-        Ok(self.context.check_err().map_err(|error| error_of(event, error))?)
+        self.context.check_err().map_err(|error| Error::of_core(error_of(event, error)))
     }
 
     /// Waits for all work on the device, replayed graphs included, and raises what went wrong in it.
     pub fn synchronize(&self) -> Result<()> {
-        Ok(self.workspace.synchronise()?)
+        self.workspace.synchronise().map_err(Error::of_core)
     }
 
     /// Begins anew after a failure, once the device has stopped. Collective: all ranks call it, for which this waits up to
     /// `timeout`; `None` for ever. Graphs that were captured before are right again.
     pub fn reset(&mut self, timeout: impl Into<Option<Duration>>) -> Result<()> {
-        Ok(self.workspace.reset(timeout.into(), &mut || false)?)
+        self.workspace.reset(timeout.into(), &mut || false).map_err(Error::of_core)
     }
 
     /// See [`Handle::abort`].
