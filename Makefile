@@ -166,7 +166,7 @@ check-msrv: $(VENV)/.ready ## Check that the oldest Rust of Cargo.toml compiles 
 	cargo +$$(sed -n 's/^rust-version = "\(.*\)"$$/\1/p' Cargo.toml) check --workspace --locked --features lamport-rs/cuda
 
 .PHONY: check-crates
-check-crates: $(VENV)/.ready ## Build the crates as published, each alone, and a program with them; publish nothing (4 min).
+check-crates: $(VENV)/.ready ## Build the crates as published, each alone, and programs with them; publish nothing (4 min).
 	scripts/check_crates.sh
 
 VLLM_SOURCES ?=
