@@ -2,8 +2,8 @@
 
 `release.py check` refuses a tree with changes; versions that differ, of the crates, of the package, and of the newest
 entry of the changelog; a changelog with a part that is not released, or whose newest entry is older than the commit or
-has no link; and a table of releases without a row for the version. `release.py gather FOLDER FILE...` copies the files into a folder with their checksums. Nothing is
-published.
+has no link; and a table of releases without a row for the version. `release.py gather FOLDER FILE...` copies the files
+into a folder with their checksums. Nothing is published.
 """
 
 from __future__ import annotations
