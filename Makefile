@@ -103,6 +103,10 @@ lint: $(VENV)/.ready ## Formatting, lints and types (2 min).
 .PHONY: docs
 docs: build ## Build the site in target/docs; a warning, a broken link or an undocumented name is an error (30 s).
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --nitpicky --builder html docs target/docs
+	# As docs.rs does, without the kernels: in a folder of its own, since other builds have them.
+	DOCS_RS=1 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --package lamport-rs --features cuda --target-dir target/rustdoc
+	rm -rf target/docs/rust
+	cp -r target/rustdoc/doc target/docs/rust
 
 format: $(VENV)/.ready ## Format all code (10 s).
 	cargo fmt --all
@@ -162,7 +166,7 @@ check-msrv: $(VENV)/.ready ## Check that the oldest Rust of Cargo.toml compiles 
 	cargo +$$(sed -n 's/^rust-version = "\(.*\)"$$/\1/p' Cargo.toml) check --workspace --locked --features lamport-rs/cuda
 
 .PHONY: check-crates
-check-crates: $(VENV)/.ready ## Build the crates as published, each alone, and a program with them; publish nothing (4 min).
+check-crates: $(VENV)/.ready ## Build the crates as published, each alone, and programs with them; publish nothing (4 min).
 	scripts/check_crates.sh
 
 VLLM_SOURCES ?=

@@ -15,21 +15,34 @@ cargo package --workspace --no-verify "$@"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-mkdir "$folder/src"
 for crate in $crates; do
   tar -xzf "target/package/$crate-$version.crate" -C "$folder"
 done
-cp "$folder/lamport-rs-$version/examples/all_reduce.rs" "$folder/src/main.rs"
-{
-  printf '[package]\nname = "engine"\nedition = "2024"\n\n[features]\ncuda = []\n\n[workspace]\n\n'
-  printf '[dependencies]\nlamport-rs = { version = "=%s", features = ["cuda"] }\n' "$version"
-  printf 'cudarc = { version = "0.19", default-features = false, features = ["driver", "std"] }\n\n[patch.crates-io]\n'
+
+# A program's manifest. $1: its name, $2 and $3: what it asks lamport-rs and cudarc for.
+manifest() {
+  printf '[package]\nname = "%s"\nedition = "2024"\n\n[features]\ncuda = []\n\n[workspace]\n\n' "$1"
+  printf '[dependencies]\nlamport-rs = { version = "=%s", %s }\n' "$version" "$2"
+  printf 'cudarc = { version = "0.19", default-features = false, features = [%s] }\n\n[patch.crates-io]\n' "$3"
   for crate in $crates; do
-    printf '%s = { path = "%s-%s" }\n' "$crate" "$crate" "$version"
+    printf '%s = { path = "%s/%s-%s" }\n' "$crate" "$folder" "$crate" "$version"
   done
-} >"$folder/Cargo.toml"
+}
+
 export CARGO_TARGET_DIR="$PWD/target/engine"
-cargo build --manifest-path "$folder/Cargo.toml" --features cuda
-[ -z "$(find -L "$folder/lamport-rs-kernels-$version" -type l)" ] || { echo 'a package has links' >&2; exit 1; }
+mkdir -p "$folder/engine/src" "$folder/linked/src"
+cp "$folder/lamport-rs-$version/examples/all_reduce.rs" "$folder/engine/src/main.rs"
+manifest engine 'features = ["cuda"]' '"driver", "std"' >"$folder/engine/Cargo.toml"
+cargo build --manifest-path "$folder/engine/Cargo.toml" --features cuda
 "$CARGO_TARGET_DIR/debug/engine" --ranks 2
+
+# Others have cudarc link to the driver, and bindings of another version. It is not linked: that takes the driver.
+echo 'fn main() { println!("{:?}", lamport_rs::cuda::device_count()) }' >"$folder/linked/src/main.rs"
+for cudarc in '"dynamic-linking"' '"dynamic-linking", "cuda-13000"'; do
+  case "$cudarc" in *cuda-*) features='default-features = false, features = ["cuda"]' ;; *) features='features = ["cuda"]' ;; esac
+  manifest linked "$features" "\"driver\", \"std\", $cudarc" >"$folder/linked/Cargo.toml"
+  cargo check --manifest-path "$folder/linked/Cargo.toml"
+done
+
+[ -z "$(find -L "$folder/lamport-rs-kernels-$version" -type l)" ] || { echo 'a package has links' >&2; exit 1; }
 echo "a program outside of the workspace builds with the packages of $crates $version, and runs"

@@ -1,9 +1,9 @@
 """Prepare a release: check that the tree may be released, or gather what was built.
 
 `release.py check` refuses a tree with changes; versions that differ, of the crates, of the package, and of the newest
-entry of the changelog; and a changelog with a part that is not released, or whose newest entry is older than the commit
-or has no link. `release.py gather FOLDER FILE...` copies the files into a folder with their checksums. Nothing is
-published.
+entry of the changelog; a changelog with a part that is not released, or whose newest entry is older than the commit or
+has no link; and a table of releases without a row for the version. `release.py gather FOLDER FILE...` copies the files
+into a folder with their checksums. Nothing is published.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def main() -> int:
             check_clean(ROOT)
             version = check_versions(ROOT)
             check_changelog(ROOT, version)
+            check_compatibility(ROOT, version)
             print(f"lamport-rs {version}")
         elif len(sys.argv) > 3 and sys.argv[1] == "gather":
             gather(Path(sys.argv[2]), [Path(each) for each in sys.argv[3:]])
@@ -80,6 +81,13 @@ def check_changelog(root: Path, version: str) -> None:
         raise ReleaseError(
             f"expected the day of release in CHANGELOG.md, found {heading[1]}; the commit is of {committed}"
         )
+
+
+def check_compatibility(root: Path, version: str) -> None:
+    """Raise if docs/compatibility.md has no row for the minor release that the version is of."""
+    minor = ".".join(version.split(".")[:2])
+    if f"\n| {minor} |" not in (root / "docs/compatibility.md").read_text().partition("\n## Releases\n")[2]:
+        raise ReleaseError(f"expected a row for {minor} under Releases in docs/compatibility.md, found none")
 
 
 def first(pattern: str, file: Path) -> str:

@@ -21,6 +21,8 @@ HEAD = """Software that is linked into the wheels of lamport-rs, besides its own
 Made by scripts/third_party.py: change Cargo.lock, not this file.
 
 Rust's standard library is linked, too: MIT OR Apache-2.0, https://github.com/rust-lang/rust
+The kernels are this project's own. NVIDIA's NVRTC makes their PTX, and ptxas their cubins; neither is in the wheel, and
+the bill of materials, which is Cargo's, does not name them: docs/requirements.md has their versions.
 """
 
 

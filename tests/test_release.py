@@ -73,6 +73,15 @@ def test_a_changelog_that_is_not_ready_is_refused(tmp_path, monkeypatch, changel
         release.check_changelog(tmp_path, "1.2.3")
 
 
+@pytest.mark.parametrize(("version", "is_there"), [("1.2.3", True), ("1.20.0", False), ("1.3.0", False)])
+def test_a_release_without_a_row_in_the_table_is_refused(tmp_path, version, is_there):
+    (tmp_path / "docs").mkdir()
+    page = "# What works\n\n| 1.3 | other |\n\n## Releases\n\n| lamport-rs |\n| --- |\n| 1.2 | 3.10 |\n"
+    (tmp_path / "docs/compatibility.md").write_text(page)
+    with nullcontext() if is_there else pytest.raises(ReleaseError, match=f"a row for {version[:-2]} under Releases"):
+        release.check_compatibility(tmp_path, version)
+
+
 def test_files_are_gathered_with_their_checksums(tmp_path):
     (tmp_path / "b").write_text("two")
     (tmp_path / "a").write_text("one")

@@ -53,6 +53,11 @@ impl Error {
         &self.ranks
     }
 
+    /// The core's error, whose type is no part of the API.
+    pub(crate) fn of_core(error: core::Error) -> Self {
+        Self { kind: kind_of(error.itself()), ranks: ranks_of(error.itself()), text: error.to_string() }
+    }
+
     pub(crate) fn argument(text: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Argument, text: text.into(), ranks: vec![] }
     }
@@ -69,12 +74,6 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
-
-impl From<core::Error> for Error {
-    fn from(error: core::Error) -> Self {
-        Self { kind: kind_of(error.itself()), ranks: ranks_of(error.itself()), text: error.to_string() }
-    }
-}
 
 fn kind_of(error: &core::Error) -> ErrorKind {
     use core::Error as E;

@@ -8,7 +8,7 @@ use lamport_rs_core::lifecycle::Lifecycle;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 use lamport_rs_core::workspace::host::HostWorkspace;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What other threads have of a communicator: they may ask how it is, and abort it, while an operation runs.
 #[derive(Clone, Debug)]
@@ -69,17 +69,17 @@ impl Handle {
 
     /// Ends the operations of all ranks that wait, and refuses all further ones, until a reset. Waits for nothing.
     pub fn abort(&self, reason: &str) -> Result<()> {
-        Ok(self.lifecycle().abort(reason)?)
+        self.lifecycle().abort(reason).map_err(Error::of_core)
     }
 
     /// An error if anything went wrong, on this rank or a peer. Waits for nothing.
     pub fn check(&self) -> Result<()> {
-        match &self.0 {
-            Workspace::Host(workspace) => workspace.lifecycle().check()?,
+        let checked = match &self.0 {
+            Workspace::Host(workspace) => workspace.lifecycle().check(),
             #[cfg(feature = "cuda")]
-            Workspace::Cuda(workspace) => workspace.check()?,
-        }
-        Ok(())
+            Workspace::Cuda(workspace) => workspace.check(),
+        };
+        checked.map_err(Error::of_core)
     }
 
     /// What was done so far. Waits for nothing.

@@ -1,32 +1,80 @@
 //! Whether there is a driver, and what its errors say.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 
 use cudarc::driver::result::DriverError;
 use cudarc::driver::sys;
+use libloading::Library;
 
 use crate::error::{Error, Result};
 use crate::limits::no_descriptors;
 
+/// `cuStreamGetCaptureInfo_v2`, which all drivers have, but of cudarc's bindings those for CUDA 12 alone.
+type StreamCaptureInfo = unsafe extern "C" fn(
+    sys::CUstream,
+    *mut sys::CUstreamCaptureStatus,
+    *mut u64,
+    *mut sys::CUgraph,
+    *mut *const sys::CUgraphNode,
+    *mut usize,
+) -> sys::CUresult;
+
+/// The driver, once it is initialised.
+#[derive(Debug)]
+struct Driver {
+    stream_capture_info: StreamCaptureInfo,
+    /// What has the function.
+    _library: Library,
+}
+
+static DRIVER: OnceLock<Driver> = OnceLock::new();
+
 /// Initialises the driver, or says why there is none. Cheap once that succeeded; what failed may succeed the next time.
 pub fn initialise() -> Result<()> {
-    static IS_INITIALISED: AtomicBool = AtomicBool::new(false);
-    if IS_INITIALISED.load(Ordering::Acquire) {
+    if DRIVER.get().is_some() {
         return Ok(());
     }
-    // cudarc's loader panics where there is no library, so it is looked for first.
-    // SAFETY: loads a library and unloads it again.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(Error::NoCuda(match no_descriptors() {
+    // cudarc's loader panics where there is no library, or no such function in it.
+    let library = open().ok_or_else(|| {
+        Error::NoCuda(match no_descriptors() {
             Some(reason) => format!("the driver's library, libcuda.so.1, cannot be opened: {reason}"),
             None => "the driver's library, libcuda.so.1, is not on this machine".to_owned(),
-        }));
-    }
-    check_functions()?;
+        })
+    })?;
+    check_functions(&library)?;
     cudarc::driver::result::init().map_err(|error| Error::NoCuda(error_of("cuInit", error).to_string()))?;
-    IS_INITIALISED.store(true, Ordering::Release);
+    // SAFETY: this is the function's type.
+    let function = unsafe { library.get::<StreamCaptureInfo>(STREAM_CAPTURE_INFO.as_bytes()) };
+    let stream_capture_info = *function.expect("the library was found to have it");
+    // Another thread may have been first; its library is the same.
+    let _ = DRIVER.set(Driver { stream_capture_info, _library: library });
     Ok(())
 }
+
+/// The status of a stream's capture, and the number of an active one.
+///
+/// # Safety
+/// The stream is there.
+pub unsafe fn stream_capture(
+    stream: sys::CUstream,
+) -> std::result::Result<(sys::CUstreamCaptureStatus, u64), sys::CUresult> {
+    let driver = DRIVER.get().expect("whoever has a stream has initialised the driver");
+    let (mut status, mut number) = (sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE, 0);
+    let (graph, nodes, count) = (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: the caller's stream; the outputs that are not wanted may be null.
+    match unsafe { (driver.stream_capture_info)(stream, &mut status, &mut number, graph, nodes, count) } {
+        sys::CUresult::CUDA_SUCCESS => Ok((status, number)),
+        error => Err(error),
+    }
+}
+
+/// The library that cudarc loads, or that the program is linked to. cudarc's own search is there only if it does load it.
+fn open() -> Option<Library> {
+    // SAFETY: it is the driver, whose initialisers expect nothing.
+    ["libcuda.so", "libcuda.so.1"].into_iter().find_map(|name| unsafe { Library::new(name) }.ok())
+}
+
+const STREAM_CAPTURE_INFO: &str = "cuStreamGetCaptureInfo_v2";
 
 /// The functions of the driver that are called, by the names that its library has for them.
 const FUNCTIONS: [&str; 39] = [
@@ -65,16 +113,16 @@ const FUNCTIONS: [&str; 39] = [
     "cuModuleLoadData",
     "cuModuleUnload",
     "cuStreamCreate",
-    "cuStreamGetCaptureInfo_v2",
+    STREAM_CAPTURE_INFO,
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
     "cuThreadExchangeStreamCaptureMode",
 ];
 
 /// Whether the library has them all. Calls of one that it lacks would panic, wherever that is.
-fn check_functions() -> Result<()> {
-    // SAFETY: the library was found just now; the symbols are not called.
-    let has = |name: &&str| unsafe { sys::culib().get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_ok();
+fn check_functions(library: &Library) -> Result<()> {
+    // SAFETY: the symbols are not called.
+    let has = |name: &&str| unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_ok();
     let mut missing = FUNCTIONS.iter().filter(|name| !has(name));
     let Some(first) = missing.next() else { return Ok(()) };
     let others = match missing.count() {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::device::Device;
-use super::driver::{check, new_event};
+use super::driver::{check, new_event, stream_capture};
 use crate::error::{Error, Result};
 
 /// Remembers the streams of the last operations: of those that run, and of those that a capture records. The two are
@@ -118,22 +118,8 @@ pub(super) fn legacy_stream_is_in_use() -> bool {
 
 /// The number of the capture that `stream` is part of, if any, or what the driver says instead.
 fn capture_info(stream: sys::CUstream) -> std::result::Result<Option<u64>, sys::CUresult> {
-    let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    let mut number = 0;
-    // SAFETY: the caller's stream; the outputs that are not wanted may be null.
-    let asked = unsafe {
-        sys::cuStreamGetCaptureInfo_v2(
-            stream,
-            &mut status,
-            &mut number,
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-        )
-    };
-    if asked != sys::CUresult::CUDA_SUCCESS {
-        return Err(asked);
-    }
+    // SAFETY: the caller's stream.
+    let (status, number) = unsafe { stream_capture(stream) }?;
     let is_active = status == sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE;
     Ok(is_active.then_some(number))
 }

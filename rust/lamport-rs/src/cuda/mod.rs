@@ -8,7 +8,9 @@
 //! Safe code cannot make an operation read or write memory that is gone, or that something else writes:
 //!
 //! - Buffers are cudarc's own types ([`Buffer`] and [`BufferMut`] are sealed, since anybody can implement cudarc's traits
-//!   for any address). Lengths and devices are checked, and what is written is borrowed mutably.
+//!   for any address). Lengths are checked, and what is written is borrowed mutably.
+//! - Buffers and streams are of the very [`CudaContext`] that the communicator was made with, since cudarc counts streams
+//!   and switches events by that object, and not by the device.
 //! - The borrows end when the call returns, and the kernel runs later. From there on cudarc orders it: each operation makes
 //!   its stream wait for the buffers' events and records them again, as cudarc's copies do, so that other streams, and the
 //!   memory's release, wait for the operation.
@@ -19,7 +21,8 @@
 //! `CudaContext::disable_event_tracking` (unsafe), as captures of graphs usually need, orders streams and keeps buffers
 //! alive by themselves. A captured graph holds addresses, not borrows: it must not be launched when its buffers are gone,
 //! and cudarc's `CudaGraph::launch` does not check that. Peers are trusted not to write where they should not, once they
-//! have mapped this rank's memory: they are processes of the same job.
+//! have mapped this rank's memory: they are processes of the same job. So is whoever carries the messages of the
+//! [`Rendezvous`]: they say which memory is a peer's.
 
 mod buffer;
 mod operations;
@@ -30,6 +33,7 @@ use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaStream};
 use lamport_rs_core::cuda::device::Device;
+use lamport_rs_core::cuda::driver::error_of;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
 pub use self::buffer::{Buffer, BufferMut};
@@ -43,7 +47,7 @@ use crate::rendezvous::{Rendezvous, Transport};
 ///
 /// cudarc panics where the driver's library cannot be loaded: ask this first.
 pub fn device_count() -> Result<usize> {
-    Ok(lamport_rs_core::cuda::device::device_count()?)
+    lamport_rs_core::cuda::device::device_count().map_err(Error::of_core)
 }
 
 /// One rank of a group whose ranks have a GPU each, on one machine.
@@ -62,7 +66,8 @@ impl Communicator {
     /// Joins the group as `rank` of `world_size`, with up to 16 ranks, on the context's device. Collective: all ranks get a
     /// communicator, or all get an error.
     ///
-    /// The context is the device's primary one, as [`CudaContext::new`] returns it.
+    /// The context is the device's primary one, as [`CudaContext::new`] returns it. Buffers and streams are made with this
+    /// very object or clones of its `Arc`: another `CudaContext::new` of the device does not know this one's streams.
     pub fn new(
         rank: usize,
         world_size: usize,
@@ -78,7 +83,7 @@ impl Communicator {
                 "the context is not the device's primary one; pass what CudaContext::new returns".to_owned(),
             )),
         };
-        let workspace = CudaWorkspace::create(&settings, device, &mut Transport(rendezvous))?;
+        let workspace = CudaWorkspace::create(&settings, device, &mut Transport(rendezvous)).map_err(Error::of_core)?;
         let handle = Handle::of_cuda(&workspace);
         Ok(Self { workspace, handle, context: context.clone(), streams: KeptStreams::default() })
     }
@@ -107,7 +112,10 @@ impl Communicator {
             return Err(error);
         }
         let is_new = self.streams.keep(stream);
-        let outcome = operation(self);
+        // What is there already is not this operation's. It may have left a buffer without an event, so it is an error here.
+        let outcome = self
+            .take_error("what was done with the context before this call, such as the release of a buffer")
+            .and_then(|()| operation(self));
         if outcome.is_err() {
             // SAFETY: it was checked, and is kept.
             unsafe { self.workspace.note_refusal(stream.cu_stream()) };
@@ -120,24 +128,23 @@ impl Communicator {
 
     /// Checks that the streams of these buffers, by their names, are of this context.
     fn check_contexts<const N: usize>(&self, streams: [(&str, &Arc<CudaStream>); N]) -> Result<()> {
-        let Some((name, stream)) = streams.into_iter().find(|(_, stream)| *stream.context() != self.context) else {
-            return Ok(());
-        };
-        let (found, expected) = (stream.context().ordinal(), self.context.ordinal());
-        Err(Error::argument(format!(
-            "{name} is of a context of cuda:{found}, but the communicator's is the primary one of cuda:{expected}"
-        )))
+        streams.into_iter().try_for_each(|(name, stream)| streams::check_context(name, stream, &self.context))
+    }
+
+    /// Takes the context's error, which says that something before `event` has failed that could return none.
+    fn take_error(&self, event: &str) -> Result<()> {
+        self.context.check_err().map_err(|error| Error::of_core(error_of(event, error)))
     }
 
     /// Waits for all work on the device, replayed graphs included, and raises what went wrong in it.
     pub fn synchronize(&self) -> Result<()> {
-        Ok(self.workspace.synchronise()?)
+        self.workspace.synchronise().map_err(Error::of_core)
     }
 
     /// Begins anew after a failure, once the device has stopped. Collective: all ranks call it, for which this waits up to
     /// `timeout`; `None` for ever. Graphs that were captured before are right again.
     pub fn reset(&mut self, timeout: impl Into<Option<Duration>>) -> Result<()> {
-        Ok(self.workspace.reset(timeout.into(), &mut || false)?)
+        self.workspace.reset(timeout.into(), &mut || false).map_err(Error::of_core)
     }
 
     /// See [`Handle::abort`].

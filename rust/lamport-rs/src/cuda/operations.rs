@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, CudaView, DevicePtr as _, DeviceSlice as _, sys};
-use lamport_rs_core::cuda::driver::error_of;
 use lamport_rs_core::operations::all_reduce::AllReduce;
 use lamport_rs_core::operations::launch::Purpose;
 use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
@@ -12,7 +11,7 @@ use lamport_rs_core::tensor;
 
 use super::{Buffer, BufferMut, Communicator};
 use crate::element::{Element, RmsNorm, WeightFor, check_length, packed_rows, rows_of, tensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 impl Communicator {
     /// `buffer = sum over ranks of buffer`, of as many elements on each rank. Views begin at multiples of 16 bytes.
@@ -44,10 +43,10 @@ impl Communicator {
         })
     }
 
-    /// Likewise, at addresses of the device: for memory that is not cudarc's.
+    /// Likewise, at addresses of the device, multiples of 16 bytes: for memory that is not cudarc's.
     ///
     /// # Safety
-    /// Both are valid for `length` elements until the stream has passed the operation, also if it is refused. Nothing else
+    /// Both are of the communicator's device, and valid for `length` elements until the stream has passed the operation, also if it is refused. Nothing else
     /// writes the input meanwhile, or accesses the output, which may be the input.
     pub unsafe fn all_reduce_at<T: Element>(
         &mut self,
@@ -210,7 +209,8 @@ impl Communicator {
                 [this.operand::<W, 1>(weight_q, [widths[0]]), this.operand::<W, 1>(weight_k, [widths[1]])],
                 [this.operand::<T, 2>(q, q_shape), this.operand::<T, 2>(k, k_shape)],
                 epsilon,
-            )?;
+            )
+            .map_err(Error::of_core)?;
             // SAFETY: as in `all_reduce_rms_norm`. Q and K are parts of `qkv`: `packed` has checked that a row holds them.
             unsafe { this.run_behind(&operands, stream) }
         })
@@ -222,9 +222,7 @@ impl Communicator {
     /// As for [`Self::run`].
     unsafe fn run_behind(&self, operands: &impl OnDevice, stream: &CudaStream) -> Result<()> {
         // A stream that does not wait for a buffer's events must not use it.
-        self.context
-            .check_err()
-            .map_err(|error| error_of("ordering the stream behind a buffer's other uses", error))?;
+        self.take_error("ordering the stream behind a buffer's other uses")?;
         // SAFETY: the caller's promise.
         unsafe { self.run(operands, stream) }
     }
@@ -234,7 +232,7 @@ impl Communicator {
     /// returns an error. Nobody else accesses an output meanwhile, or writes an input.
     unsafe fn run(&self, operands: &impl OnDevice, stream: &CudaStream) -> Result<()> {
         // SAFETY: the caller's promise.
-        Ok(unsafe { operands.run_on_device(&self.workspace, Purpose::Run(stream.cu_stream())) }?)
+        unsafe { operands.run_on_device(&self.workspace, Purpose::Run(stream.cu_stream())) }.map_err(Error::of_core)
     }
 
     fn operand<T: Element, const N: usize>(&self, address: u64, shape: [usize; N]) -> tensor::Tensor {

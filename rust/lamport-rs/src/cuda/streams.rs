@@ -13,14 +13,8 @@ use crate::error::{Error, Result};
 const PER_THREAD: usize = 2;
 
 /// Refuses streams that nothing can be ordered behind.
-pub(super) fn check(stream: &CudaStream, context: &CudaContext) -> Result<()> {
-    if **stream.context() != *context {
-        return Err(Error::argument(format!(
-            "the stream is of a context of cuda:{}, but the communicator's is the primary one of cuda:{}",
-            stream.context().ordinal(),
-            context.ordinal()
-        )));
-    }
+pub(super) fn check(stream: &CudaStream, context: &Arc<CudaContext>) -> Result<()> {
+    check_context("the stream", stream, context)?;
     if stream.cu_stream().addr() == PER_THREAD {
         return Err(Error::argument(
             "the stream is the thread's own default one, which is another in each thread; pass one of \
@@ -28,6 +22,22 @@ pub(super) fn check(stream: &CudaStream, context: &CudaContext) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Refuses what was made with another `CudaContext` object, even of the same device.
+///
+/// Each object counts its own streams and has its own switch for events. By those of a buffer's object cudarc decides
+/// whether a use of the buffer, or its release, waits for earlier uses.
+pub(super) fn check_context(name: &str, stream: &CudaStream, context: &Arc<CudaContext>) -> Result<()> {
+    if Arc::ptr_eq(stream.context(), context) {
+        return Ok(());
+    }
+    Err(Error::argument(format!(
+        "{name} is of a context of cuda:{}, and not of the CudaContext of cuda:{} that the communicator was made with; \
+         use that one, which Communicator::context returns: each CudaContext::new is an object of its own",
+        stream.context().ordinal(),
+        context.ordinal()
+    )))
 }
 
 /// The streams that operations may yet have to follow.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lamport_rs_core::workspace::host::HostWorkspace;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::handle::{Handle, Status};
 use crate::options::Options;
 use crate::rendezvous::{Rendezvous, Transport};
@@ -29,7 +29,8 @@ impl Communicator {
     /// get an error.
     pub fn new(rank: usize, world_size: usize, rendezvous: &mut dyn Rendezvous, options: Options) -> Result<Self> {
         let settings = options.settings(rank, world_size);
-        let workspace = Arc::new(HostWorkspace::create(&settings, &mut Transport(rendezvous))?);
+        let workspace = HostWorkspace::create(&settings, &mut Transport(rendezvous)).map_err(Error::of_core)?;
+        let workspace = Arc::new(workspace);
         Ok(Self { handle: Handle::of_host(&workspace), workspace })
     }
 
@@ -50,7 +51,7 @@ impl Communicator {
 
     /// Begins anew after a failure. Collective: all ranks call it, for which this waits up to `timeout`; `None` for ever.
     pub fn reset(&mut self, timeout: impl Into<Option<Duration>>) -> Result<()> {
-        Ok(self.workspace.reset(timeout.into(), &mut never)?)
+        self.workspace.reset(timeout.into(), &mut never).map_err(Error::of_core)
     }
 
     /// See [`Handle::abort`].

@@ -7,7 +7,7 @@ use lamport_rs_core::operations::operands::OnHost;
 use super::place::Place;
 use super::{Communicator, never};
 use crate::element::{Element, RmsNorm, WeightFor, check_length, packed_rows, rows_of};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 impl Communicator {
     /// `buffer = sum over ranks of buffer`, of as many elements on each rank.
@@ -261,7 +261,8 @@ impl Communicator {
             weight_places.each_mut().map(|place| place.operand([place.length()])),
             [q_place.operand(q_shape), k_place.operand(k_shape)],
             epsilon,
-        )?;
+        )
+        .map_err(Error::of_core)?;
         // SAFETY: as in `sum`. Q and K are parts of `qkv`: `packed` has checked that a row holds them.
         let outcome = unsafe { self.run(&operands) };
         q_place.give_back();
@@ -273,6 +274,6 @@ impl Communicator {
     /// The operands' places are valid until this returns. Nobody else accesses an output meanwhile, or writes an input.
     unsafe fn run(&self, operands: &impl OnHost) -> Result<()> {
         // SAFETY: the caller's promise.
-        Ok(unsafe { operands.run_on_host(&self.workspace, &mut never) }?)
+        unsafe { operands.run_on_host(&self.workspace, &mut never) }.map_err(Error::of_core)
     }
 }

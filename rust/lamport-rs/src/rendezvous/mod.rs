@@ -29,7 +29,8 @@ pub type TransportError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An all-gather of bytes between the ranks of a group.
 ///
-/// What it brings is checked: bytes that no rank sent are an error on every rank, or on those that were brought them.
+/// What it brings is checked: garbled messages, and messages that differ between the ranks, are an error. Forged ones are
+/// not found. Whoever carries the messages is trusted like a peer.
 pub trait Rendezvous {
     /// Brings this rank's message to all ranks, and returns the messages of all, in rank order. All ranks call it as
     /// often. It must end: with an error, if a rank does not come.

@@ -2,7 +2,7 @@
 
 use std::sync::Barrier;
 
-use cudarc::driver::{CudaContext, CudaSlice};
+use cudarc::driver::{CudaContext, CudaSlice, DriverError, sys};
 use lamport_rs::cuda::{Communicator, device_count};
 use lamport_rs::{Error, ErrorKind, Result, RmsNorm};
 
@@ -74,6 +74,40 @@ fn what_is_of_another_device_is_refused() {
         refused(communicator.all_reduce(&mut values, &per_thread), "the thread's own default one");
     });
     drop(other);
+}
+
+/// Its streams and events are not the communicator's: what is released through it waits for no operation.
+#[test]
+fn what_is_of_another_object_for_the_same_context_is_refused() {
+    let _standin = Standin::take();
+    communicate(2, options(), |mut rank| {
+        let own = rank.stream.clone();
+        let other = CudaContext::new(rank.number()).unwrap();
+        assert_eq!(other, *rank.context(), "cudarc takes them for the same");
+        let (theirs, text) = (other.new_stream().unwrap(), "that the communicator was made with; use that one");
+        let mut values = rank.upload(16, |_| 1.0);
+        let mut foreign: CudaSlice<f32> = other.default_stream().clone_htod(&vec![1.0; 16]).unwrap();
+        refused(rank.communicator.all_reduce(&mut foreign, &own), text);
+        refused(rank.communicator.all_reduce(&mut values, &theirs), text);
+        refused(rank.communicator.all_reduce_into(&foreign, &mut values, &own), text);
+        assert_eq!((rank.download(&values), own.clone_dtoh(&foreign).unwrap()), (vec![1.0; 16], vec![1.0; 16]));
+    });
+}
+
+#[test]
+fn an_error_that_was_there_before_is_told_apart_and_taken() {
+    const EARLIER: DriverError = DriverError(sys::CUresult::CUDA_ERROR_UNKNOWN);
+    let _standin = Standin::take();
+    communicate(1, options(), |mut rank| {
+        let stream = rank.stream.clone();
+        let mut values = rank.upload(16, |_| 1.0);
+        rank.context().record_err::<()>(Err(EARLIER));
+        let error = rank.communicator.all_reduce(&mut values, &stream).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cuda);
+        assert!(error.to_string().contains("before this call"), "{error}");
+        rank.communicator.all_reduce(&mut values, &stream).unwrap();
+        rank.communicator.synchronize().unwrap();
+    });
 }
 
 #[test]
