@@ -7,7 +7,7 @@ namespace lamport {
 
 class Fp8Static {
 public:
-    // Reads the scale, early: as weights are.
+    // Reads the scale, before the wait for the kernel in front.
     __device__ __forceinline__ explicit Fp8Static(const AllReduceRmsNormQuantParameters& parameters) {
         if (parameters.format == FP8_STATIC) {
             inverse_scale_ = 1.0f / __uint_as_float(ptx::load_weight_word(parameters.scales));

@@ -8,7 +8,7 @@ namespace lamport {
 
 class Nvfp4 {
 public:
-    // Reads the scale that is given, early: as weights are.
+    // Reads the scale that is given, before the wait for the kernel in front.
     __device__ __forceinline__ explicit Nvfp4(const AllReduceRmsNormQuantBlocksParameters& parameters) {
         if (parameters.format == NVFP4) {
             given_ = __uint_as_float(ptx::load_weight_word(parameters.given_scale));

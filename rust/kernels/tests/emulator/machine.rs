@@ -25,7 +25,7 @@ pub enum Kind {
     Input,
     /// Weak loads and stores.
     Output,
-    /// Weak loads, at any time.
+    /// Weak loads, also before the grid-dependency wait.
     Weight,
 }
 

@@ -57,7 +57,7 @@ impl Operation for AllReduceLayerNorm {
 impl Prepared for Tensors {
     fn launch(&self, machine: &mut Machine, kernels: &Kernels, rank: usize, member: &Member) {
         let tensors = self.norm.declare(machine, rank);
-        declare(machine, rank, &[("bias", &self.biases[rank], Kind::Weight)]);
+        declare(machine, rank, &[("bias", &self.biases[rank], Kind::Input)]);
         let bias = if self.operation.has_bias { self.biases[rank].address() } else { 0 };
         let geometry = &self.norm.setting.geometry;
         let base = self.plan.parameters(geometry, member.group, tensors, EPSILON, 0.0);

@@ -103,7 +103,7 @@ impl Tensors {
                 ("residual output", residual_output, Kind::Output),
                 ("input", input, Kind::Input),
                 ("residual", residual, if self.operation.has_residual { Kind::Input } else { Kind::Output }),
-                ("weight", &self.weights[rank], Kind::Weight),
+                ("weight", &self.weights[rank], Kind::Input),
             ],
         );
         AllReduceRmsNormTensors {
