@@ -26,7 +26,7 @@ from hook_record import (
     signatures_of,
     tree_of,
 )
-from vllm_facts import batch_invariance_facts, fused_facts, minimax_facts
+from vllm_facts import RULE, batch_invariance_facts, fused_facts, minimax_facts
 
 TABLE = Path(__file__).parent.parent / "tests" / "vllm_hooks.json"
 COMMUNICATORS = "vllm.distributed.device_communicators"
@@ -56,7 +56,7 @@ SIGNATURES = {
     # Where norms fused with all-reduces are made, and what switches them on.
     FUSION_PASS: ["call_trtllm_fused_allreduce_norm", "AllReduceFusionPass", "AllReduceFusionPass.__init__"],
     GEMMA_NORM: ["fused_allreduce_gemma_rms_norm"],
-    CONFIGURATION: ["enable_allreduce_rms_fusion"],
+    CONFIGURATION: [RULE],
     "vllm.utils.flashinfer": ["has_flashinfer"],
     "vllm.distributed.parallel_state": ["get_tp_group"],
     # vLLM's rule for GPUs without NVLink between them.
@@ -101,6 +101,7 @@ def facts_of(sources: Path) -> tuple[str, Facts]:
         "batch_invariance": batch_invariance_facts(
             definition(tree_of(sources, f"{COMMUNICATORS}.custom_all_reduce"), CLASS),
             tree_of(sources, "vllm.config.parallel"),
+            definition(tree_of(sources, CONFIGURATION), RULE),
         ),
         "environment": defaults_of(package / "envs.py", ["VLLM_ALLREDUCE_USE_FLASHINFER", "VLLM_BATCH_INVARIANT"]),
     }

@@ -16,12 +16,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from engine_on_host import WORLD_SIZE, expect, run_releases
+from vllm_eager import GEMMA_NORM, batch_invariant, check_batch_invariance, check_gemma
 from vllm_mocks import load
 from vllm_quantised import EPS, HIDDEN, TOKENS, check_quantised, define_quantisers, values
 
 FUSION = "vllm.compilation.passes.fusion.allreduce_rms_fusion"
 WORKSPACES = "vllm.distributed.device_communicators.flashinfer_all_reduce"
-GEMMA_NORM = "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm"
 CONFIGURATION = "vllm.config.vllm"
 MINIMAX = "vllm.model_executor.layers.minimax_rms_norm"
 MODULES = {
@@ -146,6 +146,9 @@ def run_rank(sources: Path, rank: int) -> None:
         for has_residual in (True, False):
             check_quantised(fusion, rank, is_fp8, has_residual)
     check_gemma(rank)
+    with batch_invariant():
+        expect(module.AllReduceFusionPass(configuration()).disabled, True)
+        check_batch_invariance(rank)
     with torch.no_grad():
         check_minimax(rank)
     check_rule()
@@ -194,22 +197,6 @@ def check_pass(fusion: Any, rank: int) -> None:
         torch.testing.assert_close(found, own, rtol=2**-5, atol=2**-5)
 
 
-def check_gemma(rank: int) -> None:
-    """Run the helper of eager models, which wants tensors of a GPU."""
-    import torch
-
-    class OfAGpu(torch.Tensor):
-        is_cuda = True
-
-    helper: Any = importlib.import_module(GEMMA_NORM)
-    rows = torch.full((TOKENS, HIDDEN), rank + 1.0, dtype=torch.bfloat16)
-    residual = torch.ones(TOKENS, HIDDEN, dtype=torch.bfloat16)
-    norm = SimpleNamespace(weight=torch.full((HIDDEN,), 0.5, dtype=torch.bfloat16), variance_epsilon=0.0)
-    normed, total = helper.fused_allreduce_gemma_rms_norm(rows.as_subclass(OfAGpu), residual, norm)
-    torch.testing.assert_close(total.as_subclass(torch.Tensor), torch.full_like(residual, 4.0))
-    torch.testing.assert_close(normed.as_subclass(torch.Tensor), torch.full_like(residual, 1.5))
-
-
 def check_minimax(rank: int) -> None:
     """Run MiniMax's layer: by the package's workspace, and by parts."""
     import torch
@@ -233,8 +220,10 @@ def check_rule() -> None:
     rule = levels.OPTIMIZATION_LEVEL_02["compilation_config"]["pass_config"]["fuse_allreduce_rms"]
     platform = sys.modules["vllm.platforms"].current_platform
     platform.is_cuda = platform.is_device_capability_family = lambda *_capability: True
-    answers = [rule(SimpleNamespace(parallel_config=SimpleNamespace(tensor_parallel_size=size))) for size in (1, 2)]
-    expect(answers, [False, True])
+    sizes = [SimpleNamespace(parallel_config=SimpleNamespace(tensor_parallel_size=size)) for size in (1, 2)]
+    expect([rule(each) for each in sizes], [False, True])
+    with batch_invariant():
+        expect([rule(each) for each in sizes], [False, False])
 
 
 if __name__ == "__main__":

@@ -377,6 +377,27 @@ def test_without_a_workspace_on_one_rank_all_take_vllms_own_path(ranks_of, relea
     assert others == []
 
 
+def check_batch_invariance(me: Rank, release: str, part: str) -> Any:
+    def check(me: Rank, _module: Any) -> Any:
+        cuda_communicator(me)
+        ones = torch.ones(2, HIDDEN, dtype=torch.bfloat16)
+        norm = SimpleNamespace(weight=torch.ones(HIDDEN), variance_epsilon=EPS)
+        norm = type("Norm", (), {**vars(norm), "__call__": lambda _self, *_operands: ("by parts", None)})()
+        helper = importlib.import_module(fused.HELPER)
+        return the_pass().disabled, helper.fused_allreduce_gemma_rms_norm(ones, ones, norm)[0] == "by parts", comm.calls
+
+    with fake_flashinfer() as comm:
+        return in_vllm(me, release, check, LAMPORT_RS_VLLM=part, VLLM_BATCH_INVARIANT="1")
+
+
+@each_release
+def test_in_batch_invariant_mode_nothing_is_fused(ranks_of, release):
+    assert ranks_of(2).run(check_batch_invariance, release, "fused") == [(True, True, [])] * 2
+    # Without the part, FlashInfer is vLLM's own business.
+    for disabled, by_parts, calls in ranks_of(2).run(check_batch_invariance, release, "all_reduce"):
+        assert (disabled, by_parts, len(calls) > 0) == (False, False, True)
+
+
 def check_unfit(me: Rank, release: str) -> None:
     def check(me: Rank, _module: Any) -> None:
         cuda_communicator(me)

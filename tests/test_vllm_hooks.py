@@ -186,6 +186,7 @@ class RocmPass:
     "config/vllm.py": """
 def enable_allreduce_rms_fusion(cfg):
     from vllm.elsewhere import has_flashinfer
+    return has_flashinfer() and not envs.VLLM_BATCH_INVARIANT
 LEVEL = {"fuse": enable_allreduce_rms_fusion}
 OTHER = {"fuse": False}
 """,
@@ -252,7 +253,7 @@ def test_the_script_reads_a_release_without_importing_it(sources):
         "called": ["_MINIMAX_FUSED_AR_RMS_QK(qkv, workspace)"],
         "workspace": ["get_allreduce_workspace(rank=0)"],
     }
-    assert facts["batch_invariance"] == {"class_attribute": False, "disables": True}
+    assert facts["batch_invariance"] == {"class_attribute": False, "disables": True, "rule_asks": True}
     assert set(facts["signatures"][f"{PACKAGE}.flashinfer_all_reduce"].values()) == {None}
     assert facts["signatures"]["vllm.plugins"] == {"load_general_plugins": ""}
     assert facts["construction"] == [

@@ -19,7 +19,7 @@ import torch
 
 from lamport_rs.plugin_communicator import DTYPES
 from lamport_rs.vllm_plugin.agreement import parts_of
-from lamport_rs.vllm_plugin.environment import flashinfer_comes_first
+from lamport_rs.vllm_plugin.environment import batch_invariant, flashinfer_comes_first
 from lamport_rs.vllm_plugin.fused_operation import FusedWorkspace, dispatching, run_again_with_the_stand_in, stand_in
 from lamport_rs.vllm_plugin.group_workspace import workspace_of
 from lamport_rs.vllm_plugin.imports import has_module, when_imported
@@ -113,13 +113,17 @@ def _getter(is_there: bool, is_usable: bool, rows: Rows | None, own: Callable[..
     def adjusted(
         world_size: int, rank: int, max_token_num: int, hidden_dim: int, dtype: torch.dtype, group: Any
     ) -> Any:
+        is_agreed = "fused" in parts_of(_cpu_group_of(group))
+        if is_agreed and batch_invariant():
+            # Batches beyond vLLM's bound are not fused: their sums are rounded before the residual is added.
+            return None
         max_bytes = max_token_num * hidden_dim * dtype.itemsize
         if rows is not None and dtype in rows.dtypes and hidden_dim % rows.multiple == 0:
             ours = fused_workspace(max_bytes, group)
             if ours is not None:
                 return ours
         # Ranks that do not agree on the part do as those without it: they ask vLLM's own in any case.
-        if not is_there or (not is_usable and "fused" in parts_of(_cpu_group_of(group))):
+        if not is_there or (not is_usable and is_agreed):
             return None
         return own(world_size, rank, max_token_num, hidden_dim, dtype, group)
 
@@ -176,7 +180,7 @@ def _adjust_helper(module: Any) -> None:
 
 
 def _adjust_configuration(module: Any) -> None:
-    """The rule that switches the fusion on: as it stands, but for FlashInfer, which need not be there."""
+    """The rule that switches the fusion on: as it stands, but for FlashInfer, and never in batch-invariant mode."""
     name = "enable_allreduce_rms_fusion"
     own = getattr(module, name, None)
     if is_wrapped(own):
@@ -184,14 +188,18 @@ def _adjust_configuration(module: Any) -> None:
     if own is None:
         leave_to_vllm("fused", f"{module.__name__} has no {name}, so that the fusion stays as it is")
         return
-    wrap(module, name, _without_asking_for_flashinfer)
+    wrap(module, name, _for_the_package)
     # vLLM keeps the rule itself in its tables of optimisation levels.
     for table in [value for value in vars(module).values() if isinstance(value, dict)]:
         _replace_in(table, own, getattr(module, name))
 
 
-def _without_asking_for_flashinfer(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def _for_the_package(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Wrap the rule: FlashInfer need not be there. Not every release's asks for batch invariance."""
+
     def adjusted(cfg: Any) -> bool:
+        if batch_invariant():
+            return False
         if rule(cfg):
             return True
         with _flashinfer_is_there():
