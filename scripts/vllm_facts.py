@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from hook_record import calls_in, definition
+
 WORKSPACE_NAMES = {"workspace", "self.workspace"}
 """Under these names vLLM holds a workspace of FlashInfer's."""
 BATCH_INVARIANT = "envs.VLLM_BATCH_INVARIANT"
@@ -68,6 +70,26 @@ def minimax_facts(norm: ast.Module) -> dict[str, list[str]]:
         "called": [ast.unparse(each) for each in calls_of(nodes, name)],
         "workspace": [ast.unparse(each) for each in asked],
     }
+
+
+def compile_cache_facts(backend: ast.Module, worker: ast.Module) -> dict[str, list[str]]:
+    """Return in which order the backend asks for its key and makes its passes, and in what groups are made.
+
+    Args:
+        backend: The module of `VllmBackend`.
+        worker: The module of `WorkerWrapperBase`, which has its worker make groups.
+    """
+    order = calls_in(
+        definition(backend, "VllmBackend.__call__"), {"envs.compile_factors", "self.configure_post_pass"}.__contains__
+    )
+    device = definition(worker, "WorkerWrapperBase.init_device")
+    around = [
+        ast.unparse(item.context_expr)
+        for node in (ast.walk(device) if device else ())
+        if isinstance(node, ast.With) and "self.worker.init_device()" in map(ast.unparse, node.body)
+        for item in node.items
+    ]
+    return {"order": order, "groups": around}
 
 
 def batch_invariance_facts(communicator: ast.AST | None, parallel: ast.Module, rule: ast.AST | None) -> dict[str, bool]:

@@ -26,7 +26,7 @@ from hook_record import (
     signatures_of,
     tree_of,
 )
-from vllm_facts import RULE, batch_invariance_facts, fused_facts, minimax_facts
+from vllm_facts import RULE, batch_invariance_facts, compile_cache_facts, fused_facts, minimax_facts
 
 TABLE = Path(__file__).parent.parent / "tests" / "vllm_hooks.json"
 COMMUNICATORS = "vllm.distributed.device_communicators"
@@ -56,7 +56,8 @@ SIGNATURES = {
     # Where norms fused with all-reduces are made, and what switches them on.
     FUSION_PASS: ["call_trtllm_fused_allreduce_norm", "AllReduceFusionPass", "AllReduceFusionPass.__init__"],
     GEMMA_NORM: ["fused_allreduce_gemma_rms_norm"],
-    CONFIGURATION: [RULE],
+    CONFIGURATION: [RULE, "get_current_vllm_config_or_none"],
+    "vllm.config.compilation": ["PassConfig.flashinfer_max_size"],
     "vllm.utils.flashinfer": ["has_flashinfer"],
     "vllm.distributed.parallel_state": ["get_tp_group"],
     # vLLM's rule for GPUs without NVLink between them.
@@ -98,6 +99,9 @@ def facts_of(sources: Path) -> tuple[str, Facts]:
         ),
         "fused": fused_facts([tree_of(sources, user) for user in FLASHINFER_USERS], tree_of(sources, CONFIGURATION)),
         "minimax": minimax_facts(tree_of(sources, f"{MINIMAX}.rms_norm_tp")),
+        "compile_cache": compile_cache_facts(
+            tree_of(sources, "vllm.compilation.backends"), tree_of(sources, "vllm.v1.worker.worker_base")
+        ),
         "batch_invariance": batch_invariance_facts(
             definition(tree_of(sources, f"{COMMUNICATORS}.custom_all_reduce"), CLASS),
             tree_of(sources, "vllm.config.parallel"),

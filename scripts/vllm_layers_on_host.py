@@ -92,7 +92,7 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
         "get_device_capability": lambda: None,
     }
     return {
-        "vllm.envs": {"VLLM_BATCH_INVARIANT": False},
+        "vllm.envs": {"VLLM_BATCH_INVARIANT": False, "compile_factors": dict},
         "vllm.distributed.parallel_state": state,
         "vllm.distributed": {
             **state,
@@ -101,7 +101,10 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
         "vllm.platforms": {f"current_platform.{name}": answer for name, answer in platform.items()},
         "vllm.utils.flashinfer": {"has_flashinfer": lambda: False},
         "vllm.utils.torch_utils": {"direct_register_custom_op": register},
-        "vllm.config": {"get_current_vllm_config": configuration},
+        "vllm.config": {
+            "get_current_vllm_config": configuration,
+            "get_current_vllm_config_or_none": configuration,
+        },
         "vllm.model_executor.layers.quantization.utils.quant_utils": {
             f"{FP8_KEY}.{name}": value
             for name, value in {
@@ -139,6 +142,7 @@ def run_rank(sources: Path, rank: int) -> None:
     load(sources, MODULES, settings)
     module: Any = importlib.import_module(FUSION)
     expect(module.flashinfer_comm.__doc__.partition(",")[0], "lamport_rs's stand-in for FlashInfer")
+    check_compile_cache()
     fusion = module.AllReduceFusionPass(configuration())
     expect((fusion.disabled, fusion.supports_quant_fusion), (False, True))
     check_pass(fusion, rank)
@@ -158,8 +162,9 @@ def configuration() -> Any:
     """Return vLLM's configuration, as far as the pass looks at it."""
     import torch
 
-    passes = SimpleNamespace(flashinfer_max_size=lambda _size: 1 << 20)
-    compilation = SimpleNamespace(splitting_ops=[], use_inductor_graph_partition=False, pass_config=passes)
+    passes = SimpleNamespace(flashinfer_max_size=lambda _size: 1 << 20, fuse_allreduce_rms=True)
+    mode = SimpleNamespace(name="VLLM_COMPILE")
+    compilation = SimpleNamespace(mode=mode, splitting_ops=[], use_inductor_graph_partition=False, pass_config=passes)
     return SimpleNamespace(
         compilation_config=compilation,
         model_config=SimpleNamespace(dtype=torch.bfloat16, get_hidden_size=lambda: HIDDEN),
@@ -168,6 +173,17 @@ def configuration() -> Any:
         speculative_config=None,
         compile_debug_dump_path=lambda: None,
     )
+
+
+def check_compile_cache() -> None:
+    """Have the workspace made with the group, before vLLM asks by what it keeps compiled code."""
+    import torch.distributed as dist
+    from lamport_rs.vllm_plugin.agreement import parts_of
+    from lamport_rs.vllm_plugin.fused import make_workspace_early
+
+    parts_of(dist.group.WORLD)
+    make_workspace_early(dist.group.WORLD)
+    expect("fused=True" in importlib.import_module("vllm.envs").compile_factors()["lamport_rs"], True)
 
 
 def check_pass(fusion: Any, rank: int) -> None:

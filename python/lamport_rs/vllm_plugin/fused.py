@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from lamport_rs.plugin_communicator import DTYPES
 from lamport_rs.vllm_plugin.agreement import parts_of
@@ -31,6 +32,8 @@ WORKSPACES = "vllm.distributed.device_communicators.flashinfer_all_reduce"
 FUSION_PASS = "vllm.compilation.passes.fusion.allreduce_rms_fusion"
 HELPER = "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm"
 CONFIGURATION = "vllm.config.vllm"
+CONFIGURATIONS, CURRENT = "vllm.config", "get_current_vllm_config_or_none"
+"""Where vLLM has the configuration of this process while it makes groups."""
 PARALLEL_STATE = "vllm.distributed.parallel_state"
 HAS_FLASHINFER = ("vllm.utils.flashinfer", "has_flashinfer")
 """What vLLM's rule for the fusion asks."""
@@ -113,13 +116,14 @@ def _getter(is_there: bool, is_usable: bool, rows: Rows | None, own: Callable[..
     def adjusted(
         world_size: int, rank: int, max_token_num: int, hidden_dim: int, dtype: torch.dtype, group: Any
     ) -> Any:
-        is_agreed = "fused" in parts_of(_cpu_group_of(group))
+        cpu_group = _cpu_group_of(group)
+        is_agreed = "fused" in parts_of(cpu_group)
         if is_agreed and batch_invariant():
             # Batches beyond vLLM's bound are not fused: their sums are rounded before the residual is added.
             return None
         max_bytes = max_token_num * hidden_dim * dtype.itemsize
         if rows is not None and dtype in rows.dtypes and hidden_dim % rows.multiple == 0:
-            ours = fused_workspace(max_bytes, group)
+            ours = fused_workspace(max_bytes, cpu_group)
             if ours is not None:
                 return ours
         # Ranks that do not agree on the part do as those without it: they ask vLLM's own in any case.
@@ -132,13 +136,31 @@ def _getter(is_there: bool, is_usable: bool, rows: Rows | None, own: Callable[..
 
 def fused_workspace(max_bytes: int, group: Any) -> FusedWorkspace | None:
     """Return the group's workspace, or None on all ranks. Collective for the first time."""
-    group = _cpu_group_of(group)
     if "fused" not in parts_of(group):
         return None
     held = workspace_of(
         "fused", group, lambda world_size: LamportWorkspace.compute_comm_size_for_all_reduce(max_bytes, world_size)
     )
     return None if held is None else FusedWorkspace(held)
+
+
+def make_workspace_early(group: Any) -> None:
+    """Make the workspace of a group now, if vLLM's pass is going to ask for one. Collective.
+
+    vLLM looks for compiled code before it makes the pass, and whether the group has a workspace decides which code that
+    may be. A configuration that the plugin does not know leaves it to the pass.
+    """
+    configuration = getattr(sys.modules.get(CONFIGURATIONS), CURRENT, lambda: None)()
+    try:
+        compilation = configuration.compilation_config
+        is_on = compilation.mode.name == "VLLM_COMPILE" and compilation.pass_config.fuse_allreduce_rms
+        max_bytes = compilation.pass_config.flashinfer_max_size(dist.get_world_size(group)) if is_on else None
+        is_served = max_bytes is not None and is_wrapped(getattr(importlib.import_module(FUSION_PASS), GET, None))
+    except Exception as error:
+        logger.debug("the fusion pass makes its workspace: %r", error)
+        return
+    if is_served and not batch_invariant():
+        fused_workspace(max_bytes, group)
 
 
 def _cpu_group_of(group: Any) -> Any:

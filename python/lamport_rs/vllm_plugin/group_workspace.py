@@ -45,9 +45,9 @@ def workspace_of(part: str, group: dist.ProcessGroup, comm_size_of: Callable[[in
     return _made[key]
 
 
-def has_workspace(group: dist.ProcessGroup) -> bool:
-    """Whether a part other than `all_reduce` has a workspace of the group."""
-    return any(key[1] is group and made is not None for key, made in _made.items())
+def workspaces_of(group: dist.ProcessGroup) -> dict[str, bool]:
+    """Return which parts other than `all_reduce` have asked for a workspace of the group, and whether they got it."""
+    return {part: made is not None for (part, its_group), made in _made.items() if its_group is group}
 
 
 def close_workspaces(group: dist.ProcessGroup) -> None:
