@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from unittest.mock import MagicMock
 
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+"""What results must be is defined there."""
 WORLD_SIZE = 2
 SECONDS = 120.0
 """Most seconds that the ranks of one release may take."""

@@ -6,7 +6,6 @@ import functools
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 from engine_on_host import WORLD_SIZE, expect
@@ -27,6 +26,22 @@ def _class_of_a_gpu() -> Any:
     return type("OfAGpu", (torch.Tensor,), {"is_cuda": True})
 
 
+class Norm:
+    """A layer of RMSNorm, by torch."""
+
+    def __init__(self, weight: Any, bias: float, eps: float = EPS) -> None:
+        self.weight, self.bias, self.variance_epsilon = weight, bias, eps
+
+    def __call__(self, total: Any, residual: Any = None) -> Any:
+        """Normalise a sum, as vLLM's layers do: with a residual it is added, and returned as well."""
+        import torch
+
+        added = total if residual is None else (total.float() + residual.float()).to(total.dtype)
+        weight = self.weight.float() + self.bias
+        rows = torch.nn.functional.rms_norm(added.float(), [added.shape[-1]], weight, self.variance_epsilon)
+        return rows.to(total.dtype) if residual is None else (rows.to(total.dtype), added)
+
+
 def check_gemma(rank: int) -> None:
     """Run the helper with weights that are a distance from 1."""
     import torch
@@ -34,7 +49,7 @@ def check_gemma(rank: int) -> None:
     helper: Any = importlib.import_module(GEMMA_NORM)
     rows = torch.full((TOKENS, HIDDEN), rank + 1.0, dtype=torch.bfloat16)
     residual = torch.ones(TOKENS, HIDDEN, dtype=torch.bfloat16)
-    norm = SimpleNamespace(weight=torch.full((HIDDEN,), 0.5, dtype=torch.bfloat16), variance_epsilon=0.0)
+    norm = Norm(torch.full((HIDDEN,), 0.5, dtype=torch.bfloat16), bias=1.0, eps=0.0)
     normed, total = helper.fused_allreduce_gemma_rms_norm(of_a_gpu(rows), residual, norm)
     torch.testing.assert_close(total.as_subclass(torch.Tensor), torch.full_like(residual, 4.0))
     torch.testing.assert_close(normed.as_subclass(torch.Tensor), torch.full_like(residual, 1.5))
@@ -63,12 +78,7 @@ def check_batch_invariance(rank: int) -> None:
     rows, residual = (
         torch.randn(more, HIDDEN, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in (rank, 9)
     )
-
-    def norm(total: torch.Tensor, held: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        total = (total.float() + held.float()).to(held.dtype)
-        return torch.nn.functional.rms_norm(total.float(), [HIDDEN], eps=EPS).mul(2.0).to(held.dtype), total
-
-    norm.weight, norm.variance_epsilon = torch.ones(HIDDEN, dtype=torch.bfloat16), EPS
+    norm = Norm(torch.ones(HIDDEN, dtype=torch.bfloat16), bias=1.0)
     few, many = (
         helper.fused_allreduce_gemma_rms_norm(of_a_gpu(rows[:count].clone()), residual[:count], norm)
         for count in (bound, more)

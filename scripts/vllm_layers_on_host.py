@@ -18,7 +18,8 @@ from typing import Any
 from engine_on_host import WORLD_SIZE, expect, run_releases
 from vllm_eager import GEMMA_NORM, batch_invariant, check_batch_invariance, check_gemma
 from vllm_mocks import load
-from vllm_quantised import EPS, HIDDEN, TOKENS, check_quantised, define_quantisers, values
+from vllm_patterns import check_layers, check_norm
+from vllm_quantised import EPS, HIDDEN, TOKENS, check_quantised, define_quantisers
 
 FUSION = "vllm.compilation.passes.fusion.allreduce_rms_fusion"
 WORKSPACES = "vllm.distributed.device_communicators.flashinfer_all_reduce"
@@ -30,7 +31,7 @@ MODULES = {
     *(f"vllm.ir{name}" for name in ("", ".op", ".util", ".tolerances", ".ops", ".ops.layernorm", ".ops.activation")),
     *(MINIMAX, f"{MINIMAX}.rms_norm_tp", f"{MINIMAX}.lamport_workspace"),
     "vllm.distributed.communication_op",
-    "vllm.compilation.passes.fusion.matcher_utils",
+    *(f"vllm.compilation.passes.fusion.{name}" for name in ("matcher_utils", "rms_quant_fusion")),
 }
 FP8_KEY = "kFp8StaticTensorSym"
 
@@ -71,11 +72,13 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
     }
     operators = torch.library.Library("_C", "FRAGMENT")
     define_quantisers(operators)
-    # What vLLM's module of patterns looks for, and is not asked here.
+    # What vLLM's modules of patterns look for, and is not asked here.
     for owner, name in [
         *((library, name) for name in ("flashinfer_rotary_embedding", "mrope")),
         *((operators, name) for name in ("rotary_embedding", "silu_and_mul", "dynamic_scaled_fp8_quant")),
-        (operators, "dynamic_per_token_scaled_fp8_quant"),
+        *((operators, name) for name in ("dynamic_per_token_scaled_fp8_quant", "fused_add_rms_norm")),
+        *((operators, f"{name}rms_norm_static_fp8_quant") for name in ("", "fused_add_")),
+        (operators, "rms_norm_dynamic_per_token_quant"),
     ]:
         owner.define(f"{name}() -> ()")
     operators.define(
@@ -116,7 +119,6 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
                 "scale.group_shape.is_per_group": lambda: False,
             }.items()
         },
-        "vllm.compilation.passes.fusion.rms_quant_fusion": {"_rms_input_weight_dtype_match": lambda _match: True},
         "vllm.config.compilation": {"PassConfig.default_fi_allreduce_fusion_max_size_mb": lambda: {WORLD_SIZE: 64}},
         "vllm.model_executor.custom_op": {"CustomOp": CustomOp},
         "vllm.triton_utils": {"HAS_TRITON": False, "triton.jit": lambda function: function},
@@ -145,7 +147,10 @@ def run_rank(sources: Path, rank: int) -> None:
     check_compile_cache()
     fusion = module.AllReduceFusionPass(configuration())
     expect((fusion.disabled, fusion.supports_quant_fusion), (False, True))
-    check_pass(fusion, rank)
+    check_layers(fusion, rank)
+    for is_gemma in (False, True):
+        for shape in ((TOKENS, HIDDEN), (1, TOKENS, HIDDEN)):
+            check_norm(fusion, rank, is_gemma, shape)
     for is_fp8 in (True, False):
         for has_residual in (True, False):
             check_quantised(fusion, rank, is_fp8, has_residual)
@@ -181,36 +186,10 @@ def check_compile_cache() -> None:
     from lamport_rs.vllm_plugin.agreement import parts_of
     from lamport_rs.vllm_plugin.fused import make_workspace_early
 
-    parts_of(dist.group.WORLD)
-    make_workspace_early(dist.group.WORLD)
+    group: Any = dist.group.WORLD
+    parts_of(group)
+    make_workspace_early(group)
     expect("fused=True" in importlib.import_module("vllm.envs").compile_factors()["lamport_rs"], True)
-
-
-def check_pass(fusion: Any, rank: int) -> None:
-    """Have the pass fuse a graph of two norms."""
-    import torch
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    ops: Any = importlib.import_module("vllm.ir.ops")
-
-    def model(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        normed, residual = ops.fused_add_rms_norm(torch.ops.vllm.sum_of_ranks(x), residual, weight, EPS)
-        total = torch.ops.vllm.sum_of_ranks(normed * 2)
-        return ops.rms_norm(total, weight, EPS), total, residual
-
-    inputs = values(rank, TOKENS, HIDDEN), values(7, TOKENS, HIDDEN), values(8, HIDDEN)
-    graph = make_fx(model, tracing_mode="fake")(*inputs)
-    expected = graph(*inputs)
-    fusion(graph.graph)
-    graph.recompile()
-    expect(fusion.matched_count, 2)
-    expect("sum_of_ranks" in graph.code, False)
-    expect(graph.code.count("flashinfer_trtllm_fused_allreduce_norm"), 2)
-    *normed, residual = graph(*[each.clone() for each in inputs])
-    expect(torch.equal(residual, expected[2]), True)
-    for found, own in zip(normed, expected, strict=False):
-        # vLLM's norm rounds once more, and the second one starts from what the first has rounded.
-        torch.testing.assert_close(found, own, rtol=2**-5, atol=2**-5)
 
 
 def check_minimax(rank: int) -> None:

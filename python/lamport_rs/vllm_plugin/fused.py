@@ -150,16 +150,16 @@ def make_workspace_early(group: Any) -> None:
     vLLM looks for compiled code before it makes the pass, and whether the group has a workspace decides which code that
     may be. A configuration that the plugin does not know leaves it to the pass.
     """
-    configuration = getattr(sys.modules.get(CONFIGURATIONS), CURRENT, lambda: None)()
+    configuration: Any = getattr(sys.modules.get(CONFIGURATIONS), CURRENT, lambda: None)()
     try:
         compilation = configuration.compilation_config
         is_on = compilation.mode.name == "VLLM_COMPILE" and compilation.pass_config.fuse_allreduce_rms
         max_bytes = compilation.pass_config.flashinfer_max_size(dist.get_world_size(group)) if is_on else None
-        is_served = max_bytes is not None and is_wrapped(getattr(importlib.import_module(FUSION_PASS), GET, None))
+        is_served = is_wrapped(getattr(importlib.import_module(FUSION_PASS), GET, None))
     except Exception as error:
         logger.debug("the fusion pass makes its workspace: %r", error)
         return
-    if is_served and not batch_invariant():
+    if max_bytes is not None and is_served and not batch_invariant():
         fused_workspace(max_bytes, group)
 
 
