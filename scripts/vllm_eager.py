@@ -6,12 +6,22 @@ import functools
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from engine_on_host import WORLD_SIZE, expect
+from hook_record import file_of
 from vllm_quantised import EPS, HIDDEN, TOKENS
 
 GEMMA_NORM = "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm"
+HELPERS = (
+    (GEMMA_NORM, "fused_allreduce_gemma_rms_norm", 1.0),
+    ("vllm.models.common.ops.fused_allreduce_rms_norm", "fused_allreduce_rms_norm", 0.0),
+    ("vllm.models.deepseek_v32.nvidia.fused_ops", "fused_allreduce_rms_norm", 0.0),
+)
+"""Modules, functions, and what they add to weights. Not every release has all."""
+LATENT_MOE = "vllm.models.kimi_k3.nvidia.latent_moe_runner"
 
 
 def of_a_gpu(rows: Any) -> Any:
@@ -42,17 +52,40 @@ class Norm:
         return rows.to(total.dtype) if residual is None else (rows.to(total.dtype), added)
 
 
-def check_gemma(rank: int) -> None:
-    """Run the helper with weights that are a distance from 1."""
+def check_helpers(sources: Path, rank: int) -> None:
+    """Run the helpers that the release has: for weights that are a distance from 1, and plain ones."""
     import torch
 
-    helper: Any = importlib.import_module(GEMMA_NORM)
-    rows = torch.full((TOKENS, HIDDEN), rank + 1.0, dtype=torch.bfloat16)
-    residual = torch.ones(TOKENS, HIDDEN, dtype=torch.bfloat16)
-    norm = Norm(torch.full((HIDDEN,), 0.5, dtype=torch.bfloat16), bias=1.0, eps=0.0)
-    normed, total = helper.fused_allreduce_gemma_rms_norm(of_a_gpu(rows), residual, norm)
-    torch.testing.assert_close(total.as_subclass(torch.Tensor), torch.full_like(residual, 4.0))
-    torch.testing.assert_close(normed.as_subclass(torch.Tensor), torch.full_like(residual, 1.5))
+    reference: Any = importlib.import_module("reference")
+    every = [reference.random_tensor((TOKENS, HIDDEN), torch.bfloat16, 1, each) for each in range(WORLD_SIZE)]
+    residual, weight = (reference.random_tensor(shape, torch.bfloat16, 2) for shape in ((TOKENS, HIDDEN), (HIDDEN,)))
+    # It cannot be called: what goes on by parts is an error.
+    norm = SimpleNamespace(weight=weight, variance_epsilon=EPS)
+
+    def check_rows(rows: torch.Tensor, total: torch.Tensor, bias: float) -> None:
+        exact = reference.rms_norm_of_rows(total, weight, EPS, bias)
+        reference.check_rounding(rows.as_subclass(torch.Tensor), exact)
+
+    names = existing(sources)
+    helpers = [each for each in HELPERS if each[0] in names]
+    expect(len(helpers), 2)
+    for module, function, bias in helpers:
+        helper = getattr(importlib.import_module(module), function)
+        rows, total = helper(of_a_gpu(every[rank].clone()), residual, norm)
+        expected = reference.rounded_sum_with(residual, every)
+        reference.check_same_bits(total.as_subclass(torch.Tensor), expected)
+        check_rows(rows, expected, bias)
+    if LATENT_MOE in names:
+        runner = importlib.import_module(LATENT_MOE).LatentMoERunner
+        layer = SimpleNamespace(moe_config=SimpleNamespace(tp_size=WORLD_SIZE))
+        layer._get_zero_residual = functools.partial(runner._get_zero_residual, layer)
+        rows = runner.allreduce_norm_latent_out(layer, of_a_gpu(every[rank].clone()), norm)
+        check_rows(rows, reference.rounded_sum(every), 0.0)
+
+
+def existing(sources: Path) -> set[str]:
+    """Return the modules of helpers that a release has."""
+    return {name for name in (*(each[0] for each in HELPERS), LATENT_MOE) if file_of(sources, name).exists()}
 
 
 @contextmanager

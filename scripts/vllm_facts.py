@@ -48,6 +48,12 @@ def fused_facts(users: Iterable[ast.Module], configuration: ast.Module) -> dict[
     }
 
 
+def taken_from(user: ast.Module, module: str) -> list[str]:
+    """Return the names that one module imports from another, at its top or within a function."""
+    imports = [node for node in ast.walk(user) if isinstance(node, ast.ImportFrom) and node.module == module]
+    return sorted(name.name for node in imports for name in node.names)
+
+
 def rule_facts(configuration: ast.Module) -> list[str]:
     """Return what the rule imports, and the tables that hold it."""
     facts: list[str] = []

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from engine_on_host import WORLD_SIZE, expect, run_releases
-from vllm_eager import GEMMA_NORM, batch_invariant, check_batch_invariance, check_gemma
+from vllm_eager import batch_invariant, check_batch_invariance, check_helpers, existing
 from vllm_mocks import load
 from vllm_patterns import check_layers, check_norm
 from vllm_quantised import EPS, HIDDEN, TOKENS, check_quantised, define_quantisers
@@ -26,7 +26,7 @@ WORKSPACES = "vllm.distributed.device_communicators.flashinfer_all_reduce"
 CONFIGURATION = "vllm.config.vllm"
 MINIMAX = "vllm.model_executor.layers.minimax_rms_norm"
 MODULES = {
-    *(FUSION, WORKSPACES, GEMMA_NORM, CONFIGURATION),
+    *(FUSION, WORKSPACES, CONFIGURATION),
     *(f"vllm.compilation.passes.{name}" for name in ("fx_utils", "inductor_pass", "vllm_inductor_pass")),
     *(f"vllm.ir{name}" for name in ("", ".op", ".util", ".tolerances", ".ops", ".ops.layernorm", ".ops.activation")),
     *(MINIMAX, f"{MINIMAX}.rms_norm_tp", f"{MINIMAX}.lamport_workspace"),
@@ -120,6 +120,7 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
             }.items()
         },
         "vllm.config.compilation": {"PassConfig.default_fi_allreduce_fusion_max_size_mb": lambda: {WORLD_SIZE: 64}},
+        "vllm.model_executor.layers.fused_moe.runner.moe_runner": {"MoERunner": object},
         "vllm.model_executor.custom_op": {"CustomOp": CustomOp},
         "vllm.triton_utils": {"HAS_TRITON": False, "triton.jit": lambda function: function},
         "vllm._aiter_ops": {"rocm_aiter_ops.get_aiter_allreduce": lambda: None},
@@ -141,7 +142,7 @@ def run_rank(sources: Path, rank: int) -> None:
     import torch
 
     settings = settings_for(rank)
-    load(sources, MODULES, settings)
+    load(sources, MODULES | existing(sources), settings)
     module: Any = importlib.import_module(FUSION)
     expect(module.flashinfer_comm.__doc__.partition(",")[0], "lamport_rs's stand-in for FlashInfer")
     check_compile_cache()
@@ -154,7 +155,7 @@ def run_rank(sources: Path, rank: int) -> None:
     for is_fp8 in (True, False):
         for has_residual in (True, False):
             check_quantised(fusion, rank, is_fp8, has_residual)
-    check_gemma(rank)
+    check_helpers(sources, rank)
     with batch_invariant():
         expect(module.AllReduceFusionPass(configuration()).disabled, True)
         check_batch_invariance(rank)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_vllm import PACKAGE, RELEASES, cuda_communicator, fake_flashinfer, fake_vllm, in_vllm, logged
+from fake_vllm import PACKAGE, RELEASES, TABLE, cuda_communicator, fake_flashinfer, fake_vllm, in_vllm, logged
 from lamport_rs import LamportError
 from lamport_rs.vllm_plugin import fused, install
 from lamport_rs.vllm_plugin.fused_operation import NAMES, stand_in
@@ -76,24 +76,44 @@ def test_without_flashinfer_the_operator_sums_in_rank_order(ranks_of, release, w
     assert others == [[]] * (world_size - 1)
 
 
-def check_helper(me: Rank, release: str, weight_dtype: torch.dtype) -> None:
+def helpers_of(release: str) -> list[tuple[str, str, float]]:
+    """The helpers of eager models: module, function, and what is added to weights."""
+    recorded = TABLE[release]["signatures"]
+    others = [module for module in fused.HELPER_USERS if recorded[module]["fused_allreduce_rms_norm"] is not None]
+    return [
+        (fused.HELPER, "fused_allreduce_gemma_rms_norm", 1.0),
+        *((module, "fused_allreduce_rms_norm", 0.0) for module in others),
+    ]
+
+
+def check_helpers(me: Rank, release: str, weight_dtype: torch.dtype, imported_early: bool) -> None:
     def check(me: Rank, _module: Any) -> None:
         cuda_communicator(me)
-        helper = importlib.import_module(fused.HELPER)
-        norm = SimpleNamespace(weight=random_tensor((HIDDEN,), weight_dtype, 4), variance_epsilon=EPS)
-        inputs = [random_tensor((3, HIDDEN), torch.bfloat16, 5, rank) for rank in range(me.world_size)]
-        residual = random_tensor((3, HIDDEN), torch.bfloat16, 6)
-        normed, total = helper.fused_allreduce_gemma_rms_norm(inputs[me.rank].clone(), residual, norm)
-        check_same_bits(total, rounded_sum_with(residual, inputs))
-        check_rounding(normed, rms_norm_of_rows(total, norm.weight, EPS, 1.0))
+        helpers = helpers_of(release)
+        assert len(helpers) == 2
+        for name, function, bias in helpers:
+            norm = SimpleNamespace(weight=random_tensor((HIDDEN,), weight_dtype, 4), variance_epsilon=EPS)
+            inputs = [random_tensor((3, HIDDEN), torch.bfloat16, 5, rank) for rank in range(me.world_size)]
+            residual = random_tensor((3, HIDDEN), torch.bfloat16, 6)
+            run = getattr(importlib.import_module(name), function)
+            normed, total = run(inputs[me.rank].clone(), residual, norm)
+            check_same_bits(total, rounded_sum_with(residual, inputs))
+            check_rounding(normed, rms_norm_of_rows(total, norm.weight, EPS, bias))
 
-    in_vllm(me, release, check)
+    with pytest.MonkeyPatch.context() as patch:
+        if imported_early:
+            patch.setattr(
+                "fake_vllm.install",
+                lambda: ([importlib.import_module(name) for name, *_ in helpers_of(release)], install()),
+            )
+        in_vllm(me, release, check)
 
 
 @each_release
+@pytest.mark.parametrize("imported_early", [False, True])
 @pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32])
-def test_eager_models_have_the_helper_fused(ranks_of, release, weight_dtype):
-    ranks_of(2).run(check_helper, release, weight_dtype)
+def test_eager_models_have_the_helpers_fused(ranks_of, release, weight_dtype, imported_early):
+    ranks_of(2).run(check_helpers, release, weight_dtype, imported_early)
 
 
 @each_release
@@ -119,7 +139,7 @@ def test_modules_that_were_imported_before_the_plugin_are_adjusted_too(release):
         helper, module = importlib.import_module(fused.HELPER), importlib.import_module(fused.FUSION_PASS)
         assert helper.flashinfer_trtllm_fused_allreduce_norm is module.flashinfer_comm is None
         install()
-        assert helper.PATTERN == 1
+        assert helper._AR_RESIDUAL_RMS_NORM == 1
         assert helper.flashinfer_trtllm_fused_allreduce_norm is module.flashinfer_trtllm_fused_allreduce_norm
 
 
@@ -138,7 +158,7 @@ def test_without_the_part_the_pass_is_as_it_was(monkeypatch, release, text):
     with fake_vllm(release):
         install()
         assert importlib.import_module(fused.FUSION_PASS).flashinfer_comm is None
-        assert importlib.import_module(fused.HELPER).PATTERN is None
+        assert importlib.import_module(fused.HELPER)._AR_RESIDUAL_RMS_NORM is None
 
 
 @each_release

@@ -89,7 +89,13 @@ def test_the_hooks_of_fused_norms_are_where_the_plugin_looks_for_them(release):
     assert f"from {module} import {function}" in record["fused"]["rule"]
     assert record["signatures"][fused.CONFIGURATION] == {"enable_allreduce_rms_fusion": "cfg", fused.CURRENT: ""}
     assert record["signatures"][fused.PARALLEL_STATE] == {"get_tp_group": ""}
-    assert record["signatures"][fused.HELPER] == {"fused_allreduce_gemma_rms_norm": "hidden_states, residual, norm"}
+    assert record["signatures"][fused.HELPER] == {
+        "fused_allreduce_gemma_rms_norm": "hidden_states, residual, norm",
+        "_can_use_flashinfer": "hidden_states, tp_size",
+    }
+    users = {user: names for user, names in record["taken_from_helper"].items() if names}
+    assert [user for user in users if user in fused.HELPER_USERS] != []
+    assert list(users.values()) == [list(fused.TAKEN_FROM_HELPER)] * len(users)
 
 
 @each_release

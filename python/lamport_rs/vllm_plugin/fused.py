@@ -31,6 +31,9 @@ from lamport_rs.workspace import LamportWorkspace
 WORKSPACES = "vllm.distributed.device_communicators.flashinfer_all_reduce"
 FUSION_PASS = "vllm.compilation.passes.fusion.allreduce_rms_fusion"
 HELPER = "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm"
+HELPER_USERS = ("vllm.models.common.ops.fused_allreduce_rms_norm", "vllm.models.deepseek_v32.nvidia.fused_ops")
+"""Other helpers, which take names from this one when they are imported: each release has one of them."""
+TAKEN_FROM_HELPER = ("_AR_RESIDUAL_RMS_NORM", "_can_use_flashinfer", "flashinfer_trtllm_fused_allreduce_norm")
 CONFIGURATION = "vllm.config.vllm"
 CONFIGURATIONS, CURRENT = "vllm.config", "get_current_vllm_config_or_none"
 """Where vLLM has the configuration of this process while it makes groups."""
@@ -195,8 +198,10 @@ def _adjust_fusion_pass(module: Any) -> None:
 def _adjust_helper(module: Any) -> None:
     """The function of eager models."""
     if getattr(module, OPERATOR, None) is None and hasattr(sys.modules.get(FUSION_PASS), OPERATOR):
-        # It was imported before the plugin.
+        # It was imported before the plugin, and so were those that have its names, perhaps.
         module.__spec__.loader.exec_module(module)
+        for user in filter(None, map(sys.modules.get, HELPER_USERS)):
+            vars(user).update({name: getattr(module, name) for name in TAKEN_FROM_HELPER if hasattr(user, name)})
     if getattr(module, GET, None) is not None and not _obstacle(sys.modules[WORKSPACES]):
         _serve(module, is_usable=True)
 
