@@ -27,7 +27,10 @@ CUTEDSL = "sglang.srt.layers.layer_boundary.fusions.cutedsl"
 MODEL_LOADER = "sglang.srt.model_loader.utils"
 MINIMAX = "sglang.srt.models.minimax_m2"
 COMMUNICATORS = "sglang.srt.distributed.device_communicators"
-MODULES = {REGISTRY, "sglang.srt.plugins", PARALLEL_STATE, COMM_FUSION, ADD_NORM, CUTEDSL, MODEL_LOADER, MINIMAX}
+MODULES = {
+    *(REGISTRY, "sglang.srt.plugins", PARALLEL_STATE, COMM_FUSION, ADD_NORM, CUTEDSL, MODEL_LOADER, MINIMAX),
+    *("sglang.srt.utils.custom_op", "sglang.kernels.kernel_api_logging", "sglang.srt.compilation.compilation_config"),
+}
 parallel = SimpleNamespace()
 """What SGLang's `get_parallel()` returns."""
 
@@ -50,14 +53,25 @@ class OwnAllreduce:
         """Give it up."""
 
 
-def undecorated(function: Any = None, **_options: Any) -> Any:
-    """A decorator that leaves a function as it is: without a GPU there are no operators of it."""
-    return function if function is not None else (lambda each: each)
+def register_operator(
+    op_name: str, op_func: Callable[..., Any], mutates_args: list[str], fake_impl: Callable[..., Any]
+) -> None:
+    """Register an operator as SGLang does, but for the CPU."""
+    import torch
+
+    library = torch.library.Library("sglang", "FRAGMENT")
+    libraries.append(library)
+    library.define(op_name + torch.library.infer_schema(op_func, mutates_args=mutates_args))
+    library.impl(op_name, op_func, "CPU")
+    library._register_fake(op_name, fake_impl)
+
+
+libraries: list[Any] = []
+"""Operators last as long as these."""
 
 
 SETTINGS: Settings = {
-    "sglang.srt.utils.custom_op": {"register_custom_op": undecorated},
-    "sglang.srt.compilation.compilation_config": {"register_split_op": lambda **_: undecorated},
+    "sglang.srt.utils.common": {"direct_register_custom_op": register_operator},
     "sglang.srt.environ": {"envs.SGLANG_PLUGINS.get": lambda: None, "envs.SGLANG_PLATFORM.get": lambda: None},
     "sglang.srt.utils": {
         **{f"is_{name}": lambda: False for name in ("hip", "npu", "xpu", "musa", "cpu", "flashinfer_available")},
@@ -153,16 +167,31 @@ def check_fused_norms(rank: int) -> None:
     expect(bool(choice.flashinfer_ar_fusion_applies(4)), False)
     fusion.pre_initialize_workspaces(max_token_num=2048, hidden_dim=64, dtype=torch.float32)
     expect([choice.flashinfer_ar_fusion_applies(rows) for rows in (0, 1, 2048, 2049)], [False, True, True, False])
-    for options in ({}, {"use_attn_tp_group": True}, {"use_attn_tp_group": False}):
-        norm, total = fusion.flashinfer_allreduce_residual_rmsnorm(
-            input_tensor=torch.full((3, 64), rank + 1.0),
+    # The hook lies over SGLang's operator, which a compiler would otherwise find in the graph.
+    expect(fusion.flashinfer_allreduce_residual_rmsnorm.__wrapped__.__name__, "flashinfer_allreduce_residual_rmsnorm")
+    expect(hasattr(torch.ops.sglang, "flashinfer_allreduce_residual_rmsnorm"), True)
+    graphs: list[str] = []
+
+    def compiler(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        graphs.append(graph.code)
+        return graph
+
+    def layer(rows: torch.Tensor, **options: bool) -> Any:
+        return fusion.flashinfer_allreduce_residual_rmsnorm(
+            input_tensor=rows,
             residual=torch.ones(3, 64),
             weight=torch.full((64,), 0.5),
             eps=0.0,
             max_token_num=2048,
             **options,
         )
-        expect((norm.unique().tolist(), total.unique().tolist()), ([0.5], [4.0]))
+
+    for run in (layer, torch.compile(layer, backend=compiler, fullgraph=True)):
+        for options in ({}, {"use_attn_tp_group": True}, {"use_attn_tp_group": False}):
+            norm, total = run(torch.full((3, 64), rank + 1.0), **options)
+            expect((norm.unique().tolist(), total.unique().tolist()), ([0.5], [4.0]))
+    expect([code.count("torch.ops.lamport_rs_sglang.all_reduce_rms_norm") for code in graphs], [1] * len(graphs))
+    expect(len(graphs) > 0 and "torch.ops.sglang" not in "".join(graphs), True)
 
 
 def check_minimax(rank: int) -> None:
