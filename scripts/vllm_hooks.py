@@ -69,7 +69,9 @@ SIGNATURES = {
     "vllm.distributed.parallel_state": ["get_tp_group"],
     # vLLM's rule for GPUs without NVLink between them.
     "vllm.platforms.cuda": ["NvmlCudaPlatform.is_fully_connected"],
-    "vllm.platforms.interface": ["Platform.is_cuda", "Platform.visible_device_id_to_physical_device_id"],
+    "vllm.platforms.interface": [
+        *("Platform.is_cuda", "Platform.visible_device_id_to_physical_device_id", "Platform.has_device_capability"),
+    ],
     # MiniMax's norms, and where earlier releases have them.
     "vllm.model_executor.layers.mamba.lamport_workspace": ["get_allreduce_workspace"],
     f"{MINIMAX}.lamport_workspace": ["get_allreduce_workspace"],

@@ -95,10 +95,13 @@ def from_the_environment(name: str) -> Any:
 class Platform:
     """`vllm.platforms.current_platform`: a CPU, unless a test says something else."""
 
-    cuda, fully_connected = False, True
+    cuda, fully_connected, capability = False, True, 90
 
     def is_cuda(self) -> bool:
         return self.cuda
+
+    def has_device_capability(self, capability: int) -> bool:
+        return self.capability >= capability
 
     def visible_device_id_to_physical_device_id(self, device_id: int) -> int:
         return 4 + device_id

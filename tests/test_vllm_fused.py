@@ -197,7 +197,7 @@ def places_for(me: Rank, pattern: int, *shape: int) -> tuple[str, dict[str, torc
         return "fp8_static", {"quant_out": out.to(me.device), "scale_factor": scale.to(me.device)}
     rows = torch.Size(shape[:-1]).numel()
     # vLLM keeps four scales in an int32, and has them seen as they are for FlashInfer.
-    scales = torch.zeros((rows + 127) // 128 * 128, shape[-1] // 64, dtype=torch.int32, device=me.device)
+    scales = torch.zeros((rows + 127) // 128 * 128, -(-shape[-1] // 64), dtype=torch.int32, device=me.device)
     return "nvfp4_swizzled", {
         "quant_out": torch.empty(rows, shape[-1] // 2, dtype=torch.uint8, device=me.device),
         "scale_out": scales.view(torch.float8_e4m3fn),
@@ -268,8 +268,14 @@ def test_with_flashinfer_too_the_package_quantises(ranks_of, release):
     ranks_of(2).run(check_with_flashinfer, release)
 
 
+def set_capability(capability: int) -> None:
+    """Have vLLM's platform be a GPU of that compute capability: NVFP4 is formed from 10.0 on."""
+    sys.modules["vllm.platforms"].current_platform.capability = capability
+
+
 def check_unquantised(me: Rank, release: str, installed: bool, hidden: int, dtype: torch.dtype) -> None:
     def check(me: Rank, _module: Any) -> None:
+        set_capability(100)
         cuda_communicator(me)
         made = the_pass(hidden_size=hidden, dtype=dtype)
         assert (made.disabled, made.supports_quant_fusion) == (False, installed)
@@ -291,6 +297,67 @@ def test_rows_that_the_package_does_not_quantise_are_flashinfers_or_by_parts(
     ranks_of, release, installed, hidden, dtype
 ):
     ranks_of(2).run(check_unquantised, release, installed, hidden, dtype)
+
+
+def check_short_fp8(me: Rank, release: str) -> None:
+    def check(me: Rank, _module: Any) -> None:
+        cuda_communicator(me)
+        assert [the_pass(hidden_size=hidden).supports_quant_fusion for hidden in (44, 40)] == [False, True]
+        inputs, residual, weight = operands(me, torch.bfloat16, 3, 40)
+        normed, _total = run_operator(me, inputs, residual, weight)
+        quant_format, places = places_for(me, 2, 3, 40)
+        run_operator(me, inputs, residual, weight, pattern_code=2, **places)
+        check_places(places, normed, quant_format)
+
+    in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
+
+
+@each_release
+def test_where_nvfp4_is_not_formed_rows_need_not_be_whole_tiles_of_its_scales(ranks_of, release):
+    ranks_of(2).run(check_short_fp8, release)
+
+
+def check_draft(me: Rank, release: str, hidden: int) -> None:
+    """The pass is made for rows of one length, and forms the same for a draft model, whose rows have another."""
+
+    def check(me: Rank, _module: Any) -> None:
+        set_capability(100)
+        cuda_communicator(me)
+        assert the_pass().supports_quant_fusion
+        inputs, residual, weight = operands(me, torch.bfloat16, 3, hidden)
+        by_parts = rounded_sum_with(residual, [rounded_sum(inputs)])
+        for pattern in (1, 2, 3):
+            quant_format, places = places_for(me, pattern, 3, hidden) if pattern > 1 else (None, {})
+            is_taken = hidden % (64 if pattern == 3 else 8) == 0
+            total = rounded_sum_with(residual, inputs) if is_taken else by_parts
+            rows, held = run_operator(me, inputs, residual, weight, pattern_code=pattern, weight_bias=1.0, **places)
+            check_same_bits(held, total)
+            if quant_format is None:
+                check_rounding(rows, rms_norm_of_rows(total, weight, EPS, 1.0))
+                continue
+            if is_taken:
+                rows = run_operator(me, inputs, residual, weight, weight_bias=1.0)[0]
+            else:
+                wide = torch.nn.functional.rms_norm(total.float(), [hidden], weight.float() + 1.0, EPS)
+                rows = wide.to(total.dtype)
+            tiles = -hidden % 64 if pattern == 3 else 0
+            places["quant_out"] = torch.nn.functional.pad(places["quant_out"].view(torch.uint8), (0, tiles // 2)).view(
+                places["quant_out"].dtype
+            )
+            check_places(places, torch.nn.functional.pad(rows, (0, tiles)), quant_format)
+        # Without a residual the input gets the sum.
+        norm_out = torch.empty_like(residual)
+        summed, _zeros = run_operator(me, inputs, torch.zeros_like(residual), weight, norm_out=norm_out)
+        check_same_bits(summed, rounded_sum(inputs))
+        check_rounding(norm_out, rms_norm_of_rows(summed, weight, EPS))
+
+    in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
+
+
+@each_release
+@pytest.mark.parametrize("hidden", [4 * HIDDEN, 48, 44])
+def test_what_the_pass_has_formed_runs_for_rows_of_any_length(ranks_of, release, hidden):
+    ranks_of(2).run(check_draft, release, hidden)
 
 
 def check_unknown_pattern(me: Rank, release: str, installed: bool) -> Any:

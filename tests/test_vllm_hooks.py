@@ -156,6 +156,7 @@ def test_the_platform_answers_about_nvlink_as_the_plugin_asks(release):
     assert signatures["vllm.platforms.interface"] == {
         "Platform.is_cuda": "self",
         "Platform.visible_device_id_to_physical_device_id": "cls, device_id",
+        "Platform.has_device_capability": "cls, capability, device_id=0",
     }
 
 

@@ -10,18 +10,24 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 
-from lamport_rs.plugin_communicator import DTYPES
+from lamport_rs.operations import QuantFormat
 from lamport_rs.vllm_plugin.agreement import parts_of
 from lamport_rs.vllm_plugin.environment import batch_invariant, flashinfer_comes_first
-from lamport_rs.vllm_plugin.fused_operation import FusedWorkspace, dispatching, run_again_with_the_stand_in, stand_in
+from lamport_rs.vllm_plugin.fused_operation import (
+    FusedWorkspace,
+    dispatching,
+    run_again_with_the_stand_in,
+    stand_in,
+    takes,
+)
 from lamport_rs.vllm_plugin.group_workspace import workspace_of
 from lamport_rs.vllm_plugin.imports import has_module, when_imported
 from lamport_rs.vllm_plugin.log import leave_to_vllm, logger
@@ -49,22 +55,10 @@ QUANTISED_PATTERNS = frozenset(
     f"AllReduceFused{norm}StaticQuant{quant}Pattern" for norm in ("RMSNorm", "AddRMSNorm") for quant in ("FP8", "NVFP4")
 )
 """The classes of vLLM's pass that quantise, on NVIDIA GPUs."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows that are taken."""
-
-    dtypes: frozenset[torch.dtype]
-    multiple: int
-    """Of which their length must be one."""
-
-
-_ROWS = {
-    GET: Rows(DTYPES, 8),
-    # FP4: four scales of 16 columns each lie together.
-    GET_FOR_QUANTISED: Rows(DTYPES - {torch.float32}, 64),
-}
+NVFP4_CAPABILITY = 100
+"""From which compute capability on the pass forms those with NVFP4."""
+FormatsOf: TypeAlias = Callable[[], Sequence[QuantFormat | None]]
+"""Returns what rows become that a workspace is asked for; None for what they are."""
 
 
 def replace_fused() -> None:
@@ -99,22 +93,40 @@ def _obstacle(module: Any) -> str | None:
     return obstacle_of(module, GET, *PARAMETERS) or obstacle_of(module, GET_FOR_QUANTISED, *PARAMETERS)
 
 
-def _serve(module: Any, is_usable: bool, left: frozenset[str] = frozenset()) -> None:
+def _serve(module: Any, is_usable: bool, left: frozenset[str] = frozenset(), remembers: bool = False) -> None:
     """Have a module take the package's workspaces, and else vLLM's own: where FlashInfer is, and is usable.
 
     Args:
         module: A module that has the functions.
         is_usable: Whether vLLM takes FlashInfer for usable.
         left: The functions whose workspaces are not the package's.
+        remembers: Whether a group that has got a workspace gets it whatever the rows are.
     """
     is_there = sys.modules[WORKSPACES].fi_ar_available
-    for name, rows in _ROWS.items():
+    for name, formats_of in _FORMATS.items():
         if hasattr(module, name):
-            wrap(module, name, functools.partial(_getter, is_there, is_usable, None if name in left else rows))
+            getter = functools.partial(_getter, is_there, is_usable, None if name in left else formats_of, remembers)
+            wrap(module, name, getter)
 
 
-def _getter(is_there: bool, is_usable: bool, rows: Rows | None, own: Callable[..., Any]) -> Callable[..., Any]:
+def _formats() -> tuple[None, ...]:
+    return (None,)
+
+
+def _quantised_formats() -> tuple[QuantFormat, ...]:
+    """What vLLM's pass quantises to on this platform, by the question that the pass asks."""
+    platform = sys.modules["vllm.platforms"].current_platform
+    return ("fp8_static", "nvfp4_swizzled") if platform.has_device_capability(NVFP4_CAPABILITY) else ("fp8_static",)
+
+
+_FORMATS: dict[str, FormatsOf] = {GET: _formats, GET_FOR_QUANTISED: _quantised_formats}
+
+
+def _getter(
+    is_there: bool, is_usable: bool, formats_of: FormatsOf | None, remembers: bool, own: Callable[..., Any]
+) -> Callable[..., Any]:
     """Wrap a function that returns workspaces. vLLM's own would look for what only FlashInfer has."""
+    served: WeakKeyDictionary[Any, FusedWorkspace] = WeakKeyDictionary()
 
     def adjusted(
         world_size: int, rank: int, max_token_num: int, hidden_dim: int, dtype: torch.dtype, group: Any
@@ -124,10 +136,13 @@ def _getter(is_there: bool, is_usable: bool, rows: Rows | None, own: Callable[..
         if is_agreed and batch_invariant():
             # Batches beyond vLLM's bound are not fused: their sums are rounded before the residual is added.
             return None
-        max_bytes = max_token_num * hidden_dim * dtype.itemsize
-        if rows is not None and dtype in rows.dtypes and hidden_dim % rows.multiple == 0:
-            ours = fused_workspace(max_bytes, cpu_group)
+        if (ours := served.get(cpu_group)) is not None and not ours.is_closed:
+            return ours
+        if formats_of is not None and all(takes(dtype, hidden_dim, each) for each in formats_of()):
+            ours = fused_workspace(max_token_num * hidden_dim * dtype.itemsize, cpu_group)
             if ours is not None:
+                if remembers:
+                    served[cpu_group] = ours
                 return ours
         # Ranks that do not agree on the part do as those without it: they ask vLLM's own in any case.
         if not is_there or (not is_usable and is_agreed):
@@ -192,7 +207,9 @@ def _adjust_fusion_pass(module: Any) -> None:
             "quantised patterns are left to FlashInfer, or not formed where it is missing",
             ", ".join(sorted(unknown)),
         )
-    _serve(module, is_usable, frozenset({GET_FOR_QUANTISED}) if unknown else frozenset())
+    # The pass forms all it knows once it has a workspace, for a draft's rows of another length as well.
+    left = frozenset({GET_FOR_QUANTISED}) if unknown else frozenset()
+    _serve(module, is_usable, left, remembers=True)
 
 
 def _adjust_helper(module: Any) -> None:

@@ -17,8 +17,8 @@ from lamport_rs.vllm_plugin.log import logger
 
 _UNKNOWN = -1
 _SERVED = {
-    "fused": "all-reduces with residual and RMSNorm, in the place of FlashInfer's: rows a multiple of 8 long, of 64 if "
-    "they are quantised",
+    "fused": "all-reduces with residual and RMSNorm, in the place of FlashInfer's: rows a multiple of 8 long, of 64 "
+    "where they become NVFP4",
     "minimax": "norms of Q and K of up to 2048 tokens, in the place of vLLM's kernel",
 }
 """What each part replaces, and with what limits."""
