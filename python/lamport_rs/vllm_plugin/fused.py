@@ -12,8 +12,9 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -51,6 +52,7 @@ PARAMETERS = ("world_size", "rank", "max_token_num", "hidden_dim", "dtype", "gro
 GET, GET_FOR_QUANTISED = "get_fi_ar_workspace", "get_fi_ar_quant_workspace"
 OPERATOR = "flashinfer_trtllm_fused_allreduce_norm"
 """vLLM's operator, which its pass and its eager models call."""
+PASS = "AllReduceFusionPass"
 QUANTISED_PATTERNS = frozenset(
     f"AllReduceFused{norm}StaticQuant{quant}Pattern" for norm in ("RMSNorm", "AddRMSNorm") for quant in ("FP8", "NVFP4")
 )
@@ -59,6 +61,7 @@ NVFP4_CAPABILITY = 100
 """From which compute capability on the pass forms those with NVFP4."""
 FormatsOf: TypeAlias = Callable[[], Sequence[QuantFormat | None]]
 """Returns what rows become that a workspace is asked for; None for what they are."""
+_pass_is_being_made: ContextVar[bool] = ContextVar("pass_is_being_made", default=False)
 
 
 def replace_fused() -> None:
@@ -93,19 +96,19 @@ def _obstacle(module: Any) -> str | None:
     return obstacle_of(module, GET, *PARAMETERS) or obstacle_of(module, GET_FOR_QUANTISED, *PARAMETERS)
 
 
-def _serve(module: Any, is_usable: bool, left: frozenset[str] = frozenset(), remembers: bool = False) -> None:
+def _serve(module: Any, is_usable: bool, left: frozenset[str] = frozenset(), is_pass: bool = False) -> None:
     """Have a module take the package's workspaces, and else vLLM's own: where FlashInfer is, and is usable.
 
     Args:
         module: A module that has the functions.
         is_usable: Whether vLLM takes FlashInfer for usable.
         left: The functions whose workspaces are not the package's.
-        remembers: Whether a group that has got a workspace gets it whatever the rows are.
+        is_pass: Whether it is the module of the pass.
     """
     is_there = sys.modules[WORKSPACES].fi_ar_available
     for name, formats_of in _FORMATS.items():
         if hasattr(module, name):
-            getter = functools.partial(_getter, is_there, is_usable, None if name in left else formats_of, remembers)
+            getter = functools.partial(_getter, is_there, is_usable, None if name in left else formats_of, is_pass)
             wrap(module, name, getter)
 
 
@@ -123,10 +126,10 @@ _FORMATS: dict[str, FormatsOf] = {GET: _formats, GET_FOR_QUANTISED: _quantised_f
 
 
 def _getter(
-    is_there: bool, is_usable: bool, formats_of: FormatsOf | None, remembers: bool, own: Callable[..., Any]
+    is_there: bool, is_usable: bool, formats_of: FormatsOf | None, is_of_pass: bool, own: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Wrap a function that returns workspaces. vLLM's own would look for what only FlashInfer has."""
-    served: WeakKeyDictionary[Any, FusedWorkspace] = WeakKeyDictionary()
+    served: WeakSet[Any] = WeakSet()
 
     def adjusted(
         world_size: int, rank: int, max_token_num: int, hidden_dim: int, dtype: torch.dtype, group: Any
@@ -136,18 +139,30 @@ def _getter(
         if is_agreed and batch_invariant():
             # Batches beyond vLLM's bound are not fused: their sums are rounded before the residual is added.
             return None
-        if (ours := served.get(cpu_group)) is not None and not ours.is_closed:
+        is_taken = formats_of is not None and all(takes(dtype, hidden_dim, each) for each in formats_of())
+        if is_of_pass and not _pass_is_being_made.get() and formats_of is not None:
+            # What has been formed has to run, a draft model's rows of another length too.
+            is_taken |= cpu_group in served or not (is_there and is_usable)
+        if is_taken and (ours := fused_workspace(max_token_num * hidden_dim * dtype.itemsize, cpu_group)) is not None:
+            served.add(cpu_group)
             return ours
-        if formats_of is not None and all(takes(dtype, hidden_dim, each) for each in formats_of()):
-            ours = fused_workspace(max_token_num * hidden_dim * dtype.itemsize, cpu_group)
-            if ours is not None:
-                if remembers:
-                    served[cpu_group] = ours
-                return ours
         # Ranks that do not agree on the part do as those without it: they ask vLLM's own in any case.
         if not is_there or (not is_usable and is_agreed):
             return None
         return own(world_size, rank, max_token_num, hidden_dim, dtype, group)
+
+    return adjusted
+
+
+def _marked(constructor: Callable[..., None]) -> Callable[..., None]:
+    """`AllReduceFusionPass.__init__`, which asks for workspaces to decide what it forms."""
+
+    def adjusted(self: Any, *arguments: Any, **options: Any) -> None:
+        token = _pass_is_being_made.set(True)
+        try:
+            constructor(self, *arguments, **options)
+        finally:
+            _pass_is_being_made.reset(token)
 
     return adjusted
 
@@ -193,7 +208,7 @@ def _adjust_fusion_pass(module: Any) -> None:
         return  # Which was told of.
     if module.flashinfer_comm is None:
         run_again_with_the_stand_in(module)
-    missing = [name for name in (OPERATOR, GET, GET_FOR_QUANTISED) if not hasattr(module, name)]
+    missing = [name for name in (OPERATOR, GET, GET_FOR_QUANTISED, PASS) if not hasattr(module, name)]
     if missing:
         leave_to_vllm("fused", f"{module.__name__} has no {', '.join(missing)}")
         return
@@ -207,9 +222,9 @@ def _adjust_fusion_pass(module: Any) -> None:
             "quantised patterns are left to FlashInfer, or not formed where it is missing",
             ", ".join(sorted(unknown)),
         )
-    # The pass forms all it knows once it has a workspace, for a draft's rows of another length as well.
     left = frozenset({GET_FOR_QUANTISED}) if unknown else frozenset()
-    _serve(module, is_usable, left, remembers=True)
+    _serve(module, is_usable, left, is_pass=True)
+    wrap(getattr(module, PASS), "__init__", _marked)
 
 
 def _adjust_helper(module: Any) -> None:

@@ -58,11 +58,6 @@ class FusedWorkspace:
     def __init__(self, held: GroupWorkspace) -> None:
         self._held = held
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether it was given up."""
-        return self._held.is_closed
-
     def is_buffer_size_sufficient(self, *_arguments: Any, **_options: Any) -> bool:
         """Say yes: what is larger than a slot runs in chunks."""
         return True
