@@ -103,6 +103,8 @@ def check_early(me: Rank, release: str, options: dict[str, Any], environment: di
             configure(**options)
         communicator = cuda_communicator(me)
         made = group_workspace.workspaces_of(communicator.cpu_group)
+        # Nothing is imported for a pass that is not made.
+        assert (fused.FUSION_PASS in sys.modules) == ("fused" in made)
         the_pass(max_token_num=TOKENS)
         return made, key().split()[-1]
 

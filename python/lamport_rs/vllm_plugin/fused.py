@@ -50,9 +50,8 @@ HAS_FLASHINFER = ("vllm.utils.flashinfer", "has_flashinfer")
 PARAMETERS = ("world_size", "rank", "max_token_num", "hidden_dim", "dtype", "group")
 """Of the functions that return workspaces."""
 GET, GET_FOR_QUANTISED = "get_fi_ar_workspace", "get_fi_ar_quant_workspace"
-OPERATOR = "flashinfer_trtllm_fused_allreduce_norm"
-"""vLLM's operator, which its pass and its eager models call."""
-PASS = "AllReduceFusionPass"
+PASS, OPERATOR = "AllReduceFusionPass", "flashinfer_trtllm_fused_allreduce_norm"
+"""vLLM's pass, and its operator, which that and its eager models call."""
 QUANTISED_PATTERNS = frozenset(
     f"AllReduceFused{norm}StaticQuant{quant}Pattern" for norm in ("RMSNorm", "AddRMSNorm") for quant in ("FP8", "NVFP4")
 )
@@ -112,7 +111,7 @@ def _serve(module: Any, is_usable: bool, left: frozenset[str] = frozenset(), is_
             wrap(module, name, getter)
 
 
-def _formats() -> tuple[None, ...]:
+def _as_they_are() -> tuple[None]:
     return (None,)
 
 
@@ -122,7 +121,7 @@ def _quantised_formats() -> tuple[QuantFormat, ...]:
     return ("fp8_static", "nvfp4_swizzled") if platform.has_device_capability(NVFP4_CAPABILITY) else ("fp8_static",)
 
 
-_FORMATS: dict[str, FormatsOf] = {GET: _formats, GET_FOR_QUANTISED: _quantised_formats}
+_FORMATS: dict[str, FormatsOf] = {GET: _as_they_are, GET_FOR_QUANTISED: _quantised_formats}
 
 
 def _getter(
@@ -183,16 +182,18 @@ def make_workspace_early(group: Any) -> None:
     vLLM looks for compiled code before it makes the pass, and whether the group has a workspace decides which code that
     may be. A configuration that the plugin does not know leaves it to the pass.
     """
+    if batch_invariant():
+        return
     configuration: Any = getattr(sys.modules.get(CONFIGURATIONS), CURRENT, lambda: None)()
     try:
         compilation = configuration.compilation_config
         is_on = compilation.mode.name == "VLLM_COMPILE" and compilation.pass_config.fuse_allreduce_rms
-        max_bytes = compilation.pass_config.flashinfer_max_size(dist.get_world_size(group)) if is_on else None
-        is_served = is_wrapped(getattr(importlib.import_module(FUSION_PASS), GET, None))
+        max_bytes = compilation.pass_config.flashinfer_max_size(dist.get_world_size(group)) or 0 if is_on else 0
+        is_served = max_bytes > 0 and is_wrapped(getattr(importlib.import_module(FUSION_PASS), GET, None))
     except Exception as error:
         logger.debug("the fusion pass makes its workspace: %r", error)
         return
-    if max_bytes is not None and is_served and not batch_invariant():
+    if is_served:
         fused_workspace(max_bytes, group)
 
 
