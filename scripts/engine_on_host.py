@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from unittest.mock import MagicMock
 
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+"""What results must be is defined there."""
 WORLD_SIZE = 2
 SECONDS = 120.0
 """Most seconds that the ranks of one release may take."""
@@ -50,7 +52,7 @@ class Mocks(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec: ModuleSpec) -> types.ModuleType:
         """Make a mock that answers as the settings say, and else with mocks."""
-        module = MockModule(spec.name)
+        module = mock_module(spec.name)
         for name, value in self._settings.get(spec.name, {}).items():
             *owners, last = name.split(".")
             owner: Any = module
@@ -63,14 +65,18 @@ class Mocks(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Do nothing: a mock has no code."""
 
 
-class MockModule(types.ModuleType):
-    """A module that has every name."""
+def mock_module(name: str) -> types.ModuleType:
+    """Return a module that has every name. It is a module like others, for compilers that read it."""
+    module = types.ModuleType(name)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        vars(self)[name] = MagicMock(name=f"{self.__name__}.{name}")
-        return vars(self)[name]
+    def make(attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        vars(module)[attribute] = MagicMock(name=f"{name}.{attribute}")
+        return vars(module)[attribute]
+
+    vars(module)["__getattr__"] = make
+    return module
 
 
 def run_releases(run_rank: Callable[[Path, int], None], served: str) -> int:

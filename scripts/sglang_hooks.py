@@ -32,6 +32,7 @@ ADD_NORM = "sglang.srt.layers.layer_boundary.residual.add_norm"
 LAYERNORM = "sglang.srt.layers.layernorm"
 CUTEDSL = "sglang.srt.layers.layer_boundary.fusions.cutedsl"
 MINIMAX = "sglang.srt.models.minimax_m2"
+PUSH_FUSION = "sglang.srt.layers.layer_boundary.fusions.custom_all_reduce_fusion"
 V2 = "CustomAllReduceV2"
 SIGNATURES = {
     PLUGINS: ["load_plugins"],
@@ -60,6 +61,12 @@ SIGNATURES = {
         f"FlashInferMNNVLCuteDSLARFusion.{name}"
         for name in ("supports", "moe_finalize_all_reduce_rms_norm", "all_reduce_residual_rms_norm")
     ],
+    # Norms fused by a kernel of SGLang's own.
+    PUSH_FUSION: [f"CustomAllReduceFusion.{name}" for name in ("__init__", "_all_reduce_add_norm", "_eligible")],
+    "sglang.kernels.ops.communication.all_reduce_fusion": ["all_reduce_residual_norm"],
+    "sglang.srt.layers.quantization.mxfp4_flashinfer_trtllm_moe": [
+        *("register_fused_all_reduce_comm", "can_fuse_all_reduce"),
+    ],
     "sglang.srt.layers.dp_attention": ["is_dp_attention_enabled"],
     "sglang.srt.runtime_context": ["get_parallel"],
     "sglang.srt.model_loader.utils": ["get_model_architecture"],
@@ -75,6 +82,8 @@ CALLS = {
     "flashinfer_allreduce_residual_rmsnorm": LAYERNORM,
     "load_plugins": "sglang.srt.managers.scheduler",
     "MiniMaxM2QKRMSNorm": MINIMAX,
+    "all_reduce_residual_norm": PUSH_FUSION,
+    "register_fused_all_reduce_comm": "sglang.srt.models.minimax_m3",
 }
 """The modules that call a function of SGLang's."""
 

@@ -26,8 +26,15 @@ ADD_NORM = "sglang.srt.layers.layer_boundary.residual.add_norm"
 CUTEDSL = "sglang.srt.layers.layer_boundary.fusions.cutedsl"
 MODEL_LOADER = "sglang.srt.model_loader.utils"
 MINIMAX = "sglang.srt.models.minimax_m2"
+PUSH_FUSION = "sglang.srt.layers.layer_boundary.fusions.custom_all_reduce_fusion"
+PUSH_KERNELS = "sglang.kernels.ops.communication.all_reduce_fusion"
+PUSH_MEMORY = "sglang.srt.layers.quantization.mxfp4_flashinfer_trtllm_moe"
 COMMUNICATORS = "sglang.srt.distributed.device_communicators"
-MODULES = {REGISTRY, "sglang.srt.plugins", PARALLEL_STATE, COMM_FUSION, ADD_NORM, CUTEDSL, MODEL_LOADER, MINIMAX}
+MODULES = {
+    *(REGISTRY, "sglang.srt.plugins", PARALLEL_STATE, COMM_FUSION, ADD_NORM, CUTEDSL, MODEL_LOADER, MINIMAX),
+    *(PUSH_FUSION, PUSH_KERNELS),
+    *("sglang.srt.utils.custom_op", "sglang.kernels.kernel_api_logging", "sglang.srt.compilation.compilation_config"),
+}
 parallel = SimpleNamespace()
 """What SGLang's `get_parallel()` returns."""
 
@@ -50,14 +57,25 @@ class OwnAllreduce:
         """Give it up."""
 
 
-def undecorated(function: Any = None, **_options: Any) -> Any:
-    """A decorator that leaves a function as it is: without a GPU there are no operators of it."""
-    return function if function is not None else (lambda each: each)
+def register_operator(
+    op_name: str, op_func: Callable[..., Any], mutates_args: list[str], fake_impl: Callable[..., Any]
+) -> None:
+    """Register an operator as SGLang does, but for the CPU."""
+    import torch
+
+    library = torch.library.Library("sglang", "FRAGMENT")
+    libraries.append(library)
+    library.define(op_name + torch.library.infer_schema(op_func, mutates_args=mutates_args))
+    library.impl(op_name, op_func, "CPU")
+    library._register_fake(op_name, fake_impl)
+
+
+libraries: list[Any] = []
+"""Operators last as long as these."""
 
 
 SETTINGS: Settings = {
-    "sglang.srt.utils.custom_op": {"register_custom_op": undecorated},
-    "sglang.srt.compilation.compilation_config": {"register_split_op": lambda **_: undecorated},
+    "sglang.srt.utils.common": {"direct_register_custom_op": register_operator},
     "sglang.srt.environ": {"envs.SGLANG_PLUGINS.get": lambda: None, "envs.SGLANG_PLATFORM.get": lambda: None},
     "sglang.srt.utils": {
         **{f"is_{name}": lambda: False for name in ("hip", "npu", "xpu", "musa", "cpu", "flashinfer_available")},
@@ -69,7 +87,10 @@ SETTINGS: Settings = {
         "get_int_env_var": lambda _name, default: default,
         "get_compiler_backend": lambda: "eager",
     },
-    "sglang.srt.runtime_context": {"get_parallel": lambda: parallel},
+    "sglang.srt.runtime_context": {
+        "get_parallel": lambda: parallel,
+        "get_exec": lambda: SimpleNamespace(comm=SimpleNamespace(enable_quant_communications=False)),
+    },
     "sglang.srt.layers.dp_attention": {"is_dp_attention_enabled": lambda: False},
     "sglang.srt": {"platforms.current_platform.is_out_of_tree": lambda: False},
     f"{COMMUNICATORS}.custom_all_reduce": {"dispatch_custom_allreduce": lambda **_: OwnAllreduce},
@@ -77,6 +98,21 @@ SETTINGS: Settings = {
         "get_flashinfer_mnnvl_cutedsl_ar_fusion": lambda **options: SimpleNamespace(
             max_m=options["max_m"], supports=lambda rows: rows <= options["max_m"]
         )
+    },
+    # For the push plane: all batches fit it, and the mode is that of a decoding rank.
+    PUSH_MEMORY: {
+        "register_fused_all_reduce_comm": lambda *, max_push_size=None, max_push_blocks=None: None,
+        "can_fuse_all_reduce": lambda _tokens, _columns: True,
+    },
+    "sglang.kernels.jit.utils": {"cache_once": lambda function: function},
+    "sglang.srt.batch_invariant_ops": {"is_batch_invariant_mode_enabled": lambda: False},
+    "sglang.srt.layers.layer_boundary": {
+        "UnreducedOutput": SimpleNamespace,
+        "get_attn_tp_context": lambda: SimpleNamespace(input_scattered=False),
+    },
+    "sglang.srt.layers.layer_boundary.fusions.norm": {"fused_norm_gamma": lambda norm: norm.weight},
+    "sglang.srt.model_executor.runner_backend_utils.breakable_cuda_graph": {
+        "is_in_breakable_cuda_graph": lambda: False,
     },
     f"{COMMUNICATORS}.pcie_ipc_ar": {"eligible_group": lambda **_: False},
     "sglang.srt.layers.moe.utils": {
@@ -107,6 +143,7 @@ def run_rank(sources: Path, rank: int) -> None:
         check_fused_norms(rank)
         check_minimax(rank)
         check_experts(rank)
+        check_push_plane(rank)
         # Without a workspace on one rank, SGLang's own object stays on both.
         if rank == 1:
             os.environ["LAMPORT_RS_MAX_MEMORY"] = "0"
@@ -153,16 +190,31 @@ def check_fused_norms(rank: int) -> None:
     expect(bool(choice.flashinfer_ar_fusion_applies(4)), False)
     fusion.pre_initialize_workspaces(max_token_num=2048, hidden_dim=64, dtype=torch.float32)
     expect([choice.flashinfer_ar_fusion_applies(rows) for rows in (0, 1, 2048, 2049)], [False, True, True, False])
-    for options in ({}, {"use_attn_tp_group": True}, {"use_attn_tp_group": False}):
-        norm, total = fusion.flashinfer_allreduce_residual_rmsnorm(
-            input_tensor=torch.full((3, 64), rank + 1.0),
+    # The hook lies over SGLang's operator, which a compiler would otherwise find in the graph.
+    expect(fusion.flashinfer_allreduce_residual_rmsnorm.__wrapped__.__name__, "flashinfer_allreduce_residual_rmsnorm")
+    expect(hasattr(torch.ops.sglang, "flashinfer_allreduce_residual_rmsnorm"), True)
+    graphs: list[str] = []
+
+    def compiler(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        graphs.append(graph.code)
+        return graph
+
+    def layer(rows: torch.Tensor, **options: bool) -> Any:
+        return fusion.flashinfer_allreduce_residual_rmsnorm(
+            input_tensor=rows,
             residual=torch.ones(3, 64),
             weight=torch.full((64,), 0.5),
             eps=0.0,
             max_token_num=2048,
             **options,
         )
-        expect((norm.unique().tolist(), total.unique().tolist()), ([0.5], [4.0]))
+
+    for run in (layer, torch.compile(layer, backend=compiler, fullgraph=True)):
+        for options in ({}, {"use_attn_tp_group": True}, {"use_attn_tp_group": False}):
+            norm, total = run(torch.full((3, 64), rank + 1.0), **options)
+            expect((norm.unique().tolist(), total.unique().tolist()), ([0.5], [4.0]))
+    expect([code.count("torch.ops.lamport_rs_sglang.all_reduce_rms_norm") for code in graphs], [1] * len(graphs))
+    expect(len(graphs) > 0 and "torch.ops.sglang" not in "".join(graphs), True)
 
 
 def check_minimax(rank: int) -> None:
@@ -173,8 +225,9 @@ def check_minimax(rank: int) -> None:
     registry.ModelRegistry.resolve_model_cls = lambda *_: (importlib.import_module(MINIMAX).MiniMaxM2QKRMSNorm, "M2")
     model_config = MagicMock(is_embedding_gemma=False, quantization=None)
     model_config.hf_config.architectures = ["MiniMaxM2ForCausalLM"]
-    # It has imported its other models, too.
-    importlib.import_module(CUTEDSL)
+    # It has imported its other models, too, with what they import.
+    for name in (CUTEDSL, PUSH_MEMORY):
+        importlib.import_module(name)
     made: Callable[..., Any] = sys.modules[MODEL_LOADER].get_model_architecture(model_config)[0]
     norms = [SimpleNamespace(weight=torch.ones(width), variance_epsilon=0.0, attn_tp_size=2) for width in (32, 16)]
     found = made(*norms).forward(torch.full((2, 32), rank + 1.0), torch.full((2, 16), 2.0))
@@ -202,6 +255,32 @@ def check_experts(rank: int) -> None:
     expect((total[:, 0].tolist(), norm.unique().tolist()), ([6.0, 4.5], [0.5]))
     norm, total = service.all_reduce_residual_rms_norm(ones * (rank + 1), residual=ones, gamma=ones[0] / 2)
     expect((total.unique().tolist(), norm.unique().tolist()), ([4.0], [0.5]))
+
+
+def check_push_plane(rank: int) -> None:
+    """Norms that MiniMax-M3's layers fuse with the sums of attention and of experts."""
+    import torch
+
+    fusion = importlib.import_module(PUSH_FUSION).CustomAllReduceFusion(hidden_size=64, defers_finalize=False)
+    sys.modules[PUSH_MEMORY].register_fused_all_reduce_comm(max_push_size=1 << 22, max_push_blocks=512)
+    ones = torch.ones(3, 64, dtype=torch.bfloat16)
+    plan = SimpleNamespace(
+        norm=SimpleNamespace(weight=ones[0] / 2, variance_epsilon=0.0),
+        fused_input_rows=lambda _batch: SimpleNamespace(sharded=()),
+    )
+    mode = SimpleNamespace(is_decode=lambda: True)
+    batch = SimpleNamespace(forward_mode=mode, can_run_tbo=False)
+    owed = SimpleNamespace(partial=ones * (rank + 1), group=parallel.tp_group)
+    for norm, total in (
+        fusion._ffn_input_add_norm(plan, ones * (rank + 1), ones, batch),
+        fusion._all_reduce_add_norm(plan, owed, ones, batch, None),
+    ):
+        expect((norm.unique().tolist(), total.unique().tolist()), ([0.5], [4.0]))
+    # SGLang itself has its layers unfused in batch-invariant mode.
+    invariance: Any = importlib.import_module("sglang.srt.batch_invariant_ops")
+    invariance.is_batch_invariant_mode_enabled = lambda: True
+    expect(fusion._ffn_input_add_norm(plan, ones, ones, batch), None)
+    expect(fusion._all_reduce_add_norm(plan, owed, ones, batch, None), None)
 
 
 def main() -> int:

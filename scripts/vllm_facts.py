@@ -6,8 +6,13 @@ import ast
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from hook_record import calls_in, definition
+
 WORKSPACE_NAMES = {"workspace", "self.workspace"}
 """Under these names vLLM holds a workspace of FlashInfer's."""
+BATCH_INVARIANT = "envs.VLLM_BATCH_INVARIANT"
+RULE = "enable_allreduce_rms_fusion"
+"""The function that switches the fusion on."""
 
 
 def fused_facts(users: Iterable[ast.Module], configuration: ast.Module) -> dict[str, Any]:
@@ -43,14 +48,19 @@ def fused_facts(users: Iterable[ast.Module], configuration: ast.Module) -> dict[
     }
 
 
+def taken_from(user: ast.Module, module: str) -> list[str]:
+    """Return the names that one module imports from another, at its top or within a function."""
+    imports = [node for node in ast.walk(user) if isinstance(node, ast.ImportFrom) and node.module == module]
+    return sorted(name.name for node in imports for name in node.names)
+
+
 def rule_facts(configuration: ast.Module) -> list[str]:
     """Return what the rule imports, and the tables that hold it."""
-    name = "enable_allreduce_rms_fusion"
     facts: list[str] = []
     for node in configuration.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
+        if isinstance(node, ast.FunctionDef) and node.name == RULE:
             facts += [ast.unparse(each) for each in ast.walk(node) if isinstance(each, ast.ImportFrom)]
-        if isinstance(node, ast.Assign) and name in names_in(node.value):
+        if isinstance(node, ast.Assign) and RULE in names_in(node.value):
             facts += [ast.unparse(target) for target in node.targets]
     return sorted(facts)
 
@@ -68,8 +78,28 @@ def minimax_facts(norm: ast.Module) -> dict[str, list[str]]:
     }
 
 
-def batch_invariance_facts(communicator: ast.AST | None, parallel: ast.Module) -> dict[str, bool]:
-    """Return whether vLLM's class knows of batch invariance, and whether that switches the class off."""
+def compile_cache_facts(backend: ast.Module, worker: ast.Module) -> dict[str, list[str]]:
+    """Return in which order the backend asks for its key and makes its passes, and in what groups are made.
+
+    Args:
+        backend: The module of `VllmBackend`.
+        worker: The module of `WorkerWrapperBase`, which has its worker make groups.
+    """
+    order = calls_in(
+        definition(backend, "VllmBackend.__call__"), {"envs.compile_factors", "self.configure_post_pass"}.__contains__
+    )
+    device = definition(worker, "WorkerWrapperBase.init_device")
+    around = [
+        ast.unparse(item.context_expr)
+        for node in (ast.walk(device) if device else ())
+        if isinstance(node, ast.With) and "self.worker.init_device()" in map(ast.unparse, node.body)
+        for item in node.items
+    ]
+    return {"order": order, "groups": around}
+
+
+def batch_invariance_facts(communicator: ast.AST | None, parallel: ast.Module, rule: ast.AST | None) -> dict[str, bool]:
+    """Return whether batch invariance is known to vLLM's class, switches the class off, and is asked by the rule."""
     assigned = {
         target.id
         for each in getattr(communicator, "body", [])
@@ -81,10 +111,11 @@ def batch_invariance_facts(communicator: ast.AST | None, parallel: ast.Module) -
         each
         for each in ast.walk(parallel)
         if isinstance(each, ast.If)
-        and ast.unparse(each.test) == "envs.VLLM_BATCH_INVARIANT"
+        and ast.unparse(each.test) == BATCH_INVARIANT
         and "self.disable_custom_all_reduce = True" in map(ast.unparse, each.body)
     ]
-    return {"class_attribute": "batch_invariant" in assigned, "disables": bool(disabling)}
+    asked = BATCH_INVARIANT in map(ast.unparse, ast.walk(rule)) if rule else False
+    return {"class_attribute": "batch_invariant" in assigned, "disables": bool(disabling), "rule_asks": asked}
 
 
 def calls_of(nodes: Iterable[ast.AST], name: str) -> Iterator[ast.Call]:

@@ -26,13 +26,19 @@ from hook_record import (
     signatures_of,
     tree_of,
 )
-from vllm_facts import batch_invariance_facts, fused_facts, minimax_facts
+from vllm_facts import RULE, batch_invariance_facts, compile_cache_facts, fused_facts, minimax_facts, taken_from
 
 TABLE = Path(__file__).parent.parent / "tests" / "vllm_hooks.json"
 COMMUNICATORS = "vllm.distributed.device_communicators"
 CLASS = "CustomAllreduce"
 FUSION_PASS = "vllm.compilation.passes.fusion.allreduce_rms_fusion"
 GEMMA_NORM = "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm"
+OTHER_HELPERS = {
+    "vllm.models.common.ops.fused_allreduce_rms_norm": "fused_allreduce_rms_norm",
+    "vllm.models.deepseek_v32.nvidia.fused_ops": "fused_allreduce_rms_norm",
+    "vllm.models.kimi_k3.nvidia.latent_moe_runner": "LatentMoERunner.allreduce_norm_latent_out",
+}
+"""What else runs eager, by what it takes from Gemma's helper."""
 CONFIGURATION = "vllm.config.vllm"
 MINIMAX = "vllm.model_executor.layers.minimax_rms_norm"
 SIGNATURES = {
@@ -55,13 +61,17 @@ SIGNATURES = {
     ],
     # Where norms fused with all-reduces are made, and what switches them on.
     FUSION_PASS: ["call_trtllm_fused_allreduce_norm", "AllReduceFusionPass", "AllReduceFusionPass.__init__"],
-    GEMMA_NORM: ["fused_allreduce_gemma_rms_norm"],
-    CONFIGURATION: ["enable_allreduce_rms_fusion"],
+    GEMMA_NORM: ["fused_allreduce_gemma_rms_norm", "_can_use_flashinfer"],
+    **{module: [name] for module, name in OTHER_HELPERS.items()},
+    CONFIGURATION: [RULE, "get_current_vllm_config_or_none"],
+    "vllm.config.compilation": ["PassConfig.flashinfer_max_size"],
     "vllm.utils.flashinfer": ["has_flashinfer"],
     "vllm.distributed.parallel_state": ["get_tp_group"],
     # vLLM's rule for GPUs without NVLink between them.
     "vllm.platforms.cuda": ["NvmlCudaPlatform.is_fully_connected"],
-    "vllm.platforms.interface": ["Platform.is_cuda", "Platform.visible_device_id_to_physical_device_id"],
+    "vllm.platforms.interface": [
+        *("Platform.is_cuda", "Platform.visible_device_id_to_physical_device_id", "Platform.has_device_capability"),
+    ],
     # MiniMax's norms, and where earlier releases have them.
     "vllm.model_executor.layers.mamba.lamport_workspace": ["get_allreduce_workspace"],
     f"{MINIMAX}.lamport_workspace": ["get_allreduce_workspace"],
@@ -75,6 +85,7 @@ FLASHINFER_USERS = [
     f"{COMMUNICATORS}.flashinfer_all_reduce",
     FUSION_PASS,
     GEMMA_NORM,
+    *OTHER_HELPERS,
 ]
 """The modules that sum by `flashinfer.comm`."""
 
@@ -97,10 +108,15 @@ def facts_of(sources: Path) -> tuple[str, Facts]:
             asked_of_the_communicator(package, skipped=file_of(sources, FUSION_PASS))
         ),
         "fused": fused_facts([tree_of(sources, user) for user in FLASHINFER_USERS], tree_of(sources, CONFIGURATION)),
+        "taken_from_helper": {user: taken_from(tree_of(sources, user), GEMMA_NORM) for user in OTHER_HELPERS},
         "minimax": minimax_facts(tree_of(sources, f"{MINIMAX}.rms_norm_tp")),
+        "compile_cache": compile_cache_facts(
+            tree_of(sources, "vllm.compilation.backends"), tree_of(sources, "vllm.v1.worker.worker_base")
+        ),
         "batch_invariance": batch_invariance_facts(
             definition(tree_of(sources, f"{COMMUNICATORS}.custom_all_reduce"), CLASS),
             tree_of(sources, "vllm.config.parallel"),
+            definition(tree_of(sources, CONFIGURATION), RULE),
         ),
         "environment": defaults_of(package / "envs.py", ["VLLM_ALLREDUCE_USE_FLASHINFER", "VLLM_BATCH_INVARIANT"]),
     }

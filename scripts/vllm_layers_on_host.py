@@ -16,21 +16,22 @@ from types import SimpleNamespace
 from typing import Any
 
 from engine_on_host import WORLD_SIZE, expect, run_releases
+from vllm_eager import batch_invariant, check_batch_invariance, check_helpers, existing
 from vllm_mocks import load
-from vllm_quantised import EPS, HIDDEN, TOKENS, check_quantised, define_quantisers, values
+from vllm_patterns import check_layers, check_norm
+from vllm_quantised import EPS, HIDDEN, TOKENS, check_quantised, define_quantisers
 
 FUSION = "vllm.compilation.passes.fusion.allreduce_rms_fusion"
 WORKSPACES = "vllm.distributed.device_communicators.flashinfer_all_reduce"
-GEMMA_NORM = "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm"
 CONFIGURATION = "vllm.config.vllm"
 MINIMAX = "vllm.model_executor.layers.minimax_rms_norm"
 MODULES = {
-    *(FUSION, WORKSPACES, GEMMA_NORM, CONFIGURATION),
+    *(FUSION, WORKSPACES, CONFIGURATION),
     *(f"vllm.compilation.passes.{name}" for name in ("fx_utils", "inductor_pass", "vllm_inductor_pass")),
     *(f"vllm.ir{name}" for name in ("", ".op", ".util", ".tolerances", ".ops", ".ops.layernorm", ".ops.activation")),
     *(MINIMAX, f"{MINIMAX}.rms_norm_tp", f"{MINIMAX}.lamport_workspace"),
     "vllm.distributed.communication_op",
-    "vllm.compilation.passes.fusion.matcher_utils",
+    *(f"vllm.compilation.passes.fusion.{name}" for name in ("matcher_utils", "rms_quant_fusion")),
 }
 FP8_KEY = "kFp8StaticTensorSym"
 
@@ -71,11 +72,13 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
     }
     operators = torch.library.Library("_C", "FRAGMENT")
     define_quantisers(operators)
-    # What vLLM's module of patterns looks for, and is not asked here.
+    # What vLLM's modules of patterns look for, and is not asked here.
     for owner, name in [
         *((library, name) for name in ("flashinfer_rotary_embedding", "mrope")),
         *((operators, name) for name in ("rotary_embedding", "silu_and_mul", "dynamic_scaled_fp8_quant")),
-        (operators, "dynamic_per_token_scaled_fp8_quant"),
+        *((operators, name) for name in ("dynamic_per_token_scaled_fp8_quant", "fused_add_rms_norm")),
+        *((operators, f"{name}rms_norm_static_fp8_quant") for name in ("", "fused_add_")),
+        (operators, "rms_norm_dynamic_per_token_quant"),
     ]:
         owner.define(f"{name}() -> ()")
     operators.define(
@@ -92,7 +95,7 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
         "get_device_capability": lambda: None,
     }
     return {
-        "vllm.envs": {"VLLM_BATCH_INVARIANT": False},
+        "vllm.envs": {"VLLM_BATCH_INVARIANT": False, "compile_factors": dict},
         "vllm.distributed.parallel_state": state,
         "vllm.distributed": {
             **state,
@@ -101,7 +104,10 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
         "vllm.platforms": {f"current_platform.{name}": answer for name, answer in platform.items()},
         "vllm.utils.flashinfer": {"has_flashinfer": lambda: False},
         "vllm.utils.torch_utils": {"direct_register_custom_op": register},
-        "vllm.config": {"get_current_vllm_config": configuration},
+        "vllm.config": {
+            "get_current_vllm_config": configuration,
+            "get_current_vllm_config_or_none": configuration,
+        },
         "vllm.model_executor.layers.quantization.utils.quant_utils": {
             f"{FP8_KEY}.{name}": value
             for name, value in {
@@ -113,8 +119,8 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
                 "scale.group_shape.is_per_group": lambda: False,
             }.items()
         },
-        "vllm.compilation.passes.fusion.rms_quant_fusion": {"_rms_input_weight_dtype_match": lambda _match: True},
         "vllm.config.compilation": {"PassConfig.default_fi_allreduce_fusion_max_size_mb": lambda: {WORLD_SIZE: 64}},
+        "vllm.model_executor.layers.fused_moe.runner.moe_runner": {"MoERunner": object},
         "vllm.model_executor.custom_op": {"CustomOp": CustomOp},
         "vllm.triton_utils": {"HAS_TRITON": False, "triton.jit": lambda function: function},
         "vllm._aiter_ops": {"rocm_aiter_ops.get_aiter_allreduce": lambda: None},
@@ -136,16 +142,23 @@ def run_rank(sources: Path, rank: int) -> None:
     import torch
 
     settings = settings_for(rank)
-    load(sources, MODULES, settings)
+    load(sources, MODULES | existing(sources), settings)
     module: Any = importlib.import_module(FUSION)
     expect(module.flashinfer_comm.__doc__.partition(",")[0], "lamport_rs's stand-in for FlashInfer")
+    check_compile_cache()
     fusion = module.AllReduceFusionPass(configuration())
     expect((fusion.disabled, fusion.supports_quant_fusion), (False, True))
-    check_pass(fusion, rank)
+    check_layers(fusion, rank)
+    for is_gemma in (False, True):
+        for shape in ((TOKENS, HIDDEN), (1, TOKENS, HIDDEN)):
+            check_norm(fusion, rank, is_gemma, shape)
     for is_fp8 in (True, False):
         for has_residual in (True, False):
             check_quantised(fusion, rank, is_fp8, has_residual)
-    check_gemma(rank)
+    check_helpers(sources, rank)
+    with batch_invariant():
+        expect(module.AllReduceFusionPass(configuration()).disabled, True)
+        check_batch_invariance(rank)
     with torch.no_grad():
         check_minimax(rank)
     check_rule()
@@ -155,8 +168,9 @@ def configuration() -> Any:
     """Return vLLM's configuration, as far as the pass looks at it."""
     import torch
 
-    passes = SimpleNamespace(flashinfer_max_size=lambda _size: 1 << 20)
-    compilation = SimpleNamespace(splitting_ops=[], use_inductor_graph_partition=False, pass_config=passes)
+    passes = SimpleNamespace(flashinfer_max_size=lambda _size: 1 << 20, fuse_allreduce_rms=True)
+    mode = SimpleNamespace(name="VLLM_COMPILE")
+    compilation = SimpleNamespace(mode=mode, splitting_ops=[], use_inductor_graph_partition=False, pass_config=passes)
     return SimpleNamespace(
         compilation_config=compilation,
         model_config=SimpleNamespace(dtype=torch.bfloat16, get_hidden_size=lambda: HIDDEN),
@@ -167,47 +181,16 @@ def configuration() -> Any:
     )
 
 
-def check_pass(fusion: Any, rank: int) -> None:
-    """Have the pass fuse a graph of two norms."""
-    import torch
-    from torch.fx.experimental.proxy_tensor import make_fx
+def check_compile_cache() -> None:
+    """Have the workspace made with the group, before vLLM asks by what it keeps compiled code."""
+    import torch.distributed as dist
+    from lamport_rs.vllm_plugin.agreement import parts_of
+    from lamport_rs.vllm_plugin.fused import make_workspace_early
 
-    ops: Any = importlib.import_module("vllm.ir.ops")
-
-    def model(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        normed, residual = ops.fused_add_rms_norm(torch.ops.vllm.sum_of_ranks(x), residual, weight, EPS)
-        total = torch.ops.vllm.sum_of_ranks(normed * 2)
-        return ops.rms_norm(total, weight, EPS), total, residual
-
-    inputs = values(rank, TOKENS, HIDDEN), values(7, TOKENS, HIDDEN), values(8, HIDDEN)
-    graph = make_fx(model, tracing_mode="fake")(*inputs)
-    expected = graph(*inputs)
-    fusion(graph.graph)
-    graph.recompile()
-    expect(fusion.matched_count, 2)
-    expect("sum_of_ranks" in graph.code, False)
-    expect(graph.code.count("flashinfer_trtllm_fused_allreduce_norm"), 2)
-    *normed, residual = graph(*[each.clone() for each in inputs])
-    expect(torch.equal(residual, expected[2]), True)
-    for found, own in zip(normed, expected, strict=False):
-        # vLLM's norm rounds once more, and the second one starts from what the first has rounded.
-        torch.testing.assert_close(found, own, rtol=2**-5, atol=2**-5)
-
-
-def check_gemma(rank: int) -> None:
-    """Run the helper of eager models, which wants tensors of a GPU."""
-    import torch
-
-    class OfAGpu(torch.Tensor):
-        is_cuda = True
-
-    helper: Any = importlib.import_module(GEMMA_NORM)
-    rows = torch.full((TOKENS, HIDDEN), rank + 1.0, dtype=torch.bfloat16)
-    residual = torch.ones(TOKENS, HIDDEN, dtype=torch.bfloat16)
-    norm = SimpleNamespace(weight=torch.full((HIDDEN,), 0.5, dtype=torch.bfloat16), variance_epsilon=0.0)
-    normed, total = helper.fused_allreduce_gemma_rms_norm(rows.as_subclass(OfAGpu), residual, norm)
-    torch.testing.assert_close(total.as_subclass(torch.Tensor), torch.full_like(residual, 4.0))
-    torch.testing.assert_close(normed.as_subclass(torch.Tensor), torch.full_like(residual, 1.5))
+    group: Any = dist.group.WORLD
+    parts_of(group)
+    make_workspace_early(group)
+    expect("fused=True" in importlib.import_module("vllm.envs").compile_factors()["lamport_rs"], True)
 
 
 def check_minimax(rank: int) -> None:
@@ -233,8 +216,10 @@ def check_rule() -> None:
     rule = levels.OPTIMIZATION_LEVEL_02["compilation_config"]["pass_config"]["fuse_allreduce_rms"]
     platform = sys.modules["vllm.platforms"].current_platform
     platform.is_cuda = platform.is_device_capability_family = lambda *_capability: True
-    answers = [rule(SimpleNamespace(parallel_config=SimpleNamespace(tensor_parallel_size=size))) for size in (1, 2)]
-    expect(answers, [False, True])
+    sizes = [SimpleNamespace(parallel_config=SimpleNamespace(tensor_parallel_size=size)) for size in (1, 2)]
+    expect([rule(each) for each in sizes], [False, True])
+    with batch_invariant():
+        expect([rule(each) for each in sizes], [False, False])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "VLLM_ALLREDUCE_USE_SYMM_MEM": False,
         "VLLM_ALLREDUCE_USE_FLASHINFER": False,
         "VLLM_ALLREDUCE_USE_FLASHINFER_PCIE_IPC": False,
+        "compile_factors": lambda: {"VLLM_BATCH_INVARIANT": False},
     },
+    # As if groups were made outside a worker: the fusion pass is checked elsewhere.
+    "vllm.config": {"get_current_vllm_config_or_none": lambda: None},
     "vllm._aiter_ops": {"rocm_aiter_ops.is_custom_all_reduce_enabled": lambda: False},
     "vllm.platforms": {"current_platform.is_rocm": lambda: False, "current_platform.is_cuda": lambda: False},
     "vllm.distributed.parallel_state": {
@@ -72,6 +75,8 @@ def run_rank(sources: Path, rank: int) -> None:
     module = importlib.import_module(f"{PACKAGE}.cuda_communicator")
     communicator = module.CudaCommunicator(group, torch.device("cpu"), group, "tp:0")
     expect(type(communicator.ca_comm).__name__, "LamportAllreduce")
+    key = importlib.import_module("vllm.envs").compile_factors()
+    expect("all_reduce=True fused=None minimax=None" in key["lamport_rs"], True)
     mine = torch.full((4, 8), rank + 1.0)
     with communicator.ca_comm.capture():
         expect(communicator.all_reduce(mine).tolist(), torch.full((4, 8), 3.0).tolist())

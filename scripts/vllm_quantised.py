@@ -12,16 +12,23 @@ NVFP4_SCALE = 150.0
 
 
 def define_quantisers(operators: Any) -> None:
-    """Define vLLM's quantising operators, by torch."""
-    from lamport_rs.operations.quant_formats import quantise
+    """Define vLLM's quantising operators, by definitions that are not the package's."""
+    import torch
+
+    definitions: Any = importlib.import_module("quantised_rows")
 
     def to_fp8(result: Any, input: Any, scale: Any, group_shape: Any = None) -> None:  # noqa: A002
         result.copy_((input.float() * scale.reciprocal()).clamp(-448, 448))
 
     def to_nvfp4(input: Any, scale: Any, _is_swizzled: bool, *, output: Any, output_scale: Any) -> None:  # noqa: A002
-        import torch
-
-        quantise(input, "nvfp4_swizzled", output, scale, output_scale.view(torch.float8_e4m3fn))
+        codes, scales = definitions.quantised(input, "nvfp4", scale)
+        output.copy_(codes)
+        # Tiles of 128 rows and 4 scales, in which rows that are 32 apart lie together.
+        rows, columns = -(-scales.shape[0] // 128) * 128, scales.shape[1]
+        padded = torch.zeros(rows, columns, dtype=torch.uint8)
+        padded[: scales.shape[0]] = scales
+        tiles = padded.view(rows // 128, 4, 32, columns // 4, 4).permute(0, 3, 2, 1, 4)
+        output_scale.view(torch.uint8).view(-1).copy_(tiles.reshape(-1))
 
     for name, schema, run in [
         ("static_scaled_fp8_quant", "(Tensor(a!) result, Tensor input, Tensor scale, int[]? group_shape=None)", to_fp8),

@@ -38,6 +38,9 @@ DP_ATTENTION = "sglang.srt.layers.dp_attention"
 MODEL_LOADER = "sglang.srt.model_loader.utils"
 CUTEDSL = "sglang.srt.layers.layer_boundary.fusions.cutedsl"
 MINIMAX = "sglang.srt.models.minimax_m2"
+PUSH_FUSION = "sglang.srt.layers.layer_boundary.fusions.custom_all_reduce_fusion"
+PUSH_KERNELS = "sglang.kernels.ops.communication.all_reduce_fusion"
+PUSH_MEMORY = "sglang.srt.layers.quantization.mxfp4_flashinfer_trtllm_moe"
 MIB = 1 << 20
 OWN_MAX_SIZE = 16 * MIB
 EPS = 1e-6
@@ -331,12 +334,20 @@ def modules_of_sglang(device: torch.device) -> dict[str, ModuleType]:
         (COMM_FUSION, "resolve_fusion_group"): resolve_fusion_group,
         (ADD_NORM, "flashinfer_ar_fusion_applies"): lambda batch_size: False,
         (MODEL_LOADER, "get_model_architecture"): lambda **_: choose_model(),
+        (PUSH_MEMORY, "register_fused_all_reduce_comm"): lambda **_: calls.note("own", "prepare push"),
+        (PUSH_KERNELS, "all_reduce_residual_norm"): own_push_norm,
     }
     for (module, name), behaviour in functions.items():
         setattr(modules[module], name, function_of(module, name, behaviour))
     modules[EXIT].flashinfer_ar_fusion_applies = modules[ADD_NORM].flashinfer_ar_fusion_applies
+    modules[PUSH_FUSION].all_reduce_residual_norm = modules[PUSH_KERNELS].all_reduce_residual_norm
     del modules[MINIMAX]  # SGLang imports its models when it has chosen one.
     return modules
+
+
+def own_push_norm(input: torch.Tensor, residual: Any, residual_out: Any, **_options: Any) -> tuple[Any, Any]:  # noqa: A002
+    calls.note("own", "push norm")
+    return input, residual_out if residual is None else residual
 
 
 def resolve_fusion_group(use_attn_tp_group: bool) -> tuple[int, int, Any]:

@@ -60,7 +60,7 @@ def fake_vllm(release: str) -> Iterator[ModuleType]:
     modules["vllm.envs"].__getattr__ = from_the_environment
     modules["vllm.envs"].compile_factors = lambda: {"VLLM_USE_TRITON_AWQ": False}
     modules["vllm.platforms"].current_platform = Platform()
-    vars(modules["vllm"]).update(envs=modules["vllm.envs"], release=release)
+    vars(modules["vllm"]).update(envs=modules["vllm.envs"], release=release, record=TABLE[release])
     forget_vllm()
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "vllm"}
     sys.modules.update(modules)
@@ -95,10 +95,13 @@ def from_the_environment(name: str) -> Any:
 class Platform:
     """`vllm.platforms.current_platform`: a CPU, unless a test says something else."""
 
-    cuda, fully_connected = False, True
+    cuda, fully_connected, capability = False, True, 90
 
     def is_cuda(self) -> bool:
         return self.cuda
+
+    def has_device_capability(self, capability: int) -> bool:
+        return self.capability >= capability
 
     def visible_device_id_to_physical_device_id(self, device_id: int) -> int:
         return 4 + device_id
@@ -238,13 +241,20 @@ class OwnAllreduce:
 
 
 class FlashInfer:
-    """What vLLM's `FlashInferAllReduce` does: it takes every matrix."""
+    """What vLLM's `FlashInferAllReduce` does: it takes every matrix, if it gets a workspace."""
 
     def __init__(self: Any, group: Any, device: Any) -> None:
         self.group, self.disabled = group, False
 
     def should_use_fi_ar(self: Any, input_tensor: torch.Tensor) -> bool:
-        return input_tensor.dim() == 2
+        module = sys.modules[f"{PACKAGE}.flashinfer_all_reduce"]
+        if self.disabled or input_tensor.dim() != 2:
+            return False
+        ranks = dist.get_world_size(self.group), dist.get_rank(self.group)
+        if module.fi_ar_available:
+            self.workspace = module.get_fi_ar_workspace(*ranks, *input_tensor.shape, input_tensor.dtype, self.group)
+            self.disabled = self.workspace is None
+        return not self.disabled
 
 
 def flashinfer_of(release: str) -> type:
@@ -255,10 +265,9 @@ def flashinfer_of(release: str) -> type:
         module = sys.modules[f"{PACKAGE}.flashinfer_all_reduce"]
         if not module.fi_ar_available:
             return gloo_sum(input_tensor, self.group)
-        ranks = dist.get_world_size(self.group), dist.get_rank(self.group)
         return module.flashinfer_comm.allreduce_fusion(
             input=input_tensor,
-            workspace=module.get_fi_ar_workspace(*ranks, *input_tensor.shape, input_tensor.dtype, self.group),
+            workspace=self.workspace,
             pattern=module.flashinfer_comm.AllReduceFusionPattern.kAllReduce,
             launch_with_pdl=True,
             trigger_completion_at_end=False,

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import hook_record
 import pytest
 import sglang_hooks
-from fake_sglang import COMM_FUSION, PARALLEL_STATE, TABLE, V2
-from lamport_rs.sglang_plugin import communicator, experts, fused, groups, hooks, minimax
+from fake_sglang import COMM_FUSION, PARALLEL_STATE, PUSH_KERNELS, TABLE, V2
+from lamport_rs.sglang_plugin import communicator, experts, fused, groups, hooks, minimax, push_plane
 
 each_release = pytest.mark.parametrize("release", sorted(TABLE))
 POINTS = [value for value in vars(hooks).values() if isinstance(value, hooks.Point)]
@@ -25,7 +25,7 @@ def parameters_of(function: object) -> str:
 
 @each_release
 def test_every_function_that_the_plugin_hooks_or_calls_is_recorded_and_takes_what_it_is_given(release):
-    assert len(POINTS) == 12
+    assert len(POINTS) == 14
     for point in POINTS:
         recorded = TABLE[release]["signatures"][point.module][point.name]
         arguments = ast.parse(f"def _({recorded}): pass").body[0].args
@@ -35,12 +35,12 @@ def test_every_function_that_the_plugin_hooks_or_calls_is_recorded_and_takes_wha
 
 @each_release
 def test_hooks_that_stand_for_a_function_take_what_it_takes(release):
-    recorded = TABLE[release]["signatures"][COMM_FUSION]
-    for name, hook in [
-        ("pre_initialize_workspaces", fused.prepare),
-        ("flashinfer_allreduce_residual_rmsnorm", fused.all_reduce_rms_norm),
+    for module, name, hook in [
+        (COMM_FUSION, "pre_initialize_workspaces", fused.prepare),
+        (COMM_FUSION, "flashinfer_allreduce_residual_rmsnorm", fused.all_reduce_rms_norm),
+        (PUSH_KERNELS, "all_reduce_residual_norm", push_plane.all_reduce_residual_norm),
     ]:
-        assert parameters_of(hook) == f"original, {recorded[name]}"
+        assert parameters_of(hook) == f"original, {TABLE[release]['signatures'][module][name]}"
 
 
 @each_release
@@ -86,7 +86,10 @@ def test_all_that_sglang_asks_of_its_workspace_for_experts_is_answered_by_ours_o
 def test_a_group_has_what_the_plugin_asks_of_it(release):
     used = set(groups.ATTRIBUTES)
     assert used <= set(TABLE[release]["attributes"])
-    sources = [Path(inspect.getfile(module)).read_text() for module in (communicator, experts, fused, groups, minimax)]
+    sources = [
+        Path(inspect.getfile(module)).read_text()
+        for module in (communicator, experts, fused, groups, minimax, push_plane)
+    ]
     found = {
         node.attr
         for source in sources
@@ -109,6 +112,8 @@ def test_sglang_decides_about_fusion_as_the_plugin_takes_it_to(release):
         "batch_size > 0",
         "batch_size <= FUSE_ALLREDUCE_MAX_BATCH_SIZE",
     ]
+    assert "max_push_size=" in TABLE[release]["calls"]["register_fused_all_reduce_comm"]
+    assert "residual_out=torch.empty_like(residual)" in TABLE[release]["calls"]["all_reduce_residual_norm"]
     call = TABLE[release]["calls"]["pre_initialize_workspaces"]
     assert call.startswith("pre_initialize_workspaces(max_token_num=FUSE_ALLREDUCE_MAX_BATCH_SIZE, ")
 
@@ -185,6 +190,7 @@ def test_the_script_reads_a_release_without_importing_it(sources):
     assert facts["calls"] == {
         "flashinfer_allreduce_residual_rmsnorm": "flashinfer_allreduce_residual_rmsnorm(x, eps=1.0)",
         **dict.fromkeys(("pre_initialize_workspaces", "load_plugins", "MiniMaxM2QKRMSNorm")),
+        **dict.fromkeys(("all_reduce_residual_norm", "register_fused_all_reduce_comm")),
     }
     assert "sglang" not in sys.modules
 

@@ -273,6 +273,15 @@ def check_experts_not_taken(me: Rank) -> None:
             service.all_reduce_residual_rms_norm(row, row, gamma)
             assert calls.take() == [("flashinfer", "experts"), ("flashinfer", "norm")]
 
+        # A residual of more tokens than the experts have had, as of a batch that is filled up.
+        row, gamma = torch.ones(4, WIDTH).bfloat16(), torch.ones(WIDTH).bfloat16()
+        for tokens, shared in ((3, None), (3, row[:3]), (4, row[:3])):
+            experts = Experts(row, torch.zeros(tokens, 1, dtype=torch.int32), torch.ones(tokens, 1), shared)
+            service.finalize(handoff_of(experts), row, gamma)
+            assert calls.take() == [("flashinfer", "experts")]
+        service.all_reduce_residual_rms_norm(row[:3], row, gamma)
+        assert calls.take() == [("flashinfer", "norm")]
+
         # More tokens than are worth one shot, where two take what experts have not made.
         rows = (1 << 20) // (2 * WIDTH) + 1
         row, gamma = torch.ones(rows, WIDTH).bfloat16(), torch.ones(WIDTH).bfloat16()

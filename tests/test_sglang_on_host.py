@@ -70,6 +70,8 @@ class GroupCoordinator:
         return self.ca_comm.custom_all_reduce(input_)
 """
 COMM_FUSION = """
+import torch
+from sglang.srt.utils.custom_op import register_custom_op
 from sglang.srt.layers.dp_attention import is_dp_attention_enabled
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.layers.moe.utils import post_experts_reduction_group
@@ -77,8 +79,45 @@ def pre_initialize_workspaces(max_token_num, hidden_dim, dtype, use_oneshot=None
 def resolve_fusion_group(*, use_attn_tp_group):
     group = post_experts_reduction_group()
     return group.world_size, group.rank_in_group, group
-def flashinfer_allreduce_residual_rmsnorm(input_tensor, residual, weight, eps, max_token_num, use_attn_tp_group):
-    return None, None
+def fake(input_tensor, residual, weight, eps, max_token_num, use_attn_tp_group=True):
+    return torch.empty_like(input_tensor), torch.empty_like(residual)
+@register_custom_op(fake_impl=fake)
+def flashinfer_allreduce_residual_rmsnorm(
+    input_tensor: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, max_token_num: int,
+    use_attn_tp_group: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    raise NotImplementedError
+"""
+CUSTOM_OP = """
+import functools
+import torch
+from sglang.srt.utils.common import direct_register_custom_op
+def register_custom_op(fake_impl):
+    def register(function):
+        direct_register_custom_op(op_name=function.__name__, op_func=function, mutates_args=[], fake_impl=fake_impl)
+        op = getattr(torch.ops.sglang, function.__name__)
+        return functools.wraps(function)(lambda *arguments, **options: op(*arguments, **options))
+    return register
+"""
+PUSH_FUSION = """
+import torch
+import sglang.kernels.ops.communication.all_reduce_fusion as kernels
+class CustomAllReduceFusion:
+    def __init__(self, *, hidden_size, defers_finalize): ...
+    def _ffn_input_add_norm(self, plan, rows, residual, batch):
+        from sglang.srt.batch_invariant_ops import is_batch_invariant_mode_enabled
+        if is_batch_invariant_mode_enabled():
+            return None
+        norm, place = plan.norm, torch.empty_like(residual)
+        return kernels.all_reduce_residual_norm(
+            rows, residual, norm.weight, norm.variance_epsilon, world_size=2, residual_out=place)
+    def _all_reduce_add_norm(self, plan, owed, residual, batch, post_residual_addition):
+        return self._ffn_input_add_norm(plan, owed.partial, residual, batch)
+"""
+PUSH_KERNELS = """
+def all_reduce_residual_norm(input, residual, norm_weight, norm_eps, *, world_size, gemma=False, residual_out=None,
+                             cluster_size=None, two_shot=None, vecs_per_thread=None):
+    raise NotImplementedError
 """
 MINIMAX = """
 class MiniMaxM2QKRMSNorm:
@@ -117,6 +156,9 @@ RELEASE = {
     "layers/layer_boundary/fusions/cutedsl": CUTEDSL,
     "model_loader/utils": MODEL_LOADER,
     "models/minimax_m2": MINIMAX,
+    "utils/custom_op": CUSTOM_OP,
+    "layers/layer_boundary/fusions/custom_all_reduce_fusion": PUSH_FUSION,
+    "../kernels/ops/communication/all_reduce_fusion": PUSH_KERNELS,
 }
 
 
@@ -126,9 +168,10 @@ RELEASE = {
     [
         ("models/minimax_m2", "", "", 0),
         ("distributed/parallel_state", "recovered_rank=False", "is_recovered=False", 1),
-        ("layers/flashinfer_comm_fusion", "residual, weight, eps", "residual, gamma, eps", 1),
+        ("layers/flashinfer_comm_fusion", "weight: torch", "gamma: torch", 1),
         ("models/minimax_m2", "q_norm, k_norm", "norms, other", 1),
         ("layers/layer_boundary/fusions/cutedsl", "max_m", "most_rows", 1),
+        ("../kernels/ops/communication/all_reduce_fusion", "norm_weight", "gamma", 1),
     ],
 )
 def test_what_the_plugin_does_not_serve_is_seen(monkeypatch, tmp_path, capsys, module, before, after, status):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_vllm import PACKAGE, RELEASES, cuda_communicator, fake_flashinfer, fake_vllm, in_vllm, logged
+from fake_vllm import PACKAGE, RELEASES, TABLE, cuda_communicator, fake_flashinfer, fake_vllm, in_vllm, logged
 from lamport_rs import LamportError
 from lamport_rs.vllm_plugin import fused, install
 from lamport_rs.vllm_plugin.fused_operation import NAMES, stand_in
@@ -76,24 +76,44 @@ def test_without_flashinfer_the_operator_sums_in_rank_order(ranks_of, release, w
     assert others == [[]] * (world_size - 1)
 
 
-def check_helper(me: Rank, release: str, weight_dtype: torch.dtype) -> None:
+def helpers_of(release: str) -> list[tuple[str, str, float]]:
+    """The helpers of eager models: module, function, and what is added to weights."""
+    recorded = TABLE[release]["signatures"]
+    others = [module for module in fused.HELPER_USERS if recorded[module]["fused_allreduce_rms_norm"] is not None]
+    return [
+        (fused.HELPER, "fused_allreduce_gemma_rms_norm", 1.0),
+        *((module, "fused_allreduce_rms_norm", 0.0) for module in others),
+    ]
+
+
+def check_helpers(me: Rank, release: str, weight_dtype: torch.dtype, imported_early: bool) -> None:
     def check(me: Rank, _module: Any) -> None:
         cuda_communicator(me)
-        helper = importlib.import_module(fused.HELPER)
-        norm = SimpleNamespace(weight=random_tensor((HIDDEN,), weight_dtype, 4), variance_epsilon=EPS)
-        inputs = [random_tensor((3, HIDDEN), torch.bfloat16, 5, rank) for rank in range(me.world_size)]
-        residual = random_tensor((3, HIDDEN), torch.bfloat16, 6)
-        normed, total = helper.fused_allreduce_gemma_rms_norm(inputs[me.rank].clone(), residual, norm)
-        check_same_bits(total, rounded_sum_with(residual, inputs))
-        check_rounding(normed, rms_norm_of_rows(total, norm.weight, EPS, 1.0))
+        helpers = helpers_of(release)
+        assert len(helpers) == 2
+        for name, function, bias in helpers:
+            norm = SimpleNamespace(weight=random_tensor((HIDDEN,), weight_dtype, 4), variance_epsilon=EPS)
+            inputs = [random_tensor((3, HIDDEN), torch.bfloat16, 5, rank) for rank in range(me.world_size)]
+            residual = random_tensor((3, HIDDEN), torch.bfloat16, 6)
+            run = getattr(importlib.import_module(name), function)
+            normed, total = run(inputs[me.rank].clone(), residual, norm)
+            check_same_bits(total, rounded_sum_with(residual, inputs))
+            check_rounding(normed, rms_norm_of_rows(total, norm.weight, EPS, bias))
 
-    in_vllm(me, release, check)
+    with pytest.MonkeyPatch.context() as patch:
+        if imported_early:
+            patch.setattr(
+                "fake_vllm.install",
+                lambda: ([importlib.import_module(name) for name, *_ in helpers_of(release)], install()),
+            )
+        in_vllm(me, release, check)
 
 
 @each_release
+@pytest.mark.parametrize("imported_early", [False, True])
 @pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32])
-def test_eager_models_have_the_helper_fused(ranks_of, release, weight_dtype):
-    ranks_of(2).run(check_helper, release, weight_dtype)
+def test_eager_models_have_the_helpers_fused(ranks_of, release, weight_dtype, imported_early):
+    ranks_of(2).run(check_helpers, release, weight_dtype, imported_early)
 
 
 @each_release
@@ -119,7 +139,7 @@ def test_modules_that_were_imported_before_the_plugin_are_adjusted_too(release):
         helper, module = importlib.import_module(fused.HELPER), importlib.import_module(fused.FUSION_PASS)
         assert helper.flashinfer_trtllm_fused_allreduce_norm is module.flashinfer_comm is None
         install()
-        assert helper.PATTERN == 1
+        assert helper._AR_RESIDUAL_RMS_NORM == 1
         assert helper.flashinfer_trtllm_fused_allreduce_norm is module.flashinfer_trtllm_fused_allreduce_norm
 
 
@@ -138,7 +158,7 @@ def test_without_the_part_the_pass_is_as_it_was(monkeypatch, release, text):
     with fake_vllm(release):
         install()
         assert importlib.import_module(fused.FUSION_PASS).flashinfer_comm is None
-        assert importlib.import_module(fused.HELPER).PATTERN is None
+        assert importlib.import_module(fused.HELPER)._AR_RESIDUAL_RMS_NORM is None
 
 
 @each_release
@@ -177,7 +197,7 @@ def places_for(me: Rank, pattern: int, *shape: int) -> tuple[str, dict[str, torc
         return "fp8_static", {"quant_out": out.to(me.device), "scale_factor": scale.to(me.device)}
     rows = torch.Size(shape[:-1]).numel()
     # vLLM keeps four scales in an int32, and has them seen as they are for FlashInfer.
-    scales = torch.zeros((rows + 127) // 128 * 128, shape[-1] // 64, dtype=torch.int32, device=me.device)
+    scales = torch.zeros((rows + 127) // 128 * 128, -(-shape[-1] // 64), dtype=torch.int32, device=me.device)
     return "nvfp4_swizzled", {
         "quant_out": torch.empty(rows, shape[-1] // 2, dtype=torch.uint8, device=me.device),
         "scale_out": scales.view(torch.float8_e4m3fn),
@@ -248,8 +268,14 @@ def test_with_flashinfer_too_the_package_quantises(ranks_of, release):
     ranks_of(2).run(check_with_flashinfer, release)
 
 
+def set_capability(capability: int) -> None:
+    """Have vLLM's platform be a GPU of that compute capability: NVFP4 is formed from 10.0 on."""
+    sys.modules["vllm.platforms"].current_platform.capability = capability
+
+
 def check_unquantised(me: Rank, release: str, installed: bool, hidden: int, dtype: torch.dtype) -> None:
     def check(me: Rank, _module: Any) -> None:
+        set_capability(100)
         cuda_communicator(me)
         made = the_pass(hidden_size=hidden, dtype=dtype)
         assert (made.disabled, made.supports_quant_fusion) == (False, installed)
@@ -271,6 +297,70 @@ def test_rows_that_the_package_does_not_quantise_are_flashinfers_or_by_parts(
     ranks_of, release, installed, hidden, dtype
 ):
     ranks_of(2).run(check_unquantised, release, installed, hidden, dtype)
+
+
+def check_short_fp8(me: Rank, release: str) -> None:
+    def check(me: Rank, _module: Any) -> None:
+        cuda_communicator(me)
+        assert [the_pass(hidden_size=hidden).supports_quant_fusion for hidden in (40, 44)] == [True, False]
+        inputs, residual, weight = operands(me, torch.bfloat16, 3, 40)
+        normed, _total = run_operator(me, inputs, residual, weight)
+        quant_format, places = places_for(me, 2, 3, 40)
+        run_operator(me, inputs, residual, weight, pattern_code=2, **places)
+        check_places(places, normed, quant_format)
+
+    in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
+
+
+@each_release
+def test_where_nvfp4_is_not_formed_rows_need_not_be_whole_tiles_of_its_scales(ranks_of, release):
+    ranks_of(2).run(check_short_fp8, release)
+
+
+def check_draft(me: Rank, release: str, hidden: int, installed: bool, is_cached: bool) -> None:
+    """The pass is made for rows of one length, and forms the same for a draft model, whose rows have another."""
+
+    def check(me: Rank, _module: Any) -> None:
+        set_capability(100)
+        cuda_communicator(me)
+        assert is_cached or the_pass().supports_quant_fusion
+        inputs, residual, weight = operands(me, torch.bfloat16, 3, hidden)
+        by_parts = rounded_sum_with(residual, [rounded_sum(inputs)])
+        for pattern in (1, 2, 3):
+            quant_format, places = places_for(me, pattern, 3, hidden) if pattern > 1 else (None, {})
+            is_taken = hidden % (64 if pattern == 3 else 8) == 0
+            total = rounded_sum_with(residual, inputs) if is_taken else by_parts
+            rows, held = run_operator(me, inputs, residual, weight, pattern_code=pattern, weight_bias=1.0, **places)
+            check_same_bits(held, total)
+            if quant_format is None:
+                check_rounding(rows, rms_norm_of_rows(total, weight, EPS, 1.0))
+                continue
+            if is_taken:
+                rows = run_operator(me, inputs, residual, weight, weight_bias=1.0)[0]
+            else:
+                wide = torch.nn.functional.rms_norm(total.float(), [hidden], weight.float() + 1.0, EPS)
+                rows = wide.to(total.dtype)
+            tiles = -hidden % 64 if pattern == 3 else 0
+            places["quant_out"] = torch.nn.functional.pad(places["quant_out"].view(torch.uint8), (0, tiles // 2)).view(
+                places["quant_out"].dtype
+            )
+            check_places(places, torch.nn.functional.pad(rows, (0, tiles)), quant_format)
+        # Without a residual the input gets the sum.
+        norm_out = torch.empty_like(residual)
+        summed, _zeros = run_operator(me, inputs, torch.zeros_like(residual), weight, norm_out=norm_out)
+        check_same_bits(summed, rounded_sum(inputs))
+        check_rounding(norm_out, rms_norm_of_rows(summed, weight, EPS))
+
+    with fake_flashinfer() if installed else contextlib.nullcontext():
+        in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
+
+
+@each_release
+@pytest.mark.parametrize("hidden", [4 * HIDDEN, 48, 44])
+# No pass is made where compiled code is found on disk.
+@pytest.mark.parametrize(("installed", "is_cached"), [(False, False), (True, False), (False, True)])
+def test_what_the_pass_has_formed_runs_for_rows_of_any_length(ranks_of, release, hidden, installed, is_cached):
+    ranks_of(2).run(check_draft, release, hidden, installed, is_cached)
 
 
 def check_unknown_pattern(me: Rank, release: str, installed: bool) -> Any:
@@ -375,6 +465,27 @@ def test_without_a_workspace_on_one_rank_all_take_vllms_own_path(ranks_of, relea
     assert line.startswith("WARNING vLLM's own path goes on for fused, because lamport_rs has no workspace: ")
     assert "LAMPORT_RS_MAX_MEMORY is 'much'" in line
     assert others == []
+
+
+def check_batch_invariance(me: Rank, release: str, part: str) -> Any:
+    def check(me: Rank, _module: Any) -> Any:
+        cuda_communicator(me)
+        ones = torch.ones(2, HIDDEN, dtype=torch.bfloat16)
+        norm = SimpleNamespace(weight=torch.ones(HIDDEN), variance_epsilon=EPS)
+        norm = type("Norm", (), {**vars(norm), "__call__": lambda _self, *_operands: ("by parts", None)})()
+        helper = importlib.import_module(fused.HELPER)
+        return the_pass().disabled, helper.fused_allreduce_gemma_rms_norm(ones, ones, norm)[0] == "by parts", comm.calls
+
+    with fake_flashinfer() as comm:
+        return in_vllm(me, release, check, LAMPORT_RS_VLLM=part, VLLM_BATCH_INVARIANT="1")
+
+
+@each_release
+def test_in_batch_invariant_mode_nothing_is_fused(ranks_of, release):
+    assert ranks_of(2).run(check_batch_invariance, release, "fused") == [(True, True, [])] * 2
+    # Without the part, FlashInfer is vLLM's own business.
+    for disabled, by_parts, calls in ranks_of(2).run(check_batch_invariance, release, "all_reduce"):
+        assert (disabled, by_parts, len(calls) > 0) == (False, False, True)
 
 
 def check_unfit(me: Rank, release: str) -> None:

@@ -10,7 +10,16 @@ import hook_record
 import pytest
 import vllm_hooks
 from fake_vllm import FILES, MODULE, PACKAGE, RELEASES, TABLE, fake_vllm
-from lamport_rs.vllm_plugin import all_reduce, communicator, cuda_communicator, fused, fused_operation, install, minimax
+from lamport_rs.vllm_plugin import (
+    all_reduce,
+    communicator,
+    compile_cache,
+    cuda_communicator,
+    fused,
+    fused_operation,
+    install,
+    minimax,
+)
 
 each_release = pytest.mark.parametrize("release", RELEASES)
 
@@ -78,9 +87,26 @@ def test_the_hooks_of_fused_norms_are_where_the_plugin_looks_for_them(release):
     assert "OPTIMIZATION_LEVEL_02" in record["fused"]["rule"]
     module, function = fused.HAS_FLASHINFER
     assert f"from {module} import {function}" in record["fused"]["rule"]
-    assert record["signatures"][fused.CONFIGURATION] == {"enable_allreduce_rms_fusion": "cfg"}
+    assert record["signatures"][fused.CONFIGURATION] == {"enable_allreduce_rms_fusion": "cfg", fused.CURRENT: ""}
     assert record["signatures"][fused.PARALLEL_STATE] == {"get_tp_group": ""}
-    assert record["signatures"][fused.HELPER] == {"fused_allreduce_gemma_rms_norm": "hidden_states, residual, norm"}
+    assert record["signatures"][fused.HELPER] == {
+        "fused_allreduce_gemma_rms_norm": "hidden_states, residual, norm",
+        "_can_use_flashinfer": "hidden_states, tp_size",
+    }
+    users = {user: names for user, names in record["taken_from_helper"].items() if names}
+    assert [user for user in users if user in fused.HELPER_USERS] != []
+    assert list(users.values()) == [list(fused.TAKEN_FROM_HELPER)] * len(users)
+
+
+@each_release
+def test_vllm_keeps_compiled_code_as_the_plugin_expects_it(release):
+    record = TABLE[release]
+    assert record["signatures"][compile_cache.MODULE] == {compile_cache.FUNCTION: ""}
+    assert record["compile_cache"] == {
+        "order": ["envs.compile_factors", "self.configure_post_pass"],
+        "groups": ["set_current_vllm_config(self.vllm_config)"],
+    }
+    assert record["signatures"]["vllm.config.compilation"] == {"PassConfig.flashinfer_max_size": "self, world_size"}
 
 
 @each_release
@@ -130,6 +156,7 @@ def test_the_platform_answers_about_nvlink_as_the_plugin_asks(release):
     assert signatures["vllm.platforms.interface"] == {
         "Platform.is_cuda": "self",
         "Platform.visible_device_id_to_physical_device_id": "cls, device_id",
+        "Platform.has_device_capability": "cls, capability, device_id=0",
     }
 
 
@@ -183,9 +210,24 @@ class RocmPass:
         self.ca_comm = ca_comm
         self.largest = ca_comm.effective_max_size()
 """,
+    "compilation/backends.py": """
+class VllmBackend:
+    def __call__(self, graph):
+        self.key = envs.compile_factors()
+        self.compile(graph)
+""",
+    "v1/worker/worker_base.py": """
+class WorkerWrapperBase:
+    def init_device(self):
+        with timed(), other:
+            pass
+        with current(self.config):
+            self.worker.init_device()
+""",
     "config/vllm.py": """
 def enable_allreduce_rms_fusion(cfg):
     from vllm.elsewhere import has_flashinfer
+    return has_flashinfer() and not envs.VLLM_BATCH_INVARIANT
 LEVEL = {"fuse": enable_allreduce_rms_fusion}
 OTHER = {"fuse": False}
 """,
@@ -252,7 +294,8 @@ def test_the_script_reads_a_release_without_importing_it(sources):
         "called": ["_MINIMAX_FUSED_AR_RMS_QK(qkv, workspace)"],
         "workspace": ["get_allreduce_workspace(rank=0)"],
     }
-    assert facts["batch_invariance"] == {"class_attribute": False, "disables": True}
+    assert facts["compile_cache"] == {"order": ["envs.compile_factors"], "groups": ["current(self.config)"]}
+    assert facts["batch_invariance"] == {"class_attribute": False, "disables": True, "rule_asks": True}
     assert set(facts["signatures"][f"{PACKAGE}.flashinfer_all_reduce"].values()) == {None}
     assert facts["signatures"]["vllm.plugins"] == {"load_general_plugins": ""}
     assert facts["construction"] == [

@@ -49,7 +49,10 @@ class FusedExperts:
         gamma: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the normalised rows and the new residual, of rows that a layer's experts have made."""
-        if self._takes(routed_output, residual, gamma, self._tokens):
+        is_token_by_token = permuted_indices.shape[0] == residual.shape[0] and (
+            gated_shared_output is None or gated_shared_output.shape == residual.shape
+        )
+        if is_token_by_token and self._takes(routed_output, residual, gamma, self._tokens):
             experts = routed_output, permuted_indices, expert_weights
             return operators.moe_finalize_rms_norm(
                 *experts, gated_shared_output, residual, gamma, self._eps, self._group
@@ -68,7 +71,8 @@ class FusedExperts:
         self, *, local_contribution: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the normalised rows and the new residual."""
-        if self._takes(local_contribution, residual, gamma, self._rows):
+        fits = local_contribution.shape == residual.shape
+        if fits and self._takes(local_contribution, residual, gamma, self._rows):
             return operators.all_reduce_rms_norm(local_contribution, residual, gamma, self._eps, self._group)
         unserved: tuple[torch.Tensor, torch.Tensor] = self._own.all_reduce_residual_rms_norm(
             local_contribution=local_contribution, residual=residual, gamma=gamma

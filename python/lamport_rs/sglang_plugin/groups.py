@@ -94,11 +94,12 @@ def is_elastic(given: dict[str, Any]) -> bool:
 
 def put_parts_in_place() -> None:
     """Register the hooks of the chosen parts; what this release has no hooks for is chosen no longer."""
-    from lamport_rs.sglang_plugin import communicator, experts, fused, minimax
+    from lamport_rs.sglang_plugin import communicator, experts, fused, minimax, push_plane
 
     def register_fused() -> None:
         fused.register_hooks()
         experts.register_hooks()
+        push_plane.register_hooks()
 
     parts: dict[str, tuple[tuple[hooks.Point, ...], Callable[[], None]]] = {
         "all_reduce": (communicator.POINTS, communicator.register_hooks),

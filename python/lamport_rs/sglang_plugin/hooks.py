@@ -17,6 +17,8 @@ RUNTIME_CONTEXT = "sglang.srt.runtime_context"
 MODEL_LOADER = "sglang.srt.model_loader.utils"
 CUTEDSL = "sglang.srt.layers.layer_boundary.fusions.cutedsl"
 MINIMAX = "sglang.srt.models.minimax_m2"
+PUSH_FUSION = "sglang.srt.layers.layer_boundary.fusions.custom_all_reduce_fusion"
+"""Which MiniMax-M3 imports where it fuses by its own kernel."""
 PLUGIN_SOURCE = ("lamport_rs", "lamport-rs")
 """The plugin's names, of its entry point and of its distribution, for SGLang's log."""
 
@@ -72,6 +74,14 @@ FUSION_CHOICE = Point(ADD_NORM, "flashinfer_ar_fusion_applies", ("batch_size",))
 DP_ATTENTION_ENABLED = Point(DP_ATTENTION, "is_dp_attention_enabled")
 PARALLEL = Point(RUNTIME_CONTEXT, "get_parallel")
 EXPERTS_PREPARATION = Point(CUTEDSL, "CuteDSLWorkspace.prepare", ("self", "max_m"))
+PUSH_PREPARATION = Point(
+    "sglang.srt.layers.quantization.mxfp4_flashinfer_trtllm_moe", "register_fused_all_reduce_comm", ("max_push_size",)
+)
+PUSH_NORM = Point(
+    "sglang.kernels.ops.communication.all_reduce_fusion",
+    "all_reduce_residual_norm",
+    ("input", "residual", "norm_weight", "norm_eps", "world_size", "gemma", "residual_out"),
+)
 MODEL_CHOICE = Point(MODEL_LOADER, "get_model_architecture", ("model_config",))
 MINIMAX_NORM = Point(MINIMAX, "MiniMaxM2QKRMSNorm.__init__", ("self", "q_norm", "k_norm"))
 MINIMAX_FORWARD = Point(MINIMAX, "MiniMaxM2QKRMSNorm.forward", ("self", "q", "k"))

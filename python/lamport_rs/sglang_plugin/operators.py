@@ -36,14 +36,13 @@ def all_reduce_rms_norm(
     weight: torch.Tensor,
     eps: float,
     group: str,
+    residual_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the normalised rows, and the sum with the residual added."""
+    """Return the normalised rows, and the sum with the residual added: in a new tensor, or in `residual_out`."""
     if torch.compiler.is_compiling():
-        traced: tuple[torch.Tensor, torch.Tensor] = torch.ops.lamport_rs_sglang.all_reduce_rms_norm(
-            input, residual, weight, eps, group
-        )
-        return traced
-    return _all_reduce_rms_norm(input, residual, weight, eps, group)
+        rows, total = torch.ops.lamport_rs_sglang.all_reduce_rms_norm(input, residual, weight, eps, group)
+        return rows, total if residual_out is None else residual_out.copy_(total)
+    return _all_reduce_rms_norm(input, residual, weight, eps, group, residual_out)
 
 
 def moe_finalize_rms_norm(
@@ -82,8 +81,10 @@ def _all_reduce_rms_norm(
     weight: torch.Tensor,
     eps: float,
     group: str,
+    residual_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return run_all_reduce_rms_norm(input, residual, weight, norm_workspaces[group].here(), eps)
+    workspace = norm_workspaces[group].here()
+    return run_all_reduce_rms_norm(input, residual, weight, workspace, eps, residual_out=residual_out)
 
 
 def _moe_finalize_rms_norm(

@@ -29,7 +29,7 @@ def install() -> None:
     chosen = SWITCH.chosen()
     # Without any part too: other ranks may have chosen some, and would wait for this one.
     adjust_cuda_communicator()
-    tell_compile_cache(chosen)
+    tell_compile_cache()
     if "all_reduce" in chosen:
         from lamport_rs.vllm_plugin.all_reduce import replace_custom_all_reduce
 

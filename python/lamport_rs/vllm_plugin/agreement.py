@@ -26,6 +26,11 @@ def serve_nothing() -> None:
     _served = False
 
 
+def agreed() -> dict[dist.ProcessGroup, frozenset[str]]:
+    """Return the parts of the groups of more than one rank that have agreed."""
+    return {group: parts for group, parts in _agreed.items() if group.size() > 1}
+
+
 def parts_of(group: dist.ProcessGroup, device: Any = None) -> frozenset[str]:
     """Return the parts that serve a group. Collective for the first time."""
     if not _served:

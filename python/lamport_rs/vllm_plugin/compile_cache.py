@@ -1,39 +1,57 @@
 """Has vLLM's caches of compiled code tell by what the plugin replaces.
 
 vLLM keeps compiled code on disk, by its configuration, its own environment variables and the model's source. None of it
-says whether the plugin had fused operations formed: a later start, with another choice or another version, would load
-them.
+says whether the plugin had fused operations formed: a later start that has others would load them. It asks for the key
+once groups exist, so that the key is made of what their ranks have in common: on no rank may code be found that others
+do not run.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from typing import Any
 
+import torch.distributed as dist
+
 from lamport_rs import __version__
 from lamport_rs.sizing import MEMORY_VARIABLE
+from lamport_rs.vllm_plugin import SWITCH
+from lamport_rs.vllm_plugin.agreement import agreed
+from lamport_rs.vllm_plugin.communicator import communicators
+from lamport_rs.vllm_plugin.group_workspace import workspaces_of
 from lamport_rs.vllm_plugin.imports import when_imported
 from lamport_rs.vllm_plugin.wrapping import wrap
 
 MODULE, FUNCTION = "vllm.envs", "compile_factors"
 
 
-def tell_compile_cache(parts: frozenset[str]) -> None:
-    """Have what compiled code depends on include these parts, the version, and the bound of a workspace's memory."""
-    ours = {"lamport_rs": f"{__version__} {' '.join(sorted(parts))} {os.environ.get(MEMORY_VARIABLE, '')}"}
-    when_imported(MODULE, functools.partial(_adjust, ours=ours))
+def tell_compile_cache() -> None:
+    """Have what compiled code depends on include what is replaced, the version, and the bound of workspaces' memory."""
+    when_imported(MODULE, _adjust)
 
 
-def _adjust(module: Any, ours: dict[str, str]) -> None:
+def _adjust(module: Any) -> None:
     # A release without it keys by something else.
     if hasattr(module, FUNCTION):
-        wrap(module, FUNCTION, functools.partial(_with, ours))
+        wrap(module, FUNCTION, _with_what_is_replaced)
 
 
-def _with(ours: dict[str, str], own: Callable[[], dict[str, object]]) -> Callable[[], dict[str, object]]:
+def _with_what_is_replaced(own: Callable[[], dict[str, object]]) -> Callable[[], dict[str, object]]:
     def adjusted() -> dict[str, object]:
-        return own() | ours
+        return own() | {"lamport_rs": f"{__version__} {os.environ.get(MEMORY_VARIABLE, '')} {replaced()}"}
 
     return adjusted
+
+
+def replaced() -> str:
+    """Say what this process replaces: for its groups the parts that their ranks agree on, and which have workspaces."""
+    if not (groups := agreed()):
+        return " ".join(sorted(SWITCH.chosen()))
+    return "; ".join(sorted({_replaced_in(group, parts) for group, parts in groups.items()}))
+
+
+def _replaced_in(group: dist.ProcessGroup, parts: frozenset[str]) -> str:
+    made = {"all_reduce": group in communicators, **workspaces_of(group)}
+    # None for a workspace that nobody has asked for: there may be one later.
+    return " ".join(f"{part}={made.get(part)}" for part in sorted(parts))

@@ -10,7 +10,7 @@ from lamport_rs.vllm_plugin import SWITCH
 from lamport_rs.vllm_plugin.agreement import parts_of, serve_nothing
 from lamport_rs.vllm_plugin.communicator import communicators, replacement_of_nothing
 from lamport_rs.vllm_plugin.environment import FLASHINFER_VARIABLE, flashinfer_comes_first
-from lamport_rs.vllm_plugin.group_workspace import close_workspaces, has_workspace
+from lamport_rs.vllm_plugin.group_workspace import close_workspaces, workspaces_of
 from lamport_rs.vllm_plugin.imports import has_module, when_imported
 from lamport_rs.vllm_plugin.log import leave_to_vllm, logger
 from lamport_rs.vllm_plugin.wrapping import wrap
@@ -69,11 +69,15 @@ def _agreeing(constructor: Any) -> Any:
         group, device, name = (bound.arguments[each] for each in CONSTRUCTOR_PARAMETERS)
         # As vLLM tells these groups; others have no communicator that the plugin replaces.
         is_tensor_parallel = name.split(":")[0] == "tp"
-        if is_tensor_parallel:
-            parts_of(group, device)
+        parts = parts_of(group, device) if is_tensor_parallel else frozenset()
         constructor(self, *arguments, **options)
         if is_tensor_parallel and getattr(self, "ca_comm", None) is None:
             self.ca_comm = replacement_of_nothing(group, self.device)
+        if "fused" in parts:
+            # Here, as this rank then has it among its own parts.
+            from lamport_rs.vllm_plugin.fused import make_workspace_early
+
+            make_workspace_early(group)
 
     return adjusted
 
@@ -95,7 +99,7 @@ def _refused_with_a_workspace(checkpoint_prepare: Any) -> Any:
     """`CudaCommunicator.checkpoint_prepare`, an error for groups with a workspace: peers have mapped its memory."""
 
     def adjusted(self: Any) -> Any:
-        if self.cpu_group in communicators or has_workspace(self.cpu_group):
+        if self.cpu_group in communicators or any(workspaces_of(self.cpu_group).values()):
             raise LamportError(
                 "a process whose memory other ranks have mapped cannot be checkpointed, and lamport_rs's workspace is "
                 "such memory; start vLLM with LAMPORT_RS_VLLM=0 (and disable_custom_all_reduce) to checkpoint it"

@@ -13,7 +13,10 @@ import torch
 
 from lamport_rs._core import LamportError
 from lamport_rs.operations import QuantFormat, all_reduce, all_reduce_rms_norm, all_reduce_rms_norm_quant
+from lamport_rs.operations.quant_formats import empty_quantised, quantise
+from lamport_rs.plugin_communicator import DTYPES
 from lamport_rs.plugin_groups import GroupWorkspace
+from lamport_rs.single_rank import normalise_sum
 
 SUM, NORM, NORM_TO_FP8, NORM_TO_FP4, NORM_AND_FP8, NORM_AND_FP4 = range(6)
 """The patterns that are served: with residual, and the last two with the rows as they are and quantised."""
@@ -32,6 +35,19 @@ NAMES = {
 that code."""
 _FP4_FORMATS: dict[int | None, QuantFormat] = {None: "nvfp4_swizzled", 0: "nvfp4_swizzled", 2: "nvfp4"}
 """By the layout of scales; without one it is the tiles that vLLM's products read."""
+
+
+_COLUMN_MULTIPLE = 8
+_TILE_COLUMNS = 64
+"""Whose four scales lie together in a tile."""
+
+
+def takes(dtype: torch.dtype, columns: int, quant_format: QuantFormat | None) -> bool:
+    """Whether the package normalises such rows, and quantises them."""
+    if quant_format is None:
+        return dtype in DTYPES and columns % _COLUMN_MULTIPLE == 0
+    multiple = _TILE_COLUMNS if quant_format == "nvfp4_swizzled" else _COLUMN_MULTIPLE
+    return dtype in DTYPES - {torch.float32} and columns % multiple == 0
 
 
 class FusedWorkspace:
@@ -75,6 +91,16 @@ class FusedWorkspace:
                 f"the layout of scales {layout_code}, with{'out' if rms_gamma is None else ''} weights and "
                 f"with{'out' if quant_out is None else ''} a place for quantised rows"
             )
+        # For the others vLLM passes its input.
+        norm_out = norm_out if pattern in (NORM, NORM_AND_FP8, NORM_AND_FP4) else None
+        if not takes(input.dtype, input.shape[-1], quant_format):
+            total = all_reduce(input, workspace)
+            rows = torch.empty_like(total) if norm_out is None else norm_out
+            summed = torch.empty_like(total) if residual_out is None else residual_out
+            normalise_sum(total, residual_in, rms_gamma, rms_eps, weight_bias, rows, summed)
+            if quant_format is None or quant_out is None:
+                return rows
+            return _quantise(rows, quant_format, quant_out, scale_out, scale_factor)
         if quant_format is None or quant_out is None:
             out, _residual = all_reduce_rms_norm(
                 input, residual_in, rms_gamma, workspace, rms_eps, weight_bias, out=norm_out, residual_out=residual_out
@@ -93,9 +119,25 @@ class FusedWorkspace:
             out=quant_out.view(*input.shape[:-1], quant_out.shape[-1]),
             scale_out=scale_out,
             residual_out=residual_out,
-            norm_out=norm_out if pattern in (NORM_AND_FP8, NORM_AND_FP4) else None,
+            norm_out=norm_out,
         )
         return out
+
+
+def _quantise(
+    rows: torch.Tensor,
+    quant_format: QuantFormat,
+    out: torch.Tensor,
+    scale_out: torch.Tensor | None,
+    scale: torch.Tensor | None,
+) -> torch.Tensor:
+    """Quantise rows that the package does not, by torch."""
+    # vLLM's places for scales are whole tiles; those of columns that do not exist are 0.
+    padding = -rows.shape[-1] % _TILE_COLUMNS if quant_format == "nvfp4_swizzled" else 0
+    wide = torch.nn.functional.pad(rows, (0, padding))
+    codes, scales = empty_quantised(wide, quant_format, scale, None, scale_out)
+    quantise(wide, quant_format, codes, scale, scales)
+    return out.copy_(codes[..., : out.shape[-1]].reshape(out.shape))
 
 
 def _format_of(pattern: int, layout_code: int | None) -> QuantFormat | None:

@@ -17,8 +17,8 @@ from lamport_rs.vllm_plugin.log import logger
 
 _UNKNOWN = -1
 _SERVED = {
-    "fused": "all-reduces with residual and RMSNorm, in the place of FlashInfer's: rows a multiple of 8 long, of 64 if "
-    "they are quantised",
+    "fused": "all-reduces with residual and RMSNorm, in the place of FlashInfer's: rows a multiple of 8 long, of 64 "
+    "where they become NVFP4",
     "minimax": "norms of Q and K of up to 2048 tokens, in the place of vLLM's kernel",
 }
 """What each part replaces, and with what limits."""
@@ -45,9 +45,9 @@ def workspace_of(part: str, group: dist.ProcessGroup, comm_size_of: Callable[[in
     return _made[key]
 
 
-def has_workspace(group: dist.ProcessGroup) -> bool:
-    """Whether a part other than `all_reduce` has a workspace of the group."""
-    return any(key[1] is group and made is not None for key, made in _made.items())
+def workspaces_of(group: dist.ProcessGroup) -> dict[str, bool]:
+    """Return which parts other than `all_reduce` have asked for a workspace of the group, and whether they got it."""
+    return {part: made is not None for (part, its_group), made in _made.items() if its_group is group}
 
 
 def close_workspaces(group: dist.ProcessGroup) -> None:

@@ -1,13 +1,13 @@
 """The rule that switches the fusion on, and the tables of optimisation levels that hold it."""
 
-from vllm import envs
+from vllm import envs, record
 
 
 def enable_allreduce_rms_fusion(cfg):
     from vllm.platforms import current_platform
     from vllm.utils.flashinfer import has_flashinfer
 
-    if envs.VLLM_BATCH_INVARIANT:
+    if record["batch_invariance"]["rule_asks"] and envs.VLLM_BATCH_INVARIANT:
         return False
     return cfg.tensor_parallel_size > 1 and current_platform.is_cuda() and has_flashinfer()
 
