@@ -44,7 +44,7 @@ pub fn initialise() -> Result<()> {
     check_functions(&library)?;
     cudarc::driver::result::init().map_err(|error| Error::NoCuda(error_of("cuInit", error).to_string()))?;
     // SAFETY: this is the function's type.
-    let function = unsafe { library.get::<StreamCaptureInfo>(STREAM_CAPTURE_INFO.as_bytes()) };
+    let function = unsafe { library.get::<StreamCaptureInfo>(b"cuStreamGetCaptureInfo_v2") };
     let stream_capture_info = *function.expect("the library was found to have it");
     // Another thread may have been first; its library is the same.
     let _ = DRIVER.set(Driver { stream_capture_info, _library: library });
@@ -73,8 +73,6 @@ fn open() -> Option<Library> {
     // SAFETY: it is the driver, whose initialisers expect nothing.
     ["libcuda.so", "libcuda.so.1"].into_iter().find_map(|name| unsafe { Library::new(name) }.ok())
 }
-
-const STREAM_CAPTURE_INFO: &str = "cuStreamGetCaptureInfo_v2";
 
 /// The functions of the driver that are called, by the names that its library has for them.
 const FUNCTIONS: [&str; 39] = [
@@ -113,7 +111,7 @@ const FUNCTIONS: [&str; 39] = [
     "cuModuleLoadData",
     "cuModuleUnload",
     "cuStreamCreate",
-    STREAM_CAPTURE_INFO,
+    "cuStreamGetCaptureInfo_v2",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
     "cuThreadExchangeStreamCaptureMode",
