@@ -183,13 +183,14 @@ def configuration() -> Any:
 
 def check_compile_cache() -> None:
     """Have the workspace made with the group, before vLLM asks by what it keeps compiled code."""
+    import torch
     import torch.distributed as dist
     from lamport_rs.vllm_plugin.agreement import parts_of
     from lamport_rs.vllm_plugin.fused import make_workspace_early
 
     group: Any = dist.group.WORLD
     parts_of(group)
-    make_workspace_early(group)
+    make_workspace_early(group, torch.device("cpu"))
     expect("fused=True" in importlib.import_module("vllm.envs").compile_factors()["lamport_rs"], True)
 
 

@@ -13,10 +13,11 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
+import lamport_rs
 from documents import ROOT, Block, blocks
 
 SECONDS = 280.0
-"""Most seconds that a page's lines may take."""
+"""Most seconds that the lines of a block may take."""
 FUNCTIONS = """
 git() { [ "$1" = clone ] && cp -r "$SOURCES" "$(basename "$2")"; }
 pip() { [ "$*" = "install ." ] && command pip install --quiet --no-index "$WHEEL"; }
@@ -68,7 +69,8 @@ class Newcomer:
     @staticmethod
     def arrive(folder: Path, **environment: str) -> Newcomer:
         """Make the environment and the checkout: the files that git knows or would take, as they are now."""
-        (wheel,) = (ROOT / "dist").glob("*.whl")
+        wheels = sorted((ROOT / "dist").glob(f"lamport_rs-{lamport_rs.__version__}-*.whl"))
+        assert len(wheels) == 1, f"`make build` leaves one wheel of this version in dist, but there are {wheels}"
         home, sources = folder / "environment", folder / "sources"
         venv.create(home, with_pip=True, symlinks=True)
         (packages,) = home.glob("lib/python*/site-packages")
@@ -80,7 +82,7 @@ class Newcomer:
                 (sources / name).write_bytes((ROOT / name).read_bytes())
         path = f"{home / 'bin'}:/usr/local/bin:/usr/bin:/bin"
         kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TMPDIR") if name in os.environ}
-        own = {"HOME": str(folder), "PATH": path, "SOURCES": str(sources), "WHEEL": str(wheel)}
+        own = {"HOME": str(folder), "PATH": path, "SOURCES": str(sources), "WHEEL": str(wheels[0])}
         return Newcomer(folder, {**kept, **own, **environment})
 
     def run(self, commands: list[str], within: str = ".") -> str:
@@ -107,8 +109,8 @@ class Newcomer:
 def packages_at_hand(folder: Path) -> Path:
     """Fill the folder with links to the packages that the tests see, but for lamport_rs; return it."""
     folder.mkdir()
-    for place in (Path(each) for each in sys.path if each.endswith("site-packages")):
-        for package in place.iterdir():
+    for place in (Path(each) for each in sys.path if each.endswith(("site-packages", "dist-packages"))):
+        for package in place.iterdir() if place.is_dir() else ():
             is_own = package.name.startswith(("lamport_rs", "pip", "__pycache__")) or package.suffix == ".pth"
             if not is_own and not (folder / package.name).exists():
                 (folder / package.name).symlink_to(package)

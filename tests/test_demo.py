@@ -22,8 +22,8 @@ ROW = re.compile(rf"^ *(\d+){LATENCY}{LATENCY} +([\d.]+)$", re.MULTILINE)
 
 def run_demo(*arguments: str) -> str:
     command = [sys.executable, "-m", "lamport_rs", "demo", *arguments]
-    # Without COLUMNS, which readline, imported by pytest, has set behind Python's back.
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ})
+    # os.environ has no COLUMNS: readline, which pytest imports, sets it for child processes only.
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=280, env={**os.environ})
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
 

@@ -9,6 +9,8 @@ from documents import Block
 from first_day import NEEDS_GPUS, NOT_RUN, Newcomer, lines_of, shown_after
 from shell_blocks import SHELL
 
+pytestmark = pytest.mark.timeout(900)
+
 QUICK_START = [each for each in SHELL if each.page == "docs/quick_start.md"]
 OTHERS = [each for each in SHELL if each not in QUICK_START]
 ON_THE_QUICK_START = {line for block in QUICK_START for line in lines_of(block)}

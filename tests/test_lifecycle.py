@@ -395,6 +395,19 @@ class MuteError(Exception):
         raise RuntimeError("nothing")
 
 
+def abort_for(_me: Rank, reason: object, told: str) -> None:
+    for hooked in (False, True):
+        workspace = LamportWorkspace(0, 1, 4096, lambda message: [message], device="cpu")
+        if hooked:
+            function, argument = workspace.abort_hook(reason)
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(argument)
+        else:
+            workspace.abort(reason)
+        with pytest.raises(LamportAbortedError) as caught:
+            workspace.check()
+        assert caught.value.reason == told
+
+
 @pytest.mark.parametrize(
     ("reason", "told"),
     [
@@ -404,14 +417,6 @@ class MuteError(Exception):
         (MuteError(), "MuteError, which has no text"),
     ],
 )
-def test_a_workspace_is_aborted_for_whatever_reason(reason, told):
-    for hooked in (False, True):
-        workspace = LamportWorkspace(0, 1, 4096, device="cpu")
-        if hooked:
-            function, argument = workspace.abort_hook(reason)
-            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(argument)
-        else:
-            workspace.abort(reason)
-        with pytest.raises(LamportAbortedError) as caught:
-            workspace.check()
-        assert caught.value.reason == told
+def test_a_workspace_is_aborted_for_whatever_reason(ranks_of, reason, told):
+    # In processes of their own: what a hook writes to stays mapped.
+    ranks_of(2).run(abort_for, reason, told)

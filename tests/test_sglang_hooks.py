@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import hook_record
 import pytest
 import sglang_hooks
-from fake_sglang import COMM_FUSION, PARALLEL_STATE, PUSH_KERNELS, TABLE, V2
+from fake_sglang import COMM_FUSION, PARALLEL_STATE, TABLE, V2
 from lamport_rs.sglang_plugin import communicator, experts, fused, groups, hooks, minimax, push_plane
 
 each_release = pytest.mark.parametrize("release", sorted(TABLE))
@@ -38,7 +38,6 @@ def test_hooks_that_stand_for_a_function_take_what_it_takes(release):
     for module, name, hook in [
         (COMM_FUSION, "pre_initialize_workspaces", fused.prepare),
         (COMM_FUSION, "flashinfer_allreduce_residual_rmsnorm", fused.all_reduce_rms_norm),
-        (PUSH_KERNELS, "all_reduce_residual_norm", push_plane.all_reduce_residual_norm),
     ]:
         assert parameters_of(hook) == f"original, {TABLE[release]['signatures'][module][name]}"
 

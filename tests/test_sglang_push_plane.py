@@ -132,6 +132,8 @@ def check_all_left(me: Rank, case: str) -> list[str]:
             del sys.modules[PUSH_MEMORY].register_fused_all_reduce_comm
         if case == "no hook":
             sys.modules[PUSH_KERNELS].all_reduce_residual_norm = lambda input, residual: None  # noqa: A006
+        if case == "no plane":
+            sys.modules[PUSH_KERNELS].get_registered_comm = lambda _size: None if me.rank else object()
         make_groups(me)
         sys.modules[MODEL_LOADER].get_model_architecture(model_config=None)
         if case != "no preparation":
@@ -151,6 +153,7 @@ def check_all_left(me: Rank, case: str) -> list[str]:
     ("case", "expected"),
     [
         ("other kernels", None),
+        ("no plane", None),
         ("no preparation", "no hook for lamport_rs to replace fused norms on CustomAllReduceV2: there is no "),
         ("no hook", "no hook for lamport_rs to replace fused norms on CustomAllReduceV2: "),
         ("no workspace", "SGLang's own path goes on for fused, because lamport_rs has no workspace: "),

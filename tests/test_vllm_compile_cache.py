@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_vllm import RELEASES, cuda_communicator, fake_flashinfer, in_vllm, logged
 from lamport_rs import LamportError
-from lamport_rs.vllm_plugin import fused, group_workspace
+from lamport_rs.vllm_plugin import compile_cache, fused, group_workspace
 from ranks import Rank
 from reference import check_same_bits, random_tensor, rounded_sum_with
 from test_vllm_fused import HIDDEN, TOKENS, run_operator, the_pass
@@ -105,6 +105,8 @@ def check_early(me: Rank, release: str, options: dict[str, Any], environment: di
         made = group_workspace.workspaces_of(communicator.cpu_group)
         # Nothing is imported for a pass that is not made.
         assert (fused.FUSION_PASS in sys.modules) == ("fused" in made)
+        # Not by a configuration: no other start has this key.
+        assert (key().split()[-1] == f"fused={compile_cache._START}") == (not options)
         the_pass(max_token_num=TOKENS)
         return made, key().split()[-1]
 

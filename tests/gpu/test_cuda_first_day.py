@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
 from first_day import NEEDS_GPUS, Newcomer
 
-pytestmark = [pytest.mark.gpu(2), pytest.mark.own_gpus]
+pytestmark = [pytest.mark.gpu(2), pytest.mark.own_gpus, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory) -> Newcomer:
     """Who has installed the package, and sees two GPUs."""
-    newcomer = Newcomer.arrive(tmp_path_factory.mktemp("first_day"), CUDA_VISIBLE_DEVICES="0,1")
+    # Of those that this run may use.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[:2]
+    newcomer = Newcomer.arrive(tmp_path_factory.mktemp("first_day"), CUDA_VISIBLE_DEVICES=",".join(visible))
     newcomer.run(["git clone https://github.com/lamport-rs/lamport-rs", "cd lamport-rs", "pip install ."])
     return newcomer
 

@@ -141,10 +141,7 @@ def _without_peers(
     out: torch.Tensor,
     residual_out: torch.Tensor,
 ) -> None:
-    with torch.inference_mode():
-        add_residual(input, residual, residual_out)
-        wide_bias = None if bias is None else bias.float()
-        out.copy_(layer_norm(residual_out.float(), weight.shape, weight.float(), wide_bias, eps))
+    layer_normalise_sum(input, residual, weight, bias, eps, out, residual_out)
 
 
 LAYER_NORM = Collective("all_reduce_layer_norm", empty_rows, _without_peers, read_early=("weight", "bias"))

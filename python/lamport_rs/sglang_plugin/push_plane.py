@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lamport_rs._core import __version__
+from lamport_rs.plugin_groups import gather_over
 from lamport_rs.sglang_plugin import hooks, operators
 from lamport_rs.sglang_plugin.communicator import MAX_SIZE
 from lamport_rs.sglang_plugin.fused import PART
@@ -77,6 +78,11 @@ def serve_norms(_result: Any, *_arguments: Any, max_push_size: int | None = None
         return
     if group.world_size == 1 or not is_served(group.device) or PART not in groups.parts_of(group.cpu_group):
         return
+    # Without a plane on one of the ranks SGLang fuses nothing.
+    registered = getattr(sys.modules[hooks.PUSH_NORM.module], "get_registered_comm", None)
+    has_plane = registered is None or registered(group.world_size) is not None
+    if not all(map(any, gather_over(group.cpu_group, group.device)(bytes([has_plane])))):
+        return
     max_bytes = min(max_push_size or MAX_SIZE, MAX_SIZE)
     workspace = groups.workspace_of(
         *(PART, group.cpu_group, group.device),
@@ -106,11 +112,12 @@ def all_reduce_residual_norm(
     world_size: int,
     gemma: bool = False,
     residual_out: torch.Tensor | None = None,
-    cluster_size: int | None = None,
-    two_shot: bool | None = None,
-    vecs_per_thread: int | None = None,
+    **geometry: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the normalised rows and `residual_out`, which is `residual` if it is not given."""
+    """Return the normalised rows and `residual_out`, which is `residual` if it is not given.
+
+    `geometry` is how SGLang's kernel would divide the work.
+    """
     if (
         residual is None
         or norm_weight is None
@@ -123,9 +130,7 @@ def all_reduce_residual_norm(
             world_size=world_size,
             gemma=gemma,
             residual_out=residual_out,
-            cluster_size=cluster_size,
-            two_shot=two_shot,
-            vecs_per_thread=vecs_per_thread,
+            **geometry,
         )
         return unserved
     place = residual if residual_out is None else residual_out

@@ -2,13 +2,13 @@
 
 vLLM keeps compiled code on disk, by its configuration, its own environment variables and the model's source. None of it
 says whether the plugin had fused operations formed: a later start that has others would load them. It asks for the key
-once groups exist, so that the key is made of what their ranks have in common: on no rank may code be found that others
-do not run.
+once groups exist, so that the key is made of what their ranks have in common: all ranks must run the same code.
 """
 
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +19,13 @@ from lamport_rs.sizing import MEMORY_VARIABLE
 from lamport_rs.vllm_plugin import SWITCH
 from lamport_rs.vllm_plugin.agreement import agreed
 from lamport_rs.vllm_plugin.communicator import communicators
-from lamport_rs.vllm_plugin.group_workspace import workspaces_of
+from lamport_rs.vllm_plugin.group_workspace import left_to_the_pass, workspaces_of
 from lamport_rs.vllm_plugin.imports import when_imported
 from lamport_rs.vllm_plugin.wrapping import wrap
 
 MODULE, FUNCTION = "vllm.envs", "compile_factors"
+_START = uuid.uuid4().hex
+"""Of this process: where it is not known yet what will be replaced, no other start has the same key."""
 
 
 def tell_compile_cache() -> None:
@@ -52,6 +54,8 @@ def replaced() -> str:
 
 
 def _replaced_in(group: dist.ProcessGroup, parts: frozenset[str]) -> str:
-    made = {"all_reduce": group in communicators, **workspaces_of(group)}
-    # None for a workspace that nobody has asked for: there may be one later.
+    made: dict[str, object] = {"all_reduce": group in communicators, **workspaces_of(group)}
+    # None for a workspace that nobody has asked for.
+    if group in left_to_the_pass:
+        made.setdefault("fused", _START)
     return " ".join(f"{part}={made.get(part)}" for part in sorted(parts))

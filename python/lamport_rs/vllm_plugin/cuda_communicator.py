@@ -74,10 +74,10 @@ def _agreeing(constructor: Any) -> Any:
         if is_tensor_parallel and getattr(self, "ca_comm", None) is None:
             self.ca_comm = replacement_of_nothing(group, self.device)
         if "fused" in parts:
-            # Here, as this rank then has it among its own parts.
+            # Imported here: only a rank that has the part itself comes here.
             from lamport_rs.vllm_plugin.fused import make_workspace_early
 
-            make_workspace_early(group)
+            make_workspace_early(group, device)
 
     return adjusted
 

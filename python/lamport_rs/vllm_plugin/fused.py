@@ -1,14 +1,16 @@
 """Has vLLM's fused all-reduce, residual, RMSNorm and quantisation run by the package, with FlashInfer or without.
 
 vLLM gets its workspaces from `get_fi_ar_workspace`, and passes them to `flashinfer.comm.allreduce_fusion`. The first
-returns the package's where the group can have one, the second goes by the workspace's type. vLLM asks for another
-workspace for quantised patterns: it is the same one, where the package quantises such rows, else FlashInfer's or none.
+returns the package's where the group can have one, which is made with the group; the second goes by the workspace's
+type. vLLM asks for another workspace for quantised patterns: it is the same one, where the package quantises such rows,
+else FlashInfer's or none.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ from lamport_rs.vllm_plugin.fused_operation import (
     stand_in,
     takes,
 )
-from lamport_rs.vllm_plugin.group_workspace import workspace_of
+from lamport_rs.vllm_plugin.group_workspace import left_to_the_pass, workspace_of
 from lamport_rs.vllm_plugin.imports import has_module, when_imported
 from lamport_rs.vllm_plugin.log import leave_to_vllm, logger
 from lamport_rs.vllm_plugin.wrapping import is_wrapped, obstacle_of, wrap
@@ -140,7 +142,7 @@ def _getter(
             return None
         is_taken = formats_of is not None and all(takes(dtype, hidden_dim, each) for each in formats_of())
         if is_of_pass and not _pass_is_being_made.get() and formats_of is not None:
-            # What has been formed has to run, a draft model's rows of another length too.
+            # A pattern that the pass has formed needs a workspace, also for a draft model's rows of another length.
             is_taken |= cpu_group in served or not (is_there and is_usable)
         if is_taken and (ours := fused_workspace(max_token_num * hidden_dim * dtype.itemsize, cpu_group)) is not None:
             served.add(cpu_group)
@@ -166,24 +168,27 @@ def _marked(constructor: Callable[..., None]) -> Callable[..., None]:
     return adjusted
 
 
-def fused_workspace(max_bytes: int, group: Any) -> FusedWorkspace | None:
+def fused_workspace(max_bytes: int, group: Any, device: Any = None) -> FusedWorkspace | None:
     """Return the group's workspace, or None on all ranks. Collective for the first time."""
     if "fused" not in parts_of(group):
         return None
     held = workspace_of(
-        "fused", group, lambda world_size: LamportWorkspace.compute_comm_size_for_all_reduce(max_bytes, world_size)
+        *("fused", group),
+        lambda world_size: LamportWorkspace.compute_comm_size_for_all_reduce(max_bytes, world_size),
+        device,
     )
     return None if held is None else FusedWorkspace(held)
 
 
-def make_workspace_early(group: Any) -> None:
+def make_workspace_early(group: Any, device: Any) -> None:
     """Make the workspace of a group now, if vLLM's pass is going to ask for one. Collective.
 
     vLLM looks for compiled code before it makes the pass, and whether the group has a workspace decides which code that
-    may be. A configuration that the plugin does not know leaves it to the pass.
+    may be. A configuration that the plugin does not know leaves it to the pass, and no start shares its compiled code.
     """
     if batch_invariant():
         return
+    left_to_the_pass.discard(group)
     configuration: Any = getattr(sys.modules.get(CONFIGURATIONS), CURRENT, lambda: None)()
     try:
         compilation = configuration.compilation_config
@@ -191,10 +196,12 @@ def make_workspace_early(group: Any) -> None:
         max_bytes = compilation.pass_config.flashinfer_max_size(dist.get_world_size(group)) or 0 if is_on else 0
         is_served = max_bytes > 0 and is_wrapped(getattr(importlib.import_module(FUSION_PASS), GET, None))
     except Exception as error:
-        logger.debug("the fusion pass makes its workspace: %r", error)
+        left_to_the_pass.add(group)
+        level = logging.DEBUG if configuration is None else logging.INFO
+        logger.log(level, "vLLM's compiled code is not kept for the next start: %r", error)
         return
     if is_served:
-        fused_workspace(max_bytes, group)
+        fused_workspace(max_bytes, group, device)
 
 
 def _cpu_group_of(group: Any) -> Any:

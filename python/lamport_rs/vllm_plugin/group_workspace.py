@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -24,19 +25,24 @@ _SERVED = {
 """What each part replaces, and with what limits."""
 _made: dict[tuple[str, dist.ProcessGroup], GroupWorkspace | None] = {}
 """By part and group; None for what could not be made, and is not tried again."""
+left_to_the_pass: WeakSet[dist.ProcessGroup] = WeakSet()
+"""Groups whose workspace for `fused` is made, or not, after vLLM has looked for compiled code."""
 
 
-def workspace_of(part: str, group: dist.ProcessGroup, comm_size_of: Callable[[int], int]) -> GroupWorkspace | None:
+def workspace_of(
+    part: str, group: dist.ProcessGroup, comm_size_of: Callable[[int], int], device: Any = None
+) -> GroupWorkspace | None:
     """Return the group's workspace for a part, or None on all ranks. Collective for the first time.
 
     Args:
         part: The part of the plugin that it is for.
         group: The group.
         comm_size_of: Returns the bytes of a slot for a number of ranks.
+        device: The device of the tensors to come; None for the current one.
     """
     key = (part, group)
     if key not in _made:
-        _made[key] = make_workspace(part, group, None, comm_size_of)
+        _made[key] = make_workspace(part, group, device, comm_size_of)
         if (made := _made[key]) is not None and dist.get_rank(group) == 0:
             logger.info(
                 "lamport_rs serves %s: %d ranks, %.0f MiB of memory for each rank; %s",

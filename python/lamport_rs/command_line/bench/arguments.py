@@ -45,7 +45,7 @@ TIMINGS = (*DEFAULT_TIMINGS, NORM_BETWEEN, PRODUCT_BETWEEN)
 """What stands between two operations of a CUDA graph: nothing, or another kernel, whose own time is taken off."""
 OPERATIONS = COLLECTIVES + STEPS + COSTS
 _BY_DEFAULT = ("all_reduce", "all_reduce_rms_norm", "all_reduce_quant", *FINALISATIONS, "minimax_allreduce_rms_qk")
-"""The others are much like these, and a run would take half as long again."""
+"""The others are much like these, and would make a run half as long again."""
 DEFAULT_OPERATIONS = (*_BY_DEFAULT, *STEPS, *COSTS)
 TIME_LIMIT = 900.0
 

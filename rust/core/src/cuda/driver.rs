@@ -68,8 +68,13 @@ pub unsafe fn stream_capture(
     }
 }
 
-/// The library that cudarc loads, or that the program is linked to. cudarc's own search is there only if it does load it.
+/// The library whose functions cudarc calls: the one that the program is linked to, or else the first that cudarc finds.
 fn open() -> Option<Library> {
+    let linked = Library::from(libloading::os::unix::Library::this());
+    // SAFETY: the symbol is not called.
+    if unsafe { linked.get::<unsafe extern "C" fn()>(b"cuInit") }.is_ok() {
+        return Some(linked);
+    }
     // SAFETY: it is the driver, whose initialisers expect nothing.
     ["libcuda.so", "libcuda.so.1"].into_iter().find_map(|name| unsafe { Library::new(name) }.ok())
 }
@@ -128,8 +133,8 @@ fn check_functions(library: &Library) -> Result<()> {
         others => format!(" and {others} more functions"),
     };
     Err(Error::NoCuda(format!(
-        "the driver's library, libcuda.so.1, lacks {first}{others}; install a driver for CUDA 12.2 or later, and see that no other library \
-         of that name is found before it (LD_LIBRARY_PATH)"
+        "the driver's library, libcuda.so.1, lacks {first}{others}; install a driver for CUDA 12.2 or later, and see that \
+         no other library of that name is found before it (LD_LIBRARY_PATH)"
     )))
 }
 

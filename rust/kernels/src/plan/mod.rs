@@ -10,7 +10,6 @@ use thiserror::Error;
 
 use crate::catalogue::ModuleKey;
 use crate::dtype::Dtype;
-use crate::plan::one_shot_rows::OneShotRows;
 use crate::variants::{FILL_THREADS, LaunchBounds, SPEAKING_BLOCKS, WARP_THREADS};
 
 /// What a plan needs to know of a device.
@@ -108,10 +107,10 @@ pub enum PlanError {
         multiple: usize,
     },
     /// Rows that have kernels of 16 bits and one shot only.
-    #[error("{operation:?} takes rows of float16 or bfloat16, in one shot, not {dtype} in {algorithm}")]
+    #[error("{operation} takes rows of float16 or bfloat16, in one shot, not {dtype} in {algorithm}")]
     OneShotRows {
         /// What was to be done with them.
-        operation: OneShotRows,
+        operation: &'static str,
         /// Their type.
         dtype: &'static str,
         /// How they were to be summed.

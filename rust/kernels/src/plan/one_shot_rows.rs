@@ -1,5 +1,5 @@
-//! Plans for all-reduces of 16-bit rows that have kernels of one shot only: launched as with RMSNorm, with parameters of
-//! their own behind it.
+//! Plans for all-reduces of 16-bit rows that have kernels of one shot only. They are launched as with RMSNorm, and have
+//! parameters of their own behind its parameters.
 
 use lamport_rs_protocol::algorithm::Algorithm;
 
@@ -28,6 +28,15 @@ pub struct OneShotRowsShape {
 }
 
 impl OneShotRows {
+    /// As callers know it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LayerNorm => "all_reduce_layer_norm",
+            Self::MoeFinalize => "moe_finalize_all_reduce",
+            Self::MoeFinalizeRmsNorm => "moe_finalize_all_reduce_rms_norm",
+        }
+    }
+
     fn module(self) -> fn(AllReduceRmsNormKernel) -> ModuleKey {
         match self {
             Self::LayerNorm => ModuleKey::AllReduceLayerNorm,
@@ -42,7 +51,7 @@ impl OneShotRowsShape {
     pub fn check(&self) -> Result<(), PlanError> {
         let AllReduceRmsNormShape { dtype, algorithm, .. } = self.norm;
         if dtype.size() != 2 || algorithm != Algorithm::OneShot {
-            let operation = self.operation;
+            let operation = self.operation.name();
             return Err(PlanError::OneShotRows { operation, dtype: dtype.name(), algorithm: algorithm.name() });
         }
         self.norm.check()

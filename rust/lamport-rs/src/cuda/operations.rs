@@ -46,8 +46,8 @@ impl Communicator {
     /// Likewise, at addresses of the device, multiples of 16 bytes: for memory that is not cudarc's.
     ///
     /// # Safety
-    /// Both are of the communicator's device, and valid for `length` elements until the stream has passed the operation, also if it is refused. Nothing else
-    /// writes the input meanwhile, or accesses the output, which may be the input.
+    /// Both are of the communicator's device, and valid for `length` elements until the stream has passed the operation,
+    /// also if it is refused. Nothing else writes the input meanwhile, or accesses the output, which may be the input.
     pub unsafe fn all_reduce_at<T: Element>(
         &mut self,
         input: sys::CUdeviceptr,
