@@ -262,6 +262,8 @@ def check_push_plane(rank: int) -> None:
     import torch
 
     fusion = importlib.import_module(PUSH_FUSION).CustomAllReduceFusion(hidden_size=64, defers_finalize=False)
+    # As SGLang's own function leaves it where the group has a plane.
+    importlib.import_module(PUSH_KERNELS).register_comm(SimpleNamespace(world_size=2))
     sys.modules[PUSH_MEMORY].register_fused_all_reduce_comm(max_push_size=1 << 22, max_push_blocks=512)
     ones = torch.ones(3, 64, dtype=torch.bfloat16)
     plan = SimpleNamespace(
