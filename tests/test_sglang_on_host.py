@@ -115,6 +115,9 @@ class CustomAllReduceFusion:
         return self._ffn_input_add_norm(plan, owed.partial, residual, batch)
 """
 PUSH_KERNELS = """
+registered = {}
+def register_comm(comm): registered[comm.world_size] = comm
+def get_registered_comm(world_size): return registered.get(world_size)
 def all_reduce_residual_norm(input, residual, norm_weight, norm_eps, *, world_size, gemma=False, residual_out=None,
                              cluster_size=None, two_shot=None, vecs_per_thread=None):
     raise NotImplementedError
