@@ -79,6 +79,22 @@ def mock_module(name: str) -> types.ModuleType:
     return module
 
 
+def register_operator(
+    library: Any,
+    op_name: str,
+    op_func: Callable[..., Any],
+    mutates_args: Sequence[str] | None = None,
+    fake_impl: Callable[..., Any] | None = None,
+    **_options: Any,
+) -> None:
+    """Register an operator in torch's library, as the engines' `direct_register_custom_op` does, but for the CPU."""
+    import torch
+
+    library.define(op_name + torch.library.infer_schema(op_func, mutates_args=mutates_args or []))
+    library.impl(op_name, op_func, "CPU")
+    library._register_fake(op_name, fake_impl or (lambda *_arguments, **_options: None))
+
+
 def run_releases(run_rank: Callable[[Path, int], None], served: str) -> int:
     """Run the ranks of all releases that the command line names; return the exit status.
 

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
-from engine_on_host import WORLD_SIZE, Mocks, Settings, expect, run_releases
+from engine_on_host import WORLD_SIZE, Mocks, Settings, expect, register_operator, run_releases
 
 REGISTRY = "sglang.srt.plugins.hook_registry"
 PARALLEL_STATE = "sglang.srt.distributed.parallel_state"
@@ -57,17 +57,12 @@ class OwnAllreduce:
         """Give it up."""
 
 
-def register_operator(
-    op_name: str, op_func: Callable[..., Any], mutates_args: list[str], fake_impl: Callable[..., Any]
-) -> None:
-    """Register an operator as SGLang does, but for the CPU."""
+def register(**options: Any) -> None:
+    """Register an operator of SGLang's."""
     import torch
 
-    library = torch.library.Library("sglang", "FRAGMENT")
-    libraries.append(library)
-    library.define(op_name + torch.library.infer_schema(op_func, mutates_args=mutates_args))
-    library.impl(op_name, op_func, "CPU")
-    library._register_fake(op_name, fake_impl)
+    libraries.append(torch.library.Library("sglang", "FRAGMENT"))
+    register_operator(libraries[-1], **options)
 
 
 libraries: list[Any] = []
@@ -75,7 +70,7 @@ libraries: list[Any] = []
 
 
 SETTINGS: Settings = {
-    "sglang.srt.utils.common": {"direct_register_custom_op": register_operator},
+    "sglang.srt.utils.common": {"direct_register_custom_op": register},
     "sglang.srt.environ": {"envs.SGLANG_PLUGINS.get": lambda: None, "envs.SGLANG_PLATFORM.get": lambda: None},
     "sglang.srt.utils": {
         **{f"is_{name}": lambda: False for name in ("hip", "npu", "xpu", "musa", "cpu", "flashinfer_available")},

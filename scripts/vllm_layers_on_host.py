@@ -8,6 +8,7 @@ finds its patterns in a graph, and the fused graph computes what the graph compu
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from engine_on_host import WORLD_SIZE, expect, run_releases
+from engine_on_host import WORLD_SIZE, expect, register_operator, run_releases
 from vllm_eager import batch_invariant, check_batch_invariance, check_helpers, existing
 from vllm_mocks import load
 from vllm_patterns import check_layers, check_norm
@@ -47,12 +48,6 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
     import torch.distributed as dist
 
     library = torch.library.Library("vllm", "FRAGMENT")
-
-    def register(op_name: str, op_func: Callable[..., Any], **options: Any) -> None:
-        schema = torch.library.infer_schema(op_func, mutates_args=options.get("mutates_args") or [])
-        library.define(op_name + schema)
-        library.impl(op_name, op_func, dispatch_key="CPU")
-        library._register_fake(op_name, options.get("fake_impl") or (lambda *_arguments, **_options: None))
 
     def all_reduce(input_: torch.Tensor) -> torch.Tensor:
         total = input_.clone()
@@ -103,7 +98,7 @@ def settings_for(rank: int) -> dict[str, dict[str, Any]]:
         },
         "vllm.platforms": {f"current_platform.{name}": answer for name, answer in platform.items()},
         "vllm.utils.flashinfer": {"has_flashinfer": lambda: False},
-        "vllm.utils.torch_utils": {"direct_register_custom_op": register},
+        "vllm.utils.torch_utils": {"direct_register_custom_op": functools.partial(register_operator, library)},
         "vllm.config": {
             "get_current_vllm_config": configuration,
             "get_current_vllm_config_or_none": configuration,

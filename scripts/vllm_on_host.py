@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_on_host import WORLD_SIZE, expect, run_releases
+from vllm_eager import batch_invariant
 from vllm_mocks import load
 
 PACKAGE = "vllm.distributed.device_communicators"
@@ -90,15 +91,13 @@ def run_rank(sources: Path, rank: int) -> None:
         expect(communicator.ca_comm.fully_connected, False)
     communicator.destroy()
     # With batch invariance, in which some releases switch their own off in the configuration.
-    envs: Any = importlib.import_module("vllm.envs")
     state: Any = importlib.import_module("vllm.distributed.parallel_state")
-    envs.VLLM_BATCH_INVARIANT = True
-    known = hasattr(sys.modules[f"{PACKAGE}.custom_all_reduce"].CustomAllreduce, "batch_invariant")
-    state._ENABLE_CUSTOM_ALL_REDUCE = known
-    communicator = module.CudaCommunicator(group, torch.device("cpu"), group, "tp:0")
-    check_batch_invariance(communicator, rank)
-    communicator.destroy()
-    envs.VLLM_BATCH_INVARIANT = False
+    with batch_invariant():
+        known = hasattr(sys.modules[f"{PACKAGE}.custom_all_reduce"].CustomAllreduce, "batch_invariant")
+        state._ENABLE_CUSTOM_ALL_REDUCE = known
+        communicator = module.CudaCommunicator(group, torch.device("cpu"), group, "tp:0")
+        check_batch_invariance(communicator, rank)
+        communicator.destroy()
     state._ENABLE_CUSTOM_ALL_REDUCE = True
     # Without a workspace on one rank, vLLM's own object is made on both.
     if rank == 1:

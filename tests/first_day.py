@@ -47,6 +47,11 @@ NEEDS_GPUS = {
 """Lines that tests/gpu/test_cuda_first_day.py runs."""
 
 
+def checked(printed: str) -> list[str]:
+    """The operations that the demo says it has checked."""
+    return sorted(re.findall(r"^  (\w+), .*: as the float32 reference, on every rank$", printed, re.MULTILINE))
+
+
 def lines_of(block: Block) -> list[str]:
     """The block's commands, without comments; one that goes on behind a backslash is one."""
     lines = [re.sub(r"(^|\s+)#.*", "", line).strip() for line in block.text.replace("\\\n", " ").splitlines()]

@@ -42,13 +42,7 @@ from lamport_rs.command_line.bench.measure import WrongResultError, run_rank
 from lamport_rs.command_line.bench.member import Member
 from lamport_rs.command_line.bench.options import Options
 from lamport_rs.command_line.bench.plot import draw, spread
-from lamport_rs.command_line.bench.problems import (
-    QUANT_FORMAT,
-    AllReduce,
-    AllReduceQuant,
-    Expected,
-    pose,
-)
+from lamport_rs.command_line.bench.problems import QUANT_FORMAT, AllReduce, AllReduceQuant, Expected, pose
 from lamport_rs.command_line.bench.progress import Progress
 from lamport_rs.command_line.bench.record import Record, Row, read, write
 from lamport_rs.command_line.bench.report import missing_text, ratio, tables

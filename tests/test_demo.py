@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from first_day import checked
 from lamport_rs import LamportError, operations
 from lamport_rs.__main__ import main
 from lamport_rs.command_line import demo
@@ -26,10 +27,6 @@ def run_demo(*arguments: str) -> str:
     finished = subprocess.run(command, capture_output=True, text=True, timeout=280, env={**os.environ})
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
-
-
-def checked(output: str) -> list[str]:
-    return sorted(re.findall(r"^  (\w+), .*: as the float32 reference, on every rank$", output, re.MULTILINE))
 
 
 def run_with_an_error(rank: int, world_size: int, device: torch.device) -> None:

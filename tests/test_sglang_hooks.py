@@ -35,11 +35,12 @@ def test_every_function_that_the_plugin_hooks_or_calls_is_recorded_and_takes_wha
 
 @each_release
 def test_hooks_that_stand_for_a_function_take_what_it_takes(release):
-    for module, name, hook in [
-        (COMM_FUSION, "pre_initialize_workspaces", fused.prepare),
-        (COMM_FUSION, "flashinfer_allreduce_residual_rmsnorm", fused.all_reduce_rms_norm),
+    recorded = TABLE[release]["signatures"][COMM_FUSION]
+    for name, hook in [
+        ("pre_initialize_workspaces", fused.prepare),
+        ("flashinfer_allreduce_residual_rmsnorm", fused.all_reduce_rms_norm),
     ]:
-        assert parameters_of(hook) == f"original, {TABLE[release]['signatures'][module][name]}"
+        assert parameters_of(hook) == f"original, {recorded[name]}"
 
 
 @each_release

@@ -81,7 +81,7 @@ class FusedExperts:
 
     def _takes(self, rows: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor, most: int) -> bool:
         """Whether the package's workspace does: the same on every rank."""
-        dtypes_fit = rows.dtype == residual.dtype == DTYPE and gamma.dtype in (DTYPE, torch.float32)
+        dtypes_fit = rows.dtype == DTYPE and operators.dtypes_fit(rows, residual, gamma)
         return dtypes_fit and 0 < residual.shape[0] <= most
 
     def __getattr__(self, name: str) -> Any:

@@ -144,9 +144,5 @@ def all_reduce_rms_norm(
 
 def takes(rows: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether the workspaces take such operands: the same on every rank, and for any number of rows."""
-    return (
-        rows.dtype in DTYPES
-        and residual.dtype == rows.dtype
-        and weight.dtype in (rows.dtype, torch.float32)
-        and rows.shape[-1] in served.widths
-    )
+    dtypes_fit = rows.dtype in DTYPES and operators.dtypes_fit(rows, residual, weight)
+    return dtypes_fit and rows.shape[-1] in served.widths

@@ -30,6 +30,11 @@ minimax_workspaces: dict[str, GroupWorkspace] = {}
 """Those of MiniMax's norms."""
 
 
+def dtypes_fit(rows: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the package's norms take a residual and a weight of such dtypes beside the rows."""
+    return residual.dtype == rows.dtype and weight.dtype in (rows.dtype, torch.float32)
+
+
 def all_reduce_rms_norm(
     input: torch.Tensor,  # noqa: A002
     residual: torch.Tensor,

@@ -40,7 +40,7 @@ class Served:
 
     def takes(self, rows: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, world_size: int) -> bool:
         """Whether the package's workspace takes such operands: the same on every rank."""
-        dtypes_fit = rows.dtype == residual.dtype == DTYPE and weight.dtype in (DTYPE, torch.float32)
+        dtypes_fit = rows.dtype == DTYPE and operators.dtypes_fit(rows, residual, weight)
         shapes_fit = rows.shape == residual.shape and rows.shape[-1] % COLUMN_MULTIPLE == 0
         fits = dtypes_fit and shapes_fit and self.world_size == world_size
         return fits and 0 < rows.numel() * DTYPE.itemsize <= self.max_bytes

@@ -127,7 +127,7 @@ _FORMATS: dict[str, FormatsOf] = {GET: _as_they_are, GET_FOR_QUANTISED: _quantis
 
 
 def _getter(
-    is_there: bool, is_usable: bool, formats_of: FormatsOf | None, is_of_pass: bool, own: Callable[..., Any]
+    is_there: bool, is_usable: bool, formats_of: FormatsOf | None, is_pass: bool, own: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Wrap a function that returns workspaces. vLLM's own would look for what only FlashInfer has."""
     served: WeakSet[Any] = WeakSet()
@@ -141,7 +141,7 @@ def _getter(
             # Batches beyond vLLM's bound are not fused: their sums are rounded before the residual is added.
             return None
         is_taken = formats_of is not None and all(takes(dtype, hidden_dim, each) for each in formats_of())
-        if is_of_pass and not _pass_is_being_made.get() and formats_of is not None:
+        if is_pass and not _pass_is_being_made.get() and formats_of is not None:
             # A pattern that the pass has formed needs a workspace, also for a draft model's rows of another length.
             is_taken |= cpu_group in served or not (is_there and is_usable)
         if is_taken and (ours := fused_workspace(max_token_num * hidden_dim * dtype.itemsize, cpu_group)) is not None:
