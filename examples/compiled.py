@@ -37,6 +37,6 @@ with torch.no_grad(), lamport_rs.LamportWorkspace.for_group() as workspace:
         expected = mlp(hidden, residual)
         hidden, residual = compiled(hidden, residual)
         torch.testing.assert_close((hidden, residual), expected, rtol=1e-3, atol=1e-3)
-    print(f"rank {rank}: {LAYERS} compiled layers agree with eager ones")
+    print(f"rank {rank}: {LAYERS} compiled layers agree with eager ones\n", end="")
 
 dist.destroy_process_group()

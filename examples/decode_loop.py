@@ -74,7 +74,7 @@ def main() -> None:
         everyones = [torch.empty_like(text) for _ in range(workspace.world_size)]
         dist.all_gather(everyones, text)
         assert all(torch.equal(text, other) for other in everyones)
-        print(f"rank {workspace.rank}: {' '.join(map(str, text.tolist()))}")
+        print(f"rank {workspace.rank}: {' '.join(map(str, text.tolist()))}\n", end="")
     dist.destroy_process_group()
 
 

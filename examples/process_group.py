@@ -24,7 +24,7 @@ rank, world_size = dist.get_rank(), dist.get_world_size()
 # Any sum of the group.
 tensor = torch.full((1024,), rank + 1.0, device=device)
 dist.all_reduce(tensor)
-print(f"rank {rank}: all_reduce {tensor[0]:.1f}")
+print(f"rank {rank}: all_reduce {tensor[0]:.1f}\n", end="")
 
 # And those that torch makes of a plan: each rank has a part of the hidden columns.
 torch.manual_seed(0)
@@ -35,6 +35,6 @@ with torch.no_grad():
     mesh = init_device_mesh(device.type, (world_size,))
     sharded = parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
     torch.testing.assert_close(sharded(rows), expected, rtol=1e-4, atol=1e-4)
-print(f"rank {rank}: parallelize_module agrees with the whole model")
+print(f"rank {rank}: parallelize_module agrees with the whole model\n", end="")
 
 dist.destroy_process_group()

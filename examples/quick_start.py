@@ -15,6 +15,7 @@ with lamport_rs.LamportWorkspace.for_group() as workspace:
     total = lamport_rs.all_reduce(partial, workspace)
     residual, weight = torch.ones_like(partial), torch.full_like(partial[0], 0.5)
     hidden, residual = lamport_rs.all_reduce_rms_norm(partial, residual, weight, workspace, eps=1e-6)
-    print(f"rank {workspace.rank}: sum {total[0, 0]:.1f}, with residual {residual[0, 0]:.1f}, norm {hidden[0, 0]:.1f}")
+    said = f"sum {total[0, 0]:.1f}, with residual {residual[0, 0]:.1f}, norm {hidden[0, 0]:.1f}"
+    print(f"rank {workspace.rank}: {said}\n", end="")  # Line and newline at once: torchrun does not buffer.
 
 dist.destroy_process_group()

@@ -80,7 +80,8 @@ def main() -> None:
         own = shard(weights, workspace.rank, workspace.world_size)
         result = block(hidden, residual, own, sum_and_norm)
         torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3)
-        print(f"rank {workspace.rank}: {own['qkv'].shape[-1] // HEAD_SIZE} of {HEADS} heads; the whole block's result")
+        said = f"{own['qkv'].shape[-1] // HEAD_SIZE} of {HEADS} heads; the whole block's result"
+        print(f"rank {workspace.rank}: {said}\n", end="")
     dist.destroy_process_group()
 
 

@@ -46,6 +46,6 @@ prompt = torch.arange(1, 9, device=device)[None]
 tokens = model.generate(prompt, max_new_tokens=12, do_sample=False)[0, 8:].tolist()
 expected = whole.generate(prompt, max_new_tokens=12, do_sample=False)[0, 8:].tolist()
 assert tokens == expected, f"{tokens}, but without tensor parallelism {expected}"
-print(f"rank {dist.get_rank()}: {' '.join(map(str, tokens))}")
+print(f"rank {dist.get_rank()}: {' '.join(map(str, tokens))}\n", end="")
 
 dist.destroy_process_group()

@@ -89,7 +89,7 @@ def run(found: list[documents.Block]) -> None:
         if number == 0:
             exec(GIVEN.get(block.page, ""), names)
         exec(compile("\n" * (block.line - 1) + block.text, block.page, "exec"), names)
-        print(f"rank {os.environ['RANK']}: {block.name} ran", flush=True)
+        print(f"rank {os.environ['RANK']}: {block.name} ran\n", end="", flush=True)
     if isinstance(workspace := names.get("workspace"), lamport_rs.LamportWorkspace):
         workspace.cleanup()
     leave()

@@ -107,7 +107,7 @@ class Newcomer:
         """Run a block's lines but those that are left out; see that they print what the page shows, if it does."""
         printed = self.run([line for line in lines_of(block) if line not in left_out], within)
         shown = shown_after(block)
-        assert shown is None or sorted(printed.splitlines()) == sorted(shown)
+        assert shown is None or sorted(printed.splitlines()) == sorted(shown), printed
         return printed
 
 

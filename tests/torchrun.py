@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +30,5 @@ def torchrun(*arguments: str | Path, ranks: int = 2) -> tuple[str, str]:
 
 
 def said_by(rank: int, output: str) -> list[str]:
-    """Return what a rank printed in lines that begin with `rank <rank>: `. Ranks may print in one another's lines."""
-    lines = re.sub(r"(?=rank \d+: )", "\n", output).splitlines()
-    return [line.removeprefix(f"rank {rank}: ") for line in lines if line.startswith(f"rank {rank}: ")]
+    """Return what a rank printed in lines that begin with `rank <rank>: `."""
+    return [line.removeprefix(f"rank {rank}: ") for line in output.splitlines() if line.startswith(f"rank {rank}: ")]

@@ -70,4 +70,4 @@ distributed.install()
 with counted(len(sums)):
     assert torch.equal(generate(model)[0], expected_tokens)
 dist.destroy_process_group()
-print(f"rank {rank}: {len(set(tokens[0, 5:].tolist()))} tokens")
+print(f"rank {rank}: {len(set(tokens[0, 5:].tolist()))} tokens\n", end="")
