@@ -181,7 +181,7 @@ def check_compile_cache() -> None:
     import torch
     import torch.distributed as dist
     from lamport_rs.vllm_plugin.agreement import parts_of
-    from lamport_rs.vllm_plugin.fused import make_workspace_early
+    from lamport_rs.vllm_plugin.fused_workspaces import make_workspace_early
 
     group: Any = dist.group.WORLD
     parts_of(group)

@@ -25,7 +25,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from engines import gloo_sum
-from lamport_rs.vllm_plugin import agreement, group_workspace, imports, install
+from lamport_rs.vllm_plugin import agreement, fused_workspaces, group_workspace, imports, install
 from ranks import Rank
 
 TABLE: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "vllm_hooks.json").read_text())
@@ -35,6 +35,8 @@ MODULE = f"{PACKAGE}.custom_all_reduce"
 PARALLEL_STATE = "vllm.distributed.parallel_state"
 FILES = Path(__file__).parent / "fake_vllm_package"
 MIB = 1 << 20
+MAX_BYTES = MIB
+"""Of the rows that vLLM's pass fuses."""
 OWN_MAX_SIZES = {"9.0": {2: 64 * MIB, 8: MIB // 4}}
 """vLLM's bounds where torch's symmetric memory has what is larger, by capability and ranks; these are two of them."""
 
@@ -74,6 +76,13 @@ def fake_vllm(release: str) -> Iterator[ModuleType]:
             del sys.modules[name]
         sys.modules.update(hidden)
         forget_vllm()
+
+
+def configure(mode: str = "VLLM_COMPILE", is_on: bool = True, max_bytes: int | None = MAX_BYTES) -> None:
+    """Have a configuration be current, as vLLM's workers do when they make groups."""
+    passes = SimpleNamespace(fuse_allreduce_rms=is_on, flashinfer_max_size=lambda _size: max_bytes)
+    compilation = SimpleNamespace(mode=SimpleNamespace(name=mode), pass_config=passes)
+    importlib.import_module(fused_workspaces.CONFIGURATIONS).current = SimpleNamespace(compilation_config=compilation)
 
 
 def forget_vllm() -> None:

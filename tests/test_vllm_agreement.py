@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from fake_vllm import PACKAGE, PARALLEL_STATE, RELEASES, calls_of, cuda_communicator, fake_vllm, in_vllm, logged
-from lamport_rs.vllm_plugin import fused, install
+from lamport_rs.vllm_plugin import fused_workspaces, install
 from lamport_rs.vllm_plugin.agreement import parts_of
 from ranks import Rank
 from reference import check_same_bits, random_tensor, rounded_sum
@@ -115,12 +115,12 @@ def check_fused_groups(me: Rank, release: str) -> None:
         cuda_communicator(me)
         groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
         mine, peers = groups[me.rank // 2], [me.rank // 2 * 2, me.rank // 2 * 2 + 1]
-        served = [fused.fused_workspace(4096, group) for group in (mine, dist.group.WORLD)]
+        served = [fused_workspaces.fused_workspace(4096, group) for group in (mine, dist.group.WORLD)]
         for workspace, ranks in zip(served, (peers, range(4)), strict=True):
             inputs = [random_tensor((3, HIDDEN), torch.bfloat16, rank) for rank in ranks]
             total = workspace.run(inputs[list(ranks).index(me.rank)], 0)
             check_same_bits(total, rounded_sum(inputs))
-        again = fused.fused_workspace(1 << 20, mine)
+        again = fused_workspaces.fused_workspace(1 << 20, mine)
         assert again._held is served[0]._held
 
     in_vllm(me, release, check)

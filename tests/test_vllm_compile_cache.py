@@ -1,28 +1,18 @@
 """vLLM's cache of compiled code: on no rank is code found that other ranks do not run, or that cannot run here."""
 
-import importlib
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from fake_vllm import RELEASES, cuda_communicator, fake_flashinfer, in_vllm, logged
+from fake_vllm import RELEASES, configure, cuda_communicator, fake_flashinfer, in_vllm, logged
 from lamport_rs import LamportError
-from lamport_rs.vllm_plugin import compile_cache, fused, group_workspace
+from lamport_rs.vllm_plugin import compile_cache, fused_workspaces, group_workspace
 from ranks import Rank
 from reference import check_same_bits, random_tensor, rounded_sum_with
 from test_vllm_fused import HIDDEN, TOKENS, run_operator, the_pass
 
 each_release = pytest.mark.parametrize("release", RELEASES)
-MAX_BYTES = 1 << 20
-
-
-def configure(mode: str = "VLLM_COMPILE", is_on: bool = True, max_bytes: int | None = MAX_BYTES) -> None:
-    """Have a configuration be current, as vLLM's workers do when they make groups."""
-    passes = SimpleNamespace(fuse_allreduce_rms=is_on, flashinfer_max_size=lambda _size: max_bytes)
-    compilation = SimpleNamespace(mode=SimpleNamespace(name=mode), pass_config=passes)
-    importlib.import_module(fused.CONFIGURATIONS).current = SimpleNamespace(compilation_config=compilation)
 
 
 def key() -> Any:
@@ -104,7 +94,7 @@ def check_early(me: Rank, release: str, options: dict[str, Any], environment: di
         communicator = cuda_communicator(me)
         made = group_workspace.workspaces_of(communicator.cpu_group)
         # Nothing is imported for a pass that is not made.
-        assert (fused.FUSION_PASS in sys.modules) == ("fused" in made)
+        assert (fused_workspaces.FUSION_PASS in sys.modules) == ("fused" in made)
         # Not by a configuration: no other start has this key.
         assert (key().split()[-1] == f"fused={compile_cache._START}") == (not options)
         the_pass(max_token_num=TOKENS)

@@ -17,6 +17,7 @@ from lamport_rs.vllm_plugin import (
     cuda_communicator,
     fused,
     fused_operation,
+    fused_workspaces,
     install,
     minimax,
 )
@@ -78,8 +79,8 @@ def parameters_in(record: dict, module: str, name: str) -> list[str]:
 @each_release
 def test_the_hooks_of_fused_norms_are_where_the_plugin_looks_for_them(release):
     record = TABLE[release]
-    for name in (fused.GET, fused.GET_FOR_QUANTISED):
-        assert tuple(parameters_in(record, fused.WORKSPACES, name)) == fused.PARAMETERS
+    for name in (fused_workspaces.GET, fused_workspaces.GET_FOR_QUANTISED):
+        assert tuple(parameters_in(record, fused_workspaces.WORKSPACES, name)) == fused_workspaces.PARAMETERS
     assert record["fused"]["flags"] == ["fi_ar_available"]
     assert record["fused"]["operators"] == [fused.OPERATOR]
     assert set(record["fused"]["groups"]) <= {"cpu_group", "device_group"}
@@ -87,8 +88,11 @@ def test_the_hooks_of_fused_norms_are_where_the_plugin_looks_for_them(release):
     assert "OPTIMIZATION_LEVEL_02" in record["fused"]["rule"]
     module, function = fused.HAS_FLASHINFER
     assert f"from {module} import {function}" in record["fused"]["rule"]
-    assert record["signatures"][fused.CONFIGURATION] == {"enable_allreduce_rms_fusion": "cfg", fused.CURRENT: ""}
-    assert record["signatures"][fused.PARALLEL_STATE] == {"get_tp_group": ""}
+    assert record["signatures"][fused.CONFIGURATION] == {
+        "enable_allreduce_rms_fusion": "cfg",
+        fused_workspaces.CURRENT: "",
+    }
+    assert record["signatures"][fused_workspaces.PARALLEL_STATE] == {"get_tp_group": ""}
     assert record["signatures"][fused.HELPER] == {
         "fused_allreduce_gemma_rms_norm": "hidden_states, residual, norm",
         "_can_use_flashinfer": "hidden_states, tp_size",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_vllm import MODULE, RELEASES, calls_of, cuda_communicator, in_vllm, logged
-from lamport_rs.vllm_plugin import fused
+from lamport_rs.vllm_plugin import fused_workspaces
 from minimax_rows import EPS, expected_rows, random_rows
 from ranks import Rank
 from reference import (
@@ -127,7 +127,7 @@ def fuse_eagerly_and_in_graphs(me: Rank, release: str, hidden: int) -> list[str]
     def check(me: Rank, _module: Any) -> None:
         communicator = cuda_communicator(me)
         assert not the_pass(hidden_size=hidden).disabled
-        module = importlib.import_module(fused.FUSION_PASS)
+        module = importlib.import_module(fused_workspaces.FUSION_PASS)
         for rows, dtype, bias, separate in [
             (1, torch.bfloat16, 0.0, False),
             (7, torch.bfloat16, 1.0, True),
@@ -234,7 +234,7 @@ def run_parts_beside_each_other(me: Rank, release: str) -> None:
     def check(me: Rank, _module: Any) -> None:
         communicator = cuda_communicator(me)
         the_pass(hidden_size=4096)
-        operator = importlib.import_module(fused.FUSION_PASS).flashinfer_trtllm_fused_allreduce_norm
+        operator = importlib.import_module(fused_workspaces.FUSION_PASS).flashinfer_trtllm_fused_allreduce_norm
         norms = norms_of(me, 1024, 256)
         rows = torch.empty(8, 4096, dtype=torch.bfloat16, device=me.device)
         residual = torch.zeros_like(rows)

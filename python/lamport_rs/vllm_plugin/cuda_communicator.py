@@ -75,7 +75,7 @@ def _agreeing(constructor: Any) -> Any:
             self.ca_comm = replacement_of_nothing(group, self.device)
         if "fused" in parts:
             # Imported here: only a rank that has the part itself comes here.
-            from lamport_rs.vllm_plugin.fused import make_workspace_early
+            from lamport_rs.vllm_plugin.fused_workspaces import make_workspace_early
 
             make_workspace_early(group, device)
 
