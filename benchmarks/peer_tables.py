@@ -40,7 +40,7 @@ TITLES = {
 }
 SYMMETRIC = Line("torch symm_mem, better of two", ("symm_mem_one_shot", "symm_mem_two_shot"))
 FLASHINFER = Line("FlashInfer, better of two", ("flashinfer_trtllm", "flashinfer_mnnvl"))
-VLLM, EAGER = Line("vLLM's custom all-reduce", ("vllm_custom",)), Line("torch around NCCL", ("torch_eager_nccl",))
+VLLM, EAGER = Line("vLLM 0.8.2's custom all-reduce", ("vllm_custom",)), Line("torch around NCCL", ("torch_eager_nccl",))
 WHOLE = {
     SUM: (
         OURS,
@@ -80,7 +80,7 @@ SHORT_SIZES = ("8 Ki", "64 Ki", "256 Ki", "1 Mi", "8 Mi")
 OTHERS = (
     Line("SGLang's kernels", ("sglang_push", "sglang_pull")),
     Line("FlashInfer", FLASHINFER.impls),
-    Line("vLLM's custom all-reduce", VLLM.impls),
+    VLLM,
     Line("torch symm_mem", SYMMETRIC.impls),
     Line("NCCL", ("nccl", "nccl_windows", *EAGER.impls)),
 )

@@ -170,10 +170,15 @@ def test_a_model_that_ranks_cannot_share_is_left_out_with_the_reason(ranks_of, t
     ]
 
 
+def text_of_pages(root: Path) -> str:
+    """The pages that have figures of decode steps."""
+    return "".join((root / "docs" / name).read_text() for name in ("performance.md", "appendix/more_figures.md"))
+
+
 def test_the_documented_tokens_per_second_are_those_of_the_records():
     root = Path(__file__).parent.parent
-    page = (root / "docs" / "performance.md").read_text()
-    lines = page.partition("| tokens per second of the whole batch, of |")[2].partition("\n\n")[0].splitlines()[2:]
+    tables = text_of_pages(root).split("| tokens per second of the whole batch, of |")[1:]
+    lines = [line for table in tables for line in table.partition("\n\n")[0].splitlines()[2:]]
     assert len(lines) == 8
     records = [read(path) for path in sorted((root / "benchmarks" / "results" / "decode_step").glob("*.json"))]
     for line in lines:
@@ -321,7 +326,7 @@ SHARES = {
     "best other": OTHERS,
     "NCCL 2.28.9": ("nccl",),
 }
-"""Lines of docs/performance.md, and the implementations of which each has the fastest."""
+"""Lines of the pages, and the implementations of which each has the fastest."""
 
 
 def shown(percent: float) -> str:
@@ -334,7 +339,7 @@ def test_the_page_has_the_recorded_shares_of_communication(machine, world_size):
     root = Path(__file__).parents[1]
     record = read(root / "benchmarks" / "results" / "decode_step" / f"{machine}{world_size}.json")
     medians = {(row.impl, row.tokens): row.median_us for row in record.rows if row.world_size == world_size}
-    page = (root / "docs" / "performance.md").read_text()
+    page = text_of_pages(root)
     gpu = "H200" if "h200" in machine else "H100"
     for label, impls in SHARES.items():
         cells = []

@@ -56,7 +56,7 @@ def test_the_times_of_others_are_those_of_their_fastest_from_least_to_most():
     lines = peer_tables.times({2: record(*rows)}).splitlines()
     assert lines[0] == "| times as long as lamport-rs | 2 GPUs: all-reduce | 2 GPUs: with residual and RMSNorm |"
     assert "| NCCL | 1.50 to 2.00 |  |" in lines
-    assert "| vLLM's custom all-reduce | 1.50 to 1.50 |  |" in lines
+    assert "| vLLM 0.8.2's custom all-reduce | 1.50 to 1.50 |  |" in lines
     assert "| SGLang's kernels |  |  |" in lines
 
 

@@ -5,11 +5,14 @@ import errno
 import logging
 import os
 import resource
+import signal
+import time
 
 import lamport_rs
 import torch
-from lamport_rs import LamportError
-from ranks import Rank
+import torch.distributed as dist
+from lamport_rs import LamportAbortedError, LamportError
+from ranks import Failure, Rank
 from system_calls import PIDFD_OPEN, let_fail
 
 MOST_FREE = 12
@@ -91,5 +94,28 @@ def test_a_rank_that_cannot_watch_its_peers_says_so_once(new_ranks):
     texts, *others = new_ranks(3).run(create_twice_unwatched)
     assert others == [[], []]
     assert len(texts) == 1
-    assert "noticed by the timeout only: pidfd_open failed: Too many open files" in texts[0]
+    assert "may be noticed by the timeout only: pidfd_open failed: Too many open files" in texts[0]
     assert "ulimit -n" in texts[0]
+
+
+def reduce_unwatched(me: Rank) -> None:
+    """No rank can watch its peers' processes."""
+    let_fail(PIDFD_OPEN, errno.ENOSYS)
+    workspace = me.workspace(1 << 16, timeout=30)
+    dist.barrier()
+    while True:
+        lamport_rs.all_reduce(torch.ones(1000), workspace)
+
+
+def test_without_pidfds_a_killed_rank_is_noticed_by_its_word(new_ranks):
+    ranks = new_ranks(2)
+    ranks.run(create_and_sum)
+    ranks.start(reduce_unwatched)
+    time.sleep(0.5)
+    ranks.signal(1, signal.SIGKILL)
+    killed = time.monotonic()
+    outcome, _dead = ranks.finish(20)
+    assert time.monotonic() - killed < 5, "it waits for the timeout"
+    assert isinstance(outcome, Failure)
+    assert isinstance(outcome.error, LamportAbortedError)
+    assert (outcome.error.rank, outcome.error.cause) == (1, "ended")

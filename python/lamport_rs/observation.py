@@ -36,8 +36,8 @@ def log_fault(error: BaseException) -> None:
 
 @functools.cache
 def warn_of_unwatched_peers(reason: str) -> None:
-    """Tell the log, once for each reason, that the end of a peer's process will be noticed late."""
-    logger.warning("that a peer's process has ended will be noticed by the timeout only: pidfd_open failed: %s", reason)
+    """Tell the log, once for each reason, that the end of a peer's process may be noticed late."""
+    logger.warning("that a peer's process has ended may be noticed by the timeout only: pidfd_open failed: %s", reason)
 
 
 def with_range(name: str, operation: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
