@@ -31,9 +31,11 @@ demo: build ## Run the collectives between processes, check them, and print a la
 # Checks of minutes, and what assembles every module; `test-rust-short` leaves them out by their names.
 LONG_RUST := in_every_execution operations_with_headers headers_are_neither_lost_nor two_ranks_neither_lose \
   what_breaks_one_shot_breaks four_ranks_are_correct_in_two three_ranks_are_correct_in_a_mix \
-  kernels_use_no_local_memory planted_defects a_message_is_missed
-# Tests of the emulator that `test-rust-short` runs with one seed, and `test-rust-long` with three others.
-SEEDED := all_reduce rms_norm minimax setup mixtures limited_residency faults disagreements foreign_kernels
+  kernels_use_no_local_memory planted_defects a_message_is_missed \
+  operations::minimax_norms operations::norms_of_sums operations::quantised_sums operations::rows_of_experts
+# Tests of the emulator: `test-rust-short` runs those that are no `families` with one seed, `test-rust-long` all with two
+# others.
+SEEDED := families all_reduce setup limited_residency faults disagreements foreign_kernels
 
 test: test-rust-short ## What a change needs first: every operation, backend and fault (5 min).
 	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"'
@@ -49,11 +51,12 @@ test-all: ## All tests: `test`, then `test-long` (15 min).
 test-rust: test-rust-short test-rust-long ## Rust unit tests, property tests and model checks (5 min).
 
 test-rust-short: $(VENV)/.ready
-	LAMPORT_RS_EMULATOR_SEEDS=1 cargo test --workspace --features lamport-rs/cuda -- $(LONG_RUST:%=--skip %)
+	LAMPORT_RS_EMULATOR_SEEDS=1 LAMPORT_RS_FUZZ_SECONDS=2 \
+	  cargo test --workspace --features lamport-rs/cuda -- $(LONG_RUST:%=--skip %) --skip families
 
 test-rust-long: $(VENV)/.ready
 	cargo test --workspace --features lamport-rs/cuda --tests -- $(LONG_RUST)
-	LAMPORT_RS_EMULATOR_SEEDS=1..4 cargo test --package lamport-rs-kernels --test emulator -- $(SEEDED)
+	LAMPORT_RS_EMULATOR_SEEDS=1..3 cargo test --package lamport-rs-kernels --test emulator -- $(SEEDED)
 
 test-races: $(VENV)/.ready ## The host backend under ThreadSanitizer (2 min).
 	tests/race_detector.sh
@@ -74,7 +77,7 @@ test-emulator: $(VENV)/.ready ## The kernels on the emulator, with many seeds (1
 	LAMPORT_RS_EMULATOR_SEEDS=$(SEEDS) cargo test -p lamport-rs-kernels --test emulator
 
 test-gpu: build ## The package on GPUs, one per rank; skipped where there are none (minutes).
-	$(BIN)/python -m pytest tests/gpu -m gpu
+	$(BIN)/python -m pytest tests -m gpu
 
 .PHONY: test-torch-suite
 test-torch-suite: build ## torch's own tests of process groups, on the CPU, on the backend "lamport" (minutes).

@@ -26,6 +26,8 @@ def build(folder: Path, *others: str) -> Path:
     source.write_text(_SOURCE + "".join(f"int {name}(void) {{ return 0; }}\n" for name in others))
     compiler = os.environ.get("CC", "cc")
     subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", folder / "libcuda.so.1", source], check=True)
+    # On a machine that has both names of the driver, this is looked for first.
+    (folder / "libcuda.so").symlink_to("libcuda.so.1")
     return folder
 
 

@@ -5,22 +5,36 @@ It sees the torch that the tests run with, and no lamport_rs but the wheel that 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 import venv
 from dataclasses import dataclass
 from pathlib import Path
 
 import lamport_rs
 from documents import ROOT, Block, blocks
+from lamport_rs.command_line.launch import NO_MULTICAST
 
 SECONDS = 280.0
 """Most seconds that the lines of a block may take."""
+SECONDS_TO_END = 10.0
+"""How long the lines then have to end what they have started."""
+TOOLS = ("nvidia-smi",)
+"""Programs that may be in a folder of their own."""
+KEPT = ("LD_LIBRARY_PATH", "TMPDIR", "NVSHMEM_DISABLE_NVLS", *NO_MULTICAST)
+"""Variables of the tests that the lines have, too."""
 FUNCTIONS = """
 git() { [ "$1" = clone ] && cp -r "$SOURCES" "$(basename "$2")"; }
-pip() { [ "$*" = "install ." ] && command pip install --quiet --no-index "$WHEEL"; }
+pip() {
+  [ "$*" = "install ." ] || return 1
+  "$PYTHON" -m pip --python "$(command -v python)" install --quiet --no-index --no-deps "$WHEEL"
+}
 torchrun() { python -m torch.distributed.run "$@"; }
 """
 """What stands in for what takes a network or a compiler, and for torch's command, which the environment has not."""
@@ -33,7 +47,7 @@ NOT_RUN = {
     "make test-all": MAKE,
     "make lint": MAKE,
     "make test-emulator": EMULATOR,
-    "LAMPORT_RS_EMULATOR_SEEDS=50 cargo test -p lamport-rs-kernels --test emulator mixtures": EMULATOR,
+    "LAMPORT_RS_EMULATOR_SEEDS=50 cargo test -p lamport-rs-kernels --test emulator families::mixtures": EMULATOR,
     "LAMPORT_RS_EMULATOR_SEEDS=17..18 cargo test -p lamport-rs-kernels --test emulator": EMULATOR,
     "sglang serve --model-path ... --tp 2": ENGINE,
     "vllm serve ...": ENGINE,
@@ -73,35 +87,51 @@ class Newcomer:
 
     @staticmethod
     def arrive(folder: Path, **environment: str) -> Newcomer:
-        """Make the environment and the checkout: the files that git knows or would take, as they are now."""
-        wheels = sorted((ROOT / "dist").glob(f"lamport_rs-{lamport_rs.__version__}-*.whl"))
+        """Make the environment and the checkout: the files that git knows or would take, as they are now.
+
+        The wheel is the one that `LAMPORT_RS_WHEEL` names, or else what `make build` has left.
+        """
+        named = os.environ.get("LAMPORT_RS_WHEEL")
+        wheels = [Path(named)] if named else sorted((ROOT / "dist").glob(f"lamport_rs-{lamport_rs.__version__}-*.whl"))
         assert len(wheels) == 1, f"`make build` leaves one wheel of this version in dist, but there are {wheels}"
         home, sources = folder / "environment", folder / "sources"
-        venv.create(home, with_pip=True, symlinks=True)
+        # By the tests' own pip: not every Python can make an environment that has one.
+        venv.create(home, with_pip=False, symlinks=True)
         (packages,) = home.glob("lib/python*/site-packages")
         (packages / "torch_at_hand.pth").write_text(f"{packages_at_hand(folder / 'packages')}\n")
-        named = subprocess.check_output(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, text=True)
-        for name in filter(None, named.split("\0")):
+        files = subprocess.check_output(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, text=True)
+        for name in filter(None, files.split("\0")):
             if (ROOT / name).is_file():
                 (sources / name).parent.mkdir(parents=True, exist_ok=True)
                 (sources / name).write_bytes((ROOT / name).read_bytes())
-        path = f"{home / 'bin'}:/usr/local/bin:/usr/bin:/bin"
-        kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TMPDIR") if name in os.environ}
-        own = {"HOME": str(folder), "PATH": path, "SOURCES": str(sources), "WHEEL": str(wheels[0])}
-        return Newcomer(folder, {**kept, **own, **environment})
+        tools = {str(Path(found).parent) for name in TOOLS if (found := shutil.which(name))}
+        path = ":".join([f"{home / 'bin'}", "/usr/local/bin", "/usr/bin", "/bin", *sorted(tools)])
+        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        own = {"HOME": str(folder), "PATH": path, "SOURCES": str(sources), "WHEEL": str(wheels[0].resolve())}
+        return Newcomer(folder, {**NO_MULTICAST, **kept, **own, "PYTHON": sys.executable, **environment})
 
     def run(self, commands: list[str], within: str = ".") -> str:
         """Run the commands in one shell, in a folder of the newcomer's; return what they print."""
-        finished = subprocess.run(
+        shell = subprocess.Popen(
             ["bash", "-euo", "pipefail", "-c", FUNCTIONS + "\n".join(commands)],
             cwd=self.folder / within,
             env=self.environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=SECONDS,
+            start_new_session=True,
         )
-        assert finished.returncode == 0, finished.stdout + finished.stderr
-        return finished.stdout
+        try:
+            output, log = shell.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            # torchrun ends its ranks, which are in sessions of their own; one that is killed cannot.
+            os.killpg(shell.pid, signal.SIGTERM)
+            time.sleep(SECONDS_TO_END)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+            raise
+        assert shell.returncode == 0, output + log
+        return output
 
     def run_block(self, block: Block, within: str, left_out: set[str]) -> str:
         """Run a block's lines but those that are left out; see that they print what the page shows, if it does."""

@@ -116,4 +116,6 @@ def build(folder: Path) -> dict[str, str]:
     source.write_text(_SOURCE)
     compiler = os.environ.get("CC", "cc")
     subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", folder / "libcuda.so.1", source], check=True)
+    # On a machine that has both names of the driver, this is looked for first.
+    (folder / "libcuda.so").symlink_to("libcuda.so.1")
     return {**os.environ, "LD_LIBRARY_PATH": str(folder)}

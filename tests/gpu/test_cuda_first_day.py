@@ -6,6 +6,7 @@ import os
 
 import pytest
 from first_day import NEEDS_GPUS, Newcomer, checked
+from lamport_rs import operations
 
 pytestmark = [pytest.mark.gpu(2), pytest.mark.own_gpus, pytest.mark.timeout(900)]
 
@@ -27,7 +28,7 @@ def test_the_doctor_has_nothing_against_the_gpus(newcomer):
 def test_the_demo_takes_both_gpus_and_checks_on_them(newcomer):
     printed = newcomer.run(["lamport-rs demo"])
     assert ": 2 GPUs\n" in printed
-    assert "all_reduce" in checked(printed)
+    assert checked(printed) == sorted(operations.__all__)
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,10 @@ pub unsafe fn stream_capture(
 }
 
 /// The library whose functions cudarc calls: the one that the program is linked to, or else the first that cudarc finds.
+/// A preloaded library that stands before a few of the driver's functions is not the driver.
 fn open() -> Option<Library> {
     let linked = Library::from(libloading::os::unix::Library::this());
-    // SAFETY: the symbol is not called.
-    if unsafe { linked.get::<unsafe extern "C" fn()>(b"cuInit") }.is_ok() {
+    if check_functions(&linked).is_ok() {
         return Some(linked);
     }
     // SAFETY: it is the driver, whose initialisers expect nothing.

@@ -18,9 +18,9 @@ pub struct Process {
     /// Its number.
     pub number: u32,
     /// What tells that it has ended. An error if the kernel cannot say (before Linux 5.3), or there are no more
-    /// descriptors: a death is then noticed by the timeout of an operation.
+    /// descriptors: its word tells of a death then, or else the timeout of an operation.
     descriptor: std::result::Result<OwnedFd, Errno>,
-    /// Its word, which says so earlier; none if it has none that can be mapped.
+    /// Its word, which says so earlier, also of a process that is killed; none if it has none that can be mapped.
     life: Option<Life>,
 }
 

@@ -41,43 +41,8 @@ fn all_reduce() {
 }
 
 #[test]
-fn rms_norm() {
-    check(cases::rms_norm(), 2);
-}
-
-#[test]
-fn rms_norm_quant() {
-    check(cases::rms_norm_quant(), 1);
-}
-
-#[test]
-fn quant() {
-    check(cases::quant(), 1);
-}
-
-#[test]
-fn layer_norm() {
-    check(cases::layer_norm(), 1);
-}
-
-#[test]
-fn moe_finalize() {
-    check(cases::moe_finalize(), 1);
-}
-
-#[test]
-fn minimax() {
-    check(cases::minimax(), 2);
-}
-
-#[test]
 fn setup() {
     check(cases::setup(), 4);
-}
-
-#[test]
-fn mixtures() {
-    check(cases::mixtures(), 3);
 }
 
 #[test]
@@ -131,6 +96,46 @@ fn foreign_kernels() {
                 });
             }
         }
+    }
+}
+
+/// All cases of a family of kernels: minutes, together, which `make test` leaves to `make test-long`.
+mod families {
+    use super::{cases, check};
+
+    #[test]
+    fn rms_norm() {
+        check(cases::rms_norm(), 2);
+    }
+
+    #[test]
+    fn rms_norm_quant() {
+        check(cases::rms_norm_quant(), 1);
+    }
+
+    #[test]
+    fn quant() {
+        check(cases::quant(), 1);
+    }
+
+    #[test]
+    fn layer_norm() {
+        check(cases::layer_norm(), 1);
+    }
+
+    #[test]
+    fn moe_finalize() {
+        check(cases::moe_finalize(), 1);
+    }
+
+    #[test]
+    fn minimax() {
+        check(cases::minimax(), 2);
+    }
+
+    #[test]
+    fn mixtures() {
+        check(cases::mixtures(), 3);
     }
 }
 
