@@ -32,13 +32,14 @@ demo: build ## Run the collectives between processes, check them, and print a la
 LONG_RUST := in_every_execution operations_with_headers headers_are_neither_lost_nor two_ranks_neither_lose \
   what_breaks_one_shot_breaks four_ranks_are_correct_in_two three_ranks_are_correct_in_a_mix \
   kernels_use_no_local_memory planted_defects a_message_is_missed \
-  operations::minimax_norms operations::norms_of_sums operations::quantised_sums operations::rows_of_experts
+  operations::minimax_norms operations::norms_of_sums operations::quantised_sums operations::rows_of_experts \
+  construction::any_call processes::the_others_miss every_word_arrives_on_its_own foreign_kernels
 # Tests of the emulator: `test-rust-short` runs those that are no `families` with one seed, `test-rust-long` all with two
 # others.
 SEEDED := families all_reduce setup limited_residency faults disagreements foreign_kernels
 
-test: test-rust-short ## What a change needs first: every operation, backend and fault (5 min).
-	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"'
+test: test-rust-short ## What a change needs first: every operation, backend and fault (6 min).
+	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"' WORKERS=3
 
 test-long: test-rust-long ## What `test` leaves out: models, more of the emulator, long tests, races (10 min).
 	$(MAKE) test-races
@@ -67,9 +68,10 @@ fuzz: $(VENV)/.ready ## Lies of peers and transports, for ten minutes (FUZZ_SECO
 	LAMPORT_RS_FUZZ_SECONDS=$$(($(FUZZ_SECONDS) / 4)) LAMPORT_RS_FUZZ_SEED=$(FUZZ_SEED) \
 	  cargo test --package lamport-rs --test fuzz -- --nocapture
 
-# Half of what tests do is wait for others, so two at a time. Those of a file share ranks.
-test-python: build ## The package, with ranks as processes (8 min).
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGUMENTS)
+# Half of what tests do is wait for others, so more at a time than there are cores. Those of a file share ranks.
+WORKERS ?= 2
+test-python: build ## The package, with ranks as processes (15 min).
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGUMENTS)
 
 SEEDS ?= 100
 .PHONY: test-emulator

@@ -1,6 +1,8 @@
 """Build a wheel from an unpacked sdist, in an environment that has nothing yet and without git: `check_sdist.py SDIST`.
 
 pip makes that environment of what the sdist's pyproject.toml asks for. Rust and a C compiler are those of the machine.
+Kernels that other builds have compiled of the same sources are taken from `LAMPORT_RS_KERNEL_CACHE`, if it names a
+folder; `make release` has it name none.
 """
 
 from __future__ import annotations
@@ -41,8 +43,6 @@ def build(sdist: Path, folder: Path) -> str:
     # Neither this tree's environment and interpreter nor its build folder.
     settings = {"PATH": only_needed(folder), "PYO3_PYTHON": f"{folder}/venv/bin/python", "VIRTUAL_ENV": ""}
     settings |= {"CARGO_TARGET_DIR": f"{folder}/target", "TMPDIR": str(folder)}
-    # Nor the kernels that other builds have compiled.
-    settings |= {"LAMPORT_RS_KERNEL_CACHE": ""}
     command = [*pip, "wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", f"{folder}/out", str(source)]
     run(command, str(folder), BUILD_SECONDS, **settings)
     (wheel,) = (folder / "out").glob("*.whl")

@@ -69,6 +69,7 @@ def host_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     return folder, finished
 
 
+@pytest.mark.long
 def test_the_record_has_every_measurement_in_the_documented_form(host_run):
     (path,) = host_run[0].glob("*-cpu-x2.json")
     run = json.loads(path.read_text())
@@ -97,6 +98,7 @@ def test_the_record_has_every_measurement_in_the_documented_form(host_run):
         assert 0 < row["min_us"] <= row["median_us"] <= row["max_us"]
 
 
+@pytest.mark.long
 def test_a_table_per_operation_dtype_and_width_is_printed_with_ratios(host_run):
     output = host_run[1].stdout
     for title in (
@@ -114,11 +116,13 @@ def test_a_table_per_operation_dtype_and_width_is_printed_with_ratios(host_run):
     assert output.count("best other / lamport_rs") == 10
 
 
+@pytest.mark.long
 def test_progress_is_a_line_per_case_by_one_rank(host_run):
     lines = [line for line in host_run[1].stderr.splitlines() if line.startswith("[2 processes, ")]
     assert [line.split("]")[0] for line in lines] == [f"[2 processes, {step}/21" for step in range(1, 22)]
 
 
+@pytest.mark.long
 def test_figures_are_drawn_where_matplotlib_is(host_run):
     drawn = {path.name.partition("-x2-")[2] for path in host_run[0].iterdir() if path.suffix != ".json"}
     if importlib.util.find_spec("matplotlib") is None:
@@ -433,6 +437,7 @@ def test_one_size_is_a_table_but_no_figure(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.long
 def test_a_record_is_drawn_where_it_is_told(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     path = write(sample_record(), tmp_path / "records")
@@ -458,6 +463,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_anything_starts(draws, t
         assert f"no record can be left in {folder}: " in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_an_interrupted_run_does_not_replace_a_whole_one_and_is_marked(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     whole = write(sample_record(), tmp_path)
@@ -496,6 +502,7 @@ def test_recorded_runs_of_the_project_can_be_read():
         assert "-soak-" in path.name or read(path).rows
 
 
+@pytest.mark.long
 def test_figures_show_every_implementation_and_the_links_limit(tmp_path):
     pytest.importorskip("matplotlib")
     paths = draw(sample_record(), tmp_path)
@@ -508,6 +515,7 @@ def test_figures_show_every_implementation_and_the_links_limit(tmp_path):
         assert expected in text
 
 
+@pytest.mark.long
 def test_figures_without_a_link_have_no_limit(tmp_path):
     pytest.importorskip("matplotlib")
     paths = draw(replace(sample_record(), link_gb_per_s=None), tmp_path)

@@ -269,6 +269,7 @@ def test_the_figure_has_the_time_and_the_share_of_communication_over_every_bar_a
         assert floor.get_x() + floor.get_width() >= max(bar.get_x() + bar.get_width() for bar in bars)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("medians", "batches"), [(MEDIANS, (1, 8, 32, 128)), (MANY, (1, 8, 32)), (MANY, (1, 8, 32, 128))]
 )

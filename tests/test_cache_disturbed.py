@@ -83,6 +83,7 @@ class _Stop(BaseException):
 
 
 # Some come to destructors, which cannot pass them on.
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_moment_leaves_a_cache_that_works(monkeypatch):
     """Signals that come while creations fail: whatever line they come to, nothing stays that would be waited for."""
@@ -164,6 +165,7 @@ print("right")
 """
 
 
+@pytest.mark.long
 def test_a_table_may_be_freed_by_torch_within_a_call_of_the_package():
     """In a process of its own, which a mistake would end."""
     done = subprocess.run([sys.executable, "-c", FREED_BY_TORCH], capture_output=True, text=True, timeout=120)

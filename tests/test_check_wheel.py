@@ -76,6 +76,7 @@ def test_a_command_that_fails_or_hangs_is_an_error_with_what_it_printed(tmp_path
         check_wheel.run([sys.executable, "-c", "import time; time.sleep(60)"], str(tmp_path), 0.5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("code", "statuses"),
     [

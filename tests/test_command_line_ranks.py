@@ -14,6 +14,8 @@ from lamport_rs import LamportError
 from lamport_rs.command_line import demo
 from lamport_rs.command_line.launch import launch
 
+pytestmark = pytest.mark.long
+
 LONGER_THAN_ALLOWED = 120
 TIME_LIMIT = 60
 
@@ -58,12 +60,10 @@ def test_a_rank_that_writes_to_nobody_ends_before_others_fail_because_of_it():
         launch(write_to_nobody, 2, "host", time_limit=TIME_LIMIT)
 
 
-@pytest.mark.long
 def test_ranks_that_succeeded_end_without_teardown():
     launch(succeed, 2, "host", time_limit=TIME_LIMIT)
 
 
-@pytest.mark.long
 def test_a_rank_that_failed_ends_without_teardown_and_its_traceback_is_shown():
     with pytest.raises(LamportError, match=r"(?s)in fail.*all is lost"):
         launch(fail_on_rank_1, 2, "host", time_limit=TIME_LIMIT)

@@ -1,6 +1,7 @@
 """Workspaces that are made, fetched and given up within compiled functions."""
 
 import lamport_rs
+import pytest
 import torch
 from ranks import Rank
 from reference import check_same_bits
@@ -34,5 +35,6 @@ def make_within(me: Rank) -> None:
     lamport_rs.clear_workspace_cache()
 
 
+@pytest.mark.long
 def test_a_workspace_may_be_made_fetched_and_given_up_within_a_compiled_function(ranks_of):
     ranks_of(2).run(make_within, timeout=180)

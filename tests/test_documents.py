@@ -26,6 +26,7 @@ NOT_RUN = {
 PYTHON = blocks("python")
 
 
+@pytest.mark.long
 def test_python_blocks_run(tmp_path):
     """Those that need GPUs: tests/gpu/test_cuda_documents.py."""
     run([each for each in PYTHON if not needs_gpus(each)], tmp_path, CUDA_VISIBLE_DEVICES="")

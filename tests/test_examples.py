@@ -26,9 +26,8 @@ THROUGH_TORCH = {"process_group.py", "transformers_generate.py"}
 """Those that let torch call the package, and the package's log say that it does."""
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "quick_start.py" else pytest.mark.long) for name in SAID]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", SAID)
 def test_an_example_runs_by_the_line_in_its_docstring_and_every_rank_says_its_result(name):
     docstring = ast.get_docstring(ast.parse((EXAMPLES / name).read_text()))
     assert LINE.format(name) in docstring

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from slow_driver import build
 
+pytestmark = pytest.mark.long
+
 PROGRAM = """
 import ctypes, gc, sys, threading, time
 import lamport_rs

@@ -19,6 +19,8 @@ import pytest
 import torch
 from lamport_rs import LamportAbortedError, LamportError, LamportWorkspace
 
+pytestmark = pytest.mark.long
+
 SOON = 2.0
 """Seconds by which the peers have heard of it on a machine that is busy."""
 PAUSE = 0.3

@@ -9,6 +9,8 @@ import sys
 import pytest
 from documents import ROOT
 
+pytestmark = pytest.mark.long
+
 PAGE = """# Title
 
 [A page](page.md), [a heading](page.md#part), [a file](../LICENSE), [a folder](../kernels).

@@ -8,6 +8,7 @@ from soak_host import LENGTH
 from soak_programs import LINE_WORDS, Program
 from soak_report import Outcome
 
+pytestmark = pytest.mark.long
 OPERATIONS = 3000
 STEP = 7
 
