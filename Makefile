@@ -33,13 +33,13 @@ LONG_RUST := in_every_execution operations_with_headers headers_are_neither_lost
   what_breaks_one_shot_breaks four_ranks_are_correct_in_two three_ranks_are_correct_in_a_mix \
   kernels_use_no_local_memory planted_defects a_message_is_missed \
   operations::minimax_norms operations::norms_of_sums operations::quantised_sums operations::rows_of_experts \
-  construction::any_call processes::the_others_miss every_word_arrives_on_its_own foreign_kernels
-# Tests of the emulator: `test-rust-short` runs those that are no `families` with one seed, `test-rust-long` all with two
-# others.
+  construction::any_call processes::the_others_miss every_word_arrives_on_its_own
+# Tests of the emulator. `test-rust-long` runs these with two seeds; `test-rust-short` has another, and leaves out `families`
+# and `foreign_kernels`.
 SEEDED := families all_reduce setup limited_residency faults disagreements foreign_kernels
 
-test: test-rust-short ## What a change needs first: every operation, backend and fault (6 min).
-	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"' WORKERS=3
+test: test-rust-short ## What a change needs first: every operation on the host, faults, some of the emulator (6 min).
+	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"' WORKERS=$(or $(WORKERS),3)
 
 test-long: test-rust-long ## What `test` leaves out: models, more of the emulator, long tests, races (10 min).
 	$(MAKE) test-races
@@ -53,7 +53,7 @@ test-rust: test-rust-short test-rust-long ## Rust unit tests, property tests and
 
 test-rust-short: $(VENV)/.ready
 	LAMPORT_RS_EMULATOR_SEEDS=1 LAMPORT_RS_FUZZ_SECONDS=2 \
-	  cargo test --workspace --features lamport-rs/cuda -- $(LONG_RUST:%=--skip %) --skip families
+	  cargo test --workspace --features lamport-rs/cuda -- $(LONG_RUST:%=--skip %) --skip families --skip foreign_kernels
 
 test-rust-long: $(VENV)/.ready
 	cargo test --workspace --features lamport-rs/cuda --tests -- $(LONG_RUST)
@@ -69,9 +69,8 @@ fuzz: $(VENV)/.ready ## Lies of peers and transports, for ten minutes (FUZZ_SECO
 	  cargo test --package lamport-rs --test fuzz -- --nocapture
 
 # Half of what tests do is wait for others, so more at a time than there are cores. Those of a file share ranks.
-WORKERS ?= 2
 test-python: build ## The package, with ranks as processes (15 min).
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGUMENTS)
+	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile $(PYTEST_ARGUMENTS)
 
 SEEDS ?= 100
 .PHONY: test-emulator

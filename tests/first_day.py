@@ -1,6 +1,6 @@
 """The shell blocks of the pages, run as somebody who has just come runs them: in a new virtual environment.
 
-It sees the torch that the tests run with, and no lamport_rs but the wheel that `make build` has left: no network.
+It sees the torch that the tests run with, and no lamport_rs but the wheel: no network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import venv
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,8 @@ from lamport_rs.command_line.launch import NO_MULTICAST
 
 SECONDS = 280.0
 """Most seconds that the lines of a block may take."""
-SECONDS_TO_END = 10.0
-"""How long the lines then have to end what they have started."""
+SECONDS_TO_END = 40.0
+"""How long the lines then have to end what they have started: torchrun kills ranks after 30."""
 TOOLS = ("nvidia-smi",)
 """Programs that may be in a folder of their own."""
 KEPT = ("LD_LIBRARY_PATH", "TMPDIR", "NVSHMEM_DISABLE_NVLS", *NO_MULTICAST)
@@ -123,12 +122,16 @@ class Newcomer:
         )
         try:
             output, log = shell.communicate(timeout=SECONDS)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:
             # torchrun ends its ranks, which are in sessions of their own; one that is killed cannot.
             os.killpg(shell.pid, signal.SIGTERM)
-            time.sleep(SECONDS_TO_END)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                shell.wait(SECONDS_TO_END)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                output, log = shell.communicate()
+                raise AssertionError(f"no end within {SECONDS} s: {commands}\n{output}{log}") from error
             raise
         assert shell.returncode == 0, output + log
         return output

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 PROGRAM = """
 import lamport_rs
@@ -25,12 +26,26 @@ except LamportError as error:
 """
 
 
-def test_without_a_gpu_every_entry_says_what_is_missing():
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+def run(**environment: str) -> list[str]:
+    """What the program prints where no GPU is visible."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "panic" not in done.stderr
-    status, *errors = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def test_a_preloaded_library_that_has_one_of_the_drivers_functions_is_not_the_driver(tmp_path: Path):
+    (tmp_path / "shim.c").write_text("int cuInit(unsigned int flags) { return 100; }\n")
+    compiler = os.environ.get("CC", "cc")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "shim.so", tmp_path / "shim.c"], check=True)
+    status, *_errors = run(LD_PRELOAD=str(tmp_path / "shim.so"))
+    assert status.startswith("status: not available: ")
+    assert "lacks" not in status
+
+
+def test_without_a_gpu_every_entry_says_what_is_missing():
+    status, *errors = run()
     assert status.startswith("status: not available: ")
     reason = status.removeprefix("status: not available: ")
     assert "libcuda.so.1" in reason or "cuInit" in reason

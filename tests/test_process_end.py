@@ -19,8 +19,6 @@ import pytest
 import torch
 from lamport_rs import LamportAbortedError, LamportError, LamportWorkspace
 
-pytestmark = pytest.mark.long
-
 SOON = 2.0
 """Seconds by which the peers have heard of it on a machine that is busy."""
 PAUSE = 0.3
@@ -191,6 +189,7 @@ def test_a_worker_that_ends_is_heard_at_once(holder, end):
     assert max(seconds_until_heard(a_worker(holder, end))) < SOON
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("holder", "end"), [(holder, end) for end in ORDERLY for holder in HOLDERS] + [(keep_and_end, end_by_exec)]
 )
@@ -250,6 +249,7 @@ def fork_and_stay(connection: Connection, end: Callable[[], None]) -> None:
     end()
 
 
+@pytest.mark.long
 def test_the_end_of_a_forked_process_is_not_that_of_the_rank():
     with a_program(fork_and_stay, end_by_os_exit) as connection:
         checked, _ = workspaces_over(connection, 0)

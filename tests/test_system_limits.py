@@ -10,7 +10,6 @@ import time
 
 import lamport_rs
 import torch
-import torch.distributed as dist
 from lamport_rs import LamportAbortedError, LamportError
 from ranks import Failure, Rank
 from system_calls import PIDFD_OPEN, let_fail
@@ -98,19 +97,24 @@ def test_a_rank_that_cannot_watch_its_peers_says_so_once(new_ranks):
     assert "ulimit -n" in texts[0]
 
 
-def reduce_unwatched(me: Rank) -> None:
+unwatched: list[lamport_rs.LamportWorkspace] = []
+
+
+def create_unwatched(me: Rank) -> None:
     """No rank can watch its peers' processes."""
     let_fail(PIDFD_OPEN, errno.ENOSYS)
-    workspace = me.workspace(1 << 16, timeout=30)
-    dist.barrier()
+    unwatched.append(me.workspace(1 << 16, timeout=30))
+
+
+def reduce_until_an_error(me: Rank) -> None:
     while True:
-        lamport_rs.all_reduce(torch.ones(1000), workspace)
+        lamport_rs.all_reduce(torch.ones(1000), unwatched[-1])
 
 
 def test_without_pidfds_a_killed_rank_is_noticed_by_its_word(new_ranks):
     ranks = new_ranks(2)
-    ranks.run(create_and_sum)
-    ranks.start(reduce_unwatched)
+    ranks.run(create_unwatched)
+    ranks.start(reduce_until_an_error)
     time.sleep(0.5)
     ranks.signal(1, signal.SIGKILL)
     killed = time.monotonic()

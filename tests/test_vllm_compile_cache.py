@@ -1,6 +1,7 @@
 """vLLM's cache of compiled code: on no rank is code found that other ranks do not run, or that cannot run here."""
 
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -20,6 +21,11 @@ def key() -> Any:
     return sys.modules["vllm.envs"].compile_factors()["lamport_rs"]
 
 
+def of_fused() -> str:
+    """The key's end."""
+    return "fused=" + key().partition("fused=")[2]
+
+
 def compiled(cache: dict[Any, str]) -> str:
     """The code that vLLM takes from a rank's cache, or compiles: fused or not."""
     if (kept := key()) not in cache:
@@ -35,21 +41,25 @@ def run_code(me: Rank, code: str) -> None:
         check_same_bits(run_operator(me, inputs, residual, weight)[1], rounded_sum_with(residual, inputs))
 
 
-def start(me: Rank, release: str, cache: dict[Any, str], text: str, has_links: bool = True) -> tuple[str, list[str]]:
-    """Start vLLM with a cache; the code that runs."""
+def start(
+    me: Rank, release: str, cache: dict[Any, str], text: str, has_links: bool = True, has_flashinfer: bool = False
+) -> tuple[str, list[str]]:
+    """Start vLLM with a cache; the code that runs, and the log. What FlashInfer's stand-in fuses is not run."""
 
     def check(me: Rank, _module: Any) -> str:
         configure()
         cuda_communicator(me)
         code = compiled(cache)
-        run_code(me, code)
+        if not has_flashinfer:
+            run_code(me, code)
         return code
 
     def check_links(_gpus: list[int]) -> None:
         if not has_links:
             raise LamportError("NVLink does not join all of them")
 
-    with pytest.MonkeyPatch.context() as patch, logged() as lines:
+    flashinfer = fake_flashinfer() if has_flashinfer else nullcontext()
+    with pytest.MonkeyPatch.context() as patch, logged() as lines, flashinfer:
         patch.setattr(group_workspace, "check_links", check_links)
         return in_vllm(me, release, check, LAMPORT_RS_VLLM=text), lines
 
@@ -87,6 +97,17 @@ def test_code_that_was_fused_is_not_used_where_there_is_no_workspace_and_the_oth
     assert ["no workspace: rank 1: " in line for line in lines] == [False, True, False, True]
 
 
+def check_flashinfer(me: Rank, release: str) -> list[str]:
+    cache: dict[Any, str] = {}
+    return [start(me, release, cache, "fused", False, has_flashinfer)[0] for has_flashinfer in (True, False)]
+
+
+@each_release
+def test_code_that_flashinfer_runs_is_not_used_where_there_is_none_any_more(ranks_of, release):
+    """Neither start has a workspace of the package's."""
+    assert ranks_of(2).run(check_flashinfer, release) == [["fused", "unfused"]] * 2
+
+
 def check_early(me: Rank, release: str, options: dict[str, Any], environment: dict[str, str]) -> Any:
     def check(me: Rank, _module: Any) -> Any:
         if options:
@@ -96,9 +117,9 @@ def check_early(me: Rank, release: str, options: dict[str, Any], environment: di
         # Nothing is imported for a pass that is not made.
         assert (fused_workspaces.FUSION_PASS in sys.modules) == ("fused" in made)
         # Not by a configuration: no other start has this key.
-        assert (key().split()[-1] == f"fused={compile_cache._START}") == (not options)
+        assert (of_fused() == f"fused={compile_cache._START} flashinfer=False") == (not options)
         the_pass(max_token_num=TOKENS)
-        return made, key().split()[-1]
+        return made, of_fused()
 
     return in_vllm(me, release, check, **{"LAMPORT_RS_VLLM": "fused", **environment})
 
@@ -113,8 +134,8 @@ def check_early(me: Rank, release: str, options: dict[str, Any], environment: di
         ({"mode": "NONE"}, {}, {}, "fused=True"),
         ({"is_on": False}, {}, {}, "fused=True"),
         ({"max_bytes": None}, {}, {}, "fused=True"),
-        ({"max_bytes": 4096}, {"VLLM_BATCH_INVARIANT": "1"}, {}, "fused=None"),
-        ({"max_bytes": 4096}, {"LAMPORT_RS_MAX_MEMORY": "much"}, {"fused": False}, "fused=False"),
+        ({"max_bytes": 4096}, {"VLLM_BATCH_INVARIANT": "1"}, {}, "fused=None flashinfer=False"),
+        ({"max_bytes": 4096}, {"LAMPORT_RS_MAX_MEMORY": "much"}, {"fused": False}, "fused=False flashinfer=False"),
     ],
 )
 def test_the_workspace_is_made_with_the_group_if_the_pass_will_ask_for_it(

@@ -300,7 +300,7 @@ def check_unquantised(me: Rank, release: str, installed: bool, hidden: int, dtyp
 @each_release
 @pytest.mark.parametrize("installed", [False, True])
 @pytest.mark.parametrize(("hidden", "dtype"), [(40, torch.bfloat16), (HIDDEN, torch.float32)])
-def test_rows_that_the_package_does_not_quantise_are_quantised_after_its_norm(
+def test_rows_that_the_package_does_not_quantise_are_not_quantised_in_the_fusion(
     ranks_of, release, installed, hidden, dtype
 ):
     ranks_of(2).run(check_unquantised, release, installed, hidden, dtype)
@@ -324,16 +324,19 @@ def test_where_nvfp4_is_not_formed_rows_need_not_be_whole_tiles_of_its_scales(ra
     ranks_of(2).run(check_short_fp8, release)
 
 
-def check_draft(me: Rank, release: str, hidden: int, installed: bool, is_cached: bool) -> None:
-    """The pass is made for rows of one length, and forms the same for a draft model, whose rows have another."""
+def check_draft(me: Rank, release: str, hidden: int, installed: set[int], cached: set[int]) -> None:
+    """The pass is made for rows of one length, and forms the same for a draft model, whose rows have another.
+
+    `installed`: the ranks that have FlashInfer. `cached`: those that find compiled code on disk, and make no pass.
+    """
 
     def check(me: Rank, _module: Any) -> None:
         set_capability(100)
-        if is_cached:
+        if cached:
             # Code is shared with starts that make their workspace before vLLM looks for it.
             configure()
         cuda_communicator(me)
-        assert is_cached or the_pass().supports_quant_fusion
+        assert me.rank in cached or the_pass().supports_quant_fusion
         inputs, residual, weight = operands(me, torch.bfloat16, 3, hidden)
         by_parts = rounded_sum_with(residual, [rounded_sum(inputs)])
         for pattern in (1, 2, 3):
@@ -360,19 +363,39 @@ def check_draft(me: Rank, release: str, hidden: int, installed: bool, is_cached:
         summed, _zeros = run_operator(me, inputs, torch.zeros_like(residual), weight, norm_out=norm_out)
         check_same_bits(summed, rounded_sum(inputs))
         check_rounding(norm_out, rms_norm_of_rows(summed, weight, EPS))
-        assert not installed or comm.calls == []
+        assert me.rank not in installed or comm.calls == []
 
-    with fake_flashinfer() if installed else contextlib.nullcontext() as comm:
+    with fake_flashinfer() if me.rank in installed else contextlib.nullcontext() as comm:
         in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
+
+
+SOME_RANKS = pytest.mark.parametrize("installed", [set(), {0, 1}, {1}], ids=["none", "all", "one"])
 
 
 @each_release
 @pytest.mark.parametrize("hidden", [4 * HIDDEN, 48, 44])
-# No pass is made where compiled code is found on disk.
-@pytest.mark.parametrize("is_cached", [False, True])
-@pytest.mark.parametrize("installed", [False, True])
-def test_what_the_pass_has_formed_runs_for_rows_of_any_length(ranks_of, release, hidden, installed, is_cached):
-    ranks_of(2).run(check_draft, release, hidden, installed, is_cached)
+@pytest.mark.parametrize("cached", [set(), {0, 1}, {0}], ids=["none found", "all found", "one found"])
+@SOME_RANKS
+def test_what_the_pass_has_formed_runs_for_rows_of_any_length(ranks_of, release, hidden, installed, cached):
+    ranks_of(2).run(check_draft, release, hidden, installed, cached)
+
+
+def check_untaken_rows(me: Rank, release: str, installed: set[int]) -> Any:
+    def check(me: Rank, _module: Any) -> Any:
+        configure()
+        cuda_communicator(me)
+        return the_pass(hidden_size=12).disabled, comm.calls if me.rank in installed else []
+
+    with fake_flashinfer() if me.rank in installed else contextlib.nullcontext() as comm:
+        return in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
+
+
+@each_release
+@SOME_RANKS
+def test_rows_that_the_package_does_not_take_are_fused_by_nobody_where_there_is_its_workspace(
+    ranks_of, release, installed
+):
+    assert ranks_of(2).run(check_untaken_rows, release, installed) == [(True, [])] * 2
 
 
 def check_unknown_pattern(me: Rank, release: str, installed: bool) -> Any:
@@ -383,17 +406,17 @@ def check_unknown_pattern(me: Rank, release: str, installed: bool) -> Any:
         with logged() as lines:
             install()
         made = the_pass()
-        return made.disabled, made.supports_quant_fusion, lines
+        return made.disabled, made.supports_quant_fusion, lines, comm.calls if installed else []
 
-    with fake_flashinfer() if installed else contextlib.nullcontext():
+    with fake_flashinfer() if installed else contextlib.nullcontext() as comm:
         return in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
 
 
 @each_release
 @pytest.mark.parametrize("installed", [False, True])
-def test_a_release_with_another_quantised_pattern_keeps_its_own(ranks_of, release, installed):
-    for disabled, quantises, (line,) in ranks_of(2).run(check_unknown_pattern, release, installed):
-        assert (disabled, quantises) == (False, installed)
+def test_in_a_release_with_another_quantised_pattern_none_is_formed(ranks_of, release, installed):
+    for disabled, quantises, (line,), calls in ranks_of(2).run(check_unknown_pattern, release, installed):
+        assert (disabled, quantises, calls) == (False, False, [])
         assert line.startswith("WARNING this release of vLLM fuses all-reduces with quantisation in ways that ")
         assert "(AllReduceFusedRMSNormGroupQuantFP8Pattern)" in line
 

@@ -244,7 +244,7 @@ FREED_AFTER = 0.05
 STOPPED_AFTER = 1.0
 """Likewise of a death, or of an interpreter that ends: it tells when its own kernels have ended."""
 RESET_MOST = 0.005
-"""Seconds that a reset of slots of 8 MiB takes."""
+"""Seconds that a reset of slots of 8 MiB per rank takes."""
 
 
 def call_reset(workspace: LamportWorkspace) -> None:

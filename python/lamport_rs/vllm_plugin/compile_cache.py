@@ -58,4 +58,10 @@ def _replaced_in(group: dist.ProcessGroup, parts: frozenset[str]) -> str:
     # None for a workspace that nobody has asked for.
     if group in left_to_the_pass:
         made.setdefault("fused", _START)
-    return " ".join(f"{part}={made.get(part)}" for part in sorted(parts))
+    keys = [f"{part}={made.get(part)}" for part in sorted(parts)]
+    if "fused" in parts and made.get("fused") is not True:
+        # FlashInfer runs what was fused. The plugin has the fusion on with it or without, so vLLM's key is the same.
+        from lamport_rs.vllm_plugin.fused import flashinfer_is_usable
+
+        keys.append(f"flashinfer={flashinfer_is_usable()}")
+    return " ".join(keys)

@@ -2,7 +2,8 @@
 
 vLLM gets its workspaces from `get_fi_ar_workspace`, and passes them to `flashinfer.comm.allreduce_fusion`. The first
 returns the package's where the group can have one, which is made with the group; the second goes by the workspace's
-type. vLLM asks for another workspace for quantised patterns: it is the same one, where the package quantises such rows.
+type. vLLM asks for another workspace for quantised patterns: it is the same one, where the package quantises such rows,
+else none; FlashInfer's where the group has no workspace of the package's.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lamport_rs.vllm_plugin.fused_workspaces import (
     GET_FOR_QUANTISED,
     PARAMETERS,
     WORKSPACES,
-    Workspaces,
+    WorkspaceChoice,
     marked_as_being_made,
 )
 from lamport_rs.vllm_plugin.imports import has_module, when_imported
@@ -66,13 +67,19 @@ def _adjust_workspaces(module: Any) -> None:
         # For eager models. `FlashInferAllReduce` stays switched off.
         module.flashinfer_comm = stand_in()
     if not flashinfer_comes_first():
-        Workspaces().serve(module)
+        WorkspaceChoice(is_standalone=True).serve(module)
 
 
 def _obstacle(module: Any) -> str | None:
     if not hasattr(module, "fi_ar_available"):
         return f"{module.__name__} does not say whether FlashInfer is available"
     return obstacle_of(module, GET, *PARAMETERS) or obstacle_of(module, GET_FOR_QUANTISED, *PARAMETERS)
+
+
+def flashinfer_is_usable() -> bool:
+    """Whether vLLM takes FlashInfer for usable: it may be there and lack a compiler."""
+    name, function = HAS_FLASHINFER
+    return has_module(name) and bool(getattr(importlib.import_module(name), function, lambda: False)())
 
 
 def _adjust_fusion_pass(module: Any) -> None:
@@ -85,18 +92,15 @@ def _adjust_fusion_pass(module: Any) -> None:
     if missing:
         leave_to_vllm("fused", f"{module.__name__} has no {', '.join(missing)}")
         return
-    # FlashInfer may be there and lack a compiler. vLLM's own rule has the pass off then, and its workspaces unused.
-    name, function = HAS_FLASHINFER
-    is_usable = getattr(importlib.import_module(name), function)()
     unknown = {each for each in vars(module) if each.startswith("AllReduce") and "Quant" in each} - QUANTISED_PATTERNS
     if unknown:
         logger.warning(
-            "this release of vLLM fuses all-reduces with quantisation in ways that lamport_rs does not know (%s): "
-            "quantised patterns are left to FlashInfer, or not formed where it is missing",
+            "this release of vLLM fuses all-reduces with quantisation in ways that lamport_rs does not know (%s): vLLM "
+            "quantises after the fused norm",
             ", ".join(sorted(unknown)),
         )
     left = frozenset({GET_FOR_QUANTISED}) if unknown else frozenset()
-    Workspaces(is_pass=True, is_usable=is_usable, left=left).serve(module)
+    WorkspaceChoice(is_pass=True, is_usable=flashinfer_is_usable(), left=left).serve(module)
     wrap(getattr(module, PASS), "__init__", marked_as_being_made)
 
 
@@ -108,7 +112,7 @@ def _adjust_helper(module: Any) -> None:
         for user in filter(None, map(sys.modules.get, HELPER_USERS)):
             vars(user).update({name: getattr(module, name) for name in TAKEN_FROM_HELPER if hasattr(user, name)})
     if getattr(module, GET, None) is not None and not _obstacle(sys.modules[WORKSPACES]):
-        Workspaces().serve(module)
+        WorkspaceChoice().serve(module)
 
 
 def _adjust_configuration(module: Any) -> None:

@@ -56,16 +56,19 @@ _FORMATS: dict[str, FormatsOf] = {GET: _as_they_are, GET_FOR_QUANTISED: _quantis
 
 
 @dataclass(frozen=True)
-class Workspaces:
+class WorkspaceChoice:
     """Which workspaces a module of vLLM's gets.
 
     Attributes:
         is_pass: Whether it is the module of the pass, and of the operator in compiled code.
+        is_standalone: Whether it is that of FlashInfer's all-reduce alone. That runs what the package does not take,
+            also where the group has the package's workspace.
         is_usable: Whether vLLM takes FlashInfer for usable, if it is there.
         left: The functions whose workspaces are never the package's.
     """
 
     is_pass: bool = False
+    is_standalone: bool = False
     is_usable: bool = True
     left: frozenset[str] = frozenset()
 
@@ -90,8 +93,8 @@ class Workspaces:
                     ours = fused_workspace(max_token_num * hidden_dim * dtype.itemsize, cpu_group)
                     if ours is not None:
                         return ours
-                elif self.is_pass and _has_workspace(cpu_group):
-                    return None
+            if is_agreed and not self.is_standalone and _has_workspace(cpu_group):
+                return None
             # Ranks that do not agree on the part do as those without it.
             if not _flashinfer_is_there() or (is_agreed and not self.is_usable):
                 return None
@@ -100,9 +103,9 @@ class Workspaces:
         return adjusted
 
     def _runs_by_parts(self, group: dist.ProcessGroup) -> bool:
-        """Whether rows that the package does not take are run all the same: those that a formed pattern brings.
+        """Whether a pattern that the pass has formed runs by parts: sum, norm, quantise.
 
-        A draft model's rows may have another length than those that the pass was made for.
+        A draft model's rows may have another length than those that the pass was made for, and not be taken.
         """
         is_formed = self.is_pass and not _pass_is_being_made.get()
         return is_formed and (_has_workspace(group) or not (_flashinfer_is_there() and self.is_usable))
