@@ -34,8 +34,8 @@ LONG_RUST := in_every_execution operations_with_headers headers_are_neither_lost
   kernels_use_no_local_memory planted_defects a_message_is_missed \
   operations::minimax_norms operations::norms_of_sums operations::quantised_sums operations::rows_of_experts \
   construction::any_call processes::the_others_miss every_word_arrives_on_its_own
-# Tests of the emulator. `test-rust-long` runs these with two seeds; `test-rust-short` has another, and leaves out `families`
-# and `foreign_kernels`.
+# Tests of the emulator. `test-rust-long` runs these with a seed; `test-rust-short` has another, and leaves out `families` and
+# `foreign_kernels`.
 SEEDED := families all_reduce setup limited_residency faults disagreements foreign_kernels
 
 test: test-rust-short ## What a change needs first: every operation on the host, faults, some of the emulator (6 min).
@@ -57,7 +57,7 @@ test-rust-short: $(VENV)/.ready
 
 test-rust-long: $(VENV)/.ready
 	cargo test --workspace --features lamport-rs/cuda --tests -- $(LONG_RUST)
-	LAMPORT_RS_EMULATOR_SEEDS=1..3 cargo test --package lamport-rs-kernels --test emulator -- $(SEEDED)
+	LAMPORT_RS_EMULATOR_SEEDS=1..2 cargo test --workspace --features lamport-rs/cuda --test emulator -- $(SEEDED)
 
 test-races: $(VENV)/.ready ## The host backend under ThreadSanitizer (2 min).
 	tests/race_detector.sh
