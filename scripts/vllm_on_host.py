@@ -76,11 +76,12 @@ def run_rank(sources: Path, rank: int) -> None:
     module = importlib.import_module(f"{PACKAGE}.cuda_communicator")
     communicator = module.CudaCommunicator(group, torch.device("cpu"), group, "tp:0")
     expect(type(communicator.ca_comm).__name__, "LamportAllreduce")
-    *_, summed, fused, minimax = importlib.import_module("vllm.envs").compile_factors()["lamport_rs"].split()
+    key = importlib.import_module("vllm.envs").compile_factors()["lamport_rs"]
+    *_, summed, fused, minimax, flashinfer = key.split()
     # Whether the pass gets a workspace is not known yet, so no other start has the same key.
     expect(
-        (summed, fused[:6], fused in ("fused=None", "fused=True"), minimax),
-        ("all_reduce=True", "fused=", False, "minimax=None"),
+        (summed, fused[:6], fused in ("fused=None", "fused=True"), minimax, flashinfer[:11]),
+        ("all_reduce=True", "fused=", False, "minimax=None", "flashinfer="),
     )
     mine = torch.full((4, 8), rank + 1.0)
     with communicator.ca_comm.capture():
