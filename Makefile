@@ -41,15 +41,15 @@ SEEDED := families all_reduce setup limited_residency faults disagreements forei
 test: test-rust-short ## What a change needs first: every operation on the host, faults, some of the emulator (6 min).
 	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"' WORKERS=$(or $(WORKERS),3)
 
-test-long: test-rust-long ## What `test` leaves out: models, more of the emulator, long tests, races (10 min).
+test-long: test-rust-long ## What `test` leaves out: models, more of the emulator, long tests, races (17 min).
 	$(MAKE) test-races
 	$(MAKE) test-python PYTEST_ARGUMENTS='-m long'
 
-test-all: ## All tests: `test`, then `test-long` (15 min).
+test-all: ## All tests: `test`, then `test-long` (23 min).
 	$(MAKE) test
 	$(MAKE) test-long
 
-test-rust: test-rust-short test-rust-long ## Rust unit tests, property tests and model checks (5 min).
+test-rust: test-rust-short test-rust-long ## Rust unit tests, property tests and model checks (10 min).
 
 test-rust-short: $(VENV)/.ready
 	LAMPORT_RS_EMULATOR_SEEDS=1 LAMPORT_RS_FUZZ_SECONDS=2 \
@@ -69,7 +69,7 @@ fuzz: $(VENV)/.ready ## Lies of peers and transports, for ten minutes (FUZZ_SECO
 	  cargo test --package lamport-rs --test fuzz -- --nocapture
 
 # Half of what tests do is wait for others, so more at a time than there are cores. Those of a file share ranks.
-test-python: build ## The package, with ranks as processes (15 min).
+test-python: build ## The package, with ranks as processes (12 min).
 	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile $(PYTEST_ARGUMENTS)
 
 SEEDS ?= 100
