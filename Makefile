@@ -33,10 +33,10 @@ LONG_RUST := in_every_execution operations_with_headers headers_are_neither_lost
   what_breaks_one_shot_breaks four_ranks_are_correct_in_two three_ranks_are_correct_in_a_mix \
   kernels_use_no_local_memory planted_defects a_message_is_missed \
   operations::minimax_norms operations::norms_of_sums operations::quantised_sums operations::rows_of_experts \
-  construction::any_call processes::the_others_miss every_word_arrives_on_its_own
-# Tests of the emulator. `test-rust-long` runs these with a seed; `test-rust-short` has another, and leaves out `families` and
-# `foreign_kernels`.
-SEEDED := families all_reduce setup limited_residency faults disagreements foreign_kernels
+  construction::any_call processes::the_others_miss every_word_arrives_on_its_own the_newest_compiler
+# Tests of the emulator: `test-rust-long` runs all with a seed; `test-rust-short` those that are not left to it, with another.
+LEFT_TO_LONG := families disagreements foreign_kernels
+SEEDED := $(LEFT_TO_LONG) all_reduce setup limited_residency faults
 
 test: test-rust-short ## What a change needs first: every operation on the host, faults, some of the emulator (6 min).
 	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"' WORKERS=$(or $(WORKERS),3)
@@ -53,7 +53,7 @@ test-rust: test-rust-short test-rust-long ## Rust unit tests, property tests and
 
 test-rust-short: $(VENV)/.ready
 	LAMPORT_RS_EMULATOR_SEEDS=1 LAMPORT_RS_FUZZ_SECONDS=2 \
-	  cargo test --workspace --features lamport-rs/cuda -- $(LONG_RUST:%=--skip %) --skip families --skip foreign_kernels
+	  cargo test --workspace --features lamport-rs/cuda -- $(LONG_RUST:%=--skip %) $(LEFT_TO_LONG:%=--skip %)
 
 test-rust-long: $(VENV)/.ready
 	cargo test --workspace --features lamport-rs/cuda --tests -- $(LONG_RUST)

@@ -35,6 +35,7 @@ def test_the_version_is_that_of_the_loaded_library():
     assert nccl_version() == ".".join(map(str, torch.cuda.nccl.version()))
 
 
+@pytest.mark.long
 @needs_nccl
 def test_a_preloaded_library_is_the_one_that_is_named(tmp_path):
     source, library = tmp_path / "nccl.c", tmp_path / "libanother.so"

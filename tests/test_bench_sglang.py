@@ -175,6 +175,7 @@ def qk_norms_by_sglang(me: Rank) -> None:
         solve(sglang.SglangQkNorm, [rows_case("minimax_allreduce_rms_qk", 10240)], member)
 
 
+@pytest.mark.long
 def test_sglangs_norms_of_q_and_k_are_in_place(ranks_of):
     ranks_of(2).run(qk_norms_by_sglang)
 

@@ -289,6 +289,7 @@ def test_a_record_that_does_not_say_it_is_of_operations_back_to_back(tmp_path):
     assert {row.timing for row in read(path).rows} == {BACK_TO_BACK}
 
 
+@pytest.mark.long
 def test_each_way_has_panels_of_its_own(tmp_path):
     pytest.importorskip("matplotlib")
     text = draw(both_ways(), tmp_path)[1].read_text()

@@ -236,6 +236,7 @@ def test_a_reader_that_goes_ends_the_command_quietly(arguments, status, lines, t
         assert len(list(tmp_path.glob("*-cpu-x2.json"))) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["doctor", "--help"], ["bench", "--draw", "none"]])
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_outputs_that_are_closed_are_written_to_by_nobody(arguments, closed):

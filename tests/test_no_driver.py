@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import lamport_rs
 from lamport_rs import LamportError
@@ -35,6 +37,7 @@ def run(**environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.long
 def test_a_preloaded_library_that_has_one_of_the_drivers_functions_is_not_the_driver(tmp_path: Path):
     (tmp_path / "shim.c").write_text("int cuInit(unsigned int flags) { return 100; }\n")
     compiler = os.environ.get("CC", "cc")

@@ -102,6 +102,7 @@ print(lamport_rs._imported_before_torch, "lamport_rs.torch_operators" in sys.mod
     assert said == "True False"
 
 
+@pytest.mark.long
 def test_the_module_looks_the_same_before_torch_as_after():
     said = run_python("""
 import pickle, pydoc, lamport_rs

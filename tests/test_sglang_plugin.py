@@ -40,6 +40,7 @@ def test_sglang_finds_the_plugin_by_its_entry_point():
     assert callable(getattr(importlib.import_module(module), function))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", ["lamport_rs", "torch"])
 def test_without_sglang_nothing_of_the_plugin_is_imported(first):
     code = (

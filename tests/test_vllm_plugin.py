@@ -27,6 +27,7 @@ def test_vllm_finds_the_plugin_by_its_entry_point():
     assert getattr(importlib.import_module(module), function) is install
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", ["lamport_rs", "torch"])
 def test_without_vllm_nothing_of_the_plugin_is_imported(first):
     code = (

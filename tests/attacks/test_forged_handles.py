@@ -175,6 +175,7 @@ except lamport_rs.LamportError:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("closed", [(0,), (0, 1, 2)], ids=str)
 def test_a_block_never_takes_the_place_of_a_closed_standard_stream(closed):
     """What the process prints would be written into it."""
