@@ -38,7 +38,7 @@ LONG_RUST := in_every_execution operations_with_headers headers_are_neither_lost
 LEFT_TO_LONG := families disagreements foreign_kernels
 SEEDED := $(LEFT_TO_LONG) all_reduce setup limited_residency faults
 
-test: test-rust-short ## What a change needs first: every operation on the host, faults, some of the emulator (6 min).
+test: test-rust-short ## What a change needs first: every operation on the host, faults, some of the emulator (7 min).
 	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"' WORKERS=$(or $(WORKERS),3)
 
 test-long: test-rust-long ## What `test` leaves out: models, more of the emulator, long tests, races (17 min).
