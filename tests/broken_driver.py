@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from shared_library import build_driver
+
 _SOURCE = r"""
 #include <string.h>
 int cuInit(unsigned flags) { return 0; }
@@ -22,12 +24,7 @@ def build(folder: Path, *others: str) -> Path:
 
     The name of its device does not end, for which the bindings of the driver panic.
     """
-    source = folder / "driver.c"
-    source.write_text(_SOURCE + "".join(f"int {name}(void) {{ return 0; }}\n" for name in others))
-    compiler = os.environ.get("CC", "cc")
-    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", folder / "libcuda.so.1", source], check=True)
-    # On a machine that has both names of the driver, this is looked for first.
-    (folder / "libcuda.so").symlink_to("libcuda.so.1")
+    build_driver(folder, _SOURCE + "".join(f"int {name}(void) {{ return 0; }}\n" for name in others))
     return folder
 
 

@@ -121,6 +121,16 @@ class Platform:
 
 
 @contextmanager
+def flashinfer_if(is_installed: bool) -> Iterator[list[Any]]:
+    """FlashInfer, if it is to be installed; the block gets what FlashInfer is asked to do."""
+    if not is_installed:
+        yield []
+        return
+    with fake_flashinfer() as comm:
+        yield comm.calls
+
+
+@contextmanager
 def fake_flashinfer() -> Iterator[ModuleType]:
     """FlashInfer, installed; the block gets `flashinfer.comm`, which notes in `calls` what it was asked to do."""
     package, comm = ModuleType("flashinfer"), ModuleType("flashinfer.comm")

@@ -5,11 +5,9 @@ It sees the torch that the tests run with, and no lamport_rs but the wheel: no n
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import venv
@@ -19,11 +17,10 @@ from pathlib import Path
 import lamport_rs
 from documents import ROOT, Block, blocks
 from lamport_rs.command_line.launch import NO_MULTICAST
+from torchrun import run_to_its_end
 
 SECONDS = 280.0
 """Most seconds that the lines of a block may take."""
-SECONDS_TO_END = 40.0
-"""How long the lines then have to end what they have started: torchrun kills ranks after 30."""
 TOOLS = ("nvidia-smi",)
 """Programs that may be in a folder of their own."""
 KEPT = ("LD_LIBRARY_PATH", "TMPDIR", "NVSHMEM_DISABLE_NVLS", *NO_MULTICAST)
@@ -111,30 +108,8 @@ class Newcomer:
 
     def run(self, commands: list[str], within: str = ".") -> str:
         """Run the commands in one shell, in a folder of the newcomer's; return what they print."""
-        shell = subprocess.Popen(
-            ["bash", "-euo", "pipefail", "-c", FUNCTIONS + "\n".join(commands)],
-            cwd=self.folder / within,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            output, log = shell.communicate(timeout=SECONDS)
-        except BaseException as error:
-            # torchrun ends its ranks, which are in sessions of their own; one that is killed cannot.
-            os.killpg(shell.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                shell.wait(SECONDS_TO_END)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(shell.pid, signal.SIGKILL)
-            if isinstance(error, subprocess.TimeoutExpired):
-                output, log = shell.communicate()
-                raise AssertionError(f"no end within {SECONDS} s: {commands}\n{output}{log}") from error
-            raise
-        assert shell.returncode == 0, output + log
-        return output
+        shell = ["bash", "-euo", "pipefail", "-c", FUNCTIONS + "\n".join(commands)]
+        return run_to_its_end(shell, SECONDS, cwd=self.folder / within, env=self.environment)[0]
 
     def run_block(self, block: Block, within: str, left_out: set[str]) -> str:
         """Run a block's lines but those that are left out; see that they print what the page shows, if it does."""

@@ -105,6 +105,18 @@ def errors_of(outcomes: list[Any]) -> list[BaseException]:
     return [each.error for each in outcomes]
 
 
+def errors_of_survivors(ranks: ProcessRanks, work: Callable[..., Any], seconds: float) -> list[BaseException]:
+    """What the others raise, within `seconds`, when the last rank is killed while all are at work."""
+    victim = ranks.world_size - 1
+    ranks.start(work)
+    time.sleep(0.5)
+    ranks.signal(victim, signal.SIGKILL)
+    killed = time.monotonic()
+    outcomes = ranks.finish(20)
+    assert time.monotonic() - killed < seconds, "they wait for the timeout"
+    return errors_of(outcomes[:victim])
+
+
 def _attempt(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)

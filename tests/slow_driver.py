@@ -6,8 +6,9 @@ It is built with the C compiler that a build needs.
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
+
+from shared_library import build_driver
 
 _SOURCE = r"""
 #include <stdint.h>
@@ -112,10 +113,5 @@ def build(folder: Path) -> dict[str, str]:
 
     `be_slow(seconds)` makes it slow, and `blocks()` is how many blocks of memory it has not got back.
     """
-    source = folder / "driver.c"
-    source.write_text(_SOURCE)
-    compiler = os.environ.get("CC", "cc")
-    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", folder / "libcuda.so.1", source], check=True)
-    # On a machine that has both names of the driver, this is looked for first.
-    (folder / "libcuda.so").symlink_to("libcuda.so.1")
+    build_driver(folder, _SOURCE)
     return {**os.environ, "LD_LIBRARY_PATH": str(folder)}

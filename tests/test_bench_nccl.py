@@ -21,6 +21,7 @@ from lamport_rs.command_line.bench.member import UnavailableError, join
 from lamport_rs.command_line.bench.nccl import Window, format_version, nccl_version
 from lamport_rs.command_line.bench.problems import pose
 from ranks import Rank
+from shared_library import build_library
 
 needs_nccl = pytest.mark.skipif(not dist.is_nccl_available(), reason="torch was built without NCCL")
 SAY_THE_VERSION = "from lamport_rs.command_line.bench.nccl import nccl_version; print(nccl_version())"
@@ -38,9 +39,8 @@ def test_the_version_is_that_of_the_loaded_library():
 @pytest.mark.long
 @needs_nccl
 def test_a_preloaded_library_is_the_one_that_is_named(tmp_path):
-    source, library = tmp_path / "nccl.c", tmp_path / "libanother.so"
-    source.write_text("int ncclGetVersion(int *version) { *version = 23203; return 0; }\n")
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    source = "int ncclGetVersion(int *version) { *version = 23203; return 0; }\n"
+    library = build_library(tmp_path / "libanother.so", source)
     environment = {**os.environ, "LD_PRELOAD": str(library)}
     line = [sys.executable, "-c", SAY_THE_VERSION]
     assert subprocess.check_output(line, env=environment, text=True).strip() == "2.32.3"

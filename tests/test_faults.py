@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lamport_rs import LamportAbortedError, LamportError, LamportTimeoutError
-from ranks import Failure, Rank, ThreadRanks
+from ranks import Rank, ThreadRanks, errors_of_survivors
 from reference import check_same_bits
 
 TIMEOUT = 0.5
@@ -138,13 +138,7 @@ def reduce_until_an_error(me: Rank) -> None:
 def test_a_rank_killed_in_the_middle_of_a_loop_is_named(new_ranks):
     ranks = new_ranks(3)
     ranks.run(signal_is_handled)
-    ranks.start(reduce_until_an_error)
-    time.sleep(0.5)
-    ranks.signal(2, signal.SIGKILL)
-    killed = time.monotonic()
-    outcomes = ranks.finish(20)
-    assert time.monotonic() - killed < SLACK, "they wait for the timeout"
-    errors = [outcome.error for outcome in outcomes[:2] if isinstance(outcome, Failure)]
+    errors = errors_of_survivors(ranks, reduce_until_an_error, SLACK)
     assert [type(error) for error in errors] == [LamportAbortedError] * 2, errors
     assert [(error.rank, error.cause) for error in errors] == [(2, "ended")] * 2
     assert all("rank 2 has ended: process " in str(error) for error in errors), errors

@@ -17,6 +17,7 @@ import torch
 from lamport_rs import LamportError, LamportMismatchError
 from ranks import CALL_TIMEOUT, ProcessRanks, Rank, ThreadRanks
 from reference import check_same_bits
+from shared_library import build_library
 
 PATIENCE = 20.0
 """Seconds for what is to happen at once, on a busy machine."""
@@ -317,8 +318,8 @@ def wait_in_pythons_main_thread() -> None:
 
 @pytest.mark.long
 def test_a_signal_ends_a_wait_where_python_is_not_in_the_first_thread(tmp_path):
-    source, library = Path(__file__).with_name("python_in_a_second_thread.c"), tmp_path / "second_thread.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl", "-lpthread"], check=True)
+    source = Path(__file__).with_name("python_in_a_second_thread.c")
+    library = build_library(tmp_path / "second_thread.so", source.read_text(), "-ldl", "-lpthread")
     code = "import test_interrupts; test_interrupts.wait_in_pythons_main_thread()"
     paths = os.pathsep.join([str(source.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths, "LD_PRELOAD": str(library)}

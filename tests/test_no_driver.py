@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from shared_library import build_library
 
 PROGRAM = """
 import lamport_rs
@@ -39,10 +40,8 @@ def run(**environment: str) -> list[str]:
 
 @pytest.mark.long
 def test_a_preloaded_library_that_has_one_of_the_drivers_functions_is_not_the_driver(tmp_path: Path):
-    (tmp_path / "shim.c").write_text("int cuInit(unsigned int flags) { return 100; }\n")
-    compiler = os.environ.get("CC", "cc")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "shim.so", tmp_path / "shim.c"], check=True)
-    status, *_errors = run(LD_PRELOAD=str(tmp_path / "shim.so"))
+    shim = build_library(tmp_path / "shim.so", "int cuInit(unsigned int flags) { return 100; }\n")
+    status, *_errors = run(LD_PRELOAD=str(shim))
     assert status.startswith("status: not available: ")
     assert "lacks" not in status
 

@@ -1,12 +1,11 @@
 """vLLM's cache of compiled code: on no rank is code found that other ranks do not run, or that cannot run here."""
 
 import sys
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from fake_vllm import RELEASES, configure, cuda_communicator, fake_flashinfer, in_vllm, logged
+from fake_vllm import RELEASES, configure, cuda_communicator, fake_flashinfer, flashinfer_if, in_vllm, logged
 from lamport_rs import LamportError
 from lamport_rs.vllm_plugin import compile_cache, fused_workspaces, group_workspace
 from ranks import Rank
@@ -58,8 +57,7 @@ def start(
         if not has_links:
             raise LamportError("NVLink does not join all of them")
 
-    flashinfer = fake_flashinfer() if has_flashinfer else nullcontext()
-    with pytest.MonkeyPatch.context() as patch, logged() as lines, flashinfer:
+    with pytest.MonkeyPatch.context() as patch, logged() as lines, flashinfer_if(has_flashinfer):
         patch.setattr(group_workspace, "check_links", check_links)
         return in_vllm(me, release, check, LAMPORT_RS_VLLM=text), lines
 

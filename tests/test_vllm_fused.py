@@ -1,6 +1,5 @@
 """The plugin's part `fused`: vLLM's fusion pass and eager helper, with stand-ins for vLLM and FlashInfer."""
 
-import contextlib
 import importlib
 import sys
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from fake_vllm import (
     cuda_communicator,
     fake_flashinfer,
     fake_vllm,
+    flashinfer_if,
     in_vllm,
     logged,
 )
@@ -177,7 +177,7 @@ def test_the_fusion_is_switched_on_by_vllms_rule_but_for_flashinfer(monkeypatch,
     def cfg(size: int) -> Any:
         return SimpleNamespace(tensor_parallel_size=size)
 
-    with fake_flashinfer() if installed else contextlib.nullcontext(), fake_vllm(release):
+    with flashinfer_if(installed), fake_vllm(release):
         install()
         module = importlib.import_module(fused.CONFIGURATION)
         platform = sys.modules["vllm.platforms"].current_platform
@@ -291,9 +291,9 @@ def check_unquantised(me: Rank, release: str, installed: bool, hidden: int, dtyp
         assert (made.disabled, made.supports_quant_fusion) == (False, False)
         inputs, residual, weight = operands(me, dtype, 3, hidden)
         check_same_bits(run_operator(me, inputs, residual, weight)[1], rounded_sum_with(residual, inputs))
-        assert not installed or comm.calls == []
+        assert calls == []
 
-    with fake_flashinfer() if installed else contextlib.nullcontext() as comm:
+    with flashinfer_if(installed) as calls:
         in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
 
 
@@ -363,9 +363,9 @@ def check_draft(me: Rank, release: str, hidden: int, installed: set[int], cached
         summed, _zeros = run_operator(me, inputs, torch.zeros_like(residual), weight, norm_out=norm_out)
         check_same_bits(summed, rounded_sum(inputs))
         check_rounding(norm_out, rms_norm_of_rows(summed, weight, EPS))
-        assert me.rank not in installed or comm.calls == []
+        assert calls == []
 
-    with fake_flashinfer() if me.rank in installed else contextlib.nullcontext() as comm:
+    with flashinfer_if(me.rank in installed) as calls:
         in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
 
 
@@ -384,9 +384,9 @@ def check_untaken_rows(me: Rank, release: str, installed: set[int]) -> Any:
     def check(me: Rank, _module: Any) -> Any:
         configure()
         cuda_communicator(me)
-        return the_pass(hidden_size=12).disabled, comm.calls if me.rank in installed else []
+        return the_pass(hidden_size=12).disabled, calls
 
-    with fake_flashinfer() if me.rank in installed else contextlib.nullcontext() as comm:
+    with flashinfer_if(me.rank in installed) as calls:
         return in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
 
 
@@ -406,9 +406,9 @@ def check_unknown_pattern(me: Rank, release: str, installed: bool) -> Any:
         with logged() as lines:
             install()
         made = the_pass()
-        return made.disabled, made.supports_quant_fusion, lines, comm.calls if installed else []
+        return made.disabled, made.supports_quant_fusion, lines, calls
 
-    with fake_flashinfer() if installed else contextlib.nullcontext() as comm:
+    with flashinfer_if(installed) as calls:
         return in_vllm(me, release, check, LAMPORT_RS_VLLM="fused")
 
 
@@ -483,10 +483,10 @@ def check_fallback(me: Rank, release: str, installed: bool) -> Any:
         norm = type("Norm", (), {**vars(norm), "__call__": lambda _self, total, _residual: ("by parts", total)})()
         ones = torch.ones(2, HIDDEN, dtype=torch.bfloat16)
         answer = helper.fused_allreduce_gemma_rms_norm(ones, ones, norm)
-        return made.disabled, answer[0] if isinstance(answer[0], str) else "fused", getattr(comm, "calls", [])
+        return made.disabled, answer[0] if isinstance(answer[0], str) else "fused", calls
 
     limit = {"LAMPORT_RS_MAX_MEMORY": "much"} if me.rank == 1 else {}
-    with fake_flashinfer() if installed else contextlib.nullcontext() as comm, logged() as lines:
+    with flashinfer_if(installed) as calls, logged() as lines:
         return in_vllm(me, release, check, LAMPORT_RS_VLLM="fused", **limit), lines
 
 

@@ -19,6 +19,7 @@ from lamport_rs.sizing import MEMORY_VARIABLE
 from lamport_rs.vllm_plugin import SWITCH
 from lamport_rs.vllm_plugin.agreement import agreed
 from lamport_rs.vllm_plugin.communicator import communicators
+from lamport_rs.vllm_plugin.environment import flashinfer_is_usable
 from lamport_rs.vllm_plugin.group_workspace import left_to_the_pass, workspaces_of
 from lamport_rs.vllm_plugin.imports import when_imported
 from lamport_rs.vllm_plugin.wrapping import wrap
@@ -61,7 +62,5 @@ def _replaced_in(group: dist.ProcessGroup, parts: frozenset[str]) -> str:
     keys = [f"{part}={made.get(part)}" for part in sorted(parts)]
     if "fused" in parts and made.get("fused") is not True:
         # FlashInfer runs what was fused. The plugin has the fusion on with it or without, so vLLM's key is the same.
-        from lamport_rs.vllm_plugin.fused import flashinfer_is_usable
-
         keys.append(f"flashinfer={flashinfer_is_usable()}")
     return " ".join(keys)

@@ -14,7 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lamport_rs.vllm_plugin.environment import batch_invariant, flashinfer_comes_first
+from lamport_rs.vllm_plugin.environment import (
+    HAS_FLASHINFER,
+    batch_invariant,
+    flashinfer_comes_first,
+    flashinfer_is_usable,
+)
 from lamport_rs.vllm_plugin.fused_operation import dispatching, run_again_with_the_stand_in, stand_in
 from lamport_rs.vllm_plugin.fused_workspaces import (
     FUSION_PASS,
@@ -34,8 +39,6 @@ HELPER_USERS = ("vllm.models.common.ops.fused_allreduce_rms_norm", "vllm.models.
 """Other helpers, which take names from this one when they are imported: each release has one of them."""
 TAKEN_FROM_HELPER = ("_AR_RESIDUAL_RMS_NORM", "_can_use_flashinfer", "flashinfer_trtllm_fused_allreduce_norm")
 CONFIGURATION = "vllm.config.vllm"
-HAS_FLASHINFER = ("vllm.utils.flashinfer", "has_flashinfer")
-"""What vLLM's rule for the fusion asks."""
 PASS, OPERATOR = "AllReduceFusionPass", "flashinfer_trtllm_fused_allreduce_norm"
 """vLLM's pass, and its operator, which that and its eager models call."""
 QUANTISED_PATTERNS = frozenset(
@@ -74,12 +77,6 @@ def _obstacle(module: Any) -> str | None:
     if not hasattr(module, "fi_ar_available"):
         return f"{module.__name__} does not say whether FlashInfer is available"
     return obstacle_of(module, GET, *PARAMETERS) or obstacle_of(module, GET_FOR_QUANTISED, *PARAMETERS)
-
-
-def flashinfer_is_usable() -> bool:
-    """Whether vLLM takes FlashInfer for usable: it may be there and lack a compiler."""
-    name, function = HAS_FLASHINFER
-    return has_module(name) and bool(getattr(importlib.import_module(name), function, lambda: False)())
 
 
 def _adjust_fusion_pass(module: Any) -> None:
