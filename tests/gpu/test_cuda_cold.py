@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from minimax_rows import Operation, workspace_for
-from ranks import Rank
+from ranks import SHARING, Rank
 from worlds import WORLD_SIZES, without_a_compilation_cache
 
 
@@ -63,4 +63,4 @@ def test_the_first_operation_of_a_process_is_soon_done(new_gpu_ranks, place, lim
     with capsys.disabled():
         figures = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in slowest.items())
         print(f"\ncold, {place.__name__}, {world_size} ranks, {tokens} tokens of {widths}: {figures}")
-    assert slowest["first"] < limit
+    assert slowest["first"] < limit * (5 if SHARING else 1)  # Ranks that share a GPU take turns.
