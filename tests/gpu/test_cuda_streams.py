@@ -129,7 +129,7 @@ def leave_a_stream_that_is_being_captured(me: Rank) -> bool:
         finally:
             graph.capture_end()
     torch.cuda.synchronize()
-    with pytest.raises(LamportError, match="failed earlier|cannot follow it from another stream"):
+    with pytest.raises(LamportError, match=r"failed earlier|cannot follow it from another stream"):
         operation(workspace)
     return "next time end the capture first" in str(refusal.value)
 
