@@ -284,6 +284,24 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
     return larger;
 }
 
+// Within two units in the last place of 1 / value. Values and results below the least normal number are 0.
+__device__ __forceinline__ float reciprocal_approximate(float value) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+}
+
+// The larger of the low halves and of the high ones.
+__device__ __forceinline__ uint32 larger_halves(uint32 a, uint32 b) {
+#if __CUDA_ARCH__ >= 900
+    uint32 larger;
+    asm("max.u16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+    return larger;
+#else
+    return max(a & 0xffffu, b & 0xffffu) | max(a >> 16, b >> 16) << 16;
+#endif
+}
+
 // ---- Conversions to FP8 e4m3 ----------------------------------------------------------------------------------------
 
 // Two values in the low half of a word, the first in its low byte. To nearest even; beyond 448, that.

@@ -17,6 +17,15 @@ __device__ __forceinline__ uint32 to_ue8m0(float value) {
     return word <= 0x400000u ? 0 : min(exponent, UE8M0_NAN);
 }
 
+// The code of the least power of two by which `largest`, divided, is not beyond 448, which is 1.75 * 2^8. `largest` has
+// 16 bits and is not negative. Infinity has NaN.
+__device__ __forceinline__ uint32 ue8m0_for_e4m3(float largest) {
+    const uint32 word = __float_as_uint(largest);
+    // A fraction above 1.75 carries into the exponent.
+    const int32 exponent = static_cast<int32>((word + 0x1fffffu) >> 23) - 8;
+    return word >= 0x7f800000u ? UE8M0_NAN : max(exponent, 0);
+}
+
 // The reciprocal of a power of two up to 2^126; NaN for NaN.
 __device__ __forceinline__ float reciprocal_of_ue8m0(uint32 byte) {
     return __uint_as_float(byte == UE8M0_NAN ? 0x7fffffffu : (254u - byte) << 23);

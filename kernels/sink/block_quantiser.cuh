@@ -67,7 +67,7 @@ __device__ __forceinline__ void for_each_block(Rows& rows, const AllReduceRmsNor
         const bool has = rows.has(column);
         const Vector vector = rows.normalised(rows.within(column), row_scale);
         store_normalised(rows, parameters, column, vector);
-        const uint32 largest = maximum_of_lanes<vectors>(has ? largest_magnitude(vector) : 0);
+        const uint32 largest = maximum_of_lanes<vectors>(largest_magnitude_if(has, vector));
         quantise(column, vector, magnitude<typename Rows::Element>(largest));
     });
 }
@@ -79,8 +79,7 @@ template <uint32 vectors, class Rows>
 __device__ __forceinline__ void put_with_ue8m0(Rows& rows, const AllReduceRmsNormQuantBlocksParameters& parameters,
                                                float row_scale, float least) {
     for_each_block<vectors>(rows, parameters, row_scale, [&](uint32 column, const Vector& vector, float largest) {
-        const float wanted = largest / FP8_MAX;
-        const uint32 scale = to_ue8m0(wanted < least ? least : wanted);
+        const uint32 scale = max(ue8m0_for_e4m3(largest), to_ue8m0(least));
         store_block_scale_if(rows.has(column) && column % vectors == 0, parameters, rows.token(), column / vectors,
                              scale);
         const float inverse = reciprocal_of_ue8m0(scale);

@@ -16,11 +16,12 @@ public:
             const bool has = rows.has(column);
             const Vector vector = rows.normalised(rows.within(column), row_scale);
             store_normalised(rows, parameters, column, vector);
-            const uint32 largest = half_warp_maximum(has ? largest_magnitude(vector) : 0);
-            const float scale = scale_of(magnitude<typename Rows::Element>(largest));
+            const uint32 largest = half_warp_maximum(largest_magnitude_if(has, vector));
+            const float magnitude = at_least(LEAST, lamport::magnitude<typename Rows::Element>(largest));
+            const float scale = divided_by_448(magnitude);
             ptx::store_output_word_if(has && column % VECTORS == 0,
                                       scale_place(parameters, rows.token(), column / VECTORS), __float_as_uint(scale));
-            const Divisor divisor(scale);
+            const Divisor divisor(scale, nearly_inverse_scale(magnitude));
             store_fp8(rows, parameters, column, vector, [&](float value) { return divisor.divide(value); });
         });
     }
@@ -30,11 +31,6 @@ private:
     static constexpr uint32 VECTORS = WARP_THREADS / 2;
     // Groups of smaller values have the scale of this one.
     static constexpr float LEAST = 1e-10f;
-
-    // NaN if the largest magnitude is.
-    static __device__ __forceinline__ float scale_of(float largest) {
-        return (largest < LEAST ? LEAST : largest) / FP8_MAX;
-    }
 };
 
 }  // namespace lamport

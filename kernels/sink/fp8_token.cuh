@@ -51,10 +51,11 @@ public:
             __syncthreads();
             largest = of_block(shared.largest);
         }
-        const float scale = scale_of(magnitude<Value>(largest));
+        const float magnitude = at_least(LEAST, lamport::magnitude<Value>(largest));
+        const float scale = divided_by_448(magnitude);
         ptx::store_output_word_if(threadIdx.x == 0 && rows.has(0), scale_place(parameters, rows.token(), 0),
                                   __float_as_uint(scale));
-        const Divisor divisor(scale);
+        const Divisor divisor(scale, nearly_inverse_scale(magnitude));
         rows.for_each_column([&](Column column) {
             const Vector vector = rows.normalised(column, row_scale);
             store_normalised(rows, parameters, column, vector);
@@ -63,8 +64,8 @@ public:
     }
 
 private:
-    // Rows of smaller values have this scale: rows of zeros do.
-    static constexpr float LEAST_SCALE = 1.0f / (FP8_MAX * 512.0f);
+    // Rows of smaller values have the scale of this one: rows of zeros do.
+    static constexpr float LEAST = 1.0f / 512.0f;
     // Four times what five roundings can amount to.
     static constexpr float ERROR = 1.0f / (1 << 20);
     // From here on those errors are relative, however large a weight is: the normalised value that it multiplies may
@@ -101,12 +102,6 @@ private:
             result >= LEAST_RESULT && bounds[1] <= LARGEST_FLOAT && rounded >> 16 == (rounded & 0xffffu);
         largest = is_certain ? rounded >> 16 : largest;
         return is_certain;
-    }
-
-    // NaN if the largest magnitude is.
-    static __device__ __forceinline__ float scale_of(float largest) {
-        const float scale = largest / FP8_MAX;
-        return scale < LEAST_SCALE ? LEAST_SCALE : scale;
     }
 
     // The largest product of a value and its weight, of this thread, as bits.

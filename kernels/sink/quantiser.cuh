@@ -27,17 +27,20 @@ struct AllReduceRmsNormQuantParameters : AllReduceRmsNormParameters {
 
 ASSERT_LAYOUT_OF_AllReduceRmsNormQuant(AllReduceRmsNormQuantParameters);
 
-constexpr float FP8_MAX = 448.0f;
-
 // The largest magnitude of a vector's 16-bit values, as bits: those of a NaN are above all others.
 __device__ __forceinline__ uint32 largest_magnitude(const Vector& vector) {
-    uint32 largest = 0;
+    constexpr uint32 MAGNITUDES = 0x7fff7fffu;
+    uint32 halves = vector.words[0] & MAGNITUDES;
 #pragma unroll
-    for (uint32 word = 0; word < VECTOR_WORDS; ++word) {
-        largest = max(largest, vector.words[word] & 0x7fffu);
-        largest = max(largest, vector.words[word] >> 16 & 0x7fffu);
+    for (uint32 word = 1; word < VECTOR_WORDS; ++word) {
+        halves = ptx::larger_halves(halves, vector.words[word] & MAGNITUDES);
     }
-    return largest;
+    return max(halves & 0xffffu, halves >> 16);
+}
+
+// That of a vector which is there only if `has`. Without a branch, in front of which nothing of it would be computed.
+__device__ __forceinline__ uint32 largest_magnitude_if(bool has, const Vector& vector) {
+    return largest_magnitude(vector) & (has ? 0xffffu : 0u);
 }
 
 // Of those bits.
@@ -47,6 +50,9 @@ __device__ __forceinline__ float magnitude(uint32 bits) {
     Value::unpack(bits, values);
     return values[0];
 }
+
+// The larger of two numbers, or `value` if that is NaN.
+__device__ __forceinline__ float at_least(float least, float value) { return value < least ? least : value; }
 
 // Stores a vector's values as FP8 e4m3, as `scaled` makes them: rounded to nearest even, and those beyond the largest
 // as that.

@@ -88,17 +88,19 @@ struct DivisionParameters {
     reserved: u32,
 }
 
-/// Values over a scale are the quotients, for all fractions of bfloat16 and of float16; products would not be.
+/// Values over a scale are the quotients, for all fractions of bfloat16 and of float16, however much a
+/// reciprocal lacks; products would not be. Scales are the quotients by 448.
 pub fn check_division(kernels: &Kernels) {
     for fraction_bits in [8, 11] {
-        let result = Memory::filled(8, 0xa5);
+        let result = Memory::filled(12, 0xa5);
         let limits = Limits { resident_blocks: 4, resident_threads: 1024, tick: 0 };
         let mut machine = Machine::new(1, 0, limits);
         machine.add_memory(result.address(), result.len(), Kind::Device, 0, "result");
         let parameters = DivisionParameters { result: result.address(), fraction_bits, reserved: 0 };
         machine.launch_function(kernels, 0, "division", WARP_THREADS, &parameters);
         machine.run().expect("nobody waits");
-        let [quotients, products] = result.words()[..] else { panic!("the result has two words") };
+        let [quotients, products, scales] = result.words()[..] else { panic!("the result has three words") };
+        assert_eq!(scales, 0, "scales that are not those of `/`");
         assert_eq!(quotients, 0, "quotients that are not those of `/`, of {fraction_bits} bits");
         assert!(products > 0, "products with the reciprocal, of {fraction_bits} bits, are all quotients");
     }

@@ -45,6 +45,7 @@ inline float __uint_as_float(unsigned word) { return __builtin_bit_cast(float, w
 inline float fmaf(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 // The compiler is told to fuse nothing.
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline float fminf(float a, float b) { return __builtin_fminf(a, b); }
 inline float fabsf(float value) { return __builtin_fabsf(value); }
 // The hardware's is off by up to two units in the last place.
 inline float rsqrtf(float value) { return 1.0f / __builtin_sqrtf(value); }

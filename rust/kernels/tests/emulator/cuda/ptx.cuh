@@ -214,6 +214,23 @@ inline void unpack_float16(uint32 word, float& low, float& high) {
 
 inline float larger_or_nan(float a, float b) { return a != a || a > b ? a : b; }
 
+// Wrong in the last place, one way or the other: nothing may depend on more than the hardware promises.
+inline float reciprocal_approximate(float value) {
+    const float result = 1.0f / value;
+    const uint32 magnitude = __float_as_uint(result) & 0x7fffffffu;
+    if (magnitude < 0x00800000u) {
+        return 0.0f * result;
+    }
+    if (magnitude <= 0x00800001u || magnitude >= 0x7f7ffffeu) {
+        return result;
+    }
+    return __uint_as_float(__float_as_uint(result) + (__float_as_uint(value) >> 16 & 1u ? 1u : ~0u));
+}
+
+inline uint32 larger_halves(uint32 a, uint32 b) {
+    return max(a & 0xffffu, b & 0xffffu) | max(a >> 16, b >> 16) << 16;
+}
+
 inline uint32 pack_e4m3(float low, float high) { return to_e4m3(low) | to_e4m3(high) << 8; }
 
 }  // namespace lamport::ptx

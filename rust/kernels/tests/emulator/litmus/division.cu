@@ -1,16 +1,52 @@
-// Division by one number, compared with `/` over all fractions that 16-bit values have.
+// Division by one number, and by 448, compared with `/` over all fractions that 16-bit values have.
 #include "device/divide.cuh"
+#include "device/numeric.cuh"
 #include "device/ptx.cuh"
+#include "device/ue8m0.cuh"
 
 namespace lamport {
 
 struct DivisionParameters {
-    // Gets how many quotients differ, and, 4 bytes on, how many products with the reciprocal do.
+    // Gets how many codes of quotients differ, then how many of products with the reciprocal do, then how many scales.
     Address result;
     // Of a value, with the leading one.
     uint32 fraction_bits;
     uint32 reserved;
 };
+
+// The codes of a value and of its negative.
+__device__ __forceinline__ uint32 both_codes(float value) { return ptx::pack_e4m3(value, -value); }
+
+// How many codes of quotients by the scale of `largest` differ, where its reciprocal lacks `error` units in the last place.
+__device__ __forceinline__ uint32 count_quotients(const DivisionParameters& parameters, uint32 largest, uint32 error,
+                                                  uint32& products) {
+    const uint32 first = 1u << (parameters.fraction_bits - 1);
+    const float scale = static_cast<float>(largest) / 448.0f;
+    const Divisor divisor(scale, __uint_as_float(__float_as_uint(1.0f / scale) - error));
+    uint32 quotients = __float_as_uint(divisor.divide(-0.0f)) != 0x80000000u;
+    for (uint32 fraction = first; fraction < 2 * first; ++fraction) {
+        // The largest itself, down to what is less than half of the least code.
+        for (uint32 exponent = 0; exponent < 22; ++exponent) {
+            const float value = static_cast<float>(fraction) / static_cast<float>(1u << exponent);
+            if (value > static_cast<float>(largest)) {
+                continue;
+            }
+            const uint32 expected = both_codes(value / scale);
+            quotients += ptx::pack_e4m3(divisor.divide(value), divisor.divide(-value)) != expected;
+            products += both_codes(value * (1.0f / scale)) != expected;
+        }
+    }
+    return quotients;
+}
+
+// How many scales of `largest`, of 16 bits, differ.
+__device__ __forceinline__ uint32 count_scales(float largest) {
+    const float expected = largest / 448.0f, scale = divided_by_448(largest);
+    // Smaller ones are not taken: a scale has a lower bound.
+    const bool differs = expected >= 0x1p-100f && __float_as_uint(scale) != __float_as_uint(expected);
+    const bool is_nan = expected != expected;
+    return (is_nan ? scale == scale : differs) + (ue8m0_for_e4m3(largest) != to_ue8m0(expected));
+}
 
 __device__ __forceinline__ void division(const DivisionParameters& parameters) {
     ptx::launch_dependents();
@@ -18,31 +54,29 @@ __device__ __forceinline__ void division(const DivisionParameters& parameters) {
     if (threadIdx.x != 0) {
         return;
     }
-    uint32 quotients = 0, products = 0;
+    uint32 quotients = 0, products = 0, scales = count_scales(1e-10f);
     const uint32 first = 1u << (parameters.fraction_bits - 1);
     for (uint32 largest = first; largest < 2 * first; ++largest) {
-        const float scale = static_cast<float>(largest) / 448.0f;
-        const Divisor divisor(scale);
-        for (uint32 fraction = first; fraction < 2 * first; ++fraction) {
-            // The largest itself, down to what is less than half of the least code.
-            for (uint32 exponent = 0; exponent < 22; ++exponent) {
-                const float value = static_cast<float>(fraction) / static_cast<float>(1u << exponent);
-                if (value > static_cast<float>(largest)) {
-                    continue;
-                }
-                const uint32 expected = __float_as_uint(value / scale);
-                quotients += __float_as_uint(divisor.divide(value)) != expected;
-                quotients += __float_as_uint(divisor.divide(-value)) != (expected | 0x80000000u);
-                products += __float_as_uint(value * (1.0f / scale)) != expected;
-            }
+        for (uint32 error = 1; error <= 12; ++error) {
+            quotients += count_quotients(parameters, largest, error, products);
         }
-        quotients += __float_as_uint(divisor.divide(-0.0f)) != 0x80000000u;
+        const float inverse = 448.0f / static_cast<float>(largest);
+        const uint32 error = __float_as_uint(inverse) - __float_as_uint(nearly_inverse_scale(largest));
+        scales += error < 2 || error > 12;
     }
-    const Divisor by_infinity(__uint_as_float(0x7f800000u));
+    const Divisor by_infinity(__uint_as_float(0x7f800000u), 0.0f);
     quotients += by_infinity.divide(1.0f) != 0.0f;
     quotients += by_infinity.divide(__uint_as_float(0x7f800000u)) == by_infinity.divide(__uint_as_float(0x7f800000u));
+    for (uint32 bits = 0; bits < 0x8000u; ++bits) {
+        float values[2];
+        BFloat16::unpack(bits, values);
+        scales += count_scales(values[0]);
+        Float16::unpack(bits, values);
+        scales += count_scales(values[0]);
+    }
     ptx::store_device(parameters.result, quotients);
     ptx::store_device(parameters.result + sizeof(uint32), products);
+    ptx::store_device(parameters.result + 2 * sizeof(uint32), scales);
 }
 
 }  // namespace lamport
