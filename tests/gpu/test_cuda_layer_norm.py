@@ -3,6 +3,7 @@
 import lamport_rs
 import pytest
 import torch
+import torch.distributed as dist
 from layer_norm_rows import (
     DTYPES,
     EPS,
@@ -106,6 +107,7 @@ def prepare_it(me: Rank) -> None:
         workspace.prepare(rows, "all_reduce_layer_norm")
         assert workspace.supports(rows, "all_reduce_layer_norm")
         assert not workspace.supports(rows.float(), "all_reduce_layer_norm")
+    dist.barrier()  # No rank goes while another prepares.
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES[:1])

@@ -3,6 +3,7 @@
 import lamport_rs
 import pytest
 import torch
+import torch.distributed as dist
 from moe_reductions import FinalisedNorm, FinalisedReduction
 from moe_rows import (
     DTYPES,
@@ -113,6 +114,7 @@ def prepare_them(me: Rank) -> None:
             workspace.prepare(rows, name)
             assert workspace.supports(rows, name)
             assert not workspace.supports(rows.float(), name)
+    dist.barrier()  # No rank goes while another prepares.
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES[:1])

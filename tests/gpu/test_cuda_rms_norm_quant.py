@@ -3,6 +3,7 @@
 import lamport_rs
 import pytest
 import torch
+import torch.distributed as dist
 from quantised_outputs import WAYS, refuse_what_shares_memory
 from quantised_rows import (
     EPS,
@@ -137,6 +138,7 @@ def prepare_it(me: Rank, quant_format: str) -> None:
     workspace.prepare(rows, "all_reduce_rms_norm_quant", quant_format=quant_format)
     assert workspace.supports(rows, "all_reduce_rms_norm_quant", quant_format=quant_format)
     assert not workspace.supports(rows.float(), "all_reduce_rms_norm_quant", quant_format=quant_format)
+    dist.barrier()  # No rank goes while another prepares.
 
 
 @pytest.mark.parametrize("quant_format", FORMATS)

@@ -115,11 +115,7 @@ impl Function {
     /// what it points to stays valid until the kernel has ended.
     pub unsafe fn launch<P>(self, plan: &LaunchPlan, stream: sys::CUstream, parameters: &P) -> Result<()> {
         let mut pointers = [std::ptr::from_ref(parameters).cast_mut().cast::<c_void>()];
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+        let mut attributes = launch_attributes();
         let config = sys::CUlaunchConfig {
             gridDimX: plan.grid,
             gridDimY: 1,
@@ -129,12 +125,28 @@ impl Function {
             blockDimZ: 1,
             sharedMemBytes: 0,
             hStream: stream,
-            attrs: &mut attribute,
-            numAttrs: u32::from(plan.dependent_launch),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: if plan.dependent_launch { attributes.len() as u32 } else { 0 },
         };
         // SAFETY: the caller's promises; the driver copies the parameters before it returns.
         check("cuLaunchKernelEx", unsafe {
             sys::cuLaunchKernelEx(&config, self.0, pointers.as_mut_ptr(), std::ptr::null_mut())
         })
     }
+}
+
+/// The kernel may start before the one in front of it has ended. And it is in CUDA's memory synchronisation domain for
+/// communication: a fence of another stream's kernel does not wait for stores that are on their way to peers.
+fn launch_attributes() -> [sys::CUlaunchAttribute; 2] {
+    let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+    [
+        attribute(
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        ),
+        attribute(
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN,
+            sys::CUlaunchAttributeValue { memSyncDomain: sys::CUlaunchMemSyncDomain::CU_LAUNCH_MEM_SYNC_DOMAIN_REMOTE },
+        ),
+    ]
 }

@@ -97,14 +97,31 @@ void give_back(const std::string& object, const Grid::Kernel& kernel) {
 }
 
 // As in cuda.h.
+struct LaunchAttribute {
+    unsigned id;
+    unsigned padding;
+    // A union of 64 bytes.
+    unsigned value[16];
+};
+
 struct LaunchConfig {
     unsigned grid[3];
     unsigned block[3];
     unsigned shared_bytes;
     Stream* stream;
-    void* attributes;
+    const LaunchAttribute* attributes;
     unsigned attribute_count;
 };
+
+constexpr unsigned PROGRAMMATIC_STREAM_SERIALIZATION = 6, MEM_SYNC_DOMAIN = 10, MEM_SYNC_DOMAIN_REMOTE = 1;
+
+// Both are permissions, of which no use is made.
+bool are_known(const LaunchConfig& config) {
+    return std::all_of(config.attributes, config.attributes + config.attribute_count, [](const LaunchAttribute& each) {
+        return (each.id == PROGRAMMATIC_STREAM_SERIALIZATION && each.value[0] == 1) ||
+               (each.id == MEM_SYNC_DOMAIN && each.value[0] == MEM_SYNC_DOMAIN_REMOTE);
+    });
+}
 
 constexpr char ELF[] = "\x7f" "ELF";
 
@@ -175,7 +192,6 @@ STANDIN_EXPORT Result cuModuleGetFunction(Module** function, Module* module, con
     return SUCCESS;
 }
 
-// The attribute of programmatic dependent launch is a permission, of which no use is made.
 STANDIN_EXPORT Result cuLaunchKernelEx(const LaunchConfig* config, Module* function, void** parameters, void**) {
     STANDIN_ENTER_CONTEXT("cuLaunchKernelEx")
     Stream* stream = find_stream(config->stream);
@@ -183,7 +199,8 @@ STANDIN_EXPORT Result cuLaunchKernelEx(const LaunchConfig* config, Module* funct
         return INVALID_HANDLE;
     }
     if (config->grid[0] == 0 || config->block[0] == 0 || config->block[0] > 1024 || config->grid[1] != 1 ||
-        config->grid[2] != 1 || config->block[1] != 1 || config->block[2] != 1 || config->shared_bytes != 0) {
+        config->grid[2] != 1 || config->block[1] != 1 || config->block[2] != 1 || config->shared_bytes != 0 ||
+        !are_known(*config)) {
         return INVALID_VALUE;
     }
     Grid grid{function->function, take(function->object), {}, config->grid[0], config->block[0]};
