@@ -118,6 +118,7 @@ def leave_a_stream_that_is_being_captured(me: Rank) -> bool:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
         operation(workspace)
+        torch.cuda.synchronize()  # All have come: none hears of a refusal in this one.
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             # A rank that comes later hears of a peer's refusal instead.

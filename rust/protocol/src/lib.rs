@@ -22,7 +22,6 @@
 //! | [`construction`] | what ranks tell each other while they construct |
 //! | [`notices`] | how a rank tells its peers that it has ended, and how all begin anew |
 //! | [`calling_off`] | how an abort ends what waits for that |
-//! | [`endings`] | when kernels that wait are told of that |
 //! | [`life`] | how peers hear that a process ends |
 //!
 //! The same [`exchange::exchange`] and [`two_shot::exchange_two_shot`] run over shared memory between processes and under
@@ -33,7 +32,6 @@
 pub mod algorithm;
 pub mod calling_off;
 pub mod construction;
-pub mod endings;
 pub mod exchange;
 pub mod geometry;
 pub mod header;

@@ -1,34 +1,21 @@
 //! What kernels are told of ranks that have ended, as loom explores it: no data that was sent is missed, and nothing of an
 //! earlier epoch is told.
 
-use lamport_rs_protocol::endings::Endings;
-use lamport_rs_protocol::rank_set::RankSet;
 use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::sync::{Arc, Mutex};
-
-/// The peer whose end is told.
-const PEER: usize = 1;
-/// More looks than a kernel has.
-const NO_MORE_LOOKS: u32 = 100;
 
 /// Which protocol runs: the one shipped, or one that lacks something.
 #[derive(Clone, Copy, PartialEq)]
 enum Protocol {
     AsShipped,
-    /// Of whom it is found out that they have ended, kernels are told at once.
-    ToldAtOnce,
+    /// A kernel that is told does not poll again: its last poll may have been long ago.
+    NoLastPoll,
     /// A rank ends before what it sends is there.
     EndedBeforeItsData,
-    /// A reset leaves what was known before.
-    RememberedByAReset,
+    /// A reset leaves what kernels were told before.
+    NotToldByAReset,
     /// Who has ended is asked for before the lock is taken.
     AskedBeforeTheLock,
-}
-
-/// What one look tells, as the protocol has it.
-fn look(protocol: Protocol, endings: &mut Endings, ended: RankSet) -> RankSet {
-    let told = endings.look(ended);
-    if protocol == Protocol::ToldAtOnce { ended } else { told }
 }
 
 #[derive(Default)]
@@ -39,36 +26,27 @@ struct Group {
     ended: AtomicU32,
     /// What this rank's kernel is told.
     told: AtomicU32,
-    /// The kernel's looks that have begun: what stands for time, of which the kernel needs less than the host.
-    kernel_looks: AtomicU32,
 }
 
-/// A kernel looks for data, and then whether the peer has ended, as `kernels/protocol/wait.cuh` does. Two such looks are enough for
-/// any order of events.
-fn wait_as_a_kernel(group: &Group) {
+/// A kernel polls for data, looks whether the peer has ended, and if so polls once more, as `kernels/protocol/wait.cuh`
+/// does.
+fn wait_as_a_kernel(protocol: Protocol, group: &Group) {
     for _ in 0..2 {
-        group.kernel_looks.fetch_add(1, Ordering::AcqRel);
         if group.data.load(Ordering::Relaxed) != 0 {
-            break;
+            return;
         }
-        let gives_up = group.told.load(Ordering::Acquire) & (1 << PEER) != 0;
-        assert!(!gives_up || group.data.load(Ordering::SeqCst) == 0, "the kernel missed data that was there");
+        if group.told.load(Ordering::Acquire) != 0 {
+            let is_there = protocol != Protocol::NoLastPoll && group.data.load(Ordering::Relaxed) != 0;
+            assert!(is_there || group.data.load(Ordering::SeqCst) == 0, "the kernel missed data that was there");
+            return;
+        }
     }
-    group.kernel_looks.fetch_add(NO_MORE_LOOKS, Ordering::AcqRel);
 }
 
-/// The watcher's looks, between which the kernel begins at least one, or has ended.
-fn watch(protocol: Protocol, group: &Group) {
-    let mut endings = Endings::default();
+/// The watcher's looks.
+fn watch(group: &Group) {
     for _ in 0..2 {
-        let ended = RankSet((group.ended.load(Ordering::Acquire) << PEER) as u16);
-        let told = look(protocol, &mut endings, ended);
-        group.told.store(told.0.into(), Ordering::Release);
-        // As much time as a kernel takes for a look.
-        let before = group.kernel_looks.fetch_add(0, Ordering::AcqRel);
-        while before < NO_MORE_LOOKS && group.kernel_looks.fetch_add(0, Ordering::AcqRel) == before {
-            loom::thread::yield_now();
-        }
+        group.told.store(group.ended.load(Ordering::Acquire), Ordering::Release);
     }
 }
 
@@ -89,9 +67,9 @@ fn data_is_found(protocol: Protocol) {
                 group.data.store(1, Ordering::Relaxed);
                 group.ended.store(1, Ordering::Release);
             }),
-            start(watch),
+            start(|_, group| watch(group)),
         ];
-        wait_as_a_kernel(&group);
+        wait_as_a_kernel(protocol, &group);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
 }
@@ -103,8 +81,8 @@ fn a_kernel_finds_what_a_rank_has_sent_before_it_ended() {
 
 #[test]
 #[should_panic(expected = "missed data")]
-fn told_at_once_it_misses_some() {
-    data_is_found(Protocol::ToldAtOnce);
+fn without_a_last_poll_it_misses_some() {
+    data_is_found(Protocol::NoLastPoll);
 }
 
 #[test]
@@ -116,27 +94,25 @@ fn of_a_rank_that_ends_before_its_data_is_there_it_misses_some() {
 /// A watcher that looks beside a reset. The peer had ended before it, and takes part again.
 fn nothing_is_told_after_a_reset(protocol: Protocol) {
     loom::model(move || {
-        let endings = Arc::new(Mutex::new(Endings::default()));
+        let lock = Arc::new(Mutex::new(()));
         let group = Arc::new(Group::default());
         group.ended.store(1, Ordering::Release);
         let watcher = {
-            let (endings, group) = (endings.clone(), group.clone());
+            let (lock, group) = (lock.clone(), group.clone());
             loom::thread::spawn(move || {
                 for _ in 0..2 {
-                    let ask = || RankSet((group.ended.load(Ordering::Acquire) << PEER) as u16);
+                    let ask = || group.ended.load(Ordering::Acquire);
                     let early = (protocol == Protocol::AskedBeforeTheLock).then(ask);
-                    let mut endings = endings.lock().unwrap();
-                    let told = look(protocol, &mut endings, early.unwrap_or_else(ask));
-                    group.told.store(told.0.into(), Ordering::Release);
+                    let _telling = lock.lock().unwrap();
+                    group.told.store(early.unwrap_or_else(ask), Ordering::Release);
                 }
             })
         };
         // The reset: first nobody counts as ended any more, then the words are told anew.
         group.ended.store(0, Ordering::Release);
-        {
-            let mut endings = endings.lock().unwrap();
-            let told = if protocol == Protocol::RememberedByAReset { RankSet(0) } else { endings.begin_epoch() };
-            group.told.store(told.0.into(), Ordering::Release);
+        if protocol != Protocol::NotToldByAReset {
+            let _telling = lock.lock().unwrap();
+            group.told.store(0, Ordering::Release);
         }
         assert_eq!(group.told.load(Ordering::Acquire), 0, "told of an earlier epoch");
         watcher.join().unwrap();
@@ -151,8 +127,8 @@ fn after_a_reset_kernels_are_told_of_nobody_who_ended_before() {
 
 #[test]
 #[should_panic(expected = "told of an earlier epoch")]
-fn a_reset_that_leaves_what_was_known_tells_of_an_earlier_epoch() {
-    nothing_is_told_after_a_reset(Protocol::RememberedByAReset);
+fn a_reset_that_tells_nothing_leaves_what_was_told_in_an_earlier_epoch() {
+    nothing_is_told_after_a_reset(Protocol::NotToldByAReset);
 }
 
 #[test]

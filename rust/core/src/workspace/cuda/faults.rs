@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lamport_rs_protocol::endings::Endings;
 use lamport_rs_protocol::geometry::MAX_WORLD_SIZE;
 use lamport_rs_protocol::rank_set::RankSet;
 
@@ -31,7 +30,6 @@ pub struct Faults {
 struct Telling {
     /// When kernels that still wait give up in any case.
     deadline: Option<Instant>,
-    endings: Endings,
     waits: Waits,
     /// When peers are no longer told of a call that sent nothing.
     forget_skipped: Option<Instant>,
@@ -136,7 +134,7 @@ impl Faults {
     /// All ranks have begun anew, and nothing holds any more that kernels were told before.
     pub fn begin_epoch(&self) {
         let mut telling = self.telling();
-        self.words.tell_ended(telling.endings.begin_epoch());
+        self.words.tell_ended(RankSet::default());
         *telling = Telling::default();
         self.lifecycle.forget_waits();
     }
@@ -151,6 +149,8 @@ impl Watched for Faults {
         self.hear_of_waits(&mut telling);
         let is_over = telling.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let ended = if is_over { self.lifecycle.everybody() } else { self.lifecycle.ended() };
-        self.words.tell_ended(telling.endings.look(ended));
+        // What they have sent is there, and a kernel that is told polls once more. Who has ended is asked for and told
+        // under one lock, so that nothing is told after a reset that was so before.
+        self.words.tell_ended(ended);
     }
 }
