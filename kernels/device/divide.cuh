@@ -1,8 +1,8 @@
 // Division by 448, the largest FP8 e4m3, and by the scale that this makes of a largest magnitude.
 //
 // A quotient takes two instructions here, where `/` takes ten and a branch: the divisor's reciprocal is a sum of two
-// numbers, and the products with both are added with one rounding. The tests compare all quotients that the formats need
-// with those of `/`.
+// numbers, and the products with both are added with one rounding. The tests compare all quotients that the formats
+// need with those of `/`.
 #pragma once
 
 #include "device/ptx.cuh"
@@ -23,7 +23,8 @@ __device__ __forceinline__ float nearly_inverse_scale(float magnitude) {
 }
 
 // Divides values of 16 bits by the scale that their largest magnitude has, of 2^-43 to 2^120. The FP8 e4m3 codes of the
-// quotients are those of what `/` gives: nearly all quotients are that, and the others are not near to where codes part.
+// quotients are those of what `/` gives: nearly all quotients are that, and the others are not near to where codes
+// part.
 class Divisor {
 public:
     // `inverse` is 1 / divisor less 1 to 12 units in the last place.

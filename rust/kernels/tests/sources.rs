@@ -57,9 +57,9 @@ fn only_own_headers_are_included() {
 }
 
 #[test]
-fn assembly_is_in_one_header() {
+fn assembly_is_in_two_headers() {
     for (file, text) in sources() {
-        if file != "device/ptx.cuh" {
+        if !["device/ptx.cuh", "device/ptx_values.cuh"].contains(&&*file) {
             let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
             assert!(code.clone().all(|line| !line.contains("asm(") && !line.contains("asm volatile")), "{file}");
         }
