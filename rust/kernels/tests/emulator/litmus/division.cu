@@ -17,13 +17,21 @@ struct DivisionParameters {
 // The codes of a value and of its negative.
 __device__ __forceinline__ uint32 both_codes(float value) { return ptx::pack_e4m3(value, -value); }
 
-// How many codes of quotients by the scale of `largest` differ, where its reciprocal lacks `error` units in the last place.
-__device__ __forceinline__ uint32 count_quotients(const DivisionParameters& parameters, uint32 largest, uint32 error,
+// A reciprocal lacks from 1 to so many units in the last place.
+constexpr uint32 MOST_LACKING = 12;
+
+// How many codes of quotients by the scale of `largest` differ, however much its reciprocal lacks.
+__device__ __forceinline__ uint32 count_quotients(const DivisionParameters& parameters, uint32 largest,
                                                   uint32& products) {
     const uint32 first = 1u << (parameters.fraction_bits - 1);
-    const float scale = static_cast<float>(largest) / 448.0f;
-    const Divisor divisor(scale, __uint_as_float(__float_as_uint(1.0f / scale) - error));
-    uint32 quotients = __float_as_uint(divisor.divide(-0.0f)) != 0x80000000u;
+    const float scale = static_cast<float>(largest) / 448.0f, inverse = 1.0f / scale;
+    const auto divisor_lacking = [&](uint32 units) {
+        return Divisor(scale, __uint_as_float(__float_as_uint(inverse) - units));
+    };
+    uint32 quotients = 0;
+    for (uint32 units = 1; units <= MOST_LACKING; ++units) {
+        quotients += __float_as_uint(divisor_lacking(units).divide(-0.0f)) != 0x80000000u;
+    }
     for (uint32 fraction = first; fraction < 2 * first; ++fraction) {
         // The largest itself, down to what is less than half of the least code.
         for (uint32 exponent = 0; exponent < 22; ++exponent) {
@@ -32,8 +40,11 @@ __device__ __forceinline__ uint32 count_quotients(const DivisionParameters& para
                 continue;
             }
             const uint32 expected = both_codes(value / scale);
-            quotients += ptx::pack_e4m3(divisor.divide(value), divisor.divide(-value)) != expected;
-            products += both_codes(value * (1.0f / scale)) != expected;
+            products += both_codes(value * inverse) != expected;
+            for (uint32 units = 1; units <= MOST_LACKING; ++units) {
+                const Divisor divisor = divisor_lacking(units);
+                quotients += ptx::pack_e4m3(divisor.divide(value), divisor.divide(-value)) != expected;
+            }
         }
     }
     return quotients;
@@ -57,12 +68,10 @@ __device__ __forceinline__ void division(const DivisionParameters& parameters) {
     uint32 quotients = 0, products = 0, scales = count_scales(1e-10f);
     const uint32 first = 1u << (parameters.fraction_bits - 1);
     for (uint32 largest = first; largest < 2 * first; ++largest) {
-        for (uint32 error = 1; error <= 12; ++error) {
-            quotients += count_quotients(parameters, largest, error, products);
-        }
+        quotients += count_quotients(parameters, largest, products);
         const float inverse = 448.0f / static_cast<float>(largest);
-        const uint32 error = __float_as_uint(inverse) - __float_as_uint(nearly_inverse_scale(largest));
-        scales += error < 2 || error > 12;
+        const uint32 lacking = __float_as_uint(inverse) - __float_as_uint(nearly_inverse_scale(largest));
+        scales += lacking < 2 || lacking > MOST_LACKING;
     }
     const Divisor by_infinity(__uint_as_float(0x7f800000u), 0.0f);
     quotients += by_infinity.divide(1.0f) != 0.0f;
