@@ -11,6 +11,7 @@ GPU tests take `ProcessRanks` with another placement (`one_gpu_per_rank`): the r
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -25,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import lamport_rs
@@ -35,6 +37,8 @@ SHARING = os.environ.get("LAMPORT_RS_SHARE_GPU") == "1"
 """Whether ranks may share a GPU, and take turns then: milliseconds for each operation."""
 CALL_TIMEOUT = 300.0 if SHARING else 60.0
 """Seconds that a call of all ranks may take."""
+TELLS_WHERE = signal.SIGUSR2
+"""Makes a rank write down where its threads are."""
 
 Placement: TypeAlias = Callable[[int], torch.device]
 """The device of a rank."""
@@ -141,8 +145,7 @@ class ProcessRanks:
         self._members: list[Any] = []
         for rank in range(world_size):
             ours, theirs = _processes.Pipe()
-            store = f"file://{self._directory.name}/store"
-            arguments = (theirs, rank, world_size, store, placement)
+            arguments = (theirs, rank, world_size, self._directory.name, placement)
             process = _processes.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -180,9 +183,10 @@ class ProcessRanks:
             waiting = {self._connections[rank]: rank for rank in range(self.world_size) if rank not in outcomes}
             ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
             if not ready:
-                self.kill()
                 missing = sorted(waiting.values())
-                raise AssertionError(f"ranks {missing} did not return within {timeout} s; others: {outcomes}")
+                places = "".join(f"\nrank {rank} is at:\n{self._place_of(rank)}" for rank in missing)
+                self.kill()
+                raise AssertionError(f"ranks {missing} did not return within {timeout} s; others: {outcomes}{places}")
             for connection in ready:
                 rank = waiting[connection]
                 try:
@@ -192,6 +196,14 @@ class ProcessRanks:
                     code = self._members[rank].exitcode
                     outcomes[rank] = Failure(ChildProcessError(f"the process of rank {rank} ended with {code}"))
         return [outcomes[rank] for rank in range(self.world_size)]
+
+    def _place_of(self, rank: int) -> str:
+        """Where the threads of a rank's process are; nothing, if it is stopped or has not begun."""
+        with contextlib.suppress(ProcessLookupError):
+            self.signal(rank, TELLS_WHERE)
+            time.sleep(0.5)
+        place = _place_in(self._directory.name, rank)
+        return place.read_text() if place.exists() else ""
 
     def signal(self, rank: int, number: signal.Signals) -> None:
         """Send a signal to one rank."""
@@ -212,11 +224,18 @@ class ProcessRanks:
         self._directory.cleanup()
 
 
-def _serve(connection: Connection, rank: int, world_size: int, store: str, placement: Placement) -> None:
+def _place_in(directory: str, rank: int) -> Path:
+    return Path(directory, f"place-of-{rank}")
+
+
+def _serve(connection: Connection, rank: int, world_size: int, directory: str, placement: Placement) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.register(TELLS_WHERE, _place_in(directory, rank).open("w"))
     torch.set_num_threads(1)
     patience = timedelta(seconds=CALL_TIMEOUT)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size, timeout=patience)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{directory}/store", rank=rank, world_size=world_size, timeout=patience
+    )
     me = Rank(rank, world_size, placement(rank))
     while True:
         try:

@@ -17,7 +17,7 @@ public:
             const Vector vector = rows.normalised(rows.within(column), row_scale);
             store_normalised(rows, parameters, column, vector);
             const uint32 largest = half_warp_maximum(largest_magnitude_if(has, vector));
-            const float magnitude = at_least(LEAST, lamport::magnitude<typename Rows::Element>(largest));
+            const float magnitude = ptx::larger_or_nan(LEAST, lamport::magnitude<typename Rows::Element>(largest));
             const float scale = divided_by_448(magnitude);
             ptx::store_output_word_if(has && column % VECTORS == 0,
                                       scale_place(parameters, rows.token(), column / VECTORS), __float_as_uint(scale));

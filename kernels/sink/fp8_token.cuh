@@ -43,7 +43,7 @@ public:
         if (vectors == 0 || !round_largest<Rows>(__uint_as_float(of_block(shared.products)), row_scale, largest)) {
             rows.for_each_column([&](Column column) {
                 const Vector vector = rows.normalised(column, row_scale);
-                largest = max(largest, rows.has(column) ? largest_magnitude(vector) : 0);
+                largest = max(largest, largest_magnitude_if(rows.has(column), vector));
             });
             // A warp's lanes may have had more of a row than others.
             __syncwarp();
@@ -51,7 +51,7 @@ public:
             __syncthreads();
             largest = of_block(shared.largest);
         }
-        const float magnitude = at_least(LEAST, lamport::magnitude<Value>(largest));
+        const float magnitude = ptx::larger_or_nan(LEAST, lamport::magnitude<Value>(largest));
         const float scale = divided_by_448(magnitude);
         ptx::store_output_word_if(threadIdx.x == 0 && rows.has(0), scale_place(parameters, rows.token(), 0),
                                   __float_as_uint(scale));

@@ -13,8 +13,8 @@ public:
     __device__ __forceinline__ explicit Nvfp4(const AllReduceRmsNormQuantBlocksParameters& parameters) {
         if (parameters.format == NVFP4) {
             given_ = __uint_as_float(ptx::load_weight_word(parameters.given_scale));
+            inverse_given_ = keep(1.0f / given_);
         }
-        inverse_given_ = keep(1.0f / given_);
     }
 
     template <class Rows>

@@ -51,9 +51,6 @@ __device__ __forceinline__ float magnitude(uint32 bits) {
     return values[0];
 }
 
-// The larger of two numbers, or `value` if that is NaN.
-__device__ __forceinline__ float at_least(float least, float value) { return value < least ? least : value; }
-
 // Stores a vector's values as FP8 e4m3, as `scaled` makes them: rounded to nearest even, and those beyond the largest
 // as that.
 template <class Rows, class Scaled, class Value = typename Rows::Element>

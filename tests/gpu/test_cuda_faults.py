@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import lamport_rs
 import pytest
@@ -220,23 +221,49 @@ def test_a_late_rank_is_waited_for(ranks_of, world_size, make, size, timeout):
     ranks_of(world_size).run(come_late, make, size, timeout)
 
 
-def work_until_an_error(me: Rank, way: str, timeout: float) -> tuple[LamportError, float, bool]:
-    """The error, when it was raised, and whether no number is left."""
+def work_until_an_error(me: Rank, way: str, timeout: float, at_work: Path) -> tuple[LamportError, float, int]:
+    """The error, when it was raised, and how many outputs are then neither right nor NaN.
+
+    A file in `at_work` says that this rank has done some.
+    """
     workspace, graph = workspace_for(me, 64, timeout=timeout), torch.cuda.CUDAGraph()
     operation = Operation.random(me, 64, (256, 64))
-    operation(workspace)
+    expected = [out.clone() for out in operation(workspace)]
     torch.cuda.synchronize()
+
+    def do() -> None:
+        operation.fill(1)
+        operation(workspace)
+
     with torch.cuda.graph(graph):
         for _ in range(OPERATIONS):
-            operation(workspace)
+            do()
     dist.barrier()
     try:
         while True:
-            graph.replay() if way == "replay" else operation(workspace)
+            graph.replay() if way == "replay" else do()
             workspace.synchronize()
+            (at_work / str(me.rank)).touch()
     except LamportError as error:
         raised = time.monotonic()
-        return error, raised, all(result.isnan().all() for result in operation.results())
+        pairs = zip(operation.results(), expected, strict=True)
+        return error, raised, sum(int((~out.isnan() & (out != right)).sum()) for out, right in pairs)
+
+
+def be_there(me: Rank) -> int:
+    torch.zeros(1, device=me.device)
+    return me.rank
+
+
+def start_work(ranks, way: str, timeout: float, at_work: Path) -> None:
+    """Start `work_until_an_error`, and return in the midst of it."""
+    ranks.run(be_there)
+    ranks.start(work_until_an_error, way, timeout, at_work)
+    most = time.monotonic() + 60
+    while len(list(at_work.iterdir())) < ranks.world_size:
+        assert time.monotonic() < most, "the ranks have done nothing"
+        time.sleep(0.01)
+    time.sleep(0.5)
 
 
 FREED_AFTER = 0.05
@@ -476,24 +503,17 @@ def test_a_long_operation_of_which_a_rank_is_refused_leaves_no_sum(ranks_of, wor
     ranks_of(world_size).run(be_refused_a_long_sum)
 
 
-def be_there(me: Rank) -> int:
-    torch.zeros(1, device=me.device)
-    return me.rank
-
-
 @pytest.mark.parametrize("way", ["eager", "replay"])
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_a_rank_that_is_killed_is_an_error_on_the_others(new_gpu_ranks, world_size, way):
+def test_a_rank_that_is_killed_is_an_error_on_the_others(new_gpu_ranks, tmp_path, world_size, way):
     ranks, victim = new_gpu_ranks(world_size), world_size - 1
-    ranks.run(be_there)
-    ranks.start(work_until_an_error, way, 0)
-    time.sleep(2.0)
+    start_work(ranks, way, 0, tmp_path)
     ranks.signal(victim, signal.SIGKILL)
     ended = time.monotonic()
     outcomes = ranks.finish(30)
     assert isinstance(outcomes[victim], Failure)
-    for error, raised, is_nan in results_of(outcomes[:victim]):
-        assert is_nan
+    for error, raised, wrong in results_of(outcomes[:victim]):
+        assert wrong == 0
         assert isinstance(error, LamportAbortedError)
         assert (error.rank, error.cause) == (victim, "ended")
         print(f"heard of a kill after {raised - ended:.3f} s")
@@ -565,19 +585,17 @@ def test_a_program_that_ends_is_an_error_on_the_others(tmp_path, world_size, end
 
 @pytest.mark.parametrize("way", ["eager", "replay"])
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_a_rank_that_is_stopped_is_missed_and_hears_of_it_when_it_goes_on(new_gpu_ranks, world_size, way):
+def test_a_rank_that_is_stopped_is_missed_and_hears_of_it_when_it_goes_on(new_gpu_ranks, tmp_path, world_size, way):
     ranks, victim = new_gpu_ranks(world_size), world_size - 1
-    ranks.run(be_there)
-    ranks.start(work_until_an_error, way, TIMEOUT)
-    time.sleep(2.0)
+    start_work(ranks, way, TIMEOUT, tmp_path)
     ranks.signal(victim, signal.SIGSTOP)
     stopped = time.monotonic()
     time.sleep(TIMEOUT + SLACK)
     ranks.signal(victim, signal.SIGCONT)
-    # Where it was stopped all had come, or all but itself had sent their part: what it has may be a sum.
-    *others, (heard, _, _) = results_of(ranks.finish(30))
-    for error, raised, is_nan in others:
-        assert is_nan
+    *others, (heard, _, wrong) = results_of(ranks.finish(30))
+    assert wrong == 0
+    for error, raised, wrong in others:
+        assert wrong == 0
         # Whoever found it out first tells the others.
         assert isinstance(error, LamportTimeoutError)
         assert error.missing_ranks == (victim,)

@@ -419,7 +419,7 @@ pub fn all() -> Vec<Defect> {
         Defect {
             name: "a group of zeros has a scale of 0",
             file: "sink/fp8_group.cuh",
-            old: "at_least(LEAST, lamport::magnitude<typename Rows::Element>(largest))",
+            old: "ptx::larger_or_nan(LEAST, lamport::magnitude<typename Rows::Element>(largest))",
             new: "lamport::magnitude<typename Rows::Element>(largest)",
             run: chain(AllReduceQuant { sink: Sink::Fp8Group, hidden: 256, ..quantised_sum() }, 1),
             expected: WrongResult,
