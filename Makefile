@@ -10,6 +10,10 @@ SOURCES := $(shell find rust kernels python -type f -not -name '*.pyc') Cargo.to
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= $(shell date +%s)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+# The build asks for it: were it another, or none, in the shell of each call, the kernels' crate would be built each time.
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+# Half of what tests do is wait for others, or for their turn: more at a time than there are cores.
+export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 # Kernels are compiled once for all profiles and targets.
 export LAMPORT_RS_KERNEL_CACHE ?= $(CURDIR)/target/kernels
 
@@ -119,7 +123,7 @@ format: $(VENV)/.ready ## Format all code (10 s).
 
 # What is published: manylinux_2_28, CPython 3.10 and later. $(1): the target, $(2): the folder.
 build_wheel = $(BIN)/pip install --quiet 'ziglang>=0.13' && rm -rf $(2) && PATH="$(CURDIR)/$(BIN):$$PATH" \
-  VIRTUAL_ENV="$(CURDIR)/$(VENV)" maturin build --release --locked --zig --compatibility manylinux_2_28 \
+  maturin build --release --locked --zig --compatibility manylinux_2_28 \
   --target $(1)-unknown-linux-gnu --out $(2)
 
 wheel: $(VENV)/.ready ## Build the wheel for x86-64 that is published: manylinux_2_28, CPython 3.10 and later (2 min).
