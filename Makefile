@@ -42,18 +42,18 @@ LONG_RUST := in_every_execution operations_with_headers headers_are_neither_lost
 LEFT_TO_LONG := families disagreements foreign_kernels
 SEEDED := $(LEFT_TO_LONG) all_reduce setup limited_residency faults
 
-test: test-rust-short ## What a change needs first: every operation on the host, faults, some of the emulator (7 min).
-	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"' WORKERS=$(or $(WORKERS),3)
+test: test-rust-short ## What a change needs first: every operation on the host, faults, some of the emulator (5 min).
+	$(MAKE) test-python PYTEST_ARGUMENTS='-m "not long"'
 
-test-long: test-rust-long ## What `test` leaves out: models, more of the emulator, long tests, races (17 min).
+test-long: test-rust-long ## What `test` leaves out: models, more of the emulator, long tests, races (13 min).
 	$(MAKE) test-races
 	$(MAKE) test-python PYTEST_ARGUMENTS='-m long'
 
-test-all: ## All tests: `test`, then `test-long` (23 min).
+test-all: ## All tests: `test`, then `test-long` (18 min).
 	$(MAKE) test
 	$(MAKE) test-long
 
-test-rust: test-rust-short test-rust-long ## Rust unit tests, property tests and model checks (10 min).
+test-rust: test-rust-short test-rust-long ## Rust unit tests, property tests and model checks (7 min).
 
 test-rust-short: $(VENV)/.ready
 	LAMPORT_RS_EMULATOR_SEEDS=1 LAMPORT_RS_FUZZ_SECONDS=2 \
@@ -73,8 +73,8 @@ fuzz: $(VENV)/.ready ## Lies of peers and transports, for ten minutes (FUZZ_SECO
 	  cargo test --package lamport-rs --test fuzz -- --nocapture
 
 # Half of what tests do is wait for others, so more at a time than there are cores. Those of a file share ranks.
-test-python: build ## The package, with ranks as processes (12 min).
-	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile $(PYTEST_ARGUMENTS)
+test-python: build ## The package, with ranks as processes (10 min).
+	$(BIN)/python -m pytest -n $(or $(WORKERS),3) --dist loadfile $(PYTEST_ARGUMENTS)
 
 SEEDS ?= 100
 .PHONY: test-emulator
@@ -138,7 +138,7 @@ wheel-aarch64: $(VENV)/.ready ## Build the wheel for aarch64 likewise, on any ma
 check-wheel-aarch64: wheel-aarch64 ## Install and run that wheel in qemu-user-static (15 min at most).
 	$(BIN)/python scripts/check_wheel_aarch64.py dist/aarch64/*.whl
 
-check-wheel: wheel ## Build from the sdist; run the wheel alone with the oldest and the newest torch (9 min).
+check-wheel: wheel ## Build from the sdist; run the wheel alone with the oldest and the newest torch (6 min).
 	$(BIN)/python scripts/third_party.py --check
 	rm -rf dist/sdist
 	$(BIN)/maturin sdist --out dist/sdist
