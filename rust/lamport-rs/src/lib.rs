@@ -5,15 +5,19 @@
 pub mod cuda;
 mod element;
 mod error;
+mod experts;
 mod handle;
 pub mod host;
 mod options;
+mod quantised;
 pub mod rendezvous;
 
-pub use self::element::{Element, RmsNorm, WeightFor};
+pub use self::element::{Element, HalfElement, LayerNorm, RmsNorm, WeightFor};
 pub use self::error::{Error, ErrorKind, Result};
+pub use self::experts::Experts;
 pub use self::handle::{Handle, Status, Work};
 pub use self::options::Options;
+pub use self::quantised::{QuantFormat, Quantised};
 pub use self::rendezvous::{FileRendezvous, Rendezvous, TcpRendezvous};
 
 /// The crates below this one, by the features `core`, `protocol` and `kernels`: for kernels of one's own on a workspace's

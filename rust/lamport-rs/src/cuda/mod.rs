@@ -25,7 +25,9 @@
 //! [`Rendezvous`]: they say which memory is a peer's.
 
 mod buffer;
+mod experts;
 mod operations;
+mod quantised;
 mod streams;
 
 use std::sync::Arc;
@@ -37,6 +39,8 @@ use lamport_rs_core::cuda::driver::error_of;
 use lamport_rs_core::workspace::cuda::CudaWorkspace;
 
 pub use self::buffer::{Buffer, BufferMut};
+pub use self::experts::Experts;
+pub use self::quantised::Quantised;
 use self::streams::KeptStreams;
 use crate::error::{Error, Result};
 use crate::handle::{Handle, Status};

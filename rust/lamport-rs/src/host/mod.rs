@@ -2,14 +2,18 @@
 //!
 //! An operation returns when its result is there. Results are the same bits on every rank.
 
+mod experts;
 mod operations;
 mod place;
+mod quantised;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use lamport_rs_core::workspace::host::HostWorkspace;
 
+pub use self::experts::Experts;
+pub use self::quantised::Quantised;
 use crate::error::{Error, Result};
 use crate::handle::{Handle, Status};
 use crate::options::Options;
@@ -44,9 +48,9 @@ impl Communicator {
         self.workspace.member().geometry.world_size()
     }
 
-    /// Passes an operation's outcome on. A call that was refused here counts, so that the peers notice.
-    fn counted(&self, outcome: Result<()>) -> Result<()> {
-        outcome.inspect_err(|_| self.workspace.note_refusal())
+    /// Makes a call. One that is refused here counts, so that the peers notice.
+    fn call(&mut self, operation: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        operation(self).inspect_err(|_| self.workspace.note_refusal())
     }
 
     /// Begins anew after a failure. Collective: all ranks call it, for which this waits up to `timeout`; `None` for ever.

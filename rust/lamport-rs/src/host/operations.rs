@@ -6,7 +6,7 @@ use lamport_rs_core::operations::operands::OnHost;
 
 use super::place::Place;
 use super::{Communicator, never};
-use crate::element::{Element, RmsNorm, WeightFor, check_length, packed_rows, rows_of};
+use crate::element::{Element, HalfElement, LayerNorm, RmsNorm, WeightFor, check_length, packed_rows, rows_of};
 use crate::error::{Error, Result};
 
 impl Communicator {
@@ -17,14 +17,16 @@ impl Communicator {
     /// [`Mismatch`](crate::ErrorKind::Mismatch) if a rank does not come, fails, or calls something else: the result is NaN
     /// then, and the communicator [`Unusable`](crate::ErrorKind::Unusable) until a [reset](Self::reset).
     pub fn all_reduce<T: Element>(&mut self, buffer: &mut [T]) -> Result<()> {
-        let shape = [buffer.len()];
-        let mut place = Place::of_mut(buffer);
-        let operand = place.operand(shape);
-        let operands = AllReduce { input: operand, output: operand, algorithm: None };
-        // SAFETY: the operand is `buffer`, or a copy in its place, which nobody else accesses during the call.
-        let outcome = unsafe { self.run(&operands) };
-        place.give_back();
-        self.counted(outcome)
+        self.call(|this| {
+            let shape = [buffer.len()];
+            let mut place = Place::of_mut(buffer);
+            let operand = place.operand(shape);
+            let operands = AllReduce { input: operand, output: operand, algorithm: None };
+            // SAFETY: the operand is `buffer`, or a copy in its place, which nobody else accesses during the call.
+            let outcome = unsafe { this.run(&operands) };
+            place.give_back();
+            outcome
+        })
     }
 
     /// `output = sum over ranks of input`, of as many elements on each rank.
@@ -32,21 +34,18 @@ impl Communicator {
     /// # Errors
     /// As of [`Self::all_reduce`], and [`crate::ErrorKind::Argument`] if the output has another length.
     pub fn all_reduce_into<T: Element>(&mut self, input: &[T], output: &mut [T]) -> Result<()> {
-        let outcome = self.sum(input, output);
-        self.counted(outcome)
-    }
-
-    fn sum<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<()> {
-        check_length("output", output.len(), input.len())?;
-        let shape = [input.len()];
-        let (mut input_place, mut output_place) = (Place::of(input), Place::of_mut(output));
-        let operands =
-            AllReduce { input: input_place.operand(shape), output: output_place.operand(shape), algorithm: None };
-        // SAFETY: the operands are the slices, or copies in their place. The output is borrowed by this call alone, and
-        // the input, which is only read, is not written meanwhile.
-        let outcome = unsafe { self.run(&operands) };
-        output_place.give_back();
-        outcome
+        self.call(|this| {
+            check_length("output", output.len(), input.len())?;
+            let shape = [input.len()];
+            let (mut input_place, mut output_place) = (Place::of(input), Place::of_mut(output));
+            let operands =
+                AllReduce { input: input_place.operand(shape), output: output_place.operand(shape), algorithm: None };
+            // SAFETY: the operands are the slices, or copies in their place. The output is borrowed by this call alone, and
+            // the input, which is only read, is not written meanwhile.
+            let outcome = unsafe { this.run(&operands) };
+            output_place.give_back();
+            outcome
+        })
     }
 
     /// `residual += sum over ranks of hidden; hidden = rms_norm(residual) × weight`, row by row.
@@ -63,28 +62,19 @@ impl Communicator {
         weight: &[W],
         norm: RmsNorm,
     ) -> Result<()> {
-        let outcome = self.rms_norm(hidden, residual, weight, norm);
-        self.counted(outcome)
-    }
-
-    fn rms_norm<T: Element, W: WeightFor<T>>(
-        &self,
-        hidden: &mut [T],
-        residual: &mut [T],
-        weight: &[W],
-        norm: RmsNorm,
-    ) -> Result<()> {
-        let shape = rows_of("hidden", hidden.len(), weight.len())?;
-        check_length("residual", residual.len(), hidden.len())?;
-        let (mut hidden_place, mut residual_place) = (Place::of_mut(hidden), Place::of_mut(residual));
-        let mut weight_place = Place::of(weight);
-        let (input, added) = (hidden_place.operand(shape), residual_place.operand(shape));
-        let operands = norm.of_sum(input, Some(added), weight_place.operand([weight.len()]), (input, added));
-        // SAFETY: as in `sum`.
-        let outcome = unsafe { self.run(&operands) };
-        hidden_place.give_back();
-        residual_place.give_back();
-        outcome
+        self.call(|this| {
+            let shape = rows_of("hidden", hidden.len(), weight.len())?;
+            check_length("residual", residual.len(), hidden.len())?;
+            let (mut hidden_place, mut residual_place) = (Place::of_mut(hidden), Place::of_mut(residual));
+            let mut weight_place = Place::of(weight);
+            let (input, added) = (hidden_place.operand(shape), residual_place.operand(shape));
+            let operands = norm.of_sum(input, Some(added), weight_place.operand([weight.len()]), (input, added));
+            // SAFETY: as in `all_reduce_into`.
+            let outcome = unsafe { this.run(&operands) };
+            hidden_place.give_back();
+            residual_place.give_back();
+            outcome
+        })
     }
 
     /// `sum = sum over ranks of input + residual`, and `output = rms_norm(sum) × weight`, row by row. `outputs` are
@@ -135,38 +125,73 @@ impl Communicator {
         outputs: (&mut [T], &mut [T]),
         norm: RmsNorm,
     ) -> Result<()> {
-        let outcome = self.rms_norm_into(input, residual, weight, outputs, norm);
-        self.counted(outcome)
+        self.call(|this| {
+            let (output, sum) = outputs;
+            let shape = rows_of("input", input.len(), weight.len())?;
+            if let Some(residual) = residual {
+                check_length("residual", residual.len(), input.len())?;
+            }
+            check_length("output", output.len(), input.len())?;
+            check_length("the output of the sum", sum.len(), input.len())?;
+            let (mut input_place, mut residual_place) = (Place::of(input), residual.map(Place::of));
+            let mut weight_place = Place::of(weight);
+            let (mut output_place, mut sum_place) = (Place::of_mut(output), Place::of_mut(sum));
+            let operands = norm.of_sum(
+                input_place.operand(shape),
+                residual_place.as_mut().map(|place| place.operand(shape)),
+                weight_place.operand([weight.len()]),
+                (output_place.operand(shape), sum_place.operand(shape)),
+            );
+            // SAFETY: as in `all_reduce_into`.
+            let outcome = unsafe { this.run(&operands) };
+            output_place.give_back();
+            sum_place.give_back();
+            outcome
+        })
     }
 
-    fn rms_norm_into<T: Element, W: WeightFor<T>>(
-        &self,
+    /// `sum = sum over ranks of input + residual`, and `output = layer_norm(sum) × weight + bias`, row by row. `outputs`
+    /// are `output` and `sum`. Without a residual, or a bias, nothing is added.
+    ///
+    /// All but the weight and the bias are of one length. A row has as many elements as `weight`, a multiple of 8. The
+    /// residual, the weight and the bias are the same on every rank.
+    ///
+    /// # Errors
+    /// As of [`Self::all_reduce`], and [`crate::ErrorKind::Argument`] for what cannot be operands.
+    pub fn all_reduce_layer_norm_into<T: HalfElement, W: WeightFor<T>>(
+        &mut self,
         input: &[T],
         residual: Option<&[T]>,
-        weight: &[W],
-        (output, sum): (&mut [T], &mut [T]),
-        norm: RmsNorm,
+        (weight, bias): (&[W], Option<&[W]>),
+        outputs: (&mut [T], &mut [T]),
+        norm: LayerNorm,
     ) -> Result<()> {
-        let shape = rows_of("input", input.len(), weight.len())?;
-        if let Some(residual) = residual {
-            check_length("residual", residual.len(), input.len())?;
-        }
-        check_length("output", output.len(), input.len())?;
-        check_length("the output of the sum", sum.len(), input.len())?;
-        let (mut input_place, mut residual_place) = (Place::of(input), residual.map(Place::of));
-        let mut weight_place = Place::of(weight);
-        let (mut output_place, mut sum_place) = (Place::of_mut(output), Place::of_mut(sum));
-        let operands = norm.of_sum(
-            input_place.operand(shape),
-            residual_place.as_mut().map(|place| place.operand(shape)),
-            weight_place.operand([weight.len()]),
-            (output_place.operand(shape), sum_place.operand(shape)),
-        );
-        // SAFETY: as in `sum`.
-        let outcome = unsafe { self.run(&operands) };
-        output_place.give_back();
-        sum_place.give_back();
-        outcome
+        self.call(|this| {
+            let (output, sum) = outputs;
+            let (shape, weights) = (rows_of("input", input.len(), weight.len())?, [weight.len()]);
+            if let Some(residual) = residual {
+                check_length("residual", residual.len(), input.len())?;
+            }
+            if let Some(bias) = bias {
+                check_length("bias", bias.len(), weight.len())?;
+            }
+            check_length("output", output.len(), input.len())?;
+            check_length("the output of the sum", sum.len(), input.len())?;
+            let (mut input_place, mut residual_place) = (Place::of(input), residual.map(Place::of));
+            let (mut weight_place, mut bias_place) = (Place::of(weight), bias.map(Place::of));
+            let (mut output_place, mut sum_place) = (Place::of_mut(output), Place::of_mut(sum));
+            let operands = norm.of_sum(
+                input_place.operand(shape),
+                residual_place.as_mut().map(|place| place.operand(shape)),
+                (weight_place.operand(weights), bias_place.as_mut().map(|place| place.operand(weights))),
+                (output_place.operand(shape), sum_place.operand(shape)),
+            );
+            // SAFETY: as in `all_reduce_into`.
+            let outcome = unsafe { this.run(&operands) };
+            output_place.give_back();
+            sum_place.give_back();
+            outcome
+        })
     }
 
     /// `output = rms_norm(row) × weight` of rows that are spread over the ranks, as in MiniMax's attention: each rank has
@@ -181,30 +206,21 @@ impl Communicator {
         output: &mut [T],
         epsilon: f32,
     ) -> Result<()> {
-        let outcome = self.minimax(input, weight, output, epsilon);
-        self.counted(outcome)
-    }
-
-    fn minimax<T: Element, W: WeightFor<T>>(
-        &self,
-        input: &[T],
-        weight: &[W],
-        output: &mut [T],
-        epsilon: f32,
-    ) -> Result<()> {
-        let shape = rows_of("input", input.len(), weight.len())?;
-        check_length("output", output.len(), input.len())?;
-        let (mut input_place, mut weight_place) = (Place::of(input), Place::of(weight));
-        let mut output_place = Place::of_mut(output);
-        let norm = Norm {
-            input: input_place.operand(shape),
-            weight: weight_place.operand([weight.len()]),
-            output: output_place.operand(shape),
-        };
-        // SAFETY: as in `sum`.
-        let outcome = unsafe { self.run(&MinimaxRms::one(norm, epsilon)) };
-        output_place.give_back();
-        outcome
+        self.call(|this| {
+            let shape = rows_of("input", input.len(), weight.len())?;
+            check_length("output", output.len(), input.len())?;
+            let (mut input_place, mut weight_place) = (Place::of(input), Place::of(weight));
+            let mut output_place = Place::of_mut(output);
+            let norm = Norm {
+                input: input_place.operand(shape),
+                weight: weight_place.operand([weight.len()]),
+                output: output_place.operand(shape),
+            };
+            // SAFETY: as in `all_reduce_into`.
+            let outcome = unsafe { this.run(&MinimaxRms::one(norm, epsilon)) };
+            output_place.give_back();
+            outcome
+        })
     }
 
     /// [`Self::minimax_rms`] for Q and K at once, out of the rows `[q | k | …]` of a packed `qkv`.
@@ -238,41 +254,32 @@ impl Communicator {
         outputs: (&mut [T], &mut [T]),
         epsilon: f32,
     ) -> Result<()> {
-        let outcome = self.minimax_qk(qkv, columns, weights, outputs, epsilon);
-        self.counted(outcome)
-    }
-
-    fn minimax_qk<T: Element, W: WeightFor<T>>(
-        &self,
-        qkv: &[T],
-        columns: usize,
-        weights: (&[W], &[W]),
-        (q, k): (&mut [T], &mut [T]),
-        epsilon: f32,
-    ) -> Result<()> {
-        let widths = [weights.0.len(), weights.1.len()];
-        let [qkv_shape, q_shape, k_shape] = packed_rows::<T>(qkv.len(), columns, widths, [q.len(), k.len()])?;
-        let mut qkv_place = Place::of(qkv);
-        let mut weight_places = [Place::of(weights.0), Place::of(weights.1)];
-        let (mut q_place, mut k_place) = (Place::of_mut(q), Place::of_mut(k));
-        let operands = MinimaxRms::packed(
-            qkv_place.operand(qkv_shape),
-            widths.map(|width| width as i64),
-            weight_places.each_mut().map(|place| place.operand([place.length()])),
-            [q_place.operand(q_shape), k_place.operand(k_shape)],
-            epsilon,
-        )
-        .map_err(Error::of_core)?;
-        // SAFETY: as in `sum`. Q and K are parts of `qkv`: `packed` has checked that a row holds them.
-        let outcome = unsafe { self.run(&operands) };
-        q_place.give_back();
-        k_place.give_back();
-        outcome
+        self.call(|this| {
+            let (q, k) = outputs;
+            let widths = [weights.0.len(), weights.1.len()];
+            let [qkv_shape, q_shape, k_shape] = packed_rows::<T>(qkv.len(), columns, widths, [q.len(), k.len()])?;
+            let mut qkv_place = Place::of(qkv);
+            let mut weight_places = [Place::of(weights.0), Place::of(weights.1)];
+            let (mut q_place, mut k_place) = (Place::of_mut(q), Place::of_mut(k));
+            let operands = MinimaxRms::packed(
+                qkv_place.operand(qkv_shape),
+                widths.map(|width| width as i64),
+                weight_places.each_mut().map(|place| place.operand([place.length()])),
+                [q_place.operand(q_shape), k_place.operand(k_shape)],
+                epsilon,
+            )
+            .map_err(Error::of_core)?;
+            // SAFETY: as in `all_reduce_into`. Q and K are parts of `qkv`: `packed` has checked that a row holds them.
+            let outcome = unsafe { this.run(&operands) };
+            q_place.give_back();
+            k_place.give_back();
+            outcome
+        })
     }
 
     /// # Safety
     /// The operands' places are valid until this returns. Nobody else accesses an output meanwhile, or writes an input.
-    unsafe fn run(&self, operands: &impl OnHost) -> Result<()> {
+    pub(super) unsafe fn run(&self, operands: &impl OnHost) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { operands.run_on_host(&self.workspace, &mut never) }.map_err(Error::of_core)
     }

@@ -2,9 +2,9 @@
 
 use std::marker::PhantomData;
 
-use lamport_rs_core::tensor::{ALIGNMENT, Device, Tensor};
+use lamport_rs_core::tensor::{ALIGNMENT, Device, Dtype, Tensor};
 
-use crate::element::{Element, tensor};
+use crate::element::{Element, tensor_of};
 
 /// Where the operation finds a slice: where it is, or at an aligned place if it is not.
 pub(super) struct Place<'a, T> {
@@ -14,7 +14,7 @@ pub(super) struct Place<'a, T> {
     borrowed: PhantomData<&'a mut [T]>,
 }
 
-impl<'a, T: Element> Place<'a, T> {
+impl<'a, T: Copy> Place<'a, T> {
     /// To be read only.
     pub(super) fn of(slice: &'a [T]) -> Self {
         Self::at(slice.as_ptr().cast_mut(), slice.len())
@@ -41,11 +41,10 @@ impl<'a, T: Element> Place<'a, T> {
         self.length
     }
 
-    /// As an operand of this shape, which has as many elements as the slice.
-    pub(super) fn operand<const N: usize>(&mut self, shape: [usize; N]) -> Tensor {
-        assert_eq!(shape.iter().product::<usize>(), self.length, "an operand is its slice");
+    /// As an operand of this shape and dtype, all of whose elements are in the slice.
+    pub(super) fn operand_of<const N: usize>(&mut self, dtype: Dtype, shape: [usize; N]) -> Tensor {
         let pointer = self.copy.as_mut().map_or(self.original, |copy| copy.as_mut_ptr().cast());
-        tensor(pointer, Device::Cpu, shape)
+        tensor_of(pointer.cast(), dtype, Device::Cpu, shape)
     }
 
     /// Copies the result into the slice, if it is not there. The slice was borrowed to be written.
@@ -54,5 +53,13 @@ impl<'a, T: Element> Place<'a, T> {
             // SAFETY: both have as many elements; `of_mut` borrowed the slice alone.
             unsafe { self.original.copy_from_nonoverlapping(copy.as_ptr().cast(), self.length) };
         }
+    }
+}
+
+impl<T: Element> Place<'_, T> {
+    /// As an operand of this shape, which has as many elements as the slice.
+    pub(super) fn operand<const N: usize>(&mut self, shape: [usize; N]) -> Tensor {
+        assert_eq!(shape.iter().product::<usize>(), self.length, "an operand is its slice");
+        self.operand_of(T::DTYPE, shape)
     }
 }

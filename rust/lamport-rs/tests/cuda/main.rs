@@ -6,6 +6,7 @@
 mod compile;
 #[path = "../../../kernels/build/constants.rs"]
 mod constants;
+mod fused;
 mod operations;
 mod refusals;
 #[path = "../../../core/tests/cuda/standin/mod.rs"]

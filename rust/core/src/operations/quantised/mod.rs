@@ -182,8 +182,8 @@ impl Quantised {
     }
 }
 
-/// Shape and strides of the scales of rows of `shape`.
-fn scales_of(sink: Sink, shape: Dimensions) -> (Dimensions, Dimensions) {
+/// Shape and strides of the scales that a quantiser computes of rows of `shape`.
+pub fn scales_of(sink: Sink, shape: Dimensions) -> (Dimensions, Dimensions) {
     let sizes = shape.as_slice();
     let outer = &sizes[..sizes.len().saturating_sub(1)];
     let rows = outer.iter().product();

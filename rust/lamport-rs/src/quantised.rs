@@ -1,0 +1,150 @@
+//! Quantised outputs: their formats, and where they go.
+
+use lamport_rs_core::operations::quantised::{self as core, scales_of};
+use lamport_rs_core::operations::rms_norm_quant::Sink;
+use lamport_rs_core::tensor::{Dimensions, Dtype, Tensor};
+
+use crate::element::check_length;
+use crate::error::{Error, Result};
+
+/// How rows are quantised. Codes and scales are the bytes that kernels of products read: numbers of more than one byte in
+/// the machine's order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum QuantFormat {
+    /// FP8 e4m3, a byte an element, with one scale for all, which is given: codes are `value / scale`.
+    Fp8Static,
+    /// FP8 e4m3 with a float32 scale for each row.
+    Fp8Token,
+    /// FP8 e4m3 with a float32 scale for each 128 columns, row by row.
+    Fp8Group,
+    /// The same with the scales column by column, as DeepGEMM reads them: columns begin at multiples of 16 bytes.
+    Fp8GroupColumnMajor,
+    /// FP8 e4m3 with a power of two for each 128 columns: four exponents in four bytes, and these column by column, which
+    /// begin at multiples of 16 bytes.
+    Fp8GroupUe8m0,
+    /// MXFP8: FP8 e4m3 with a power of two for each 32 columns, as an exponent of a byte, row by row.
+    Mxfp8,
+    /// The same with the scales in tiles of 128 rows and 4 scales.
+    Mxfp8Swizzled,
+    /// NVFP4: FP4 e2m1, two to a byte, with an FP8 e4m3 scale for each 16 columns, row by row, and one for all, which is
+    /// given: block scales are `given × largest / 6`.
+    Nvfp4,
+    /// The same with the scales in tiles of 128 rows and 4 scales.
+    Nvfp4Swizzled,
+}
+
+impl QuantFormat {
+    fn sink(self) -> Sink {
+        match self {
+            Self::Fp8Static => Sink::Fp8Static,
+            Self::Fp8Token => Sink::Fp8Token,
+            Self::Fp8Group => Sink::Fp8Group,
+            Self::Fp8GroupColumnMajor => Sink::Fp8GroupColumnMajor,
+            Self::Fp8GroupUe8m0 => Sink::Fp8GroupUe8m0,
+            Self::Mxfp8 => Sink::Mxfp8,
+            Self::Mxfp8Swizzled => Sink::Mxfp8Swizzled,
+            Self::Nvfp4 => Sink::Nvfp4,
+            Self::Nvfp4Swizzled => Sink::Nvfp4Swizzled,
+        }
+    }
+
+    /// What the length of a row must be a multiple of.
+    pub fn column_multiple(self) -> usize {
+        self.sink().column_multiple()
+    }
+
+    /// Whether a scale for all rows must be given.
+    pub fn takes_scale(self) -> bool {
+        self.sink().format().is_given
+    }
+
+    /// Bytes of the codes of `rows` rows of `columns` columns.
+    pub fn code_bytes(self, rows: usize, columns: usize) -> usize {
+        rows * (columns / self.sink().format().columns_per_code)
+    }
+
+    /// Bytes of the scales that are computed of `rows` rows of `columns` columns, with what is between them; 0 if none are.
+    pub fn scale_bytes(self, rows: usize, columns: usize) -> usize {
+        let sink = self.sink();
+        if sink.format().group_columns.is_none() {
+            return 0;
+        }
+        let elements = sink.scale_elements(columns);
+        let [row, element] = sink.element_strides(rows, elements);
+        // Either scales of a row lie side by side, or those of a column do.
+        let count = if element == 1 { sink.scale_rows(rows) * row } else { elements * element };
+        count * sink.format().scale.size()
+    }
+}
+
+/// How rows are quantised, and where the results go: [`host::Quantised`](crate::host::Quantised) is of slices, and
+/// `cuda::Quantised` of device memory.
+#[derive(Debug)]
+pub struct Quantised<Bytes, Scale> {
+    pub(crate) format: QuantFormat,
+    pub(crate) codes: Bytes,
+    pub(crate) scales: Option<Bytes>,
+    pub(crate) scale: Option<Scale>,
+}
+
+impl<Bytes, Scale> Quantised<Bytes, Scale> {
+    /// The codes go to `codes`, [as many bytes](QuantFormat::code_bytes) as the rows have.
+    pub fn new(format: QuantFormat, codes: Bytes) -> Self {
+        Self { format, codes, scales: None, scale: None }
+    }
+
+    /// The scales that are computed go to `scales`, [as many bytes](QuantFormat::scale_bytes) as the rows have: all formats
+    /// but [`QuantFormat::Fp8Static`] need it.
+    pub fn with_scales(self, scales: Bytes) -> Self {
+        Self { scales: Some(scales), ..self }
+    }
+
+    /// The scale for all rows, which the formats need that [take one](QuantFormat::takes_scale), the same on every rank.
+    pub fn with_scale(self, scale: Scale) -> Self {
+        Self { scale: Some(scale), ..self }
+    }
+
+    /// As the core has it. `codes` and `scales` make an operand of what this has, of a length that was checked; `length`
+    /// returns a length.
+    pub(crate) fn of_rows(
+        &mut self,
+        [rows, columns]: [usize; 2],
+        length: impl Fn(&Bytes) -> usize,
+        mut bytes: impl FnMut(&mut Bytes, Dtype, [usize; 2]) -> Tensor,
+        scale: impl FnOnce(&mut Scale) -> Tensor,
+    ) -> Result<core::Quantised> {
+        let (sink, format) = (self.format.sink(), self.format.sink().format());
+        if !columns.is_multiple_of(sink.column_multiple()) {
+            let multiple = sink.column_multiple();
+            return Err(Error::argument(format!(
+                "rows have {columns} columns, but must have a multiple of {multiple}"
+            )));
+        }
+        check_length("the buffer of codes", length(&self.codes), self.format.code_bytes(rows, columns))?;
+        let codes = bytes(&mut self.codes, format.code, [rows, columns / format.columns_per_code]);
+        let scales = match &mut self.scales {
+            Some(scales) => {
+                check_length("the buffer of scales", length(scales), self.format.scale_bytes(rows, columns))?;
+                let shape = Dimensions::new([rows, columns]).expect("two dimensions");
+                let (shape, strides) = scales_of(sink, shape);
+                let &[outer, inner] = shape.as_slice() else { unreachable!("scales of a matrix are one") };
+                Tensor { strides, ..bytes(scales, format.scale, [outer, inner]) }
+            }
+            None if format.group_columns.is_none() => codes,
+            None => return Err(Error::argument(format!("{} needs a buffer for its scales", sink.name()))),
+        };
+        Ok(core::Quantised { sink, rows: codes, scale: self.scale.as_mut().map(scale), scales })
+    }
+}
+
+/// Checks that the sum has as many elements as the rows have, and is there if these are longer than kernels hold.
+pub(crate) fn check_sum(sum: Option<usize>, [rows, columns]: [usize; 2], held_columns: usize) -> Result<()> {
+    match sum {
+        Some(length) => check_length("the output of the sum", length, rows * columns),
+        None if columns <= held_columns => Ok(()),
+        None => Err(Error::argument(format!(
+            "rows have {columns} columns, and those of more than {held_columns} need a buffer for the sum; pass one"
+        ))),
+    }
+}
