@@ -148,3 +148,39 @@ pub(crate) fn check_sum(sum: Option<usize>, [rows, columns]: [usize; 2], held_co
         ))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_quantiser_has_a_format() {
+        let formats = [
+            QuantFormat::Fp8Static,
+            QuantFormat::Fp8Token,
+            QuantFormat::Fp8Group,
+            QuantFormat::Fp8GroupColumnMajor,
+            QuantFormat::Fp8GroupUe8m0,
+            QuantFormat::Mxfp8,
+            QuantFormat::Mxfp8Swizzled,
+            QuantFormat::Nvfp4,
+            QuantFormat::Nvfp4Swizzled,
+        ];
+        assert_eq!(formats.map(QuantFormat::sink), Sink::ALL);
+    }
+
+    #[test]
+    fn buffers_are_as_long_as_the_layouts_of_scales_need() {
+        let lengths = |format: QuantFormat| (format.code_bytes(5, 512), format.scale_bytes(5, 512));
+        assert_eq!(lengths(QuantFormat::Fp8Static), (5 * 512, 0));
+        assert_eq!(lengths(QuantFormat::Fp8Token), (5 * 512, 5 * 4));
+        assert_eq!(lengths(QuantFormat::Fp8Group), (5 * 512, 5 * 4 * 4));
+        // Columns begin at multiples of 16 bytes.
+        assert_eq!(lengths(QuantFormat::Fp8GroupColumnMajor), (5 * 512, 8 * 4 * 4));
+        assert_eq!(lengths(QuantFormat::Fp8GroupUe8m0), (5 * 512, 8 * 4));
+        assert_eq!(lengths(QuantFormat::Mxfp8), (5 * 512, 5 * 16));
+        assert_eq!(lengths(QuantFormat::Mxfp8Swizzled), (5 * 512, 128 * 16));
+        assert_eq!(lengths(QuantFormat::Nvfp4), (5 * 256, 5 * 32));
+        assert_eq!(lengths(QuantFormat::Nvfp4Swizzled), (5 * 256, 128 * 32));
+    }
+}
