@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from lamport_rs import LamportAbortedError, LamportError, LamportTimeoutError, LamportWorkspace
 from minimax_rows import Operation, workspace_for
-from ranks import Failure, Rank, results_of
+from ranks import SHARING, Failure, Rank, results_of
 from reductions import NormedReduction, Reduction, comm_size_for
 from worlds import GROUP_SIZES, WORLD_SIZES
 
@@ -266,11 +266,12 @@ def start_work(ranks, way: str, timeout: float, at_work: Path) -> None:
     time.sleep(0.5)
 
 
-FREED_AFTER = 0.05
-"""Seconds after which kernels that wait have heard of a fault of another rank, and have ended."""
+FREED_AFTER = 1.0 if SHARING else 0.05
+"""Seconds after which kernels that wait have heard of a fault of another rank, and have ended. Processes that share a GPU
+take turns of milliseconds."""
 STOPPED_AFTER = 1.0
 """Likewise of a death, or of an interpreter that ends: it tells when its own kernels have ended."""
-RESET_MOST = 0.005
+RESET_MOST = 1.0 if SHARING else 0.005
 """Seconds that a reset of slots of 8 MiB per rank takes."""
 
 
