@@ -267,7 +267,7 @@ def start_work(ranks, way: str, timeout: float, at_work: Path) -> None:
 
 
 FREED_AFTER = 1.0 if SHARING else 0.05
-"""Seconds after which kernels that wait have heard of a fault of another rank, and have ended. Processes that share a GPU
+"""Seconds after which kernels that wait have heard of a fault of another rank, and have ended. Ranks that share a GPU
 take turns of milliseconds."""
 STOPPED_AFTER = 1.0
 """Likewise of a death, or of an interpreter that ends: it tells when its own kernels have ended."""
