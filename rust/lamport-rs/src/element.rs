@@ -120,18 +120,30 @@ pub(crate) fn packed_rows<T: Element>(
     Ok([whole, [rows, q], [rows, k]])
 }
 
+/// Elements of a row, at most: as many as the kernels' numbers of 32 bits count in bytes.
+const MOST_COLUMNS: usize = 1 << 28;
+
 /// The shape of a buffer of `length` elements in rows of `columns`.
 pub(crate) fn rows_in(name: &str, length: usize, columns: usize) -> Result<[usize; 2]> {
     whole_rows(name, length, columns, "which is `columns`")
 }
 
 fn whole_rows(name: &str, length: usize, columns: usize, why: &str) -> Result<[usize; 2]> {
-    if columns == 0 || !length.is_multiple_of(columns) {
+    // No buffer has longer rows; products of its shape's sizes are below the largest number.
+    if columns == 0 || columns > MOST_COLUMNS {
+        return Err(Error::argument(format!("rows have {columns} elements, but must have 1 to {MOST_COLUMNS}, {why}")));
+    }
+    if !length.is_multiple_of(columns) {
         return Err(Error::argument(format!(
             "{name} has {length} elements, but must have whole rows of {columns}, {why}"
         )));
     }
     Ok([length / columns, columns])
+}
+
+/// Elements of a shape; the largest number, if they are more than that.
+pub(crate) fn elements<const N: usize>(shape: [usize; N]) -> usize {
+    shape.into_iter().fold(1, usize::saturating_mul)
 }
 
 /// Buffers that belong together are of one length.

@@ -1,6 +1,6 @@
 //! What experts made, in front of a sum.
 
-use crate::element::{check_length, rows_in};
+use crate::element::{check_length, elements, rows_in};
 use crate::error::{Error, Result};
 
 /// The rows that this rank's experts made, and which of them become each token's: [`host::Experts`](crate::host::Experts)
@@ -21,7 +21,8 @@ pub struct Experts<Rows, Index, Weights> {
 
 impl<Rows, Index, Weights> Experts<Rows, Index, Weights> {
     /// `rows` has rows of `columns` elements, a multiple of 8. `index` has `top_k` numbers of these for each token, and
-    /// `weights` as many. A number of -1 stands for no row; any other that is none makes the token's row NaN.
+    /// `weights` as many. A number of -1 stands for no row. Any other number that is not a row's makes the
+    /// token's row NaN, on every rank.
     pub fn new(rows: Rows, columns: usize, (index, weights): (Index, Weights), top_k: usize) -> Self {
         Self { rows, columns, index, weights, top_k, shared: None }
     }
@@ -42,13 +43,14 @@ impl<Rows, Index, Weights> Experts<Rows, Index, Weights> {
         if self.top_k == 0 || !index.is_multiple_of(self.top_k) {
             let top_k = self.top_k;
             return Err(Error::argument(format!(
-                "the index has {index} numbers, but must have {top_k} for each token"
+                "the index has {index} numbers and top_k is {top_k}, but there must be `top_k` numbers, 1 or more, for each \
+                 token"
             )));
         }
         check_length("the buffer of experts' weights", weights, index)?;
         let tokens = [index / self.top_k, self.columns];
         if let Some(shared) = &self.shared {
-            check_length("the buffer of shared rows", rows(shared), tokens[0] * tokens[1])?;
+            check_length("the buffer of shared rows", rows(shared), elements(tokens))?;
         }
         Ok((of_rows, [tokens[0], self.top_k], tokens))
     }

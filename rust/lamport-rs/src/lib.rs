@@ -14,10 +14,9 @@ pub mod rendezvous;
 
 pub use self::element::{Element, HalfElement, LayerNorm, RmsNorm, WeightFor};
 pub use self::error::{Error, ErrorKind, Result};
-pub use self::experts::Experts;
 pub use self::handle::{Handle, Status, Work};
 pub use self::options::Options;
-pub use self::quantised::{QuantFormat, Quantised};
+pub use self::quantised::QuantFormat;
 pub use self::rendezvous::{FileRendezvous, Rendezvous, TcpRendezvous};
 
 /// The crates below this one, by the features `core`, `protocol` and `kernels`: for kernels of one's own on a workspace's

@@ -4,33 +4,49 @@ use lamport_rs_core::operations::quantised::{self as core, scales_of};
 use lamport_rs_core::operations::rms_norm_quant::Sink;
 use lamport_rs_core::tensor::{Dimensions, Dtype, Tensor};
 
-use crate::element::check_length;
+use crate::element::{check_length, elements};
 use crate::error::{Error, Result};
 
-/// How rows are quantised. Codes and scales are the bytes that kernels of products read: numbers of more than one byte in
-/// the machine's order.
+/// How rows are quantised: what their codes and scales are, and where the scales lie.
+///
+/// Rows are rounded to their own type first, and then quantised as below, in float32: codes and scales are the same whether
+/// or not the rows are asked for. Codes are rounded to nearest even. They lie row by row, without gaps, and so do scales
+/// unless it says otherwise. Numbers of more than one byte are in the machine's order.
+///
+/// `largest` is the largest magnitude of the values that share a scale, `r` a row, and `g` a group of columns of the row.
+/// FP8 e4m3 goes to 448, and FP4 e2m1 to 6; beyond these they saturate. Exponents of powers of two have the bias 127.
+///
+/// A value that is NaN has the code `0x7f` in FP8, and 6 in FP4, which has no NaN. The scale of a group with a NaN is NaN,
+/// too: `0xff` as an exponent. If an operation fails, all codes and scales are NaN; NVFP4's bytes are `0xff` then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum QuantFormat {
-    /// FP8 e4m3, a byte an element, with one scale for all, which is given: codes are `value / scale`.
+    /// FP8 e4m3, a byte an element: the code of `value × (1 / scale)`. The scale is one float32 for all rows, and given.
     Fp8Static,
-    /// FP8 e4m3 with a float32 scale for each row.
+    /// FP8 e4m3: the code of `value / scale`. The scale is a float32 for each row: `largest / 448`, at least `1 / (448 ×
+    /// 512)`.
     Fp8Token,
-    /// FP8 e4m3 with a float32 scale for each 128 columns, row by row.
+    /// FP8 e4m3: the code of `value / scale`. The scale is a float32 for each 128 columns: `max(largest, 1e-10) / 448`.
     Fp8Group,
-    /// The same with the scales column by column, as DeepGEMM reads them: columns begin at multiples of 16 bytes.
+    /// The same with the scales column by column, as DeepGEMM reads them: that of `r` and `g` is number `g × R + r`, where
+    /// `R` is the number of rows, rounded up to a multiple of 4. What is between is left as it is.
     Fp8GroupColumnMajor,
-    /// FP8 e4m3 with a power of two for each 128 columns: four exponents in four bytes, and these column by column, which
-    /// begin at multiples of 16 bytes.
+    /// FP8 e4m3 with a power of two for each 128 columns: the least that is not below `largest / 448` and `1e-10`. That of
+    /// `r` and `g` is byte `(g / 4 × R + r) × 4 + g % 4`, with `R` as above. Bytes of groups that a row does not have are 0,
+    /// and those of rows that are not there are left as they are.
     Fp8GroupUe8m0,
-    /// MXFP8: FP8 e4m3 with a power of two for each 32 columns, as an exponent of a byte, row by row.
+    /// MXFP8: FP8 e4m3 with a power of two for each 32 columns: the least that is not below `largest / 448`. Its exponent is
+    /// a byte.
     Mxfp8,
-    /// The same with the scales in tiles of 128 rows and 4 scales.
+    /// The same with the scales in tiles of 128 rows and 4 groups, the tiles row by row: that of `r` and `g` is byte `tile ×
+    /// 512 + r % 32 × 16 + r % 128 / 32 × 4 + g % 4`, with `tile = r / 128 × (groups / 4) + g / 4`. Rows that are not there
+    /// have 0, unless the operation fails.
     Mxfp8Swizzled,
-    /// NVFP4: FP4 e2m1, two to a byte, with an FP8 e4m3 scale for each 16 columns, row by row, and one for all, which is
-    /// given: block scales are `given × largest / 6`.
+    /// NVFP4: FP4 e2m1, two columns to a byte, the first in its lower half, with an FP8 e4m3 scale for each 16 columns:
+    /// `given × largest / 6`. A code stands for `code × scale / given`. `given` is one float32 for all rows: `448 × 6`,
+    /// divided by the largest magnitude that there may be.
     Nvfp4,
-    /// The same with the scales in tiles of 128 rows and 4 scales.
+    /// The same with the scales in tiles as those of [`Self::Mxfp8Swizzled`].
     Nvfp4Swizzled,
 }
 
@@ -61,7 +77,7 @@ impl QuantFormat {
 
     /// Bytes of the codes of `rows` rows of `columns` columns.
     pub fn code_bytes(self, rows: usize, columns: usize) -> usize {
-        rows * (columns / self.sink().format().columns_per_code)
+        elements([rows, columns / self.sink().format().columns_per_code])
     }
 
     /// Bytes of the scales that are computed of `rows` rows of `columns` columns, with what is between them; 0 if none are.
@@ -70,16 +86,16 @@ impl QuantFormat {
         if sink.format().group_columns.is_none() {
             return 0;
         }
-        let elements = sink.scale_elements(columns);
-        let [row, element] = sink.element_strides(rows, elements);
+        let of_row = sink.scale_elements(columns);
+        let [row, element] = sink.element_strides(rows, of_row);
         // Either scales of a row lie side by side, or those of a column do.
-        let count = if element == 1 { sink.scale_rows(rows) * row } else { elements * element };
-        count * sink.format().scale.size()
+        let count = if element == 1 { [sink.scale_rows(rows), row] } else { [of_row, element] };
+        elements([count[0], count[1], sink.format().scale.size()])
     }
 }
 
-/// How rows are quantised, and where the results go: [`host::Quantised`](crate::host::Quantised) is of slices, and
-/// `cuda::Quantised` of device memory.
+/// How rows are quantised, and where the results go. [`host::Quantised`](crate::host::Quantised) is the one of slices, and
+/// `cuda::Quantised` that of device memory.
 #[derive(Debug)]
 pub struct Quantised<Bytes, Scale> {
     pub(crate) format: QuantFormat,
@@ -100,7 +116,8 @@ impl<Bytes, Scale> Quantised<Bytes, Scale> {
         Self { scales: Some(scales), ..self }
     }
 
-    /// The scale for all rows, which the formats need that [take one](QuantFormat::takes_scale), the same on every rank.
+    /// The scale for all rows, which the formats need that [take one](QuantFormat::takes_scale): positive and finite, and the
+    /// same on every rank. Neither is checked: where ranks differ, so do their codes.
     pub fn with_scale(self, scale: Scale) -> Self {
         Self { scale: Some(scale), ..self }
     }
@@ -132,8 +149,21 @@ impl<Bytes, Scale> Quantised<Bytes, Scale> {
                 Tensor { strides, ..bytes(scales, format.scale, [outer, inner]) }
             }
             None if format.group_columns.is_none() => codes,
-            None => return Err(Error::argument(format!("{} needs a buffer for its scales", sink.name()))),
+            None => {
+                let bytes = self.format.scale_bytes(rows, columns);
+                return Err(Error::argument(format!(
+                    "{:?} needs a buffer of {bytes} bytes for its scales; pass it by with_scales",
+                    self.format
+                )));
+            }
         };
+        if self.scale.is_some() != self.format.takes_scale() {
+            let what = match self.scale {
+                Some(_) => "takes no scale; leave with_scale out",
+                None => "needs a scale; pass it by with_scale",
+            };
+            return Err(Error::argument(format!("{:?} {what}", self.format)));
+        }
         Ok(core::Quantised { sink, rows: codes, scale: self.scale.as_mut().map(scale), scales })
     }
 }
@@ -141,10 +171,10 @@ impl<Bytes, Scale> Quantised<Bytes, Scale> {
 /// Checks that the sum has as many elements as the rows have, and is there if these are longer than kernels hold.
 pub(crate) fn check_sum(sum: Option<usize>, [rows, columns]: [usize; 2], held_columns: usize) -> Result<()> {
     match sum {
-        Some(length) => check_length("the output of the sum", length, rows * columns),
+        Some(length) => check_length("the output of the sum", length, elements([rows, columns])),
         None if columns <= held_columns => Ok(()),
         None => Err(Error::argument(format!(
-            "rows have {columns} columns, and those of more than {held_columns} need a buffer for the sum; pass one"
+            "rows have {columns} columns, and those of more than {held_columns} need a buffer for the sum; pass it as `sum`"
         ))),
     }
 }

@@ -261,15 +261,18 @@ fn what_cannot_be_operands_is_refused_and_named() {
             let rows = Quantised::new(QuantFormat::Fp8Token, codes).with_scales(&mut scales[..4]);
             communicator.all_reduce_quant(&input[..256], 128, rows, None)
         });
-        refuse("fp8_token needs a buffer for its scales", &mut |communicator, bytes| {
-            let rows = Quantised::new(QuantFormat::Fp8Token, &mut bytes[..256]);
-            communicator.all_reduce_quant(&input[..256], 128, rows, None)
-        });
-        refuse("fp8_static needs a scale", &mut |communicator, bytes| {
+        refuse(
+            "Fp8Token needs a buffer of 8 bytes for its scales; pass it by with_scales",
+            &mut |communicator, bytes| {
+                let rows = Quantised::new(QuantFormat::Fp8Token, &mut bytes[..256]);
+                communicator.all_reduce_quant(&input[..256], 128, rows, None)
+            },
+        );
+        refuse("Fp8Static needs a scale; pass it by with_scale", &mut |communicator, bytes| {
             let rows = Quantised::new(QuantFormat::Fp8Static, &mut bytes[..256]);
             communicator.all_reduce_quant(&input[..256], 128, rows, None)
         });
-        refuse("fp8_token takes no scale", &mut |communicator, bytes| {
+        refuse("Fp8Token takes no scale", &mut |communicator, bytes| {
             let (codes, scales) = bytes.split_at_mut(256);
             let rows = Quantised::new(QuantFormat::Fp8Token, codes).with_scales(&mut scales[..8]).with_scale(1.0);
             communicator.all_reduce_quant(&input[..256], 128, rows, None)
@@ -298,10 +301,25 @@ fn what_cannot_be_operands_is_refused_and_named() {
             let (parameters, outputs) = ((&[1.0; 8][..], Some(&[1.0; 4][..])), (&mut output[..], &mut sum[..]));
             communicator.all_reduce_layer_norm_into(&input[..16], None, parameters, outputs, LayerNorm::new(0.0))
         });
-        refuse("the index has 3 numbers, but must have 2 for each token", &mut |communicator, _| {
+        refuse("the index has 3 numbers and top_k is 2", &mut |communicator, _| {
             let experts = Experts::new(&input[..16], 8, (&[0, 1, 0], &[1.0; 3]), 2);
             communicator.moe_finalize_all_reduce(&experts, &mut values(0, 8))
         });
+        refuse("the index has 2 numbers and top_k is 0", &mut |communicator, _| {
+            let experts = Experts::new(&input[..16], 8, (&[0, 1], &[1.0; 2]), 0);
+            communicator.moe_finalize_all_reduce(&experts, &mut values(0, 8))
+        });
+        // Rows whose bytes no number counts, of which there are none.
+        for columns in [0, (1 << 28) + 8, (1 << 62) + 8, 1 << 63, (1 << 63) + 8] {
+            refuse(&format!("rows have {columns} elements, but must have 1 to"), &mut |communicator, _| {
+                let experts = Experts::new(&input[..0], columns, (&[-1; 4], &[1.0; 4]), 1);
+                communicator.moe_finalize_all_reduce(&experts, &mut values(0, 32))
+            });
+            refuse(&format!("rows have {columns} elements, but must have 1 to"), &mut |communicator, _| {
+                let rows = Quantised::new(QuantFormat::Fp8Static, &mut []).with_scale(1.0);
+                communicator.all_reduce_quant(&input[..0], columns, rows, None)
+            });
+        }
         refuse("the buffer of experts' weights has 1 elements, but must have 2", &mut |communicator, _| {
             let experts = Experts::new(&input[..16], 8, (&[0, 1], &[1.0; 1]), 2);
             communicator.moe_finalize_all_reduce(&experts, &mut values(0, 8))

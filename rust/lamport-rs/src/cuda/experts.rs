@@ -7,11 +7,11 @@ use lamport_rs_core::operations::moe_finalize::{self as core, MoeFinalizeAllRedu
 use lamport_rs_core::tensor::Dtype;
 
 use super::{Buffer, BufferMut, Communicator};
-use crate::element::{Element, HalfElement, RmsNorm, WeightFor, check_length};
+use crate::element::{Element, HalfElement, RmsNorm, WeightFor, check_length, elements};
 use crate::error::Result;
 
 /// The rows that this rank's experts made, in device memory. Views begin at multiples of 16 bytes.
-pub type Experts<'a, T, W> = crate::Experts<CudaView<'a, T>, CudaView<'a, i32>, CudaView<'a, W>>;
+pub type Experts<'a, T, W> = crate::experts::Experts<CudaView<'a, T>, CudaView<'a, i32>, CudaView<'a, W>>;
 
 impl Communicator {
     /// Calls `run` with the experts' rows as the core has them, and the shape of the tokens' rows.
@@ -44,7 +44,8 @@ impl Communicator {
         run(experts, tokens)
     }
 
-    /// `output = sum over ranks of the tokens' rows`, which are made of what each rank's experts made.
+    /// `output = sum over ranks of the tokens' rows`, which are made of what each rank's experts made. The output has a row for
+    /// each token. Views begin at multiples of 16 bytes.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Argument`] for what cannot be operands, and [`Unsupported`](crate::ErrorKind::Unsupported) in a
@@ -58,7 +59,7 @@ impl Communicator {
         self.enqueue(stream, |this| {
             this.check_contexts([("output", output.stream())])?;
             this.with_experts(experts, stream, |experts, shape| {
-                check_length("output", output.len(), shape[0] * shape[1])?;
+                check_length("output", output.len(), elements(shape))?;
                 let (output, _output) = output.device_ptr_mut(stream);
                 let operands = MoeFinalizeAllReduce::new(experts, this.operand::<T, 2>(output, shape));
                 // SAFETY: as in `all_reduce_rms_norm`.
@@ -70,7 +71,8 @@ impl Communicator {
     /// `sum = sum over ranks of the tokens' rows + residual`, and `output = rms_norm(sum) × weight`, row by row. `outputs`
     /// are `output` and `sum`. Without a residual nothing is added.
     ///
-    /// A row has as many elements as `weight`. The residual and the weight are the same on every rank.
+    /// A row has as many elements as `weight`. The residual and the weight are the same on every rank. Views
+    /// begin at multiples of 16 bytes.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Argument`] for what cannot be operands, and [`Unsupported`](crate::ErrorKind::Unsupported) in a
@@ -94,7 +96,7 @@ impl Communicator {
                 this.check_contexts([("residual", residual.stream())])?;
             }
             this.with_experts(experts, stream, |experts, shape| {
-                let length = shape[0] * shape[1];
+                let length = elements(shape);
                 check_length("weight", weight.len(), shape[1])?;
                 if let Some(residual) = &residual {
                     check_length("residual", residual.len(), length)?;

@@ -14,9 +14,9 @@ use crate::quantised::check_sum;
 
 /// How rows are quantised, and the device memory that the results go to. The scale for all rows, where there is one, is a
 /// float32 on the device. Views of codes and scales begin at multiples of 16 bytes.
-pub type Quantised<'a> = crate::Quantised<CudaViewMut<'a, u8>, CudaView<'a, f32>>;
+pub type Quantised<'a> = crate::quantised::Quantised<CudaViewMut<'a, u8>, CudaView<'a, f32>>;
 /// Addresses, with lengths.
-type Places = crate::Quantised<(u64, usize), (u64, usize)>;
+type Places = crate::quantised::Quantised<(u64, usize), (u64, usize)>;
 
 impl Communicator {
     /// Calls `run` with what the core is to quantise, of rows of this shape.
@@ -50,9 +50,9 @@ impl Communicator {
         run(places.of_rows(shape, |&(_, length)| length, bytes, scale)?)
     }
 
-    /// Codes and scales of the sum over ranks of `input`, whose rows have `columns` elements: a multiple of 8, and of
+    /// Codes and scales of the sum over ranks of `input`, whose rows have `columns` elements: a multiple of
     /// [`QuantFormat::column_multiple`](crate::QuantFormat::column_multiple). The sum itself goes to `sum`, if it is asked
-    /// for; rows of more than 2048 columns need it.
+    /// for; rows of more than 2048 columns need it. Views begin at multiples of 16 bytes.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Argument`] for what cannot be operands, and [`Unsupported`](crate::ErrorKind::Unsupported) in a
@@ -93,9 +93,9 @@ impl Communicator {
     /// `sum = sum over ranks of input + residual`, and codes and scales of `rms_norm(sum) × weight`, row by row. `outputs`
     /// are these rows as they are, if they are asked for, and `sum`. Without a residual nothing is added.
     ///
-    /// A row has as many elements as `weight`, a multiple of 8, and of
+    /// A row has as many elements as `weight`, a multiple of
     /// [`QuantFormat::column_multiple`](crate::QuantFormat::column_multiple). The residual and the weight are the same on
-    /// every rank.
+    /// every rank. Views begin at multiples of 16 bytes.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Argument`] for what cannot be operands, and [`Unsupported`](crate::ErrorKind::Unsupported) in a

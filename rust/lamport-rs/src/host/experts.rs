@@ -5,12 +5,12 @@ use lamport_rs_core::tensor::Dtype;
 
 use super::Communicator;
 use super::place::Place;
-use crate::element::{Element, HalfElement, RmsNorm, WeightFor, check_length};
+use crate::element::{Element, HalfElement, RmsNorm, WeightFor, check_length, elements};
 use crate::error::Result;
 
 /// The rows that this rank's experts made, in slices.
-pub type Experts<'a, T, W> = crate::Experts<&'a [T], &'a [i32], &'a [W]>;
-type Places<'a, T, W> = crate::Experts<Place<'a, T>, Place<'a, i32>, Place<'a, W>>;
+pub type Experts<'a, T, W> = crate::experts::Experts<&'a [T], &'a [i32], &'a [W]>;
+type Places<'a, T, W> = crate::experts::Experts<Place<'a, T>, Place<'a, i32>, Place<'a, W>>;
 
 impl<'a, T: HalfElement, W: Element> Experts<'a, T, W> {
     fn places(&self) -> Places<'a, T, W> {
@@ -40,7 +40,8 @@ impl<T: HalfElement, W: Element> Places<'_, T, W> {
 }
 
 impl Communicator {
-    /// `output = sum over ranks of the tokens' rows`, which are made of what each rank's experts made.
+    /// `output = sum over ranks of the tokens' rows`, which are made of what each rank's experts made. The output has a row for
+    /// each token.
     ///
     /// ```
     /// use half::bf16;
@@ -69,7 +70,7 @@ impl Communicator {
         self.call(|this| {
             let mut places = experts.places();
             let (experts, shape) = places.operands()?;
-            check_length("output", output.len(), shape[0] * shape[1])?;
+            check_length("output", output.len(), elements(shape))?;
             let mut output_place = Place::of_mut(output);
             // SAFETY: as in `all_reduce_into`.
             let outcome = unsafe { this.run(&MoeFinalizeAllReduce::new(experts, output_place.operand(shape))) };
@@ -97,7 +98,7 @@ impl Communicator {
             let (output, sum) = outputs;
             let mut places = experts.places();
             let (experts, shape) = places.operands()?;
-            let length = shape[0] * shape[1];
+            let length = elements(shape);
             check_length("weight", weight.len(), shape[1])?;
             if let Some(residual) = residual {
                 check_length("residual", residual.len(), length)?;

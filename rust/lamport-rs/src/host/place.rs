@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use lamport_rs_core::tensor::{ALIGNMENT, Device, Dtype, Tensor};
 
-use crate::element::{Element, tensor_of};
+use crate::element::{Element, elements, tensor_of};
 
 /// Where the operation finds a slice: where it is, or at an aligned place if it is not.
 pub(super) struct Place<'a, T> {
@@ -43,6 +43,7 @@ impl<'a, T: Copy> Place<'a, T> {
 
     /// As an operand of this shape and dtype, all of whose elements are in the slice.
     pub(super) fn operand_of<const N: usize>(&mut self, dtype: Dtype, shape: [usize; N]) -> Tensor {
+        assert!(elements(shape) <= self.length * size_of::<T>() / dtype.size(), "an operand is within its slice");
         let pointer = self.copy.as_mut().map_or(self.original, |copy| copy.as_mut_ptr().cast());
         tensor_of(pointer.cast(), dtype, Device::Cpu, shape)
     }
@@ -59,7 +60,7 @@ impl<'a, T: Copy> Place<'a, T> {
 impl<T: Element> Place<'_, T> {
     /// As an operand of this shape, which has as many elements as the slice.
     pub(super) fn operand<const N: usize>(&mut self, shape: [usize; N]) -> Tensor {
-        assert_eq!(shape.iter().product::<usize>(), self.length, "an operand is its slice");
+        assert_eq!(elements(shape), self.length, "an operand is its slice");
         self.operand_of(T::DTYPE, shape)
     }
 }

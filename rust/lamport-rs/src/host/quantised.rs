@@ -10,8 +10,8 @@ use crate::error::Result;
 use crate::quantised::check_sum;
 
 /// How rows are quantised, and the slices that the results go to.
-pub type Quantised<'a> = crate::Quantised<&'a mut [u8], f32>;
-type Places<'a> = crate::Quantised<Place<'a, u8>, f32>;
+pub type Quantised<'a> = crate::quantised::Quantised<&'a mut [u8], f32>;
+type Places<'a> = crate::quantised::Quantised<Place<'a, u8>, f32>;
 
 impl<'a> Quantised<'a> {
     fn places(self) -> Places<'a> {
@@ -34,7 +34,7 @@ impl Places<'_> {
 }
 
 impl Communicator {
-    /// Codes and scales of the sum over ranks of `input`, whose rows have `columns` elements: a multiple of 8, and of
+    /// Codes and scales of the sum over ranks of `input`, whose rows have `columns` elements: a multiple of
     /// [`QuantFormat::column_multiple`](crate::QuantFormat::column_multiple). The sum itself goes to `sum`, if it is asked
     /// for; rows of more than 2048 columns need it.
     ///
@@ -92,7 +92,7 @@ impl Communicator {
     /// `sum = sum over ranks of input + residual`, and codes and scales of `rms_norm(sum) × weight`, row by row. `outputs`
     /// are these rows as they are, if they are asked for, and `sum`. Without a residual nothing is added.
     ///
-    /// A row has as many elements as `weight`, a multiple of 8, and of
+    /// A row has as many elements as `weight`, a multiple of
     /// [`QuantFormat::column_multiple`](crate::QuantFormat::column_multiple). The residual and the weight are the same on
     /// every rank.
     ///
