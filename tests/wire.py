@@ -15,7 +15,7 @@ FORMAT = 6
 PAYLOAD, FAILURE = 0, 1
 FIRST_STEP = 0
 BUILT_OFFSET = 4 * 35
-"""In a page of notices: what its rank has made of the construction."""
+"""In a status page: what its rank has made of the construction."""
 WHOLE, DOUBTFUL = 1, 2
 _HEADER = struct.Struct("<8sIIqII")
 _HANDLE = struct.Struct("<IiQQQ")

@@ -1,4 +1,4 @@
-"""Handles of pages of notices that are lies: as those of blocks, they are claims."""
+"""Handles of status pages that are lies: as those of blocks, they are claims."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ from forger import (
 def test_a_page_of_another_size_is_refused(size):
     with memory_file(size) as file:
         check(
-            r"cannot map the page of notices of rank 2 .*: the peer gives it \d+ bytes, but \d+ were agreed on",
+            r"cannot map the status page of rank 2 .*: the peer gives it \d+ bytes, but \d+ were agreed on",
             refusal(lambda hello: replace(hello, page=handle_of(file))),
         )
 
@@ -33,7 +33,7 @@ def test_a_page_that_can_shrink_is_refused():
         return replace(hello, page=handle_of(file, size=wire.HostHandle.decode(hello.page).size))
 
     with memory_file(4096, seals=0) as file:
-        check("cannot map the page of notices of rank 2 .*size can change in use", refusal(lie))
+        check("cannot map the status page of rank 2 .*size can change in use", refusal(lie))
 
 
 def test_a_file_of_a_stranger_is_refused(tmp_path):

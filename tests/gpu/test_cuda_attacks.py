@@ -106,7 +106,7 @@ def forge(me: Rank, attack: Attack) -> None:
         if attack.length is not None:
             handle = handle.ljust(attack.length, b"\0")[: attack.length]
         layout = honest[0].layout if attack.layout is None else attack.layout
-        # Without a page of notices, which is shared memory: `test_attacks.py` forges those.
+        # Without a status page, which is shared memory: `test_attacks.py` forges those.
         changes = {"device": b"forged", "nonce": b"sixteen bytes!!!", "handle": handle, "page": b"", "layout": layout}
         forged = replace(honest[0], **changes)
         gathered = group(wire.message(0, me.rank, forged.encode()))

@@ -51,6 +51,19 @@ pub enum QuantFormat {
 }
 
 impl QuantFormat {
+    /// All of them.
+    pub const ALL: &[Self] = &[
+        Self::Fp8Static,
+        Self::Fp8Token,
+        Self::Fp8Group,
+        Self::Fp8GroupColumnMajor,
+        Self::Fp8GroupUe8m0,
+        Self::Mxfp8,
+        Self::Mxfp8Swizzled,
+        Self::Nvfp4,
+        Self::Nvfp4Swizzled,
+    ];
+
     fn sink(self) -> Sink {
         match self {
             Self::Fp8Static => Sink::Fp8Static,
@@ -122,8 +135,8 @@ impl<Bytes, Scale> Quantised<Bytes, Scale> {
         Self { scale: Some(scale), ..self }
     }
 
-    /// As the core has it. `codes` and `scales` make an operand of what this has, of a length that was checked; `length`
-    /// returns a length.
+    /// As the core has it, of rows of this shape. `length` is that of a buffer; `bytes` makes an operand of one whose length
+    /// was checked, and `scale` one of the scale.
     pub(crate) fn of_rows(
         &mut self,
         [rows, columns]: [usize; 2],
@@ -185,18 +198,8 @@ mod tests {
 
     #[test]
     fn every_quantiser_has_a_format() {
-        let formats = [
-            QuantFormat::Fp8Static,
-            QuantFormat::Fp8Token,
-            QuantFormat::Fp8Group,
-            QuantFormat::Fp8GroupColumnMajor,
-            QuantFormat::Fp8GroupUe8m0,
-            QuantFormat::Mxfp8,
-            QuantFormat::Mxfp8Swizzled,
-            QuantFormat::Nvfp4,
-            QuantFormat::Nvfp4Swizzled,
-        ];
-        assert_eq!(formats.map(QuantFormat::sink), Sink::ALL);
+        let sinks: Vec<_> = QuantFormat::ALL.iter().map(|format| format.sink()).collect();
+        assert_eq!(sinks, Sink::ALL);
     }
 
     #[test]

@@ -9,17 +9,6 @@ use lamport_rs::{ErrorKind, LayerNorm, Options, QuantFormat, RmsNorm};
 
 use self::threads::{LONGEST_WAIT, on_ranks};
 
-const FORMATS: [QuantFormat; 9] = [
-    QuantFormat::Fp8Static,
-    QuantFormat::Fp8Token,
-    QuantFormat::Fp8Group,
-    QuantFormat::Fp8GroupColumnMajor,
-    QuantFormat::Fp8GroupUe8m0,
-    QuantFormat::Mxfp8,
-    QuantFormat::Mxfp8Swizzled,
-    QuantFormat::Nvfp4,
-    QuantFormat::Nvfp4Swizzled,
-];
 const RANKS: usize = 3;
 const ROWS: usize = 5;
 const COLUMNS: usize = 256;
@@ -112,7 +101,7 @@ fn tolerance(format: QuantFormat, value: f32, largest: f32) -> f32 {
 fn codes_and_scales_stand_for_the_sum() {
     communicate(|mut communicator| {
         let input = values(communicator.rank(), ROWS * COLUMNS);
-        for format in FORMATS {
+        for &format in QuantFormat::ALL {
             let (mut codes, mut scales, scale) = room(format);
             let mut sum = vec![bf16::NAN; ROWS * COLUMNS];
             let (mut again, mut scales_again, _) = room(format);
@@ -140,7 +129,7 @@ fn codes_and_scales_stand_for_the_normalised_rows() {
         let weight: Vec<f32> = (0..COLUMNS).map(|at| 1.0 + at as f32 / 256.0).collect();
         let norm = RmsNorm::new(1e-5);
         let [mut output, mut sum, mut normed, mut added] = [(); 4].map(|()| vec![bf16::NAN; ROWS * COLUMNS]);
-        for format in FORMATS {
+        for &format in QuantFormat::ALL {
             for (residual, has_output) in [(Some(&residual[..]), true), (None, false)] {
                 let (mut codes, mut scales, scale) = room(format);
                 let outputs = (has_output.then_some(&mut output[..]), &mut sum[..]);

@@ -20,8 +20,8 @@
 //! | [`two_shot`] | one operation in which every rank sums a shard: why the same argument covers it |
 //! | [`parking`] | how a rank that waits announces that it sleeps, and why no push leaves it asleep |
 //! | [`construction`] | what ranks tell each other while they construct |
-//! | [`notices`] | how a rank tells its peers that it has ended, and how all begin anew |
-//! | [`calling_off`] | how an abort ends what waits for that |
+//! | [`notices`] | how a rank tells its peers that it has ended, and how all reset |
+//! | [`cancellation`] | how an abort ends what waits for that |
 //! | [`life`] | how peers hear that a process ends |
 //!
 //! The same [`exchange::exchange`] and [`two_shot::exchange_two_shot`] run over shared memory between processes and under
@@ -30,7 +30,7 @@
 #![forbid(unsafe_code)]
 
 pub mod algorithm;
-pub mod calling_off;
+pub mod cancellation;
 pub mod construction;
 pub mod exchange;
 pub mod geometry;

@@ -29,7 +29,7 @@
 //!
 //! Stages are stored with release and loaded with acquire: what a rank did before one is done for whoever has seen it.
 //!
-//! Whoever aborts ends the waits for that, too ([`calling_off`](crate::calling_off)).
+//! Whoever aborts ends the waits for that, too ([`cancellation`](crate::cancellation)).
 //!
 //! # Having built
 //!
@@ -43,7 +43,7 @@ use crate::rank_set::RankSet;
 /// Words of a notice.
 pub const NOTICE_WORDS: usize = 256;
 /// Words of a page.
-pub const PAGE_WORDS: usize = CALL_OFF + NOTICE_WORDS;
+pub const PAGE_WORDS: usize = CANCELLATION_NOTICE + NOTICE_WORDS;
 /// Words that say where the word of a process is, by which its peers hear that it ends: see [`life`](crate::life).
 pub const LIFE_WORDS: usize = 5;
 
@@ -59,7 +59,7 @@ const LET_GO: u32 = 4;
 const TOLD: usize = 0;
 const CLAIM: usize = MAX_WORLD_SIZE;
 pub(crate) const DECIDED: usize = CLAIM + 1;
-pub(crate) const CALLS_OFF: usize = CLAIM + 2;
+pub(crate) const CANCELLATIONS: usize = CLAIM + 2;
 const REFUSED: usize = 2 * MAX_WORLD_SIZE;
 const STAGE: usize = REFUSED + 1;
 const LEFT: usize = REFUSED + 2;
@@ -69,7 +69,7 @@ const NO_RESET: usize = REFUSED + 6;
 const WAITING: usize = REFUSED + 7;
 const LIFE: usize = REFUSED + 8;
 const NOTICE: usize = 3 * MAX_WORLD_SIZE;
-pub(crate) const CALL_OFF: usize = NOTICE + NOTICE_WORDS;
+pub(crate) const CANCELLATION_NOTICE: usize = NOTICE + NOTICE_WORDS;
 const _: () = assert!(LIFE + LIFE_WORDS <= NOTICE);
 
 /// The pages of a group. Pages begin as zeros, but for the word that [`initialise`] writes.

@@ -13,7 +13,7 @@
 //! | `process` | whether a peer's process lives |
 //! | [`notice`] | what they tell |
 //! | `rarely` | when `check` asks what takes a system call |
-//! | `reset` | how all ranks begin anew |
+//! | `reset` | how all ranks reset |
 //! | [`tally`] | what the workspace has done, for `status` |
 //! | [`words`] | the words of such pages |
 //! | [`watcher`] | a thread that looks on behalf of operations on a device |
@@ -231,7 +231,7 @@ impl Lifecycle {
     pub fn abort(&self, reason: &str) -> Result<()> {
         self.check_here()?;
         let notice = Notice::ended(self.rank, Cause::Aborted, reason);
-        self.notices().call_off(notice.words());
+        self.notices().cancel(notice.words());
         // A reset may end the epoch meanwhile: either it finds this, or this finds that.
         loop {
             let notices = self.notices();

@@ -72,7 +72,7 @@ impl PeerPage {
     /// Maps the page of an encoded handle that a peer exported with `mark`.
     pub fn open(handle: &[u8], mark: Vector) -> Result<Self> {
         let handle = Handle::decode(handle)
-            .ok_or_else(|| Error::Argument("the handle of its page of notices cannot be read".into()))?;
+            .ok_or_else(|| Error::Argument("the handle of its status page cannot be read".into()))?;
         let mapping = host::open(&handle, mark, PAGE_BYTES)?;
         let is_other = handle.process != std::process::id();
         let process = is_other.then(|| {

@@ -32,13 +32,13 @@ impl Lifecycle {
             Some(NoReset::PagesMissing) => return Err(Error::PagesMissing),
             Some(NoReset::HalfReset) => return Err(Error::HalfReset),
         }
-        // First: what is called off from now on ends the wait.
-        let calls_off = self.calls_off();
+        // First: what is cancelled from now on ends the wait.
+        let cancellations = self.cancellations();
         stop(&mut *interrupted)?;
         let stages = Stages(self.notices());
         stages.arrive(Stage::Stopped);
-        let call_off = || self.called_off_since(&calls_off);
-        self.wait_for(Stage::Stopped, timeout, interrupted, call_off).inspect_err(|_| stages.arrive(Stage::None))?;
+        let cancelled = || self.cancelled_since(&cancellations);
+        self.wait_for(Stage::Stopped, timeout, interrupted, cancelled).inspect_err(|_| stages.arrive(Stage::None))?;
         // From here on some ranks may have begun anew, and others not.
         self.half_reset.store(true, Ordering::Relaxed);
         let filled = refill().and_then(|()| {
@@ -59,24 +59,24 @@ impl Lifecycle {
         self.half_reset.store(false, Ordering::Relaxed);
         // An abort that came too late to end the wait is told in the epoch that begins.
         fence(Ordering::SeqCst);
-        if self.calls_off()[self.rank] != calls_off[self.rank] {
+        if self.cancellations()[self.rank] != cancellations[self.rank] {
             let notices = self.notices();
-            notices.tell(&notices.called_off(self.rank));
+            notices.tell(&notices.cancellation(self.rank));
         }
         Ok(())
     }
 
-    /// How often each rank has called off what waits.
-    fn calls_off(&self) -> [u32; MAX_WORLD_SIZE] {
+    /// How often each rank has cancelled what waits.
+    fn cancellations(&self) -> [u32; MAX_WORLD_SIZE] {
         let (notices, ranks) = (self.notices(), self.everybody());
-        std::array::from_fn(|rank| if ranks.contains(rank) { notices.calls_off(rank) } else { 0 })
+        std::array::from_fn(|rank| if ranks.contains(rank) { notices.cancellations(rank) } else { 0 })
     }
 
     /// Why a rank has done so since it had `before`, if one has.
-    fn called_off_since(&self, before: &[u32; MAX_WORLD_SIZE]) -> Option<Error> {
-        let now = self.calls_off();
+    fn cancelled_since(&self, before: &[u32; MAX_WORLD_SIZE]) -> Option<Error> {
+        let now = self.cancellations();
         let rank = self.everybody().iter().find(|rank| now[*rank] != before[*rank])?;
-        Some(notice::read(rank, &self.notices().called_off(rank)))
+        Some(notice::read(rank, &self.notices().cancellation(rank)))
     }
 
     fn wait_for(
@@ -84,19 +84,19 @@ impl Lifecycle {
         stage: Stage,
         timeout: Option<Duration>,
         interrupted: &mut dyn FnMut() -> bool,
-        call_off: impl Fn() -> Option<Error>,
+        cancelled: impl Fn() -> Option<Error>,
     ) -> Result<()> {
         let began = Instant::now();
         let mut asked = began;
         loop {
             // Before it looks: a rank that is stopped between the two looks once more.
-            let (now, called_off) = (Instant::now(), call_off());
+            let (now, cancellation) = (Instant::now(), cancelled());
             let missing = Stages(self.notices()).missing(stage);
             if missing.is_empty() {
                 return Ok(());
             }
             self.check_here()?;
-            if let Some(error) = called_off {
+            if let Some(error) = cancellation {
                 return Err(error);
             }
             if let Some(rank) = self.notices().left(missing).iter().next() {

@@ -1,4 +1,4 @@
-//! Agreement over the ranks' pages of notices that all have what they construct. It takes microseconds, where a round of
+//! Agreement over the ranks' status pages that all have what they construct. It takes microseconds, where a round of
 //! the transport takes hundreds.
 
 use std::hint::spin_loop;

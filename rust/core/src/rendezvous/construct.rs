@@ -66,7 +66,7 @@ pub struct Request {
 /// others hear of it.
 ///
 /// Where all goes well that is one round of the rendezvous, as a round takes a good part of the time. What the ranks make
-/// of its messages they tell through their pages of notices.
+/// of its messages they tell through their status pages.
 pub fn construct<M: Memory>(
     memory: &M,
     rendezvous: &mut Rendezvous<'_>,
@@ -242,7 +242,7 @@ fn map_pages<M: Memory>(rank: usize, hellos: &[Hello]) -> Result<Vec<Option<Peer
             Err(_) if !M::NEEDS_PAGES => Ok(None),
             Err(error) => {
                 let device = &hello.device;
-                Err(Error::Argument(format!("cannot map the page of notices of rank {peer} ({device}): {error}")))
+                Err(Error::Argument(format!("cannot map the status page of rank {peer} ({device}): {error}")))
             }
         }
     };

@@ -46,7 +46,7 @@ pub struct Hello {
     pub nonce: Vector,
     /// The backend's handle of the sender's block.
     pub handle: Vec<u8>,
-    /// The handle of the sender's page of notices.
+    /// The handle of the sender's status page.
     pub page: Vec<u8>,
     /// How the sender lays out its block.
     pub layout: u32,

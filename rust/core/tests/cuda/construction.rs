@@ -326,7 +326,7 @@ fn stores_that_do_not_arrive_are_noticed() {
     }
 }
 
-/// Keeps the peers from mapping the page of notices of the rank that introduces itself so: the ranks need a second round.
+/// Keeps the peers from mapping the status page of the rank that introduces itself so: the ranks need a second round.
 fn hide_page(message: &[u8]) {
     let length = u32::from_le_bytes(message[28..32].try_into().unwrap()) as usize;
     let hello = Hello::decode(&message[32..32 + length]).unwrap();

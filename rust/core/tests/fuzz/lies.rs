@@ -78,7 +78,7 @@ pub enum DeviceMemory {
     Freed(usize),
 }
 
-/// What a peer tells in its page of notices, once it has heard the first messages. Were it nothing, a case would take a
+/// What a peer tells in its status page, once it has heard the first messages. Were it nothing, a case would take a
 /// second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Told {

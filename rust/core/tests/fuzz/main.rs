@@ -1,5 +1,5 @@
 //! Fuzzes the exchange: messages of lying peers go through the construction of workspaces and buffers, on the host and
-//! on the stand-in's devices, and through the decoders; then peers store what they like into the pages of notices and
+//! on the stand-in's devices, and through the decoders; then peers store what they like into the status pages and
 //! the blocks, before this rank's calls and while they run. Whatever it is, it ends in an error or in the memory of
 //! honest peers: not in a panic, a wait, a large allocation, an unprintable text, a leak, or a stranger's memory, nor in
 //! a number that nobody sent.
@@ -12,7 +12,7 @@
 //! | --- | --- |
 //! | `lies` | what may be wrong, and how it is chosen |
 //! | `peers` | the transport that tells it |
-//! | `pages` | the pages of notices in which it is told |
+//! | `pages` | the status pages in which it is told |
 //! | `devices` | device memory of the peers |
 //! | `case` | one construction, and what must hold |
 //! | `calls` | operations beside peers that send what they like |

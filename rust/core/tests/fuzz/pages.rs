@@ -1,4 +1,4 @@
-//! Pages of notices as peers have them, who write what they like.
+//! Status pages as peers have them, who write what they like.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -52,9 +52,9 @@ impl Pages {
         }
     }
 
-    /// Tells a notice of `rank`, whatever it has told before, and calls off what waits for the same reason.
+    /// Tells a notice of `rank`, whatever it has told before, and cancels what waits for the same reason.
     pub fn notify(&self, rank: usize, world_size: usize, words: &[u32]) {
-        self.notices(rank, world_size).call_off(words);
+        self.notices(rank, world_size).cancel(words);
         self.store(rank, CLAIM, 0);
         assert!(self.notices(rank, world_size).tell(words) || self.load(rank, CLAIM) == 0, "{CLAIM} is another word");
     }

@@ -10,17 +10,6 @@ use crate::standin::Standin;
 use crate::threads::on_ranks;
 use crate::{Rank, communicate, options};
 
-const FORMATS: [QuantFormat; 9] = [
-    QuantFormat::Fp8Static,
-    QuantFormat::Fp8Token,
-    QuantFormat::Fp8Group,
-    QuantFormat::Fp8GroupColumnMajor,
-    QuantFormat::Fp8GroupUe8m0,
-    QuantFormat::Mxfp8,
-    QuantFormat::Mxfp8Swizzled,
-    QuantFormat::Nvfp4,
-    QuantFormat::Nvfp4Swizzled,
-];
 const ROWS: usize = 3;
 const COLUMNS: usize = 256;
 const LENGTH: usize = ROWS * COLUMNS;
@@ -65,7 +54,7 @@ where
         let Problem { input, residual, weight, bias } = problem(rank);
         let mut results = vec![];
         let [mut output, mut sum] = [(); 2].map(|()| input.clone());
-        for format in FORMATS {
+        for &format in QuantFormat::ALL {
             for is_asked in [false, true] {
                 let mut codes = vec![0; format.code_bytes(ROWS, COLUMNS)];
                 let mut scales = vec![0; format.scale_bytes(ROWS, COLUMNS)];
@@ -140,7 +129,7 @@ where
     let communicator = &mut rank.communicator;
     let norm = RmsNorm::new(1e-5);
     let mut results = vec![];
-    for format in FORMATS {
+    for &format in QuantFormat::ALL {
         for is_asked in [false, true] {
             let mut codes = stream.alloc_zeros::<u8>(format.code_bytes(ROWS, COLUMNS)).unwrap();
             // There is no memory of no bytes.

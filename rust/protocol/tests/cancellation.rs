@@ -1,4 +1,4 @@
-//! What an abort calls off, under C11's memory model, as loom explores it.
+//! What an abort cancels, under C11's memory model, as loom explores it.
 
 use lamport_rs_protocol::notices::{NOTICE_WORDS, Notices, PAGE_WORDS, StatusWords};
 use loom::sync::Arc;
@@ -12,7 +12,7 @@ enum Protocol {
     ToldFirst,
     /// Who aborts does not look for the epoch again.
     NoSecondLook,
-    /// Who ends an epoch does not look for what was called off.
+    /// Who ends an epoch does not look for what was cancelled.
     NoLookAfterAReset,
 }
 
@@ -46,7 +46,7 @@ impl Pages {
         if protocol == Protocol::ToldFirst {
             self.of(0, 0).tell(&[why]);
         }
-        self.of(0, 0).call_off(&[why]);
+        self.of(0, 0).cancel(&[why]);
         loop {
             let epoch = self.epoch.load(Ordering::Acquire);
             self.of(0, epoch).tell(&[why]);
@@ -57,13 +57,13 @@ impl Pages {
         }
     }
 
-    /// Rank 0 ends an epoch that it began to end when nothing was called off.
+    /// Rank 0 ends an epoch that it began to end when nothing was cancelled.
     fn begin_epoch(&self, protocol: Protocol) {
         self.epoch.store(1, Ordering::Release);
         fence(Ordering::SeqCst);
         let notices = self.of(0, 1);
-        if protocol != Protocol::NoLookAfterAReset && notices.calls_off(0) != 0 {
-            notices.tell(&notices.called_off(0));
+        if protocol != Protocol::NoLookAfterAReset && notices.cancellations(0) != 0 {
+            notices.tell(&notices.cancellation(0));
         }
     }
 }
@@ -94,13 +94,13 @@ fn what_is_heard_is_counted(protocol: Protocol) {
         };
         let reader = pages.of(1, 0);
         let is_told = reader.told().contains(0);
-        let count = reader.calls_off(0);
+        let count = reader.cancellations(0);
         assert!(!is_told || count != 0, "it would end the wait that follows");
         if count != 0 {
-            assert_eq!(reader.called_off(0)[0], 5);
+            assert_eq!(reader.cancellation(0)[0], 5);
         }
         sender.join().unwrap();
-        assert!(reader.told().contains(0) && reader.calls_off(0) != 0);
+        assert!(reader.told().contains(0) && reader.cancellations(0) != 0);
     });
 }
 
@@ -152,11 +152,11 @@ fn of_two_threads_that_abort_at_once_one_is_counted_at_least() {
         let pages = Pages::new();
         let other = {
             let pages = pages.clone();
-            loom::thread::spawn(move || pages.of(0, 0).call_off(&[7]))
+            loom::thread::spawn(move || pages.of(0, 0).cancel(&[7]))
         };
-        pages.of(0, 0).call_off(&[5]);
+        pages.of(0, 0).cancel(&[5]);
         other.join().unwrap();
         let notices = pages.of(1, 0);
-        assert!(notices.calls_off(0) != 0 && [5, 7].contains(&notices.called_off(0)[0]));
+        assert!(notices.cancellations(0) != 0 && [5, 7].contains(&notices.cancellation(0)[0]));
     });
 }
