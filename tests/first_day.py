@@ -45,6 +45,7 @@ NOT_RUN = {
     "make test-emulator": EMULATOR,
     "LAMPORT_RS_EMULATOR_SEEDS=50 cargo test -p lamport-rs-kernels --test emulator families::mixtures": EMULATOR,
     "LAMPORT_RS_EMULATOR_SEEDS=17..18 cargo test -p lamport-rs-kernels --test emulator": EMULATOR,
+    "python benchmarks/compare_builds.py before.whl after.whl --starts 5 --within 1": "tests/test_compare_builds.py does",
     "sglang serve --model-path ... --tp 2": ENGINE,
     "vllm serve ...": ENGINE,
     "LAMPORT_RS_VLLM=0 vllm serve ...": ENGINE,
