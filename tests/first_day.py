@@ -36,6 +36,7 @@ torchrun() { python -m torch.distributed.run "$@"; }
 """What stands in for what takes a network or a compiler, and for torch's command, which the environment has not."""
 MAKE = "it works in the checkout's own environment, and `.ci/run` runs its targets"
 EMULATOR = "minutes to hours; `make test` runs the emulator with a seed"
+BUILDS = "two wheels; tests/test_compare_builds.py runs the program"
 ENGINE = "the engine, and GPUs"
 NOT_RUN = {
     "make demo": MAKE,
@@ -45,7 +46,7 @@ NOT_RUN = {
     "make test-emulator": EMULATOR,
     "LAMPORT_RS_EMULATOR_SEEDS=50 cargo test -p lamport-rs-kernels --test emulator families::mixtures": EMULATOR,
     "LAMPORT_RS_EMULATOR_SEEDS=17..18 cargo test -p lamport-rs-kernels --test emulator": EMULATOR,
-    "python benchmarks/compare_builds.py before.whl after.whl --starts 5 --within 1": "tests/test_compare_builds.py does",
+    "python benchmarks/compare_builds.py before.whl after.whl --starts 5 --within 1": BUILDS,
     "sglang serve --model-path ... --tp 2": ENGINE,
     "vllm serve ...": ENGINE,
     "LAMPORT_RS_VLLM=0 vllm serve ...": ENGINE,
