@@ -129,11 +129,11 @@ pub(crate) fn rows_in(name: &str, length: usize, columns: usize) -> Result<[usiz
 }
 
 fn whole_rows(name: &str, length: usize, columns: usize, why: &str) -> Result<[usize; 2]> {
-    // No buffer has longer rows; products of its shape's sizes are below the largest number.
-    if columns == 0 || columns > MOST_COLUMNS {
-        return Err(Error::argument(format!("rows have {columns} elements, but must have 1 to {MOST_COLUMNS}, {why}")));
+    // Products of a shape's sizes are then below the largest number, also of no rows, which any number divides.
+    if columns > MOST_COLUMNS {
+        return Err(Error::argument(format!("rows have {columns} elements, but must have at most {MOST_COLUMNS}")));
     }
-    if !length.is_multiple_of(columns) {
+    if columns == 0 || !length.is_multiple_of(columns) {
         return Err(Error::argument(format!(
             "{name} has {length} elements, but must have whole rows of {columns}, {why}"
         )));

@@ -298,13 +298,17 @@ fn what_cannot_be_operands_is_refused_and_named() {
             let experts = Experts::new(&input[..16], 8, (&[0, 1], &[1.0; 2]), 0);
             communicator.moe_finalize_all_reduce(&experts, &mut values(0, 8))
         });
+        refuse("the buffer of experts' rows has 0 elements, but must have whole rows of 0", &mut |communicator, _| {
+            let experts = Experts::new(&input[..0], 0, (&[-1; 4], &[1.0; 4]), 1);
+            communicator.moe_finalize_all_reduce(&experts, &mut values(0, 0))
+        });
         // Rows whose bytes no number counts, of which there are none.
-        for columns in [0, (1 << 28) + 8, (1 << 62) + 8, 1 << 63, (1 << 63) + 8] {
-            refuse(&format!("rows have {columns} elements, but must have 1 to"), &mut |communicator, _| {
+        for columns in [(1 << 28) + 8, (1 << 62) + 8, 1 << 63, (1 << 63) + 8] {
+            refuse(&format!("rows have {columns} elements, but must have at most"), &mut |communicator, _| {
                 let experts = Experts::new(&input[..0], columns, (&[-1; 4], &[1.0; 4]), 1);
                 communicator.moe_finalize_all_reduce(&experts, &mut values(0, 32))
             });
-            refuse(&format!("rows have {columns} elements, but must have 1 to"), &mut |communicator, _| {
+            refuse(&format!("rows have {columns} elements, but must have at most"), &mut |communicator, _| {
                 let rows = Quantised::new(QuantFormat::Fp8Static, &mut []).with_scale(1.0);
                 communicator.all_reduce_quant(&input[..0], columns, rows, None)
             });
