@@ -26,6 +26,7 @@
 
 mod buffer;
 mod experts;
+mod layer_norm;
 mod operations;
 mod quantised;
 mod streams;

@@ -3,6 +3,7 @@
 //! An operation returns when its result is there. Results are the same bits on every rank.
 
 mod experts;
+mod layer_norm;
 mod operations;
 mod place;
 mod quantised;
