@@ -1,5 +1,6 @@
 //! Quantised outputs: their formats, and where they go.
 
+use lamport_rs_core::operations::all_reduce_quant::HELD_COLUMNS;
 use lamport_rs_core::operations::quantised::{self as core, scales_of};
 use lamport_rs_core::operations::rms_norm_quant::Sink;
 use lamport_rs_core::tensor::{Dimensions, Dtype, Tensor};
@@ -182,12 +183,12 @@ impl<Bytes, Scale> Quantised<Bytes, Scale> {
 }
 
 /// Checks that the sum has as many elements as the rows have, and is there if these are longer than kernels hold.
-pub(crate) fn check_sum(sum: Option<usize>, [rows, columns]: [usize; 2], held_columns: usize) -> Result<()> {
+pub(crate) fn check_sum(sum: Option<usize>, [rows, columns]: [usize; 2]) -> Result<()> {
     match sum {
         Some(length) => check_length("the output of the sum", length, elements([rows, columns])),
-        None if columns <= held_columns => Ok(()),
+        None if columns <= HELD_COLUMNS => Ok(()),
         None => Err(Error::argument(format!(
-            "rows have {columns} columns, and those of more than {held_columns} need a buffer for the sum; pass it as `sum`"
+            "rows have {columns} columns, and those of more than {HELD_COLUMNS} need a buffer for the sum; pass it as `sum`"
         ))),
     }
 }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, CudaView, DevicePtr as _, DeviceSlice as _};
+use cudarc::driver::{CudaStream, CudaView};
 
 use super::{Buffer, BufferMut, Communicator};
-use crate::element::{HalfElement, LayerNorm, WeightFor, check_length, rows_of};
+use crate::element::{HalfElement, LayerNorm, WeightFor};
 use crate::error::Result;
 
 impl Communicator {
@@ -27,36 +27,13 @@ impl Communicator {
         norm: LayerNorm,
         stream: &Arc<CudaStream>,
     ) -> Result<()> {
-        self.enqueue(stream, |this| {
-            this.check_contexts([
-                ("input", input.stream()),
-                ("weight", weight.stream()),
-                ("output", output.stream()),
-                ("the output of the sum", sum.stream()),
-            ])?;
-            let (shape, weights) = (rows_of("input", input.len(), weight.len())?, [weight.len()]);
-            if let Some(residual) = &residual {
-                this.check_contexts([("residual", residual.stream())])?;
-                check_length("residual", residual.len(), input.len())?;
-            }
-            if let Some(bias) = &bias {
-                this.check_contexts([("bias", bias.stream())])?;
-                check_length("bias", bias.len(), weight.len())?;
-            }
-            check_length("output", output.len(), input.len())?;
-            check_length("the output of the sum", sum.len(), input.len())?;
-            let (input, _input) = input.device_ptr(stream);
-            let (residual, _residual) = residual.as_ref().map(|residual| residual.device_ptr(stream)).unzip();
-            let (weight, _weight) = weight.device_ptr(stream);
-            let (bias, _bias) = bias.as_ref().map(|bias| bias.device_ptr(stream)).unzip();
-            let (output, _output) = output.device_ptr_mut(stream);
-            let (sum, _sum) = sum.device_ptr_mut(stream);
-            let rows = |address| this.operand::<T, 2>(address, shape);
-            let of_columns = |address| this.operand::<W, 1>(address, weights);
-            let scaling = (of_columns(weight), bias.map(of_columns));
-            let operands = norm.of_sum(rows(input), residual.map(rows), scaling, (rows(output), rows(sum)));
-            // SAFETY: as in `all_reduce_rms_norm`.
-            unsafe { this.run_behind(&operands, stream) }
-        })
+        self.normalise_into(
+            input,
+            residual,
+            (weight, bias),
+            (output, sum),
+            stream,
+            |input, residual, scaling, outputs| norm.of_sum(input, residual, scaling, outputs),
+        )
     }
 }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, CudaView, DevicePtr as _, DeviceSlice as _, sys};
+use cudarc::driver::{CudaStream, CudaView, DevicePtr as _, sys};
 use lamport_rs_core::operations::all_reduce::AllReduce;
 use lamport_rs_core::operations::launch::Purpose;
 use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
 use lamport_rs_core::operations::operands::OnDevice;
-use lamport_rs_core::tensor;
+use lamport_rs_core::tensor::{Device, Dtype, Tensor};
 
 use super::{Buffer, BufferMut, Communicator};
 use crate::element::{Element, RmsNorm, WeightFor, check_length, packed_rows, rows_of, tensor, tensor_of};
@@ -113,6 +113,27 @@ impl Communicator {
         norm: RmsNorm,
         stream: &Arc<CudaStream>,
     ) -> Result<()> {
+        self.normalise_into(
+            input,
+            residual,
+            (weight, None),
+            (output, sum),
+            stream,
+            |input, residual, (weight, _), outputs| norm.of_sum(input, residual, weight, outputs),
+        )
+    }
+
+    /// An operation that normalises the sum, with its outputs in buffers of their own. `operands` makes it of the input, the
+    /// residual, the weight and the bias, and the outputs, which are of the normalised rows and of the sum.
+    pub(super) fn normalise_into<T: Element, W: WeightFor<T>, O: OnDevice>(
+        &mut self,
+        input: &impl Buffer<T>,
+        residual: Option<CudaView<'_, T>>,
+        (weight, bias): (&impl Buffer<W>, Option<CudaView<'_, W>>),
+        (output, sum): (&mut impl BufferMut<T>, &mut impl BufferMut<T>),
+        stream: &Arc<CudaStream>,
+        operands: impl FnOnce(Tensor, Option<Tensor>, (Tensor, Option<Tensor>), (Tensor, Tensor)) -> O,
+    ) -> Result<()> {
         self.enqueue(stream, |this| {
             this.check_contexts([
                 ("input", input.stream()),
@@ -121,22 +142,30 @@ impl Communicator {
                 ("the output of the sum", sum.stream()),
             ])?;
             let (shape, weights) = (rows_of("input", input.len(), weight.len())?, [weight.len()]);
-            if let Some(residual) = &residual {
-                this.check_contexts([("residual", residual.stream())])?;
-                check_length("residual", residual.len(), input.len())?;
-            }
+            this.check_optional("residual", residual.as_ref(), input.len())?;
+            this.check_optional("bias", bias.as_ref(), weight.len())?;
             check_length("output", output.len(), input.len())?;
             check_length("the output of the sum", sum.len(), input.len())?;
             let (input, _input) = input.device_ptr(stream);
             let (residual, _residual) = residual.as_ref().map(|residual| residual.device_ptr(stream)).unzip();
             let (weight, _weight) = weight.device_ptr(stream);
+            let (bias, _bias) = bias.as_ref().map(|bias| bias.device_ptr(stream)).unzip();
             let (output, _output) = output.device_ptr_mut(stream);
             let (sum, _sum) = sum.device_ptr_mut(stream);
             let rows = |address| this.operand::<T, 2>(address, shape);
-            let weight = this.operand::<W, 1>(weight, weights);
-            let operands = norm.of_sum(rows(input), residual.map(rows), weight, (rows(output), rows(sum)));
+            let of_columns = |address| this.operand::<W, 1>(address, weights);
+            let scaling = (of_columns(weight), bias.map(of_columns));
+            let operands = operands(rows(input), residual.map(rows), scaling, (rows(output), rows(sum)));
             // SAFETY: as in `all_reduce_rms_norm`.
             unsafe { this.run_behind(&operands, stream) }
+        })
+    }
+
+    /// Checks that a buffer, if it is there, is of this context and as long as it must be.
+    pub(super) fn check_optional<T>(&self, name: &str, buffer: Option<&impl Buffer<T>>, length: usize) -> Result<()> {
+        buffer.map_or(Ok(()), |buffer| {
+            self.check_contexts([(name, buffer.stream())])?;
+            check_length(name, buffer.len(), length)
         })
     }
 
@@ -235,19 +264,14 @@ impl Communicator {
         unsafe { operands.run_on_device(&self.workspace, Purpose::Run(stream.cu_stream())) }.map_err(Error::of_core)
     }
 
-    pub(super) fn operand<T: Element, const N: usize>(&self, address: u64, shape: [usize; N]) -> tensor::Tensor {
-        let device = tensor::Device::Cuda(self.context.ordinal());
+    pub(super) fn operand<T: Element, const N: usize>(&self, address: u64, shape: [usize; N]) -> Tensor {
+        let device = Device::Cuda(self.context.ordinal());
         tensor(std::ptr::without_provenance_mut::<T>(address as usize), device, shape)
     }
 
     /// Likewise, of elements of any dtype.
-    pub(super) fn operand_of<const N: usize>(
-        &self,
-        address: u64,
-        dtype: tensor::Dtype,
-        shape: [usize; N],
-    ) -> tensor::Tensor {
-        let device = tensor::Device::Cuda(self.context.ordinal());
+    pub(super) fn operand_of<const N: usize>(&self, address: u64, dtype: Dtype, shape: [usize; N]) -> Tensor {
+        let device = Device::Cuda(self.context.ordinal());
         tensor_of(std::ptr::without_provenance_mut(address as usize), dtype, device, shape)
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr as _, DevicePtrMut as _, DeviceSlice as _};
-use lamport_rs_core::operations::all_reduce_quant::{AllReduceQuant, HELD_COLUMNS};
+use lamport_rs_core::operations::all_reduce_quant::AllReduceQuant;
 use lamport_rs_core::operations::quantised as core;
 use lamport_rs_core::operations::rms_norm_quant::AllReduceRmsNormQuant;
 
@@ -71,7 +71,7 @@ impl Communicator {
                 this.check_contexts([("the output of the sum", sum.stream())])?;
             }
             let shape = rows_in("input", input.len(), columns)?;
-            check_sum(sum.as_ref().map(CudaViewMut::len), shape, HELD_COLUMNS)?;
+            check_sum(sum.as_ref().map(CudaViewMut::len), shape)?;
             let (input, _input) = input.device_ptr(stream);
             let (sum, _sum) = sum.as_mut().map(|sum| sum.device_ptr_mut(stream)).unzip();
             let rows = |address| this.operand::<T, 2>(address, shape);
@@ -118,14 +118,8 @@ impl Communicator {
                 ("the output of the sum", sum.stream()),
             ])?;
             let (shape, weights) = (rows_of("input", input.len(), weight.len())?, [weight.len()]);
-            if let Some(residual) = &residual {
-                this.check_contexts([("residual", residual.stream())])?;
-                check_length("residual", residual.len(), input.len())?;
-            }
-            if let Some(output) = &output {
-                this.check_contexts([("output", output.stream())])?;
-                check_length("output", output.len(), input.len())?;
-            }
+            this.check_optional("residual", residual.as_ref(), input.len())?;
+            this.check_optional("output", output.as_ref(), input.len())?;
             check_length("the output of the sum", sum.len(), input.len())?;
             let (input, _input) = input.device_ptr(stream);
             let (residual, _residual) = residual.as_ref().map(|residual| residual.device_ptr(stream)).unzip();

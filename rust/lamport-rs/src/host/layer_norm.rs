@@ -1,8 +1,7 @@
 //! The layer norm of a sum.
 
 use super::Communicator;
-use super::place::Place;
-use crate::element::{HalfElement, LayerNorm, WeightFor, check_length, rows_of};
+use crate::element::{HalfElement, LayerNorm, WeightFor};
 use crate::error::Result;
 
 impl Communicator {
@@ -22,31 +21,8 @@ impl Communicator {
         outputs: (&mut [T], &mut [T]),
         norm: LayerNorm,
     ) -> Result<()> {
-        self.call(|this| {
-            let (output, sum) = outputs;
-            let (shape, weights) = (rows_of("input", input.len(), weight.len())?, [weight.len()]);
-            if let Some(residual) = residual {
-                check_length("residual", residual.len(), input.len())?;
-            }
-            if let Some(bias) = bias {
-                check_length("bias", bias.len(), weight.len())?;
-            }
-            check_length("output", output.len(), input.len())?;
-            check_length("the output of the sum", sum.len(), input.len())?;
-            let (mut input_place, mut residual_place) = (Place::of(input), residual.map(Place::of));
-            let (mut weight_place, mut bias_place) = (Place::of(weight), bias.map(Place::of));
-            let (mut output_place, mut sum_place) = (Place::of_mut(output), Place::of_mut(sum));
-            let operands = norm.of_sum(
-                input_place.operand(shape),
-                residual_place.as_mut().map(|place| place.operand(shape)),
-                (weight_place.operand(weights), bias_place.as_mut().map(|place| place.operand(weights))),
-                (output_place.operand(shape), sum_place.operand(shape)),
-            );
-            // SAFETY: as in `all_reduce_into`.
-            let outcome = unsafe { this.run(&operands) };
-            output_place.give_back();
-            sum_place.give_back();
-            outcome
+        self.normalise_into(input, residual, (weight, bias), outputs, |input, residual, scaling, outputs| {
+            norm.of_sum(input, residual, scaling, outputs)
         })
     }
 }

@@ -3,6 +3,7 @@
 use lamport_rs_core::operations::all_reduce::AllReduce;
 use lamport_rs_core::operations::minimax::{MinimaxRms, Norm};
 use lamport_rs_core::operations::operands::OnHost;
+use lamport_rs_core::tensor::Tensor;
 
 use super::place::Place;
 use super::{Communicator, never};
@@ -125,21 +126,38 @@ impl Communicator {
         outputs: (&mut [T], &mut [T]),
         norm: RmsNorm,
     ) -> Result<()> {
+        self.normalise_into(input, residual, (weight, None), outputs, |input, residual, (weight, _), outputs| {
+            norm.of_sum(input, residual, weight, outputs)
+        })
+    }
+
+    /// An operation that normalises the sum, with its outputs in slices of their own. `operands` makes it of the input, the
+    /// residual, the weight and the bias, and the outputs, which are of the normalised rows and of the sum.
+    pub(super) fn normalise_into<T: Element, W: WeightFor<T>, O: OnHost>(
+        &mut self,
+        input: &[T],
+        residual: Option<&[T]>,
+        (weight, bias): (&[W], Option<&[W]>),
+        (output, sum): (&mut [T], &mut [T]),
+        operands: impl FnOnce(Tensor, Option<Tensor>, (Tensor, Option<Tensor>), (Tensor, Tensor)) -> O,
+    ) -> Result<()> {
         self.call(|this| {
-            let (output, sum) = outputs;
-            let shape = rows_of("input", input.len(), weight.len())?;
+            let (shape, weights) = (rows_of("input", input.len(), weight.len())?, [weight.len()]);
             if let Some(residual) = residual {
                 check_length("residual", residual.len(), input.len())?;
+            }
+            if let Some(bias) = bias {
+                check_length("bias", bias.len(), weight.len())?;
             }
             check_length("output", output.len(), input.len())?;
             check_length("the output of the sum", sum.len(), input.len())?;
             let (mut input_place, mut residual_place) = (Place::of(input), residual.map(Place::of));
-            let mut weight_place = Place::of(weight);
+            let (mut weight_place, mut bias_place) = (Place::of(weight), bias.map(Place::of));
             let (mut output_place, mut sum_place) = (Place::of_mut(output), Place::of_mut(sum));
-            let operands = norm.of_sum(
+            let operands = operands(
                 input_place.operand(shape),
                 residual_place.as_mut().map(|place| place.operand(shape)),
-                weight_place.operand([weight.len()]),
+                (weight_place.operand(weights), bias_place.as_mut().map(|place| place.operand(weights))),
                 (output_place.operand(shape), sum_place.operand(shape)),
             );
             // SAFETY: as in `all_reduce_into`.

@@ -1,6 +1,6 @@
 //! The operations whose rows are quantised.
 
-use lamport_rs_core::operations::all_reduce_quant::{AllReduceQuant, HELD_COLUMNS};
+use lamport_rs_core::operations::all_reduce_quant::AllReduceQuant;
 use lamport_rs_core::operations::rms_norm_quant::AllReduceRmsNormQuant;
 
 use super::Communicator;
@@ -69,7 +69,7 @@ impl Communicator {
     ) -> Result<()> {
         self.call(|this| {
             let shape = rows_in("input", input.len(), columns)?;
-            check_sum(sum.as_ref().map(|sum| sum.len()), shape, HELD_COLUMNS)?;
+            check_sum(sum.as_ref().map(|sum| sum.len()), shape)?;
             let (mut input_place, mut sum_place) = (Place::of(input), sum.map(Place::of_mut));
             let mut places = quantised.places();
             let input = input_place.operand(shape);
